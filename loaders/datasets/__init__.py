@@ -1,0 +1,1 @@
+"""Datasets and the rules by which they choose frames in time."""

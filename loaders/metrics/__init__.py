@@ -1,0 +1,1 @@
+"""Occupancy metrics: plain functions over arrays, and MMEngine metrics built on them."""

@@ -229,3 +229,35 @@ def flip_bev(
     if not (flip_x or flip_y):
         return list(grids), ego2occ
     return [np.ascontiguousarray(grid[tuple(step)]) for grid in grids], ego2occ
+
+
+def lidar_ray_origins(
+    ego2global_rotation: FloatArray,
+    ego2global_translation: FloatArray,
+    lidar2ego_translation: FloatArray,
+    current: int,
+    max_xy_m: float = 39.0,
+    max_origins: int = 8,
+) -> npt.NDArray[np.float64]:
+    """Returns where RayIoU's rays start: LiDAR positions of a scene's key frames (SparseOcc).
+
+    Args:
+        ego2global_rotation: [n, 3, 3] of the scene's n key frames, in time order.
+        ego2global_translation: [n, 3] metres.
+        lidar2ego_translation: [n, 3] metres, where the LiDAR is mounted.
+        current: Index of the frame in whose ego frame the origins are wanted.
+        max_xy_m: Origins at this |x| or |y| or further are dropped.
+        max_origins: More origins than this are thinned evenly along the drive.
+
+    Returns:
+        float64 [O, 3], O <= max_origins (at least the current position, if it is in range).
+    """
+    position = np.einsum("nij,nj->ni", ego2global_rotation, lidar2ego_translation)
+    position = position + ego2global_translation
+    # Row vectors times R are R^T times column vectors: into the current ego frame.
+    origins = (position - ego2global_translation[current]) @ ego2global_rotation[current]
+    origins = origins[(np.abs(origins[:, :2]) < max_xy_m).all(axis=1)]
+    if len(origins) > max_origins:
+        keep = np.round(np.linspace(0, len(origins) - 1, max_origins)).astype(np.int64)
+        origins = origins[keep]
+    return origins

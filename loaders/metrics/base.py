@@ -1,0 +1,144 @@
+"""What both occupancy metrics share: reading data samples, counting each sample once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from mmengine.dist import get_world_size
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import MMLogger, print_log
+
+from loaders.metrics.counts import CountAccumulator, CountState, merge
+from loaders.metrics.occupancy import dense_labels
+
+DataSample = Mapping[str, Any]
+
+
+class CountingMetric(BaseMetric):
+    """An MMEngine metric that is a function of summed per-sample counts.
+
+    Results are exact for any number of processes and any padding of the last round, and memory
+    does not grow with the number of samples (but for one integer each).
+
+    Args:
+        class_names: Semantic classes in label order; None takes them from the data set.
+        empty_label: Label of free voxels; None means the one after the last semantic class.
+        collect_device: See :class:`mmengine.evaluator.BaseMetric`.
+        prefix: Prefix of the result's keys.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str] | None = None,
+        empty_label: int | None = None,
+        collect_device: str = "cpu",
+        prefix: str | None = None,
+    ) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self._class_names = None if class_names is None else tuple(class_names)
+        self._empty_label = empty_label
+        self._counts = CountAccumulator()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Semantic classes (free excluded)."""
+        if self._class_names is not None:
+            return self._class_names
+        if not self.dataset_meta or "class_names" not in self.dataset_meta:
+            raise ValueError(
+                f"{type(self).__name__} knows no classes: give it class_names, or a data set whose "
+                "metainfo has them"
+            )
+        return tuple(self.dataset_meta["class_names"])
+
+    @property
+    def empty_label(self) -> int:
+        """Label of free voxels."""
+        return len(self.class_names) if self._empty_label is None else self._empty_label
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, free included."""
+        return len(self.class_names) + 1
+
+    def process(self, data_batch: Any, data_samples: Sequence[DataSample]) -> None:
+        """Adds one batch.
+
+        Args:
+            data_batch: Ignored.
+            data_samples: One mapping per sample with ``sample_idx``, ``voxel_semantics`` and the
+                prediction (``pred_coords`` [n, 3] and ``pred_labels`` [n]), and what the metric
+                asks for beyond them.
+        """
+        for sample in data_samples:
+            self._counts.add(int(sample["sample_idx"]), self.count(sample))
+
+    def count(self, sample: DataSample) -> npt.NDArray[np.int64]:
+        """Returns the counts of one sample as an array of fixed shape."""
+        raise NotImplementedError
+
+    def score(self, counts: npt.NDArray[np.int64]) -> dict[str, float]:
+        """Turns summed counts into named scores and logs a table."""
+        raise NotImplementedError
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Gathers the counts of all processes and scores them.
+
+        Args:
+            size: Number of samples of the data set; another number of samples seen is logged.
+        """
+        self._expected_samples = size
+        self.results = [self._counts.state()]
+        self._counts.reset()
+        # BaseMetric keeps `size` results of what the processes gathered; each hands over one.
+        return super().evaluate(get_world_size())
+
+    def compute_metrics(self, results: list[CountState]) -> dict[str, float]:
+        """Scores the gathered states (called on the main process)."""
+        counts, num_samples = merge(results)
+        if counts is None:
+            raise ValueError(f"{type(self).__name__} saw no sample: is the data set empty?")
+        if num_samples != self._expected_samples:
+            self.log(
+                f"{type(self).__name__}: {num_samples} of {self._expected_samples} samples scored"
+            )
+        return self.score(counts)
+
+    @staticmethod
+    def log(message: str) -> None:
+        """Writes to the runner's log."""
+        print_log(message, logger=MMLogger.get_current_instance())
+
+
+def to_numpy(value: Any) -> npt.NDArray[Any]:
+    """Returns a tensor or array as a numpy array on the CPU."""
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def require(sample: DataSample, key: str, remedy: str) -> Any:
+    """Returns ``sample[key]``.
+
+    Raises:
+        ValueError: If the key is missing; the message ends with the remedy.
+    """
+    if key not in sample:
+        raise ValueError(
+            f"sample {sample.get('sample_token', '?')} carries no '{key}' for the metric: {remedy}"
+        )
+    return sample[key]
+
+
+def gt_and_pred_grids(
+    sample: DataSample, empty_label: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Returns ground truth and prediction of a sample as uint8 grids [X, Y, Z]."""
+    gt = to_numpy(require(sample, "voxel_semantics", "put LoadOcc3DLabels into the test pipeline"))
+    remedy = "evaluate the output of the model's predict mode"
+    coords = to_numpy(require(sample, "pred_coords", remedy))
+    labels = to_numpy(require(sample, "pred_labels", remedy))
+    pred = dense_labels(coords, labels, (gt.shape[0], gt.shape[1], gt.shape[2]), empty_label)
+    return gt, pred

@@ -1,0 +1,96 @@
+"""Adding up per-sample counts over processes so that no sample counts twice."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass
+class CountState:
+    """What one process hands over at the end of an evaluation (small, picklable).
+
+    Attributes:
+        total: Sum of the counts of all samples in ``seen``; None before the first sample.
+        seen: Indices of the samples this process counted.
+        edges: Counts of its first and last samples, by index.
+    """
+
+    total: Counts | None = None
+    seen: set[int] = field(default_factory=set)
+    edges: dict[int, Counts] = field(default_factory=dict)
+
+
+class CountAccumulator:
+    """Sums integer count vectors of samples in memory that does not grow with the counts.
+
+    Distributed samplers pad the last round with samples of the first one, so a sample may be
+    evaluated twice: by one process (ignored here at once) or by two (subtracted in :func:`merge`).
+    For the latter the counts of the first and last ``num_edges`` samples of each process are kept,
+    which is where padding puts the copies; of all others only the index is.
+
+    Args:
+        num_edges: How many samples to keep at either end.
+    """
+
+    def __init__(self, num_edges: int = 16) -> None:
+        self._num_edges = num_edges
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._total: Counts | None = None
+        self._seen: set[int] = set()
+        self._first: dict[int, Counts] = {}
+        self._last: deque[tuple[int, Counts]] = deque(maxlen=self._num_edges)
+
+    def add(self, sample_idx: int, counts: Counts) -> None:
+        """Adds the counts of one sample unless this process has counted it already."""
+        if sample_idx in self._seen:
+            return
+        self._seen.add(sample_idx)
+        self._total = counts.copy() if self._total is None else self._total + counts
+        if len(self._first) < self._num_edges:
+            self._first[sample_idx] = counts
+        else:
+            self._last.append((sample_idx, counts))
+
+    def state(self) -> CountState:
+        """Returns what :func:`merge` needs from this process."""
+        return CountState(self._total, set(self._seen), {**self._first, **dict(self._last)})
+
+
+def merge(states: list[CountState]) -> tuple[Counts | None, int]:
+    """Sums the states of all processes, each sample once.
+
+    Args:
+        states: One per process.
+
+    Returns:
+        The summed counts (None without samples) and the number of distinct samples.
+
+    Raises:
+        RuntimeError: If a sample was counted by two processes, in the middle of both: a sampler
+            that overlaps more than padding does.
+    """
+    edges = {index: counts for state in states for index, counts in state.edges.items()}
+    total: Counts | None = None
+    seen: set[int] = set()
+    for state in states:
+        if state.total is None:
+            continue
+        total = state.total.copy() if total is None else total + state.total
+        for index in seen & state.seen:
+            if index not in edges:
+                raise RuntimeError(
+                    f"sample {index} was evaluated by two processes: use a sampler that splits the "
+                    "data set without overlap, such as DefaultSampler with shuffle=False"
+                )
+            total = total - edges[index]
+        seen |= state.seen
+    return total, len(seen)

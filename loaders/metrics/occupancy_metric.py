@@ -1,0 +1,79 @@
+"""Occupancy IoU as an MMEngine metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from mmengine.registry import METRICS
+
+from loaders.metrics.base import CountingMetric, DataSample, gt_and_pred_grids, require, to_numpy
+from loaders.metrics.occupancy import occupancy_confusion, occupancy_scores
+from loaders.metrics.tables import format_table
+
+
+@METRICS.register_module()
+class OccupancyMetric(CountingMetric):
+    """Occ3D mIoU, in percent with two decimals.
+
+    Results: ``mIoU``, ``IoU`` (occupied against free) and ``IoU_<class>`` for the classes that
+    occur in the ground truth.
+
+    Args:
+        mask: Which voxels count: 'camera' (the Occ3D benchmark), 'lidar', or None for all.
+        ignore_label: Ground-truth label whose voxels never count (noise), or None.
+        class_names: See :class:`CountingMetric`.
+        empty_label: See :class:`CountingMetric`.
+        collect_device: See :class:`CountingMetric`.
+        prefix: Prefix of the result's keys.
+    """
+
+    default_prefix = "occ3d"
+
+    def __init__(
+        self,
+        mask: Literal["camera", "lidar"] | None = "camera",
+        ignore_label: int | None = None,
+        class_names: Sequence[str] | None = None,
+        empty_label: int | None = None,
+        collect_device: str = "cpu",
+        prefix: str | None = None,
+    ) -> None:
+        super().__init__(class_names, empty_label, collect_device, prefix)
+        if mask not in ("camera", "lidar", None):
+            raise ValueError(f"OccupancyMetric: mask is '{mask}', use 'camera', 'lidar' or None")
+        self._mask = mask
+        self._ignore_label = ignore_label
+
+    def count(self, sample: DataSample) -> npt.NDArray[np.int64]:
+        """Returns the confusion matrix int64 [K, K] of one sample (rows: ground truth)."""
+        gt, pred = gt_and_pred_grids(sample, self.empty_label)
+        counted: npt.NDArray[np.bool_] | None = None
+        if self._mask is not None:
+            remedy = "its labels have no such mask; use OccupancyMetric(mask=None)"
+            counted = to_numpy(require(sample, f"mask_{self._mask}", remedy)).astype(bool)
+        if self._ignore_label is not None:
+            meant = gt != self._ignore_label
+            counted = meant if counted is None else counted & meant
+        return occupancy_confusion(pred, gt, counted, self.num_classes)
+
+    def score(self, counts: npt.NDArray[np.int64]) -> dict[str, float]:
+        """Returns the scores of a confusion matrix and logs a table per class."""
+        scores = occupancy_scores(counts, self.empty_label)
+        per_class = np.delete(scores.per_class, self.empty_label)
+        voxels = np.delete(counts.sum(axis=1), self.empty_label)
+        rows: list[list[str | float]] = [
+            [name, float(iou), f"{n:,}"]
+            for name, iou, n in zip(self.class_names, per_class, voxels, strict=True)
+        ]
+        rows += [[], ["mIoU", scores.miou, f"{voxels.sum():,}"]]
+        rows += [["IoU occupied", scores.occupied_iou, ""]]
+        title = f"Occupancy IoU, percent (mask: {self._mask or 'none'})"
+        self.log(f"{title}\n{format_table(['class', 'IoU', 'voxels'], rows)}")
+        result = {"mIoU": scores.miou, "IoU": scores.occupied_iou}
+        for name, iou in zip(self.class_names, per_class, strict=True):
+            if not np.isnan(iou):
+                result[f"IoU_{name}"] = round(float(iou), 2)
+        return result

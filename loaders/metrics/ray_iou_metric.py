@@ -1,0 +1,55 @@
+"""RayIoU as an MMEngine metric."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from mmengine.registry import METRICS
+
+from loaders.metrics.base import CountingMetric, DataSample, gt_and_pred_grids, require, to_numpy
+from loaders.metrics.ray_iou import DEPTH_THRESHOLDS_M, RayCounts, ray_scores, sample_ray_counts
+from loaders.metrics.tables import format_table
+
+
+@METRICS.register_module()
+class RayIoUMetric(CountingMetric):
+    """RayIoU (SparseOcc, arXiv 2312.17118), in percent with two decimals.
+
+    Results: ``RayIoU`` and ``RayIoU@1``, ``@2``, ``@4`` (metres). The data set must be built with
+    ``with_ray_origins=True``. Arguments: see :class:`CountingMetric`.
+    """
+
+    default_prefix = "ray"
+
+    def count(self, sample: DataSample) -> npt.NDArray[np.int64]:
+        """Returns the ray counts of one sample, int64 [H + 2, K]: hits per threshold, gt, pred."""
+        gt, pred = gt_and_pred_grids(sample, self.empty_label)
+        remedy = "build the data set with with_ray_origins=True"
+        origins = to_numpy(require(sample, "ray_origins", remedy))
+        remedy = "put PackOccSample into the test pipeline"
+        counts = sample_ray_counts(
+            pred,
+            gt,
+            origins,
+            require(sample, "pc_range", remedy),
+            require(sample, "voxel_size", remedy),
+            self.num_classes,
+            self.empty_label,
+        )
+        return np.concatenate([counts.hit, counts.gt[None], counts.pred[None]])
+
+    def score(self, counts: npt.NDArray[np.int64]) -> dict[str, float]:
+        """Returns the scores of summed counts and logs a table per class."""
+        scores = ray_scores(RayCounts(counts[:-2], counts[-2], counts[-1]))
+        rows: list[list[str | float]] = [
+            [name, *map(float, scores.per_class[:, i]), f"{counts[-2, i]:,}"]
+            for i, name in enumerate(self.class_names)
+        ]
+        rows += [[], ["mean", *map(float, scores.per_threshold), f"{counts[-2].sum():,}"]]
+        rows += [["RayIoU", scores.mean, "", "", ""]]
+        header = ["class", *(f"@{limit:g} m" for limit in DEPTH_THRESHOLDS_M), "rays"]
+        self.log(f"RayIoU, percent\n{format_table(header, rows)}")
+        result = {"RayIoU": round(scores.mean, 2)}
+        for limit, value in zip(DEPTH_THRESHOLDS_M, scores.per_threshold, strict=True):
+            result[f"RayIoU@{limit:g}"] = round(float(value), 2)
+        return result

@@ -161,10 +161,7 @@ def ray_scores(counts: RayCounts) -> RayScores:
         per_class = np.where(union > 0, 100.0 * counts.hit / union, np.nan)
     present = ~np.isnan(per_class)
     per_threshold = np.array(
-        [
-            row[ok].mean() if ok.any() else np.nan
-            for row, ok in zip(per_class, present, strict=True)
-        ]
+        [row[ok].mean() if ok.any() else np.nan for row, ok in zip(per_class, present, strict=True)]
     )
     return RayScores(float(per_threshold.mean()), per_threshold, per_class)
 

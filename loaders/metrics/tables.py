@@ -21,9 +21,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str | float]]) -
         return "-" if math.isnan(cell) else f"{cell:.2f}"
 
     cells = [[text(cell) for cell in row] for row in rows]
-    widths = [
-        max(len(row[i]) for row in [list(header), *cells] if row) for i in range(len(header))
-    ]
+    widths = [max(len(row[i]) for row in [list(header), *cells] if row) for i in range(len(header))]
     rule = "-+-".join("-" * width for width in widths)
 
     def line(row: Sequence[str]) -> str:

@@ -48,7 +48,7 @@ class ImageAugParams:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageAugParams:
-        """Builds the parameters from a mapping with keys resize, resize_dims, crop, flip, rotate."""
+        """Builds from a mapping with keys resize, resize_dims, crop, flip, rotate."""
         width, height = values["resize_dims"]
         left, top, right, bottom = values["crop"]
         return cls(
@@ -129,9 +129,7 @@ def image_aug_matrix(params: ImageAugParams) -> npt.NDArray[np.float32]:
     return matrix
 
 
-def apply_image_aug(
-    image: npt.NDArray[np.uint8], params: ImageAugParams
-) -> npt.NDArray[np.uint8]:
+def apply_image_aug(image: npt.NDArray[np.uint8], params: ImageAugParams) -> npt.NDArray[np.uint8]:
     """Augments one image exactly as published: Pillow, bicubic resize, nearest-pixel rotation.
 
     Args:

@@ -1,0 +1,71 @@
+"""What travels through the transforms: one key frame with its history.
+
+Legend: T frames (current first, then older), N cameras, F = T * N images in frame-major order
+(index t * N + n), H W pixels, X Y Z voxels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from loaders.transforms.geometry import ImageAugParams
+
+
+@dataclass
+class OccSample:
+    """A sample; the data set fills the first part, transforms the second.
+
+    Attributes:
+        sample_idx: Index within the data set.
+        sample_token: nuScenes token of the key frame.
+        scene_name: Name of the scene (labels are filed under it).
+        scene_token: nuScenes token of the scene.
+        lidar_token: nuScenes token of the key frame's LiDAR sweep.
+        data_root: Folder of the data set.
+        img_paths: Files of the F images.
+        img_timestamps: int64 [F], microseconds.
+        ego2img: float64 [F, 4, 4]; ego (of the current key frame's LiDAR) to raw pixels, later to
+            augmented pixels.
+        ego2occ: float64 [4, 4]; identity until a BEV flip.
+        pc_range: (x0, y0, z0, x1, y1, z1) of the grid, metres.
+        voxel_size: (dx, dy, dz) metres.
+        class_names: Semantic classes in label order; the label after the last is free.
+        rng: Randomness of this sample; None in test mode.
+        ray_origins: float64 [O, 3] metres in the ego frame, where RayIoU's rays start, or None.
+        image_aug: The draw that all images of the sample share.
+        images: uint8 [F, H, W, 3] BGR, augmented.
+        voxel_semantics: uint8 [X, Y, Z].
+        mask_camera: bool [X, Y, Z], voxels that a camera sees.
+        mask_lidar: bool [X, Y, Z], voxels that the LiDAR sees.
+    """
+
+    sample_idx: int
+    sample_token: str
+    scene_name: str
+    scene_token: str
+    lidar_token: str
+    data_root: str
+    img_paths: list[str]
+    img_timestamps: npt.NDArray[np.int64]
+    ego2img: npt.NDArray[np.float64]
+    pc_range: tuple[float, ...]
+    voxel_size: tuple[float, ...]
+    class_names: tuple[str, ...]
+    rng: np.random.Generator | None = None
+    ray_origins: npt.NDArray[np.float64] | None = None
+    ego2occ: npt.NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
+    image_aug: ImageAugParams | None = None
+    images: npt.NDArray[np.uint8] | None = None
+    voxel_semantics: npt.NDArray[np.uint8] | None = None
+    mask_camera: npt.NDArray[np.bool_] | None = None
+    mask_lidar: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def grid_shape(self) -> tuple[int, int, int]:
+        """Number of voxels (X, Y, Z)."""
+        low, high = np.array(self.pc_range[:3]), np.array(self.pc_range[3:])
+        counts = np.round((high - low) / np.array(self.voxel_size)).astype(int)
+        return int(counts[0]), int(counts[1]), int(counts[2])

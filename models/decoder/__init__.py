@@ -1,0 +1,5 @@
+"""The decoder of OPUS: from queries to points and their features."""
+
+from .decoder import DecoderOutput, OPUSDecoder
+
+__all__ = ['DecoderOutput', 'OPUSDecoder']

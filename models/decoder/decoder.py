@@ -1,0 +1,149 @@
+"""The stack of decoder layers.
+
+Dimension letters: B batch, T frames, N cameras, L pyramid levels, Q queries, C embedding channels,
+R_i points of a query after layer i, F features of a point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .layer import DecoderLayer
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """What the decoder layers give, one entry per layer.
+
+    Attributes:
+        points: ``[B, Q, R_i, 3]`` each, normalised, not clamped.
+        point_feats: ``[B, Q, R_i, F]`` each; None for layers that were not asked for them.
+    """
+
+    points: list[Tensor]
+    point_feats: list[Tensor | None]
+
+
+@MODELS.register_module()
+class OPUSDecoder(BaseModule):
+    """Coarse-to-fine point prediction (OPUS, arXiv 2409.09350); no weight sharing between layers.
+
+    The points of a query enter each layer without gradient. The head that builds the decoder gives
+    the arguments up to ``num_levels``.
+
+    Args:
+        pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres of the occ frame.
+        embed_dims: C.
+        point_channels: F.
+        num_frames: T.
+        num_cams: N.
+        num_levels: L.
+        num_refines: Points of a query after each layer; its length is the number of layers.
+        num_points: Sampling points of a group.
+        num_groups: Groups of channels that sample at points of their own.
+        mixed_points: Features of a group after adaptive mixing.
+        num_heads: Heads of the self-attention.
+        ffn_dims: Hidden channels of the feed-forward networks.
+        dropout: Dropout in self-attention and feed-forward networks.
+        refine_scale_m: Metres that a unit output of the regression branches stands for.
+        prior_probability: Starting probability of sigmoid logits in the class branches; None where
+            the branches give point features.
+        sampling_pattern: ``'prototype'`` (V2) or ``'scaled_offset'`` (V1), see ``PointSampling``.
+        level_pairing: ``'published'`` or ``'straight'``, see ``PointSampling``.
+        init_cfg: Initialisation configuration of MMEngine.
+
+    Raises:
+        ValueError: If ``embed_dims`` is not a multiple of ``num_groups`` and ``num_heads``.
+    """
+
+    pc_range: Tensor
+
+    def __init__(
+        self,
+        pc_range: Sequence[float],
+        embed_dims: int,
+        point_channels: int,
+        num_frames: int,
+        num_cams: int,
+        num_levels: int,
+        num_refines: Sequence[int],
+        num_points: int = 4,
+        num_groups: int = 4,
+        mixed_points: int = 32,
+        num_heads: int = 8,
+        ffn_dims: int = 512,
+        dropout: float = 0.1,
+        refine_scale_m: float = 0.5,
+        prior_probability: float | None = None,
+        sampling_pattern: str = 'prototype',
+        level_pairing: str = 'published',
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if embed_dims % num_groups or embed_dims % num_heads:
+            raise ValueError(
+                f'embed_dims={embed_dims} must be a multiple of num_groups={num_groups} and of '
+                f'num_heads={num_heads}.'
+            )
+        self.embed_dims = embed_dims
+        self.register_buffer(
+            'pc_range', torch.tensor(pc_range, dtype=torch.float32), persistent=False
+        )
+        self.decoder_layers = nn.ModuleList(
+            DecoderLayer(
+                embed_dims=embed_dims,
+                in_points=in_points,
+                out_points=out_points,
+                point_channels=point_channels,
+                num_frames=num_frames,
+                num_cams=num_cams,
+                num_levels=num_levels,
+                num_groups=num_groups,
+                num_points=num_points,
+                mixed_points=mixed_points,
+                num_heads=num_heads,
+                ffn_dims=ffn_dims,
+                dropout=dropout,
+                refine_scale_m=refine_scale_m,
+                prior_probability=prior_probability,
+                sampling_pattern=sampling_pattern,
+                level_pairing=level_pairing,
+            )
+            for in_points, out_points in zip([1, *num_refines[:-1]], num_refines, strict=True)
+        )
+
+    def forward(
+        self,
+        init_points: Tensor,
+        mlvl_feats: Sequence[Tensor],
+        occ2img: Tensor,
+        img_hw: tuple[int, int],
+    ) -> DecoderOutput:
+        """Run all layers; in eval mode only the last one gives point features.
+
+        Args:
+            init_points: ``[B, Q, 1, 3]``, normalised.
+            mlvl_feats: L maps ``[B, T*N, C, h, w]``.
+            occ2img: ``[B, T*N, 4, 4]``.
+            img_hw: Height and width in pixels of the images the projections refer to.
+        """
+        low, size = self.pc_range[:3], self.pc_range[3:] - self.pc_range[:3]
+        query_feats = init_points.new_zeros(*init_points.shape[:2], self.embed_dims)
+        points = init_points
+        output = DecoderOutput([], [])
+        for layer in self.decoder_layers:
+            points = points.detach()
+            wanted = self.training or layer is self.decoder_layers[-1]
+            query_feats, refined, feats = layer(
+                query_feats, points, points * size + low, mlvl_feats, occ2img, img_hw, wanted
+            )
+            points = (refined - low) / size
+            output.points.append(points)
+            output.point_feats.append(feats)
+        return output

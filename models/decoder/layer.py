@@ -1,0 +1,160 @@
+"""One layer of the decoder.
+
+Dimension letters: B batch, T frames, N cameras, L pyramid levels, Q queries, G groups, P sampling
+points of a group, C embedding channels, R_in / R_out points of a query before / after the layer,
+F features of a point.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .attention import ScaleAdaptiveSelfAttention
+from .mixing import AdaptiveMixing
+from .sampling import PointSampling
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a residual connection; parameters named as in mmcv's FFN.
+
+    Args:
+        embed_dims: Channels of input and output.
+        hidden_dims: Channels between the layers.
+        dropout: Dropout after each of the layers.
+    """
+
+    def __init__(self, embed_dims: int, hidden_dims: int, dropout: float) -> None:
+        super().__init__()
+        hidden = nn.Sequential(nn.Linear(embed_dims, hidden_dims), nn.ReLU(), nn.Dropout(dropout))
+        self.layers = nn.Sequential(hidden, nn.Linear(hidden_dims, embed_dims), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` ``[..., C]`` plus the network of it."""
+        return x + self.layers(x)
+
+
+class DecoderLayer(nn.Module):
+    """Refine queries and their points once (OPUS, arXiv 2409.09350).
+
+    Args:
+        embed_dims: C.
+        in_points: R_in.
+        out_points: R_out.
+        point_channels: F, outputs of the class branch for a point: class logits or features.
+        num_frames: T.
+        num_cams: N.
+        num_levels: L.
+        num_groups: G.
+        num_points: P.
+        mixed_points: Features of a group after mixing.
+        num_heads: Heads of the self-attention.
+        ffn_dims: Hidden channels of the feed-forward network.
+        dropout: Dropout in self-attention and feed-forward network.
+        refine_scale_m: Metres that a unit output of the regression branch stands for.
+        prior_probability: Where the class branch ends in sigmoid logits, the probability that its
+            last bias starts at; None leaves torch's initialisation.
+        sampling_pattern: See ``PointSampling``.
+        level_pairing: See ``PointSampling``.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        in_points: int,
+        out_points: int,
+        point_channels: int,
+        num_frames: int,
+        num_cams: int,
+        num_levels: int,
+        num_groups: int,
+        num_points: int,
+        mixed_points: int,
+        num_heads: int,
+        ffn_dims: int,
+        dropout: float,
+        refine_scale_m: float,
+        prior_probability: float | None,
+        sampling_pattern: str,
+        level_pairing: str,
+    ) -> None:
+        super().__init__()
+        self.out_points = out_points
+        self.refine_scale_m = refine_scale_m
+        self.position_encoder = nn.Sequential(*_linear_norm_relu(in_points * 3, embed_dims, 2))
+        self.self_attn = ScaleAdaptiveSelfAttention(embed_dims, num_heads, dropout)
+        self.sampling = PointSampling(
+            embed_dims,
+            num_cams,
+            num_points,
+            num_groups,
+            num_levels,
+            sampling_pattern,
+            level_pairing,
+        )
+        self.mixing = AdaptiveMixing(embed_dims, num_groups, num_frames * num_points, mixed_points)
+        self.ffn = FeedForward(embed_dims, ffn_dims, dropout)
+        self.norm1 = nn.LayerNorm(embed_dims)
+        self.norm2 = nn.LayerNorm(embed_dims)
+        self.norm3 = nn.LayerNorm(embed_dims)
+        last = nn.Linear(embed_dims, out_points * point_channels)
+        if prior_probability is not None:
+            nn.init.constant_(last.bias, math.log(prior_probability / (1 - prior_probability)))
+        self.cls_branch = nn.Sequential(*_linear_norm_relu(embed_dims, embed_dims, 2), last)
+        self.reg_branch = nn.Sequential(
+            nn.Linear(embed_dims, embed_dims),
+            nn.ReLU(),
+            nn.Linear(embed_dims, embed_dims),
+            nn.ReLU(),
+            nn.Linear(embed_dims, out_points * 3),
+        )
+
+    def forward(
+        self,
+        query_feats: Tensor,
+        points: Tensor,
+        points_m: Tensor,
+        mlvl_feats: Sequence[Tensor],
+        occ2img: Tensor,
+        img_hw: tuple[int, int],
+        with_point_feats: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run the layer.
+
+        Args:
+            query_feats: ``[B, Q, C]``.
+            points: ``[B, Q, R_in, 3]``, normalised.
+            points_m: The same points in metres of the occ frame.
+            mlvl_feats: L maps ``[B, T*N, C, h, w]``.
+            occ2img: ``[B, T*N, 4, 4]``.
+            img_hw: Height and width in pixels of the images the projections refer to.
+            with_point_feats: Whether the class branch is needed.
+
+        Returns:
+            Query features ``[B, Q, C]``, new points ``[B, Q, R_out, 3]`` in metres, and the output
+            of the class branch ``[B, Q, R_out, F]`` or None.
+        """
+        centre = points_m.mean(2)
+        query_feats = query_feats + self.position_encoder(points.flatten(2))
+        sampled = self.sampling(query_feats, points_m, mlvl_feats, occ2img, img_hw)
+        query_feats = self.norm1(self.mixing(sampled, query_feats))
+        query_feats = self.norm2(self.self_attn(query_feats, centre))
+        query_feats = self.norm3(self.ffn(query_feats))
+        offset = self.reg_branch(query_feats).unflatten(-1, (self.out_points, 3))
+        refined = torch.nan_to_num(centre.unsqueeze(2) + offset * self.refine_scale_m)
+        feats = None
+        if with_point_feats:
+            feats = self.cls_branch(query_feats).unflatten(-1, (self.out_points, -1))
+            feats = torch.nan_to_num(feats)
+        return query_feats, refined, feats
+
+
+def _linear_norm_relu(in_dims: int, dims: int, times: int) -> list[nn.Module]:
+    modules: list[nn.Module] = []
+    for _ in range(times):
+        modules += [nn.Linear(in_dims, dims), nn.LayerNorm(dims), nn.ReLU()]
+        in_dims = dims
+    return modules

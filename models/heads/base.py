@@ -1,0 +1,237 @@
+"""What all heads share: queries, decoder, location loss.
+
+Dimension letters: B batch, T frames, N cameras, L pyramid levels, Q queries, C embedding channels,
+R_i points of a query after decoder layer i, F features of a point, X, Y, Z voxels along the axes,
+M occupied voxels of a sample.
+"""
+
+from __future__ import annotations
+
+from abc import ABCMeta, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from models.decoder import DecoderOutput
+from models.layers import GridModule
+from models.losses import OccupiedPoints
+
+from .densifier import VoxelLogits
+
+
+@dataclass(frozen=True)
+class CameraGeometry:
+    """Where the cameras of a batch are.
+
+    Attributes:
+        ego2img: ``[B, T*N, 4, 4]``, metres of the ego frame to pixels (u*w, v*w, w) of the
+            augmented image, frame-major.
+        ego2occ: ``[B, 4, 4]``, metres of the ego frame to metres of the voxel grid's.
+        img_hw: Height and width in pixels of the network's input.
+    """
+
+    ego2img: Tensor
+    ego2occ: Tensor
+    img_hw: tuple[int, int]
+
+    def occ2img(self) -> Tensor:
+        """Return ``[B, T*N, 4, 4]``, metres of the occ frame to pixels."""
+        return self.ego2img @ torch.linalg.inv(self.ego2occ).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """Raw outputs of a head.
+
+    Attributes:
+        init_points: ``[B, Q, 1, 3]`` points the queries start from, normalised.
+        points: ``[B, Q, R_i, 3]`` per decoder layer, normalised, not clamped.
+        point_feats: ``[B, Q, R_i, F]`` per layer; in eval mode None for all but the last.
+        voxels: Voxel logits per layer where the head discretizes; None like ``point_feats``.
+    """
+
+    init_points: Tensor
+    points: list[Tensor]
+    point_feats: list[Tensor | None]
+    voxels: list[VoxelLogits | None]
+
+
+class OccupancyHead(GridModule, metaclass=ABCMeta):
+    """Learned queries, the decoder, and the location loss.
+
+    Args:
+        pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres of the occ frame.
+        voxel_size: Edge lengths ``(x, y, z)`` of a voxel in metres.
+        num_classes: Number of semantic classes K; labels are 0 ... K-1.
+        empty_label: Label of free voxels in the ground truth.
+        embed_dims: C.
+        num_query: Q.
+        num_frames: T.
+        num_cams: N.
+        num_levels: L.
+        point_channels: F.
+        decoder: Configuration of the decoder; the head completes it with the sizes above.
+        loss_pts: Configuration of the location loss.
+        loss_cls: Configuration of the class loss.
+        score_thr: Voxels whose best score is not above this are predicted free.
+        init_cfg: Initialisation configuration of MMEngine.
+    """
+
+    def __init__(
+        self,
+        pc_range: Sequence[float],
+        voxel_size: Sequence[float],
+        num_classes: int,
+        empty_label: int,
+        embed_dims: int,
+        num_query: int,
+        num_frames: int,
+        num_cams: int,
+        num_levels: int,
+        point_channels: int,
+        decoder: dict,
+        loss_pts: dict,
+        loss_cls: dict,
+        score_thr: float,
+        init_cfg: dict | None = None,
+    ) -> None:
+        stored = ('pc_range', 'scene_size', 'voxel_size', 'voxel_num')
+        super().__init__(pc_range, voxel_size, stored, init_cfg)
+        self.num_classes = num_classes
+        self.empty_label = empty_label
+        self.embed_dims = embed_dims
+        self.num_query = num_query
+        self.num_frames = num_frames
+        self.num_cams = num_cams
+        self.num_levels = num_levels
+        self.score_thr = score_thr
+        sizes = dict(
+            pc_range=pc_range,
+            embed_dims=embed_dims,
+            point_channels=point_channels,
+            num_frames=num_frames,
+            num_cams=num_cams,
+            num_levels=num_levels,
+        )
+        # nested for the published parameter names
+        self.transformer = nn.ModuleDict({'decoder': MODELS.build(decoder, default_args=sizes)})
+        self.init_points = nn.Embedding(num_query, 3)
+        nn.init.uniform_(self.init_points.weight)
+        self.loss_pts = MODELS.build(loss_pts)
+        self.loss_cls = MODELS.build(loss_cls)
+
+    def forward(self, mlvl_feats: Sequence[Tensor], geometry: CameraGeometry) -> HeadOutput:
+        """Decode points, always in the precision of the parameters.
+
+        Args:
+            mlvl_feats: L maps ``[B, T*N, C, h, w]``.
+            geometry: Cameras of the batch.
+
+        Raises:
+            ValueError: If levels, frames, cameras or channels are not those of the configuration.
+        """
+        self._check_inputs(mlvl_feats, geometry)
+        with torch.autocast(mlvl_feats[0].device.type, enabled=False):
+            dtype = self.init_points.weight.dtype
+            feats = [level.to(dtype) for level in mlvl_feats]
+            init_points = self._initial_points(len(geometry.ego2occ))
+            decoded: DecoderOutput = self.transformer['decoder'](
+                init_points, feats, geometry.occ2img().to(dtype), geometry.img_hw
+            )
+            return HeadOutput(
+                init_points, decoded.points, decoded.point_feats, self._discretize(decoded)
+            )
+
+    def loss(
+        self, output: HeadOutput, data_samples: Sequence[BaseDataElement]
+    ) -> dict[str, Tensor]:
+        """Return the losses of the initial points and of every decoder layer.
+
+        Args:
+            output: Output of ``forward`` in training mode.
+            data_samples: Samples with ``voxel_semantics`` ``[X, Y, Z]``; where they have a
+                ``mask_camera`` ``[X, Y, Z]``, it tells which voxels a camera sees.
+
+        Returns:
+            ``init_loss_pts``, ``loss_cls`` and ``loss_pts`` of the last layer, and
+            ``d{i}.loss_cls``, ``d{i}.loss_pts`` of the others.
+        """
+        targets = [self.occupied_points(sample) for sample in data_samples]
+        semantics = torch.stack([sample.voxel_semantics for sample in data_samples])
+        losses = {'init_loss_pts': self._location_loss(output.init_points, targets)}
+        last = len(output.points) - 1
+        for i in [last, *range(last)]:
+            prefix = '' if i == last else f'd{i}.'
+            losses[f'{prefix}loss_cls'] = self._class_loss(output, i, targets, semantics)
+            losses[f'{prefix}loss_pts'] = self._location_loss(output.points[i], targets)
+        return losses
+
+    @abstractmethod
+    def predict(
+        self, output: HeadOutput, data_samples: Sequence[BaseDataElement]
+    ) -> list[BaseDataElement]:
+        """Add ``pred_coords``, ``pred_labels`` and ``pred_scores`` to the samples.
+
+        ``pred_coords`` int64 ``[n, 3]`` are voxels (x, y, z), ``pred_labels`` int64 ``[n]`` their
+        classes, ``pred_scores`` ``[n]`` the scores of these.
+        """
+
+    @torch.no_grad()
+    def occupied_points(self, sample: BaseDataElement) -> OccupiedPoints:
+        """Return the centres of the occupied voxels of a sample.
+
+        Raises:
+            ValueError: If the label grid has another shape than the model's.
+        """
+        semantics: Tensor = sample.voxel_semantics
+        if tuple(semantics.shape) != self.grid_shape:
+            raise ValueError(
+                f'voxel_semantics has the shape {tuple(semantics.shape)}, the model predicts '
+                f'{self.grid_shape}: check pc_range and voxel_size of the model.'
+            )
+        index = torch.nonzero(semantics != self.empty_label)
+        x, y, z = index.unbind(1)
+        mask = sample.get('mask_camera')
+        visible = torch.ones_like(x, dtype=torch.bool) if mask is None else mask[x, y, z]
+        return OccupiedPoints(self.voxel_centres(index), semantics[x, y, z].long(), visible)
+
+    @abstractmethod
+    def _class_loss(
+        self,
+        output: HeadOutput,
+        layer: int,
+        targets: Sequence[OccupiedPoints],
+        semantics: Tensor,
+    ) -> Tensor:
+        """Return the class loss of a layer; ``semantics`` is ``[B, X, Y, Z]``."""
+
+    @abstractmethod
+    def _discretize(self, decoded: DecoderOutput) -> list[VoxelLogits | None]:
+        """Return the voxel logits of every layer, None where there are none."""
+
+    def _initial_points(self, batch_size: int) -> Tensor:
+        """Return the points the queries start from, ``[B, Q, 1, 3]``, normalised."""
+        return self.init_points.weight.view(1, -1, 1, 3).expand(batch_size, -1, -1, -1)
+
+    def _location_loss(self, points: Tensor, targets: Sequence[OccupiedPoints]) -> Tensor:
+        return self.loss_pts(list(self.denormalise(points).flatten(1, 2)), targets)
+
+    def _check_inputs(self, mlvl_feats: Sequence[Tensor], geometry: CameraGeometry) -> None:
+        batch, images = geometry.ego2img.shape[:2]
+        if len(mlvl_feats) != self.num_levels:
+            raise ValueError(
+                f'The head has num_levels={self.num_levels}, the image network gives '
+                f'{len(mlvl_feats)} feature maps: make them equal.'
+            )
+        for feats in mlvl_feats:
+            expected = (batch, self.num_frames * self.num_cams, self.embed_dims)
+            if images != expected[1] or tuple(feats.shape[:3]) != expected:
+                raise ValueError(
+                    f'The head expects feature maps [B, T*N, C] = {list(expected)} with '
+                    f'num_frames={self.num_frames} and num_cams={self.num_cams}; got '
+                    f'{list(feats.shape[:3])} with {images} projection matrices.'
+                )

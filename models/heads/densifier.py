@@ -1,0 +1,139 @@
+"""Continuous prediction discretization (CPD): from points and features to voxel logits.
+
+Dimension letters: B batch, Q queries, R points of a query, F features of a point, n = B*Q*R points,
+V voxels with a point, W voxels after dilation, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from models import ops
+from models.layers import GridModule, SparseConv3d, SparseTensor, SubMConv3d
+
+
+class VoxelLogits(NamedTuple):
+    """Sigmoid logits of a sparse set of voxels.
+
+    Attributes:
+        coords: int64 ``[W, 4]`` (sample, x, y, z).
+        logits: ``[W, K]``.
+    """
+
+    coords: Tensor
+    logits: Tensor
+
+
+class PFNLayer(nn.Module):
+    """Linear, batch norm, ReLU and the maximum over the points of a voxel (PointPillars'
+    feature network, arXiv 1812.05784, without a limit on points).
+
+    Args:
+        in_channels: Channels of a point.
+        out_channels: Channels of the result. All but the last layer spend half of them on the
+            point and half on the maximum of its voxel.
+        last: Return one row per voxel instead of one per point.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, last: bool) -> None:
+        super().__init__()
+        self.last = last
+        units = out_channels if last else out_channels // 2
+        self.linear = nn.Linear(in_channels, units, bias=False)
+        self.norm = nn.BatchNorm1d(units, eps=1e-3, momentum=0.01)
+
+    def forward(self, x: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
+        """Map points ``[n, in]`` of voxels ``voxel_index`` ``[n]`` to ``[n, out]``, last ``[V, out]``."""
+        x = F.relu(self.norm(self.linear(x)))
+        maximum = ops.voxel_max(x, voxel_index, num_voxels)
+        if self.last:
+            return maximum
+        return torch.cat([x, maximum.index_select(0, voxel_index)], dim=1)
+
+
+@MODELS.register_module()
+class CPDDensifier(GridModule):
+    """Discretize continuous points into voxels with class logits (OPUS-V2).
+
+    The grid is a parameter of this step alone: a trained model may be run with another voxel size.
+
+    Args:
+        pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres of the occ frame.
+        voxel_size: Edge lengths ``(x, y, z)`` of a voxel in metres.
+        num_classes: K.
+        point_channels: F.
+        pfn_channels: Outputs of the point networks; the last is also the width of the sparse
+            convolutions.
+        prior_probability: Probability that the last bias starts at.
+        init_cfg: Initialisation configuration of MMEngine.
+    """
+
+    def __init__(
+        self,
+        pc_range: Sequence[float],
+        voxel_size: Sequence[float],
+        num_classes: int,
+        point_channels: int = 32,
+        pfn_channels: Sequence[int] = (64, 64),
+        prior_probability: float = 0.01,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(pc_range, voxel_size, ('pc_range', 'voxel_num'), init_cfg)
+        widths = [6 + point_channels, *pfn_channels]
+        last = len(pfn_channels) - 1
+        self.pfn_layers = nn.ModuleList(
+            PFNLayer(widths[i], widths[i + 1], last=i == last) for i in range(len(pfn_channels))
+        )
+        logits = SubMConv3d(widths[-1], num_classes)
+        assert logits.bias is not None
+        nn.init.constant_(logits.bias, math.log(prior_probability / (1 - prior_probability)))
+        self.cls_branch = nn.Sequential(SparseConv3d(widths[-1], widths[-1]), nn.ReLU(), logits)
+
+    def forward(self, points: Tensor, point_feats: Tensor) -> VoxelLogits:
+        """Discretize the points of a batch.
+
+        Args:
+            points: ``[B, Q, R, 3]``, metres of the occ frame; those outside the range count for
+                the nearest voxel. They get gradient through their offsets.
+            point_feats: ``[B, Q, R, F]``.
+        """
+        index = self._voxel_index(points)  # [B, Q, R, 3]
+        from_voxel = points - self.voxel_centres(index)
+        from_query = points - points.mean(2, keepdim=True)
+        x = torch.cat([from_voxel, from_query, point_feats], dim=-1).flatten(0, 2)
+        coords, voxel_of_point = self._unique_voxels(index)
+        for layer in self.pfn_layers:
+            x = layer(x, voxel_of_point, len(coords))
+        voxels = SparseTensor(x, coords, self.grid_shape, len(points))
+        dilate, _, classify = self.cls_branch
+        voxels = dilate(voxels)
+        active = SparseTensor(
+            F.relu(voxels.features), voxels.coords, voxels.spatial_shape, voxels.batch_size
+        )
+        voxels = classify(active)
+        return VoxelLogits(voxels.coords, torch.nan_to_num(voxels.features))
+
+    @torch.no_grad()
+    def _voxel_index(self, points: Tensor) -> Tensor:
+        index = torch.floor(self.normalise(points) * self.voxel_num)
+        # clamped as numbers: a far point would overflow the integers
+        return torch.minimum(index.clamp(min=0), self.voxel_num - 1).long()
+
+    @torch.no_grad()
+    def _unique_voxels(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return unique (sample, x, y, z) ``[V, 4]`` and the voxel of every point ``[n]``."""
+        x_num, y_num, z_num = self.grid_shape
+        sample = torch.arange(len(index), device=index.device).view(-1, 1, 1)
+        x, y, z = index.unbind(-1)
+        key = ((sample * x_num + x) * y_num + y) * z_num + z
+        unique, inverse = torch.unique(key.flatten(), return_inverse=True)
+        rest, z = unique // z_num, unique % z_num
+        rest, y = rest // y_num, rest % y_num
+        return torch.stack([rest // x_num, rest % x_num, y, z], dim=1), inverse

@@ -1,0 +1,6 @@
+"""Building blocks shared by the decoder and the heads."""
+
+from .grid import GridModule, grid_shape
+from .sparse_conv import SparseConv3d, SparseTensor, SubMConv3d
+
+__all__ = ['GridModule', 'SparseConv3d', 'SparseTensor', 'SubMConv3d', 'grid_shape']

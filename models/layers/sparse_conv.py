@@ -1,0 +1,175 @@
+"""Sparse 3-D convolutions with spconv's parameter layout, on the CPU and on CUDA.
+
+spconv is right on CUDA tensors, but its CPU code has a race between OpenMP threads and no complete
+backward pass, so CPU tensors go through ``models.ops.sparse_conv`` instead.
+
+Dimension letters: V active voxels, C channels, k kernel size along an axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models import ops
+
+
+@dataclass(frozen=True)
+class SparseTensor:
+    """Features of the active voxels of a batch of dense grids.
+
+    Attributes:
+        features: ``[V, C]``.
+        coords: int64 ``[V, 4]``, unique rows (sample, d0, d1, d2); the axes of the grid are in
+            the order of the kernel's.
+        spatial_shape: Size of the grid along (d0, d1, d2).
+        batch_size: Number of samples.
+    """
+
+    features: Tensor
+    coords: Tensor
+    spatial_shape: tuple[int, int, int]
+    batch_size: int
+
+
+class _SparseConvBase(nn.Module):
+    """Parameters and dispatch common to the two kinds of sparse convolution."""
+
+    submanifold: bool
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int] = 3,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = _triple(kernel_size)
+        self.stride = _triple(stride)
+        self.padding = _triple(padding)
+        self.weight = nn.Parameter(torch.empty(out_channels, *self.kernel_size, in_channels))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self._spconv: tuple[nn.Module, ...] = ()  # in a tuple: not a child, adds no parameters
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias as torch's own convolutions do."""
+        bound = 1.0 / math.sqrt(self.in_channels * math.prod(self.kernel_size))
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Convolve the active voxels of ``x``."""
+        return self._forward_spconv(x) if x.features.is_cuda else self._forward_native(x)
+
+    def _forward_native(self, x: SparseTensor) -> SparseTensor:
+        kernel_map = ops.build_kernel_map(
+            x.coords,
+            x.spatial_shape,
+            self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            subm=self.submanifold,
+        )
+        features = ops.sparse_conv(x.features, self.weight, self.bias, kernel_map)
+        return SparseTensor(
+            features, kernel_map.out_coords, self._out_shape(x.spatial_shape), x.batch_size
+        )
+
+    def _forward_spconv(self, x: SparseTensor) -> SparseTensor:
+        spconv = _import_spconv()
+        if not self._spconv:
+            self._spconv = (self._make_spconv(spconv),)
+        (conv,) = self._spconv
+        conv.train(self.training)
+        parameters = {'weight': self.weight}
+        if self.bias is not None:
+            parameters['bias'] = self.bias
+        inputs = spconv.SparseConvTensor(
+            x.features.contiguous(), x.coords.int(), list(x.spatial_shape), x.batch_size
+        )
+        out = torch.func.functional_call(conv, parameters, (inputs,))
+        return SparseTensor(
+            out.features, out.indices.long(), tuple(out.spatial_shape), x.batch_size
+        )
+
+    def _make_spconv(self, spconv: Any) -> nn.Module:
+        cls = spconv.SubMConv3d if self.submanifold else spconv.SparseConv3d
+        conv = cls(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            bias=self.bias is not None,
+        )
+        return conv.to(self.weight.device)
+
+    def _out_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        if self.submanifold:
+            return shape
+        d0, d1, d2 = (
+            (size + 2 * padding - kernel) // stride + 1
+            for size, padding, kernel, stride in zip(
+                shape, self.padding, self.kernel_size, self.stride, strict=True
+            )
+        )
+        return d0, d1, d2
+
+    def extra_repr(self) -> str:
+        return (
+            f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, '
+            f'stride={self.stride}, padding={self.padding}, bias={self.bias is not None}'
+        )
+
+
+class SparseConv3d(_SparseConvBase):
+    """Sparse convolution: every voxel that an active voxel reaches becomes active.
+
+    ``weight`` is ``[out, k0, k1, k2, in]``, as spconv 2 stores it.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Kernel size along the grid's axes.
+        stride: Stride along the grid's axes.
+        padding: Zero padding along the grid's axes.
+        bias: Whether to add a bias to active voxels.
+    """
+
+    submanifold = False
+
+
+class SubMConv3d(_SparseConvBase):
+    """Submanifold convolution: the active voxels stay as they are; arguments as SparseConv3d."""
+
+    submanifold = True
+
+
+def _triple(value: int | Sequence[int]) -> tuple[int, int, int]:
+    if isinstance(value, int):
+        return value, value, value
+    first, second, third = value
+    return first, second, third
+
+
+def _import_spconv() -> Any:
+    try:
+        import spconv.pytorch as spconv  # here, not above: CPU machines do not need it
+    except ImportError as error:
+        raise RuntimeError(
+            'Sparse convolutions on CUDA tensors need spconv: install the wheel that matches your '
+            'CUDA version, for example `pip install spconv-cu126`.'
+        ) from error
+    return spconv

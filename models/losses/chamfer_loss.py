@@ -1,0 +1,118 @@
+"""Chamfer losses between predicted points and the centres of occupied voxels.
+
+Dimension letters: N predicted points of a sample, M ground-truth points of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from models import ops
+
+
+@dataclass(frozen=True)
+class OccupiedPoints:
+    """Ground truth of one sample as a set of points.
+
+    Attributes:
+        points: ``[M, 3]`` centres of the occupied voxels, metres of the occ frame.
+        labels: int64 ``[M]`` classes.
+        visible: bool ``[M]``, whether a camera sees the voxel.
+    """
+
+    points: Tensor
+    labels: Tensor
+    visible: Tensor
+
+
+@MODELS.register_module()
+class ChamferLoss(nn.Module):
+    """Two-way nearest-neighbour distance of point sets (OPUS, arXiv 2409.09350).
+
+    The distance of a pair is SmoothL1 summed over x, y, z. From the ground truth to the
+    predictions, points that are seen but far from any prediction weigh more, and so do seen points
+    of rare classes. Both directions are averaged over all points of the batch.
+
+    Args:
+        beta: Distance in metres where SmoothL1 turns from quadratic to linear.
+        loss_weight: Factor of the result.
+        density_aware: Divide every term by the number of points that share its nearest neighbour,
+            and average by the sum of these reciprocals (Wu et al., arXiv 2111.12702, for the idea).
+        far_distance_m: Beyond this distance to its nearest prediction a visible ground-truth point
+            gets ``far_weight``.
+        far_weight: See ``far_distance_m``.
+        rare_classes: Visible ground-truth points of these classes get at least ``rare_weight``.
+        rare_weight: See ``rare_classes``.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.2,
+        loss_weight: float = 0.5,
+        density_aware: bool = False,
+        far_distance_m: float = 0.2,
+        far_weight: float = 5.0,
+        rare_classes: Sequence[int] = (0, 2, 5, 8),
+        rare_weight: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.beta = beta
+        self.loss_weight = loss_weight
+        self.density_aware = density_aware
+        self.far_distance_m = far_distance_m
+        self.far_weight = far_weight
+        self.rare_classes = tuple(rare_classes)
+        self.rare_weight = rare_weight
+
+    def forward(self, points: Sequence[Tensor], targets: Sequence[OccupiedPoints]) -> Tensor:
+        """Return the loss of a batch.
+
+        Args:
+            points: Predicted points ``[N, 3]`` of every sample, metres of the occ frame.
+            targets: Ground truth of every sample; samples without a point are left out.
+
+        Returns:
+            Scalar with a graph to every predicted point; zero if no sample has a point.
+        """
+        # An empty slice keeps the graph and, unlike a product with zero, cannot turn into NaN.
+        total = torch.stack([pred[:0].sum() for pred in points]).sum()
+        pairs = [(pred, gt) for pred, gt in zip(points, targets, strict=True) if len(gt.points)]
+        if not pairs:
+            return total
+        to_pred = [self._one_way(gt.points.to(pred), pred, gt) for pred, gt in pairs]
+        to_gt = [self._one_way(pred, gt.points.to(pred)) for pred, gt in pairs]
+        for terms in (to_pred, to_gt):
+            sums, counts = zip(*terms, strict=True)
+            total = total + sum(sums) / sum(counts)
+        return self.loss_weight * total
+
+    def _one_way(
+        self, query: Tensor, reference: Tensor, gt: OccupiedPoints | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sum of the terms from query to reference and what to divide it by.
+
+        ``gt`` is given where the query points are the ground truth, and weighs them.
+        """
+        index, squared_distance = ops.nearest_neighbor(query.detach(), reference.detach())
+        nearest = reference.index_select(0, index)
+        terms = F.smooth_l1_loss(query, nearest, beta=self.beta, reduction='none').sum(-1)
+        if gt is not None:
+            terms = terms * self._gt_weights(gt, squared_distance)
+        share = torch.ones_like(terms)
+        if self.density_aware:
+            share = share / torch.bincount(index, minlength=len(reference))[index]
+        return (terms * share).sum(), share.sum()
+
+    def _gt_weights(self, gt: OccupiedPoints, squared_distance: Tensor) -> Tensor:
+        weights = torch.ones_like(squared_distance)
+        far = gt.visible & (squared_distance > self.far_distance_m**2)
+        weights[far] = self.far_weight
+        rare = torch.isin(gt.labels, gt.labels.new_tensor(self.rare_classes)) & gt.visible
+        weights[rare] = weights[rare].clamp(min=self.rare_weight)
+        return weights

@@ -1,0 +1,74 @@
+"""Sigmoid focal loss in plain torch, for machines where mmcv's CUDA-only operation is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+
+@MODELS.register_module()
+class SigmoidFocalLoss(nn.Module):
+    """Focal loss over independent sigmoid classifiers (Lin et al., arXiv 1708.02002, Eq. 5).
+
+    Args:
+        gamma: Exponent that down-weights easy examples.
+        alpha: Weight of the positive class; negatives get ``1 - alpha``.
+        class_weights: Factor of every class's classifier, on its positives and negatives alike.
+        loss_weight: Factor of the result.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        alpha: float = 0.25,
+        class_weights: Sequence[float] | None = None,
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.alpha = alpha
+        self.loss_weight = loss_weight
+        weights = None if class_weights is None else torch.tensor(class_weights).float()
+        self.register_buffer('class_weights', weights, persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor, avg_factor: Tensor | float) -> Tensor:
+        """Return the weighted sum of the loss divided by ``avg_factor``.
+
+        Args:
+            logits: ``[n, K]``.
+            labels: int64 ``[n]``; a label outside ``[0, K)`` is background: no class positive.
+            avg_factor: Divisor of the sum.
+
+        Returns:
+            Scalar; zero with a graph where ``n`` is 0.
+
+        Raises:
+            ValueError: If there is not one class weight per class.
+        """
+        weights = logits.new_ones(logits.shape[1])
+        if self.class_weights is not None:
+            if len(self.class_weights) != logits.shape[1]:
+                raise ValueError(
+                    f'loss_cls.class_weights has {len(self.class_weights)} entries for '
+                    f'{logits.shape[1]} classes.'
+                )
+            weights = self.class_weights.to(logits)
+        # Every class is a negative but one: sum the negatives, then exchange that one. This
+        # touches the [n, K] array a few times less than a one-hot target would.
+        rows = torch.nonzero((labels >= 0) & (labels < logits.shape[1])).squeeze(1)
+        positive = logits[rows, labels[rows]]
+        exchanged = self._positive(positive) - self._negative(positive)
+        total = self._negative(logits).sum(0) @ weights + exchanged @ weights[labels[rows]]
+        return self.loss_weight * total / avg_factor
+
+    def _positive(self, logits: Tensor) -> Tensor:
+        return self.alpha * torch.sigmoid(-logits).pow(self.gamma) * F.softplus(-logits)
+
+    def _negative(self, logits: Tensor) -> Tensor:
+        return (1 - self.alpha) * torch.sigmoid(logits).pow(self.gamma) * F.softplus(logits)

@@ -1,8 +1,8 @@
 """Importing this module registers every part of the models with MMEngine's registry.
 
-mmdet's ResNet and FPN are named with their scope (``mmdet.ResNet``) and import themselves.
+mmdet's parts are named with their scope (``mmdet.ResNet``), which imports them when they are built.
 """
 
-from models import decoder, heads, losses
+from models import data_preprocessor, decoder, detectors, heads, layers, losses
 
-__all__ = ['decoder', 'heads', 'losses']
+__all__ = ["data_preprocessor", "decoder", "detectors", "heads", "layers", "losses"]

@@ -2,4 +2,4 @@
 
 from .decoder import DecoderOutput, OPUSDecoder
 
-__all__ = ['DecoderOutput', 'OPUSDecoder']
+__all__ = ["DecoderOutput", "OPUSDecoder"]

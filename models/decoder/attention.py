@@ -54,7 +54,7 @@ class ScaleAdaptiveSelfAttention(nn.Module):
     def __init__(self, embed_dims: int, num_heads: int = 8, dropout: float = 0.1) -> None:
         super().__init__()
         attention = PackedSelfAttention(embed_dims, num_heads, dropout)
-        self.attention = nn.ModuleDict({'attn': attention})  # the published parameter names
+        self.attention = nn.ModuleDict({"attn": attention})  # the published parameter names
         self.gen_tau = nn.Linear(embed_dims, num_heads)
         self.dropout = nn.Dropout(dropout)
         nn.init.zeros_(self.gen_tau.weight)
@@ -69,7 +69,7 @@ class ScaleAdaptiveSelfAttention(nn.Module):
         """
         with torch.no_grad():
             # not through the matrix product |a|^2 + |b|^2 - 2ab, which cancels for close points
-            distance = torch.cdist(centres, centres, compute_mode='donot_use_mm_for_euclid_dist')
+            distance = torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
         tau = self.gen_tau(query_feats).transpose(1, 2)  # [B, H, Q]
         bias = -tau.unsqueeze(-1) * distance.unsqueeze(1)
-        return query_feats + self.dropout(self.attention['attn'](query_feats, bias))
+        return query_feats + self.dropout(self.attention["attn"](query_feats, bias))

@@ -81,19 +81,19 @@ class OPUSDecoder(BaseModule):
         dropout: float = 0.1,
         refine_scale_m: float = 0.5,
         prior_probability: float | None = None,
-        sampling_pattern: str = 'prototype',
-        level_pairing: str = 'published',
+        sampling_pattern: str = "prototype",
+        level_pairing: str = "published",
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
         if embed_dims % num_groups or embed_dims % num_heads:
             raise ValueError(
-                f'embed_dims={embed_dims} must be a multiple of num_groups={num_groups} and of '
-                f'num_heads={num_heads}.'
+                f"embed_dims={embed_dims} must be a multiple of num_groups={num_groups} and of "
+                f"num_heads={num_heads}."
             )
         self.embed_dims = embed_dims
         self.register_buffer(
-            'pc_range', torch.tensor(pc_range, dtype=torch.float32), persistent=False
+            "pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False
         )
         self.decoder_layers = nn.ModuleList(
             DecoderLayer(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models import ops
 
-PATTERNS = ('prototype', 'scaled_offset')
+PATTERNS = ("prototype", "scaled_offset")
 
 
 class PointSampling(nn.Module):
@@ -45,19 +45,19 @@ class PointSampling(nn.Module):
         num_points: int,
         num_groups: int,
         num_levels: int,
-        pattern: str = 'prototype',
-        pairing: str = 'published',
+        pattern: str = "prototype",
+        pairing: str = "published",
     ) -> None:
         super().__init__()
         if pattern not in PATTERNS:
-            raise ValueError(f'pattern must be one of {PATTERNS}, got {pattern!r}.')
+            raise ValueError(f"pattern must be one of {PATTERNS}, got {pattern!r}.")
         self.num_cams = num_cams
         self.num_points = num_points
         self.num_groups = num_groups
         self.num_levels = num_levels
         self.pattern = pattern
         self.pairing = pairing
-        if pattern == 'prototype':
+        if pattern == "prototype":
             self.sampling_prototype = nn.Embedding(num_groups * num_points, 3)
         self.sampling_offset = nn.Linear(embed_dims, num_groups * num_points * 3)
         self.scale_weights = nn.Linear(embed_dims, num_groups * num_points * num_levels)
@@ -74,7 +74,7 @@ class PointSampling(nn.Module):
         offset = self.sampling_offset(query_feats).unflatten(-1, (-1, 3))
         centre = points.mean(2, keepdim=True)
         single = points.shape[2] == 1
-        if self.pattern == 'prototype':
+        if self.pattern == "prototype":
             scale = torch.ones_like(centre) if single else points.std(2, keepdim=True)
             placed = centre + self.sampling_prototype.weight * scale + offset
         else:

@@ -5,10 +5,10 @@ from .cpd_head import CPDHead
 from .densifier import CPDDensifier, VoxelLogits
 
 __all__ = [
-    'CPDDensifier',
-    'CPDHead',
-    'CameraGeometry',
-    'HeadOutput',
-    'OccupancyHead',
-    'VoxelLogits',
+    "CPDDensifier",
+    "CPDHead",
+    "CameraGeometry",
+    "HeadOutput",
+    "OccupancyHead",
+    "VoxelLogits",
 ]

@@ -99,7 +99,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         score_thr: float,
         init_cfg: dict | None = None,
     ) -> None:
-        stored = ('pc_range', 'scene_size', 'voxel_size', 'voxel_num')
+        stored = ("pc_range", "scene_size", "voxel_size", "voxel_num")
         super().__init__(pc_range, voxel_size, stored, init_cfg)
         self.num_classes = num_classes
         self.empty_label = empty_label
@@ -118,7 +118,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             num_levels=num_levels,
         )
         # nested for the published parameter names
-        self.transformer = nn.ModuleDict({'decoder': MODELS.build(decoder, default_args=sizes)})
+        self.transformer = nn.ModuleDict({"decoder": MODELS.build(decoder, default_args=sizes)})
         self.init_points = nn.Embedding(num_query, 3)
         nn.init.uniform_(self.init_points.weight)
         self.loss_pts = MODELS.build(loss_pts)
@@ -139,7 +139,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             dtype = self.init_points.weight.dtype
             feats = [level.to(dtype) for level in mlvl_feats]
             init_points = self._initial_points(len(geometry.ego2occ))
-            decoded: DecoderOutput = self.transformer['decoder'](
+            decoded: DecoderOutput = self.transformer["decoder"](
                 init_points, feats, geometry.occ2img().to(dtype), geometry.img_hw
             )
             return HeadOutput(
@@ -162,12 +162,12 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         """
         targets = [self.occupied_points(sample) for sample in data_samples]
         semantics = torch.stack([sample.voxel_semantics for sample in data_samples])
-        losses = {'init_loss_pts': self._location_loss(output.init_points, targets)}
+        losses = {"init_loss_pts": self._location_loss(output.init_points, targets)}
         last = len(output.points) - 1
         for i in [last, *range(last)]:
-            prefix = '' if i == last else f'd{i}.'
-            losses[f'{prefix}loss_cls'] = self._class_loss(output, i, targets, semantics)
-            losses[f'{prefix}loss_pts'] = self._location_loss(output.points[i], targets)
+            prefix = "" if i == last else f"d{i}."
+            losses[f"{prefix}loss_cls"] = self._class_loss(output, i, targets, semantics)
+            losses[f"{prefix}loss_pts"] = self._location_loss(output.points[i], targets)
         return losses
 
     @abstractmethod
@@ -190,12 +190,12 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         semantics: Tensor = sample.voxel_semantics
         if tuple(semantics.shape) != self.grid_shape:
             raise ValueError(
-                f'voxel_semantics has the shape {tuple(semantics.shape)}, the model predicts '
-                f'{self.grid_shape}: check pc_range and voxel_size of the model.'
+                f"voxel_semantics has the shape {tuple(semantics.shape)}, the model predicts "
+                f"{self.grid_shape}: check pc_range and voxel_size of the model."
             )
         index = torch.nonzero(semantics != self.empty_label)
         x, y, z = index.unbind(1)
-        mask = sample.get('mask_camera')
+        mask = sample.get("mask_camera")
         visible = torch.ones_like(x, dtype=torch.bool) if mask is None else mask[x, y, z]
         return OccupiedPoints(self.voxel_centres(index), semantics[x, y, z].long(), visible)
 
@@ -224,14 +224,14 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         batch, images = geometry.ego2img.shape[:2]
         if len(mlvl_feats) != self.num_levels:
             raise ValueError(
-                f'The head has num_levels={self.num_levels}, the image network gives '
-                f'{len(mlvl_feats)} feature maps: make them equal.'
+                f"The head has num_levels={self.num_levels}, the image network gives "
+                f"{len(mlvl_feats)} feature maps: make them equal."
             )
         for feats in mlvl_feats:
             expected = (batch, self.num_frames * self.num_cams, self.embed_dims)
             if images != expected[1] or tuple(feats.shape[:3]) != expected:
                 raise ValueError(
-                    f'The head expects feature maps [B, T*N, C] = {list(expected)} with '
-                    f'num_frames={self.num_frames} and num_cams={self.num_cams}; got '
-                    f'{list(feats.shape[:3])} with {images} projection matrices.'
+                    f"The head expects feature maps [B, T*N, C] = {list(expected)} with "
+                    f"num_frames={self.num_frames} and num_cams={self.num_cams}; got "
+                    f"{list(feats.shape[:3])} with {images} projection matrices."
                 )

@@ -41,14 +41,14 @@ class CPDHead(OccupancyHead):
     ) -> None:
         super().__init__(point_channels=point_channels, score_thr=score_thr, **kwargs)
         sizes = dict(
-            pc_range=kwargs['pc_range'],
-            voxel_size=kwargs['voxel_size'],
+            pc_range=kwargs["pc_range"],
+            voxel_size=kwargs["voxel_size"],
             num_classes=self.num_classes,
             point_channels=point_channels,
         )
         self.densifiers = nn.ModuleList(
             MODELS.build(densifier, default_args=sizes)
-            for _ in self.transformer['decoder'].decoder_layers
+            for _ in self.transformer["decoder"].decoder_layers
         )
 
     def predict(

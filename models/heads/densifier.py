@@ -50,7 +50,7 @@ class PFNLayer(nn.Module):
         self.norm = nn.BatchNorm1d(units, eps=1e-3, momentum=0.01)
 
     def forward(self, x: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
-        """Map points ``[n, in]`` of voxels ``voxel_index`` ``[n]`` to ``[n, out]``, last ``[V, out]``."""
+        """Map points ``[n, in]`` with their voxels ``[n]`` to ``[n, out]``; last to ``[V, out]``."""
         x = F.relu(self.norm(self.linear(x)))
         maximum = ops.voxel_max(x, voxel_index, num_voxels)
         if self.last:
@@ -85,7 +85,7 @@ class CPDDensifier(GridModule):
         prior_probability: float = 0.01,
         init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(pc_range, voxel_size, ('pc_range', 'voxel_num'), init_cfg)
+        super().__init__(pc_range, voxel_size, ("pc_range", "voxel_num"), init_cfg)
         widths = [6 + point_channels, *pfn_channels]
         last = len(pfn_channels) - 1
         self.pfn_layers = nn.ModuleList(

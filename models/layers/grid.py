@@ -72,9 +72,9 @@ class GridModule(BaseModule):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        error_msgs: list[str] = args[-1] if args else kwargs['error_msgs']
+        error_msgs: list[str] = args[-1] if args else kwargs["error_msgs"]
         own = {name: getattr(self, name).clone() for name in self._saved_grid}
-        stored_range = state_dict.get(prefix + 'pc_range')
+        stored_range = state_dict.get(prefix + "pc_range")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         for name, value in own.items():
             getattr(self, name).copy_(value)
@@ -82,8 +82,8 @@ class GridModule(BaseModule):
             stored_range.to(self.pc_range), self.pc_range, atol=1e-4
         ):
             error_msgs.append(
-                f'{prefix}pc_range: the checkpoint was trained for the range '
-                f'{stored_range.tolist()}, the configuration asks for {self.pc_range.tolist()}.'
+                f"{prefix}pc_range: the checkpoint was trained for the range "
+                f"{stored_range.tolist()}, the configuration asks for {self.pc_range.tolist()}."
             )
 
 
@@ -95,16 +95,16 @@ def grid_shape(pc_range: Sequence[float], voxel_size: Sequence[float]) -> tuple[
     """
     if len(pc_range) != 6 or len(voxel_size) != 3:
         raise ValueError(
-            f'pc_range needs 6 numbers and voxel_size 3; got {list(pc_range)} and '
-            f'{list(voxel_size)}.'
+            f"pc_range needs 6 numbers and voxel_size 3; got {list(pc_range)} and "
+            f"{list(voxel_size)}."
         )
     shape = []
     for low, high, size in zip(pc_range[:3], pc_range[3:], voxel_size, strict=True):
         count = (high - low) / size if size > 0 else 0.0
         if round(count) < 1 or abs(count - round(count)) > 1e-3:
             raise ValueError(
-                f'pc_range {list(pc_range)} is not a positive whole number of voxels of size '
-                f'{list(voxel_size)}: change one of them.'
+                f"pc_range {list(pc_range)} is not a positive whole number of voxels of size "
+                f"{list(voxel_size)}: change one of them."
             )
         shape.append(round(count))
     return shape[0], shape[1], shape[2]

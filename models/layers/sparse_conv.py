@@ -93,9 +93,9 @@ class _SparseConvBase(nn.Module):
             self._spconv = (self._make_spconv(spconv),)
         (conv,) = self._spconv
         conv.train(self.training)
-        parameters = {'weight': self.weight}
+        parameters = {"weight": self.weight}
         if self.bias is not None:
-            parameters['bias'] = self.bias
+            parameters["bias"] = self.bias
         inputs = spconv.SparseConvTensor(
             x.features.contiguous(), x.coords.int(), list(x.spatial_shape), x.batch_size
         )
@@ -129,8 +129,8 @@ class _SparseConvBase(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, '
-            f'stride={self.stride}, padding={self.padding}, bias={self.bias is not None}'
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, padding={self.padding}, bias={self.bias is not None}"
         )
 
 
@@ -169,7 +169,7 @@ def _import_spconv() -> Any:
         import spconv.pytorch as spconv  # here, not above: CPU machines do not need it
     except ImportError as error:
         raise RuntimeError(
-            'Sparse convolutions on CUDA tensors need spconv: install the wheel that matches your '
-            'CUDA version, for example `pip install spconv-cu126`.'
+            "Sparse convolutions on CUDA tensors need spconv: install the wheel that matches your "
+            "CUDA version, for example `pip install spconv-cu126`."
         ) from error
     return spconv

@@ -101,7 +101,7 @@ class ChamferLoss(nn.Module):
         """
         index, squared_distance = ops.nearest_neighbor(query.detach(), reference.detach())
         nearest = reference.index_select(0, index)
-        terms = F.smooth_l1_loss(query, nearest, beta=self.beta, reduction='none').sum(-1)
+        terms = F.smooth_l1_loss(query, nearest, beta=self.beta, reduction="none").sum(-1)
         if gt is not None:
             terms = terms * self._gt_weights(gt, squared_distance)
         share = torch.ones_like(terms)

@@ -35,7 +35,7 @@ class SigmoidFocalLoss(nn.Module):
         self.alpha = alpha
         self.loss_weight = loss_weight
         weights = None if class_weights is None else torch.tensor(class_weights).float()
-        self.register_buffer('class_weights', weights, persistent=False)
+        self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor, avg_factor: Tensor | float) -> Tensor:
         """Return the weighted sum of the loss divided by ``avg_factor``.
@@ -55,8 +55,8 @@ class SigmoidFocalLoss(nn.Module):
         if self.class_weights is not None:
             if len(self.class_weights) != logits.shape[1]:
                 raise ValueError(
-                    f'loss_cls.class_weights has {len(self.class_weights)} entries for '
-                    f'{logits.shape[1]} classes.'
+                    f"loss_cls.class_weights has {len(self.class_weights)} entries for "
+                    f"{logits.shape[1]} classes."
                 )
             weights = self.class_weights.to(logits)
         # Every class is a negative but one: sum the negatives, then exchange that one. This

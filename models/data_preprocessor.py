@@ -1,0 +1,182 @@
+"""From a batch of uint8 images on the host to the network's input on the device.
+
+Dimension letters: B batch, T frames, N cameras, I = B*T*N images, H, W image size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseDataPreprocessor
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+
+@MODELS.register_module()
+class PhotometricDistortion(nn.Module):
+    """Random colour changes, drawn anew for every image, on the device the images are on.
+
+    Each with probability 1/2 and in this order: brightness; contrast, if a coin says first;
+    saturation; hue; contrast, if it says last; a random order of the channels. Values are not
+    clipped, except that saturation stops at that of a pure colour. The draws come from torch's CPU
+    generator, so a seed gives the same images on every device.
+
+    Args:
+        brightness_delta: Largest shift, in grey values.
+        contrast_range: Range of the factor of all values.
+        saturation_range: Range of the factor of the HSV saturation.
+        hue_delta: Largest shift of the HSV hue, in degrees.
+    """
+
+    def __init__(
+        self,
+        brightness_delta: float = 32.0,
+        contrast_range: tuple[float, float] = (0.5, 1.5),
+        saturation_range: tuple[float, float] = (0.5, 1.5),
+        hue_delta: float = 18.0,
+    ) -> None:
+        super().__init__()
+        self.brightness_delta = brightness_delta
+        self.contrast_range = contrast_range
+        self.saturation_range = saturation_range
+        self.hue_delta = hue_delta
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Return distorted copies of images ``[I, 3, H, W]``: BGR, float, grey values 0 - 255."""
+        number = len(images)
+        brightness = _draw(number, -self.brightness_delta, self.brightness_delta, neutral=0.0)
+        contrast = _draw(number, *self.contrast_range, neutral=1.0)
+        contrast_first = _coins(number)
+        saturation = _draw(number, *self.saturation_range, neutral=1.0)
+        hue = _draw(number, -self.hue_delta, self.hue_delta, neutral=0.0)
+        order = torch.argsort(torch.rand(number, 3), dim=1)
+        order = torch.where(_coins(number)[:, None], order, torch.arange(3))
+
+        def per_image(values: Tensor) -> Tensor:
+            return values.to(images).view(-1, 1, 1, 1)
+
+        first = per_image(torch.where(contrast_first, contrast, 1.0))
+        last = per_image(torch.where(contrast_first, 1.0, contrast))
+        images = (images + per_image(brightness)) * first
+        changed = torch.nonzero((saturation != 1) | (hue != 0)).squeeze(1)
+        if len(changed):
+            where = changed.to(images.device)
+            images[where] = change_saturation_and_hue(
+                images[where], per_image(saturation[changed]), per_image(hue[changed])
+            )
+        rows = torch.arange(number, device=images.device)[:, None]
+        return (images * last)[rows, order.to(images.device)]
+
+
+def change_saturation_and_hue(images: Tensor, factor: Tensor, shift_deg: Tensor) -> Tensor:
+    """Scale the HSV saturation and shift the HSV hue of BGR images.
+
+    Args:
+        images: ``[I, 3, H, W]``; values may lie outside 0 - 255.
+        factor: ``[I, 1, 1, 1]`` factor of the saturation, which is not raised above 1.
+        shift_deg: ``[I, 1, 1, 1]`` shift of the hue in degrees.
+
+    Returns:
+        ``[I, 3, H, W]`` images of the same value (largest channel) at every pixel.
+    """
+    blue, green, red = images.unbind(1)
+    value, low = images.amax(1), images.amin(1)
+    chroma = value - low
+    divisor = torch.where(chroma > 0, chroma, 1.0)
+    sector = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )
+    sector = sector + shift_deg[:, 0] / 60  # in sixths of the hue circle
+    # a saturation chroma / value of 1 is reached where the smallest channel is 0
+    chroma = torch.minimum(chroma * factor[:, 0], torch.maximum(chroma, value))
+    channels = []
+    for start in (1.0, 3.0, 5.0):  # blue, green, red
+        k = torch.remainder(start + sector, 6)
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+    return torch.stack(channels, dim=1)
+
+
+@MODELS.register_module()
+class OPUSDataPreprocessor(BaseDataPreprocessor):
+    """Stack, distort (in training), turn to RGB, normalise and pad the images of a batch.
+
+    Args:
+        mean: Mean of the three channels, in RGB order where ``bgr_to_rgb``.
+        std: Standard deviation of the channels, in the same order.
+        bgr_to_rgb: Whether to swap the channels before normalising.
+        pad_size_divisor: Images are padded at the right and bottom with zeros (after
+            normalisation) to a multiple of this.
+        distortion: Configuration of the distortion in training; None for none.
+        non_blocking: Whether to copy to the device asynchronously.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        mean: Sequence[float] = (123.675, 116.28, 103.53),
+        std: Sequence[float] = (58.395, 57.12, 57.375),
+        bgr_to_rgb: bool = True,
+        pad_size_divisor: int = 32,
+        distortion: dict | None = None,
+        non_blocking: bool = False,
+    ) -> None:
+        super().__init__(non_blocking=non_blocking)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.bgr_to_rgb = bgr_to_rgb
+        self.pad_size_divisor = pad_size_divisor
+        self.distortion = None if distortion is None else MODELS.build(distortion)
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """Return the network's input.
+
+        Args:
+            data: ``inputs`` with ``img``, a uint8 BGR tensor ``[T*N, 3, H, W]`` per sample, and
+                ``data_samples``, as ``pseudo_collate`` gives them.
+            training: Whether to distort the colours.
+
+        Returns:
+            ``inputs`` with ``img``, float ``[B, T*N, 3, H', W']``, and ``data_samples``, all on
+            the device.
+
+        Raises:
+            ValueError: If the samples of the batch differ in number or size of images.
+        """
+        data = self.cast_data(data)
+        samples: Sequence[Tensor] = data["inputs"]["img"]
+        shapes = {tuple(images.shape) for images in samples}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"The images of a batch need one shape [T*N, 3, H, W], got {sorted(shapes)}: set "
+                "one final size in the image augmentation and one number of frames."
+            )
+        images = torch.stack(list(samples)).flatten(0, 1).float()
+        if training and self.distortion is not None:
+            images = self.distortion(images)
+        if self.bgr_to_rgb:
+            images = images.flip(1)
+        images = (images - self.mean) / self.std
+        pad_h, pad_w = (
+            math.ceil(size / self.pad_size_divisor) * self.pad_size_divisor - size
+            for size in images.shape[-2:]
+        )
+        images = F.pad(images, (0, pad_w, 0, pad_h))
+        inputs = dict(data["inputs"], img=images.unflatten(0, (len(samples), -1)))
+        return dict(data, inputs=inputs)
+
+
+def _coins(number: int) -> Tensor:
+    return torch.rand(number) < 0.5
+
+
+def _draw(number: int, low: float, high: float, neutral: float) -> Tensor:
+    """Draw uniform values ``[number]``, each ``neutral`` with probability 1/2."""
+    return torch.where(_coins(number), torch.empty(number).uniform_(low, high), neutral)

@@ -1,0 +1,189 @@
+"""The OPUS detector: image network and head.
+
+Dimension letters: B batch, T frames (current first), N cameras, L pyramid levels, C channels, H, W
+image size, h, w size of a feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from models.heads import CameraGeometry, HeadOutput, OccupancyHead
+
+from .feature_cache import FeatureCache, FrameFeatures
+
+
+@MODELS.register_module()
+class OPUS(BaseModel):
+    """Occupancy prediction from multi-camera images by a sparse set of points.
+
+    Wang et al., "OPUS: Occupancy Prediction Using a Sparse Set", arXiv 2409.09350. Parts are named
+    as in published checkpoints. Mixed precision (MMEngine's autocast contexts) reaches the image
+    network alone: the head decodes in the precision of its parameters.
+
+    Args:
+        img_backbone: Configuration of the image backbone.
+        img_neck: Configuration of the feature pyramid.
+        pts_bbox_head: Configuration of the head.
+        grid_mask: Configuration of an augmentation of the network's input; None for none.
+        stop_prev_grad: Number of frames, from the current one on, whose features carry gradient;
+            the others run without gradient and in eval mode. None: all carry it.
+        streaming: In eval mode, keep the features of frames, so that a sample pays for the frames
+            that were not in the samples before it. Samples need ``img_paths`` (T*N, frame-major)
+            and ``ida_mat`` in their metainfo, which together identify an image.
+        cached_frames: Frames that streaming keeps.
+        data_preprocessor: Configuration of the data preprocessor.
+        init_cfg: Initialisation configuration of MMEngine.
+    """
+
+    def __init__(
+        self,
+        img_backbone: dict,
+        img_neck: dict,
+        pts_bbox_head: dict,
+        grid_mask: dict | None = None,
+        stop_prev_grad: int | None = None,
+        streaming: bool = False,
+        cached_frames: int = 16,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor, init_cfg)
+        if stop_prev_grad is not None and stop_prev_grad < 1:
+            raise ValueError(f"stop_prev_grad must be None or at least 1, got {stop_prev_grad}.")
+        self.img_backbone = MODELS.build(img_backbone)
+        self.img_neck = MODELS.build(img_neck)
+        self.pts_bbox_head: OccupancyHead = MODELS.build(pts_bbox_head)
+        self.grid_mask = None if grid_mask is None else MODELS.build(grid_mask)
+        self.stop_prev_grad = stop_prev_grad
+        self.streaming = streaming
+        self.cache = FeatureCache(cached_frames)
+
+    def init_weights(self) -> None:
+        """Initialise the weights as the configuration says.
+
+        Raises:
+            FileNotFoundError: If a pretrained checkpoint of the image network is not there.
+        """
+        for name in ("img_backbone", "img_neck"):
+            cfg = getattr(self, name).init_cfg
+            path = cfg.get("checkpoint", "") if isinstance(cfg, dict) else ""
+            if path and "://" not in path and not Path(path).is_file():
+                raise FileNotFoundError(
+                    f"The pretrained image network {path} is missing: download it to this path, "
+                    f"or train from scratch with --cfg-options model.{name}.init_cfg=None."
+                )
+        super().init_weights()
+
+    def train(self, mode: bool = True) -> OPUS:
+        """Set the mode and forget cached features, which other weights may have made."""
+        self.cache.clear()
+        super().train(mode)
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights and forget cached features, which other weights made."""
+        self.cache.clear()
+        return super().load_state_dict(*args, **kwargs)
+
+    def forward(
+        self, inputs: dict[str, Tensor], data_samples: list[BaseDataElement], mode: str = "tensor"
+    ) -> dict[str, Tensor] | list[BaseDataElement] | HeadOutput:
+        """Run the model on the data preprocessor's output.
+
+        Args:
+            inputs: ``img``, float ``[B, T*N, 3, H, W]``.
+            data_samples: Samples with ``ego2img`` ``[T*N, 4, 4]`` and ``ego2occ`` ``[4, 4]``, and
+                in the mode ``'loss'`` the labels the head asks for.
+            mode: ``'loss'``, ``'predict'`` or ``'tensor'``.
+
+        Returns:
+            The losses by name; the samples with predictions added; or the raw outputs.
+
+        Raises:
+            ValueError: If the mode is unknown.
+        """
+        if mode not in ("loss", "predict", "tensor"):
+            raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}.")
+        images = inputs["img"]
+        geometry = CameraGeometry(
+            ego2img=torch.stack([sample.ego2img for sample in data_samples]),
+            ego2occ=torch.stack([sample.ego2occ for sample in data_samples]),
+            img_hw=(images.shape[-2], images.shape[-1]),
+        )
+        output = self.pts_bbox_head(self.extract_feat(images, data_samples), geometry)
+        if mode == "loss":
+            return self.pts_bbox_head.loss(output, data_samples)
+        if mode == "predict":
+            return self.pts_bbox_head.predict(output, data_samples)
+        return output
+
+    def extract_feat(self, images: Tensor, data_samples: Sequence[BaseDataElement]) -> list[Tensor]:
+        """Return L feature maps ``[B, T*N, C, h, w]`` of images ``[B, T*N, 3, H, W]``."""
+        if self.streaming and not self.training:
+            return self._extract_streaming(images, data_samples)
+        num_cams = self.pts_bbox_head.num_cams
+        kept = images.shape[1] if self.stop_prev_grad is None else self.stop_prev_grad * num_cams
+        if self.grid_mask is not None:
+            images = self.grid_mask(images.flatten(0, 1)).view_as(images)
+        if not torch.is_grad_enabled() or kept >= images.shape[1]:
+            return self._image_network(images)
+        current = self._image_network(images[:, :kept])
+        previous = self._without_gradient(images[:, kept:])
+        return [torch.cat(level, dim=1) for level in zip(current, previous, strict=True)]
+
+    def _image_network(self, images: Tensor) -> list[Tensor]:
+        """Map images ``[..., 3, H, W]`` to L feature maps ``[..., C, h, w]``."""
+        levels = self.img_neck(self.img_backbone(images.flatten(0, -4)))
+        return [level.unflatten(0, images.shape[:-3]) for level in levels]
+
+    @torch.no_grad()
+    def _without_gradient(self, images: Tensor) -> list[Tensor]:
+        parts = (self.img_backbone, self.img_neck)
+        modes = [part.training for part in parts]
+        try:
+            for part in parts:
+                part.eval()
+            return self._image_network(images)
+        finally:
+            for part, mode in zip(parts, modes, strict=True):
+                part.train(mode)
+
+    def _extract_streaming(
+        self, images: Tensor, data_samples: Sequence[BaseDataElement]
+    ) -> list[Tensor]:
+        num_cams = self.pts_bbox_head.num_cams
+        frames = images.unflatten(1, (-1, num_cams)).flatten(0, 1)  # [B*T, N, 3, H, W]
+        keys = [key for sample in data_samples for key in _frame_keys(sample, num_cams)]
+
+        def compute(positions: list[int]) -> list[FrameFeatures]:
+            levels = self._image_network(frames[positions])
+            return list(zip(*levels, strict=True))
+
+        found = self.cache.fetch(keys, compute)
+        return [
+            torch.stack(level).unflatten(0, (len(images), -1)).flatten(1, 2)
+            for level in zip(*found, strict=True)
+        ]
+
+
+def _frame_keys(sample: BaseDataElement, num_cams: int) -> list[Hashable]:
+    """Return what identifies the images of each frame of a sample."""
+    paths = sample.metainfo.get("img_paths")
+    ida_mat = sample.metainfo.get("ida_mat")
+    if paths is None or ida_mat is None:
+        raise ValueError(
+            "Streaming needs img_paths and ida_mat in the metainfo of every sample: add them to "
+            "the meta keys of the data set, or set model.streaming=False."
+        )
+    augmentation = np.asarray(ida_mat).tobytes()
+    return [(tuple(paths[i : i + num_cams]), augmentation) for i in range(0, len(paths), num_cams)]

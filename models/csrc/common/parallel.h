@@ -1,0 +1,35 @@
+// Runs independent tasks on torch's threads.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+namespace opus {
+
+// Calls run(task) once for each task in [0, num_tasks), on as many threads as torch allows.
+// Tasks are handed out one by one, so uneven ones balance; which thread runs a task is open, so a
+// task must write only what no other task touches. Results then do not depend on the thread count.
+template <typename Run>
+void parallel_tasks(int64_t num_tasks, const Run& run) {
+  const int64_t num_workers = std::min<int64_t>(at::get_num_threads(), num_tasks);
+  if (num_workers <= 1 || at::in_parallel_region()) {
+    for (int64_t task = 0; task < num_tasks; ++task) run(task);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, num_workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) {
+      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < num_tasks;) {
+        run(task);
+      }
+    }
+  });
+}
+
+// Number of tasks when `count` items are dealt in blocks of `block`.
+inline int64_t num_blocks(int64_t count, int64_t block) { return (count + block - 1) / block; }
+
+}  // namespace opus

@@ -1,0 +1,274 @@
+// Walking a ray through a voxel grid, host and device.
+//
+// Everything is in voxel units: voxel v covers [v, v + 1). A ray crosses the boundary k of an axis
+// at t(k) = (k - o) * (1 / d), a function of k alone that is monotone in floating point too. The
+// walk is therefore the merge of three sorted lists of crossings, ordered by (t, axis), and any
+// number of steps can be taken at once with exactly the result of taking them singly. That is
+// what lets empty space be skipped without changing a bit of the answer.
+//
+// Occupancy is kept as 64-bit masks of 4 x 4 x 4 children in three levels: level 0 has a bit a
+// voxel, level 1 a bit a level-0 block (4 voxels wide), level 2 a bit a level-1 block (16 wide).
+#pragma once
+
+#include <cstdint>
+
+#include "common/defs.h"
+
+namespace opus {
+namespace ray_cast {
+
+constexpr int kLevels = 3;
+// Rays outside these bounds (in voxel units) are treated as missing the grid: they keep every
+// t(k) finite, so that crossings are always ordered. A component below kNoStep is no movement.
+constexpr double kMaxOrigin = 1e9;
+constexpr double kMinDirection = 1e-100;
+constexpr double kMaxDirection = 1e100;
+constexpr double kNoStep = 1e-200;
+
+struct Masks {
+  const uint64_t* level[kLevels];
+  int blocks[kLevels][3];  // blocks along x, y, z
+  int size[3];             // voxels along x, y, z
+};
+
+struct Hit {
+  int voxel[3];
+  bool hit;
+  double t_enter, t_exit;
+  int face;
+};
+
+struct Ray {
+  double o[3], d[3], inv[3];
+  int step[3];
+  int start[3];  // voxel of the origin, clipped to [-1, size]
+  int v[3];      // current voxel
+  double max_t;
+};
+
+OPUS_HD int bit_of(int x, int y, int z) { return ((x & 3) << 4) | ((y & 3) << 2) | (z & 3); }
+
+// Bits of the children lo..hi (each 0..3) along every axis.
+OPUS_HD uint64_t box_bits(const int* lo, const int* hi) {
+  const uint64_t x = (~0ull >> (48 - 16 * hi[0])) & (~0ull << (16 * lo[0]));
+  const uint64_t y = (((0xFFFFull >> (12 - 4 * hi[1])) >> (4 * lo[1])) << (4 * lo[1]));
+  const uint64_t z = (((0xFull >> (3 - hi[2])) >> lo[2]) << lo[2]);
+  return x & (y * 0x0001000100010001ull) & (z * 0x1111111111111111ull);
+}
+
+OPUS_HD int64_t block_index(const Masks& masks, int level, const int* v) {
+  const int shift = 2 * (level + 1);
+  const int* n = masks.blocks[level];
+  return (static_cast<int64_t>(v[0] >> shift) * n[1] + (v[1] >> shift)) * n[2] + (v[2] >> shift);
+}
+
+// An axis without movement never crosses: its origin is set below every boundary, 1/d is infinite.
+OPUS_HD double crossing(const Ray& ray, int axis, int boundary) {
+  return (static_cast<double>(boundary) - ray.o[axis]) * ray.inv[axis];
+}
+
+// Whether a crossing of `axis` at t comes before the event (t_event, event_axis).
+OPUS_HD bool precedes(double t, int axis, double t_event, int event_axis) {
+  return t < t_event || (t == t_event && axis < event_axis);
+}
+
+// Index on `axis`, within lo..hi, that the ray has reached just before the event.
+OPUS_HD int index_before(const Ray& ray, int axis, double t_event, int event_axis, int lo, int hi) {
+  if (ray.step[axis] == 0) return ray.v[axis];
+  const double position = ray.o[axis] + ray.d[axis] * t_event;
+  // Comparisons in double: the estimate may be far outside what an int holds.
+  int e = position >= hi ? hi : (position <= lo ? lo : static_cast<int>(position));
+  const int from = ray.v[axis];
+  if (ray.step[axis] > 0) {
+    if (e < from) e = from;
+    while (e > from && !precedes(crossing(ray, axis, e), axis, t_event, event_axis)) --e;
+    while (e < hi && precedes(crossing(ray, axis, e + 1), axis, t_event, event_axis)) ++e;
+  } else {
+    if (e > from) e = from;
+    while (e < from && !precedes(crossing(ray, axis, e + 1), axis, t_event, event_axis)) ++e;
+    while (e > lo && precedes(crossing(ray, axis, e), axis, t_event, event_axis)) --e;
+  }
+  return e;
+}
+
+OPUS_HD int first_axis(const double* t) {
+  return t[0] <= t[1] && t[0] <= t[2] ? 0 : (t[1] <= t[2] ? 1 : 2);
+}
+
+OPUS_HD bool inside(const Masks& masks, const int* v) {
+  return v[0] >= 0 && v[0] < masks.size[0] && v[1] >= 0 && v[1] < masks.size[1] && v[2] >= 0 &&
+         v[2] < masks.size[2];
+}
+
+OPUS_HD bool is_bounded(double value, double bound) { return value >= -bound && value <= bound; }
+
+// Fills the ray from origin and direction in voxel units; false where it cannot be walked.
+OPUS_HD bool init_ray(Ray& ray, const double* o, const double* d, double max_t, const int* size) {
+  double longest = 0;
+  for (int a = 0; a < 3; ++a) {
+    if (!is_bounded(o[a], kMaxOrigin) || !is_bounded(d[a], kMaxDirection)) return false;
+    const double magnitude = d[a] < 0 ? -d[a] : d[a];
+    longest = magnitude > longest ? magnitude : longest;
+    ray.step[a] = magnitude < kNoStep ? 0 : (d[a] > 0 ? 1 : -1);
+    ray.d[a] = ray.step[a] == 0 ? 0. : d[a];
+    const int toward_zero = static_cast<int>(o[a]);
+    const int v = toward_zero - (o[a] < toward_zero);
+    ray.start[a] = v < -1 ? -1 : (v > size[a] ? size[a] : v);
+    ray.v[a] = ray.start[a];
+    ray.o[a] = ray.step[a] == 0 ? -2. : o[a];  // below every boundary, from -1 on
+    ray.inv[a] = 1. / ray.d[a];
+  }
+  ray.max_t = max_t;
+  return longest >= kMinDirection;
+}
+
+// Moves a ray that starts outside to the first voxel of the grid; false where it misses.
+OPUS_HD bool enter_grid(Ray& ray, const int* size) {
+  double t_event = -1;
+  int event_axis = -1;
+  for (int a = 0; a < 3; ++a) {
+    if (ray.v[a] >= 0 && ray.v[a] < size[a]) continue;
+    if (ray.step[a] != (ray.v[a] < 0 ? 1 : -1)) return false;  // looks away
+    const double t = crossing(ray, a, ray.v[a] < 0 ? 0 : size[a]);
+    if (t >= t_event) {
+      t_event = t;
+      event_axis = a;
+    }
+  }
+  if (event_axis < 0) return ray.max_t >= 0;  // started inside
+  if (!(t_event <= ray.max_t)) return false;
+  int entered[3];
+  for (int a = 0; a < 3; ++a) {
+    entered[a] = a == event_axis ? (ray.step[a] > 0 ? 0 : size[a] - 1)
+                                 : index_before(ray, a, t_event, event_axis, -1, size[a]);
+  }
+  for (int a = 0; a < 3; ++a) {
+    if (entered[a] < 0 || entered[a] >= size[a]) return false;
+    ray.v[a] = entered[a];
+  }
+  return true;
+}
+
+// When and through which face the ray came into its current voxel, and when it leaves.
+OPUS_HD void finish(const Ray& ray, bool hit, Hit& out) {
+  out.hit = hit;
+  out.t_enter = 0;
+  out.face = -1;
+  bool moved = false;
+  double t_exit[3];
+  for (int a = 0; a < 3; ++a) {
+    out.voxel[a] = ray.v[a];
+    t_exit[a] = crossing(ray, a, ray.v[a] + (ray.step[a] > 0));
+    if (ray.v[a] == ray.start[a]) continue;
+    const double t = crossing(ray, a, ray.v[a] + (ray.step[a] < 0));
+    if (!moved || t >= out.t_enter) {  // the later axis is the later event
+      out.t_enter = t;
+      out.face = 2 * a + (ray.step[a] < 0);
+    }
+    moved = true;
+  }
+  out.t_exit = t_exit[first_axis(t_exit)];
+}
+
+enum class Walk { kOn, kHit, kEnd };
+
+// Steps voxel by voxel until an occupied voxel, the end of the ray, or the voxel's 4^3 block is
+// left (with `bits` constant, the grid's edge counts as the end).
+OPUS_HD Walk walk_block(const Masks& masks, Ray& ray, uint64_t bits) {
+  double t[3];
+  for (int a = 0; a < 3; ++a) t[a] = crossing(ray, a, ray.v[a] + (ray.step[a] > 0));
+  while (true) {
+    if (bits >> bit_of(ray.v[0], ray.v[1], ray.v[2]) & 1) return Walk::kHit;
+    const int a = first_axis(t);
+    const int next = ray.v[a] + ray.step[a];
+    if (!(t[a] <= ray.max_t) || next < 0 || next >= masks.size[a]) return Walk::kEnd;
+    const bool leaves = (next ^ ray.v[a]) & ~3;
+    ray.v[a] = next;
+    if (leaves) return Walk::kOn;
+    t[a] = crossing(ray, a, next + (ray.step[a] > 0));
+  }
+}
+
+// Crosses the block of `level` the ray is in if no child on its way is occupied.
+// Returns false, and leaves the ray where it is, if one is. `walk` says whether the ray ended.
+OPUS_HD bool skip_block(const Masks& masks, Ray& ray, int level, uint64_t bits, Walk& walk) {
+  const int shift = 2 * (level + 1);
+  int lo[3], hi[3];  // voxels of the block, clipped to the grid
+  double t[3];
+  for (int a = 0; a < 3; ++a) {
+    lo[a] = (ray.v[a] >> shift) << shift;
+    const int end = lo[a] + (1 << shift);
+    hi[a] = (end < masks.size[a] ? end : masks.size[a]) - 1;
+    t[a] = crossing(ray, a, ray.step[a] > 0 ? hi[a] + 1 : lo[a]);
+  }
+  int axis = first_axis(t);
+  double t_event = t[axis];
+  if (!(t_event <= ray.max_t)) {  // the ray ends within the block: at max_t all crossings are done
+    axis = 3;
+    t_event = ray.max_t;
+  }
+  int last[3], box_lo[3], box_hi[3];
+  for (int a = 0; a < 3; ++a) {
+    last[a] = a == axis ? (ray.step[a] > 0 ? hi[a] : lo[a])
+                        : index_before(ray, a, t_event, axis, lo[a], hi[a]);
+    const int from = (ray.v[a] - lo[a]) >> (shift - 2), to = (last[a] - lo[a]) >> (shift - 2);
+    box_lo[a] = from < to ? from : to;
+    box_hi[a] = from < to ? to : from;
+  }
+  if (bits & box_bits(box_lo, box_hi)) return false;
+  for (int a = 0; a < 3; ++a) ray.v[a] = last[a];
+  walk = Walk::kEnd;
+  if (axis < 3) {
+    const int next = ray.v[axis] + ray.step[axis];
+    if (next >= 0 && next < masks.size[axis]) {
+      ray.v[axis] = next;
+      walk = Walk::kOn;
+    }
+  }
+  return true;
+}
+
+// Walks from the current voxel to the first occupied one or the end of the ray.
+OPUS_HD bool walk_grid(const Masks& masks, Ray& ray, bool skip_empty) {
+  int level = skip_empty ? kLevels - 1 : 0;
+  Walk walk = Walk::kOn;
+  while (walk == Walk::kOn) {
+    const uint64_t bits = masks.level[level][block_index(masks, level, ray.v)];
+    const int before[3] = {ray.v[0], ray.v[1], ray.v[2]};
+    if (!skip_empty || !skip_block(masks, ray, level, bits, walk)) {
+      if (level > 0) {
+        --level;
+        continue;
+      }
+      walk = walk_block(masks, ray, bits);
+    }
+    // Go up where the block above has been left as well.
+    while (skip_empty && level < kLevels - 1) {
+      const int shift = 2 * (level + 2);
+      const int changed =
+          (ray.v[0] ^ before[0]) | (ray.v[1] ^ before[1]) | (ray.v[2] ^ before[2]);
+      if (changed >> shift == 0) break;
+      ++level;
+    }
+  }
+  return walk == Walk::kHit;
+}
+
+OPUS_HD Hit cast(const Masks& masks, const double* origin, const double* direction, double max_t,
+                 bool skip_empty) {
+  Ray ray;
+  Hit out;
+  if (!init_ray(ray, origin, direction, max_t, masks.size) || !enter_grid(ray, masks.size)) {
+    for (int a = 0; a < 3; ++a) out.voxel[a] = -1;
+    out.hit = false;
+    out.t_enter = out.t_exit = 0;
+    out.face = -1;
+    return out;
+  }
+  const bool hit = walk_grid(masks, ray, skip_empty);
+  finish(ray, hit, out);
+  return out;
+}
+
+}  // namespace ray_cast
+}  // namespace opus

@@ -1,0 +1,85 @@
+"""Finds and loads the native extension at the first use of a native operation."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_FIX = "build it with `make setup` or `python setup.py build_ext --inplace`"
+
+_lock = threading.RLock()
+_loaded = False
+_on_load: list[Callable[[], None]] = []
+
+
+class ExtensionError(RuntimeError):
+    """The native extension is missing, or was built for other sources or another torch."""
+
+
+def on_load(register: Callable[[], None]) -> Callable[[], None]:
+    """Decorator: runs ``register`` once, right after the library has been loaded.
+
+    Fake kernels and gradients attach to operations that exist only from then on.
+    """
+    _on_load.append(register)
+    return register
+
+
+def library_path() -> Path | None:
+    """Path of the built library, or None where it has not been built."""
+    candidates = sorted(Path(__file__).parent.glob("_C*.so"), key=lambda p: p.stat().st_mtime)
+    return candidates[-1] if candidates else None
+
+
+def load() -> None:
+    """Loads the library once.
+
+    Raises:
+        ExtensionError: the library is missing or does not fit the installed torch.
+    """
+    global _loaded
+    with _lock:
+        if _loaded:
+            return
+        path = library_path()
+        if path is None:
+            raise ExtensionError(f"the native extension models/ops/_C*.so is missing: {_FIX}")
+        try:
+            torch.ops.load_library(str(path))
+        except OSError as error:
+            raise ExtensionError(
+                f"{path.name} does not load with torch {torch.__version__} ({error}): {_FIX}"
+            ) from error
+        for register in _on_load:
+            register()
+        _loaded = True
+
+
+def native(name: str) -> Any:
+    """The native operation ``opus::name``, ready to be called.
+
+    Raises:
+        ExtensionError: the library is missing, does not load, or is older than this operation.
+    """
+    if not _loaded:
+        load()
+    try:
+        return getattr(torch.ops.opus, name)
+    except AttributeError as error:
+        raise ExtensionError(
+            f"the built native extension has no operation {name!r}, it is older than its sources: "
+            f"{_FIX}"
+        ) from error
+
+
+def is_available() -> bool:
+    """Whether the native extension can be loaded."""
+    try:
+        load()
+    except ExtensionError:
+        return False
+    return True

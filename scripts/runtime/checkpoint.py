@@ -1,0 +1,207 @@
+"""Checkpoints: read safely, fitted strictly, refused in one sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from torch import Tensor, nn
+
+NUM_NAMED_KEYS = 3  # keys of each kind that a message names
+
+
+class CheckpointError(ValueError):
+    """A file is no checkpoint, or one of another model."""
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """Identity of a checkpoint file that has been loaded."""
+
+    path: str
+    sha256: str
+    epoch: int | None
+    iteration: int | None
+
+
+def allow_checkpoint_classes() -> None:
+    """Let `torch.load` accept what mmengine's runner puts beside the weights.
+
+    torch >= 2.6 loads nothing but tensors and plain containers unless a class is listed
+    (`weights_only=True`). mmengine 0.10.7 stores its message hub: HistoryBuffer objects with numpy
+    arrays and scalars in them. Those are listed; the check itself stays on, since a checkpoint
+    from elsewhere may otherwise run code.
+    """
+    core = np.core if int(np.__version__.split(".")[0]) < 2 else np._core  # type: ignore[attr-defined]
+    multiarray = core.multiarray
+    dtype_classes = {
+        type(np.dtype(kind))
+        for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "U1")
+    }
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            np.ndarray,
+            np.dtype,
+            multiarray._reconstruct,
+            multiarray.scalar,
+            *sorted(dtype_classes, key=lambda cls: cls.__name__),
+        ]
+    )
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint file onto the CPU.
+
+    Args:
+        path: File that `train.py` wrote, or a published one.
+
+    Returns:
+        The stored dict; a bare state dict is wrapped as `{"state_dict": ...}`.
+
+    Raises:
+        CheckpointError: The file is missing, not a checkpoint, or holds classes that are not
+            loaded for safety.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"checkpoint {path} {kind}: give the .pth file that train.py wrote")
+    allow_checkpoint_classes()
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error):
+            name = str(error).split("GLOBAL ", 1)[-1].split(" ", 1)[0]
+            raise CheckpointError(
+                f"{path} holds an object of class {name}, which is not loaded for safety: "
+                "save the file again with its 'state_dict' alone"
+            ) from None
+        raise CheckpointError(_not_a_checkpoint(path)) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError):
+        # torch raises RuntimeError for a broken zip archive, the others for a stray pickle.
+        raise CheckpointError(_not_a_checkpoint(path)) from None
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        return dict(content)
+    if (
+        isinstance(content, Mapping)
+        and content
+        and all(isinstance(value, Tensor) for value in content.values())
+    ):
+        return {"state_dict": dict(content)}
+    raise CheckpointError(
+        f"{path} holds no weights (no 'state_dict'): give the .pth file that train.py wrote"
+    )
+
+
+def _not_a_checkpoint(path: Path) -> str:
+    return (
+        f"{path} is not a PyTorch checkpoint (or a damaged one): "
+        "give the .pth file that train.py wrote"
+    )
+
+
+def _listed(keys: list[str]) -> str:
+    more = len(keys) - NUM_NAMED_KEYS
+    return ", ".join(keys[:NUM_NAMED_KEYS]) + (f" and {more} more" if more > 0 else "")
+
+
+def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """State dict of a checkpoint without the prefix that data-parallel wrappers add."""
+    return {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
+
+
+def misfits(
+    weights: Mapping[str, Tensor], model: nn.Module
+) -> tuple[list[str], list[str], list[str]]:
+    """How a state dict differs from a model's.
+
+    Returns:
+        Keys that are missing, keys that are unexpected, and descriptions
+        `key (shape in the file, shape in the model)` of those with another shape.
+    """
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in weights]
+    unexpected = [key for key in weights if key not in expected]
+    mismatched = [
+        f"{key} ({tuple(weights[key].shape)} in the file, {tuple(value.shape)} in the model)"
+        for key, value in expected.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    return missing, unexpected, mismatched
+
+
+def check_fit(weights: Mapping[str, Tensor], model: nn.Module, path: str | Path) -> None:
+    """Raise CheckpointError, naming the first keys, unless the weights fit the model exactly."""
+    missing, unexpected, mismatched = misfits(weights, model)
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
+    found = "; ".join(f"{kind}: {_listed(keys)}" for kind, keys in kinds.items() if keys)
+    if found:
+        raise CheckpointError(
+            f"{path} is a checkpoint of another model ({found}): "
+            "use the config that it was trained with"
+        )
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def load_weights(model: nn.Module, path: str | Path) -> CheckpointInfo:
+    """Load a checkpoint's weights into a model, with no key missing, unexpected or mismatched.
+
+    Args:
+        model: The unwrapped model.
+        path: Checkpoint file.
+
+    Returns:
+        What was loaded.
+
+    Raises:
+        CheckpointError: As `read_checkpoint`, or the checkpoint is one of another model.
+    """
+    checkpoint = read_checkpoint(path)
+    weights = weights_of(checkpoint)
+    check_fit(weights, model, path)
+    model.load_state_dict(weights, strict=True)
+    meta = checkpoint.get("meta", {})
+    return CheckpointInfo(str(path), file_sha256(path), meta.get("epoch"), meta.get("iter"))
+
+
+def start_from(model: nn.Module, path: str | Path) -> str:
+    """Load what fits of a checkpoint, for training on from other weights (`--load-from`).
+
+    Args:
+        model: The unwrapped model.
+        path: Checkpoint file; parts of the model may be absent from it.
+
+    Returns:
+        A sentence that says how much was loaded.
+
+    Raises:
+        CheckpointError: Not a checkpoint, no key in common, or a key of another shape.
+    """
+    weights = weights_of(read_checkpoint(path))
+    missing, unexpected, mismatched = misfits(weights, model)
+    if mismatched or len(missing) == len(model.state_dict()):
+        check_fit(weights, model, path)
+    model.load_state_dict(weights, strict=False)
+    loaded = len(model.state_dict()) - len(missing)
+    sentence = f"started from {path}: {loaded} of {len(model.state_dict())} tensors loaded"
+    if missing:
+        sentence += f"; left as initialised: {_listed(missing)}"
+    if unexpected:
+        sentence += f"; not used: {_listed(unexpected)}"
+    return sentence

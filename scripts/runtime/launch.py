@@ -1,0 +1,69 @@
+"""Start of one process or of one among many (torchrun): process group, device, threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from scripts.runtime.errors import ConfigError
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the evaluation of a slow rank must fit in
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Place of this process among those of the run."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether torchrun started this process."""
+        return dist.is_available() and dist.is_initialized()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and the messages."""
+        return self.rank == 0
+
+
+@contextmanager
+def launched() -> Iterator[Launch]:
+    """Join the process group that torchrun describes in the environment; alone without one.
+
+    The group is made here and not by mmengine's `init_dist`, which selects a CUDA device also for
+    gloo and so fails on a CPU build of torch. NCCL where there are GPUs, gloo elsewhere.
+
+    Raises:
+        ConfigError: More processes than GPUs on this machine.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield Launch()
+        return
+    launch = Launch(
+        int(os.environ["RANK"]),
+        int(os.environ["WORLD_SIZE"]),
+        int(os.environ.get("LOCAL_RANK", "0")),
+    )
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "nccl"
+        if launch.local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {launch.local_rank} has no GPU: this machine has "
+                f"{torch.cuda.device_count()}; start at most that many processes"
+            )
+        torch.cuda.set_device(launch.local_rank)
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    try:
+        yield launch
+    finally:
+        dist.destroy_process_group()

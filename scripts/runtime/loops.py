@@ -1,0 +1,70 @@
+"""Epoch-based training that resumes in the middle of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from mmengine.registry import LOOPS
+from mmengine.runner import EpochBasedTrainLoop
+
+
+class _SkippingSampler:
+    """A sampler that leaves out its first indices in the first pass, and is itself thereafter."""
+
+    def __init__(self, sampler: Any, num_skipped: int) -> None:
+        self._sampler = sampler
+        self._num_skipped = num_skipped
+
+    def __iter__(self) -> Iterator[int]:
+        num_skipped, self._num_skipped = self._num_skipped, 0
+        return islice(iter(self._sampler), num_skipped, None)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __getattr__(self, name: str) -> Any:  # set_epoch and the like
+        return getattr(self._sampler, name)
+
+
+@LOOPS.register_module()
+class ResumableEpochTrainLoop(EpochBasedTrainLoop):
+    """mmengine's EpochBasedTrainLoop, which takes an interrupted epoch up where it was left.
+
+    mmengine starts an epoch anew when a checkpoint from its middle is resumed, while the iteration
+    count goes on: the run then has more steps than its schedule. Here the samples that the epoch
+    has already seen are left out (they are not loaded either); shuffling depends on seed and epoch
+    alone, so the rest of the epoch is the rest that an uninterrupted run would have seen.
+    """
+
+    _epoch: int
+    _iter: int
+
+    def run_epoch(self) -> None:
+        """Run one epoch, or what a resumed checkpoint left of it."""
+        num_done = self._iter - self._epoch * len(self.dataloader)
+        if num_done == 0:
+            super().run_epoch()
+            return
+        if not 0 < num_done <= len(self.dataloader):
+            self.runner.logger.warning(
+                f"resumed at iteration {self._iter} of epoch {self._epoch + 1}, but an epoch has "
+                f"{len(self.dataloader)} iterations now: the data set or the batch size has "
+                "changed; this epoch starts at its beginning"
+            )
+            self._iter = self._epoch * len(self.dataloader)
+            super().run_epoch()
+            return
+
+        self.runner.logger.info(
+            f"epoch {self._epoch + 1}: its first {num_done} iterations are done"
+        )
+        batches = self.dataloader.batch_sampler
+        batches.sampler = _SkippingSampler(batches.sampler, num_done * batches.batch_size)
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        for index, data_batch in enumerate(self.dataloader, start=num_done):
+            self.run_iter(index, data_batch)
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1

@@ -1,0 +1,110 @@
+"""From a config file and command-line options to a Runner."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner, find_latest_checkpoint
+from torch import nn
+
+from scripts.runtime.checkpoint import (
+    CheckpointError,
+    allow_checkpoint_classes,
+    check_fit,
+    read_checkpoint,
+    start_from,
+    weights_of,
+)
+from scripts.runtime.config import fit_config, load_config, named_config_keys
+from scripts.runtime.launch import Launch
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that train.py and val.py share."""
+    parser.add_argument("--config", required=True, help="config file, see configs/")
+    parser.add_argument(
+        "--work-dir", help="logs and checkpoints (default: work_dirs/NAME OF THE CONFIG)"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        default={},
+        metavar="KEY=VALUE",
+        help="fields of the config to replace, e.g. batch_size=4 optim_wrapper.optimizer.lr=1e-4",
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of every error (or OPUS_DEBUG=1)"
+    )
+
+
+def prepare_config(
+    path: str, options: Mapping[str, Any], work_dir: str | None, launch: Launch
+) -> tuple[Config, list[str]]:
+    """Config of a run, fitted to this process, and notes for its log.
+
+    Args:
+        path: Config file.
+        options: `--cfg-options`.
+        work_dir: Overrides the config's; the default is `work_dirs/<name of the config>`.
+        launch: This process among the others.
+    """
+    cfg = load_config(path, options)
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get("work_dir") is None:
+        cfg.work_dir = str(Path("work_dirs", Path(path).stem))
+    return cfg, fit_config(cfg, launch)
+
+
+class OpusRunner(Runner):
+    """mmengine's Runner with checkpoints read safely and checked against the model."""
+
+    _has_loaded: bool
+
+    def load_or_resume(self) -> None:
+        """Resume or start from the checkpoint that the config names.
+
+        `resume` without `load_from` takes the latest checkpoint of the work dir and starts anew if
+        there is none. mmengine's own version accepts a checkpoint of any other model silently.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be read, does not fit, or cannot be resumed.
+        """
+        if self._has_loaded:
+            return
+        if self._resume:
+            path = self._load_from or find_latest_checkpoint(self.work_dir)
+            if path is None:
+                self.logger.info(f"no checkpoint in {self.work_dir} to resume: starting anew")
+                return
+            checkpoint = read_checkpoint(path)
+            check_fit(weights_of(checkpoint), bare_model(self), path)
+            if "optimizer" not in checkpoint:
+                raise CheckpointError(
+                    f"{path} holds weights only and cannot be resumed: use --load-from"
+                )
+            self.resume(str(path))
+        elif self._load_from is not None:
+            self.logger.info(start_from(bare_model(self), self._load_from))
+        self._has_loaded = True
+
+
+def build_runner(cfg: Config, notes: list[str]) -> OpusRunner:
+    """Build the runner, with errors that name config keys, and log the notes."""
+    allow_checkpoint_classes()
+    with named_config_keys(cfg):
+        runner = OpusRunner.from_cfg(cfg)
+    for note in notes:
+        runner.logger.info(note)
+    return runner
+
+
+def bare_model(runner: Runner) -> nn.Module:
+    """The runner's model without its data-parallel wrapper."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -1,0 +1,66 @@
+"""Train a model: `python train.py --config configs/...py`; on N processes: dist_train.sh."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from scripts.runtime.config import named_config_keys
+from scripts.runtime.errors import ConfigError, run_entry_point
+from scripts.runtime.hooks import StopOnSignalHook
+from scripts.runtime.launch import launched
+from scripts.runtime.running import add_common_arguments, build_runner, prepare_config
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line of train.py."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_common_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="go on where the run in the work dir was left (or from CHECKPOINT): weights, "
+        "optimiser, schedule and place in the epoch; a run without a checkpoint starts anew",
+    )
+    parser.add_argument(
+        "--load-from", metavar="CHECKPOINT", help="start with the weights of CHECKPOINT that fit"
+    )
+    return parser.parse_args(arguments)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train as the command line says.
+
+    Raises:
+        ConfigError: The options contradict each other or the config.
+        CheckpointError: A checkpoint cannot be read or does not fit.
+        TrainingInterrupted: A signal stopped the training; a checkpoint has been saved.
+    """
+    if args.resume and args.load_from:
+        raise ConfigError("--resume and --load-from exclude each other: give one of them")
+    with launched() as launch:
+        cfg, notes = prepare_config(args.config, args.cfg_options, args.work_dir, launch)
+        if args.resume:
+            cfg.resume = True
+            cfg.load_from = None if args.resume == "auto" else args.resume
+        elif args.load_from:
+            cfg.resume, cfg.load_from = False, args.load_from
+        runner = build_runner(cfg, notes)
+        stop_hook = StopOnSignalHook()
+        runner.register_hook(stop_hook)
+        stop_hook.install()
+        with named_config_keys(cfg):  # data sets, optimiser and loops are built here
+            runner.train()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_arguments(arguments)
+    return run_entry_point(lambda: train(args), debug=args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

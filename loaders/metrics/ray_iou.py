@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.ops import ray_cast
+from models.ops import OccupancyPyramid, ray_cast
 
 DEPTH_THRESHOLDS_M = (1.0, 2.0, 4.0)
 _NUM_AZIMUTHS = 360
@@ -63,33 +63,54 @@ def cast_label_rays(
         grids: G arrays uint8 [X, Y, Z] of one shape.
         origins: [O, 3] metres, in the frame of the grids.
         pc_range: (x0, y0, z0, x1, y1, z1) metres.
-        voxel_size: (dx, dy, dz) metres.
+        voxel_size: Edge lengths of a voxel, metres; RayIoU is defined for cubes.
         empty_label: Class of a free voxel.
+
+    Raises:
+        ValueError: If the voxels are no cubes.
 
     Returns:
         Class uint8 [G, O * D] and depth float32 [G, O * D] in metres, origin-major. The depth is
         measured to where the ray leaves the first occupied voxel; without one, the class is free
         and the depth that of the last voxel inside the grid.
     """
+    if len(set(map(float, voxel_size))) != 1:
+        raise ValueError(f"RayIoU needs cubic voxels, got {tuple(voxel_size)} m")
     volume = torch.from_numpy(np.stack(grids))
-    hits = ray_cast(
-        volume,
-        torch.from_numpy(np.ascontiguousarray(origins)),
-        torch.tensor(ray_directions()),
-        pc_range[:3],
-        voxel_size,
-        empty_label,
-    )
-    # Rays that miss the grid have index -1; clamping is harmless, for `hit` is false there.
-    voxel = hits.voxel.long().clamp_(min=0)
-    grid_index = torch.arange(len(grids)).view(-1, 1, 1)
-    label = volume[grid_index, voxel[..., 0], voxel[..., 1], voxel[..., 2]]
-    label = torch.where(hits.hit, label, empty_label)
-    depth = hits.t_exit.float()
+    pyramid = OccupancyPyramid(volume, empty_label)
+    grid_index = torch.arange(len(grids)).view(-1, 1)
+    labels, depths = [], []
+    for origin in np.asarray(origins, dtype=np.float64):
+        start, directions = _voxel_unit_rays(origin, pc_range, voxel_size)
+        hits = ray_cast(pyramid, start[None], directions, (0, 0, 0), (1, 1, 1), empty_label)
+        # Rays that miss the grid have index -1; clamping is harmless, for `hit` is false there.
+        voxel = hits.voxel[:, 0].long().clamp_(min=0)
+        label = volume[grid_index, voxel[..., 0], voxel[..., 1], voxel[..., 2]]
+        labels.append(torch.where(hits.hit[:, 0], label, empty_label))
+        depths.append(hits.t_exit[:, 0] * float(voxel_size[0]))
+    if not labels:
+        empty = np.zeros((len(grids), 0))
+        return empty.astype(np.uint8), empty.astype(np.float32)
     return (
-        label.reshape(len(grids), -1).numpy().astype(np.uint8),
-        depth.reshape(len(grids), -1).numpy(),
+        torch.cat(labels, dim=1).numpy().astype(np.uint8),
+        torch.cat(depths, dim=1).float().numpy(),
     )
+
+
+def _voxel_unit_rays(
+    origin: npt.NDArray[np.float64], pc_range: Sequence[float], voxel_size: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the origin [3] and unit directions [D, 3] of its rays in voxels, float32.
+
+    RayIoU's definition passes start and end points of rays in single precision, in voxels. Rays
+    that graze a voxel's corner turn on that rounding, so it is repeated here step by step.
+    """
+    low = np.asarray(pc_range[:3], dtype=np.float64)
+    edge = np.asarray(voxel_size, dtype=np.float32).astype(np.float64)
+    start = ((origin - low) / edge).astype(np.float32)
+    end = ((origin + ray_directions().astype(np.float64) - low) / edge).astype(np.float32)
+    directions = torch.nn.functional.normalize(torch.from_numpy(end - start), dim=-1)
+    return torch.from_numpy(start), directions
 
 
 @dataclass

@@ -50,7 +50,7 @@ class PFNLayer(nn.Module):
         self.norm = nn.BatchNorm1d(units, eps=1e-3, momentum=0.01)
 
     def forward(self, x: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
-        """Map points ``[n, in]`` with their voxels ``[n]`` to ``[n, out]``; last to ``[V, out]``."""
+        """Map points ``[n, in]`` of voxels ``[n]`` to ``[n, out]``, or if last to ``[V, out]``."""
         x = F.relu(self.norm(self.linear(x)))
         maximum = ops.voxel_max(x, voxel_index, num_voxels)
         if self.last:

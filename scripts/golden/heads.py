@@ -1,0 +1,223 @@
+"""Check of a head: outputs, predictions, losses and gradients.
+
+Dimension letters: B batch, T frames, N cameras, L pyramid levels, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+import models.register
+from models import ops
+from models.heads import CameraGeometry, HeadOutput, OccupancyHead
+from scripts.golden.report import (
+    Check,
+    GoldenFile,
+    GoldenFileError,
+    absolute,
+    quantile,
+    relative,
+)
+
+# Everything the models take from models.ops; each has a plain-torch twin.
+OPERATIONS = (
+    "multi_view_sampling",
+    "nearest_neighbor",
+    "build_kernel_map",
+    "sparse_conv",
+    "voxel_max",
+)
+
+
+@dataclass(frozen=True)
+class HeadCase:
+    """A head with the weights and inputs of a file, in one precision."""
+
+    head: OccupancyHead
+    mlvl_feats: list[Tensor]
+    geometry: CameraGeometry
+    samples: list[BaseDataElement] = field(default_factory=list)
+
+    def run(self) -> HeadOutput:
+        """Run the head in the mode it is in."""
+        output: HeadOutput = self.head(self.mlvl_feats, self.geometry)
+        return output
+
+
+def head_config(golden: GoldenFile) -> dict[str, Any]:
+    """Return the configuration of the head that a file names.
+
+    Raises:
+        GoldenFileError: If the head is of a kind that is not supported.
+    """
+    meta = json.loads(golden["meta/config"].tobytes())
+    if meta["kind"] not in ("v2", "v2_dcd"):
+        raise GoldenFileError(f"heads of the kind {meta['kind']!r} are not supported")
+    return dict(
+        type="CPDHead",
+        pc_range=meta["pc_range"],
+        voxel_size=meta["voxel_size"],
+        num_classes=meta["num_classes"],
+        empty_label=meta["empty_label"],
+        embed_dims=meta["embed_dims"],
+        num_query=meta["num_query"],
+        num_frames=meta["num_frames"],
+        num_cams=meta["num_views"],
+        num_levels=sum(key.startswith("in/mlvl_feats.") for key in golden),
+        point_channels=meta["num_pt_channels"],
+        score_thr=meta["score_thr"],
+        decoder=dict(
+            type="OPUSDecoder",
+            num_refines=meta["num_refines"],
+            num_points=meta["num_points"],
+            dropout=0.0,
+        ),
+        densifier=dict(type="CPDDensifier", pfn_channels=meta["pfn_channels"]),
+        loss_pts=dict(type="ChamferLoss", density_aware=meta["kind"] == "v2_dcd"),
+        loss_cls=dict(type="SigmoidFocalLoss", loss_weight=2.0, class_weights=meta["cls_weights"]),
+    )
+
+
+def load_case(golden: GoldenFile, dtype: torch.dtype) -> HeadCase:
+    """Build the head a file names, load its weights strictly, and its inputs."""
+    assert models.register  # imported for its side effect
+    head: OccupancyHead = MODELS.build(head_config(golden))
+    prefix = "state/"
+    head.load_state_dict(
+        {
+            key.removeprefix(prefix): torch.from_numpy(np.array(golden[key]))
+            for key in golden
+            if key.startswith(prefix)
+        },
+        strict=True,
+    )
+    meta = json.loads(golden["meta/config"].tobytes())
+
+    def tensor(name: str) -> Tensor:
+        return torch.from_numpy(golden[f"in/{name}"]).to(dtype)
+
+    feats = [tensor(f"mlvl_feats.{level}") for level in range(head.num_levels)]
+    samples = []
+    for semantics, mask in zip(golden["in/voxel_semantics"], golden["in/mask_camera"], strict=True):
+        sample = BaseDataElement()
+        sample.voxel_semantics = torch.from_numpy(semantics)
+        sample.mask_camera = torch.from_numpy(mask)
+        samples.append(sample)
+    geometry = CameraGeometry(tensor("ego2img"), tensor("ego2occ"), tuple(meta["img_hw"]))
+    return HeadCase(head.to(dtype), [f.requires_grad_() for f in feats], geometry, samples)
+
+
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """Replace the operations the models use by their plain-torch twins."""
+    with ExitStack() as stack:
+        for name in OPERATIONS:
+            twin = getattr(ops, f"{name}_reference")
+            stack.enter_context(mock.patch.object(ops, name, twin))
+        yield
+
+
+def check_head_float64(golden: GoldenFile) -> Iterator[Check]:
+    """Compare all a file holds, through the plain-torch path and the native operations."""
+    with plain_operations():
+        yield from _check_float64(golden, "plain ")
+    yield from _check_float64(golden, "native ")
+
+
+def check_head_float32(golden: GoldenFile) -> Iterator[Check]:
+    """Compare outputs in single precision.
+
+    A sampling point that crosses the border of an image changes camera, and the difference grows
+    from layer to layer: 99 % of the elements must agree, to 1e-4 in the first layer and to 1e-2 in
+    the following ones.
+    """
+    case = load_case(golden, torch.float32)
+    case.head.eval()
+    with torch.no_grad():
+        output = case.run()
+        samples = case.head.predict(output, case.samples)
+    for i, points in enumerate(output.points):
+        key = f"eval/refine_pts.{i}"
+        yield quantile(f"native {key}", points.numpy(), golden[key], 1e-4 if i == 0 else 1e-2)
+    for i, sample in enumerate(samples):
+        expected = _voxel_set(golden[f"occ/{i}.loc"], golden[f"occ/{i}.label"])
+        actual = _voxel_set(sample.pred_coords.numpy(), sample.pred_labels.numpy())
+        differing = len(expected ^ actual) / len(expected)
+        yield Check(f"native occ/{i} (part of voxels that differ)", differing, 1e-2)
+    case.head.train()
+    with torch.no_grad():
+        losses = case.head.loss(case.run(), case.samples)
+    for name, value in losses.items():
+        yield relative(f"native loss/{name}", value.numpy(), golden[f"loss/{name}"], 1e-2)
+
+
+def _check_float64(golden: GoldenFile, path: str) -> Iterator[Check]:
+    case = load_case(golden, torch.float64)
+    for check in (*_check_outputs(case, golden), *_check_training(case, golden)):
+        yield Check(path + check.name, check.error, check.tolerance)
+
+
+def _check_outputs(case: HeadCase, golden: GoldenFile) -> Iterator[Check]:
+    case.head.eval()
+    with torch.no_grad():
+        output = case.run()
+        samples = case.head.predict(output, case.samples)
+    for i, points in enumerate(output.points):
+        key = f"eval/refine_pts.{i}"
+        yield relative(key, points.numpy(), golden[key], 1e-5)
+    last = len(output.points) - 1
+    voxels = output.voxels[last]
+    assert voxels is not None
+    coords, logits = _sorted(voxels.coords.numpy(), voxels.logits.numpy())
+    key = f"eval/voxel_coors.{last}"
+    expected_coords, expected_logits = _sorted(golden[key], golden[f"eval/cls_scores.{last}"])
+    yield absolute(key, coords, expected_coords, 0)
+    yield relative(f"eval/cls_scores.{last}", logits, expected_logits, 1e-5)
+    for i, sample in enumerate(samples):
+        coords, labels = _sorted(sample.pred_coords.numpy(), sample.pred_labels.numpy())
+        yield absolute(f"occ/{i}.loc", coords, golden[f"occ/{i}.loc"], 0)
+        yield absolute(f"occ/{i}.label", labels, golden[f"occ/{i}.label"], 0)
+
+
+def _check_training(case: HeadCase, golden: GoldenFile) -> Iterator[Check]:
+    case.head.train()
+    losses = case.head.loss(case.run(), case.samples)
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    for name, value in (*losses.items(), ("total", total)):
+        yield relative(f"loss/{name}", value.detach().numpy(), golden[f"loss/{name}"], 1e-5)
+    gradients = {f"in.mlvl_feats.{i}": feats.grad for i, feats in enumerate(case.mlvl_feats)}
+    for i, feats in enumerate(case.mlvl_feats):
+        key = f"grad/mlvl_feats.{i}"
+        yield relative(key, _grad_or_zero(feats), golden[key], 1e-4)
+    gradients |= {name: p.grad for name, p in case.head.named_parameters()}
+    for name, gradient in gradients.items():
+        norm = 0.0 if gradient is None else float(gradient.norm())
+        yield relative(f"gradnorm/{name}", norm, golden[f"gradnorm/{name}"], 1e-4)
+
+
+def _grad_or_zero(tensor: Tensor) -> npt.NDArray[Any]:
+    return np.zeros(tensor.shape) if tensor.grad is None else tensor.grad.numpy()
+
+
+def _sorted(
+    coords: npt.NDArray[Any], values: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    order = np.lexsort(coords.T[::-1])
+    return coords[order], values[order]
+
+
+def _voxel_set(coords: npt.NDArray[Any], labels: npt.NDArray[Any]) -> set[tuple[int, ...]]:
+    return {(*row, label) for row, label in zip(coords.tolist(), labels.tolist(), strict=True)}

@@ -1,0 +1,54 @@
+"""From sample to what the data loader collates. Legend: F images, X Y Z voxels, O origins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.registry import TRANSFORMS
+from mmengine.structures import BaseDataElement
+
+from loaders.sample import OccSample
+from loaders.transforms.geometry import image_aug_matrix
+
+
+@TRANSFORMS.register_module()
+class PackOccSample:
+    """Packs a sample into ``dict(inputs=dict(img=...), data_samples=BaseDataElement)``.
+
+    ``img`` is a uint8 tensor [F, 3, H, W], BGR: a view of the [F, H, W, 3] images, which costs no
+    copy and keeps the channels-last layout in memory. The data element holds ``ego2img`` float32
+    [F, 4, 4], ``ego2occ`` float32 [4, 4] and, if loaded, ``voxel_semantics`` uint8, ``mask_camera``
+    and ``mask_lidar`` bool [X, Y, Z]; the rest is its metainfo.
+    """
+
+    def __call__(self, sample: OccSample) -> dict[str, Any]:
+        """Returns the packed sample."""
+        if sample.images is None or sample.image_aug is None:
+            raise ValueError("PackOccSample needs LoadMultiViewImages before it in the pipeline")
+        metainfo: dict[str, Any] = {
+            "sample_token": sample.sample_token,
+            "scene_name": sample.scene_name,
+            "sample_idx": sample.sample_idx,
+            "img_paths": sample.img_paths,
+            "img_timestamps": sample.img_timestamps,
+            "ida_mat": image_aug_matrix(sample.image_aug),
+            "class_names": sample.class_names,
+            "pc_range": sample.pc_range,
+            "voxel_size": sample.voxel_size,
+        }
+        if sample.ray_origins is not None:
+            metainfo["ray_origins"] = sample.ray_origins
+        data = {
+            "ego2img": torch.from_numpy(sample.ego2img).float(),
+            "ego2occ": torch.from_numpy(sample.ego2occ).float(),
+        }
+        for name in ("voxel_semantics", "mask_camera", "mask_lidar"):
+            grid = getattr(sample, name)
+            if grid is not None:
+                data[name] = torch.from_numpy(grid)
+        images = torch.from_numpy(sample.images).permute(0, 3, 1, 2)
+        return {
+            "inputs": {"img": images},
+            "data_samples": BaseDataElement(metainfo=metainfo, **data),
+        }

@@ -1,0 +1,158 @@
+"""Pinhole cameras of the pictures, and the views that place them around the ego vehicle.
+
+Dimension letters: H image rows, W image columns, N points or pixels.
+Frames: "world" is whatever frame the camera was made in. The views below make cameras in the ego
+frame (x forward, y left, z up, metres); :meth:`Camera.transformed` moves one into a grid's frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """An ideal pinhole camera with square pixels and the principal point in the image's middle.
+
+    Attributes:
+        position: [3] optical centre in metres.
+        rotation: [3, 3] rows are the camera's right, down and forward axes in the world frame.
+        focal_px: focal length in pixels.
+        width: image columns.
+        height: image rows.
+    """
+
+    position: Array
+    rotation: Array
+    focal_px: float
+    width: int
+    height: int
+
+    @staticmethod
+    def look_at(
+        position: tuple[float, float, float],
+        target: tuple[float, float, float],
+        up: tuple[float, float, float],
+        horizontal_fov_deg: float,
+        width: int,
+        height: int,
+    ) -> Camera:
+        """Camera at ``position`` that sees ``target`` in its middle, ``up`` pointing upwards."""
+        eye = np.asarray(position, dtype=np.float64)
+        forward = np.asarray(target, dtype=np.float64) - eye
+        forward /= np.linalg.norm(forward)
+        right = np.cross(forward, np.asarray(up, dtype=np.float64))
+        right /= np.linalg.norm(right)
+        down = np.cross(forward, right)
+        focal = 0.5 * width / math.tan(math.radians(horizontal_fov_deg) / 2)
+        return Camera(eye, np.stack([right, down, forward]), focal, width, height)
+
+    def directions(self, pixels: Tensor) -> Tensor:
+        """Unit viewing directions.
+
+        Args:
+            pixels: float [N, 2] column and row; the first pixel's centre is (0.5, 0.5).
+
+        Returns:
+            [N, 3] in the world frame, of the pixels' type.
+        """
+        middle = pixels.new_tensor([0.5 * self.width, 0.5 * self.height])
+        plane = (pixels - middle) / self.focal_px
+        local = F.pad(plane, (0, 1), value=1.0)
+        local = local / local.norm(dim=1, keepdim=True)
+        return local @ torch.from_numpy(self.rotation).to(pixels)
+
+    def project(self, points: Array) -> tuple[Array, Array]:
+        """Project points.
+
+        Args:
+            points: [N, 3] metres, world frame.
+
+        Returns:
+            [N, 2] column and row in pixels, and [N] depth along the optical axis in metres
+            (not positive: behind the camera, the pixel then means nothing).
+        """
+        local = (points - self.position) @ self.rotation.T
+        depth = local[:, 2]
+        safe = np.where(depth > 1e-9, depth, 1e-9)
+        pixels = local[:, :2] / safe[:, None] * self.focal_px
+        pixels += np.array([0.5 * self.width, 0.5 * self.height])
+        return pixels, depth
+
+    def transformed(self, world2other: Array) -> Camera:
+        """The same camera in another frame.
+
+        Args:
+            world2other: [4, 4] rigid transform, or one that mirrors (a flipped label grid).
+        """
+        linear = world2other[:3, :3]
+        return replace(
+            self,
+            position=linear @ self.position + world2other[:3, 3],
+            rotation=self.rotation @ linear.T,
+        )
+
+    def resized(self, width: int, height: int) -> Camera:
+        """The same view, its horizontal field kept, on a raster of another size."""
+        return replace(
+            self, focal_px=self.focal_px * width / self.width, width=width, height=height
+        )
+
+
+def chase_view(width: int, height: int, extent_m: float = 40.0) -> Camera:
+    """Camera behind and above the ego vehicle (ego frame).
+
+    Args:
+        width: image columns.
+        height: image rows.
+        extent_m: half the side of the area of interest; the camera keeps its view of it.
+    """
+    scale = extent_m / 40.0
+    # The field of view is chosen over the image's diagonal aspect so that the same area stays
+    # visible in narrow and in wide panels.
+    aspect = width / height
+    fov = 2 * math.degrees(math.atan(math.tan(math.radians(30.0)) * min(aspect, 1.9) / 1.4))
+    return Camera.look_at(
+        position=(-34.0 * scale, 0.0, 27.0 * scale),
+        target=(4.5 * scale, 0.0, 0.0),
+        up=(0.0, 0.0, 1.0),
+        horizontal_fov_deg=fov,
+        width=width,
+        height=height,
+    )
+
+
+def top_view(width: int, height: int, extent_m: float = 40.0) -> Camera:
+    """Bird's-eye camera, forward pointing up (ego frame).
+
+    A long lens from far above: parallel for the eye, so buildings do not lean over the road.
+
+    Args:
+        width: image columns.
+        height: image rows.
+        extent_m: half the side of the area that fills the shorter side of the image.
+    """
+    distance = 40.0 * extent_m
+    half = extent_m * max(width / height, 1.0)
+    return Camera.look_at(
+        position=(0.0, 0.0, distance),
+        target=(0.0, 0.0, 0.0),
+        up=(1.0, 0.0, 0.0),
+        horizontal_fov_deg=2 * math.degrees(math.atan(half / distance)),
+        width=width,
+        height=height,
+    )
+
+
+VIEWS: dict[str, Callable[[int, int, float], Camera]] = {"chase": chase_view, "top": top_view}
+"""Views by name: functions of (width, height, extent_m)."""

@@ -1,0 +1,52 @@
+"""Where a prediction and the ground truth differ, as a label grid that the renderer can draw."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.visualization.palette import DIFFERENCE_COLOURS, Difference
+
+
+def difference_grid(
+    prediction: NDArray[np.uint8],
+    truth: NDArray[np.uint8],
+    empty_label: int,
+    scored: NDArray[np.bool_] | None = None,
+) -> NDArray[np.uint8]:
+    """Compare two label grids voxel by voxel.
+
+    Args:
+        prediction: uint8 [X, Y, Z].
+        truth: uint8 [X, Y, Z].
+        empty_label: label of free space.
+        scored: bool [X, Y, Z] voxels that the metric counts (the camera mask); None: all.
+            Elsewhere the ground truth is shown as "not scored" and the prediction is left out.
+
+    Returns:
+        uint8 [X, Y, Z] of :class:`scripts.visualization.palette.Difference`.
+
+    Raises:
+        ValueError: the grids have different shapes.
+    """
+    shapes = {prediction.shape, truth.shape} | ({scored.shape} if scored is not None else set())
+    if len(shapes) > 1:
+        raise ValueError(
+            f"prediction {prediction.shape} and ground truth {truth.shape} must be grids of one "
+            "shape: check pc_range and voxel_size in the config."
+        )
+    predicted, filled = prediction != empty_label, truth != empty_label
+    result = np.full(truth.shape, Difference.FREE, dtype=np.uint8)
+    result[predicted & filled] = Difference.WRONG_CLASS
+    result[predicted & filled & (prediction == truth)] = Difference.RIGHT
+    result[~predicted & filled] = Difference.MISSED
+    result[predicted & ~filled] = Difference.INVENTED
+    if scored is not None:
+        result[~scored] = Difference.FREE
+        result[~scored & filled] = Difference.UNSCORED
+    return result
+
+
+def difference_colours() -> NDArray[np.uint8]:
+    """Colours of the difference labels without free: uint8 [5, 3]."""
+    return np.asarray(list(DIFFERENCE_COLOURS.values()), dtype=np.uint8)

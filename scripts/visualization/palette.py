@@ -1,0 +1,160 @@
+"""Colours: one table of class styles, the difference classes, and the themes of a sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+RGB = tuple[int, int, int]
+
+# The colours of nuScenes' own categories (nuscenes-devkit, ``nuscenes.utils.color_map``). Where an
+# occupancy class merges several categories, the one that names most of it is taken: pedestrian =
+# human.pedestrian.adult, bus = vehicle.bus.bendy (the bus colour of the lidarseg figures: that of
+# bus.rigid is hard to tell from truck), others = noise.
+CLASS_COLOURS: dict[str, RGB] = {
+    "others": (0, 0, 0),
+    "barrier": (112, 128, 144),
+    "bicycle": (220, 20, 60),
+    "bus": (255, 127, 80),
+    "car": (255, 158, 0),
+    "construction_vehicle": (233, 150, 70),
+    "motorcycle": (255, 61, 99),
+    "pedestrian": (0, 0, 230),
+    "traffic_cone": (47, 79, 79),
+    "trailer": (255, 140, 0),
+    "truck": (255, 99, 71),
+    "driveable_surface": (0, 207, 191),
+    "other_flat": (175, 0, 75),
+    "sidewalk": (75, 0, 75),
+    "terrain": (112, 180, 60),
+    "manmade": (222, 184, 135),
+    "vegetation": (0, 175, 0),
+}
+
+OCC3D_CLASSES: tuple[str, ...] = tuple(CLASS_COLOURS)
+"""Occ3D-nuScenes' 17 semantic classes in label order (label 17 is free)."""
+
+OPENOCCUPANCY_CLASSES: tuple[str, ...] = OCC3D_CLASSES[1:]
+"""OpenOccupancy's 16 semantic classes in label order (label 16 is free)."""
+
+# Names that other code bases use for the same classes.
+_ALIASES = {
+    "other": "others",
+    "noise": "others",
+    "cone": "traffic_cone",
+    "construction vehicle": "construction_vehicle",
+    "drivable_surface": "driveable_surface",
+    "driveable surface": "driveable_surface",
+    "traffic cone": "traffic_cone",
+    "other flat": "other_flat",
+}
+
+EGO_COLOUR: RGB = (255, 240, 245)
+"""nuScenes' vehicle.ego."""
+
+
+class Difference(IntEnum):
+    """Labels of a difference grid, see :mod:`scripts.visualization.difference`."""
+
+    RIGHT = 0
+    WRONG_CLASS = 1
+    MISSED = 2
+    INVENTED = 3
+    UNSCORED = 4
+    FREE = 5
+
+
+# Blue, vermilion and yellow of Okabe and Ito's set, which readers with any of the common colour
+# vision deficiencies can tell apart; what is right stays grey so that the errors stand out.
+DIFFERENCE_COLOURS: dict[str, RGB] = {
+    "right": (168, 176, 184),
+    "wrong class": (240, 190, 40),
+    "missed": (0, 114, 190),
+    "invented": (213, 74, 20),
+    "not scored": (226, 229, 233),
+}
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of everything that is not a voxel.
+
+    Attributes:
+        page: background of the sheet.
+        sky_top: background of a rendered panel at its upper edge.
+        sky_bottom: background of a rendered panel at its lower edge.
+        text: main text.
+        muted: secondary text.
+        rule: frames and separating lines.
+    """
+
+    page: RGB
+    sky_top: RGB
+    sky_bottom: RGB
+    text: RGB
+    muted: RGB
+    rule: RGB
+
+
+THEMES: dict[str, Theme] = {
+    "light": Theme(
+        page=(255, 255, 255),
+        sky_top=(224, 231, 239),
+        sky_bottom=(249, 250, 252),
+        text=(22, 27, 34),
+        muted=(98, 108, 120),
+        rule=(203, 210, 218),
+    ),
+    "dark": Theme(
+        page=(16, 19, 24),
+        sky_top=(30, 36, 45),
+        sky_bottom=(19, 23, 29),
+        text=(236, 240, 245),
+        muted=(150, 161, 174),
+        rule=(58, 66, 77),
+    ),
+}
+
+
+def class_colours(class_names: Sequence[str]) -> NDArray[np.uint8]:
+    """Colours of classes in the order of their labels.
+
+    Args:
+        class_names: names of the C semantic classes (the free class is not among them).
+
+    Returns:
+        uint8 [C, 3] sRGB.
+
+    Raises:
+        ValueError: a name is not one of nuScenes' occupancy classes.
+    """
+    rows = []
+    for name in class_names:
+        key = _ALIASES.get(name, name)
+        if key not in CLASS_COLOURS:
+            raise ValueError(
+                f"class '{name}' has no colour: add it to CLASS_COLOURS in "
+                "scripts/visualization/palette.py or correct class_names in the config."
+            )
+        rows.append(CLASS_COLOURS[key])
+    return np.asarray(rows, dtype=np.uint8).reshape(-1, 3)
+
+
+def pretty_name(class_name: str) -> str:
+    """Class name as a legend shows it: ``driveable_surface`` -> ``driveable surface``."""
+    return class_name.replace("_", " ")
+
+
+def theme_by_name(name: str) -> Theme:
+    """Look up a theme.
+
+    Raises:
+        ValueError: there is no theme of this name.
+    """
+    if name not in THEMES:
+        raise ValueError(f"theme '{name}' does not exist: choose one of {', '.join(THEMES)}.")
+    return THEMES[name]

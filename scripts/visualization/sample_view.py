@@ -1,0 +1,92 @@
+"""What a sheet shows of one sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class CameraImage:
+    """One input image.
+
+    Attributes:
+        name: camera, e.g. ``CAM_FRONT_LEFT``.
+        image: RGB.
+    """
+
+    name: str
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class SampleView:
+    """One sample, ready to be drawn.
+
+    Attributes:
+        index: position in the data set.
+        total: size of the data set.
+        scene_name: e.g. ``scene-0103``.
+        sample_token: nuScenes' token of the key frame.
+        class_names: names of the C semantic classes in label order.
+        empty_label: label of free space.
+        grid_min: lower corner of the grid in metres.
+        voxel_size: edge lengths of a voxel in metres.
+        ego2grid: [4, 4] from the ego frame to the grid's.
+        prediction: uint8 [X, Y, Z], or None without a model.
+        truth: uint8 [X, Y, Z], or None where it is not shown.
+        scored: bool [X, Y, Z] voxels the voxel metric counts, or None for all.
+        images: the input cameras of the current frame.
+        scores: name and value (percent) in the order they are printed.
+    """
+
+    index: int
+    total: int
+    scene_name: str
+    sample_token: str
+    class_names: tuple[str, ...]
+    empty_label: int
+    grid_min: tuple[float, float, float]
+    voxel_size: tuple[float, float, float]
+    ego2grid: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
+    prediction: NDArray[np.uint8] | None = None
+    truth: NDArray[np.uint8] | None = None
+    scored: NDArray[np.bool_] | None = None
+    images: tuple[CameraImage, ...] = ()
+    scores: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Scene and position in the data set."""
+        return f"{self.scene_name}  ·  sample {self.index + 1} of {self.total}"
+
+    @property
+    def file_stem(self) -> str:
+        """Name of this sample's files: sortable, unique, recognisable."""
+        return f"{self.index:05d}_{self.scene_name}_{self.sample_token[:8]}"
+
+
+def dense_grid(
+    coords: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    shape: tuple[int, int, int],
+    empty_label: int,
+) -> NDArray[np.uint8]:
+    """Sparse voxels as a label grid.
+
+    Args:
+        coords: [n, 3] voxel indices (x, y, z); those outside the grid are left out.
+        labels: [n].
+        shape: voxels in x, y, z.
+        empty_label: label of all other voxels.
+
+    Returns:
+        uint8 [X, Y, Z].
+    """
+    grid = np.full(shape, empty_label, dtype=np.uint8)
+    inside = ((coords >= 0) & (coords < np.asarray(shape))).all(axis=1)
+    grid[tuple(coords[inside].T)] = labels[inside].astype(np.uint8)
+    return grid

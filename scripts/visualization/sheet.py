@@ -1,0 +1,224 @@
+"""Composes the sheet of one sample: title and scores, cameras, panels, legend.
+
+All measures are in pixels at scale 1 and multiplied by the scale, panels and fonts included, so a
+sheet at scale 3 is sharp at three times the size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+from scripts.visualization.palette import EGO_COLOUR, RGB, Theme, class_colours, pretty_name
+from scripts.visualization.palette import theme_by_name as _theme_by_name
+from scripts.visualization.panels import Panel, panel_count, render_panels
+from scripts.visualization.sample_view import CameraImage, SampleView
+from scripts.visualization.text import (
+    colour_key_rows,
+    draw_colour_key,
+    draw_swatch,
+    draw_text,
+    text_width,
+)
+
+# Width and height of a panel by the number of panels.
+_PANEL_SIZES = {0: (1120, 0), 1: (1120, 680), 2: (800, 560), 3: (640, 480)}
+_MARGIN, _GAP, _CAMERA_GAP = 24, 12, 6
+_TITLE_HEIGHT, _CAPTION_HEIGHT, _KEY_ROW_HEIGHT = 46, 30, 24
+_TITLE_SIZE, _CAPTION_SIZE, _KEY_SIZE = 20, 15, 13
+
+# The order in which a panorama shows the cameras, left to right, in one row or in two.
+_ONE_ROW = ("BACK_LEFT", "FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_RIGHT", "BACK")
+_TWO_ROWS = ("FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_LEFT", "BACK", "BACK_RIGHT")
+
+
+@dataclass(frozen=True)
+class SheetOptions:
+    """How sheets are composed.
+
+    Attributes:
+        scale: size factor; 1 gives sheets of 1168 (one panel) to 1992 (three) pixels in width.
+        theme: name in :data:`scripts.visualization.palette.THEMES`.
+        difference: whether to add the panel that compares prediction and ground truth.
+    """
+
+    scale: float = 1.0
+    theme: str = "light"
+    difference: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: a scale outside of (0.2, 16), or an unknown theme.
+        """
+        if not 0.2 <= self.scale <= 16:
+            raise ValueError(f"scale {self.scale:g} is not usable: give one from 0.2 to 16.")
+        _theme_by_name(self.theme)
+
+    def px(self, length: float) -> int:
+        """A length at scale 1 in pixels of the sheet."""
+        return max(1, round(length * self.scale)) if length > 0 else 0
+
+    @property
+    def colours(self) -> Theme:
+        """The theme's colours."""
+        return _theme_by_name(self.theme)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A composed sheet.
+
+    Attributes:
+        image: the whole sheet, RGB.
+        panels: its panels, for the overview.
+    """
+
+    image: Image.Image
+    panels: tuple[Panel, ...]
+
+
+def legend_entries(class_names: Sequence[str]) -> list[tuple[str, RGB]]:
+    """Name and colour of every class, and of the ego vehicle."""
+    colours = class_colours(class_names)
+    entries = [
+        (pretty_name(name), (int(c[0]), int(c[1]), int(c[2])))
+        for name, c in zip(class_names, colours, strict=True)
+    ]
+    return [*entries, ("ego vehicle", EGO_COLOUR)]
+
+
+def compose_sheet(view: SampleView, options: SheetOptions | None = None) -> Sheet:
+    """Draw and compose everything the sample holds.
+
+    Args:
+        view: the sample; its images, prediction and ground truth are optional.
+        options: size and style.
+
+    Raises:
+        ValueError: a class without colour, or grids of different shapes.
+    """
+    options = options or SheetOptions()
+    px, theme = options.px, options.colours
+    count = panel_count(view, options.difference)
+    panel_width, panel_height = (px(v) for v in _PANEL_SIZES[count])
+    inner = count * panel_width + (count - 1) * px(_GAP) if count else panel_width
+    camera_rows = _camera_rows(view.images, inner, px(_CAMERA_GAP), single_row=count >= 2)
+    cameras_height = sum(row[0].height for row in camera_rows)
+    cameras_height += px(_CAMERA_GAP) * max(0, len(camera_rows) - 1)
+    entries = legend_entries(view.class_names)
+    key_rows = colour_key_rows([name for name, _ in entries], inner, px(_KEY_SIZE))
+
+    captions_height = px(_CAPTION_HEIGHT) + panel_height if count else 0
+    height = px(_TITLE_HEIGHT) + cameras_height + px(6) + captions_height
+    height += px(12) + key_rows * px(_KEY_ROW_HEIGHT) + px(14)
+    canvas = Image.new("RGB", (inner + 2 * px(_MARGIN), height), theme.page)
+    left = px(_MARGIN)
+    _draw_title(canvas, view, options)
+    top = px(_TITLE_HEIGHT)
+    for row in camera_rows:
+        x = left
+        for picture in row:
+            canvas.paste(picture, (x, top))
+            x += picture.width + px(_CAMERA_GAP)
+        top += row[0].height + px(_CAMERA_GAP)
+    top = px(_TITLE_HEIGHT) + cameras_height + px(6)
+
+    panels = render_panels(view, (panel_width, panel_height), theme, options.difference)
+    for i, panel in enumerate(panels):
+        _draw_panel(canvas, left + i * (panel_width + px(_GAP)), top, panel, options)
+    top += captions_height + px(12)
+    draw_colour_key(
+        canvas, left, top, inner, entries, px(_KEY_SIZE), px(_KEY_ROW_HEIGHT), theme.text,
+        theme.rule,
+    )  # fmt: skip
+    return Sheet(canvas, tuple(panels))
+
+
+def _draw_title(canvas: Image.Image, view: SampleView, options: SheetOptions) -> None:
+    """Scene, sample and token on the left, scores on the right."""
+    px, theme = options.px, options.colours
+    middle = px(_TITLE_HEIGHT) // 2
+    x = px(_MARGIN)
+    x += draw_text(canvas, (x, middle), view.title, px(_TITLE_SIZE), theme.text, bold=True)
+    right = canvas.width - px(_MARGIN)
+    for i, (name, value) in enumerate(reversed(view.scores)):
+        size = px(_CAPTION_SIZE)
+        right -= px(18) if i else 0
+        value_text = f"{value:.1f}"
+        draw_text(canvas, (right, middle), value_text, size, theme.text, bold=True, anchor="rm")
+        right -= text_width(value_text, size, bold=True) + px(6)
+        draw_text(canvas, (right, middle), name, size, theme.muted, anchor="rm")
+        right -= text_width(name, size)
+    token_size = px(_KEY_SIZE)
+    x += px(14)
+    # The token is for finding the sample again; it gives way where the scores need the room.
+    if x + text_width(view.sample_token, token_size) + px(18) < right:
+        draw_text(canvas, (x, middle + px(2)), view.sample_token, token_size, theme.muted)
+
+
+def _draw_panel(
+    canvas: Image.Image, left: int, top: int, panel: Panel, options: SheetOptions
+) -> None:
+    px, theme = options.px, options.colours
+    middle = top + px(_CAPTION_HEIGHT) // 2
+    x = left + draw_text(
+        canvas, (left, middle), panel.title, px(_CAPTION_SIZE), theme.text, bold=True
+    )
+    size = px(_KEY_SIZE)
+    if panel.note:
+        draw_text(canvas, (x + px(10), middle + px(1)), panel.note, size, theme.muted)
+    right = left + panel.image.width
+    for name, colour in reversed(panel.key):
+        right -= text_width(name, size)
+        draw_text(canvas, (right, middle), name, size, theme.text)
+        right -= size * 3 // 2
+        draw_swatch(canvas, right, middle, size + 1, colour, theme.rule, max(1, size // 14))
+        right -= px(14)
+    y = top + px(_CAPTION_HEIGHT)
+    canvas.paste(panel.image, (left, y))
+    frame = (left, y, left + panel.image.width - 1, y + panel.image.height - 1)
+    ImageDraw.Draw(canvas).rectangle(frame, outline=theme.rule, width=px(1))
+
+
+def _camera_rows(
+    images: Sequence[CameraImage], width: int, gap: int, single_row: bool
+) -> list[list[Image.Image]]:
+    """Cameras in panorama order, resized to fill ``width`` exactly, labelled."""
+    if not images:
+        return []
+    order = _ONE_ROW if single_row else _TWO_ROWS
+    rank = {name: i for i, name in enumerate(order)}
+    arranged = sorted(images, key=lambda c: rank.get(_short_name(c.name), len(rank)))
+    per_row = len(arranged) if single_row else -(-len(arranged) // 2)
+    rows = []
+    for start in range(0, len(arranged), per_row):
+        row = arranged[start : start + per_row]
+        # Whole pixels, the remainder spread from the left, so that both edges line up.
+        room = width - gap * (per_row - 1)
+        widths = [room // per_row + (1 if i < room % per_row else 0) for i in range(per_row)]
+        first = row[0].image
+        height = round(room / per_row * first.height / first.width)
+        rows.append([_camera_picture(c, w, height) for c, w in zip(row, widths, strict=False)])
+    return rows
+
+
+def _short_name(camera: str) -> str:
+    return camera.removeprefix("CAM_").upper()
+
+
+def _camera_picture(camera: CameraImage, width: int, height: int) -> Image.Image:
+    """One input image with its name in the corner."""
+    picture = camera.image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    name = _short_name(camera.name).replace("_", " ").lower()
+    size = max(7, round(width / 26))
+    pad = max(2, size // 2)
+    box = (0, 0, text_width(name, size) + 2 * pad, size + 2 * pad - size // 4)
+    label = picture.crop(box)
+    label = Image.blend(label, Image.new("RGB", label.size, (0, 0, 0)), 0.55)
+    picture.paste(label, (0, 0))
+    draw_text(picture, (pad, box[3] / 2), name, size, (255, 255, 255))
+    return picture

@@ -51,8 +51,8 @@ def train(args: argparse.Namespace) -> None:
         runner = build_runner(cfg, notes)
         stop_hook = StopOnSignalHook()
         runner.register_hook(stop_hook)
-        stop_hook.install()
-        with named_config_keys(cfg):  # data sets, optimiser and loops are built here
+        # Data sets, optimiser and loops are built in train(), hence the named keys.
+        with stop_hook.installed(), named_config_keys(cfg):
             runner.train()
 
 

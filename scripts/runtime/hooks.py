@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -56,9 +58,9 @@ class StopOnSignalHook(Hook):
     """On SIGINT or SIGTERM finish the iteration, save a checkpoint that resumes, and stop.
 
     A second SIGINT stops at once. In a distributed run all processes agree on the iteration, so
-    none is left waiting in a collective operation. Use `install` before the data loader starts its
-    workers: they inherit the handler and so survive the terminal's Ctrl-C until they are needed no
-    more.
+    none is left waiting in a collective operation. Training runs inside `installed()`, so that the
+    data loader's workers inherit the handler: the terminal's Ctrl-C reaches them too, and without
+    it they would die before the last iteration is through.
     """
 
     priority = "LOWEST"  # after the optimiser's and the schedule's step and the log
@@ -67,10 +69,16 @@ class StopOnSignalHook(Hook):
         self._received: signal.Signals | None = None
         self._pid = os.getpid()
 
-    def install(self) -> None:
+    @contextmanager
+    def installed(self) -> Iterator[None]:
         """Take over SIGINT and SIGTERM."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, self._handle) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a data-loading process: its parent ends it

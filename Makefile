@@ -1,0 +1,40 @@
+# The commands of the project; `make help` lists them. Set-up does no work twice.
+
+PY := .venv/bin/python
+DEMO ?=
+.PHONY: help setup test lint types pytest demo toy-train env-report clean clean-all
+.DEFAULT_GOAL := help
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+setup:  ## make .venv, install everything, build the native extension
+	@bash scripts/setup_env.sh
+
+test: lint types pytest  ## set up if needed; ruff, mypy, all tests
+
+lint: setup
+	$(PY) -m ruff check .
+
+types: setup
+	$(PY) -m mypy
+
+pytest: setup
+	$(PY) -m pytest -q
+
+demo: setup  ## toy data, training, scores against an image-blind prior, pictures
+	$(PY) -m scripts.demo $(DEMO)
+
+toy-train: setup  ## the longer run over the toy data (under an hour on two cores)
+	$(PY) -m scripts.demo --long $(DEMO)
+
+env-report: setup  ## versions, what was built, what is missing
+	$(PY) -m scripts.env_report
+
+clean:  ## remove caches, build products and results (not .venv, data, the mmcv wheel)
+	rm -rf build outputs work_dirs .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -f models/ops/*.so
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+clean-all: clean  ## also remove .venv and the toy data
+	rm -rf .venv data/toy_nuscenes

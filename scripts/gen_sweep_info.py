@@ -112,7 +112,7 @@ class SceneReader:
         }
 
     def _previous_sweeps(self, sample_data: Record, limit: int) -> list[Record]:
-        """Returns up to ``limit`` records between a key frame and the previous one, newest first."""
+        """Returns up to ``limit`` sweeps since the previous key frame, newest first."""
         sweeps: list[Record] = []
         token = sample_data["prev"]
         while token and len(sweeps) < limit:
@@ -187,9 +187,7 @@ def open_tables(data_root: Path, version: str) -> Any:
         ) from error
 
 
-def write_split(
-    nusc: Any, split: str, path: Path, progress: bool = True
-) -> tuple[int, int]:  # fmt: skip
+def write_split(nusc: Any, split: str, path: Path, progress: bool = True) -> tuple[int, int]:
     """Writes the info file of a split.
 
     Args:

@@ -120,9 +120,13 @@ def _draw_tile(
     size = px(_CAPTION_SIZE)
     middle = top + px(_CAPTION_HEIGHT) // 2
     used = draw_text(canvas, (left, middle), tile.title, size, theme.text, bold=True)
-    scores = "   ".join(f"{name} {value:.1f}" for name, value in tile.scores)
-    if used + text_width(scores, size) + px(12) <= width:
-        draw_text(canvas, (left + width, middle), scores, size, theme.muted, anchor="rm")
+    scores = [f"{name} {value:.1f}" for name, value in tile.scores]
+    # The first scores are the ones that matter; drop the last where there is no room.
+    while scores and used + text_width("   ".join(scores), size) + px(12) > width:
+        scores.pop()
+    if scores:
+        line = "   ".join(scores)
+        draw_text(canvas, (left + width, middle), line, size, theme.muted, anchor="rm")
     x, y = left, top + px(_CAPTION_HEIGHT)
     for _, picture in tile.pictures:
         canvas.paste(picture, (x, y))

@@ -122,8 +122,8 @@ class VoxelRenderer:
         # One label stands for everything that is not drawn, as the ray caster knows only one.
         self._labels = torch.where(occupied, grid, torch.full_like(grid, _NOT_DRAWN)).contiguous()
         self._pyramid = OccupancyPyramid(self._labels[None], _NOT_DRAWN)
-        self._grid_min = tuple(float(v) for v in grid_min)
-        self._voxel_size = tuple(float(v) for v in voxel_size)
+        self._grid_min = (float(grid_min[0]), float(grid_min[1]), float(grid_min[2]))
+        self._voxel_size = (float(voxel_size[0]), float(voxel_size[1]), float(voxel_size[2]))
         # Black would swallow every shade and line; lift it a little.
         self._albedo = 0.07 + 0.93 * torch.from_numpy(colours.astype(np.float32)) / 255
         self._sky_top = torch.tensor(theme.sky_top) / 255

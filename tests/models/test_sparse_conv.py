@@ -1,0 +1,94 @@
+"""Sparse convolutions against dense ones and against spconv run on one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.layers import SparseConv3d, SparseTensor, SubMConv3d
+
+SHAPE = (6, 5, 4)
+
+
+def random_sparse(channels: int, batch: int = 2, number: int = 20) -> SparseTensor:
+    cells = torch.randperm(batch * 6 * 5 * 4)[:number]
+    coords = torch.stack(torch.unravel_index(cells, (batch, *SHAPE)), dim=1)
+    features = torch.randn(number, channels, dtype=torch.float64, requires_grad=True)
+    return SparseTensor(features, coords, SHAPE, batch)
+
+
+def to_dense(features: torch.Tensor, coords: torch.Tensor, batch: int) -> torch.Tensor:
+    dense = features.new_zeros(batch, *SHAPE, features.shape[1])
+    return dense.index_put(tuple(coords.T), features).permute(0, 4, 1, 2, 3)
+
+
+def dense_conv(conv: SparseConv3d | SubMConv3d, x: SparseTensor) -> torch.Tensor:
+    """Return the dense convolution [B, out, d0, d1, d2] of the same weights."""
+    weight = conv.weight.permute(0, 4, 1, 2, 3)
+    return F.conv3d(to_dense(x.features, x.coords, x.batch_size), weight, conv.bias, padding=1)
+
+
+def test_sparse_conv_dilates_and_equals_dense() -> None:
+    conv, x = SparseConv3d(3, 4).double(), random_sparse(3)
+    out = conv(x)
+    active = to_dense(torch.ones(len(x.coords), 1), x.coords, 2)
+    reached = F.max_pool3d(active, 3, stride=1, padding=1).squeeze(1).nonzero()
+    assert set(map(tuple, out.coords.tolist())) == set(map(tuple, reached.tolist()))
+    assert len(out.coords) == len(reached)
+    expected = dense_conv(conv, x).permute(0, 2, 3, 4, 1)[tuple(out.coords.T)]
+    torch.testing.assert_close(out.features, expected)
+
+
+def test_submanifold_conv_keeps_the_set_and_equals_dense() -> None:
+    conv, x = SubMConv3d(3, 4).double(), random_sparse(3)
+    out = conv(x)
+    assert set(map(tuple, out.coords.tolist())) == set(map(tuple, x.coords.tolist()))
+    expected = dense_conv(conv, x).permute(0, 2, 3, 4, 1)[tuple(out.coords.T)]
+    torch.testing.assert_close(out.features, expected)
+
+
+@pytest.mark.parametrize("cls", [SparseConv3d, SubMConv3d])
+def test_gradients_equal_dense(cls: type[SparseConv3d | SubMConv3d]) -> None:
+    conv, x = cls(3, 4).double(), random_sparse(3)
+    out = conv(x)
+    upstream = torch.randn_like(out.features)
+    inputs = [x.features, *conv.parameters()]
+    actual = torch.autograd.grad((out.features * upstream).sum(), inputs)
+    dense = dense_conv(conv, x).permute(0, 2, 3, 4, 1)[tuple(out.coords.T)]
+    expected = torch.autograd.grad((dense * upstream).sum(), inputs)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """spconv's CPU code is right on one thread alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("cls", [SparseConv3d, SubMConv3d])
+def test_spconv_path_has_the_same_layout(
+    cls: type[SparseConv3d | SubMConv3d], one_thread: None
+) -> None:
+    pytest.importorskip("spconv")
+    conv, x = cls(3, 4), random_sparse(3)
+    x = SparseTensor(x.features.detach().float(), x.coords, SHAPE, x.batch_size)
+    ours, theirs = conv._forward_native(x), conv._forward_spconv(x)
+    ours_by_voxel = dict(zip(map(tuple, ours.coords.tolist()), ours.features, strict=True))
+    assert len(ours.coords) == len(theirs.coords)
+    assert theirs.spatial_shape == ours.spatial_shape
+    for coord, features in zip(theirs.coords.tolist(), theirs.features, strict=True):
+        torch.testing.assert_close(features, ours_by_voxel[tuple(coord)], rtol=1e-4, atol=1e-5)
+
+
+def test_spconv_adds_no_parameters() -> None:
+    pytest.importorskip("spconv")
+    conv = SubMConv3d(3, 4)
+    conv._forward_spconv(SparseTensor(torch.randn(1, 3), torch.tensor([[0, 1, 1, 1]]), SHAPE, 1))
+    assert list(conv.state_dict()) == ["weight", "bias"]

@@ -11,4 +11,31 @@ TORCH_LIBRARY(opus, m) {
       "ray_cast(Tensor masks, int[3] grid_size, Tensor origins, Tensor directions, "
       "float[3] grid_min, float[3] voxel_size, float max_distance, bool skip_empty) "
       "-> (Tensor voxel, Tensor hit, Tensor t_enter, Tensor t_exit, Tensor face)");
+
+  m.def(
+      "kernel_map(Tensor coords, int[3] spatial_shape, int[3] kernel_size, int[3] stride, "
+      "int[3] padding, bool subm) "
+      "-> (Tensor out_coords, Tensor pairs, Tensor pairs_by_in, Tensor starts)");
+  m.def(
+      "sparse_conv(Tensor features, Tensor weight, Tensor? bias, Tensor pairs, "
+      "Tensor pairs_by_in, Tensor starts, int num_out) -> Tensor");
+  m.def(
+      "sparse_conv_backward(Tensor grad, Tensor features, Tensor weight, Tensor pairs, "
+      "Tensor pairs_by_in, Tensor starts, bool need_features, bool need_weight) "
+      "-> (Tensor, Tensor)");
+
+  m.def(
+      "multi_view_sampling(Tensor[] feats, Tensor points, Tensor occ2img, Tensor level_weights, "
+      "int img_h, int img_w, int num_cams, bool permuted) -> Tensor");
+  m.def(
+      "multi_view_sampling_backward(Tensor grad, Tensor[] feats, Tensor points, Tensor occ2img, "
+      "Tensor level_weights, int img_h, int img_w, int num_cams, bool permuted, bool need_feats, "
+      "bool need_points) -> (Tensor[], Tensor, Tensor)");
+
+  m.def("nearest_neighbor(Tensor query, Tensor reference) -> (Tensor index, Tensor squared)");
+
+  m.def(
+      "voxel_max(Tensor features, Tensor voxel_index, int num_voxels) "
+      "-> (Tensor maximum, Tensor winner)");
+  m.def("voxel_max_backward(Tensor grad, Tensor winner, int num_points) -> Tensor");
 }

@@ -5,14 +5,36 @@ operation, never at import. Every operation ``<name>`` has a twin ``<name>_refer
 same arguments.
 """
 
-from ._extension import ExtensionError, is_available
+from ._extension import ExtensionError, is_available, library_path
+from .multi_view_sampling import multi_view_sampling, multi_view_sampling_reference
+from .nearest_neighbor import nearest_neighbor, nearest_neighbor_reference
 from .ray_cast import OccupancyPyramid, RayHits, ray_cast, ray_cast_reference
+from .sparse_conv import (
+    KernelMap,
+    build_kernel_map,
+    build_kernel_map_reference,
+    sparse_conv,
+    sparse_conv_reference,
+)
+from .voxel_max import voxel_max, voxel_max_reference
 
 __all__ = [
     "ExtensionError",
+    "KernelMap",
     "OccupancyPyramid",
     "RayHits",
+    "build_kernel_map",
+    "build_kernel_map_reference",
     "is_available",
+    "library_path",
+    "multi_view_sampling",
+    "multi_view_sampling_reference",
+    "nearest_neighbor",
+    "nearest_neighbor_reference",
     "ray_cast",
     "ray_cast_reference",
+    "sparse_conv",
+    "sparse_conv_reference",
+    "voxel_max",
+    "voxel_max_reference",
 ]

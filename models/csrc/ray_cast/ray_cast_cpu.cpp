@@ -44,10 +44,10 @@ struct Layout {
 };
 
 void check_grids(const at::Tensor& grids) {
-  TORCH_CHECK(grids.dim() == 4 && grids.scalar_type() == at::kByte,
+  TORCH_CHECK_VALUE(grids.dim() == 4 && grids.scalar_type() == at::kByte,
               "grids must be uint8 [G, X, Y, Z], got ", grids.scalar_type(), " ", grids.sizes());
   for (int a = 1; a < 4; ++a) {
-    TORCH_CHECK(grids.size(a) >= 1 && grids.size(a) < (1 << 20),
+    TORCH_CHECK_VALUE(grids.size(a) >= 1 && grids.size(a) < (1 << 20),
                 "every axis of a grid must have 1 to 2^20 - 1 voxels, got ", grids.sizes());
   }
 }
@@ -120,7 +120,7 @@ void fill_masks(uint64_t* masks, const uint8_t* grid, const Layout& lay, uint8_t
 
 at::Tensor occupancy_masks(const at::Tensor& grids, int64_t empty_label) {
   check_grids(grids);
-  TORCH_CHECK(empty_label >= 0 && empty_label <= 255, "empty_label must be in 0..255, got ",
+  TORCH_CHECK_VALUE(empty_label >= 0 && empty_label <= 255, "empty_label must be in 0..255, got ",
               empty_label);
   const at::Tensor g = grids.contiguous();
   const Layout lay(g.sizes().slice(1));
@@ -138,9 +138,9 @@ void occupancy_masks_update(at::Tensor& masks, const at::Tensor& grids, int64_t 
                             at::IntArrayRef lower, at::IntArrayRef upper) {
   check_grids(grids);
   const Layout lay(grids.sizes().slice(1));
-  TORCH_CHECK(grids.is_contiguous() && masks.is_contiguous(),
+  TORCH_CHECK_VALUE(grids.is_contiguous() && masks.is_contiguous(),
               "grids and masks must be contiguous to be updated in place");
-  TORCH_CHECK(masks.dim() == 2 && masks.size(0) == grids.size(0) && masks.size(1) == lay.total,
+  TORCH_CHECK_VALUE(masks.dim() == 2 && masks.size(0) == grids.size(0) && masks.size(1) == lay.total,
               "masks must be [", grids.size(0), ", ", lay.total, "] for grids ", grids.sizes(),
               ", got ", masks.sizes());
   std::array<int, 3> lo{}, hi{};
@@ -208,19 +208,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> ray_cast_
     const at::Tensor& masks, at::IntArrayRef grid_size, const at::Tensor& origins,
     const at::Tensor& directions, at::ArrayRef<double> grid_min, at::ArrayRef<double> voxel_size,
     double max_distance, bool skip_empty) {
-  TORCH_CHECK(origins.dim() == 2 && origins.size(1) == 3, "origins must be [O, 3], got ",
+  TORCH_CHECK_VALUE(origins.dim() == 2 && origins.size(1) == 3, "origins must be [O, 3], got ",
               origins.sizes());
-  TORCH_CHECK(directions.dim() == 2 && directions.size(1) == 3, "directions must be [D, 3], got ",
+  TORCH_CHECK_VALUE(directions.dim() == 2 && directions.size(1) == 3, "directions must be [D, 3], got ",
               directions.sizes());
-  TORCH_CHECK(origins.scalar_type() == directions.scalar_type(),
+  TORCH_CHECK_VALUE(origins.scalar_type() == directions.scalar_type(),
               "origins and directions must have one dtype, got ", origins.scalar_type(), " and ",
               directions.scalar_type());
   const Layout lay(grid_size);
-  TORCH_CHECK(masks.dim() == 2 && masks.size(1) == lay.total && masks.scalar_type() == at::kLong,
+  TORCH_CHECK_VALUE(masks.dim() == 2 && masks.size(1) == lay.total && masks.scalar_type() == at::kLong,
               "masks must be int64 [G, ", lay.total, "] for grids of ", grid_size, ", got ",
               masks.scalar_type(), " ", masks.sizes());
   for (int a = 0; a < 3; ++a) {
-    TORCH_CHECK(voxel_size[a] > 0, "voxel_size must be positive, got ", voxel_size);
+    TORCH_CHECK_VALUE(voxel_size[a] > 0, "voxel_size must be positive, got ", voxel_size);
   }
   const int64_t g = masks.size(0), o = origins.size(0), d = directions.size(0);
   at::Tensor voxel = at::empty({g, o, d, 3}, origins.options().dtype(at::kInt));

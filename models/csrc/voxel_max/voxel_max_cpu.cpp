@@ -1,0 +1,117 @@
+#include "voxel_max/voxel_max.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "common/parallel.h"
+
+namespace opus {
+namespace {
+
+constexpr int64_t kVoxelsPerTask = 256;
+
+// The points of voxel v, in ascending order: order[starts[v] .. starts[v + 1]).
+struct Groups {
+  std::vector<int64_t> starts, order;
+};
+
+Groups group_points(const int64_t* voxel_of, int64_t num_points, int64_t num_voxels) {
+  Groups groups{std::vector<int64_t>(num_voxels + 1), std::vector<int64_t>(num_points)};
+  for (int64_t i = 0; i < num_points; ++i) {
+    TORCH_CHECK_VALUE(voxel_of[i] >= 0 && voxel_of[i] < num_voxels, "voxel_index[", i, "] is ",
+                      voxel_of[i], ", expected 0 <= index < num_voxels=", num_voxels);
+    ++groups.starts[voxel_of[i] + 1];
+  }
+  for (int64_t v = 0; v < num_voxels; ++v) groups.starts[v + 1] += groups.starts[v];
+  std::vector<int64_t> next(groups.starts.begin(), groups.starts.end() - 1);
+  for (int64_t i = 0; i < num_points; ++i) groups.order[next[voxel_of[i]]++] = i;
+  return groups;
+}
+
+template <typename T>
+void reduce_voxel(const T* features, int64_t channels, const int64_t* begin, const int64_t* end,
+                  T* out, int64_t* winner) {
+  if (begin == end) {
+    std::fill_n(out, channels, T(0));
+    std::fill_n(winner, channels, int64_t(-1));
+    return;
+  }
+  std::copy_n(features + *begin * channels, channels, out);
+  std::fill_n(winner, channels, *begin);
+  for (const int64_t* point = begin + 1; point < end; ++point) {
+    const T* row = features + *point * channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      const bool replaces = voxel_max::beats(row[c], out[c]);
+      out[c] = replaces ? row[c] : out[c];
+      winner[c] = replaces ? *point : winner[c];
+    }
+  }
+}
+
+std::tuple<at::Tensor, at::Tensor> voxel_max_cpu(const at::Tensor& features,
+                                                 const at::Tensor& voxel_index,
+                                                 int64_t num_voxels) {
+  TORCH_CHECK_VALUE(features.dim() == 2, "features must be [n, C], got ", features.sizes());
+  TORCH_CHECK_VALUE(voxel_index.dim() == 1 && voxel_index.size(0) == features.size(0) &&
+                        voxel_index.scalar_type() == at::kLong,
+                    "voxel_index must be int64 [", features.size(0), "], got ",
+                    voxel_index.scalar_type(), " ", voxel_index.sizes());
+  TORCH_CHECK_VALUE(num_voxels >= 0, "num_voxels must not be negative, got ", num_voxels);
+  const at::Tensor f = features.contiguous(), index = voxel_index.contiguous();
+  const int64_t n = f.size(0), channels = f.size(1);
+  at::Tensor out = at::empty({num_voxels, channels}, f.options());
+  at::Tensor winner = at::empty({num_voxels, channels}, f.options().dtype(at::kLong));
+  const Groups groups = group_points(index.const_data_ptr<int64_t>(), n, num_voxels);
+  int64_t* winners = winner.data_ptr<int64_t>();
+  AT_DISPATCH_FLOATING_TYPES(f.scalar_type(), "voxel_max", [&] {
+    const scalar_t* values = f.const_data_ptr<scalar_t>();
+    scalar_t* maxima = out.data_ptr<scalar_t>();
+    parallel_tasks(num_blocks(num_voxels, kVoxelsPerTask), [&](int64_t task) {
+      const int64_t end = std::min(num_voxels, (task + 1) * kVoxelsPerTask);
+      for (int64_t v = task * kVoxelsPerTask; v < end; ++v) {
+        reduce_voxel(values, channels, groups.order.data() + groups.starts[v],
+                     groups.order.data() + groups.starts[v + 1], maxima + v * channels,
+                     winners + v * channels);
+      }
+    });
+  });
+  return {out, winner};
+}
+
+at::Tensor voxel_max_backward_cpu(const at::Tensor& grad, const at::Tensor& winner,
+                                  int64_t num_points) {
+  TORCH_CHECK_VALUE(grad.sizes() == winner.sizes(), "grad must be ", winner.sizes(), ", got ",
+                    grad.sizes());
+  const at::Tensor g = grad.contiguous();
+  const int64_t num_voxels = g.size(0), channels = g.size(1);
+  at::Tensor out = at::zeros({num_points, channels}, g.options());
+  const int64_t* winners = winner.const_data_ptr<int64_t>();
+  AT_DISPATCH_FLOATING_TYPES(g.scalar_type(), "voxel_max_backward", [&] {
+    const scalar_t* values = g.const_data_ptr<scalar_t>();
+    scalar_t* grads = out.data_ptr<scalar_t>();
+    // A point wins in its own voxel only, so no two voxels write the same element.
+    parallel_tasks(num_blocks(num_voxels, kVoxelsPerTask), [&](int64_t task) {
+      const int64_t end = std::min(num_voxels, (task + 1) * kVoxelsPerTask) * channels;
+      for (int64_t i = task * kVoxelsPerTask * channels; i < end; ++i) {
+        if (winners[i] >= 0) grads[winners[i] * channels + i % channels] = values[i];
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(opus, CPU, m) {
+  m.impl("voxel_max", &voxel_max_cpu);
+  m.impl("voxel_max_backward", &voxel_max_backward_cpu);
+}
+
+}  // namespace opus

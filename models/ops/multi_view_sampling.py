@@ -1,0 +1,273 @@
+"""Sampling multi-scale features of many cameras and frames at 3-D points.
+
+Dimensions:
+    B batch, T frames (current first), N cameras of a frame, L pyramid levels, C channels,
+    Q queries, G groups, P points per group, c = C / G, S = Q * G * P.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._extension import native, on_load
+
+__all__ = ["multi_view_sampling", "multi_view_sampling_reference"]
+
+# Points nearer to a camera's plane than this, in the unit of depth (metres), are invalid.
+_MIN_DEPTH = 1e-5
+_PAIRINGS = ("published", "straight")
+
+
+def multi_view_sampling(
+    feats: Sequence[Tensor],
+    points: Tensor,
+    occ2img: Tensor,
+    level_weights: Tensor,
+    img_hw: tuple[int, int],
+    num_cams: int,
+    pairing: str = "published",
+) -> Tensor:
+    """Image features at 3-D points: one camera per frame, a weighted sum over levels.
+
+    The same points are projected into every frame (OPUS, arXiv 2409.09350, "consistent point
+    sampling"). In a camera a point is valid if its depth exceeds 1e-5 m and it falls inside the
+    open image. Of a frame's cameras the lowest-numbered valid one is read; if none is valid,
+    camera 0 with its depth clamped to 1e-5, where the zero padding then decides. Reading is
+    bilinear with ``align_corners=True`` and zeros outside. Group g reads the channels
+    ``[g * c, (g + 1) * c)``.
+
+    ``pairing='published'``: at frame t, group g is weighted with the level weights of group
+    ``(t * G + g) // T``, as the published checkpoints expect; ``'straight'``: with its own.
+
+    Points that are not finite give zeros and receive no gradient. CPU tensors go through the
+    native operation, whose results and gradients do not depend on the number of threads; CUDA
+    tensors through the plain-torch twin.
+
+    Args:
+        feats: L maps [B, T*N, C, h_l, w_l], float32 or float64, of any strides. The native
+            operation reads channels-last maps as they are and copies others.
+        points: [B, Q, G, P, 3], metres, occ frame; dtype of ``feats``, as the other tensors.
+        occ2img: [B, T*N, 4, 4], frame-major (index ``t * N + n``). Gets no gradient.
+        level_weights: [B, Q, G, P, L], after the softmax.
+        img_hw: height and width, in pixels, of the images that ``occ2img`` refers to.
+        num_cams: N.
+        pairing: see above.
+
+    Returns:
+        [B, Q, G, T*P, c], frame-major (index ``t * P + p``). Differentiable in ``feats``,
+        ``points`` and ``level_weights``.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit together, or ``pairing`` is unknown.
+        ExtensionError: CPU tensors, and the native extension is not built.
+    """
+    if points.is_cuda:
+        return multi_view_sampling_reference(
+            feats, points, occ2img, level_weights, img_hw, num_cams, pairing
+        )
+    _check_arguments(feats, points, occ2img, level_weights, num_cams, pairing)
+    height, width = img_hw
+    return native("multi_view_sampling")(
+        list(feats),
+        points,
+        occ2img,
+        level_weights,
+        int(height),
+        int(width),
+        num_cams,
+        pairing == "published",
+    )
+
+
+def multi_view_sampling_reference(
+    feats: Sequence[Tensor],
+    points: Tensor,
+    occ2img: Tensor,
+    level_weights: Tensor,
+    img_hw: tuple[int, int],
+    num_cams: int,
+    pairing: str = "published",
+) -> Tensor:
+    """Plain-torch twin of :func:`multi_view_sampling`. Same arguments."""
+    _check_arguments(feats, points, occ2img, level_weights, num_cams, pairing)
+    B, Q, G, P, _ = points.shape
+    T = occ2img.shape[1] // num_cams
+    camera, u, v = _project(points.reshape(B, Q * G * P, 3), occ2img, img_hw, num_cams)
+
+    frames = torch.arange(T, device=points.device)
+    groups = torch.arange(G, device=points.device)
+    paired = (frames[:, None] * G + groups) // T if pairing == "published" else groups.expand(T, G)
+    # [B, Q, T, G, P, L] -> [B, T, S, L]
+    weights = level_weights[:, :, paired].transpose(1, 2).reshape(B, T, Q * G * P, len(feats))
+    group_of_point = (torch.arange(Q * G * P, device=points.device) // P) % G
+
+    out = torch.zeros(())
+    for level, feat in enumerate(feats):
+        sampled = _bilinear(feat, camera, group_of_point, u, v, img_hw, num_cams, G)
+        term = weights[..., level, None] * sampled
+        out = term if level == 0 else out + term
+    # [B, T, Q, G, P, c] -> [B, Q, G, T * P, c]
+    return out.unflatten(2, (Q, G, P)).permute(0, 2, 3, 1, 4, 5).flatten(3, 4)
+
+
+def _project(
+    points: Tensor, occ2img: Tensor, img_hw: tuple[int, int], num_cams: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The camera that each frame reads and the pixel in it: int64, float, float [B, T, S]."""
+    height, width = img_hw
+    matrix = occ2img.unflatten(1, (-1, num_cams))[:, :, :, None]  # [B, T, N, 1, 4, 4]
+    x, y, z = points[:, None, None].unbind(-1)  # [B, 1, 1, S]
+    # Written out, not as a matrix product, so that the native kernel rounds in the same way and
+    # so chooses the same cameras.
+    row = [
+        matrix[..., i, 0] * x + matrix[..., i, 1] * y + matrix[..., i, 2] * z + matrix[..., i, 3]
+        for i in range(3)
+    ]
+    with torch.no_grad():
+        depth = row[2].clamp(min=_MIN_DEPTH)
+        u, v = row[0] / depth, row[1] / depth
+        valid = (row[2] > _MIN_DEPTH) & (u > 0) & (u < width) & (v > 0) & (v < height)
+        camera = valid.to(torch.uint8).argmax(dim=2, keepdim=True)  # the first maximum
+        finite = (u.isfinite() & v.isfinite()).gather(2, camera)[:, :, 0]
+    chosen = [value.gather(2, camera)[:, :, 0] for value in row]
+    # Replaced before the division: a gradient of zero times infinity would be NaN.
+    depth = torch.where(finite, chosen[2], 1.0).clamp(min=_MIN_DEPTH)
+    u, v = (torch.where(finite, value, 0.0) / depth for value in chosen[:2])
+    outside = torch.full((), -10.0 * max(height, width), dtype=u.dtype, device=u.device)
+    return camera[:, :, 0], torch.where(finite, u, outside), torch.where(finite, v, outside)
+
+
+def _bilinear(
+    feat: Tensor,
+    camera: Tensor,
+    group_of_point: Tensor,
+    u: Tensor,
+    v: Tensor,
+    img_hw: tuple[int, int],
+    num_cams: int,
+    num_groups: int,
+) -> Tensor:
+    """Reads one level at pixels (u, v) of the chosen cameras: [B, T, S, c]."""
+    B, _, C, h, w = feat.shape
+    T = camera.shape[1]
+    maps = feat.reshape(B, T, num_cams, num_groups, C // num_groups, h, w)
+    batch = torch.arange(B, device=feat.device)[:, None, None]
+    frame = torch.arange(T, device=feat.device)[None, :, None]
+
+    x, y = u / img_hw[1] * (w - 1), v / img_hw[0] * (h - 1)
+    inside = (x > -1) & (x < w) & (y > -1) & (y < h)
+    x, y = torch.where(inside, x, 0.0), torch.where(inside, y, 0.0)
+    x0, y0 = x.detach().floor(), y.detach().floor()
+    fx, fy = x - x0, y - y0
+
+    total = torch.zeros(())
+    corners = ((0, 0, (1 - fx) * (1 - fy)), (1, 0, fx * (1 - fy)), (0, 1, (1 - fx) * fy),
+               (1, 1, fx * fy))  # fmt: skip
+    for dx, dy, weight in corners:
+        xi, yi = x0.long() + dx, y0.long() + dy
+        exists = inside & (xi >= 0) & (xi < w) & (yi >= 0) & (yi < h)
+        value = maps[
+            batch, frame, camera, group_of_point, :, yi.clamp(0, h - 1), xi.clamp(0, w - 1)
+        ]
+        term = torch.where(exists, weight, 0.0)[..., None] * value
+        total = term if dx + dy == 0 else total + term
+    return total
+
+
+def _check_arguments(
+    feats: Sequence[Tensor],
+    points: Tensor,
+    occ2img: Tensor,
+    level_weights: Tensor,
+    num_cams: int,
+    pairing: str,
+) -> None:
+    if pairing not in _PAIRINGS:
+        raise ValueError(f"pairing must be one of {_PAIRINGS}, got {pairing!r}")
+    if points.dim() != 5 or points.shape[-1] != 3:
+        raise ValueError(f"points must be [B, Q, G, P, 3], got {list(points.shape)}")
+    B, Q, G, P, _ = points.shape
+    if occ2img.dim() != 4 or occ2img.shape[0] != B or occ2img.shape[2:] != (4, 4):
+        raise ValueError(f"occ2img must be [{B}, T*N, 4, 4], got {list(occ2img.shape)}")
+    images = occ2img.shape[1]
+    if num_cams < 1 or images < 1 or images % num_cams:
+        raise ValueError(
+            f"occ2img must hold a multiple of num_cams={num_cams} images, got {images}"
+        )
+    if not feats:
+        raise ValueError("feats must have at least one level, got none")
+    channels = feats[0].shape[2] if feats[0].dim() == 5 else -1
+    for level, feat in enumerate(feats):
+        if feat.dim() != 5 or feat.shape[:3] != (B, images, channels) or 0 in feat.shape[3:]:
+            raise ValueError(
+                f"feats[{level}] must be [{B}, {images}, {max(channels, 0) or 'C'}, h, w], got "
+                f"{list(feat.shape)}"
+            )
+    if channels % max(G, 1) or G < 1:
+        raise ValueError(f"the {channels} channels of feats do not divide into G={G} groups")
+    if level_weights.shape != (B, Q, G, P, len(feats)):
+        raise ValueError(
+            f"level_weights must be {[B, Q, G, P, len(feats)]}, got {list(level_weights.shape)}"
+        )
+    dtypes = {tensor.dtype for tensor in (*feats, points, occ2img, level_weights)}
+    if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.float64}:
+        raise ValueError(
+            f"feats, points, occ2img and level_weights must share float32 or float64, got "
+            f"{sorted(str(dtype) for dtype in dtypes)}"
+        )
+
+
+@on_load
+def _register() -> None:
+    @torch.library.register_fake("opus::multi_view_sampling")
+    def _(
+        feats: list[Tensor], points: Tensor, occ2img: Tensor, level_weights: Tensor,
+        img_h: int, img_w: int, num_cams: int, permuted: bool,
+    ) -> Tensor:  # fmt: skip
+        B, Q, G, P, _ = points.shape
+        T = occ2img.shape[1] // num_cams
+        return points.new_empty((B, Q, G, T * P, feats[0].shape[2] // G))
+
+    @torch.library.register_fake("opus::multi_view_sampling_backward")
+    def _(
+        grad: Tensor, feats: list[Tensor], points: Tensor, occ2img: Tensor, level_weights: Tensor,
+        img_h: int, img_w: int, num_cams: int, permuted: bool, need_feats: bool,
+        need_points: bool,
+    ) -> tuple[list[Tensor], Tensor, Tensor]:  # fmt: skip
+        grad_feats = [
+            feat.new_empty(
+                (*feat.shape[:2], *feat.shape[3:], feat.shape[2])
+            ).permute(0, 1, 4, 2, 3)
+            for feat in feats
+        ] if need_feats else []  # fmt: skip
+        points_shape = points.shape if need_points else (0,)
+        weights_shape = level_weights.shape if need_points else (0,)
+        return grad_feats, points.new_empty(points_shape), points.new_empty(weights_shape)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        feats, points, occ2img, level_weights, *ctx.settings = inputs
+        ctx.save_for_backward(points, occ2img, level_weights, *feats)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        points, occ2img, level_weights, *feats = ctx.saved_tensors
+        need_feats, need_points, _, need_weights = ctx.needs_input_grad[:4]
+        need_feats = any(need_feats) if isinstance(need_feats, (list, tuple)) else need_feats
+        grad_feats, grad_points, grad_weights = torch.ops.opus.multi_view_sampling_backward(
+            grad, feats, points, occ2img, level_weights, *ctx.settings,
+            need_feats, need_points or need_weights,
+        )  # fmt: skip
+        return (
+            grad_feats if need_feats else [None] * len(feats),
+            grad_points if need_points else None,
+            None,
+            grad_weights if need_weights else None,
+            *([None] * len(ctx.settings)),
+        )
+
+    torch.library.register_autograd(
+        "opus::multi_view_sampling", backward, setup_context=setup_context
+    )

@@ -1,0 +1,102 @@
+"""Maximum over the points of each voxel.
+
+Dimensions:
+    n points, m voxels, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._extension import native, on_load
+
+__all__ = ["voxel_max", "voxel_max_reference"]
+
+
+def voxel_max(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
+    """Per-voxel, per-channel maximum of point features.
+
+    Of equal values the point with the lowest index is the winner, and the gradient goes to the
+    winner alone. A NaN wins over every number (the first NaN does), so that it is not hidden.
+    Voxels without points are 0 and pass no gradient.
+
+    CPU tensors go through the native operation; CUDA tensors through the plain-torch twin.
+
+    Args:
+        features: [n, C], float32 or float64.
+        voxel_index: int64 [n], each in ``[0, num_voxels)``.
+        num_voxels: m.
+
+    Returns:
+        [m, C], differentiable in ``features``.
+
+    Raises:
+        ValueError: a shape or dtype does not fit, or an index is out of range (native only; the
+            twin leaves that to torch).
+        ExtensionError: CPU tensors, and the native extension is not built.
+    """
+    if features.is_cuda:
+        return voxel_max_reference(features, voxel_index, num_voxels)
+    _check_arguments(features, voxel_index, num_voxels)
+    return native("voxel_max")(features, voxel_index, num_voxels)[0]
+
+
+def voxel_max_reference(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
+    """Plain-torch twin of :func:`voxel_max`. Same arguments."""
+    _check_arguments(features, voxel_index, num_voxels)
+    n, channels = features.shape
+    target = voxel_index[:, None].expand(n, channels)
+    with torch.no_grad():
+        maximum = features.new_zeros(num_voxels, channels).scatter_reduce(
+            0, target, features, "amax", include_self=False
+        )
+        mine = maximum.gather(0, target)
+        wins = (features == mine) | (features.isnan() & mine.isnan())
+        point = torch.arange(n, device=features.device)[:, None]
+        winner = torch.full((num_voxels, channels), n, device=features.device).scatter_reduce(
+            0, target, torch.where(wins, point, n), "amin"
+        )
+    # Row n stands for "no point".
+    padded = torch.cat([features, features.new_zeros(1, channels)])
+    return padded.gather(0, winner)
+
+
+def _check_arguments(features: Tensor, voxel_index: Tensor, num_voxels: int) -> None:
+    if features.dim() != 2 or features.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"features must be float32 or float64 [n, C], got {features.dtype} "
+            f"{list(features.shape)}"
+        )
+    if voxel_index.shape != features.shape[:1] or voxel_index.dtype != torch.int64:
+        raise ValueError(
+            f"voxel_index must be int64 [{len(features)}], got {voxel_index.dtype} "
+            f"{list(voxel_index.shape)}"
+        )
+    if num_voxels < 0:
+        raise ValueError(f"num_voxels must not be negative, got {num_voxels}")
+
+
+@on_load
+def _register() -> None:
+    @torch.library.register_fake("opus::voxel_max")
+    def _(features: Tensor, voxel_index: Tensor, num_voxels: int) -> tuple[Tensor, Tensor]:
+        shape = (num_voxels, features.shape[1])
+        return features.new_empty(shape), features.new_empty(shape, dtype=torch.int64)
+
+    @torch.library.register_fake("opus::voxel_max_backward")
+    def _(grad: Tensor, winner: Tensor, num_points: int) -> Tensor:
+        return grad.new_empty((num_points, grad.shape[1]))
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.num_points = inputs[0].shape[0]
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+        (winner,) = ctx.saved_tensors
+        return torch.ops.opus.voxel_max_backward(grad, winner, ctx.num_points), None, None
+
+    torch.library.register_autograd("opus::voxel_max", backward, setup_context=setup_context)

@@ -1,0 +1,71 @@
+"""Renders camera images of a scene."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from scripts.toy_nuscenes.casting import Hits
+from scripts.toy_nuscenes.rig import Camera
+from scripts.toy_nuscenes.scene import Scene
+
+_LEVELS = 4096
+_WHITE = 2.6  # radiance that the tone curve maps to white
+
+
+def _tone_curve() -> np.ndarray:
+    """Display values float32 [4096] in [0, 255] for radiance 0 to `_WHITE`, with soft highlights."""
+    x = np.linspace(0, _WHITE, _LEVELS)
+    linear = np.clip(x * (1 + x / _WHITE**2) / (1 + 0.55 * x) * 1.15, 0, 1)
+    return (255 * linear ** (1 / 2.2)).astype(np.float32)
+
+
+_TONE = _tone_curve()
+
+
+@dataclass
+class Shot:
+    """An image uint8 [H, W, 3] (BGR, as OpenCV writes it) and the hits of its pixels."""
+
+    image: np.ndarray
+    hits: Hits
+
+
+def take_image(scene: Scene, camera: Camera, time_s: float, size: tuple[int, int], noise_seed: tuple[int, ...]) -> Shot:
+    """Renders what a camera sees.
+
+    Args:
+        scene: the world.
+        camera: which camera of the rig.
+        time_s: moment of the exposure, seconds after the first key frame.
+        size: width and height in pixels.
+        noise_seed: seed of the sensor noise.
+    """
+    width, height = size
+    ego = scene.ego(time_s)
+    origin = ego.rotation @ np.array(camera.translation) + ego.translation
+    rotation = ego.rotation @ camera.rotation()
+    directions = (camera.ray_directions(width, height) @ rotation.T).astype(np.float32)
+    posed = scene.posed(time_s)
+    hits = scene.cast(time_s, origin, directions, posed)
+    yaws = {p.index: p.yaw for p in posed}
+    pixel = 1.0 / float(camera.intrinsic(width, height)[0, 0])
+    shadows = scene.shadows.with_actors(posed)
+    radiance = scene.shader.colours(hits, origin, directions, shadows, yaws, pixel)
+    return Shot(develop(radiance.reshape(height, width, 3), scene, noise_seed), hits)
+
+
+def develop(radiance: np.ndarray, scene: Scene, noise_seed: tuple[int, ...]) -> np.ndarray:
+    """Camera response: lens blur, vignetting, exposure, tone curve and sensor noise; uint8 [H, W, 3] BGR."""
+    height, width, _ = radiance.shape
+    radiance = cv2.GaussianBlur(radiance, (3, 3), 0.45)
+    x = np.linspace(-1, 1, width, dtype=np.float32)[None]
+    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    falloff = np.float32(scene.light.exposure) * (1 - 0.10 * (x * x + 0.4 * y * y))
+    level = np.clip(radiance * falloff[..., None] * np.float32((_LEVELS - 1) / _WHITE), 0, _LEVELS - 1)
+    shown = _TONE[level.astype(np.int32)]
+    rng = np.random.default_rng(noise_seed)
+    shown += rng.standard_normal(shown.shape, dtype=np.float32) * np.float32(scene.light.noise)
+    return np.clip(shown + 0.5, 0, 255).astype(np.uint8)[..., ::-1]

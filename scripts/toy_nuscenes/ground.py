@@ -1,0 +1,321 @@
+"""The ground: a plane at z = 0 with a class and a colour for every 10 cm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from scripts.toy_nuscenes.classes import Occ
+from scripts.toy_nuscenes.layout import Junction, Layout, Road
+from scripts.toy_nuscenes.noise import TILE, noise_tile
+
+RESOLUTION_M = 0.1
+CURB_M = 0.2
+_SHIFT = 4  # OpenCV draws with 1/16 pixel
+
+
+class Canvas:
+    """Maps between scene metres and raster cells; cell [row, column] covers `lower + (column, row) * resolution`."""
+
+    def __init__(self, lower: np.ndarray, upper: np.ndarray, resolution: float = RESOLUTION_M) -> None:
+        """Args: lower, upper: corners [2] in scene metres."""
+        self.lower, self.resolution = lower, resolution
+        columns, rows = np.round((upper - lower) / resolution).astype(int)
+        self.shape = (int(rows), int(columns))
+
+    def pixels(self, points: np.ndarray) -> np.ndarray:
+        """Fractional (column, row) [..., 2] of points [..., 2] in scene metres; cell centres are whole numbers."""
+        return (points - self.lower) / self.resolution - 0.5
+
+    def fill(self, image: np.ndarray, outline: np.ndarray, value: float | tuple) -> None:
+        """Fills a polygon [n, 2] given in scene metres."""
+        fixed = np.round(self.pixels(outline) * (1 << _SHIFT)).astype(np.int32)
+        cv2.fillPoly(image, [fixed[:, None]], value, lineType=cv2.LINE_8, shift=_SHIFT)
+
+    def centres(self, step: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinates x, y [rows, columns] of every `step`-th cell centre in scene metres."""
+        rows, columns = self.shape
+        x = self.lower[0] + (np.arange(0, columns, step) + 0.5) * self.resolution
+        y = self.lower[1] + (np.arange(0, rows, step) + 0.5) * self.resolution
+        return np.meshgrid(x, y)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The painted ground.
+
+    classes: uint8 [rows, columns] of `Occ`.
+    albedo: float32 [rows, columns, 3], RGB reflectance; `mips` holds it at 1, 2, 4, ... times the cell size.
+    road_distance: float32 [rows, columns], metres to the next road surface (0 on it).
+    main_offset, main_s: float32 [rows, columns], lateral offset from and arc length along the main road, metres.
+    """
+
+    canvas: Canvas
+    classes: np.ndarray
+    mips: tuple[np.ndarray, ...]
+    road_distance: np.ndarray
+    main_offset: np.ndarray
+    main_s: np.ndarray
+
+    def lookup(self, raster: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Values [n] of a raster at points [n, 2] in scene metres (nearest cell, edges continue)."""
+        cells = np.round(self.canvas.pixels(points)).astype(np.int32)
+        rows, columns = self.canvas.shape
+        return raster[np.clip(cells[:, 1], 0, rows - 1), np.clip(cells[:, 0], 0, columns - 1)]
+
+
+def _distance(mask: np.ndarray) -> np.ndarray:
+    """Distance in metres of every cell to the nearest cell where `mask` is set."""
+    return cv2.distanceTransform((mask == 0).astype(np.uint8), cv2.DIST_L2, 3) * RESOLUTION_M
+
+
+def _main_coordinates(layout: Layout, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
+    x, y = canvas.centres(10)
+    s, d = layout.main.line.nearest(np.stack([x.ravel(), y.ravel()], -1))
+    rows, columns = canvas.shape
+    size = (x.shape[1] * 10, x.shape[0] * 10)
+    # cv2.resize aligns the corners of the cells, not the centres that were sampled: shift by 4.5 cells.
+    shift = np.float32([[1, 0, -4.5], [0, 1, -4.5]])
+    out = []
+    for values in (s, d):
+        big = cv2.resize(values.reshape(x.shape).astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+        moved = cv2.warpAffine(big, shift, (columns, rows), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        out.append(moved)
+    return out[0], out[1]
+
+
+def _road_mask(layout: Layout, canvas: Canvas) -> np.ndarray:
+    mask = np.zeros(canvas.shape, np.uint8)
+    for road in layout.roads:
+        canvas.fill(mask, road.outline(), 1)
+    corner = 4.0  # metres; closing the mask rounds the corners of junctions
+    grown = (_distance(mask) < corner).astype(np.uint8)
+    return (_distance(1 - grown) >= corner).astype(np.uint8) | mask
+
+
+def junction_mask(layout: Layout, canvas: Canvas, grow: float = 3.5) -> np.ndarray:
+    """uint8 [rows, columns]: 1 where roads cross, with `grow` metres around."""
+    out = np.zeros(canvas.shape, np.uint8)
+    for junction in layout.junctions:
+        one, other = np.zeros(canvas.shape, np.uint8), np.zeros(canvas.shape, np.uint8)
+        main, cross = layout.main, junction.road
+        near = max(30.0, main.spec.edge_left - main.spec.edge_right)
+        canvas.fill(one, main.line.strip(main.spec.edge_right - grow, main.spec.edge_left + grow,
+                                         junction.s_main - near, junction.s_main + near), 1)  # fmt: skip
+        canvas.fill(other, cross.line.strip(cross.spec.edge_right - grow, cross.spec.edge_left + grow,
+                                            -near, cross.line.length + near), 1)  # fmt: skip
+        out |= one & other
+    return out
+
+
+def _by_side(layout: Layout, offset: np.ndarray, name: str) -> np.ndarray:
+    left, right = getattr(layout.recipe.left, name), getattr(layout.recipe.right, name)
+    return np.where(offset > 0, np.float32(left), np.float32(right))
+
+
+def _classes(layout: Layout, canvas: Canvas, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """The class raster, the distance to roads, the main road's coordinates and the curb mask."""
+    road = _road_mask(layout, canvas)
+    distance = _distance(road)
+    s, offset = _main_coordinates(layout, canvas)
+    verge, sidewalk = _by_side(layout, offset, 'verge'), _by_side(layout, offset, 'sidewalk')
+    classes = np.full(canvas.shape, int(Occ.TERRAIN), np.uint8)
+    for sign in (-1, 1):
+        spec = layout.side(sign)
+        front = {'lawn': Occ.TERRAIN, 'paved': Occ.SIDEWALK, 'yard': Occ.DRIVEABLE_SURFACE}[spec.front]
+        reach = spec.verge + spec.sidewalk + spec.setback + (12.0 if spec.front == 'yard' else 3.0)
+        classes[(np.sign(offset) == sign) & (distance < reach)] = int(front)
+    classes[(distance > 0) & (distance < verge)] = int(Occ.TERRAIN)
+    classes[(distance > 0) & (distance >= verge) & (distance < verge + sidewalk)] = int(Occ.SIDEWALK)
+    for outline, occ in _patches(layout, rng):
+        patch = np.zeros(canvas.shape, np.uint8)
+        canvas.fill(patch, outline, 1)
+        classes[(patch > 0) & (distance > 0)] = int(occ)
+    curb = (distance > 0) & (distance < CURB_M)
+    classes[road > 0] = int(Occ.DRIVEABLE_SURFACE)
+    crossing = junction_mask(layout, canvas)
+    for island in _islands(layout):
+        patch = np.zeros(canvas.shape, np.uint8)
+        canvas.fill(patch, island, 1)
+        patch &= 1 - crossing
+        inner = cv2.erode(patch, np.ones((3, 3), np.uint8))
+        curb |= (patch > 0) & (inner == 0)
+        classes[patch > 0] = int(Occ.OTHER_FLAT)
+    return classes, distance, s, offset, curb
+
+
+def _islands(layout: Layout) -> Iterator[np.ndarray]:
+    """Outlines of medians and of traffic islands on the carriageway."""
+    for road in layout.roads:
+        half = road.spec.median / 2
+        if half > 0:
+            yield road.line.strip(-half, half, road.start_s, road.stop_s)
+    for junction in layout.junctions:
+        spec = layout.main.spec
+        if spec.median == 0 and spec.lanes_left and spec.lanes_right:
+            for sign in (-1, 1):
+                reach = junction.road.spec.edge_left + 8.0
+                yield layout.main.line.strip(-0.55, 0.55, junction.s_main + sign * reach, junction.s_main + sign * (reach + 7.0))
+
+
+def _patches(layout: Layout, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, Occ]]:
+    """Driveways, squares of red paving and bare ground beside the main road."""
+    line = layout.main.line
+    for sign in (-1, 1):
+        spec = layout.side(sign)
+        edge = layout.main.spec.edge_left if sign > 0 else layout.main.spec.edge_right
+        outer = edge + sign * (spec.verge + spec.sidewalk)
+        s = rng.uniform(5, 25)
+        while s < line.length:
+            kind = rng.choice(['drive', 'square', 'none'], p=[0.4, 0.35, 0.25])
+            if kind == 'drive':
+                width = rng.uniform(2.8, 6.0)
+                yield line.strip(edge, outer + sign * (spec.setback + 2), s, s + width), Occ.DRIVEABLE_SURFACE
+            elif kind == 'square':
+                width, depth = rng.uniform(5, 14), rng.uniform(3, 8)
+                start = outer if rng.random() < 0.6 else edge + sign * spec.verge
+                yield line.strip(start, start + sign * depth, s, s + width), Occ.OTHER_FLAT
+            s += rng.uniform(14, 34)
+
+
+def _tile(seed: int, sigma: float, shape: tuple[int, int]) -> np.ndarray:
+    repeat = (-(-shape[0] // TILE), -(-shape[1] // TILE))
+    return np.tile(noise_tile(seed, sigma), repeat)[: shape[0], : shape[1]]
+
+
+def _albedo(ground: tuple[np.ndarray, ...], canvas: Canvas, layout: Layout, rng: np.random.Generator) -> np.ndarray:
+    classes, distance, s, offset, curb = ground
+    shape = canvas.shape
+    broad, middle, fine = _tile(1, 60.0, shape), _tile(2, 9.0, shape), _tile(3, 1.2, shape)
+    out = np.empty((*shape, 3), np.float32)
+
+    def paint(mask: np.ndarray, colour: np.ndarray, light: np.ndarray) -> None:
+        out[mask] = colour * (1 + light[mask])[:, None]
+
+    asphalt = np.float32(rng.uniform(0.085, 0.17)) * np.float32([1.0, 1.0, rng.uniform(1.0, 1.08)])
+    paint(classes == Occ.DRIVEABLE_SURFACE, asphalt, 0.10 * broad + 0.06 * middle + 0.10 * fine)
+    worn = (classes == Occ.DRIVEABLE_SURFACE) & (distance == 0)
+    lane = np.float32(layout.main.spec.lane_width)
+    track = np.cos((np.abs(offset) - layout.main.spec.median / 2) * (4 * np.pi / lane))
+    out[worn] *= (1 + 0.05 * track[worn])[:, None]
+    paving = np.float32(rng.uniform(0.30, 0.46)) * np.float32([1.0, rng.uniform(0.95, 0.99), rng.uniform(0.86, 0.97)])
+    pitch = float(rng.choice([0.5, 0.6, 1.0, 1.5]))
+    joint = (np.mod(s, pitch) < 0.07) | (np.mod(offset, pitch) < 0.07)
+    slab = np.sin(np.floor(s / pitch) * 12.99 + np.floor(offset / pitch) * 78.2) * 0.06
+    paint(classes == Occ.SIDEWALK, paving, slab + 0.06 * broad + 0.05 * fine - 0.28 * joint)
+    brick = np.float32([rng.uniform(0.34, 0.46), rng.uniform(0.13, 0.19), rng.uniform(0.09, 0.13)])
+    joint = (np.mod(s, 0.4) < 0.1) ^ (np.mod(offset + 0.2 * (np.floor(s / 0.4) % 2), 0.4) < 0.1)
+    paint(classes == Occ.OTHER_FLAT, brick, 0.08 * middle + 0.08 * fine - 0.18 * joint)
+    grass = np.float32([rng.uniform(0.10, 0.17), rng.uniform(0.19, 0.26), rng.uniform(0.04, 0.07)])
+    earth = np.float32([0.27, 0.20, 0.12])
+    bare = np.clip(broad * 0.45 + middle * 0.3 - rng.uniform(0.1, 0.7), 0, 1)[..., None]
+    soil = grass + (earth - grass) * bare
+    terrain = classes == Occ.TERRAIN
+    out[terrain] = soil[terrain] * (1 + 0.16 * fine + 0.12 * middle)[terrain][:, None]
+    out[curb] = np.float32([0.5, 0.49, 0.46]) * (1 + 0.05 * fine[curb])[:, None]
+    return np.clip(out, 0.01, 1.0)
+
+
+def _dashes(start: float, stop: float, length: float, gap: float) -> Iterator[tuple[float, float]]:
+    s = start
+    while s < stop:
+        yield s, s + length
+        s += length + gap
+
+
+def _road_lines(road: Road) -> Iterator[tuple[np.ndarray, str]]:
+    """Outlines of the painted lines along a road, with their colour."""
+    spec, line = road.spec, road.line
+    half = spec.median / 2
+
+    def stripe(d: float, width: float = 0.13, start: float = road.start_s, stop: float = road.stop_s) -> np.ndarray:
+        return line.strip(d - width / 2, d + width / 2, start, stop)
+
+    for sign, lanes, parking in ((1, spec.lanes_left, spec.parking_left), (-1, spec.lanes_right, spec.parking_right)):
+        for k in range(1, lanes):
+            for start, stop in _dashes(road.start_s, road.stop_s, 3.0, 5.0):
+                yield stripe(sign * (half + k * spec.lane_width), 0.13, start, stop), 'white'
+        edge = sign * (half + lanes * spec.lane_width)
+        if parking:
+            for start, _ in _dashes(road.start_s, road.stop_s, 0.12, 5.6):
+                yield line.strip(edge, edge + sign * parking, start, start + 0.12), 'white'
+        yield stripe(edge), 'white'
+    if half:
+        yield stripe(half + 0.25), 'yellow'
+        yield stripe(-half - 0.25), 'yellow'
+    elif spec.lanes_left and spec.lanes_right:
+        yield stripe(0.12, 0.11), 'yellow'
+        yield stripe(-0.12, 0.11), 'yellow'
+
+
+def _crosswalks(layout: Layout, junction: Junction) -> Iterator[np.ndarray]:
+    """Outlines of the bars of zebra crossings and of the stop lines at a junction."""
+    pairs = ((layout.main, junction.s_main, junction.road), (junction.road, junction.s_cross, layout.main))
+    for road, s, other in pairs:
+        reach = max(other.spec.edge_left, -other.spec.edge_right) + 3.8
+        for sign in (-1, 1):
+            start = s + sign * reach
+            if not road.start_s <= start <= road.stop_s:
+                continue
+            for d in np.arange(road.spec.edge_right + 0.5, road.spec.edge_left - 0.5, 1.0):
+                yield road.line.strip(d, d + 0.5, start, start + sign * 2.8)
+            inner = road.spec.edge_right if sign < 0 else 0.0
+            outer = 0.0 if sign < 0 else road.spec.edge_left
+            yield road.line.strip(inner + 0.3, outer - 0.3, start + sign * 3.8, start + sign * 4.2)
+
+
+def _paint_lines(albedo: np.ndarray, classes: np.ndarray, canvas: Canvas, layout: Layout) -> None:
+    white, yellow = np.zeros(canvas.shape, np.uint8), np.zeros(canvas.shape, np.uint8)
+    for road in layout.roads:
+        for outline, colour in _road_lines(road):
+            canvas.fill(white if colour == 'white' else yellow, outline, 1)
+    free = (junction_mask(layout, canvas, 8.2) == 0).astype(np.uint8)
+    white *= free
+    yellow *= free
+    for junction in layout.junctions:
+        for outline in _crosswalks(layout, junction):
+            canvas.fill(white, outline, 1)
+    wear = np.clip(0.85 + 0.25 * _tile(4, 2.0, canvas.shape), 0.25, 1.0)
+    road_surface = classes == Occ.DRIVEABLE_SURFACE
+    for mask, colour in ((white, (0.72, 0.72, 0.70)), (yellow, (0.62, 0.44, 0.07))):
+        here = (mask > 0) & road_surface
+        albedo[here] += (np.float32(colour) - albedo[here]) * wear[here][:, None]
+
+
+def _paint_repairs(albedo: np.ndarray, classes: np.ndarray, canvas: Canvas, layout: Layout,
+                   rng: np.random.Generator) -> None:  # fmt: skip
+    """Darker patches of new asphalt, cracks and manhole covers."""
+    shade = np.ones(canvas.shape, np.float32)
+    for road in layout.roads:
+        for _ in range(int(road.line.length / 9)):
+            s, d = rng.uniform(0, road.line.length), rng.uniform(road.spec.edge_right, road.spec.edge_left)
+            kind = rng.random()
+            if kind < 0.35:
+                canvas.fill(shade, road.line.strip(d, d + rng.uniform(0.5, 1.5), s, s + rng.uniform(1, 6)), rng.uniform(0.72, 0.9))
+            elif kind < 0.6:
+                circle = road.line.at(s, d)[0] + 0.35 * np.stack([np.cos(np.arange(12) * np.pi / 6), np.sin(np.arange(12) * np.pi / 6)], -1)
+                canvas.fill(shade, circle, 0.5)
+            else:
+                walk = np.cumsum(rng.normal(0, 0.35, (14, 2)) + rng.normal(0, 0.3, 2), 0) + road.line.at(s, d)[0]
+                points = np.round(canvas.pixels(walk) * 16).astype(np.int32)
+                cv2.polylines(shade, [points[:, None]], False, 0.6, 1, cv2.LINE_AA, _SHIFT)
+    here = classes == Occ.DRIVEABLE_SURFACE
+    albedo[here] *= shade[here][:, None]
+
+
+def paint_ground(layout: Layout) -> Ground:
+    """Paints the ground of a scene."""
+    rng = np.random.default_rng([*layout.recipe.seed, 2])
+    canvas = Canvas(layout.lower, layout.upper)
+    parts = _classes(layout, canvas, rng)
+    classes, distance, s, offset, _ = parts
+    albedo = _albedo(parts, canvas, layout, rng)
+    _paint_repairs(albedo, classes, canvas, layout, rng)
+    _paint_lines(albedo, classes, canvas, layout)
+    mips = [albedo]
+    for _ in range(5):
+        mips.append(cv2.pyrDown(mips[-1]))
+    return Ground(canvas, classes, tuple(mips), distance, offset, s)

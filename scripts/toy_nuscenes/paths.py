@@ -1,0 +1,134 @@
+"""Plane curves: centre lines, lanes and the paths that things move along. Units are metres and radians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+STEP_M = 0.5
+
+
+class Polyline:
+    """A curve through points, addressed by arc length `s` and signed lateral offset `d` (positive to the left).
+
+    Beyond its ends the curve goes on straight.
+    """
+
+    def __init__(self, points: np.ndarray) -> None:
+        """Args: points: [n, 2] with n >= 2, consecutive points distinct."""
+        deltas = np.diff(points, axis=0)
+        lengths = np.hypot(deltas[:, 0], deltas[:, 1])
+        self.points = points
+        self.s = np.concatenate([[0.0], np.cumsum(lengths)])
+        heading = np.unwrap(np.arctan2(deltas[:, 1], deltas[:, 0]))
+        inner = (heading[1:] + heading[:-1]) / 2
+        self.heading = np.concatenate([heading[:1], inner, heading[-1:]])
+
+    @property
+    def length(self) -> float:
+        """Arc length in metres."""
+        return float(self.s[-1])
+
+    def at(self, s: np.ndarray | float, d: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Positions [..., 2] and headings [...] at arc lengths `s`, moved sideways by `d`."""
+        s = np.asarray(s, dtype=np.float64)
+        inside = np.clip(s, 0.0, self.length)
+        x = np.interp(inside, self.s, self.points[:, 0])
+        y = np.interp(inside, self.s, self.points[:, 1])
+        heading = np.interp(inside, self.s, self.heading)
+        beyond = s - inside
+        cos, sin = np.cos(heading), np.sin(heading)
+        return np.stack([x + beyond * cos - d * sin, y + beyond * sin + d * cos], -1), heading
+
+    def offset(self, d: float, start: float | None = None, stop: float | None = None) -> Polyline:
+        """The parallel curve at lateral offset `d` from arc length `start` to `stop` (of this curve)."""
+        start = 0.0 if start is None else start
+        stop = self.length if stop is None else stop
+        count = max(2, int(np.ceil(abs(stop - start) / STEP_M)) + 1)
+        return Polyline(self.at(np.linspace(start, stop, count), d)[0])
+
+    def strip(self, d0: float, d1: float, start: float, stop: float) -> np.ndarray:
+        """Outline [n, 2] of the band between offsets `d0` and `d1` from arc length `start` to `stop`."""
+        count = max(2, int(np.ceil(abs(stop - start) / STEP_M)) + 1)
+        s = np.linspace(start, stop, count)
+        return np.concatenate([self.at(s, d0)[0], self.at(s, d1)[0][::-1]])
+
+    def nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Arc length [n] and signed offset [n] of the vertex of the curve next to each of `points` [n, 2]."""
+        from scipy.spatial import cKDTree
+
+        _, index = cKDTree(self.points).query(points)
+        relative = points - self.points[index]
+        heading = self.heading[index]
+        along = relative[:, 0] * np.cos(heading) + relative[:, 1] * np.sin(heading)
+        across = -relative[:, 0] * np.sin(heading) + relative[:, 1] * np.cos(heading)
+        return self.s[index] + along, across
+
+
+def curve(start: Sequence[float], heading: float, pieces: Sequence[tuple[float, float]]) -> Polyline:
+    """A curve of pieces `(length m, curvature 1/m)`, whose curvature changes smoothly between pieces."""
+    curvature = np.concatenate([np.full(max(1, round(length / STEP_M)), kappa) for length, kappa in pieces])
+    kernel = np.ones(21) / 21
+    curvature = np.convolve(np.pad(curvature, 10, mode='edge'), kernel, mode='valid')
+    angles = heading + np.concatenate([[0.0], np.cumsum(curvature) * STEP_M])
+    middle = (angles[1:] + angles[:-1]) / 2
+    steps = np.stack([np.cos(middle), np.sin(middle)], -1) * STEP_M
+    return Polyline(np.asarray(start) + np.concatenate([np.zeros((1, 2)), np.cumsum(steps, 0)]))
+
+
+def join(first: np.ndarray, second: np.ndarray) -> Polyline:
+    """Two pieces of a path [n, 2], [m, 2] joined by a cubic Bezier curve that keeps both directions."""
+    a, b = first[-1], second[0]
+    reach = 0.5 * float(np.hypot(*(b - a)))
+    out = first[-1] - first[-2]
+    into = second[1] - second[0]
+    c0 = a + out / np.hypot(*out) * reach
+    c1 = b - into / np.hypot(*into) * reach
+    t = np.linspace(0.0, 1.0, 41)[1:-1, None]
+    bend = (1 - t) ** 3 * a + 3 * t * (1 - t) ** 2 * c0 + 3 * t**2 * (1 - t) * c1 + t**3 * b
+    points = np.concatenate([first, bend, second])
+    raw = Polyline(points)
+    return Polyline(raw.at(np.arange(0.0, raw.length, 0.25))[0])
+
+
+class Motion:
+    """A pose as a function of time: a path, the arc length travelled on it, and a lateral offset."""
+
+    def __init__(
+        self,
+        path: Polyline,
+        travelled: Callable[[float], float],
+        lateral: Callable[[float], float] | None = None,
+        yaw_offset: float = 0.0,
+    ) -> None:
+        """Args:
+        path: the curve to follow.
+        travelled: time in seconds -> arc length in metres.
+        lateral: time in seconds -> offset to the left in metres (none: 0).
+        yaw_offset: constant angle between the path's direction and the heading.
+        """
+        self.path, self.travelled, self.lateral, self.yaw_offset = path, travelled, lateral, yaw_offset
+
+    def pose(self, time_s: float) -> tuple[float, float, float]:
+        """Position x, y (metres) and yaw (radians) at a time in seconds."""
+        offset = self.lateral(time_s) if self.lateral else 0.0
+        position, heading = self.path.at(self.travelled(time_s), offset)
+        yaw = float(heading) + self.yaw_offset
+        if self.lateral:
+            step = 0.05
+            forward = self.travelled(time_s + step) - self.travelled(time_s)
+            sideways = self.lateral(time_s + step) - offset
+            yaw += float(np.arctan2(sideways, forward)) if forward > 1e-3 else 0.0
+        return float(position[0]), float(position[1]), yaw
+
+    def speed(self, time_s: float) -> float:
+        """Speed along the path in m/s at a time in seconds."""
+        return abs(self.travelled(time_s + 0.05) - self.travelled(time_s - 0.05)) / 0.1
+
+
+def standing(x: float, y: float, yaw: float) -> Motion:
+    """The motion of something that stays at a pose."""
+    direction = np.array([np.cos(yaw), np.sin(yaw)])
+    centre = np.array([x, y])
+    return Motion(Polyline(np.stack([centre, centre + direction])), lambda _: 0.0)

@@ -1,0 +1,75 @@
+"""A whole scene: its plan, ground, static world, actors, light and shadows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scripts.toy_nuscenes.actors import Actor
+from scripts.toy_nuscenes.casting import Hits, PosedActor, cast, pose_actors
+from scripts.toy_nuscenes.ground import Ground, paint_ground
+from scripts.toy_nuscenes.layout import Layout, make_layout
+from scripts.toy_nuscenes.light import Light, make_light
+from scripts.toy_nuscenes.placing import place_actors
+from scripts.toy_nuscenes.recipes import make_recipe
+from scripts.toy_nuscenes.rig import yaw_rotation
+from scripts.toy_nuscenes.scenery import build_statics
+from scripts.toy_nuscenes.shading import Shader
+from scripts.toy_nuscenes.shadows import Shadows
+from scripts.toy_nuscenes.statics import StaticWorld
+
+SIGHT_M = 85.0
+"""Actors further away than this from the ego vehicle are neither drawn nor labelled."""
+
+
+@dataclass(frozen=True)
+class EgoPose:
+    """Pose of the ego vehicle in the scene: column vectors transform as `rotation @ p + translation`."""
+
+    translation: np.ndarray
+    rotation: np.ndarray
+    yaw: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One generated world."""
+
+    index: int
+    layout: Layout
+    ground: Ground
+    world: StaticWorld
+    actors: list[Actor]
+    light: Light
+    shadows: Shadows
+
+    @property
+    def shader(self) -> Shader:
+        """The shader of this scene."""
+        return Shader(self.ground, self.world, self.actors, self.light)
+
+    def ego(self, time_s: float) -> EgoPose:
+        """Pose of the ego vehicle at a time in seconds."""
+        x, y, yaw = self.layout.ego.pose(time_s)
+        return EgoPose(np.array([x, y, 0.0]), yaw_rotation(yaw), yaw)
+
+    def posed(self, time_s: float) -> list[PosedActor]:
+        """The actors near the ego vehicle at a time."""
+        return pose_actors(self.actors, time_s, self.ego(time_s).translation[:2], SIGHT_M)
+
+    def cast(self, time_s: float, origin: np.ndarray, directions: np.ndarray, posed: list[PosedActor] | None = None) -> Hits:
+        """Casts rays at a time from `origin` [3] along unit `directions` float32 [n, 3], both in the scene frame."""
+        posed = self.posed(time_s) if posed is None else posed
+        return cast(self.world, posed, len(self.actors), origin, directions)
+
+
+def make_scene(seed: int, index: int, duration_s: float) -> Scene:
+    """Generates scene number `index`; the same arguments give the same scene."""
+    recipe = make_recipe(seed, index)
+    layout = make_layout(recipe, duration_s)
+    ground = paint_ground(layout)
+    world, _ = build_statics(layout, ground)
+    actors = place_actors(layout, ground, world, duration_s)
+    light = make_light(recipe.light, recipe.seed)
+    return Scene(index, layout, ground, world, actors, light, Shadows.of_world(world, layout.upper, light))

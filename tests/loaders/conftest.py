@@ -229,7 +229,8 @@ class _Writer:
         image = np.full((*RAW_HW, 3), 40, dtype=np.uint8)
         pixels, depth = project(world_dots(scene_no), frame.rotation, frame.translation)
         for (u, v), w in zip(pixels, depth, strict=True):
-            col, row = round(u), round(v)
+            # Coordinates count from the image's corner, as the augmentation matrices assume.
+            col, row = int(np.floor(u)), int(np.floor(v))
             if w > 1 and 3 <= col < RAW_HW[1] - 3 and 3 <= row < RAW_HW[0] - 3:
                 image[row - 2 : row + 3, col - 2 : col + 3] = 255
         path = self.mini.root / frame.filename
@@ -240,7 +241,9 @@ class _Writer:
         rng = np.random.default_rng(len(self.mini.labels))
         semantics = np.full(GRID, FREE, dtype=np.uint8)
         semantics[:, :, 2] = 11
-        semantics[rng.integers(0, 200, 300), rng.integers(0, 200, 300), 4] = rng.integers(0, 17, 300)
+        semantics[rng.integers(0, 200, 300), rng.integers(0, 200, 300), 4] = rng.integers(
+            0, 17, 300
+        )
         masks = {name: rng.random(GRID) < 0.3 for name in ("mask_camera", "mask_lidar")}
         self.mini.labels[token] = {"semantics": semantics, **masks}
         folder = self.mini.root / "gts" / scene / token

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -55,14 +56,14 @@ def test_poses_are_those_of_the_world(mini):
 def test_sweeps_lie_between_key_frames_newest_first(mini):
     infos = infos_of(mini, "train").infos
     assert [len(info["cam_sweeps"]) for info in infos] == [0, 5, 5, 5, 0, 5]
-    for older, info in zip(infos, infos[1:], strict=False):
+    for older, info in itertools.pairwise(infos):
         for name in CAMERAS:
             times = [info["cams"][name]["timestamp"]]
             times += [sweep[name]["timestamp"] for sweep in info["cam_sweeps"]]
             if info["cam_sweeps"]:
                 times.append(older["cams"][name]["timestamp"])
             repeated = info["token"] == "scene-0061-sample2"
-            assert all(a > b or (repeated and a == b) for a, b in zip(times, times[1:], strict=False))
+            assert all(a > b or (repeated and a == b) for a, b in itertools.pairwise(times))
 
 
 def test_sweep_that_misses_a_camera_repeats_the_one_before(mini):

@@ -37,7 +37,8 @@ def allow_checkpoint_classes() -> None:
     torch >= 2.6 loads nothing but tensors and plain containers unless a class is listed
     (`weights_only=True`). mmengine 0.10.7 stores its message hub: HistoryBuffer objects with numpy
     arrays and scalars in them. Those are listed; the check itself stays on, since a checkpoint
-    from elsewhere may otherwise run code.
+    from elsewhere may otherwise run code. A HistoryBuffer also refers to its own statistics by
+    `getattr(HistoryBuffer, "min")`; a getattr that does nothing else stands in for that.
     """
     core = np.core if int(np.__version__.split(".")[0]) < 2 else np._core  # type: ignore[attr-defined]
     multiarray = core.multiarray
@@ -48,6 +49,7 @@ def allow_checkpoint_classes() -> None:
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,
+            (_statistic_of_history_buffer, "builtins.getattr"),
             np.ndarray,
             np.dtype,
             multiarray._reconstruct,
@@ -55,6 +57,13 @@ def allow_checkpoint_classes() -> None:
             *sorted(dtype_classes, key=lambda cls: cls.__name__),
         ]
     )
+
+
+def _statistic_of_history_buffer(owner: Any, name: str) -> Any:
+    """What `getattr` may do in a checkpoint: name a public method of HistoryBuffer."""
+    if owner is not HistoryBuffer or name.startswith("_"):
+        raise pickle.UnpicklingError(f"Unsupported global: GLOBAL builtins.getattr of {name}")
+    return getattr(owner, name)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -151,21 +151,22 @@ def _set_epochs(cfg: Config) -> None:
 
 
 @contextmanager
-def named_config_keys(cfg: Mapping[str, Any]) -> Iterator[None]:
+def named_config_keys(cfg: Config) -> Iterator[None]:
     """While parts are built from `cfg`, turn errors about its keys into ConfigErrors.
 
     Python says `OPUSHead.__init__() got an unexpected keyword argument 'foo'`; this says where in
     the config that is and what the part does take. An error that no config key explains passes.
     """
+    content = cfg.to_dict()  # as it is now: the runner replaces parts of its own copy
     try:
         yield
     except TypeError as error:
-        sentence = _explain_arguments(str(error), cfg)
+        sentence = _explain_arguments(str(error), content)
         if sentence is None:
             raise
         raise ConfigError(sentence) from error
     except KeyError as error:
-        sentence = _explain_type(str(error), cfg)
+        sentence = _explain_type(str(error), content)
         if sentence is None:
             raise
         raise ConfigError(sentence) from error

@@ -1,0 +1,289 @@
+"""What a user can get wrong ends in one sentence on standard error and exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import train
+import val
+from scripts.runtime.checkpoint import (
+    CheckpointError,
+    allow_checkpoint_classes,
+    load_weights,
+    read_checkpoint,
+)
+from scripts.runtime.errors import EXIT_USER_ERROR, describe
+
+
+class Runner:
+    """Calls an entry point and returns the sentence it ended with."""
+
+    def __init__(self, config: Path, work_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.common = ["--work-dir", str(work_dir)]
+        self.config = config
+        self.capsys = capsys
+
+    def train(self, *extra: str, config: Path | None = None) -> str:
+        return self._sentence(
+            train.main(["--config", str(config or self.config), *self.common, *extra])
+        )
+
+    def val(self, weights: Path, *extra: str) -> str:
+        arguments = ["--config", str(self.config), *self.common, "--weights", str(weights)]
+        return self._sentence(val.main([*arguments, *extra]))
+
+    def _sentence(self, code: int) -> str:
+        error = self.capsys.readouterr().err
+        assert code == EXIT_USER_ERROR
+        assert "Traceback" not in error
+        lines = [line for line in error.splitlines() if line.strip() and "Warning" not in line]
+        assert len(lines) == 1, error
+        return lines[0]
+
+
+@pytest.fixture
+def run(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Runner:
+    return Runner(config, tmp_path / "run", capsys)
+
+
+def save_weights(path: Path, **kwargs: object) -> Path:
+    from tiny_parts import TinyModel
+
+    torch.save({"state_dict": TinyModel(**kwargs).state_dict()}, path)
+    return path
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_checkpoint_of_another_shape(run: Runner, tmp_path: Path) -> None:
+    sentence = run.val(save_weights(tmp_path / "wide.pth", width=5))
+    assert "wide.pth is a checkpoint of another model" in sentence
+    assert "of another shape: linear.weight ((1, 5) in the file, (1, 3) in the model)" in sentence
+
+
+def test_checkpoint_with_a_missing_key(run: Runner, tmp_path: Path) -> None:
+    sentence = run.val(save_weights(tmp_path / "no_bias.pth", with_bias=False))
+    assert "(missing: linear.bias)" in sentence
+
+
+def test_checkpoint_with_other_keys_names_the_first(run: Runner, tmp_path: Path) -> None:
+    weights = {f"backbone.{i}": torch.zeros(1) for i in range(9)}
+    torch.save(weights, tmp_path / "other.pth")  # a bare state dict
+    sentence = run.val(tmp_path / "other.pth")
+    assert "missing: linear.weight, linear.bias" in sentence
+    assert "unexpected: backbone.0, backbone.1, backbone.2 and 6 more" in sentence
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--load-from"])
+def test_training_refuses_a_checkpoint_of_another_model(
+    run: Runner, tmp_path: Path, flag: str
+) -> None:
+    sentence = run.train(flag, str(save_weights(tmp_path / "wide.pth", width=5)))
+    assert "checkpoint of another model" in sentence
+
+
+def test_resume_needs_more_than_weights(run: Runner, tmp_path: Path) -> None:
+    sentence = run.train("--resume", str(save_weights(tmp_path / "weights.pth")))
+    assert "weights.pth holds weights only and cannot be resumed: use --load-from" in sentence
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a checkpoint at all\n",
+        b"PK\x03\x04 a broken archive",
+        b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
+        pickle.dumps({"a": 1}, protocol=2)[:-1],
+    ],
+    ids=["empty", "text", "zip", "picture", "cut off"],
+)
+def test_weights_that_are_no_checkpoint(run: Runner, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    assert "weights.pth is not a PyTorch checkpoint" in run.val(path)
+
+
+def test_weights_truncated(run: Runner, tmp_path: Path) -> None:
+    path = save_weights(tmp_path / "weights.pth")
+    path.write_bytes(path.read_bytes()[:-200])
+    assert "weights.pth is not a PyTorch checkpoint (or a damaged one)" in run.val(path)
+
+
+def test_weights_missing(run: Runner, tmp_path: Path) -> None:
+    assert "checkpoint" in run.val(tmp_path / "nowhere.pth")
+    assert "is a folder" in run.val(tmp_path)
+
+
+def test_checkpoint_without_weights(run: Runner, tmp_path: Path) -> None:
+    torch.save({"epoch": 3}, tmp_path / "meta.pth")
+    assert "holds no weights" in run.val(tmp_path / "meta.pth")
+
+
+class _Harmful:
+    def __reduce__(self) -> tuple:
+        return (open, ("/nonexistent/harm", "w"))
+
+
+def test_checkpoint_that_would_run_code_is_refused(run: Runner, tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "extra": _Harmful()}, tmp_path / "harm.pth")
+    sentence = run.val(tmp_path / "harm.pth")
+    assert "holds an object of class io.open, which is not loaded for safety" in sentence
+
+
+class _GetsAttribute:
+    def __reduce__(self) -> tuple:
+        return (getattr, (nn.Linear, "forward"))
+
+
+def test_the_allow_list_does_not_open_getattr(tmp_path: Path) -> None:
+    allow_checkpoint_classes()
+    torch.save({"state_dict": {}, "extra": _GetsAttribute()}, tmp_path / "harm.pth")
+    with pytest.raises(CheckpointError):
+        read_checkpoint(tmp_path / "harm.pth")
+
+
+def test_prefix_of_data_parallel_wrappers_is_dropped(tmp_path: Path) -> None:
+    from tiny_parts import TinyModel
+
+    model, other = TinyModel(), TinyModel()
+    weights = {f"module.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": weights, "meta": {"epoch": 2, "iter": 7}}, tmp_path / "ddp.pth")
+    info = load_weights(other, tmp_path / "ddp.pth")
+    assert (info.epoch, info.iteration) == (2, 7)
+    torch.testing.assert_close(other.linear.weight, model.linear.weight)
+
+
+# ---------------------------------------------------------------- configs and options
+
+
+def test_unknown_key_of_a_model_part(run: Runner) -> None:
+    sentence = run.train("--cfg-options", "model.with_bais=False")
+    assert "model (type TinyModel) does not know the key 'with_bais'" in sentence
+    assert "did you mean 'with_bias'?" in sentence
+    assert "it takes width, with_bias" in sentence
+
+
+def test_unknown_key_of_a_published_part(run: Runner) -> None:
+    """The key is named also where the part sits deep in the model."""
+    sentence = run.train(
+        "--cfg-options",
+        "model.type=mmdet.ResNet",
+        "model.depth=18",
+        "model.num_stagess=4",
+    )
+    assert "model (type ResNet) does not know the key 'num_stagess'" in sentence
+    assert "did you mean 'num_stages'?" in sentence
+
+
+def test_unknown_key_of_a_data_set(run: Runner) -> None:
+    sentence = run.train("--cfg-options", "train_dataloader.dataset.colour=red")
+    assert "train_dataloader.dataset (type TinyDataset) does not know the key 'colour'" in sentence
+
+
+def test_unknown_type(run: Runner) -> None:
+    sentence = run.train("--cfg-options", "model.type=TinyModle")
+    assert "model.type is 'TinyModle', which is not registered" in sentence
+    assert "did you mean 'TinyModel'?" in sentence
+
+
+def test_missing_key_of_a_part(run: Runner) -> None:
+    sentence = run.train("--cfg-options", "model.type=mmdet.FPN", "model.in_channels=[8]")
+    assert "lacks the key" in sentence and "'out_channels'" in sentence
+
+
+def test_option_for_a_key_that_the_config_has_not(run: Runner) -> None:
+    sentence = run.train("--cfg-options", "modle.width=3")
+    assert "--cfg-options modle.width: the config has no key 'modle' (did you mean 'model'?)" in (
+        sentence
+    )
+
+
+@pytest.mark.parametrize("key", ["train_dataloader.batch_size", "train_cfg.max_epochs"])
+def test_option_for_a_derived_key(run: Runner, key: str) -> None:
+    assert "follows from" in run.train("--cfg-options", f"{key}=2")
+
+
+def test_missing_config(run: Runner, tmp_path: Path) -> None:
+    assert "config" in run.train(config=tmp_path / "nowhere.py")
+
+
+def test_config_with_a_syntax_error(run: Runner, tmp_path: Path) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text("model = dict(\n")
+    assert "broken.py cannot be read" in run.train(config=path)
+
+
+def test_config_with_a_missing_base(run: Runner, tmp_path: Path) -> None:
+    path = tmp_path / "child.py"
+    path.write_text("_base_ = ['./parent.py']\n")
+    sentence = run.train(config=path)
+    assert "builds upon a missing file" in sentence and "parent.py" in sentence
+
+
+def test_config_with_a_missing_module(run: Runner, tmp_path: Path) -> None:
+    path = tmp_path / "child.py"
+    path.write_text("custom_imports = dict(imports=['no_such_module'])\n")
+    assert "no_such_module" in run.train(config=path)
+
+
+def test_batch_size_must_be_positive(run: Runner) -> None:
+    assert "batch_size is 0" in run.train("--cfg-options", "batch_size=0")
+
+
+# ---------------------------------------------------------------- data
+
+
+def test_missing_data_root(run: Runner, tmp_path: Path) -> None:
+    importlib.import_module("loaders.register")
+    sentence = run.train(
+        "--cfg-options",
+        "train_dataloader.dataset.type=NuScenesOcc3DDataset",
+        f"train_dataloader.dataset.data_root={tmp_path / 'nowhere'}",
+        "train_dataloader.dataset.ann_file=infos.pkl",
+        "train_dataloader.dataset.pipeline=[]",
+        "train_dataloader.dataset.num_frames=2",
+    )
+    assert f"data root {tmp_path / 'nowhere'} does not exist" in sentence
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_file_is_named_from_any_process(run: Runner, workers: int) -> None:
+    """A worker hands its error over as text with a traceback: the sentence is taken out of it."""
+    sentence = run.train(
+        "--cfg-options",
+        "train_dataloader.dataset.bad_file=images/17.jpg",
+        f"train_dataloader.num_workers={workers}",
+    )
+    assert sentence.endswith("images/17.jpg is broken: write it anew")
+
+
+# ---------------------------------------------------------------- what is not the user's
+
+
+def test_debug_shows_the_traceback(config: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["--config", str(config), "--weights", str(tmp_path / "none.pth"), "--debug"]
+    assert val.main([*arguments, "--work-dir", str(tmp_path / "run")]) == EXIT_USER_ERROR
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_defects_are_not_dressed_up() -> None:
+    def caught(function: object) -> BaseException:
+        try:
+            function()  # type: ignore[operator]
+        except Exception as error:
+            return error
+        raise AssertionError("no error")
+
+    # Library code complains about its arguments: a bug of ours, not a sentence for a user.
+    assert describe(caught(lambda: torch.zeros(2) + torch.zeros(3))) is None
+    assert describe(caught(lambda: [][0])) is None
+    assert describe(caught(lambda: int("x"))) is None
+    assert describe(caught(lambda: open("/nonexistent/file"))) is not None

@@ -123,7 +123,7 @@ def test_dots_of_the_world_are_where_ego2img_says(mini, mini_world, mode, test_m
     """Through poses, history, calibration and augmentation: white is where the dots project to."""
     rotate = (0.0, 0.0) if test_mode else (-8.0, 8.0)
     dataset = build(mini, test_mode=test_mode, pipeline=pipeline(mode, rotate=rotate))
-    found = 0
+    errors = []
     for idx in range(len(dataset)):
         item = dataset[idx]
         sample = item["data_samples"]
@@ -150,12 +150,12 @@ def test_dots_of_the_world_are_where_ego2img_says(mini, mini_world, mode, test_m
                 white = np.maximum(white - 80, 0)
                 grid = np.indices(white.shape) + 0.5
                 centre_y, centre_x = (grid * white).sum((1, 2)) / white.sum()
-                # The dot was drawn up to half a pixel off, and the resized image is up to a pixel
-                # smaller than the matrix says (sizes are truncated, as published).
-                assert abs(left + centre_x - x) < 0.9, (path, x, y)
-                assert abs(top + centre_y - y) < 0.9, (path, x, y)
-                found += 1
-    assert found > 200
+                errors.append([left + centre_x - x, top + centre_y - y])
+    # Dots are drawn up to half a pixel off. In training the resized image is up to a pixel smaller
+    # than the matrix says (sizes are truncated, as published) and rotation takes nearest pixels.
+    assert len(errors) > 200
+    assert np.abs(errors).max() < (0.6 if test_mode else 1.2)
+    assert np.abs(np.median(errors, axis=0)).max() < (0.1 if test_mode else 0.4)
 
 
 def test_bev_flip_in_training_keeps_image_and_label_consistent(mini):

@@ -9,6 +9,8 @@ model = dict(
     pts_bbox_head=dict(
         pc_range={{_base_.pc_range}},
         voxel_size={{_base_.voxel_size}},
+        empty_label={{_base_.empty_label}},
+        num_frames={{_base_.num_frames}},
         num_query=600,
         decoder=dict(num_refines=[8, 16, 32, 64, 128], num_points=4),
     )

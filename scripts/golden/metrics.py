@@ -18,9 +18,7 @@ from scripts.golden.report import Check, GoldenFile, absolute
 OCC3D_RANGE = (-40.0, -40.0, -1.0, 40.0, 40.0, 5.4)
 OCC3D_VOXEL = (0.4, 0.4, 0.4)
 OCC3D_FREE = 17
-# The file keeps OpenOccupancy's own labels: 0 is noise, which the mask leaves out, and takes the
-# place of free; the classes are 1 ... 16.
-OPENOCC_FREE = 0
+OPENOCC_FREE = 16
 
 
 def check_metrics(golden: GoldenFile) -> Iterator[Check]:
@@ -72,7 +70,10 @@ def _openocc_scores(golden: GoldenFile) -> OccupancyScores:
     samples = range(sum(key.startswith("oo_gt/") for key in golden))
     confusion = sum(
         occupancy_confusion(
-            golden[f"oo_pred/{i}"], golden[f"oo_gt/{i}"], golden[f"oo_mask/{i}"], 17
+            golden[f"oo_pred/{i}"],
+            golden[f"oo_gt/{i}"],
+            golden[f"oo_mask/{i}"],  # leaves out noise
+            OPENOCC_FREE + 1,
         )
         for i in samples
     )

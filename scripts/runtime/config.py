@@ -83,6 +83,7 @@ def fit_config(cfg: Config, launch: Launch) -> list[str]:
 
     - `batch_size` is the total over all processes: each gets its share.
     - `max_epochs` sets the loop's length and the end of every scheduler that ends with it.
+    - A data loader without workers keeps no settings of workers (torch refuses them).
     - On the CPU mixed precision is off (mmengine's AmpOptimWrapper refuses the CPU) and
       the data-parallel wrapper gets no device number.
 
@@ -99,6 +100,7 @@ def fit_config(cfg: Config, launch: Launch) -> list[str]:
     notes: list[str] = []
     _divide_batch(cfg, launch)
     _set_epochs(cfg)
+    _drop_worker_settings(cfg)
     on_cpu = not torch.cuda.is_available()
     wrapper = cfg.get("optim_wrapper")
     if on_cpu and wrapper is not None and wrapper.get("type") == "AmpOptimWrapper":
@@ -131,6 +133,14 @@ def _divide_batch(cfg: Config, launch: Launch) -> None:
             f"{launch.world_size} processes: change one of them"
         )
     loader.batch_size = total // launch.world_size
+
+
+def _drop_worker_settings(cfg: Config) -> None:
+    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        loader = cfg.get(name)
+        if loader is not None and not loader.get("num_workers", 0):
+            loader.pop("persistent_workers", None)
+            loader.pop("prefetch_factor", None)
 
 
 def _set_epochs(cfg: Config) -> None:

@@ -1,0 +1,185 @@
+"""Score the image-blind prior: each voxel's most frequent training label.
+
+    python -m scripts.evaluate_prior --config configs/... [--out prior.json]
+
+What a model reaches that has learned nothing from images. Two variants are scored on the config's
+evaluation split, with its own metrics:
+
+- `all`: over all training samples, every voxel's label counts;
+- `visible`: only labels of voxels that a camera sees count (`mask_camera`), as in training and in
+  Occ3D's mIoU; a voxel that no camera ever saw takes its label of `all`.
+
+The result under `metrics` is, metric by metric, the better of the two: a model is compared with the
+stronger opponent.
+
+Legend: X Y Z voxels, K semantic classes (label K is free).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from mmengine.config import Config
+from mmengine.registry import DATASETS, METRICS, init_default_scope
+from tqdm import tqdm
+
+from loaders.datasets.nuscenes_occ3d import NuScenesOcc3DDataset
+from loaders.sample import OccSample
+from scripts.runtime.config import load_config, named_config_keys
+from scripts.runtime.errors import ConfigError, run_entry_point
+from scripts.runtime.report import score_report, write_json
+
+VARIANTS = ("all", "visible")
+Grid = npt.NDArray[np.uint8]
+
+
+def labels_only(dataset_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Config of the same data set whose pipeline loads labels and nothing else.
+
+    Raises:
+        ConfigError: The pipeline loads no labels.
+    """
+    cfg = copy.deepcopy(dict(dataset_cfg))
+    while "dataset" in cfg:  # wrappers that repeat or concatenate
+        cfg = dict(cfg["dataset"])
+    loading = [step for step in cfg["pipeline"] if "Labels" in str(step["type"])]
+    if not loading:
+        raise ConfigError(f"the pipeline of {cfg['type']} loads no labels: nothing to count")
+    for step in loading:
+        step.pop("cache_mb", None)  # every sample is read once
+    return {**cfg, "pipeline": loading, "test_mode": True}
+
+
+def _samples(dataset: NuScenesOcc3DDataset, what: str) -> Iterator[OccSample]:
+    for index in tqdm(range(len(dataset)), desc=what, unit="sample", disable=None):
+        yield dataset[index]
+
+
+def count_labels(dataset: NuScenesOcc3DDataset) -> tuple[npt.NDArray[np.int32], ...]:
+    """How often each voxel bears each label over a data set.
+
+    Returns:
+        For each of VARIANTS an int32 array [K + 1, X, Y, Z].
+    """
+    counts: npt.NDArray[np.int32] | None = None
+    for sample in _samples(dataset, "counting training labels"):
+        labels, visible = sample.voxel_semantics, sample.mask_camera
+        assert labels is not None and visible is not None
+        if counts is None:
+            shape = (len(VARIANTS), len(sample.class_names) + 1, *labels.shape)
+            counts = np.zeros(shape, dtype=np.int32)
+        x, y, z = np.indices(labels.shape, sparse=True)
+        counts[0][labels, x, y, z] += 1
+        counts[1][labels, x, y, z] += visible
+    if counts is None:
+        raise ConfigError("the training split is empty: no labels to count")
+    return tuple(counts)
+
+
+def prior_grids(counts_all: npt.NDArray[np.int32], counts_visible: npt.NDArray[np.int32]) -> dict:
+    """Most frequent label of every voxel (of several, the lowest).
+
+    Args:
+        counts_all: int32 [K + 1, X, Y, Z], over all samples.
+        counts_visible: The same over the samples in which a camera sees the voxel.
+
+    Returns:
+        Variant name to labels uint8 [X, Y, Z].
+    """
+    everywhere = counts_all.argmax(axis=0).astype(np.uint8)
+    seen = counts_visible.any(axis=0)
+    visible = np.where(seen, counts_visible.argmax(axis=0).astype(np.uint8), everywhere)
+    return {"all": everywhere, "visible": visible}
+
+
+def as_prediction(grid: Grid, free_label: int) -> dict[str, npt.NDArray[np.int64]]:
+    """A label grid [X, Y, Z] in the sparse form in which models predict."""
+    coords = np.argwhere(grid != free_label)
+    return {"pred_coords": coords, "pred_labels": grid[tuple(coords.T)].astype(np.int64)}
+
+
+def score_grids(grids: Mapping[str, Grid], cfg: Config) -> dict[str, dict[str, float]]:
+    """Scores of fixed label grids on the evaluation split with the config's metrics.
+
+    Args:
+        grids: Variant name to labels [X, Y, Z], predicted for every sample.
+        cfg: Config with `val_dataloader` and `val_evaluator`.
+
+    Returns:
+        Variant name to metric names to values.
+    """
+    dataset = DATASETS.build(labels_only(cfg.val_dataloader.dataset))
+    evaluators = cfg.val_evaluator if isinstance(cfg.val_evaluator, list) else [cfg.val_evaluator]
+    metrics = {name: [METRICS.build(entry) for entry in evaluators] for name in grids}
+    free_label = len(dataset.metainfo["class_names"])
+    predictions = {name: as_prediction(grid, free_label) for name, grid in grids.items()}
+    for group in metrics.values():
+        for metric in group:
+            metric.dataset_meta = dataset.metainfo
+    for sample in _samples(dataset, "scoring the prior"):
+        for name, group in metrics.items():
+            for metric in group:
+                metric.process(None, [{**vars(sample), **predictions[name]}])
+    return {
+        name: {
+            key: value for metric in group for key, value in metric.evaluate(len(dataset)).items()
+        }
+        for name, group in metrics.items()
+    }
+
+
+def evaluate_prior(cfg: Config) -> dict[str, dict[str, float]]:
+    """Count, then score: variant name to metrics, and under `stronger` the better of each."""
+    init_default_scope(cfg.get("default_scope", "mmengine"))
+    with named_config_keys(cfg):
+        train = DATASETS.build(labels_only(cfg.train_dataloader.dataset))
+        scores = score_grids(prior_grids(*count_labels(train)), cfg)
+    names = scores[VARIANTS[0]]
+    stronger = {key: max(scores[name].get(key, 0.0) for name in VARIANTS) for key in names}
+    return {**scores, "stronger": stronger}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command line says."""
+    start = time.monotonic()
+    cfg = load_config(args.config, args.cfg_options)
+    scores = evaluate_prior(cfg)
+    summary = [key for key in scores["stronger"] if "IoU_" not in key]
+    width = max(map(len, summary))
+    print(f"{'image-blind prior':<{width}}" + "".join(f"{name:>12}" for name in scores))
+    for key in summary:
+        print(f"{key:<{width}}" + "".join(f"{scores[name][key]:12.2f}" for name in scores))
+    if args.out:
+        report = score_report(
+            scores["stronger"],
+            variants={name: scores[name] for name in VARIANTS},
+            config=args.config,
+            seconds=time.monotonic() - start,
+        )
+        print(f"written to {write_json(args.out, report)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--out", metavar="FILE", help="scores as JSON")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={})
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_args(arguments)
+    return run_entry_point(lambda: run(args), debug=args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

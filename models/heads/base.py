@@ -118,7 +118,9 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             num_levels=num_levels,
         )
         # nested for the published parameter names
-        self.transformer = nn.ModuleDict({"decoder": MODELS.build(decoder, default_args=sizes)})
+        built = MODELS.build(decoder, default_args=sizes)
+        self.transformer = nn.ModuleDict({"decoder": built})
+        self.num_layers = len(built.decoder_layers)
         self.init_points = nn.Embedding(num_query, 3)
         nn.init.uniform_(self.init_points.weight)
         self.loss_pts = MODELS.build(loss_pts)

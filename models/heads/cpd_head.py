@@ -48,7 +48,7 @@ class CPDHead(OccupancyHead):
         )
         self.densifiers = nn.ModuleList(
             MODELS.build(densifier, default_args=sizes)
-            for _ in self.transformer["decoder"].decoder_layers
+            for _ in range(self.num_layers)
         )
 
     def predict(

@@ -93,7 +93,7 @@ class _SparseConvBase(nn.Module):
             self._spconv = (self._make_spconv(spconv),)
         (conv,) = self._spconv
         conv.train(self.training)
-        parameters = {"weight": self.weight}
+        parameters: dict[str, Tensor] = {"weight": self.weight}
         if self.bias is not None:
             parameters["bias"] = self.bias
         inputs = spconv.SparseConvTensor(

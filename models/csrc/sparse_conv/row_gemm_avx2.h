@@ -1,0 +1,196 @@
+// Products of scattered matrix rows with AVX2 and FMA, chosen at run time.
+//
+// A sparse convolution multiplies rows that lie anywhere by a small dense matrix and adds the
+// results to rows that lie anywhere. Copying them together for a library GEMM and apart again costs
+// about as much as the products, so these kernels take row addresses.
+#pragma once
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define OPUS_HAS_AVX2_KERNELS 1
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#define OPUS_AVX2 __attribute__((target("avx2,fma")))
+#define OPUS_AVX2_INLINE inline __attribute__((always_inline, target("avx2,fma")))
+
+namespace opus {
+namespace avx2 {
+
+template <typename T>
+struct Lanes;
+
+template <>
+struct Lanes<float> {
+  using Vector = __m256;
+  static constexpr int kWidth = 8;
+  OPUS_AVX2_INLINE static Vector zero() { return _mm256_setzero_ps(); }
+  OPUS_AVX2_INLINE static Vector load(const float* p) { return _mm256_loadu_ps(p); }
+  OPUS_AVX2_INLINE static Vector broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+  OPUS_AVX2_INLINE static void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
+  OPUS_AVX2_INLINE static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
+  OPUS_AVX2_INLINE static Vector fma(Vector a, Vector b, Vector c) {
+    return _mm256_fmadd_ps(a, b, c);
+  }
+};
+
+template <>
+struct Lanes<double> {
+  using Vector = __m256d;
+  static constexpr int kWidth = 4;
+  OPUS_AVX2_INLINE static Vector zero() { return _mm256_setzero_pd(); }
+  OPUS_AVX2_INLINE static Vector load(const double* p) { return _mm256_loadu_pd(p); }
+  OPUS_AVX2_INLINE static Vector broadcast(const double* p) { return _mm256_broadcast_sd(p); }
+  OPUS_AVX2_INLINE static void store(double* p, Vector v) { _mm256_storeu_pd(p, v); }
+  OPUS_AVX2_INLINE static Vector add(Vector a, Vector b) { return _mm256_add_pd(a, b); }
+  OPUS_AVX2_INLINE static Vector fma(Vector a, Vector b, Vector c) {
+    return _mm256_fmadd_pd(a, b, c);
+  }
+};
+
+// Six rows by two vectors of columns: twelve accumulators, two columns and a broadcast value fill
+// 15 of the 16 registers.
+constexpr int kRows = 6;
+constexpr int kVectors = 2;
+
+inline bool is_supported() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+// c[r][0 .. NV vectors) += sum over d of a[r][d] * b[d][0 .. NV vectors), for R rows.
+template <typename T, int R, int NV>
+OPUS_AVX2_INLINE void multiply_block(const T* const* a, int64_t depth, const T* b, int64_t ldb,
+                                     T* const* c) {
+  using L = Lanes<T>;
+  typename L::Vector sum[R][NV];
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < NV; ++j) sum[r][j] = L::zero();
+  }
+  for (int64_t d = 0; d < depth; ++d, b += ldb) {
+    typename L::Vector column[NV];
+    for (int j = 0; j < NV; ++j) column[j] = L::load(b + j * L::kWidth);
+    for (int r = 0; r < R; ++r) {
+      const typename L::Vector value = L::broadcast(a[r] + d);
+      for (int j = 0; j < NV; ++j) sum[r][j] = L::fma(value, column[j], sum[r][j]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < NV; ++j) {
+      T* out = c[r] + j * L::kWidth;
+      L::store(out, L::add(L::load(out), sum[r][j]));
+    }
+  }
+}
+
+template <typename T, int NV>
+OPUS_AVX2_INLINE void multiply_rows(int rows, const T* const* a, int64_t depth, const T* b,
+                                    int64_t ldb, T* const* c) {
+  switch (rows) {
+    case 6: return multiply_block<T, 6, NV>(a, depth, b, ldb, c);
+    case 5: return multiply_block<T, 5, NV>(a, depth, b, ldb, c);
+    case 4: return multiply_block<T, 4, NV>(a, depth, b, ldb, c);
+    case 3: return multiply_block<T, 3, NV>(a, depth, b, ldb, c);
+    case 2: return multiply_block<T, 2, NV>(a, depth, b, ldb, c);
+    case 1: return multiply_block<T, 1, NV>(a, depth, b, ldb, c);
+    default: return;
+  }
+}
+
+// c[to[p]] += a[from[p]] * b for `count` pairs with distinct `to`; b is [depth, columns], columns a
+// multiple of the vector width.
+template <typename T>
+OPUS_AVX2 void multiply_scattered(const int32_t* from, const int32_t* to, int64_t count, const T* a,
+                                  int64_t depth, const T* b, int64_t columns, T* c) {
+  constexpr int kWidth = Lanes<T>::kWidth;
+  for (int64_t column = 0; column < columns;) {
+    const bool wide = column + kVectors * kWidth <= columns;
+    for (int64_t p = 0; p < count; p += kRows) {
+      const int rows = static_cast<int>(std::min<int64_t>(kRows, count - p));
+      const T* source[kRows];
+      T* target[kRows];
+      for (int r = 0; r < rows; ++r) {
+        source[r] = a + from[p + r] * depth;
+        target[r] = c + to[p + r] * columns + column;
+      }
+      if (wide) {
+        multiply_rows<T, kVectors>(rows, source, depth, b + column, columns, target);
+      } else {
+        multiply_rows<T, 1>(rows, source, depth, b + column, columns, target);
+      }
+    }
+    column += wide ? kVectors * kWidth : kWidth;
+  }
+}
+
+// w[r][0 .. NV vectors) += sum over p of a[p][r] * b[p][0 .. NV vectors), for R rows of w.
+template <typename T, int R, int NV>
+OPUS_AVX2_INLINE void outer_block(const T* const* a, const T* const* b, int count, int64_t row,
+                                  int64_t column, T* w, int64_t ldw) {
+  using L = Lanes<T>;
+  typename L::Vector sum[R][NV];
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < NV; ++j) sum[r][j] = L::load(w + r * ldw + j * L::kWidth);
+  }
+  for (int p = 0; p < count; ++p) {
+    typename L::Vector values[NV];
+    for (int j = 0; j < NV; ++j) values[j] = L::load(b[p] + column + j * L::kWidth);
+    for (int r = 0; r < R; ++r) {
+      const typename L::Vector factor = L::broadcast(a[p] + row + r);
+      for (int j = 0; j < NV; ++j) sum[r][j] = L::fma(factor, values[j], sum[r][j]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < NV; ++j) L::store(w + r * ldw + j * L::kWidth, sum[r][j]);
+  }
+}
+
+template <typename T, int NV>
+OPUS_AVX2_INLINE void outer_rows(int rows, const T* const* a, const T* const* b, int count,
+                                 int64_t row, int64_t column, T* w, int64_t ldw) {
+  switch (rows) {
+    case 6: return outer_block<T, 6, NV>(a, b, count, row, column, w, ldw);
+    case 5: return outer_block<T, 5, NV>(a, b, count, row, column, w, ldw);
+    case 4: return outer_block<T, 4, NV>(a, b, count, row, column, w, ldw);
+    case 3: return outer_block<T, 3, NV>(a, b, count, row, column, w, ldw);
+    case 2: return outer_block<T, 2, NV>(a, b, count, row, column, w, ldw);
+    case 1: return outer_block<T, 1, NV>(a, b, count, row, column, w, ldw);
+    default: return;
+  }
+}
+
+// w += sum over pairs of (row a_of[p] of a)^T * (row b_of[p] of b); w is [rows, columns], a has
+// rows of `rows` and b of `columns` elements, columns a multiple of the vector width.
+template <typename T>
+OPUS_AVX2 void outer_scattered(const int32_t* a_of, const int32_t* b_of, int64_t count, const T* a,
+                               int64_t rows, const T* b, int64_t columns, T* w) {
+  constexpr int kWidth = Lanes<T>::kWidth;
+  constexpr int kChunk = 64;  // pairs whose rows stay in the first-level cache
+  const T* left[kChunk];
+  const T* right[kChunk];
+  for (int64_t begin = 0; begin < count; begin += kChunk) {
+    const int pairs = static_cast<int>(std::min<int64_t>(kChunk, count - begin));
+    for (int p = 0; p < pairs; ++p) {
+      left[p] = a + a_of[begin + p] * rows;
+      right[p] = b + b_of[begin + p] * columns;
+    }
+    for (int64_t column = 0; column < columns;) {
+      const bool wide = column + kVectors * kWidth <= columns;
+      for (int64_t row = 0; row < rows; row += kRows) {
+        const int block = static_cast<int>(std::min<int64_t>(kRows, rows - row));
+        T* out = w + row * columns + column;
+        if (wide) {
+          outer_rows<T, kVectors>(block, left, right, pairs, row, column, out, columns);
+        } else {
+          outer_rows<T, 1>(block, left, right, pairs, row, column, out, columns);
+        }
+      }
+      column += wide ? kVectors * kWidth : kWidth;
+    }
+  }
+}
+
+}  // namespace avx2
+}  // namespace opus
+#endif  // x86-64 with GCC or Clang

@@ -40,6 +40,7 @@ def read_image(path: str, backend: Backend = "auto", reduction: int = 1) -> Imag
         MissingDataError: If the file does not exist.
         BadDataError: If it is empty, truncated or no image.
     """
+    decode = _decoder(backend)
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -55,7 +56,7 @@ def read_image(path: str, backend: Backend = "auto", reduction: int = 1) -> Imag
             f"image {path} is truncated ({len(data)} bytes): restore it from the original archive"
         )
     try:
-        image = _decoder(backend)(data, reduction)
+        image = decode(data, reduction)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three
         raise BadDataError(_broken(path, data)) from error
     if image is None:

@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from loaders.errors import BadDataError, MissingDataError
+from loaders.sample import OccSample
+from loaders.transforms import decode
+from loaders.transforms.cache import ArrayCache
+from loaders.transforms.decode import read_image
+from loaders.transforms.geometry import ImageAugParams, apply_image_aug
+from loaders.transforms.images import (
+    DrawImageAug,
+    LoadMultiViewImages,
+    apply_image_aug_fast,
+    choose_reduction,
+)
+from loaders.transforms.labels import LoadOcc3DLabels, RandomFlipBEV, read_occ3d_labels
+from loaders.transforms.pack import PackOccSample
+
+BACKENDS = ["cv2", "pillow"]
+
+
+def smooth_image(h=90, w=160):
+    y, x = np.mgrid[:h, :w]
+    return np.stack([x * 255 / w, y * 255 / h, 128 + 100 * np.sin(x / 25)], -1).astype(np.uint8)
+
+
+def jpeg(image, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=90, **options)
+    return buffer.getvalue()
+
+
+def make_sample(paths=(), root="", training=True, **changes):
+    values = dict(
+        sample_idx=0,
+        sample_token="token",
+        scene_name="scene",
+        scene_token="s",
+        lidar_token="l",
+        data_root=str(root),
+        img_paths=[str(p) for p in paths],
+        img_timestamps=np.zeros(len(paths), dtype=np.int64),
+        ego2img=np.tile(np.eye(4), (len(paths), 1, 1)),
+        pc_range=(-4.0, -4.0, -1.0, 4.0, 4.0, 1.0),
+        voxel_size=(0.4, 0.4, 0.4),
+        class_names=("car", "bus"),
+        rng=np.random.default_rng(0) if training else None,
+    )
+    return OccSample(**{**values, **changes})
+
+
+class TestReadImage:
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_reads_bgr(self, tmp_path, backend):
+        image = np.zeros((32, 48, 3), dtype=np.uint8)
+        image[..., 0] = 250  # red
+        (tmp_path / "a.jpg").write_bytes(jpeg(image))
+        got = read_image(str(tmp_path / "a.jpg"), backend)
+        assert got.shape == (32, 48, 3) and got.dtype == np.uint8
+        assert got[..., 2].min() > 240 and got[..., :2].max() < 15
+
+    @pytest.mark.parametrize("subsampling", [0, 2])
+    def test_backends_agree(self, tmp_path, subsampling):
+        (tmp_path / "a.jpg").write_bytes(jpeg(smooth_image(), subsampling=subsampling))
+        images = [read_image(str(tmp_path / "a.jpg"), b).astype(int) for b in BACKENDS]
+        assert np.abs(images[0] - images[1]).max() <= 1
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize("reduction", [2, 4, 8])
+    def test_reduced_decoding_is_the_scene_at_smaller_size(self, tmp_path, backend, reduction):
+        (tmp_path / "a.jpg").write_bytes(jpeg(smooth_image(91, 160)))
+        got = read_image(str(tmp_path / "a.jpg"), backend, reduction)
+        h, w = -(-91 // reduction), 160 // reduction
+        assert got.shape == (h, w, 3)
+        boxed = smooth_image(91, 160)[: h // 2 * reduction, :, ::-1].astype(float)
+        boxed = boxed.reshape(h // 2, reduction, w, reduction, 3).mean((1, 3))
+        assert np.abs(got[: h // 2] - boxed).mean() < 4
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize("kept", [0.99, 0.5, 0.1])
+    def test_truncated_jpeg(self, tmp_path, backend, kept):
+        data = jpeg(smooth_image())
+        (tmp_path / "cut.jpg").write_bytes(data[: int(len(data) * kept)])
+        with pytest.raises(BadDataError, match=r"cut\.jpg is truncated .*original archive"):
+            read_image(str(tmp_path / "cut.jpg"), backend)
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize(
+        "content", [b"", b"hello" * 100, b"\xff\xd8" + b"x" * 50 + b"\xff\xd9"]
+    )
+    def test_no_image(self, tmp_path, backend, content):
+        (tmp_path / "no.jpg").write_bytes(content)
+        with pytest.raises(BadDataError, match=r"no\.jpg cannot be decoded .*original archive"):
+            read_image(str(tmp_path / "no.jpg"), backend)
+
+    def test_padding_after_the_end_is_no_truncation(self, tmp_path):
+        (tmp_path / "a.jpg").write_bytes(jpeg(smooth_image()) + bytes(100))
+        assert read_image(str(tmp_path / "a.jpg")).shape == (90, 160, 3)
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_truncated_png(self, tmp_path, backend):
+        buffer = io.BytesIO()
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(
+            buffer, "PNG"
+        )
+        (tmp_path / "a.png").write_bytes(buffer.getvalue()[:40])
+        with pytest.raises(BadDataError, match=r"a\.png cannot be decoded"):
+            read_image(str(tmp_path / "a.png"), backend)
+
+    def test_missing(self, tmp_path):
+        with pytest.raises(MissingDataError, match=r"none\.jpg does not exist: complete"):
+            read_image(str(tmp_path / "none.jpg"))
+
+    def test_unknown_or_unusable_backend(self, tmp_path, monkeypatch):
+        (tmp_path / "a.jpg").write_bytes(jpeg(smooth_image()))
+        with pytest.raises(ValueError, match="'gpu' is unknown"):
+            read_image(str(tmp_path / "a.jpg"), "gpu")
+
+        def absent():
+            raise OSError("no libturbojpeg")
+
+        monkeypatch.setattr(decode, "_turbojpeg_decoder", absent)
+        decode._decoder.cache_clear()
+        with pytest.raises(RuntimeError, match="'turbojpeg' does not work here"):
+            read_image(str(tmp_path / "a.jpg"), "turbojpeg")
+        monkeypatch.setattr(decode, "_cv2_decoder", absent)
+        expected = read_image(str(tmp_path / "a.jpg"), "pillow")
+        np.testing.assert_array_equal(read_image(str(tmp_path / "a.jpg"), "auto"), expected)
+        decode._decoder.cache_clear()
+
+
+class TestImages:
+    @pytest.mark.parametrize("flip", [False, True])
+    @pytest.mark.parametrize("rotate", [0.0, 6.0])
+    @pytest.mark.parametrize("crop", [(8, 10, 72, 40), (-5, -6, 90, 50)])
+    @pytest.mark.parametrize("resize", [0.5, 0.4])
+    def test_fast_mode_is_close_to_exact(self, flip, rotate, crop, resize):
+        image = smooth_image()
+        params = ImageAugParams(resize, (int(160 * resize), int(90 * resize)), crop, flip, rotate)
+        exact = apply_image_aug(image, params).astype(float)
+        for source in (image, image[::2, ::2]):
+            out = np.full(exact.shape, 7, dtype=np.uint8)
+            apply_image_aug_fast(source, params, out)
+            assert np.abs(out - exact).mean() < 6
+            # Black borders are where they should be.
+            assert ((out.max(-1) == 0) != (exact.max(-1) == 0)).mean() < 0.03
+
+    def test_reduction_fits_the_target(self):
+        def reduction(resize):
+            return choose_reduction(ImageAugParams(resize, (1, 1), (0, 0, 1, 1)))
+
+        # All of the published training range comes from the half-size decode.
+        assert {reduction(r) for r in (0.38, 0.44, 0.55)} == {2}
+        assert [reduction(r) for r in (1.5, 0.64, 0.25, 0.1)] == [1, 1, 4, 8]
+
+    def test_one_draw_for_all_images_and_matrix_into_ego2img(self, tmp_path):
+        for i in range(3):
+            (tmp_path / f"{i}.jpg").write_bytes(jpeg(smooth_image()))
+        sample = make_sample([tmp_path / f"{i}.jpg" for i in range(3)])
+        DrawImageAug((90, 160), (32, 96), (0.6, 0.8))(sample)
+        LoadMultiViewImages((90, 160))(sample)
+        assert sample.images.shape == (3, 32, 96, 3)
+        np.testing.assert_array_equal(sample.images[0], sample.images[2])
+        assert np.ptp(sample.ego2img, axis=0).max() == 0
+        assert sample.ego2img[0, 0, 0] == pytest.approx(
+            sample.image_aug.resize * (-1 if sample.image_aug.flip else 1)
+        )
+
+    def test_test_mode_does_not_draw(self, tmp_path):
+        aug = DrawImageAug((90, 160), (32, 96), (0.6, 0.8), rotate_range_deg=(-5, 5))
+        params = {aug(make_sample([], training=False)).image_aug for _ in range(3)}
+        assert params == {ImageAugParams(0.6, (96, 54), (0, 22, 96, 54))}
+
+    def test_repeated_frames_are_read_once(self, tmp_path, monkeypatch):
+        (tmp_path / "a.jpg").write_bytes(jpeg(smooth_image()))
+        reads = []
+        monkeypatch.setattr(
+            "loaders.transforms.images.read_image",
+            lambda path, *args: reads.append(path) or read_image(path, *args),
+        )
+        sample = make_sample([tmp_path / "a.jpg"] * 4)
+        LoadMultiViewImages((90, 160))(DrawImageAug((90, 160), (32, 96))(sample))
+        assert len(reads) == 1
+        assert (sample.images == sample.images[0]).all()
+
+    @pytest.mark.parametrize("mode", ["exact", "fast"])
+    def test_cache_gives_the_same_images(self, tmp_path, mode):
+        paths = [tmp_path / f"{i}.jpg" for i in range(2)]
+        for i, path in enumerate(paths):
+            path.write_bytes(jpeg(np.roll(smooth_image(), 20 * i, axis=1)))
+        draw = DrawImageAug((90, 160), (32, 96), (0.3, 1.0), rotate_range_deg=(-3, 3))
+        cached, plain = (LoadMultiViewImages((90, 160), mode, cache_mb=mb) for mb in (8, 0))
+        for seed in range(6):
+            got, expected = (
+                load(draw(make_sample(paths, rng=np.random.default_rng(seed)))).images
+                for load in (cached, plain)
+            )
+            np.testing.assert_array_equal(got, expected)
+        for path in paths:
+            path.unlink()
+        cached(draw(make_sample(paths, rng=np.random.default_rng(5))))  # from memory
+
+    def test_misuse(self):
+        with pytest.raises(ValueError, match="mode is 'slow'"):
+            LoadMultiViewImages((90, 160), mode="slow")
+        with pytest.raises(ValueError, match="needs DrawImageAug"):
+            LoadMultiViewImages((90, 160))(make_sample())
+        with pytest.raises(ValueError, match="needs LoadMultiViewImages"):
+            PackOccSample()(make_sample())
+        with pytest.raises(ValueError, match="resize_range"):
+            DrawImageAug((90, 160), (32, 96), (0.8, 0.6))
+
+
+class TestCache:
+    def test_is_bounded_and_forgets_the_oldest(self):
+        cache = ArrayCache(max_mb=3)
+        made = []
+
+        def get(key):
+            return cache.get(key, lambda: made.append(key) or [np.full(2**20, key, np.uint8)])
+
+        for key in (1, 2, 3, 1, 4, 1, 3, 2):
+            assert get(key)[0][0] == key
+            assert cache.nbytes <= 3 * 2**20
+        assert made == [1, 2, 3, 4, 2]
+
+    def test_too_large_or_switched_off(self):
+        for cache in (ArrayCache(0), ArrayCache(0.5)):
+            for _ in range(2):
+                cache.get("a", lambda: [np.zeros(2**20, np.uint8)])
+            assert cache.nbytes == 0
+
+
+GRID = (20, 20, 5)
+
+
+def write_labels(path, **changes):
+    rng = np.random.default_rng(0)
+    arrays = dict(
+        semantics=rng.integers(0, 3, GRID, dtype=np.uint8),
+        mask_camera=rng.integers(0, 2, GRID, dtype=np.uint8),
+        mask_lidar=rng.integers(0, 2, GRID, dtype=np.uint8),
+    )
+    arrays.update(changes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **{k: v for k, v in arrays.items() if v is not None})
+    return arrays
+
+
+class TestLabels:
+    def test_reads_and_caches(self, tmp_path):
+        path = tmp_path / "gts" / "scene" / "token" / "labels.npz"
+        arrays = write_labels(path)
+        load = LoadOcc3DLabels(cache_mb=1)
+        first = load(make_sample(root=tmp_path))
+        np.testing.assert_array_equal(first.voxel_semantics, arrays["semantics"])
+        assert first.mask_camera.dtype == bool
+        np.testing.assert_array_equal(first.mask_camera, arrays["mask_camera"])
+        np.testing.assert_array_equal(first.mask_lidar, arrays["mask_lidar"])
+        first.voxel_semantics[:] = 9
+        path.unlink()
+        again = load(make_sample(root=tmp_path))
+        np.testing.assert_array_equal(again.voxel_semantics, arrays["semantics"])
+
+    def test_missing_file(self, tmp_path):
+        with pytest.raises(MissingDataError, match=r"token/labels\.npz does not exist: extract"):
+            LoadOcc3DLabels()(make_sample(root=tmp_path))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (dict(mask_camera=None), "has no 'mask_camera'"),
+            (
+                dict(semantics=np.zeros((20, 20, 4), np.uint8)),
+                r"'semantics' has shape \(20, 20, 4\), but .* make \(20, 20, 5\)",
+            ),
+            (dict(mask_lidar=np.zeros((5, 20, 20), np.uint8)), "'mask_lidar' has shape"),
+            (dict(semantics=np.full(GRID, 3, np.uint8)), "has class 3, but .* 0 to 2"),
+            (dict(semantics=np.full(GRID, -1, np.int8)), "has class -1"),
+            (dict(semantics=np.zeros(GRID)), "is float64, not integer"),
+        ],
+    )
+    def test_wrong_content(self, tmp_path, changes, message):
+        write_labels(tmp_path / "labels.npz", **changes)
+        with pytest.raises(BadDataError, match=rf"labels\.npz.*{message}"):
+            read_occ3d_labels(str(tmp_path / "labels.npz"), GRID, 3)
+
+    @pytest.mark.parametrize("kept", [0, 10, 200, -30])
+    def test_truncated(self, tmp_path, kept):
+        path = tmp_path / "labels.npz"
+        write_labels(path)
+        path.write_bytes(path.read_bytes()[:kept])
+        with pytest.raises(BadDataError, match=r"labels\.npz is broken: extract"):
+            read_occ3d_labels(str(path), GRID, 3)
+
+    def test_corrupt_in_the_middle(self, tmp_path):
+        path = tmp_path / "labels.npz"
+        write_labels(path)
+        data = bytearray(path.read_bytes())
+        data[200:260] = bytes(60)
+        path.write_bytes(data)
+        with pytest.raises(BadDataError, match=r"labels\.npz is broken"):
+            read_occ3d_labels(str(path), GRID, 3)
+
+    def test_objects_are_not_unpickled(self, tmp_path):
+        write_labels(tmp_path / "labels.npz", semantics=np.array([{}], dtype=object))
+        with pytest.raises(BadDataError, match="is broken"):
+            read_occ3d_labels(str(tmp_path / "labels.npz"), GRID, 3)
+
+
+class TestFlip:
+    def test_not_in_test_mode(self):
+        sample = make_sample(training=False, voxel_semantics=np.arange(8).reshape(2, 2, 2))
+        flipped = RandomFlipBEV(1.0, 1.0)(sample)
+        np.testing.assert_array_equal(flipped.voxel_semantics, np.arange(8).reshape(2, 2, 2))
+        np.testing.assert_array_equal(flipped.ego2occ, np.eye(4))
+
+    def test_probabilities(self):
+        sample = RandomFlipBEV(1.0, 0.0)(make_sample())
+        np.testing.assert_array_equal(np.diag(sample.ego2occ), [-1, 1, 1, 1])
+        sample = RandomFlipBEV(0.0, 1.0)(make_sample())
+        np.testing.assert_array_equal(np.diag(sample.ego2occ), [1, -1, 1, 1])

@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
+
 from scripts.runtime.errors import ConfigError, run_entry_point
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
+
 from scripts.runtime.environment import distribution_version, git_commit, package_versions
 
 ROOT = Path(__file__).resolve().parents[1]

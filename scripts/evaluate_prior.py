@@ -22,6 +22,7 @@ import copy
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ import numpy.typing as npt
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, init_default_scope
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
 
 from loaders.datasets.nuscenes_occ3d import NuScenesOcc3DDataset
 from loaders.sample import OccSample

@@ -126,9 +126,10 @@ def sky_openness(opaque: Tensor, radius: int = 3) -> Tensor:
         around = torch.minimum(buried.narrow(axis, 0, n), buried.narrow(axis, 2, n))
         buried = torch.minimum(inner, around)
     share = opaque.float()[None, None] - buried
-    share = F.avg_pool3d(share, (size, 1, 1), stride=1, padding=(radius, 0, 0))
-    share = F.avg_pool3d(share, (1, size, 1), stride=1, padding=(0, radius, 0))
-    share = F.avg_pool3d(share, (1, 1, size), stride=1, padding=(0, 0, radius))
+    # Padded by hand, since the pooling refuses grids smaller than its kernel.
+    share = F.pad(share, (radius,) * 6)
+    for kernel in ((size, 1, 1), (1, size, 1), (1, 1, size)):
+        share = F.avg_pool3d(share, kernel, stride=1)
     # One full layer of ground (or wall) beside a cell is the open country: no darkening.
     return (1.0 - 1.3 * (share[0, 0] - 1.0 / size).clamp_min(0.0)).clamp(0.45, 1.0)
 

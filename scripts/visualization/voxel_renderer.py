@@ -37,7 +37,7 @@ _CHUNK = 8192
 _NOT_DRAWN = 255
 _BACKGROUND, _CAR = -1, 1000
 # Part of the ego frame that the car occupies, [low, high] in metres above the ground.
-_EGO_BOX = np.array([[-0.6, -0.9, 0.05], [3.4, 0.9, 1.5]])
+_EGO_BOX = np.array([[-0.64, -0.87, 0.05], [3.44, 0.87, 1.53]])
 
 
 @dataclass(frozen=True)
@@ -329,10 +329,12 @@ class VoxelRenderer:
         across_u = area / (vx * vx + vy * vy).sqrt().clamp_min(1e-6)
         across_v = area / (ux * ux + uy * uy).sqrt().clamp_min(1e-6)
         scale = max(camera.height / 600.0, 0.5)
-        reach = 0.5 * self._style.edge_width_px * scale + 0.5
+        # A pixel is covered by as much of the line as lies within half a pixel of its middle.
+        width = self._style.edge_width_px * scale
+        reach, most = 0.5 * width + 0.5, min(width, 1.0)
         line = torch.zeros_like(u)
         for offset, extent in ((u, across_u), (v, across_v)):
-            cover = (reach - torch.minimum(offset, 1 - offset) * extent).clamp(0, 1)
+            cover = (reach - torch.minimum(offset, 1 - offset) * extent).clamp(0, most)
             fade = ((extent / scale - 3.0) / 8.0).clamp(0, 1)
             line = torch.maximum(line, cover * fade)
         return 1.0 - self._style.edge_strength * line
@@ -346,15 +348,16 @@ class VoxelRenderer:
 class _Fog:
     """Blends distant parts into the background.
 
-    It begins in the middle of the scene and ends where the scene does. A camera that is far away
+    It begins half-way through the scene and ends where the scene does. A camera that is far away
     from all of it (the top view) has everything at about one distance and gets no fog.
     """
 
     def __init__(
         self, strength: float, eye: NDArray[np.float64], corners: NDArray[np.float64]
     ) -> None:
-        reach = np.linalg.norm(corners - eye, axis=1)
-        near, far = float(reach.min()), float(reach.max())
+        nearest = np.clip(eye, corners.min(axis=0), corners.max(axis=0))
+        near = float(np.linalg.norm(nearest - eye))
+        far = float(np.linalg.norm(corners - eye, axis=1).max())
         self._start = 0.5 * (near + far)
         self._length = max(far - self._start, 1.0)
         self._strength = strength * min(1.0, 2.0 * (far - near) / far)

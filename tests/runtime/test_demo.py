@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import demo
+
+COUNT = "import sys; f = open(sys.argv[1], 'a'); f.write('x')"
+
+
+def test_a_step_is_run_once_for_each_key(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["-c", COUNT, str(out)]
+    for key, runs in (("a", 1), ("a", 1), ("b", 2)):
+        steps = demo.Steps.load(tmp_path / "steps.json")
+        steps.run("count", command, key, [out])
+        assert len(out.read_text()) == runs
+    out.unlink()
+    assert demo.Steps.load(tmp_path / "steps.json").run("count", command, "b", [out])
+
+
+def test_a_step_is_measured(tmp_path: Path) -> None:
+    code = "import time; x = bytearray(200_000_000); time.sleep(0.2)"
+    seconds, memory_mb, exit_code = demo._measure([sys.executable, "-c", code])
+    assert exit_code == 0
+    assert 0.2 <= seconds < 30
+    assert 200 <= memory_mb < 400
+
+
+def test_a_failed_step_is_not_remembered(tmp_path: Path) -> None:
+    steps = demo.Steps.load(tmp_path / "steps.json")
+    with pytest.raises(demo.StepFailed, match="step 'x' failed with exit code 3"):
+        steps.run("x", ["-c", "raise SystemExit(3)"], "a", [])
+    with pytest.raises(demo.StepFailed, match="did not write"):
+        steps.run("x", ["-c", "pass"], "a", [tmp_path / "none"])
+    assert demo.Steps.load(tmp_path / "steps.json").records == {}
+
+
+def write_scores(path: Path, miou: float, ray_iou: float) -> Path:
+    content = {"metrics": {"occ3d/mIoU": miou, "ray/RayIoU": ray_iou}}
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("model", "factors", "complaint"),
+    [
+        ((12.0, 16.0), demo.DEMO_FACTORS, None),
+        ((12.0, 16.0), demo.LONG_FACTORS, None),
+        ((12.0, 14.9), demo.LONG_FACTORS, "RayIoU is 1.49 times the prior's, wanted 1.5"),
+        ((10.0, 16.0), demo.DEMO_FACTORS, "mIoU is 1.00 times"),
+        ((9.0, 9.0), demo.DEMO_FACTORS, "mIoU is 0.90 times .* RayIoU is 0.90 times"),
+    ],
+)
+def test_the_model_must_beat_the_prior(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    model: tuple[float, float],
+    factors: tuple[float, float],
+    complaint: str | None,
+) -> None:
+    scores = write_scores(tmp_path / "metrics.json", *model)
+    prior = write_scores(tmp_path / "prior.json", 10.0, 10.0)
+    steps = demo.Steps(tmp_path / "steps.json", {"training": demo.Record("a", 61.4, 512.0)})
+    if complaint is None:
+        demo.report(steps, scores, prior, tmp_path, factors)
+    else:
+        with pytest.raises(demo.StepFailed, match=complaint):
+            demo.report(steps, scores, prior, tmp_path, factors)
+    table = capsys.readouterr().out
+    assert "| training | 61 s | 512 MB |" in table
+    assert f"| RayIoU | 10.00 | **{model[1]:.2f}** |" in table
+
+
+def test_a_missing_score_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text('{"metrics": {}}')
+    prior = write_scores(tmp_path / "prior.json", 1.0, 1.0)
+    steps = demo.Steps(tmp_path / "steps.json")
+    with pytest.raises(ValueError, match=r"metrics.json has no score 'occ3d/mIoU'"):
+        demo.report(steps, tmp_path / "metrics.json", prior, tmp_path, demo.DEMO_FACTORS)
+
+
+def test_missing_config_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(["--config", "configs/toy/none.py"]) == 2
+    assert "config configs/toy/none.py does not exist" in capsys.readouterr().err

@@ -282,7 +282,7 @@ class TestMetric:
 
         with pytest.raises(ValueError, match=r"no 'ray_origins' .* with_ray_origins=True"):
             without(RayIoUMetric(), "ray_origins")
-        with pytest.raises(ValueError, match=r"no 'mask_camera' .* \(mask=None\)"):
+        with pytest.raises(ValueError, match=r"no 'mask_camera' .*OccupancyMetric.mask=None."):
             without(OccupancyMetric(), "mask_camera")
         with pytest.raises(ValueError, match=r"no 'voxel_semantics' .* LoadOcc3DLabels"):
             without(OccupancyMetric(), "voxel_semantics")

@@ -52,7 +52,7 @@ def take_image(scene: Scene, camera: Camera, time_s: float, size: tuple[int, int
     hits = scene.cast(time_s, origin, directions, posed)
     yaws = {p.index: p.yaw for p in posed}
     pixel = 1.0 / float(camera.intrinsic(width, height)[0, 0])
-    shadows = scene.shadows.with_actors(posed)
+    shadows = scene.shadows_at(time_s, posed)
     radiance = scene.shader.colours(hits, origin, directions, shadows, yaws, pixel)
     return Shot(develop(radiance.reshape(height, width, 3), scene, noise_seed), hits)
 

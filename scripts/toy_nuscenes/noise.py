@@ -10,7 +10,7 @@ import numpy as np
 TILE = 512
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def noise_tile(seed: int, sigma: float) -> np.ndarray:
     """Tileable smooth noise float32 [512, 512] with mean 0 and standard deviation 1.
 

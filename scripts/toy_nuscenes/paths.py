@@ -109,6 +109,7 @@ class Motion:
         yaw_offset: constant angle between the path's direction and the heading.
         """
         self.path, self.travelled, self.lateral, self.yaw_offset = path, travelled, lateral, yaw_offset
+        self.moves = travelled(1.0) != travelled(0.0)
 
     def pose(self, time_s: float) -> tuple[float, float, float]:
         """Position x, y (metres) and yaw (radians) at a time in seconds."""

@@ -22,6 +22,8 @@ from scripts.toy_nuscenes.statics import StaticWorld
 SIGHT_M = 85.0
 """Actors further away than this from the ego vehicle are neither drawn nor labelled."""
 
+SHADOW_SIGHT_M = 50.0
+
 
 @dataclass(frozen=True)
 class EgoPose:
@@ -58,6 +60,12 @@ class Scene:
         """The actors near the ego vehicle at a time."""
         return pose_actors(self.actors, time_s, self.ego(time_s).translation[:2], SIGHT_M)
 
+    def shadows_at(self, time_s: float, posed: list[PosedActor]) -> Shadows:
+        """The shadows at a time, with those of the moving actors nearby."""
+        here = self.ego(time_s).translation
+        moving = [p for p in posed if p.actor.motion.moves and np.hypot(*(p.position - here)[:2]) < SHADOW_SIGHT_M]
+        return self.shadows.with_actors(moving)
+
     def cast(self, time_s: float, origin: np.ndarray, directions: np.ndarray, posed: list[PosedActor] | None = None) -> Hits:
         """Casts rays at a time from `origin` [3] along unit `directions` float32 [n, 3], both in the scene frame."""
         posed = self.posed(time_s) if posed is None else posed
@@ -72,4 +80,6 @@ def make_scene(seed: int, index: int, duration_s: float) -> Scene:
     world, _ = build_statics(layout, ground)
     actors = place_actors(layout, ground, world, duration_s)
     light = make_light(recipe.light, recipe.seed)
-    return Scene(index, layout, ground, world, actors, light, Shadows.of_world(world, layout.upper, light))
+    still = [p for p in pose_actors(actors, 0.0, np.zeros(2), np.inf) if not p.actor.motion.moves]
+    shadows = Shadows.of_world(world, layout.upper, light).with_actors(still)
+    return Scene(index, layout, ground, world, actors, light, shadows)

@@ -47,6 +47,8 @@ class Shadows:
 
     def with_actors(self, actors: list[PosedActor]) -> Shadows:
         """A copy with the shadows of actors added."""
+        if not actors:
+            return self
         out = Shadows(self.canvas, self.light, self.height.copy(), self.open_sky.copy())
         for posed in actors:
             out._add(posed)

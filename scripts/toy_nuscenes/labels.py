@@ -1,0 +1,225 @@
+"""Occupancy labels of a key frame, in the formats of Occ3D-nuScenes and OpenOccupancy.
+
+Both come from the same two parts: columns of the static world below each label column, and the surface points of the
+actors at the key frame's time. As in labels made from LiDAR, only surfaces are occupied (voxels with a free
+neighbour), and static surfaces that no LiDAR position of the drive can see stay free. Things are where they are at
+the key frame's LiDAR time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from models.ops import ray_cast
+from scripts.toy_nuscenes.classes import LABEL_PRIORITY, Occ
+from scripts.toy_nuscenes.rig import LIDAR_TRANSLATION, lidar_rotation
+from scripts.toy_nuscenes.scene import EgoPose, Scene
+from scripts.toy_nuscenes.statics import EMPTY, VOXEL_M
+from scripts.toy_nuscenes.visibility import OCC3D_RANGE, CameraView, LidarView, Visibility
+
+FINE_M = 0.2
+OPENOCC_RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+OPENOCC_VOXEL_M = 0.2
+
+_RANK = np.zeros(18, np.uint8)
+_RANK[[int(occ) for occ in LABEL_PRIORITY]] = np.arange(18)
+_OCC_OF_RANK = np.array([int(occ) for occ in LABEL_PRIORITY], np.uint8)
+_VIEWPOINTS = 8
+NEAR_M = 36.0
+NEAR_GROUND_M = 22.0
+
+
+@dataclass
+class Observed:
+    """What the LiDAR can see of the static world during the drive.
+
+    surfaces: bool [X / 2, Y / 2, Z / 2], 0.4 m cells of the static grid near a visible surface.
+    ground: bool [X / 2, Y / 2], the same for the ground plane.
+    near: bool [X / 2, Y / 2], cells within `NEAR_M` of a LiDAR position; within `NEAR_GROUND_M` for near_ground.
+    """
+
+    surfaces: np.ndarray
+    ground: np.ndarray
+    near: np.ndarray
+    near_ground: np.ndarray
+
+    def close(self) -> Observed:
+        """The same limited to the distance at which a 32-beam LiDAR samples surfaces densely at 0.2 m."""
+        return Observed(self.surfaces & self.near[..., None], self.ground & self.near_ground, self.near, self.near_ground)
+
+
+def _dense_directions() -> torch.Tensor:
+    elevation = np.deg2rad(np.linspace(-30, 55, 128))
+    azimuth = np.arange(900) * (2 * np.pi / 900)
+    az, el = np.meshgrid(azimuth, elevation, indexing='ij')
+    rays = np.stack([np.cos(el) * np.cos(az), np.cos(el) * np.sin(az), np.sin(el)], -1)
+    return torch.from_numpy(rays.reshape(-1, 3).astype(np.float32))
+
+
+def observe(scene: Scene, duration_s: float) -> Observed:
+    """Casts rays from LiDAR positions along the drive to find the visible part of the static world."""
+    world = scene.world
+    cells = tuple(-(-n // 2) for n in world.grid.shape)
+    surfaces, ground = np.zeros(cells, np.uint8), np.zeros(cells[:2], np.uint8)
+    x = world.lower[0] + (np.arange(cells[0]) + 0.5) * 2 * VOXEL_M
+    y = world.lower[1] + (np.arange(cells[1]) + 0.5) * 2 * VOXEL_M
+    floor = np.stack(np.meshgrid(x, y, [0.02], indexing='ij'), -1).reshape(-1, 3)
+    dense = _dense_directions()
+    gap = np.full(len(floor), np.inf)
+    for time_s in np.linspace(0, duration_s, _VIEWPOINTS):
+        ego = scene.ego(float(time_s))
+        origin = ego.rotation @ np.array(LIDAR_TRANSLATION) + ego.translation
+        start = torch.tensor(origin[None], dtype=torch.float32)
+        hits = ray_cast(world.pyramid, start, dense, world.corner, (VOXEL_M,) * 3, EMPTY)
+        voxel = hits.voxel[0, 0].numpy()[hits.hit[0, 0].numpy()] // 2
+        surfaces[tuple(voxel.T)] = 1
+        gap = np.minimum(gap, np.hypot(*(floor - origin)[:, :2].T))
+        to_floor = torch.from_numpy((floor - origin).astype(np.float32))
+        hidden = ray_cast(world.pyramid, start, to_floor, world.corner, (VOXEL_M,) * 3, EMPTY, max_distance=1.0).hit
+        ground |= ~hidden[0, 0].numpy().reshape(cells[:2])
+    gap = gap.reshape(cells[:2])
+    ground = cv2.dilate(ground, np.ones((5, 5), np.uint8)).astype(bool)
+    return Observed(_dilate(surfaces).astype(bool), ground, gap < NEAR_M, gap < NEAR_GROUND_M)
+
+
+def _dilate(grid: np.ndarray) -> np.ndarray:
+    """Grows a mask [X, Y, Z] by one cell along each axis."""
+    out = grid.copy()
+    for axis in range(3):
+        grown = out.copy()
+        low, high = [slice(None)] * 3, [slice(None)] * 3
+        low[axis], high[axis] = slice(None, -1), slice(1, None)
+        grown[tuple(low)] |= out[tuple(high)]
+        grown[tuple(high)] |= out[tuple(low)]
+        out = grown
+    return out
+
+
+@dataclass
+class Lattice:
+    """Points 0.2 m apart around the vehicle, each with the rank of its class (index into `LABEL_PRIORITY`).
+
+    rank: uint8 [X, Y, Z]. seen: bool [X, Y, Z], whether it may be labelled (see `Observed`). actor: bool [X, Y, Z].
+    """
+
+    rank: np.ndarray
+    seen: np.ndarray
+    actor: np.ndarray
+
+
+def _lattice(scene: Scene, observed: Observed, time_s: float, ego_from_frame: np.ndarray, offset: np.ndarray,
+             bounds: tuple[float, ...]) -> Lattice:  # fmt: skip
+    """Samples the world at the centres of 0.2 m voxels of a frame that shares the scene's vertical axis.
+
+    Args:
+        ego_from_frame: rotation [3, 3] about the vertical axis, offset: position [3] of the frame in the ego frame.
+        bounds: x, y, z minimum and maximum in that frame.
+    """
+    ego = scene.ego(time_s)
+    rotation = ego.rotation @ ego_from_frame
+    position = ego.rotation @ offset + ego.translation
+    shape = [round((bounds[a + 3] - bounds[a]) / FINE_M) for a in range(3)]
+    x, y, z = (bounds[a] + (np.arange(shape[a]) + 0.5) * FINE_M for a in range(3))
+    ground_points = np.stack(np.meshgrid(x, y, indexing='ij'), -1) @ rotation[:2, :2].T + position[:2]
+    world, grid = scene.world, scene.world.grid
+    column = np.floor((ground_points - world.lower) / VOXEL_M).astype(np.int32)
+    inside = ((column >= 0) & (column < grid.shape[:2])).all(-1)
+    cx, cy = np.clip(column[..., 0], 0, grid.shape[0] - 1), np.clip(column[..., 1], 0, grid.shape[1] - 1)
+    level = np.floor((z + position[2]) / VOXEL_M + 1e-6).astype(int)
+    first = int(np.searchsorted(level, 0))
+    top = level[first:]
+    rank = np.zeros(shape, np.uint8)
+    seen = np.zeros(shape, bool)
+    slots = grid[cx, cy][:, :, top]
+    rank[:, :, first:] = _RANK[world.slots.occ][slots] * (slots != EMPTY)
+    seen[:, :, first:] = observed.surfaces[cx // 2, cy // 2][:, :, top // 2]
+    classes = scene.ground.lookup(scene.ground.classes, ground_points.reshape(-1, 2)).reshape(shape[:2])
+    rank[:, :, :first] = _RANK[classes][..., None]
+    seen[:, :, :first] = observed.ground[cx // 2, cy // 2][..., None]
+    seen &= inside[..., None]
+    actor = _put_actors(scene, time_s, rotation, position, bounds, rank)
+    return Lattice(rank, seen, actor)
+
+
+def _put_actors(scene: Scene, time_s: float, rotation: np.ndarray, position: np.ndarray, bounds: tuple[float, ...],
+                rank: np.ndarray) -> np.ndarray:  # fmt: skip
+    actor_mask = np.zeros(rank.shape, bool)
+    low = np.asarray(bounds[:3])
+    for posed in scene.posed(time_s):
+        points = (posed.points() - position) @ rotation
+        cells = np.floor((points - low) / FINE_M).astype(np.int32)
+        cells = cells[((cells >= 0) & (cells < rank.shape)).all(1)]
+        if len(cells):
+            index = np.unique(np.ravel_multi_index(tuple(cells.T), rank.shape))
+            flat = rank.reshape(-1)
+            flat[index] = np.maximum(flat[index], _RANK[int(posed.actor.occ)])
+            actor_mask.reshape(-1)[index] = True
+    return actor_mask
+
+
+def _surface(solid: np.ndarray) -> np.ndarray:
+    """Voxels of `solid` [X, Y, Z] with a free neighbour across a face; outside the grid nothing is free."""
+    free = ~solid
+    near = np.zeros_like(solid)
+    near[1:] |= free[:-1]
+    near[:-1] |= free[1:]
+    near[:, 1:] |= free[:, :-1]
+    near[:, :-1] |= free[:, 1:]
+    near[:, :, 1:] |= free[:, :, :-1]
+    near[:, :, :-1] |= free[:, :, 1:]
+    return solid & near
+
+
+@dataclass
+class Occ3D:
+    """Occ3D labels of a key frame, all [200, 200, 16]: semantics uint8, mask_lidar and mask_camera bool."""
+
+    semantics: np.ndarray
+    mask_lidar: np.ndarray
+    mask_camera: np.ndarray
+
+
+def openocc_rows(scene: Scene, observed: Observed, time_s: float) -> np.ndarray:
+    """OpenOccupancy labels int16 [n, 4], rows (z, y, x, label) in the LiDAR frame; label 0 is noise ('others')."""
+    lattice = _lattice(scene, observed.close(), time_s, lidar_rotation(), np.array(LIDAR_TRANSLATION), OPENOCC_RANGE)
+    shell = _surface(lattice.rank > 0) & (lattice.seen | lattice.actor)
+    x, y, z = np.nonzero(shell)
+    label = _OCC_OF_RANK[lattice.rank[x, y, z]]
+    return np.stack([z, y, x, label], 1).astype(np.int16)
+
+
+def occ3d(scene: Scene, observed: Observed, time_s: float, cameras: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+          image_size: tuple[int, int]) -> Occ3D:  # fmt: skip
+    """Occ3D labels.
+
+    Args:
+        scene, observed, time_s: world, visible part, and key frame time.
+        cameras: per camera its position [3] and rotation [3, 3] (camera to the ego frame of the key frame) and its
+            intrinsic matrix [3, 3].
+        image_size: width and height in pixels.
+    """
+    lattice = _lattice(scene, observed, time_s, np.eye(3), np.zeros(3), OCC3D_RANGE)
+    blocks = lambda a: a.reshape(200, 2, 200, 2, 16, 2)  # noqa: E731
+    rank = blocks(lattice.rank).max((1, 3, 5))
+    seen = blocks(lattice.seen).any((1, 3, 5)) | blocks(lattice.actor).any((1, 3, 5))
+    solid = rank > 0
+    shell = _surface(solid) & seen
+    semantics = np.where(shell, _OCC_OF_RANK[rank], np.uint8(Occ.FREE))
+    known = ~(solid & ~shell)
+    visible = Visibility(solid)
+    camera = np.zeros(solid.shape, bool)
+    for position, rotation, intrinsic in cameras:
+        camera |= visible.seen_from(position, CameraView(rotation, intrinsic, image_size))
+    lidar = visible.seen_from(np.array(LIDAR_TRANSLATION), LidarView())
+    return Occ3D(semantics, lidar & known, camera & known)
+
+
+def camera_in_key_ego(ego: EgoPose, key_ego: EgoPose, translation: np.ndarray,
+                      rotation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Pose of a camera, mounted at `translation`, `rotation` on an ego at `ego`, in the key frame's ego frame."""
+    turn = key_ego.rotation.T @ ego.rotation
+    return turn @ translation + key_ego.rotation.T @ (ego.translation - key_ego.translation), turn @ rotation

@@ -1,0 +1,225 @@
+"""Writes a data set: scene by scene in worker processes, resumable, and complete only once its record is there.
+
+While a data set is being made, `toy_nuscenes.json` in its root says `complete: false` and the tables do not exist
+yet; finished scenes leave their records in `.scenes/`. A run with the same options goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import queue
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from scripts.toy_nuscenes.layout import Layout, make_layout
+from scripts.toy_nuscenes.options import Options
+from scripts.toy_nuscenes.recipes import make_recipe
+from scripts.toy_nuscenes.tables import TABLE_NAMES, SceneNames, Tables, common_tables, map_path, map_tables
+
+RECORD = 'toy_nuscenes.json'
+SCENES_PER_PLACE = 10
+_PLACE_MARGIN_M = 20.0
+_MAP_RESOLUTION_M = 0.1  # nuScenes map masks have 10 pixels per metre
+Progress = Callable[[int], None]
+
+
+class DataSetError(RuntimeError):
+    """The output folder cannot be used as asked; the message names the remedy."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a temporary file beside `path`, then moves it there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}{path.suffix}')
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes JSON atomically."""
+    write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=0)))
+
+
+def _read_record(root: Path) -> dict | None:
+    path = root / RECORD
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise DataSetError(f'{path} is not readable JSON ({error}); delete {root} and run the command again') from error
+
+
+def prepare(root: Path, options: Options, overwrite: bool) -> bool:
+    """Makes the output folder ready; says whether a complete data set with these options is there already.
+
+    Raises:
+        DataSetError: the folder holds something else.
+    """
+    if root.exists() and not root.is_dir():
+        raise DataSetError(f'{root} is a file; choose a folder for --out')
+    record = _read_record(root) if root.exists() else None
+    if record is None and root.exists() and any(root.iterdir()):
+        raise DataSetError(f'{root} is not empty and was not made by this command; choose another folder for --out')
+    if record is not None and record.get('options') != options.as_dict():
+        if not overwrite:
+            theirs, ours = record.get('options', {}), options.as_dict()
+            differ = ', '.join(f'{k} {theirs.get(k)} there, {v} asked' for k, v in ours.items() if theirs.get(k) != v)
+            raise DataSetError(f'{root} holds a data set made with other options ({differ}); '
+                               'choose another folder for --out, or pass --overwrite to replace it')  # fmt: skip
+        shutil.rmtree(root)
+        record = None
+    if record is not None and record.get('complete'):
+        return True
+    root.mkdir(parents=True, exist_ok=True)
+    write_json(root / RECORD, dict(options=options.as_dict(), complete=False))
+    return False
+
+
+def place_scenes(layouts: list[Layout]) -> list[tuple[int, np.ndarray]]:
+    """Lays the scenes out beside each other: per scene its place and its global minus scene coordinates [2]."""
+    out = []
+    for start in range(0, len(layouts), SCENES_PER_PLACE):
+        group = layouts[start : start + SCENES_PER_PLACE]
+        pitch = np.max([layout.upper - layout.lower for layout in group], 0) + _PLACE_MARGIN_M
+        for k, layout in enumerate(group):
+            corner = np.array([k % 5, k // 5]) * pitch + _PLACE_MARGIN_M / 2
+            out.append((start // SCENES_PER_PLACE, corner - layout.lower))
+    return out
+
+
+def _write_masks(root: Path, options: Options, places: list[tuple[int, np.ndarray]], masks: list[dict]) -> None:
+    """Joins the road masks of the scenes into one image per place, 10 pixels per metre, north up."""
+    for place in sorted({p for p, _ in places}):
+        members = [k for k, (p, _) in enumerate(places) if p == place]
+        far = np.max([np.asarray(masks[k]['corner']) + np.asarray(masks[k]['size']) * _MAP_RESOLUTION_M for k in members], 0)
+        columns, rows = np.ceil((far + _PLACE_MARGIN_M / 2) / _MAP_RESOLUTION_M).astype(int)
+        canvas = np.zeros((rows, columns), np.uint8)
+        for k in members:
+            image = cv2.imread(str(root / '.scenes' / masks[k]['file']), cv2.IMREAD_GRAYSCALE)
+            column, row = np.round(np.asarray(masks[k]['corner']) / _MAP_RESOLUTION_M).astype(int)
+            canvas[row : row + image.shape[0], column : column + image.shape[1]] = image
+        flipped = canvas[::-1]
+        write_atomically(root / map_path(options.seed, place), lambda p, c=flipped: cv2.imwrite(str(p), c, [cv2.IMWRITE_PNG_COMPRESSION, 6]))
+
+
+def _merge(parts: list[Tables]) -> Tables:
+    out: Tables = {name: [] for name in TABLE_NAMES}
+    for part in parts:
+        for name, records in part.items():
+            out[name].extend(records)
+    return out
+
+
+def _finish(root: Path, options: Options, places: list[tuple[int, np.ndarray]]) -> None:
+    """Writes masks and tables from the records of the finished scenes, then marks the data set complete."""
+    results = [json.loads((root / '.scenes' / f'{name}.json').read_text()) for name in options.scene_names()]
+    _write_masks(root, options, places, [result['mask'] for result in results])
+    logs: dict[int, list[str]] = {}
+    for (place, _), result in zip(places, results, strict=True):
+        logs.setdefault(place, []).append(result['tables']['log'][0]['token'])
+    tables = _merge([common_tables(options), *(result['tables'] for result in results), map_tables(options, logs)])
+    folder, temporary = root / options.version, root / f'.{options.version}'
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, records in tables.items():
+        write_json(temporary / f'{name}.json', records)
+    os.replace(temporary, folder)
+    write_json(root / RECORD, dict(options=options.as_dict(), complete=True))
+    shutil.rmtree(root / '.scenes')
+
+
+def _work(root: str, options: Options, jobs: multiprocessing.Queue, news: multiprocessing.Queue) -> None:
+    """A worker process: makes scenes until there are none left; sends progress counts, then None or an error text."""
+    import signal
+
+    import torch
+
+    from scripts.toy_nuscenes.frames import generate_scene
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends us
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        while (job := jobs.get()) is not None:
+            generate_scene(Path(root), options, *job, progress=news.put)
+        news.put(None)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the main process must hear of it
+        news.put(f'{type(error).__name__}: {error}')
+
+
+@contextmanager
+def _processes(count: int, root: Path, options: Options, todo: list[tuple]) -> Iterator[multiprocessing.Queue]:
+    context = multiprocessing.get_context('spawn')
+    jobs, news = context.Queue(), context.Queue()
+    for job in [*todo, *([None] * count)]:
+        jobs.put(job)
+    workers = [context.Process(target=_work, args=(str(root), options, jobs, news), daemon=True) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield news
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def _run_workers(count: int, root: Path, options: Options, todo: list[tuple], progress: Progress) -> None:
+    with _processes(count, root, options, todo) as news:
+        running = count
+        while running:
+            try:
+                message = news.get(timeout=600)
+            except queue.Empty as error:
+                raise DataSetError('a worker process has said nothing for ten minutes; run the command again with --workers 1') from error
+            if message is None:
+                running -= 1
+            elif isinstance(message, str):
+                raise DataSetError(f'a worker process failed ({message}); finished scenes are kept, run the command again to go on')
+            else:
+                progress(message)
+
+
+def generate(root: Path, options: Options, *, workers: int = 2, overwrite: bool = False,
+             progress: Progress | None = None) -> bool:  # fmt: skip
+    """Makes the data set in `root`, or completes it.
+
+    Args:
+        root: data root.
+        options: what to make.
+        workers: processes; 0 works in this one. The files do not depend on it.
+        overwrite: replace a data set that was made with other options.
+        progress: called with the number of key frames that have just been finished.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        DataSetError: the folder holds something else, or a worker failed.
+    """
+    if prepare(root, options, overwrite):
+        return False
+    progress = progress or (lambda _: None)
+    names = [SceneNames(options, k, name) for k, name in enumerate(options.scene_names())]
+    layouts = [make_layout(make_recipe(options.seed, k), options.duration_s) for k in range(options.scenes)]
+    places = place_scenes(layouts)
+    done = [(root / '.scenes' / f'{name.name}.json').exists() for name in names]
+    progress(options.samples * sum(done))
+    todo = [(name, *places[k]) for k, name in enumerate(names) if not done[k]]
+    if workers > 0 and todo:
+        _run_workers(min(workers, len(todo)), root, options, todo, progress)
+    elif todo:
+        from scripts.toy_nuscenes.frames import generate_scene
+
+        for job in todo:
+            generate_scene(root, options, *job, progress=progress)
+    _finish(root, options, places)
+    return True

@@ -96,7 +96,7 @@ def multi_view_sampling_reference(
     _check_arguments(feats, points, occ2img, level_weights, num_cams, pairing)
     B, Q, G, P, _ = points.shape
     T = occ2img.shape[1] // num_cams
-    camera, u, v = _project(points.reshape(B, Q * G * P, 3), occ2img, img_hw, num_cams)
+    camera, pixel, finite = _project(points.reshape(B, Q * G * P, 3), occ2img, img_hw, num_cams)
 
     frames = torch.arange(T, device=points.device)
     groups = torch.arange(G, device=points.device)
@@ -107,7 +107,7 @@ def multi_view_sampling_reference(
 
     out = torch.zeros(())
     for level, feat in enumerate(feats):
-        sampled = _bilinear(feat, camera, group_of_point, u, v, img_hw, num_cams, G)
+        sampled = _bilinear(feat, camera, group_of_point, pixel, finite, img_hw, num_cams, G)
         term = weights[..., level, None] * sampled
         out = term if level == 0 else out + term
     # [B, T, Q, G, P, c] -> [B, Q, G, T * P, c]
@@ -117,7 +117,7 @@ def multi_view_sampling_reference(
 def _project(
     points: Tensor, occ2img: Tensor, img_hw: tuple[int, int], num_cams: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The camera that each frame reads and the pixel in it: int64, float, float [B, T, S]."""
+    """What each frame reads: camera int64 [B, T, S], pixel [B, T, S, 2], whether that is finite."""
     height, width = img_hw
     matrix = occ2img.unflatten(1, (-1, num_cams))[:, :, :, None]  # [B, T, N, 1, 4, 4]
     x, y, z = points[:, None, None].unbind(-1)  # [B, 1, 1, S]
@@ -136,30 +136,29 @@ def _project(
     chosen = [value.gather(2, camera)[:, :, 0] for value in row]
     # Replaced before the division: a gradient of zero times infinity would be NaN.
     depth = torch.where(finite, chosen[2], 1.0).clamp(min=_MIN_DEPTH)
-    u, v = (torch.where(finite, value, 0.0) / depth for value in chosen[:2])
-    outside = torch.full((), -10.0 * max(height, width), dtype=u.dtype, device=u.device)
-    return camera[:, :, 0], torch.where(finite, u, outside), torch.where(finite, v, outside)
+    pixel = torch.stack([torch.where(finite, value, 0.0) / depth for value in chosen[:2]], -1)
+    return camera[:, :, 0], pixel, finite
 
 
 def _bilinear(
     feat: Tensor,
     camera: Tensor,
     group_of_point: Tensor,
-    u: Tensor,
-    v: Tensor,
+    pixel: Tensor,
+    finite: Tensor,
     img_hw: tuple[int, int],
     num_cams: int,
     num_groups: int,
 ) -> Tensor:
-    """Reads one level at pixels (u, v) of the chosen cameras: [B, T, S, c]."""
+    """Reads one level at pixels of the chosen cameras, zeros where not finite: [B, T, S, c]."""
     B, _, C, h, w = feat.shape
     T = camera.shape[1]
     maps = feat.reshape(B, T, num_cams, num_groups, C // num_groups, h, w)
     batch = torch.arange(B, device=feat.device)[:, None, None]
     frame = torch.arange(T, device=feat.device)[None, :, None]
 
-    x, y = u / img_hw[1] * (w - 1), v / img_hw[0] * (h - 1)
-    inside = (x > -1) & (x < w) & (y > -1) & (y < h)
+    x, y = pixel[..., 0] / img_hw[1] * (w - 1), pixel[..., 1] / img_hw[0] * (h - 1)
+    inside = finite & (x > -1) & (x < w) & (y > -1) & (y < h)
     x, y = torch.where(inside, x, 0.0), torch.where(inside, y, 0.0)
     x0, y0 = x.detach().floor(), y.detach().floor()
     fx, fy = x - x0, y - y0

@@ -9,6 +9,7 @@ The axes d0, d1, d2 are the grid's own, in the order of the kernel's.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,9 +97,7 @@ def build_kernel_map(
         ExtensionError: CPU tensors, and the native extension is not built.
     """
     if coords.is_cuda:
-        return build_kernel_map_reference(
-            coords, spatial_shape, kernel_size, stride, padding, subm
-        )
+        return build_kernel_map_reference(coords, spatial_shape, kernel_size, stride, padding, subm)
     shape, kernel, step, pad = _settings(coords, spatial_shape, kernel_size, stride, padding, subm)
     out_coords, pairs, pairs_by_in, starts = native("kernel_map")(
         coords, list(shape), list(kernel), list(step), list(pad), subm
@@ -198,7 +197,7 @@ def sparse_conv_reference(
     out = features.new_zeros(kernel_map.num_out, weight.shape[0])
     positions = weight.flatten(1, 3)
     starts = kernel_map.starts.tolist()
-    for k, (begin, end) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for k, (begin, end) in enumerate(itertools.pairwise(starts)):
         in_index, out_index = kernel_map.pairs[:, begin:end].long()
         out = out.index_add(0, out_index, features[in_index] @ positions[:, k].t())
     return out if bias is None else out + bias

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -108,7 +109,15 @@ def _turbojpeg_decoder() -> _Decoder:
         if not data.startswith(_START_OF_IMAGE):
             return other(data, reduction)
         scale = None if reduction == 1 else (1, reduction)
-        image: Image = jpeg.decode(data, pixel_format=turbojpeg.TJPF_BGR, scaling_factor=scale)
+        with warnings.catch_warnings():
+            # It warns where it returns grey or nothing; the other decoder then judges.
+            warnings.simplefilter("error", UserWarning)
+            try:
+                image: Image = jpeg.decode(
+                    data, pixel_format=turbojpeg.TJPF_BGR, scaling_factor=scale
+                )
+            except UserWarning:
+                return other(data, reduction)
         return image
 
     return decode

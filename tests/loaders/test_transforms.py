@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import io
+import sys
+import types
+import warnings
 
 import numpy as np
 import pytest
@@ -325,3 +328,32 @@ class TestFlip:
         np.testing.assert_array_equal(np.diag(sample.ego2occ), [-1, 1, 1, 1])
         sample = RandomFlipBEV(0.0, 1.0)(make_sample())
         np.testing.assert_array_equal(np.diag(sample.ego2occ), [1, -1, 1, 1])
+
+
+def test_turbojpeg_hands_doubtful_files_to_the_other_decoder(tmp_path, monkeypatch):
+    """With a stand-in for the library: it warns where the real one returns grey or nothing."""
+    calls = []
+
+    class TurboJPEG:
+        def decode(self, data, pixel_format, scaling_factor):
+            calls.append((pixel_format, scaling_factor))
+            if b"odd" in data:
+                warnings.warn("extraneous bytes", UserWarning, stacklevel=1)
+            return np.full((2, 2, 3), 5, dtype=np.uint8)
+
+    module = types.SimpleNamespace(TurboJPEG=TurboJPEG, TJPF_BGR=1)
+    monkeypatch.setitem(sys.modules, "turbojpeg", module)
+    decode._decoder.cache_clear()
+    good, odd, png = (tmp_path / name for name in ("good.jpg", "odd.jpg", "a.png"))
+    good.write_bytes(jpeg(smooth_image()))
+    odd.write_bytes(jpeg(smooth_image(), comment=b"odd"))
+    Image.fromarray(smooth_image()).save(png)
+    assert read_image(str(good), "auto", 2).shape == (2, 2, 3)
+    assert calls == [(1, (1, 2))]
+    assert read_image(str(odd), "auto").shape == (90, 160, 3)
+    assert read_image(str(png), "auto").shape == (90, 160, 3)
+    assert len(calls) == 2
+    odd.write_bytes(b"\xff\xd8odd\xff\xd9")
+    with pytest.raises(BadDataError, match="cannot be decoded"):
+        read_image(str(odd), "turbojpeg")
+    decode._decoder.cache_clear()

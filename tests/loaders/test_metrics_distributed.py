@@ -42,6 +42,9 @@ for metric in (OccupancyMetric(), RayIoUMetric()):
     result.update(metric.evaluate(len(samples)))
 with open(out + f'.{rank}', 'w') as file:
     json.dump(result, file)
+if world > 1:
+    dist.barrier()
+    dist.destroy_process_group()
 """
 
 

@@ -99,8 +99,14 @@ if ! is_done torch "$key"; then
   run "torch ($DEVICE machine)" torch pip_install "${TORCH_INDEX[@]}" -r requirements/torch.txt
   mark_done torch "$key"
 fi
-TORCH=$("$PY" -c 'import torch; print(torch.__version__)') || die "torch does not import; remove .venv and try again"
-TORCH_CUDA=$("$PY" -c 'import torch; print(torch.version.cuda or "")')
+# Its version file is read instead of importing it, which takes seconds.
+read -r TORCH TORCH_CUDA < <("$PY" - <<'END'
+import importlib.util, pathlib, runpy
+spec = importlib.util.find_spec("torch")
+version = runpy.run_path(str(pathlib.Path(spec.origin).with_name("version.py")))
+print(version["__version__"], version.get("cuda") or "")
+END
+) || die "torch is not in .venv as it should be; remove .venv and try again"
 if [ "$DEVICE" = cuda ] && [ -z "$TORCH_CUDA" ]; then
   echo "setup: this machine has a GPU, but torch $TORCH is a CPU build: training will run on the CPU." \
     "Set TORCH_INDEX_URL to an index with CUDA builds, remove .venv, and run make setup again." >&2

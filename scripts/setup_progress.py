@@ -1,8 +1,10 @@
 """Condense a build's output: elapsed time, ninja's [n/m], pip's milestones, a heartbeat.
 
 Reads standard input, writes every line to a log file and the telling ones to standard output.
-Standard library only, and Python 3.8 syntax: it runs before anything is installed.
+Standard library only: it runs before anything is installed.
 """
+
+from __future__ import annotations
 
 import argparse
 import queue
@@ -10,31 +12,72 @@ import re
 import sys
 import threading
 import time
+from pathlib import Path
 
 NINJA = re.compile(r"^\s*\[(\d+)/(\d+)\]")
+PACKAGE = re.compile(r"^\s*(?:Downloading|Processing)\s+(\S+)(.*)")
 MILESTONE = re.compile(
-    r"^\s*(Collecting|Downloading|Processing|Building wheel|Created wheel|"
-    r"Installing collected|Successfully|ERROR|error:|FAILED|running build_ext)"
+    r"^\s*(Building wheel|Created wheel|Installing collected|Successfully installed|ERROR|error:|"
+    r"FAILED)"
 )
+# mmengine and mmcv are installed without the packages that they would pull: pip says so each time.
+EXPECTED = re.compile(r"^ERROR: pip's dependency resolver does not currently take into account")
 HEARTBEAT_SECONDS = 30.0
-NINJA_SECONDS = 10.0  # at most one [n/m] line in this time: logs of CI stay short
-WIDTH = 100
+MOVING_SECONDS = 10.0  # at most one line about files or packages in this time: logs stay short
+WIDTH = 88
 
 
 def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60:d}:{int(seconds) % 60:02d}"
 
 
-def _read_lines(lines: "queue.Queue") -> None:
+def _read_lines(lines: queue.Queue[str | None]) -> None:
     for line in sys.stdin:
         lines.put(line)
     lines.put(None)
 
 
-def _condense(line: str) -> str:
-    """Cut a milestone line to one screen line; addresses of indexes are of no interest."""
-    text = re.sub(r"\b\w+://\S+/", "", line.strip())
-    return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
+class Condenser:
+    """Decides which lines are shown, and how."""
+
+    def __init__(self) -> None:
+        self._start = self._last_shown = time.monotonic()
+        self._last_moving = 0.0
+        self._num_packages = 0
+        self._step = ""
+
+    def elapsed(self) -> str:
+        """Time since the start, minutes and seconds."""
+        return _clock(time.monotonic() - self._start)
+
+    def take(self, line: str) -> None:
+        """Show a line if it tells something."""
+        ninja, package = NINJA.match(line), PACKAGE.match(line)
+        if ninja:
+            self._step = f"[{ninja[1]}/{ninja[2]}]"
+            self._show_moving(f"compiling {self._step}", always=ninja[1] == ninja[2])
+        elif package:
+            self._num_packages += 1
+            name, size = Path(package[1]).name, package[2].split("(from")[0].strip()
+            self._show_moving(f"package {self._num_packages}: {name} {size}".rstrip())
+        elif MILESTONE.match(line) and not EXPECTED.match(line):
+            self._show(line.strip())
+
+    def idle(self) -> None:
+        """Say that work goes on when nothing else has been said for a while."""
+        if time.monotonic() - self._last_shown > HEARTBEAT_SECONDS:
+            self._show(f"still at it {self._step}".rstrip())
+
+    def _show_moving(self, text: str, always: bool = False) -> None:
+        now = time.monotonic()
+        if always or now - self._last_moving > MOVING_SECONDS:
+            self._last_moving = now
+            self._show(text)
+
+    def _show(self, text: str) -> None:
+        self._last_shown = time.monotonic()
+        text = text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
+        print(f"  {self.elapsed():>6}  {text}", flush=True)
 
 
 def main() -> int:
@@ -44,40 +87,23 @@ def main() -> int:
     parser.add_argument("--title", required=True)
     args = parser.parse_args()
 
-    lines: queue.Queue = queue.Queue()
+    lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=_read_lines, args=(lines,), daemon=True).start()
-    start = last_shown = time.monotonic()
-    last_ninja = 0.0
-    step = ""
-
-    def show(text: str) -> None:
-        nonlocal last_shown
-        last_shown = time.monotonic()
-        print(f"  {_clock(last_shown - start):>6}  {text}", flush=True)
-
     print(f"-> {args.title}", flush=True)
+    condenser = Condenser()
     with open(args.log, "w", encoding="utf-8", errors="replace") as log:
         while True:
             try:
                 line = lines.get(timeout=1.0)
             except queue.Empty:
-                if time.monotonic() - last_shown > HEARTBEAT_SECONDS:
-                    show(f"still at it {step}".rstrip())
+                condenser.idle()
                 continue
             if line is None:
                 break
             log.write(line)
             log.flush()
-            ninja = NINJA.match(line)
-            if ninja:
-                step = f"[{ninja.group(1)}/{ninja.group(2)}]"
-                now = time.monotonic()
-                if now - last_ninja > NINJA_SECONDS or ninja.group(1) == ninja.group(2):
-                    last_ninja = now
-                    show(f"compiling {step}")
-            elif MILESTONE.match(line):
-                show(_condense(line))
-    print(f"   done in {_clock(time.monotonic() - start)}", flush=True)
+            condenser.take(line)
+    print(f"   done in {condenser.elapsed()}", flush=True)
     return 0
 
 

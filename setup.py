@@ -56,6 +56,13 @@ def host_flags() -> list[str]:
     return flags
 
 
+def openmp_link_flags() -> list[str]:
+    # Torch's wheels bring an OpenMP runtime. A second one would run threads of its own, deaf to
+    # torch.set_num_threads.
+    bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return [str(bundled[0])] if bundled else ["-fopenmp"]
+
+
 def native_extension() -> "cpp_extension.Extension":
     cpu_sources, cuda_sources = find_sources(".cpp"), find_sources(".cu")
     with_cuda = (
@@ -76,7 +83,7 @@ def native_extension() -> "cpp_extension.Extension":
         include_dirs=[str(ROOT / CSRC)],
         depends=find_sources(".h"),
         extra_compile_args=compile_args,
-        extra_link_args=["-fopenmp"],
+        extra_link_args=openmp_link_flags(),
         # The library registers its operations with torch's dispatcher and holds no Python code,
         # so one file serves every Python version.
         py_limited_api=True,

@@ -1,0 +1,29 @@
+"""Shared by the tests of the native operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _extension() -> None:
+    from models.ops import _extension
+
+    _extension.load()  # one clear error instead of one in each test
+
+
+@pytest.fixture
+def at_threads() -> Iterator[Callable[..., Any]]:
+    """Calls a function with a given number of torch threads."""
+    before = torch.get_num_threads()
+
+    def call(threads: int, function: Callable[..., Any], *args: Any) -> Any:
+        torch.set_num_threads(threads)
+        return function(*args)
+
+    yield call
+    torch.set_num_threads(before)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from models.ops import voxel_max, voxel_max_reference
+
+BOTH = [voxel_max, voxel_max_reference]
+
+
+def with_gradient(function: Callable[..., Tensor], *args: Any) -> tuple[Tensor, Tensor]:
+    features = args[0].detach().clone().requires_grad_()
+    out = function(features, *args[1:])
+    torch.manual_seed(1)
+    (grad,) = torch.autograd.grad(out, features, torch.randn_like(out))
+    return out, grad
+
+
+@pytest.mark.parametrize("function", BOTH)
+def test_known_answer(function: Callable[..., Tensor]) -> None:
+    features = torch.tensor([[1.0, 5.0], [3.0, 5.0], [-2.0, -1.0]], requires_grad=True)
+    out = function(features, torch.tensor([2, 2, 0]), 4)
+    assert out.tolist() == [[-2, -1], [0, 0], [3, 5], [0, 0]]
+    out.sum().backward()
+    assert features.grad is not None
+    assert features.grad.tolist() == [[0, 1], [1, 0], [1, 1]]  # the tie goes to the first
+
+
+@given(data=st.data())
+def test_native_equals_twin(data: Any) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    n, m = data.draw(st.integers(0, 80)), data.draw(st.integers(1, 40))
+    channels = data.draw(st.sampled_from([0, 1, 7, 32]))
+    features = torch.randn(n, channels, generator=generator, dtype=dtype)
+    if data.draw(st.booleans()):
+        features = features.round()  # many ties
+    if data.draw(st.booleans()):
+        features[torch.rand(n, channels, generator=generator) < 0.1] = data.draw(
+            st.sampled_from([math.nan, math.inf, -math.inf])
+        )
+    index = torch.randint(0, m, (n,), generator=generator)
+    ours, twin = (with_gradient(function, features, index, m) for function in BOTH)
+    for a, b in zip(ours, twin, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def test_gradcheck() -> None:
+    features = torch.randn(12, 3, dtype=torch.float64, requires_grad=True)
+    index = torch.randint(0, 5, (12,))
+    assert torch.autograd.gradcheck(lambda x: voxel_max(x, index, 6), (features,))
+
+
+def test_nan_is_not_hidden() -> None:
+    features = torch.tensor([[1.0], [math.nan], [2.0], [math.nan]])
+    out, grad = with_gradient(voxel_max, features, torch.zeros(4, dtype=torch.int64), 1)
+    assert out.isnan().item()
+    assert grad.flatten().bool().tolist() == [False, True, False, False]
+
+
+def test_no_points_and_strides() -> None:
+    empty = voxel_max(torch.empty(0, 3), torch.empty(0, dtype=torch.int64), 2)
+    assert empty.tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert voxel_max(torch.empty(0, 3), torch.empty(0, dtype=torch.int64), 0).shape == (0, 3)
+    features, index = torch.randn(5, 40).t(), torch.randint(0, 9, (80,))[::2]
+    ours, twin = (with_gradient(function, features, index, 9) for function in BOTH)
+    assert torch.equal(ours[0], twin[0]) and torch.equal(ours[1], twin[1])
+
+
+def test_threads_change_nothing(at_threads: Callable[..., Any]) -> None:
+    args = (torch.randn(5000, 8), torch.randint(0, 3000, (5000,)), 3000)
+    one, two = (at_threads(n, with_gradient, voxel_max, *args) for n in (1, 2))
+    assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+
+
+def test_bad_arguments() -> None:
+    features, index = torch.rand(4, 2), torch.zeros(4, dtype=torch.int64)
+    for function in BOTH:
+        with pytest.raises(ValueError, match=r"voxel_index must be int64 \[4\], got .* \[3\]"):
+            function(features, index[:3], 2)
+        with pytest.raises(ValueError, match=r"features must be .* \[4\]"):
+            function(features[:, 0], index, 2)
+        with pytest.raises(ValueError, match="must not be negative"):
+            function(features, index, -1)
+    for bad in (-1, 2):
+        with pytest.raises(ValueError, match=rf"voxel_index\[1\] is {bad}, expected"):
+            voxel_max(features, torch.tensor([0, bad, 0, 0]), 2)
+
+
+def test_opcheck() -> None:
+    features = torch.randn(6, 3, requires_grad=True)
+    index = torch.tensor([0, 0, 1, 3, 3, 3])
+    torch.library.opcheck(torch.ops.opus.voxel_max.default, (features, index, 5))
+    winner = torch.ops.opus.voxel_max(features.detach(), index, 5)[1]
+    torch.library.opcheck(torch.ops.opus.voxel_max_backward.default, (torch.randn(5, 3), winner, 6))

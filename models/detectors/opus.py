@@ -143,7 +143,9 @@ class OPUS(BaseModel):
 
     def _image_network(self, images: Tensor) -> list[Tensor]:
         """Map images ``[..., 3, H, W]`` to L feature maps ``[..., C, h, w]``."""
-        levels = self.img_neck(self.img_backbone(images.flatten(0, -4)))
+        # Convolutions and sampling both read all channels of a pixel: keep these together.
+        images_nhwc = images.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+        levels = self.img_neck(self.img_backbone(images_nhwc))
         return [level.unflatten(0, images.shape[:-3]) for level in levels]
 
     @torch.no_grad()

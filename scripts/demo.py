@@ -29,6 +29,7 @@ from scripts.runtime.errors import ConfigError, run_entry_point
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_ROOT = Path("data/toy_nuscenes")
+DATA_STEPS = Path("data/.toy_nuscenes_steps.json")
 DEMO_CONFIG = "configs/toy/opusv2-nano_toy.py"
 LONG_CONFIG = "configs/toy/opusv2-nano_toy_long.py"
 METRICS = {"mIoU": "occ3d/mIoU", "RayIoU": "ray/RayIoU"}
@@ -179,22 +180,20 @@ def run_demo(config: str, factors: tuple[float, float]) -> None:
 def make_data() -> str:
     """Make the toy data set and its info files if needed; returns a key of their content."""
     infos = [DATA_ROOT / f"nuscenes_infos_{split}_mini_sweep.pkl" for split in ("train", "val")]
-    steps = Steps.load(Path("data", ".toy_nuscenes_steps.json"))
-    data_key = _source_key(["scripts/make_toy_nuscenes.py", "scripts/toy_nuscenes"])
-    steps.run(
-        "toy data",
-        ["scripts/make_toy_nuscenes.py", "--out", str(DATA_ROOT)],
-        data_key,
-        [DATA_ROOT / "v1.0-mini" / "sample.json", DATA_ROOT / "gts"],
-    )
-    info_key = _hash(data_key, _source_key(["scripts/gen_sweep_info.py"]))
+    steps = Steps.load(DATA_STEPS)
+    # The generator itself knows whether a folder is complete and of the wanted options.
+    tables = DATA_ROOT / "v1.0-mini"
+    command = ["scripts/make_toy_nuscenes.py", "--out", str(DATA_ROOT)]
+    steps.run("toy data", command, "default options", [tables / "sample.json", DATA_ROOT / "gts"])
+    # Samples are named by tokens: another data set has other tables.
+    table_key = _hash(*(path.read_bytes() for path in sorted(tables.glob("*.json"))))
     steps.run(
         "info files",
         ["scripts/gen_sweep_info.py", "--data-root", str(DATA_ROOT), "--version", "v1.0-mini"],
-        info_key,
+        _hash(table_key, _source_key(["scripts/gen_sweep_info.py"])),
         infos,
     )
-    return info_key
+    return _hash(table_key, *(path.read_bytes() for path in infos))
 
 
 def train_model(steps: Steps, config: str, work_dir: Path, key: str) -> Path:
@@ -220,7 +219,7 @@ def report(
     """Print costs and scores; raise StepFailed if the model is not good enough."""
     model = json.loads(scores.read_text())["metrics"]
     blind = json.loads(prior.read_text())["metrics"]
-    data_steps = Steps.load(Path("data", ".toy_nuscenes_steps.json"))
+    data_steps = Steps.load(DATA_STEPS)
     print("\n| step | time | peak memory of a process |\n|---|---|---|")
     for name, record in {**data_steps.records, **steps.records}.items():
         print(f"| {name} | {record.seconds:.0f} s | {record.peak_memory_mb:.0f} MB |")

@@ -185,8 +185,9 @@ def make_data() -> str:
     tables = DATA_ROOT / "v1.0-mini"
     command = ["scripts/make_toy_nuscenes.py", "--out", str(DATA_ROOT)]
     steps.run("toy data", command, "default options", [tables / "sample.json", DATA_ROOT / "gts"])
-    # Samples are named by tokens: another data set has other tables.
-    table_key = _hash(*(path.read_bytes() for path in sorted(tables.glob("*.json"))))
+    # Options, version of the generator, and tables tell one data set from another.
+    made = [DATA_ROOT / "toy_nuscenes.json", *sorted(tables.glob("*.json"))]
+    table_key = _hash(*(path.read_bytes() for path in made))
     steps.run(
         "info files",
         ["scripts/gen_sweep_info.py", "--data-root", str(DATA_ROOT), "--version", "v1.0-mini"],

@@ -6,7 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from scripts.runtime.config import named_config_keys
+from mmengine.runner import find_latest_checkpoint
+
+from scripts.runtime.config import named_config_keys, settle_pretrained
 from scripts.runtime.errors import ConfigError, run_entry_point
 from scripts.runtime.hooks import StopOnSignalHook
 from scripts.runtime.launch import launched
@@ -48,6 +50,8 @@ def train(args: argparse.Namespace) -> None:
             cfg.load_from = None if args.resume == "auto" else args.resume
         elif args.load_from:
             cfg.resume, cfg.load_from = False, args.load_from
+        latest = cfg.load_from or (find_latest_checkpoint(cfg.work_dir) if cfg.resume else None)
+        notes += settle_pretrained(cfg, is_loaded_later=latest is not None)
         runner = build_runner(cfg, notes)
         stop_hook = StopOnSignalHook()
         runner.register_hook(stop_hook)

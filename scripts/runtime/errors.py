@@ -105,6 +105,8 @@ def describe(error: BaseException) -> str | None:
             return _one_line(str(link))
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return f"{error.filename} does not exist"
+    if isinstance(error, FileNotFoundError) and str(error):
+        return _one_line(str(error))  # of a library: it has tried to read what it was told to
     if isinstance(error, PermissionError) and error.filename is not None:
         return f"{error.filename} may not be read or written by this user"
     return None

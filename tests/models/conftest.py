@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 from mmengine.registry import MODELS
 
 import models.register  # noqa: F401
@@ -20,3 +21,12 @@ def make_head() -> Callable[..., Any]:
 @pytest.fixture
 def make_detector() -> Callable[..., Any]:
     return lambda **changes: MODELS.build(merge(DETECTOR, **changes))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Run on one thread: the tensors are too small for more to pay."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

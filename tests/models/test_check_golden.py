@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ GOLDEN = ROOT / "tests" / "golden"
 
 def check_golden(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "scripts" / "check_golden.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
 @pytest.mark.parametrize("name", ["opusv2_head", "opusv2_dcd_head", "occ_metrics", "geometry"])

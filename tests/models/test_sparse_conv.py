@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -63,19 +61,9 @@ def test_gradients_equal_dense(cls: type[SparseConv3d | SubMConv3d]) -> None:
         torch.testing.assert_close(a, b)
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """spconv's CPU code is right on one thread alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("cls", [SparseConv3d, SubMConv3d])
-def test_spconv_path_has_the_same_layout(
-    cls: type[SparseConv3d | SubMConv3d], one_thread: None
-) -> None:
+def test_spconv_path_has_the_same_layout(cls: type[SparseConv3d | SubMConv3d]) -> None:
+    """On one thread (see conftest) and in training mode spconv's CPU code is right."""
     pytest.importorskip("spconv")
     conv, x = cls(3, 4), random_sparse(3)
     x = SparseTensor(x.features.detach().float(), x.coords, SHAPE, x.batch_size)

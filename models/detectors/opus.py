@@ -28,7 +28,7 @@ class OPUS(BaseModel):
 
     Wang et al., "OPUS: Occupancy Prediction Using a Sparse Set", arXiv 2409.09350. Parts are named
     as in published checkpoints. Mixed precision (MMEngine's autocast contexts) reaches the image
-    network alone: the head decodes in the precision of its parameters.
+    network alone: the head and its losses keep the precision of their parameters.
 
     Args:
         img_backbone: Configuration of the image backbone.
@@ -120,12 +120,14 @@ class OPUS(BaseModel):
             ego2occ=torch.stack([sample.ego2occ for sample in data_samples]),
             img_hw=(images.shape[-2], images.shape[-1]),
         )
-        output = self.pts_bbox_head(self.extract_feat(images, data_samples), geometry)
-        if mode == "loss":
-            return self.pts_bbox_head.loss(output, data_samples)
-        if mode == "predict":
-            return self.pts_bbox_head.predict(output, data_samples)
-        return output
+        feats = self.extract_feat(images, data_samples)
+        with torch.autocast(images.device.type, enabled=False):
+            output = self.pts_bbox_head(feats, geometry)
+            if mode == "loss":
+                return self.pts_bbox_head.loss(output, data_samples)
+            if mode == "predict":
+                return self.pts_bbox_head.predict(output, data_samples)
+            return output
 
     def extract_feat(self, images: Tensor, data_samples: Sequence[BaseDataElement]) -> list[Tensor]:
         """Return L feature maps ``[B, T*N, C, h, w]`` of images ``[B, T*N, 3, H, W]``."""

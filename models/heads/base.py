@@ -127,7 +127,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         self.loss_cls = MODELS.build(loss_cls)
 
     def forward(self, mlvl_feats: Sequence[Tensor], geometry: CameraGeometry) -> HeadOutput:
-        """Decode points, always in the precision of the parameters.
+        """Decode points, in the precision of the parameters.
 
         Args:
             mlvl_feats: L maps ``[B, T*N, C, h, w]``.
@@ -137,16 +137,17 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             ValueError: If levels, frames, cameras or channels are not those of the configuration.
         """
         self._check_inputs(mlvl_feats, geometry)
-        with torch.autocast(mlvl_feats[0].device.type, enabled=False):
-            dtype = self.init_points.weight.dtype
-            feats = [level.to(dtype) for level in mlvl_feats]
-            init_points = self._initial_points(len(geometry.ego2occ))
-            decoded: DecoderOutput = self.transformer["decoder"](
-                init_points, feats, geometry.occ2img().to(dtype), geometry.img_hw
-            )
-            return HeadOutput(
-                init_points, decoded.points, decoded.point_feats, self._discretize(decoded)
-            )
+        dtype = self.init_points.weight.dtype
+        init_points = self._initial_points(len(geometry.ego2occ))
+        decoded: DecoderOutput = self.transformer["decoder"](
+            init_points,
+            [level.to(dtype) for level in mlvl_feats],
+            geometry.occ2img().to(dtype),
+            geometry.img_hw,
+        )
+        return HeadOutput(
+            init_points, decoded.points, decoded.point_feats, self._discretize(decoded)
+        )
 
     def loss(
         self, output: HeadOutput, data_samples: Sequence[BaseDataElement]

@@ -47,8 +47,7 @@ class CPDHead(OccupancyHead):
             point_channels=point_channels,
         )
         self.densifiers = nn.ModuleList(
-            MODELS.build(densifier, default_args=sizes)
-            for _ in range(self.num_layers)
+            MODELS.build(densifier, default_args=sizes) for _ in range(self.num_layers)
         )
 
     def predict(

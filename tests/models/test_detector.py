@@ -56,6 +56,25 @@ def test_train_step_moves_what_should_move(make_detector: Callable[..., Any]) ->
             assert name not in same, f"{name} did not move"
 
 
+def test_mixed_precision_reaches_the_image_network_alone(
+    make_detector: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_detector().train()
+    seen: dict[str, bool] = {}
+
+    def note(part: str) -> Callable[..., None]:
+        return lambda *_: seen.update({part: torch.is_autocast_enabled("cpu")})
+
+    for part in ("img_backbone", "img_neck", "pts_bbox_head"):
+        getattr(model, part).register_forward_pre_hook(note(part))
+    model.pts_bbox_head.loss_cls.register_forward_pre_hook(note("loss"))
+    data = model.data_preprocessor(make_batch(0), True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(**data, mode="loss")
+    assert seen == dict(img_backbone=True, img_neck=True, pts_bbox_head=False, loss=False)
+    assert all(value.dtype == torch.float32 for value in losses.values())
+
+
 def test_current_frames_alone_carry_gradient(make_detector: Callable[..., Any]) -> None:
     images = torch.randn(1, T * N, 3, *HW)
     model = make_detector(stop_prev_grad=1).train()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
@@ -62,10 +65,34 @@ def prepare_config(
     return cfg, fit_config(cfg, launch)
 
 
+def _is_no_parameter_rule(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("paramwise_options -- ")
+
+
 class OpusRunner(Runner):
     """mmengine's Runner with checkpoints read safely and checked against the model."""
 
     _has_loaded: bool
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        """Build the optimiser, and log one line per learning rate.
+
+        mmengine logs three lines for every parameter that a rule of `paramwise_cfg` touches.
+        """
+        self.logger.addFilter(_is_no_parameter_rule)
+        try:
+            built = super().build_optim_wrapper(optim_wrapper)
+        finally:
+            self.logger.removeFilter(_is_no_parameter_rule)
+        if built is not optim_wrapper and isinstance(built, OptimWrapper):
+            settings = Counter(
+                (group["lr"], group.get("weight_decay", 0.0))
+                for group in built.param_groups
+                for _ in group["params"]
+            )
+            for (rate, decay), count in sorted(settings.items(), reverse=True):
+                self.logger.info(f"{count} tensors: learning rate {rate:g}, weight decay {decay:g}")
+        return built
 
     def load_or_resume(self) -> None:
         """Resume or start from the checkpoint that the config names.

@@ -11,9 +11,9 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
 optim_wrapper = dict(
-    type='AmpOptimWrapper',  # OptimWrapper on machines without a GPU
-    dtype='float16',
-    loss_scale='dynamic',
+    # Half precision with a dynamic loss scale; the entry points make it a plain OptimWrapper on
+    # machines without a GPU.
+    type='AmpOptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-4, weight_decay=0.01),
     paramwise_cfg=dict(
         custom_keys=dict(

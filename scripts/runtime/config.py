@@ -62,6 +62,8 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
             cfg.merge_from_dict(dict(options))
         except (KeyError, TypeError, AssertionError, IndexError) as error:
             raise ConfigError(f"--cfg-options does not fit {path}: {error}") from None
+        if "data_root" in options:
+            _move_data(cfg, options["data_root"])
     return cfg
 
 
@@ -76,6 +78,14 @@ def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
     for detail, master in DERIVED_KEYS.items():
         if detail in options and master in cfg:
             raise ConfigError(f"--cfg-options {detail} follows from {master}: set that one")
+
+
+def _move_data(cfg: Config, data_root: str) -> None:
+    """Give all data sets another root: `_base_` files have copied the name when they were read."""
+    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        for _, node in _dicts(cfg.get(name)):
+            if "data_root" in node:
+                node["data_root"] = data_root
 
 
 def fit_config(cfg: Config, launch: Launch) -> list[str]:

@@ -66,3 +66,9 @@ def test_max_epochs_moves_all_ends_that_follow() -> None:
     warm_up, decay = cfg.param_scheduler
     assert (decay.end, decay.T_max) == (24, 24)
     assert warm_up.end == 500  # counted in iterations: not an end of the training
+
+
+def test_data_root_reaches_every_data_set() -> None:
+    cfg = load_config(ROOT / "configs/toy/opusv2-nano_toy.py", {"data_root": "elsewhere"})
+    for name in ("train", "val", "test"):
+        assert cfg[f"{name}_dataloader"].dataset.data_root == "elsewhere"

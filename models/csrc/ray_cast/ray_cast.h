@@ -24,6 +24,9 @@ constexpr double kMaxOrigin = 1e9;
 constexpr double kMinDirection = 1e-100;
 constexpr double kMaxDirection = 1e100;
 constexpr double kNoStep = 1e-200;
+// A position o + d * t within the grid is known to about 1e-6 voxels for the origins allowed above.
+// Further than this from every boundary it tells the voxel; nearer, crossings must be compared.
+constexpr double kUnsure = 1e-5;
 
 struct Masks {
   const uint64_t* level[kLevels];
@@ -40,6 +43,7 @@ struct Hit {
 
 struct Ray {
   double o[3], d[3], inv[3];
+  double base[3];  // the origin as crossing() wants it
   int step[3];
   int start[3];  // voxel of the origin, clipped to [-1, size]
   int v[3];      // current voxel
@@ -62,9 +66,9 @@ OPUS_HD int64_t block_index(const Masks& masks, int level, const int* v) {
   return (static_cast<int64_t>(v[0] >> shift) * n[1] + (v[1] >> shift)) * n[2] + (v[2] >> shift);
 }
 
-// An axis without movement never crosses: its origin is set below every boundary, 1/d is infinite.
+// An axis without movement never crosses: its base is set below every boundary, 1/d is infinite.
 OPUS_HD double crossing(const Ray& ray, int axis, int boundary) {
-  return (static_cast<double>(boundary) - ray.o[axis]) * ray.inv[axis];
+  return (static_cast<double>(boundary) - ray.base[axis]) * ray.inv[axis];
 }
 
 // Whether a crossing of `axis` at t comes before the event (t_event, event_axis).
@@ -91,13 +95,23 @@ OPUS_HD int index_before(const Ray& ray, int axis, double t_event, int event_axi
   return e;
 }
 
+// The axis of the least t, the lowest of equals; without branches, which would be unpredictable.
 OPUS_HD int first_axis(const double* t) {
-  return t[0] <= t[1] && t[0] <= t[2] ? 0 : (t[1] <= t[2] ? 1 : 2);
+  const int axis = t[1] < t[0] ? 1 : 0;
+  const double least = t[1] < t[0] ? t[1] : t[0];
+  return t[2] < least ? 2 : axis;
+}
+
+OPUS_HD double least(const double* t) {
+  const double first = t[1] < t[0] ? t[1] : t[0];
+  return t[2] < first ? t[2] : first;
 }
 
 OPUS_HD bool inside(const Masks& masks, const int* v) {
-  return v[0] >= 0 && v[0] < masks.size[0] && v[1] >= 0 && v[1] < masks.size[1] && v[2] >= 0 &&
-         v[2] < masks.size[2];
+  // As unsigned numbers negative ones are too large.
+  return (static_cast<unsigned>(v[0]) < static_cast<unsigned>(masks.size[0])) &
+         (static_cast<unsigned>(v[1]) < static_cast<unsigned>(masks.size[1])) &
+         (static_cast<unsigned>(v[2]) < static_cast<unsigned>(masks.size[2]));
 }
 
 OPUS_HD bool is_bounded(double value, double bound) { return value >= -bound && value <= bound; }
@@ -115,7 +129,8 @@ OPUS_HD bool init_ray(Ray& ray, const double* o, const double* d, double max_t, 
     const int v = toward_zero - (o[a] < toward_zero);
     ray.start[a] = v < -1 ? -1 : (v > size[a] ? size[a] : v);
     ray.v[a] = ray.start[a];
-    ray.o[a] = ray.step[a] == 0 ? -2. : o[a];  // below every boundary, from -1 on
+    ray.o[a] = o[a];
+    ray.base[a] = ray.step[a] == 0 ? -2. : o[a];  // below every boundary, from -1 on
     ray.inv[a] = 1. / ray.d[a];
   }
   ray.max_t = max_t;
@@ -201,30 +216,38 @@ OPUS_HD bool skip_block(const Masks& masks, Ray& ray, int level, uint64_t bits, 
     hi[a] = (end < masks.size[a] ? end : masks.size[a]) - 1;
     t[a] = crossing(ray, a, ray.step[a] > 0 ? hi[a] + 1 : lo[a]);
   }
-  int axis = first_axis(t);
-  double t_event = t[axis];
-  if (!(t_event <= ray.max_t)) {  // the ray ends within the block: at max_t all crossings are done
-    axis = 3;
-    t_event = ray.max_t;
-  }
+  // Where the ray ends within the block, all crossings up to max_t are done.
+  double t_event = least(t);
+  const bool ends = !(t_event <= ray.max_t);
+  const int axis = ends ? 3 : first_axis(t);
+  t_event = ends ? ray.max_t : t_event;
   int last[3], box_lo[3], box_hi[3];
+  int unsure = 0;
   for (int a = 0; a < 3; ++a) {
-    last[a] = a == axis ? (ray.step[a] > 0 ? hi[a] : lo[a])
-                        : index_before(ray, a, t_event, axis, lo[a], hi[a]);
+    const double position = ray.o[a] + ray.d[a] * t_event;
+    const double low = lo[a], high = hi[a];
+    const double within = position < low ? low : (position > high ? high : position);
+    last[a] = static_cast<int>(within);
+    const double inset = position - last[a];
+    unsure |= (inset < kUnsure || inset > 1 - kUnsure) << a;
+  }
+  // On the axis of the exit the clipped index is right however the position was rounded.
+  if (unsure & ~(1 << axis)) {
+    for (int a = 0; a < 3; ++a) {
+      if (a != axis) last[a] = index_before(ray, a, t_event, axis, lo[a], hi[a]);
+    }
+  }
+  for (int a = 0; a < 3; ++a) {
     const int from = (ray.v[a] - lo[a]) >> (shift - 2), to = (last[a] - lo[a]) >> (shift - 2);
     box_lo[a] = from < to ? from : to;
     box_hi[a] = from < to ? to : from;
   }
   if (bits & box_bits(box_lo, box_hi)) return false;
-  for (int a = 0; a < 3; ++a) ray.v[a] = last[a];
-  walk = Walk::kEnd;
-  if (axis < 3) {
-    const int next = ray.v[axis] + ray.step[axis];
-    if (next >= 0 && next < masks.size[axis]) {
-      ray.v[axis] = next;
-      walk = Walk::kOn;
-    }
-  }
+  int next[3];
+  for (int a = 0; a < 3; ++a) next[a] = last[a] + (a == axis ? ray.step[a] : 0);
+  const bool goes_on = !ends && inside(masks, next);
+  for (int a = 0; a < 3; ++a) ray.v[a] = goes_on ? next[a] : last[a];
+  walk = goes_on ? Walk::kOn : Walk::kEnd;
   return true;
 }
 

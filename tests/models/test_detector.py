@@ -75,6 +75,28 @@ def test_mixed_precision_reaches_the_image_network_alone(
     assert all(value.dtype == torch.float32 for value in losses.values())
 
 
+@pytest.mark.parametrize(("levels", "frames", "dims"), [(1, 1, 16), (2, 3, 32), (4, 1, 64)])
+def test_other_sizes(
+    levels: int, frames: int, dims: int, make_detector: Callable[..., Any]
+) -> None:
+    backbone = merge(
+        DETECTOR["img_backbone"], num_stages=4, strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1),
+        out_indices=tuple(range(4 - levels, 4)), base_channels=16,
+    )  # fmt: skip
+    neck = merge(
+        DETECTOR["img_neck"], num_outs=levels, out_channels=dims,
+        in_channels=[16, 32, 64, 128][4 - levels :],
+    )  # fmt: skip
+    head = merge(DETECTOR["pts_bbox_head"], embed_dims=dims, num_levels=levels, num_frames=frames)
+    head["decoder"]["num_refines"] = [1, 3, 5]  # a single point is a case of its own
+    model = make_detector(img_backbone=backbone, img_neck=neck, pts_bbox_head=head).train()
+    losses = run(model, make_batch(0, num_frames=frames), "loss")
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    assert len(losses) == 7 and total.isfinite()
+    assert model.img_neck.lateral_convs[0].conv.weight.grad.any()
+
+
 def test_current_frames_alone_carry_gradient(make_detector: Callable[..., Any]) -> None:
     images = torch.randn(1, T * N, 3, *HW)
     model = make_detector(stop_prev_grad=1).train()

@@ -12,6 +12,8 @@ TORCH_LIBRARY(opus, m) {
       "float[3] grid_min, float[3] voxel_size, float max_distance, bool skip_empty) "
       "-> (Tensor voxel, Tensor hit, Tensor t_enter, Tensor t_exit, Tensor face)");
 
+  // out_coords is empty for a submanifold map (they are the input's), pairs where they are the same
+  // as pairs_by_in: results of an operation must not share memory.
   m.def(
       "kernel_map(Tensor coords, int[3] spatial_shape, int[3] kernel_size, int[3] stride, "
       "int[3] padding, bool subm) "

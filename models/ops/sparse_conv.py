@@ -102,6 +102,10 @@ def build_kernel_map(
     out_coords, pairs, pairs_by_in, starts = native("kernel_map")(
         coords, list(shape), list(kernel), list(step), list(pad), subm
     )
+    if subm:
+        out_coords = coords
+    if pairs.shape != pairs_by_in.shape:  # sorted coords: both orders are one
+        pairs = pairs_by_in
     out_shape = _out_shape(shape, kernel, step, pad)
     return KernelMap(out_coords, out_shape, kernel, len(coords), pairs, pairs_by_in, starts)
 
@@ -309,10 +313,10 @@ def _register() -> None:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         ctx = torch.library.get_ctx()
         num_pairs = ctx.new_dynamic_size()
-        num_out = coords.shape[0] if subm else ctx.new_dynamic_size()
+        num_out = 0 if subm else ctx.new_dynamic_size()
         return (
             coords.new_empty((num_out, 4)),
-            coords.new_empty((2, num_pairs), dtype=torch.int32),
+            coords.new_empty((2, ctx.new_dynamic_size()), dtype=torch.int32),
             coords.new_empty((2, num_pairs), dtype=torch.int32),
             coords.new_empty(math.prod(kernel_size) + 1),
         )

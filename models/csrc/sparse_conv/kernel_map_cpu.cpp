@@ -3,7 +3,9 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <memory>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "common/parallel.h"
@@ -60,47 +62,66 @@ RankedBitmap mark_inputs(const int64_t* coords, int64_t n, const Geometry& geome
   return set;
 }
 
-RankedBitmap mark_outputs(const int64_t* coords, int64_t n, const Geometry& geometry) {
-  RankedBitmap set(checked_volume(coords, n, geometry, geometry.out_shape));
-  int64_t k[3], out[3];
-  for (int64_t i = 0; i < n; ++i) {
-    for (k[0] = 0; k[0] < geometry.kernel[0]; ++k[0]) {
-      for (k[1] = 0; k[1] < geometry.kernel[1]; ++k[1]) {
-        for (k[2] = 0; k[2] < geometry.kernel[2]; ++k[2]) {
-          if (sparse_conv::reach(geometry, coords + 4 * i + 1, k, out)) {
-            set.set(sparse_conv::linear_index(geometry.out_shape, coords[4 * i], out));
-          }
-        }
+// The outputs that one input reaches, axis by axis: -1 where a kernel index leads nowhere.
+class Reach {
+ public:
+  explicit Reach(const Geometry& geometry) : geometry_(geometry) {
+    for (int a = 0; a < 3; ++a) out_[a].resize(geometry.kernel[a]);
+  }
+
+  // Calls visit(position, key) for every kernel position, key -1 where it reaches nothing.
+  template <typename Visit>
+  void for_each_position(const int64_t* coords, const Visit& visit) {
+    const int64_t* shape = geometry_.out_shape;
+    for (int a = 0; a < 3; ++a) {
+      for (int64_t k = 0; k < geometry_.kernel[a]; ++k) {
+        out_[a][k] = sparse_conv::reach(geometry_, a, coords[1 + a], k);
       }
     }
+    int64_t position = 0;
+    for (const int64_t d0 : out_[0]) {
+      for (const int64_t d1 : out_[1]) {
+        const int64_t row = ((coords[0] * shape[0] + d0) * shape[1] + d1) * shape[2];
+        const bool reaches = d0 >= 0 && d1 >= 0;
+        for (const int64_t d2 : out_[2]) visit(position++, reaches && d2 >= 0 ? row + d2 : -1);
+      }
+    }
+  }
+
+ private:
+  const Geometry& geometry_;
+  std::vector<int64_t> out_[3];
+};
+
+RankedBitmap mark_outputs(const int64_t* coords, int64_t n, const Geometry& geometry) {
+  RankedBitmap set(checked_volume(coords, n, geometry, geometry.out_shape));
+  Reach reach(geometry);
+  for (int64_t i = 0; i < n; ++i) {
+    reach.for_each_position(coords + 4 * i, [&](int64_t, int64_t key) {
+      if (key >= 0) set.set(key);
+    });
   }
   return set;
 }
 
 // reached[k * n + i]: the output that input i reaches through kernel position k, or -1.
-std::vector<int32_t> find_outputs(const Sets& sets, const Geometry& geometry, bool subm) {
+std::unique_ptr<int32_t[]> find_outputs(const Sets& sets, const Geometry& geometry, bool subm) {
   const int64_t positions = geometry.kernel[0] * geometry.kernel[1] * geometry.kernel[2];
-  std::vector<int32_t> reached(positions * sets.n);
+  std::unique_ptr<int32_t[]> reached(new int32_t[positions * sets.n]);  // left uninitialised
+  int32_t* const table = reached.get();
   parallel_tasks(num_blocks(sets.n, kInputsPerTask), [&](int64_t task) {
     const int64_t end = std::min(sets.n, (task + 1) * kInputsPerTask);
-    for (int64_t position = 0; position < positions; ++position) {
-      const int64_t k[3] = {position / (geometry.kernel[1] * geometry.kernel[2]),
-                            position / geometry.kernel[2] % geometry.kernel[1],
-                            position % geometry.kernel[2]};
-      for (int64_t i = task * kInputsPerTask; i < end; ++i) {
-        const int64_t* c = sets.coords + 4 * i;
-        int64_t out[3];
+    Reach reach(geometry);
+    for (int64_t i = task * kInputsPerTask; i < end; ++i) {
+      reach.for_each_position(sets.coords + 4 * i, [&](int64_t position, int64_t key) {
         int32_t index = -1;
-        if (sparse_conv::reach(geometry, c + 1, k, out)) {
-          const int64_t key = sparse_conv::linear_index(geometry.out_shape, c[0], out);
-          if (!subm) {
-            index = static_cast<int32_t>(sets.out.rank(key));
-          } else if (sets.in.test(key)) {
-            index = sets.order[sets.in.rank(key)];
-          }
+        if (key >= 0 && !subm) {
+          index = static_cast<int32_t>(sets.out.rank(key));
+        } else if (key >= 0 && sets.in.test(key)) {
+          index = sets.order[sets.in.rank(key)];
         }
-        reached[position * sets.n + i] = index;
-      }
+        table[position * sets.n + i] = index;
+      });
     }
   });
   return reached;
@@ -134,19 +155,19 @@ at::Tensor list_pairs(const std::vector<int64_t>& starts, int64_t count, const N
     int64_t next = starts[position];
     for (int64_t j = 0; j < count; ++j) {
       const auto [from, to] = nth(position, j);
-      if (from < 0 || to < 0) continue;
-      in[next] = from;
-      out[next++] = to;
+      if (next == starts[position + 1]) break;
+      in[next] = from;  // overwritten if it is no pair: a branch would be unpredictable
+      out[next] = to;
+      next += (from >= 0) & (to >= 0);
     }
   });
   return pairs;
 }
 
-std::vector<int64_t> count_pairs(const std::vector<int32_t>& reached, int64_t positions,
-                                 int64_t n) {
+std::vector<int64_t> count_pairs(const int32_t* reached, int64_t positions, int64_t n) {
   std::vector<int64_t> starts(positions + 1, 0);
   parallel_tasks(positions, [&](int64_t position) {
-    const auto begin = reached.begin() + position * n;
+    const int32_t* begin = reached + position * n;
     starts[position + 1] = std::count_if(begin, begin + n, [](int32_t out) { return out >= 0; });
   });
   for (int64_t position = 0; position < positions; ++position) {
@@ -195,17 +216,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kernel_map_cpu(
     sets.order[rank] = static_cast<int32_t>(i);
     sets.sorted &= rank == i;
   }
-  at::Tensor out_coords;
-  if (subm) {
-    out_coords = c.clone();
-  } else {
+  at::Tensor out_coords = at::empty({0, 4}, c.options());
+  if (!subm) {
     sets.out = mark_outputs(rows, n, geometry);
     const int64_t m = sets.out.index();
     out_coords = output_coords(sets.out, m, geometry, c.options());
   }
 
-  const std::vector<int32_t> reached = find_outputs(sets, geometry, subm);
-  const std::vector<int64_t> starts = count_pairs(reached, positions, n);
+  const std::unique_ptr<int32_t[]> reached = find_outputs(sets, geometry, subm);
+  const std::vector<int64_t> starts = count_pairs(reached.get(), positions, n);
   using Pair = std::pair<int32_t, int32_t>;
   const at::Tensor by_in = list_pairs(
       starts, n,
@@ -213,8 +232,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kernel_map_cpu(
         return Pair(static_cast<int32_t>(j), reached[position * n + j]);
       },
       c.options());
-  // With sorted inputs a kernel position shifts all keys alike, so both orders are one.
-  at::Tensor by_out = by_in.clone();
+  // With sorted inputs a kernel position shifts all keys alike: both orders are one, given once.
+  at::Tensor by_out = at::empty({2, 0}, c.options().dtype(at::kInt));
   if (!sets.sorted && subm) {
     by_out = list_pairs(
         starts, n,

@@ -9,6 +9,14 @@
 
 namespace opus {
 
+// Inline: without a processor flag at compile time the standard one is a call into a library.
+inline int count_ones(uint64_t x) {
+  x -= (x >> 1) & 0x5555555555555555ull;
+  x = (x & 0x3333333333333333ull) + ((x >> 2) & 0x3333333333333333ull);
+  x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0Full;
+  return static_cast<int>((x * 0x0101010101010101ull) >> 56);
+}
+
 class RankedBitmap {
  public:
   explicit RankedBitmap(int64_t num_bits) : words_((num_bits + 63) / 64) {}
@@ -22,7 +30,7 @@ class RankedBitmap {
     int64_t total = 0;
     for (size_t w = 0; w < words_.size(); ++w) {
       before_[w] = static_cast<uint32_t>(total);
-      total += std::popcount(words_[w]);
+      total += count_ones(words_[w]);
     }
     return total;
   }
@@ -30,7 +38,7 @@ class RankedBitmap {
   // How many members are below i.
   int64_t rank(int64_t i) const {
     const uint64_t below = words_[i >> 6] & ((uint64_t(1) << (i & 63)) - 1);
-    return before_[i >> 6] + std::popcount(below);
+    return before_[i >> 6] + count_ones(below);
   }
 
   // Calls visit(i) for each member in ascending order.

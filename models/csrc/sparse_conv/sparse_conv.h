@@ -16,16 +16,14 @@ OPUS_HD int64_t linear_index(const int64_t* shape, int64_t b, const int64_t* v) 
   return ((b * shape[0] + v[0]) * shape[1] + v[1]) * shape[2] + v[2];
 }
 
-// The output voxel that input voxel `in` reaches through kernel position (k0, k1, k2); false where
-// it reaches none.
-OPUS_HD bool reach(const Geometry& geometry, const int64_t* in, const int64_t* k, int64_t* out) {
-  for (int a = 0; a < 3; ++a) {
-    const int64_t shifted = in[a] + geometry.padding[a] - k[a];
-    if (shifted < 0) return false;
-    out[a] = shifted / geometry.stride[a];
-    if (out[a] * geometry.stride[a] != shifted || out[a] >= geometry.out_shape[a]) return false;
-  }
-  return true;
+// The output index along `axis` that input index `in` reaches through index k of the kernel; -1 if
+// there is none.
+OPUS_HD int64_t reach(const Geometry& geometry, int axis, int64_t in, int64_t k) {
+  const int64_t shifted = in + geometry.padding[axis] - k;
+  const int64_t stride = geometry.stride[axis];
+  if (shifted < 0) return -1;
+  const int64_t out = stride == 1 ? shifted : shifted / stride;
+  return out * stride == shifted && out < geometry.out_shape[axis] ? out : -1;
 }
 
 }  // namespace sparse_conv

@@ -49,7 +49,7 @@ def take_image(scene: Scene, camera: Camera, time_s: float, size: tuple[int, int
     rotation = ego.rotation @ camera.rotation()
     directions = (camera.ray_directions(width, height) @ rotation.T).astype(np.float32)
     posed = scene.posed(time_s)
-    hits = scene.cast(time_s, origin, directions, posed)
+    hits = scene.cast(posed, origin, directions, (height, width))
     yaws = {p.index: p.yaw for p in posed}
     pixel = 1.0 / float(camera.intrinsic(width, height)[0, 0])
     shadows = scene.shadows_at(time_s, posed)

@@ -2,138 +2,205 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from scripts.toy_nuscenes.light import Light
 from scripts.toy_nuscenes.noise import hash01, noise_at
 from scripts.toy_nuscenes.statics import SlotTable
 
-_STYLE, _PITCH, _WIDTH, _TALL, _ROOF, _LIT, _TRIM, _BRICK = 0, 1, 2, 3, slice(4, 7), 7, slice(8, 11), 11
 _HOUSE, _APARTMENT, _OFFICE, _SHOP, _WAREHOUSE = range(5)
+_GLASS = np.float32([0.05, 0.065, 0.08])
+_CURTAIN = np.float32([0.5, 0.48, 0.43])
+_STREET = np.float32([0.20, 0.20, 0.19])  # what windows mirror below the horizon
+_LAMP = np.float32([0.34, 0.26, 0.13])
+_SIDE_NORMALS = np.float32([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, 1]])
 
-Shaded = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+@dataclass(frozen=True)
+class Building:
+    """Shape and looks of one building, taken from its slot (see `SlotTable`); lengths in metres."""
+
+    slot: int
+    x: float
+    y: float
+    yaw: float
+    half_length: float
+    half_width: float
+    eaves: float
+    rise: float
+    storey: float
+    kind: int
+    pitch: float  # distance between windows
+    window_width: float  # as a share of the pitch
+    window_height: float  # as a share of the storey
+    roof: np.ndarray
+    lit: float  # share of windows with light
+    trim: np.ndarray
+    brick: float  # strength of the brick pattern
+    colour: np.ndarray
+
+    @classmethod
+    def of_slot(cls, table: SlotTable, slot: int) -> Building:
+        """Reads the building of a slot."""
+        x, y, yaw, length, width, eaves, rise, storeys = (float(v) for v in table.box[slot])
+        style = table.style[slot]
+        return cls(slot, x, y, yaw, length, width, eaves, rise, eaves / max(storeys, 1.0), int(style[0]),
+                   float(style[1]), float(style[2]), float(style[3]), style[4:7], float(style[7]), style[8:11],
+                   float(style[11]), table.colour[slot])  # fmt: skip
 
 
-def _to_walls(box: np.ndarray, origin: np.ndarray, directions: np.ndarray, points: np.ndarray,
-              faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Hit points [n, 3] in the building's own frame, on its true surface, and the side [n] that was hit.
+def _to_walls(b: Building, origin: np.ndarray, directions: np.ndarray, points: np.ndarray,
+              top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Hit points [3, n] in the building's own frame, on its true surface, and the side uint8 [n] that was hit.
 
-    Sides: 0 and 1 the ends (x = -/+ half length), 2 and 3 the long walls, 4 the top.
+    Sides: 0 and 1 the ends (x = -/+ half length), 2 and 3 the long walls, 4 the roof.
     """
-    cos, sin = np.cos(box[:, 2]), np.sin(box[:, 2])
-    ox, oy = np.float32(origin[0]) - box[:, 0], np.float32(origin[1]) - box[:, 1]
-    o = np.stack([ox * cos + oy * sin, oy * cos - ox * sin], 1)
-    d = np.stack([directions[:, 0] * cos + directions[:, 1] * sin, directions[:, 1] * cos - directions[:, 0] * sin], 1)
-    half = box[:, 3:5]
-    safe = np.where(np.abs(d) < 1e-6, np.float32(1e-6), d)
-    enter = (-np.sign(safe) * half - o) / safe
-    axis = np.argmax(enter, 1)
-    rows = np.arange(len(box))
-    t = enter[rows, axis]
-    across = o[rows, 1 - axis] + t * d[rows, 1 - axis]
-    z = np.float32(origin[2]) + t * directions[:, 2]
-    true = (t > 0) & (np.abs(across) <= half[rows, 1 - axis] + 0.4) & (z > -0.2) & (z <= box[:, 5] + box[:, 6] + 0.3)
-    px, py = points[:, 0] - box[:, 0], points[:, 1] - box[:, 1]
-    local = np.stack([px * cos + py * sin, py * cos - px * sin, points[:, 2]], 1)
-    snapped = np.stack([o[:, 0] + t * d[:, 0], o[:, 1] + t * d[:, 1], z], 1)
-    wall = true & (np.linalg.norm(snapped - local, axis=1) < 0.9)
-    local = np.where(wall[:, None], snapped, local).astype(np.float32)
-    side = 2 * axis + (safe[rows, axis] < 0)
-    roof = (local[:, 2] > box[:, 5] - 0.05) & ((box[:, 6] > 0) & (axis == 1) | ~wall) | ~wall & (faces == 5)
-    return local, np.where(roof, 4, side)
+    cos, sin = np.float32(np.cos(b.yaw)), np.float32(np.sin(b.yaw))
+    ox, oy = origin[0] - b.x, origin[1] - b.y
+    ox, oy = np.float32(ox * cos + oy * sin), np.float32(oy * cos - ox * sin)
+    dx = directions[:, 0] * cos + directions[:, 1] * sin
+    dy = directions[:, 1] * cos - directions[:, 0] * sin
+    tiny = np.float32(1e-6)
+    dx, dy = np.where(np.abs(dx) < tiny, tiny, dx), np.where(np.abs(dy) < tiny, tiny, dy)
+    tx = (-np.sign(dx) * np.float32(b.half_length) - ox) / dx
+    ty = (-np.sign(dy) * np.float32(b.half_width) - oy) / dy
+    ends = tx > ty
+    t = np.maximum(tx, ty)
+    local = np.empty((3, len(points)), np.float32)
+    px, py = points[:, 0] - np.float32(b.x), points[:, 1] - np.float32(b.y)
+    local[0], local[1], local[2] = px * cos + py * sin, py * cos - px * sin, points[:, 2]
+    snapped = np.stack([ox + t * dx, oy + t * dy, np.float32(origin[2]) + t * directions[:, 2]])
+    gap = snapped - local
+    wall = (t > 0) & (np.einsum('ij,ij->j', gap, gap) < 0.8) & (snapped[2] < b.eaves + b.rise + 0.3)
+    np.copyto(local, snapped, where=wall)
+    side = np.where(ends, (dx < 0).astype(np.uint8), 2 + (dy < 0).astype(np.uint8)).astype(np.uint8)
+    roof = (~wall & top) | ((local[2] > b.eaves - 0.05) & (~wall | (~ends & (b.rise > 0))))
+    side[roof] = 4
+    return local, side
 
 
-def _wall_colour(style: np.ndarray, box: np.ndarray, colour: np.ndarray, u: np.ndarray, v: np.ndarray,
-                 slots: np.ndarray, side: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """Albedo [n, 3], window mask [n] and lit-window mask [n] at wall coordinates u (along) and v (up), metres."""
-    kind = style[:, _STYLE]
-    storey = box[:, 5] / np.maximum(box[:, 7], 1)
-    floor, column = np.floor(v / storey), np.floor(u / style[:, _PITCH])
-    fu, fv = u / style[:, _PITCH] - column, v / storey - floor
-    half_w, half_t = style[:, _WIDTH] / 2, style[:, _TALL] / 2
-    ground_floor = floor < 1
-    shop = ground_floor & ((kind == _SHOP) | (kind == _OFFICE))
-    half_w = np.where(shop, 0.44, half_w)
-    middle = np.where(shop, 0.48, np.where(kind == _WAREHOUSE, 0.78, 0.54))
-    half_t = np.where(shop, 0.34, half_t)
-    du, dv = np.abs(fu - 0.5) - half_w, np.abs(fv - middle) - half_t
-    inside = (du < 0) & (dv < 0) & (v < box[:, 5] - 0.25)
-    frame_u, frame_v = 0.07 / style[:, _PITCH], 0.07 / storey
-    frame = (du < frame_u) & (dv < frame_v) & ~((du < -frame_u) & (dv < -frame_v)) & (v < box[:, 5] - 0.25)
-    bar = inside & (np.abs(fu - 0.5) < 0.018) & (kind != _WAREHOUSE)
-    chance = hash01(slots, column, floor, side)
-    door = ground_floor & (chance > 0.85) & (np.abs(fu - 0.5) < 0.2) & (fv < 0.72) & ~shop
-    gate = ground_floor & (kind == _WAREHOUSE) & (np.mod(column, 3) == 1) & (fv < 0.75) & (np.abs(fu - 0.5) < 0.36)
-    noise = noise_at(51, 2.5, u + slots * 3.1, v, 0.09)
-    out = colour * (1 + 0.05 * noise)[:, None]
-    row = np.floor(v / 0.22)
-    joint = (np.mod(v, 0.22) < 0.05) | (np.mod(u + 0.3 * np.mod(row, 2), 0.6) < 0.05)
-    fade = np.clip(1.3 - size / 0.06, 0, 1) * style[:, _BRICK]
-    out *= (1 + fade * (hash01(row, np.floor((u + 0.3 * np.mod(row, 2)) / 0.6)) - 0.5) * 1.2 - fade * joint * 1.3)[:, None]
-    ridge = (kind == _WAREHOUSE) & (np.mod(u, 0.5) < 0.16)
-    out *= np.where(ridge, 0.85, 1.0)[:, None]
-    band = (np.mod(v, storey) < 0.16) & ((kind == _APARTMENT) | (kind == _SHOP)) & (floor > 0)
-    trim = style[:, _TRIM]
-    out = np.where((frame | band | bar)[:, None], trim, out)
-    out = np.where((v > box[:, 5] - 0.3)[:, None], 0.6 * trim + 0.4 * colour, out)
-    out *= np.where(v < 0.5, 0.75, 1.0)[:, None]
-    sign = shop & (fv > 0.86) & (kind == _SHOP)
-    tint = np.stack([hash01(slots, side, np.full_like(slots, k)) for k in range(3)], 1) * 0.6 + 0.03
-    out = np.where(sign[:, None], tint, out)
-    out = np.where((door | gate)[:, None], trim * 0.45 + tint * 0.25 * (1 - 0.3 * (np.mod(v, 0.4) < 0.08))[:, None], out)
-    window = inside & ~frame & ~bar & ~door & ~gate
-    lit = window & (hash01(slots, column, floor, side + 7) < style[:, _LIT])
-    glass = np.float32([0.05, 0.065, 0.08]) * (0.7 + 0.9 * chance)[:, None]
-    curtain = window & (chance < 0.25) & (fv > middle + half_t - 0.2) & (kind != _OFFICE)
-    out = np.where(window[:, None], glass, out)
-    out = np.where(curtain[:, None], np.float32([0.5, 0.48, 0.43]), out)
-    return out.astype(np.float32), window & ~curtain, lit
+@dataclass
+class _Wall:
+    """Colours [n, 3] of wall points, and which of them are glass or glass with light behind it, bool [n]."""
+
+    albedo: np.ndarray
+    glass: np.ndarray
+    lit: np.ndarray
 
 
-def _roof_colour(style: np.ndarray, box: np.ndarray, local: np.ndarray) -> np.ndarray:
-    course = np.mod(np.abs(local[:, 1]) * 1.2 + local[:, 2], 0.35) < 0.07
-    noise = noise_at(52, 2.0, local[:, 0], local[:, 1], 0.1)
-    pitched = box[:, 6] > 0
-    tiles = style[:, _ROOF] * (1 + 0.12 * noise - 0.25 * course)[:, None]
-    return np.where(pitched[:, None], tiles, np.float32([0.22, 0.22, 0.22]) * (1 + 0.1 * noise)[:, None])
+def _window_shape(b: Building, first: np.ndarray) -> tuple[np.ndarray | float, ...]:
+    """Half width, middle height and half height of windows as shares of the pitch and the storey."""
+    half_w, half_t, middle = b.window_width / 2, b.window_height / 2, 0.78 if b.kind == _WAREHOUSE else 0.54
+    if b.kind in (_SHOP, _OFFICE):  # shop windows on the ground floor
+        pick = lambda shop, above: np.where(first, np.float32(shop), np.float32(above))  # noqa: E731
+        return pick(0.44, half_w), pick(0.48, middle), pick(0.34, half_t)
+    return half_w, middle, half_t
 
 
-def shade_building(table: SlotTable, slots: np.ndarray, origin: np.ndarray, directions: np.ndarray,
-                   points: np.ndarray, faces: np.ndarray, size: np.ndarray, light: Light) -> Shaded:  # fmt: skip
-    """Surface of buildings at ray hits.
+def _shade_wall(b: Building, u: np.ndarray, v: np.ndarray, side: np.ndarray, size: np.ndarray) -> _Wall:
+    """A wall at coordinates u (along) and v (up) in metres; `size` is the width of a pixel there."""
+    storey, pitch = np.float32(b.storey), np.float32(b.pitch)
+    floor, column = np.floor(v / storey), np.floor(u / pitch)
+    fu, fv = np.abs(u / pitch - column - np.float32(0.5)), v / storey - floor
+    first = floor < 1
+    half_w, middle, half_t = _window_shape(b, first)
+    du, dv = fu - half_w, np.abs(fv - middle) - half_t
+    below = v < b.eaves - 0.25
+    frame_u, frame_v = 0.07 / b.pitch, 0.07 / b.storey
+    inside = (du < 0) & (dv < 0) & below
+    core = (du < -frame_u) & (dv < -frame_v)
+    frame = (du < frame_u) & (dv < frame_v) & ~core & below
+    chance = hash01(np.full(u.shape, b.slot), column, floor, side)
+    tone = 1 + np.float32(0.05) * noise_at(51, 2.5, u + np.float32(b.slot * 3.1), v, 0.09)
+    if b.brick > 0 and float(size.min()) < 0.08:
+        tone = tone + _bricks(u, v) * (np.clip(1.3 - size / 0.06, 0, 1) * b.brick)
+    if b.kind == _WAREHOUSE:
+        tone = tone * np.where(np.mod(u, 0.5) < 0.16, np.float32(0.85), np.float32(1))
+    albedo = tone[:, None] * b.colour
+    trim = frame
+    if b.kind != _WAREHOUSE:
+        trim = trim | (inside & (fu < 0.018))
+    if b.kind in (_APARTMENT, _SHOP):
+        trim = trim | ((fv * storey < 0.16) & ~first)
+    albedo[trim] = b.trim
+    albedo[~below] = 0.6 * b.trim + 0.4 * b.colour
+    albedo[v < 0.5] *= np.float32(0.75)
+    tint = hash01(np.full(3, b.slot), np.arange(3)) * np.float32(0.6) + np.float32(0.03)
+    if b.kind == _SHOP:
+        albedo[first & (fv > 0.86)] = tint
+        door = np.zeros_like(first)
+    elif b.kind == _WAREHOUSE:
+        door = first & (np.mod(column, 3) == 1) & (fv < 0.75) & (fu < 0.36)
+    else:
+        door = first & (chance > 0.85) & (fu < 0.2) & (fv < 0.72) & (b.kind != _OFFICE)
+    board = 1 - np.float32(0.3) * (np.mod(v[door], 0.4) < 0.08)
+    albedo[door] = b.trim * np.float32(0.45) + board[:, None] * (tint * np.float32(0.25))
+    window = inside & ~trim & ~door
+    curtain = window & (chance < 0.25) & (fv > middle + half_t - 0.2) if b.kind != _OFFICE else np.zeros_like(window)
+    albedo[window] = (np.float32(0.7) + np.float32(0.9) * chance[window])[:, None] * _GLASS
+    albedo[curtain] = _CURTAIN
+    lit = window & (np.mod(chance * 17, 1) < b.lit)
+    return _Wall(albedo, window & ~curtain, lit)
+
+
+def _bricks(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    row = np.floor(v / np.float32(0.22))
+    shifted = u + np.float32(0.3) * np.mod(row, 2)
+    joint = (np.mod(v, np.float32(0.22)) < 0.05) | (np.mod(shifted, np.float32(0.6)) < 0.05)
+    return (hash01(row, np.floor(shifted / np.float32(0.6))) - np.float32(0.5)) * np.float32(1.2) - np.float32(1.3) * joint
+
+
+def _shade_roof(b: Building, local: np.ndarray) -> np.ndarray:
+    noise = noise_at(52, 2.0, local[0], local[1], 0.1)
+    if b.rise == 0:
+        return (1 + np.float32(0.1) * noise)[:, None] * np.float32([0.22, 0.22, 0.22])
+    course = np.mod(np.abs(local[1]) * np.float32(1.2) + local[2], np.float32(0.35)) < 0.07
+    return (1 + np.float32(0.12) * noise - np.float32(0.25) * course)[:, None] * b.roof
+
+
+def _normals(b: Building, local: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """Unit normals [n, 3] in the scene frame."""
+    flat = np.take(_SIDE_NORMALS, side, 0)
+    if b.rise > 0:
+        roof = np.flatnonzero(side == 4)
+        steep = b.rise / b.half_width
+        length = float(np.hypot(1, steep))
+        flat[roof, 1] = np.sign(local[1, roof]) * np.float32(steep / length)
+        flat[roof, 2] = np.float32(1 / length)
+    cos, sin = np.cos(b.yaw), np.sin(b.yaw)
+    return flat @ np.float32([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
+
+
+def shade_building(b: Building, origin: np.ndarray, directions: np.ndarray, points: np.ndarray, faces: np.ndarray,
+                   size: np.ndarray, light: Light) -> tuple[np.ndarray, ...]:  # fmt: skip
+    """Surface of one building at ray hits.
 
     Args:
-        table: the slots of the static world.
-        slots: uint8 [n]. origin: [3]. directions, points: [n, 3] in the scene frame. faces: int8 [n], voxel faces.
-        size: [n], width of a pixel's footprint at the hit, metres.
+        b: the building.
+        origin: [3] of the rays. directions, points: float32 [n, 3] in the scene frame. faces: int8 [n], voxel faces.
+        size: float32 [n], width of a pixel's footprint at the hit, metres.
         light: for the sky in the windows.
 
     Returns:
         points [n, 3], normals [n, 3], albedo [n, 3], open sky [n] and glow [n, 3], see `shading.Surface`.
     """
-    box, style = table.box[slots], table.style[slots]
-    slots = slots.astype(np.int32)
-    local, side = _to_walls(box, origin, directions, points, faces)
+    local, side = _to_walls(b, origin, directions, points, faces == 5)
     long_wall = side >= 2
-    u = np.where(long_wall, local[:, 0], local[:, 1]) + np.where(long_wall, box[:, 3], box[:, 4])
-    albedo, window, lit = _wall_colour(style, box, table.colour[slots], u, local[:, 2], slots, side, size)
-    roof = side == 4
-    albedo = np.where(roof[:, None], _roof_colour(style, box, local), albedo)
-    window, lit = window & ~roof, lit & ~roof
-    flat = np.float32([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, 1]])[side]
-    tilt = roof & (box[:, 6] > 0)
-    steep = box[:, 6] / box[:, 4]
-    lean = np.stack([np.zeros_like(steep), np.sign(local[:, 1]) * steep, np.ones_like(steep)], 1)
-    lean /= np.linalg.norm(lean, axis=1, keepdims=True)
-    flat = np.where(tilt[:, None], lean, flat)
-    cos, sin = np.cos(box[:, 2]), np.sin(box[:, 2])
-    normals = np.stack([flat[:, 0] * cos - flat[:, 1] * sin, flat[:, 0] * sin + flat[:, 1] * cos, flat[:, 2]], 1)
-    facing = np.clip(-(normals * directions).sum(1), 0, 1)
-    mirror = directions + 2 * facing[:, None] * normals
-    share = np.where(window, 0.10 + 0.75 * (1 - facing) ** 4, 0)
-    height = np.clip(mirror[:, 2] * 3 + 0.25, 0, 1)[:, None]
-    across = np.float32([0.20, 0.20, 0.19]) + (light.horizon * 0.9 - np.float32([0.20, 0.20, 0.19])) * height
-    glow = share[:, None] * across + lit[:, None] * np.float32([0.34, 0.26, 0.13])
-    open_sky = np.clip(0.45 + 0.08 * local[:, 2], 0.45, 0.95)
-    shifted = points + 0.12 * normals
-    return shifted.astype(np.float32), normals.astype(np.float32), albedo.astype(np.float32), open_sky.astype(np.float32), glow.astype(np.float32)
+    u = np.where(long_wall, local[0] + np.float32(b.half_length), local[1] + np.float32(b.half_width))
+    wall = _shade_wall(b, u, local[2], side, size)
+    roof = np.flatnonzero(side == 4)
+    wall.albedo[roof] = _shade_roof(b, local[:, roof])
+    wall.glass[roof] = wall.lit[roof] = False
+    normals = _normals(b, local, side)
+    glow = np.zeros_like(wall.albedo)
+    glass = np.flatnonzero(wall.glass)
+    facing = np.clip(-np.einsum('ij,ij->i', normals[glass], directions[glass]), 0, 1)
+    mirror_z = directions[glass, 2] + 2 * facing * normals[glass, 2]
+    height = np.clip(mirror_z * 3 + np.float32(0.25), 0, 1)[:, None]
+    share = np.float32(0.10) + np.float32(0.75) * (1 - facing) ** 4
+    glow[glass] = share[:, None] * (_STREET + (light.horizon * np.float32(0.9) - _STREET) * height)
+    glow[wall.lit] += _LAMP
+    open_sky = np.clip(np.float32(0.45) + np.float32(0.08) * local[2], 0.45, 0.95)
+    return points + np.float32(0.12) * normals, normals, wall.albedo, open_sky, glow

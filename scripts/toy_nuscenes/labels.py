@@ -29,8 +29,8 @@ _RANK = np.zeros(18, np.uint8)
 _RANK[[int(occ) for occ in LABEL_PRIORITY]] = np.arange(18)
 _OCC_OF_RANK = np.array([int(occ) for occ in LABEL_PRIORITY], np.uint8)
 _VIEWPOINTS = 8
-NEAR_M = 36.0
-NEAR_GROUND_M = 22.0
+NEAR_M = 27.0
+NEAR_GROUND_M = 14.0
 
 
 @dataclass
@@ -103,12 +103,13 @@ def _dilate(grid: np.ndarray) -> np.ndarray:
 class Lattice:
     """Points 0.2 m apart around the vehicle, each with the rank of its class (index into `LABEL_PRIORITY`).
 
-    rank: uint8 [X, Y, Z]. seen: bool [X, Y, Z], whether it may be labelled (see `Observed`). actor: bool [X, Y, Z].
+    rank: uint8 [X, Y, Z]. seen: bool [X, Y, Z], whether it may be labelled: it belongs to an actor or to an observed
+    part of the static world (see `Observed`). near: bool [X, Y], as in `Observed`.
     """
 
     rank: np.ndarray
     seen: np.ndarray
-    actor: np.ndarray
+    near: np.ndarray
 
 
 def _lattice(scene: Scene, observed: Observed, time_s: float, ego_from_frame: np.ndarray, offset: np.ndarray,
@@ -141,24 +142,25 @@ def _lattice(scene: Scene, observed: Observed, time_s: float, ego_from_frame: np
     rank[:, :, :first] = _RANK[classes][..., None]
     seen[:, :, :first] = observed.ground[cx // 2, cy // 2][..., None]
     seen &= inside[..., None]
-    actor = _put_actors(scene, time_s, rotation, position, bounds, rank)
-    return Lattice(rank, seen, actor)
+    _put_actors(scene, time_s, rotation, position, bounds, rank, seen)
+    return Lattice(rank, seen, observed.near[cx // 2, cy // 2] & inside)
 
 
 def _put_actors(scene: Scene, time_s: float, rotation: np.ndarray, position: np.ndarray, bounds: tuple[float, ...],
-                rank: np.ndarray) -> np.ndarray:  # fmt: skip
-    actor_mask = np.zeros(rank.shape, bool)
+                rank: np.ndarray, seen: np.ndarray) -> None:  # fmt: skip
+    """Adds the surface points of the actors to a lattice in place."""
     low = np.asarray(bounds[:3])
+    reach = float(np.abs(np.asarray(bounds)).max()) * 1.5
     for posed in scene.posed(time_s):
-        points = (posed.points() - position) @ rotation
-        cells = np.floor((points - low) / FINE_M).astype(np.int32)
-        cells = cells[((cells >= 0) & (cells < rank.shape)).all(1)]
-        if len(cells):
-            index = np.unique(np.ravel_multi_index(tuple(cells.T), rank.shape))
-            flat = rank.reshape(-1)
-            flat[index] = np.maximum(flat[index], _RANK[int(posed.actor.occ)])
-            actor_mask.reshape(-1)[index] = True
-    return actor_mask
+        if np.hypot(*(posed.position - position)[:2]) > reach + posed.radius:
+            continue
+        points = (posed.points() - position.astype(np.float32)) @ rotation.astype(np.float32)
+        cells = np.floor((points - low.astype(np.float32)) / np.float32(FINE_M)).astype(np.int32)
+        inside = ((cells >= 0) & (cells < rank.shape)).all(1)
+        index = np.ravel_multi_index(tuple(cells[inside].T), rank.shape)
+        flat = rank.reshape(-1)
+        flat[index] = np.maximum(flat[index], _RANK[int(posed.actor.occ)])
+        seen.reshape(-1)[index] = True
 
 
 def _surface(solid: np.ndarray) -> np.ndarray:
@@ -174,6 +176,13 @@ def _surface(solid: np.ndarray) -> np.ndarray:
     return solid & near
 
 
+def _halve(values: np.ndarray) -> np.ndarray:
+    """Maximum over blocks of 2 x 2 x 2 of [X, Y, Z]."""
+    values = np.maximum(values[::2], values[1::2])
+    values = np.maximum(values[:, ::2], values[:, 1::2])
+    return np.maximum(values[:, :, ::2], values[:, :, 1::2])
+
+
 @dataclass
 class Occ3D:
     """Occ3D labels of a key frame, all [200, 200, 16]: semantics uint8, mask_lidar and mask_camera bool."""
@@ -186,7 +195,7 @@ class Occ3D:
 def openocc_rows(scene: Scene, observed: Observed, time_s: float) -> np.ndarray:
     """OpenOccupancy labels int16 [n, 4], rows (z, y, x, label) in the LiDAR frame; label 0 is noise ('others')."""
     lattice = _lattice(scene, observed.close(), time_s, lidar_rotation(), np.array(LIDAR_TRANSLATION), OPENOCC_RANGE)
-    shell = _surface(lattice.rank > 0) & (lattice.seen | lattice.actor)
+    shell = _surface(lattice.rank > 0) & lattice.seen & lattice.near[..., None]
     x, y, z = np.nonzero(shell)
     label = _OCC_OF_RANK[lattice.rank[x, y, z]]
     return np.stack([z, y, x, label], 1).astype(np.int16)
@@ -203,9 +212,8 @@ def occ3d(scene: Scene, observed: Observed, time_s: float, cameras: list[tuple[n
         image_size: width and height in pixels.
     """
     lattice = _lattice(scene, observed, time_s, np.eye(3), np.zeros(3), OCC3D_RANGE)
-    blocks = lambda a: a.reshape(200, 2, 200, 2, 16, 2)  # noqa: E731
-    rank = blocks(lattice.rank).max((1, 3, 5))
-    seen = blocks(lattice.seen).any((1, 3, 5)) | blocks(lattice.actor).any((1, 3, 5))
+    rank = _halve(lattice.rank)
+    seen = _halve(lattice.seen)
     solid = rank > 0
     shell = _surface(solid) & seen
     semantics = np.where(shell, _OCC_OF_RANK[rank], np.uint8(Occ.FREE))

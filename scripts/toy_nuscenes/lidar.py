@@ -60,7 +60,7 @@ def sweep(scene: Scene, time_s: float, num_azimuths: int, seed: tuple[int, ...])
     origin = ego.rotation @ np.array(LIDAR_TRANSLATION) + ego.translation
     local, rings = lidar_directions(num_azimuths)
     directions = (local @ (ego.rotation @ lidar_rotation()).T).astype(np.float32)
-    hits = scene.cast(time_s, origin, directions)
+    hits = scene.cast(scene.posed(time_s), origin, directions)
     points = directions * np.minimum(hits.distance, 1e4)[:, None] + origin.astype(np.float32)
     cosine = np.where(hits.what == What.GROUND, -directions[:, 2], 0.7)
     intensity = _intensities(scene, hits, points, cosine)

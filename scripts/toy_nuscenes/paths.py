@@ -24,6 +24,7 @@ class Polyline:
         heading = np.unwrap(np.arctan2(deltas[:, 1], deltas[:, 0]))
         inner = (heading[1:] + heading[:-1]) / 2
         self.heading = np.concatenate([heading[:1], inner, heading[-1:]])
+        self._columns = np.stack([points[:, 0], points[:, 1], self.heading])
 
     @property
     def length(self) -> float:
@@ -34,9 +35,9 @@ class Polyline:
         """Positions [..., 2] and headings [...] at arc lengths `s`, moved sideways by `d`."""
         s = np.asarray(s, dtype=np.float64)
         inside = np.clip(s, 0.0, self.length)
-        x = np.interp(inside, self.s, self.points[:, 0])
-        y = np.interp(inside, self.s, self.points[:, 1])
-        heading = np.interp(inside, self.s, self.heading)
+        k = np.minimum(np.searchsorted(self.s, inside, 'right') - 1, len(self.s) - 2)
+        share = (inside - self.s[k]) / (self.s[k + 1] - self.s[k])
+        x, y, heading = (self._columns[:, k] * (1 - share) + self._columns[:, k + 1] * share)
         beyond = s - inside
         cos, sin = np.cos(heading), np.sin(heading)
         return np.stack([x + beyond * cos - d * sin, y + beyond * sin + d * cos], -1), heading
@@ -110,9 +111,13 @@ class Motion:
         """
         self.path, self.travelled, self.lateral, self.yaw_offset = path, travelled, lateral, yaw_offset
         self.moves = travelled(1.0) != travelled(0.0)
+        self._pose = None if self.moves else self._pose_at(0.0)
 
     def pose(self, time_s: float) -> tuple[float, float, float]:
         """Position x, y (metres) and yaw (radians) at a time in seconds."""
+        return self._pose or self._pose_at(time_s)
+
+    def _pose_at(self, time_s: float) -> tuple[float, float, float]:
         offset = self.lateral(time_s) if self.lateral else 0.0
         position, heading = self.path.at(self.travelled(time_s), offset)
         yaw = float(heading) + self.yaw_offset

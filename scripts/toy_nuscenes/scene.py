@@ -66,10 +66,10 @@ class Scene:
         moving = [p for p in posed if p.actor.motion.moves and np.hypot(*(p.position - here)[:2]) < SHADOW_SIGHT_M]
         return self.shadows.with_actors(moving)
 
-    def cast(self, time_s: float, origin: np.ndarray, directions: np.ndarray, posed: list[PosedActor] | None = None) -> Hits:
-        """Casts rays at a time from `origin` [3] along unit `directions` float32 [n, 3], both in the scene frame."""
-        posed = self.posed(time_s) if posed is None else posed
-        return cast(self.world, posed, len(self.actors), origin, directions)
+    def cast(self, posed: list[PosedActor], origin: np.ndarray, directions: np.ndarray,
+             image: tuple[int, int] | None = None) -> Hits:  # fmt: skip
+        """Casts rays from `origin` [3] along unit `directions` float32 [n, 3] in the scene frame, see `casting.cast`."""
+        return cast(self.world, posed, len(self.actors), origin, directions, image)
 
 
 def make_scene(seed: int, index: int, duration_s: float) -> Scene:

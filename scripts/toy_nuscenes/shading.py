@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from scripts.toy_nuscenes.actors import Actor
 from scripts.toy_nuscenes.casting import Hits, What
-from scripts.toy_nuscenes.facades import shade_building
+from scripts.toy_nuscenes.facades import Building, shade_building
 from scripts.toy_nuscenes.ground import RESOLUTION_M, Ground
 from scripts.toy_nuscenes.light import Light, add_haze, add_skyline, sky_colour, sky_light
 from scripts.toy_nuscenes.noise import hash01, noise_at, sample
@@ -81,72 +82,78 @@ def shade_ground(ground: Ground, shadows: Shadows, points: np.ndarray, distance:
 def shade_canopy(world: StaticWorld, slots: np.ndarray, points: np.ndarray, faces: np.ndarray,
                  distance: np.ndarray) -> Surface:  # fmt: skip
     """Foliage: the normal of an ellipsoid, ruffled, with dark gaps between the leaves."""
-    box = world.slots.box[slots]
+    box = np.take(world.slots.box, slots, 0)
     relative = (points - box[:, :3]) / np.maximum(box[:, 3:6], 0.1)
-    radius = np.linalg.norm(relative, axis=1)
+    radius = np.sqrt(np.einsum('ij,ij->i', relative, relative))
     x, y, z = points.T
     coarse = noise_at(21, 2.2, x + 0.6 * z, y - 0.8 * z, 0.12)
-    leaf = 0.09 if len(points) else 1.0
-    cell = np.floor(points / np.float32(leaf)).astype(np.int32)
+    cell = np.floor(points / np.float32(0.09)).astype(np.int32)
     fine = hash01(cell[:, 0], cell[:, 1], cell[:, 2]) - 0.5
     fade = np.clip(1.3 - distance / 45.0, 0.25, 1)
-    normals = relative / np.maximum(radius, 0.2)[:, None] + 0.35 * FACE_NORMALS[faces]
+    normals = relative / np.maximum(radius, 0.2)[:, None] + np.float32(0.35) * np.take(FACE_NORMALS, faces, 0)
     normals += (np.stack([coarse, -coarse, 0.5 * coarse], 1) * 0.25 + (fine * fade)[:, None] * 0.5).astype(np.float32)
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-3)
+    normals /= np.maximum(np.sqrt(np.einsum('ij,ij->i', normals, normals)), np.float32(1e-3))[:, None]
     depth = np.clip(radius * 0.9 + 0.12 * coarse, 0.25, 1.05)
     tone = 1 + 0.2 * coarse + fine * fade * 0.9
-    albedo = world.slots.colour[slots] * np.clip(tone, 0.25, 2.0)[:, None]
+    albedo = np.take(world.slots.colour, slots, 0) * np.clip(tone, 0.25, 2.0)[:, None]
     albedo[:, 0] *= 1 + 0.12 * coarse
     open_sky = np.clip(depth * (0.62 + 0.38 * relative[:, 2]), 0.18, 1.0)
     return Surface(points, normals, albedo, open_sky)
 
 
-def shade_plain(world: StaticWorld, slots: np.ndarray, points: np.ndarray, faces: np.ndarray) -> Surface:
+def shade_plain(world: StaticWorld, kind: Kind, slots: np.ndarray, points: np.ndarray, faces: np.ndarray) -> Surface:
     """Walls, fences, poles, trunks and hedges: flat faces with dirt, boards or leaves."""
-    kind = world.slots.kind[slots]
-    normals = FACE_NORMALS[faces]
+    normals = np.take(FACE_NORMALS, faces, 0)
     x, y, z = points.T
-    along = np.where(np.abs(normals[:, 0]) > 0.5, y, x)
-    dirt = noise_at(31, 3.0, along, z + 0.37 * (x + y), 0.06)
-    cell = np.floor(points / np.float32(0.08)).astype(np.int32)
-    leaf = hash01(cell[:, 0], cell[:, 1], cell[:, 2]) - 0.5
-    tone = 1 + 0.08 * dirt
-    hedge = kind == Kind.HEDGE
-    tone = np.where(hedge, 1 + leaf * 1.0 + 0.15 * dirt, tone)
-    tone = np.where(kind == Kind.STRIPES, tone * np.where(np.mod(along, 0.2) < 0.05, 0.55, 1.0), tone)
-    tone = np.where(kind == Kind.BARK, 1 + 0.25 * noise_at(32, 1.5, (x + y), z * 0.3, 0.02), tone)
-    albedo = world.slots.colour[slots] * np.clip(tone, 0.2, 2.0)[:, None]
-    open_sky = np.clip(0.55 + z * 0.3, 0.5, 1.0)
-    return Surface(points, normals, albedo.astype(np.float32), open_sky.astype(np.float32))
+    along = np.where(faces < 2, y, x)
+    dirt = noise_at(31, 3.0, along, z + np.float32(0.37) * (x + y), 0.06)
+    tone = 1 + np.float32(0.08) * dirt
+    if kind == Kind.HEDGE:
+        cell = np.floor(points / np.float32(0.08)).astype(np.int32)
+        tone = np.float32(0.5) + hash01(cell[:, 0], cell[:, 1], cell[:, 2]) + np.float32(0.15) * dirt
+    elif kind == Kind.STRIPES:
+        tone *= np.where(np.mod(along, np.float32(0.2)) < 0.05, np.float32(0.55), np.float32(1.0))
+    elif kind == Kind.BARK:
+        tone = 1 + np.float32(0.25) * noise_at(32, 1.5, x + y, z * np.float32(0.3), 0.02)
+    albedo = np.take(world.slots.colour, slots, 0) * np.clip(tone, 0.2, 2.0)[:, None]
+    return Surface(points, normals, albedo, np.clip(np.float32(0.55) + z * np.float32(0.3), 0.5, 1.0))
 
 
 def shade_actors(actors: list[Actor], yaws: dict[int, float], hits: Hits, rows: np.ndarray, points: np.ndarray,
                  directions: np.ndarray, light: Light) -> Surface:  # fmt: skip
-    """Vehicles, people and things: materials of their voxels, smooth normals, mirrored sky and sun."""
+    """Vehicles, people and things: materials of their voxels, smooth normals, mirrored sky and sun.
+
+    `rows` are the hits' indices sorted by actor; points and directions [n, 3] belong to them.
+    """
+    which = hits.actor[rows]
+    ends = [*np.flatnonzero(np.diff(which)) + 1, len(rows)]
     albedo = np.empty((len(rows), 3), np.float32)
     normals = np.empty((len(rows), 3), np.float32)
     gloss = np.zeros(len(rows), np.float32)
     mats = np.zeros(len(rows), np.uint8)
-    which = hits.actor[rows]
-    for index in np.unique(which):
-        mine = np.flatnonzero(which == index)
-        actor = actors[index]
-        voxel = tuple(hits.voxel[rows[mine]].T)
-        mats[mine] = mat = actor.model.grid[voxel]
-        albedo[mine] = actor.palette[mat]
-        face = FACE_NORMALS[np.maximum(hits.face[rows[mine]], 0)]
-        local = 0.75 * actor.model.normals[voxel] + 0.25 * face
-        normals[mine] = local @ yaw_rotation(yaws[int(index)]).T.astype(np.float32)
-        gloss[mine] = np.where(mat == Mat.PAINT, actor.gloss, np.where(mat == Mat.GLASS, 1.0, np.where(mat == Mat.RIM, 0.4, 0.0)))
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-3)
+    start = 0
+    for end in ends:
+        index = int(which[start])
+        actor, part = actors[index], slice(start, end)
+        cell = np.ravel_multi_index(tuple(np.take(hits.voxel, rows[part], 0).T), actor.model.grid.shape)
+        mats[part] = mat = actor.model.grid.reshape(-1)[cell]
+        albedo[part] = np.take(actor.palette, mat, 0)
+        shine = np.zeros(len(Mat), np.float32)
+        shine[[Mat.PAINT, Mat.GLASS, Mat.RIM]] = actor.gloss, 1.0, 0.4
+        gloss[part] = shine[mat]
+        local = np.float32(0.75) * np.take(actor.model.normals.reshape(-1, 3), cell, 0)
+        local += np.float32(0.25) * np.take(FACE_NORMALS, np.maximum(hits.face[rows[part]], 0), 0)
+        normals[part] = local @ yaw_rotation(yaws[index]).T.astype(np.float32)
+        start = end
+    normals /= np.maximum(np.sqrt(np.einsum('ij,ij->i', normals, normals)), np.float32(1e-3))[:, None]
     cloth = (mats == Mat.TOP) | (mats == Mat.LEGS)
     fold = noise_at(41, 1.0, points[:, 0] + points[:, 1], points[:, 2], 0.04)
-    albedo *= np.where(cloth, 1 + 0.12 * fold, 1 + 0.03 * fold)[:, None]
-    low = np.clip(0.35 + points[:, 2] * 0.55, 0.35, 1.0)
-    glow = _mirrored(normals, directions, gloss, light) * np.clip(low, 0, 1)[:, None]
+    albedo *= (1 + fold * np.where(cloth, np.float32(0.12), np.float32(0.03)))[:, None]
+    low = np.clip(np.float32(0.35) + points[:, 2] * np.float32(0.55), 0.35, 1.0)
+    glow = _mirrored(normals, directions, gloss, light) * low[:, None]
     glow[mats == Mat.TAILLIGHT] += np.float32([0.25, 0.01, 0.01])
     glow[mats == Mat.HEADLIGHT] += np.float32([0.25, 0.25, 0.22])
-    return Surface(points, normals, albedo, low.astype(np.float32), glow)
+    return Surface(points, normals, albedo, low, glow)
 
 
 def _mirrored(normals: np.ndarray, directions: np.ndarray, gloss: np.ndarray, light: Light) -> np.ndarray:
@@ -154,8 +161,8 @@ def _mirrored(normals: np.ndarray, directions: np.ndarray, gloss: np.ndarray, li
     rows = np.flatnonzero(gloss > 0)
     if len(rows) == 0:
         return glow
-    normal, ray = normals[rows], directions[rows]
-    cos = np.clip(-(normal * ray).sum(1), 0, 1)
+    normal, ray = np.take(normals, rows, 0), np.take(directions, rows, 0)
+    cos = np.clip(-np.einsum('ij,ij->i', normal, ray), 0, 1)
     mirror = ray + 2 * cos[:, None] * normal
     share = gloss[rows] * (0.045 + 0.7 * (1 - cos) ** 5)
     up = np.clip(mirror[:, 2], 0, 1)[:, None]
@@ -187,29 +194,55 @@ class Shader:
             pixel: angle that a pixel spans, radians.
         """
         out = np.empty((len(directions), 3), np.float32)
-        points = (directions * np.minimum(hits.distance, 1e5)[:, None] + origin.astype(np.float32)).astype(np.float32)
-        kind = np.where(hits.what == What.STATIC, self.world.slots.kind[hits.slot], 255)
-        surfaces: list[tuple[np.ndarray, Surface, float]] = []
-        rows = np.flatnonzero(hits.what == What.GROUND)
-        surfaces.append((rows, shade_ground(self.ground, shadows, points[rows], hits.distance[rows], -directions[rows, 2], pixel), 0.15))
-        rows = np.flatnonzero(kind == Kind.CANOPY)
-        faces = np.maximum(hits.face, 0)
-        surfaces.append((rows, shade_canopy(self.world, hits.slot[rows], points[rows], faces[rows], hits.distance[rows]), 0.9))
-        rows = np.flatnonzero(kind == Kind.BUILDING)
-        building = shade_building(self.world.slots, hits.slot[rows], origin, directions[rows], points[rows], faces[rows],
-                                  hits.distance[rows] * pixel, self.light)  # fmt: skip
-        surfaces.append((rows, Surface(*building), 0.5))
-        rows = np.flatnonzero((kind != 255) & (kind != Kind.CANOPY) & (kind != Kind.BUILDING))
-        surfaces.append((rows, shade_plain(self.world, hits.slot[rows], points[rows], faces[rows]), 0.4))
-        rows = np.flatnonzero(hits.what == What.ACTOR)
-        surfaces.append((rows, shade_actors(self.actors, yaws, hits, rows, points[rows], directions[rows], self.light), 0.45))
-        for rows, surface, bias in surfaces:
-            if len(rows):
-                colour = light_surface(surface, self.light, shadows, bias)
-                add_haze(self.light, colour, hits.distance[rows])
-                out[rows] = colour
+        points = directions * np.minimum(hits.distance, np.float32(1e5))[:, None]
+        points += origin.astype(np.float32)
+        for rows, surface, bias in self._surfaces(hits, origin, directions, points, shadows, yaws, pixel):
+            colour = light_surface(surface, self.light, shadows, bias)
+            add_haze(self.light, colour, hits.distance[rows])
+            out[rows] = colour
         rows = np.flatnonzero(hits.what == What.NOTHING)
-        sky = sky_colour(self.light, directions[rows])
-        add_skyline(self.light, directions[rows], sky)
+        rays = np.take(directions, rows, 0)
+        sky = sky_colour(self.light, rays)
+        add_skyline(self.light, rays, sky)
         out[rows] = sky
         return out
+
+    def _surfaces(self, hits: Hits, origin: np.ndarray, directions: np.ndarray, points: np.ndarray, shadows: Shadows,
+                  yaws: dict[int, float], pixel: float) -> Iterator[tuple[np.ndarray, Surface, float]]:  # fmt: skip
+        """The surfaces that were hit: which rays, what they hit, and the shadow bias in metres."""
+        rows = np.flatnonzero(hits.what == What.GROUND)
+        if len(rows):
+            yield rows, shade_ground(self.ground, shadows, np.take(points, rows, 0), hits.distance[rows], -directions[rows, 2], pixel), 0.15
+        static = np.flatnonzero(hits.what == What.STATIC)
+        slots = hits.slot[static]
+        kinds = self.world.slots.kind[slots]
+        for kind in np.unique(kinds):
+            rows = static[kinds == kind]
+            faces = np.maximum(hits.face[rows], 0)
+            if kind == Kind.BUILDING:
+                order = np.argsort(hits.slot[rows], kind='stable')
+                rows, faces = rows[order], faces[order]
+                yield rows, self._buildings(hits, rows, origin, directions, points, faces, pixel), 0.5
+            elif kind == Kind.CANOPY:
+                yield rows, shade_canopy(self.world, hits.slot[rows], np.take(points, rows, 0), faces, hits.distance[rows]), 0.9
+            else:
+                yield rows, shade_plain(self.world, Kind(kind), hits.slot[rows], np.take(points, rows, 0), faces), 0.4
+        rows = np.flatnonzero(hits.what == What.ACTOR)
+        if len(rows):
+            rows = rows[np.argsort(hits.actor[rows], kind='stable')]
+            yield rows, shade_actors(self.actors, yaws, hits, rows, np.take(points, rows, 0), np.take(directions, rows, 0), self.light), 0.45
+
+    def _buildings(self, hits: Hits, rows: np.ndarray, origin: np.ndarray, directions: np.ndarray, points: np.ndarray,
+                   faces: np.ndarray, pixel: float) -> Surface:  # fmt: skip
+        """All building hits; `rows` are sorted by slot."""
+        slots = hits.slot[rows]
+        ends = [*np.flatnonzero(np.diff(slots)) + 1, len(rows)]
+        parts, start = [], 0
+        for end in ends:
+            mine = rows[start:end]
+            building = Building.of_slot(self.world.slots, int(slots[start]))
+            size = hits.distance[mine] * np.float32(pixel)
+            parts.append(shade_building(building, origin, np.take(directions, mine, 0), np.take(points, mine, 0),
+                                        faces[start:end], size, self.light))  # fmt: skip
+            start = end
+        return Surface(*(np.concatenate(column) for column in zip(*parts, strict=True)))

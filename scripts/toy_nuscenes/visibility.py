@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from models.ops import ray_cast
+from models.ops import OccupancyPyramid, ray_cast
 from scripts.toy_nuscenes.rig import LIDAR_ELEVATION_DEG
 
 OCC3D_RANGE = (-40.0, -40.0, -1.0, 40.0, 40.0, 5.4)
@@ -96,7 +96,7 @@ class Visibility:
 
     def __init__(self, solid: np.ndarray) -> None:
         self.shape = solid.shape
-        self.grid = torch.from_numpy(np.ascontiguousarray(solid, dtype=np.uint8))[None]
+        self.grid = OccupancyPyramid(torch.from_numpy(np.ascontiguousarray(solid, dtype=np.uint8))[None], 0)
         self._low = np.float32(OCC3D_RANGE[:3])
         free = np.argwhere(~solid)
         self._free = np.ravel_multi_index(tuple(free.T), self.shape)

@@ -160,13 +160,19 @@ OPUS_AVX2_INLINE void outer_rows(int rows, const T* const* a, const T* const* b,
   }
 }
 
+template <typename T>
+inline void prefetch_row(const T* row, int64_t length) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < length; i += kLine) __builtin_prefetch(row + i);
+}
+
 // w += sum over pairs of (row a_of[p] of a)^T * (row b_of[p] of b); w is [rows, columns], a has
 // rows of `rows` and b of `columns` elements, columns a multiple of the vector width.
 template <typename T>
 OPUS_AVX2 void outer_scattered(const int32_t* a_of, const int32_t* b_of, int64_t count, const T* a,
                                int64_t rows, const T* b, int64_t columns, T* w) {
   constexpr int kWidth = Lanes<T>::kWidth;
-  constexpr int kChunk = 64;  // pairs whose rows stay in the first-level cache
+  constexpr int kChunk = 32;  // pairs whose rows stay in the first-level cache
   const T* left[kChunk];
   const T* right[kChunk];
   for (int64_t begin = 0; begin < count; begin += kChunk) {
@@ -174,6 +180,11 @@ OPUS_AVX2 void outer_scattered(const int32_t* a_of, const int32_t* b_of, int64_t
     for (int p = 0; p < pairs; ++p) {
       left[p] = a + a_of[begin + p] * rows;
       right[p] = b + b_of[begin + p] * columns;
+    }
+    // The rows of a chunk lie anywhere: fetch the next while this one is multiplied.
+    for (int64_t p = begin + kChunk; p < std::min(begin + 2 * kChunk, count); ++p) {
+      prefetch_row(a + a_of[p] * rows, rows);
+      prefetch_row(b + b_of[p] * columns, columns);
     }
     for (int64_t column = 0; column < columns;) {
       const bool wide = column + kVectors * kWidth <= columns;

@@ -97,7 +97,7 @@ def test_progress_filter_keeps_all_in_the_log_and_shows_milestones(tmp_path: Pat
     )
     assert log.read_text().splitlines() == lines
     shown = done.stdout.splitlines()
-    assert len(shown) < 10
+    assert len(shown) < len(lines) / 4
     assert any("compiling [200/200]" in line for line in shown)
     assert any("Successfully installed" in line for line in shown)
     assert not any("no interest" in line for line in shown)

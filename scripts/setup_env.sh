@@ -56,7 +56,7 @@ default_jobs() {
 
 # ---------------------------------------------------------------- steps and their stamps
 hash_of() { cat "$@" | sha256sum | cut -c1-16; }
-first_file() { find "$1" -maxdepth 1 -name "$2" 2>/dev/null | LC_ALL=C sort | head -n 1; }
+first_file() { [ ! -d "$1" ] || find "$1" -maxdepth 1 -name "$2" | LC_ALL=C sort | head -n 1; }
 
 # A step is done when its stamp holds the key of its inputs.
 is_done() { [ -f "$STAMPS/$1" ] && [ "$(cat "$STAMPS/$1")" = "$2" ]; }

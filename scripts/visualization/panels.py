@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from scripts.visualization.camera import VIEWS
+from scripts.visualization.camera import VIEWS, Camera
 from scripts.visualization.difference import difference_colours, difference_grid
 from scripts.visualization.palette import DIFFERENCE_COLOURS, RGB, Difference, Theme, class_colours
 from scripts.visualization.sample_view import SampleView
 from scripts.visualization.voxel_renderer import VoxelRenderer
+from scripts.visualization.workers import parallel_map
+
+# Pixels of a strip that one thread draws: enough strips to keep all threads busy to the end, few
+# enough that the rows that neighbouring strips both look at do not matter.
+_STRIP_PIXELS = 60_000
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,21 @@ def render_panels(
         with_difference: whether to compare prediction and ground truth.
     """
     subjects = _subjects(view, with_difference)
-    # The arithmetic of a panel is done in pieces too small for torch's own threads, so panels are
-    # drawn side by side instead; torch and the ray caster release the interpreter lock.
-    with ThreadPoolExecutor(max(1, min(len(subjects), torch.get_num_threads()))) as pool:
-        return list(pool.map(lambda subject: _render(subject, view, size, theme), subjects))
+    renderers = parallel_map(lambda subject: _build_renderer(subject, view, theme), subjects)
+    extent = _extent_m(view)
+    side = round(0.30 * size[1])
+    cameras = (VIEWS["chase"](*size, extent), VIEWS["top"](side, side, extent))
+    pictures = render_all([(renderer, camera) for renderer in renderers for camera in cameras])
+    panels = []
+    for i, subject in enumerate(subjects):
+        image, inset = (Image.fromarray(picture) for picture in pictures[2 * i : 2 * i + 2])
+        _paste_inset(image, inset, theme)
+        panels.append(Panel(subject.title, subject.note, subject.key, image))
+    return panels
 
 
-def _render(subject: _Subject, view: SampleView, size: tuple[int, int], theme: Theme) -> Panel:
-    renderer = VoxelRenderer(
+def _build_renderer(subject: _Subject, view: SampleView, theme: Theme) -> VoxelRenderer:
+    return VoxelRenderer(
         subject.grid,
         view.grid_min,
         view.voxel_size,
@@ -99,27 +109,50 @@ def _render(subject: _Subject, view: SampleView, size: tuple[int, int], theme: T
         theme,
         ego2grid=view.ego2grid,
     )
-    extent = _extent_m(view.grid_min, view.voxel_size, subject.grid.shape)
-    image = Image.fromarray(renderer.render(VIEWS["chase"](*size, extent)))
-    _paste_inset(image, renderer, extent, theme)
-    return Panel(subject.title, subject.note, subject.key, image)
 
 
-def _extent_m(
-    grid_min: Sequence[float], voxel_size: Sequence[float], shape: Sequence[int]
-) -> float:
+def render_all(
+    shots: Sequence[tuple[VoxelRenderer, Camera]],
+) -> list[NDArray[np.uint8]]:
+    """Draw several pictures at once, cut into strips for the threads.
+
+    Args:
+        shots: what to draw and from where.
+
+    Returns:
+        uint8 [H, W, 3] for each.
+    """
+    strips = []
+    for number, (_, camera) in enumerate(shots):
+        rows = max(16, _STRIP_PIXELS // camera.width)
+        for first in range(0, camera.height, rows):
+            strips.append((number, first, min(first + rows, camera.height)))
+
+    def draw(strip: tuple[int, int, int]) -> NDArray[np.uint8]:
+        number, first, last = strip
+        renderer, camera = shots[number]
+        return renderer.render_rows(camera, first, last)
+
+    drawn = parallel_map(draw, strips)
+    return [
+        np.concatenate([d for d, s in zip(drawn, strips, strict=True) if s[0] == number])
+        for number in range(len(shots))
+    ]
+
+
+def _extent_m(view: SampleView) -> float:
     """Half the longer horizontal side of the grid."""
-    return 0.5 * max(shape[0] * voxel_size[0], shape[1] * voxel_size[1])
+    grid = view.prediction if view.prediction is not None else view.truth
+    if grid is None:
+        return 0.0
+    return 0.5 * max(grid.shape[0] * view.voxel_size[0], grid.shape[1] * view.voxel_size[1])
 
 
-def _paste_inset(image: Image.Image, renderer: VoxelRenderer, extent: float, theme: Theme) -> None:
-    """Bird's-eye view in the upper right corner, where the chase view shows only background."""
-    side = round(0.30 * image.height)
+def _paste_inset(image: Image.Image, inset: Image.Image, theme: Theme) -> None:
+    """Bird's-eye view in the upper right corner, where the chase view shows mostly background."""
     margin = round(0.018 * image.height)
     line = max(1, round(image.height / 400))
-    inset = Image.fromarray(renderer.render(VIEWS["top"](side, side, extent)))
-    left, top = image.width - margin - side, margin
-    frame = (left - line, top - line, left + side + line - 1, top + side + line - 1)
-    ImageDraw.Draw(image).rectangle(frame, fill=theme.page)
+    left, top = image.width - margin - inset.width, margin
     image.paste(inset, (left, top))
+    frame = (left - line, top - line, left + inset.width + line - 1, top + inset.height + line - 1)
     ImageDraw.Draw(image).rectangle(frame, outline=theme.rule, width=line)

@@ -30,9 +30,8 @@ from scripts.visualization.palette import Theme
 # intermediate tones.
 _OFFSETS = torch.tensor([(-2.0, 1.0), (-1.0, -2.0), (1.0, 2.0), (2.0, -1.0)]) / 5
 
-# Rays shaded at a time: temporaries stay in the processor's cache, and below the size from which
-# torch hands an operation to several threads (waking them costs more than these operations do).
-_CHUNK = 8192
+# Rays shaded at a time: few enough that temporaries stay in the processor's cache.
+_CHUNK = 16384
 
 _NOT_DRAWN = 255
 _BACKGROUND, _CAR = -1, 1000
@@ -200,23 +199,41 @@ class VoxelRenderer:
         Returns:
             uint8 [H, W, 3] sRGB.
         """
-        height, width = camera.height, camera.width
+        return self.render_rows(camera, 0, camera.height)
+
+    def render_rows(self, camera: Camera, first: int, last: int) -> NDArray[np.uint8]:
+        """Draw some rows of the picture; they do not depend on which others are drawn with them.
+
+        Args:
+            camera: in the ego frame.
+            first: first row.
+            last: one past the last row.
+
+        Returns:
+            uint8 [last - first, W, 3] sRGB.
+        """
+        # A row more on either side, to see the borders there.
+        start, stop = max(first - 1, 0), min(last + 1, camera.height)
+        height, width = stop - start, camera.width
         rows, columns = torch.meshgrid(
-            torch.arange(height, dtype=torch.float32) + 0.5,
+            torch.arange(start, stop, dtype=torch.float32) + 0.5,
             torch.arange(width, dtype=torch.float32) + 0.5,
             indexing="ij",
         )
         centres = torch.stack([columns.reshape(-1), rows.reshape(-1)], dim=1)
-        first = self._sample(camera, centres)
-        image = first.colour
+        coarse = self._sample(camera, centres)
+        image = coarse.colour
         if self._style.smooth_edges:
-            again = self._border_pixels(first, height, width).nonzero()[:, 0]
+            border = self._border_pixels(coarse, height, width).reshape(height, width)
+            border[: first - start] = False
+            border[height - (stop - last) :] = False
+            again = border.reshape(-1).nonzero()[:, 0]
             if len(again):
                 points = (centres[again, None, :] + _OFFSETS).reshape(-1, 2)
                 more = self._sample(camera, points).colour.reshape(len(again), -1, 3)
                 image[again] = (image[again] + more.sum(dim=1)) / (1 + len(_OFFSETS))
-        pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8)
-        return pixels.reshape(height, width, 3).numpy()
+        pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).reshape(height, width, 3)
+        return pixels[first - start : last - start].numpy()
 
     @staticmethod
     def _border_pixels(samples: _Samples, height: int, width: int) -> Tensor:

@@ -9,7 +9,9 @@ import torch
 from scripts.visualization.camera import Camera, chase_view, top_view
 from scripts.visualization.lighting import build_light_table, sun_visibility
 from scripts.visualization.palette import OCC3D_CLASSES, THEMES, class_colours
+from scripts.visualization.panels import render_all
 from scripts.visualization.voxel_renderer import RenderStyle, VoxelRenderer
+from scripts.visualization.workers import parallel_map
 
 FREE = 17
 COLOURS = class_colours(OCC3D_CLASSES)
@@ -237,3 +239,32 @@ def test_wrong_arguments_are_named(grid, more, words):
     with pytest.raises(ValueError) as caught:
         VoxelRenderer(**{**arguments, **more})
     assert words in str(caught.value)
+
+
+def test_strips_make_the_whole_picture():
+    grid = empty()
+    grid[:, :, 2] = 11
+    grid[10:20, 10:30, 3:8] = 15
+    camera = chase_view(96, 72, 8.0)
+    drawn = renderer(grid, RenderStyle(), show_ego=True)
+    whole = drawn.render(camera)
+    strips = [drawn.render_rows(camera, a, b) for a, b in ((0, 1), (1, 30), (30, 72))]
+    assert (np.concatenate(strips) == whole).all()
+    side = top_view(20, 20, 8.0)
+    assert all(
+        (a == b).all()
+        for a, b in zip(
+            render_all([(drawn, camera), (drawn, side)]), (whole, drawn.render(side)), strict=True
+        )
+    )
+
+
+def test_drawing_threads_leave_torchs_threads_alone():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        inside = parallel_map(lambda _: torch.get_num_threads(), range(8))
+        assert inside == [1] * 8
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

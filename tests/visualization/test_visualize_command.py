@@ -168,7 +168,7 @@ def test_command_runs_without_a_display(config, tmp_path):
         env={"PATH": "", "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert result.returncode == 0, result.stderr
     assert "overview" in result.stdout

@@ -40,14 +40,17 @@ class PFNLayer(nn.Module):
         out_channels: Channels of the result. All but the last layer spend half of them on the
             point and half on the maximum of its voxel.
         last: Return one row per voxel instead of one per point.
+        bn_momentum: Part of a batch's statistics in the running ones.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, last: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, last: bool, bn_momentum: float = 0.01
+    ) -> None:
         super().__init__()
         self.last = last
         units = out_channels if last else out_channels // 2
         self.linear = nn.Linear(in_channels, units, bias=False)
-        self.norm = nn.BatchNorm1d(units, eps=1e-3, momentum=0.01)
+        self.norm = nn.BatchNorm1d(units, eps=1e-3, momentum=bn_momentum)
 
     def forward(self, x: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
         """Map points ``[n, in]`` of voxels ``[n]`` to ``[n, out]``, or if last to ``[V, out]``."""
@@ -72,6 +75,8 @@ class CPDDensifier(GridModule):
         pfn_channels: Outputs of the point networks; the last is also the width of the sparse
             convolutions.
         prior_probability: Probability that the last bias starts at.
+        bn_momentum: Part of a batch's statistics in the running ones of the point networks; a
+            training of a few hundred iterations needs more than the published 0.01.
         init_cfg: Initialisation configuration of MMEngine.
     """
 
@@ -83,13 +88,15 @@ class CPDDensifier(GridModule):
         point_channels: int = 32,
         pfn_channels: Sequence[int] = (64, 64),
         prior_probability: float = 0.01,
+        bn_momentum: float = 0.01,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(pc_range, voxel_size, ("pc_range", "voxel_num"), init_cfg)
         widths = [6 + point_channels, *pfn_channels]
         last = len(pfn_channels) - 1
         self.pfn_layers = nn.ModuleList(
-            PFNLayer(widths[i], widths[i + 1], last=i == last) for i in range(len(pfn_channels))
+            PFNLayer(widths[i], widths[i + 1], last=i == last, bn_momentum=bn_momentum)
+            for i in range(len(pfn_channels))
         )
         logits = SubMConv3d(widths[-1], num_classes)
         assert logits.bias is not None

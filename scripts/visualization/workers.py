@@ -26,6 +26,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     everyone = threading.Barrier(threads)
 
     def prepare() -> None:
+        # A thread takes over the process' setting when it first asks for it: have that done.
+        torch.get_num_threads()
         torch.set_num_threads(1)
         everyone.wait()  # keeps this thread from taking another one's turn
 

@@ -21,6 +21,8 @@ using nearest_neighbor::Nearest;
 
 constexpr int64_t kLeafPoints = 10;
 constexpr int64_t kQueriesPerTask = 1024;
+constexpr int64_t kSerialPoints = 4096;
+constexpr int kTopLevels = 4;
 constexpr int kMaxDepth = 48;
 
 // A balanced k-d tree in heap order: the children of node i are 2i + 1 and 2i + 2. Node i of level
@@ -40,14 +42,13 @@ class Tree {
     const auto n = static_cast<int64_t>(points_.size());
     while ((kLeafPoints << depth_) < n) ++depth_;
     boxes_.resize((int64_t(2) << depth_) - 1);
-    for (int level = 0; level < depth_; ++level) {
+    // A few levels together, then every subtree on its own: few waits of one thread for another.
+    const int top = n < kSerialPoints ? 0 : std::min(depth_, kTopLevels);
+    for (int level = 0; level < top; ++level) {
       parallel_tasks(int64_t(1) << level, [&](int64_t node) { split(level, node); });
     }
-    parallel_tasks(num_blocks(int64_t(1) << depth_, 64), [&](int64_t task) {
-      const int64_t end = std::min(int64_t(1) << depth_, 64 * (task + 1));
-      for (int64_t leaf = 64 * task; leaf < end; ++leaf) finish_leaf(leaf);
-    });
-    for (int64_t node = (int64_t(1) << depth_) - 2; node >= 0; --node) {
+    parallel_tasks(int64_t(1) << top, [&](int64_t node) { build(top, node); });
+    for (int64_t node = (int64_t(1) << top) - 2; node >= 0; --node) {
       boxes_[node] = merge(boxes_[2 * node + 1], boxes_[2 * node + 2]);
     }
   }
@@ -118,6 +119,19 @@ class Tree {
     std::nth_element(begin, middle, end, [axis](const Point& p, const Point& q) {
       return p.at[axis] < q.at[axis] || (p.at[axis] == q.at[axis] && p.index < q.index);
     });
+  }
+
+  // Splits a node down to its leaves and sets all boxes below it and its own.
+  void build(int level, int64_t node) {
+    if (level == depth_) {
+      finish_leaf(node);
+      return;
+    }
+    split(level, node);
+    build(level + 1, 2 * node);
+    build(level + 1, 2 * node + 1);
+    const int64_t heap = (int64_t(1) << level) - 1 + node;
+    boxes_[heap] = merge(boxes_[2 * heap + 1], boxes_[2 * heap + 2]);
   }
 
   void finish_leaf(int64_t leaf) {

@@ -20,6 +20,7 @@ using sparse_conv::Geometry;
 // 2 GiB of bits: 163 grids of 41 x 1600 x 1600.
 constexpr int64_t kMaxVoxels = int64_t(1) << 34;
 constexpr int64_t kInputsPerTask = 1024;
+constexpr int64_t kSerialPairs = 65536;
 
 // The sets of input and output voxels of a map.
 struct Sets {
@@ -151,7 +152,7 @@ at::Tensor list_pairs(const std::vector<int64_t>& starts, int64_t count, const N
   at::Tensor pairs = at::empty({2, starts.back()}, options.dtype(at::kInt));
   int32_t* in = pairs.data_ptr<int32_t>();
   int32_t* out = in + starts.back();
-  parallel_tasks(positions, [&](int64_t position) {
+  parallel_tasks_if(positions * count > kSerialPairs, positions, [&](int64_t position) {
     int64_t next = starts[position];
     for (int64_t j = 0; j < count; ++j) {
       const auto [from, to] = nth(position, j);
@@ -166,7 +167,7 @@ at::Tensor list_pairs(const std::vector<int64_t>& starts, int64_t count, const N
 
 std::vector<int64_t> count_pairs(const int32_t* reached, int64_t positions, int64_t n) {
   std::vector<int64_t> starts(positions + 1, 0);
-  parallel_tasks(positions, [&](int64_t position) {
+  parallel_tasks_if(positions * n > kSerialPairs, positions, [&](int64_t position) {
     const int32_t* begin = reached + position * n;
     starts[position + 1] = std::count_if(begin, begin + n, [](int32_t out) { return out >= 0; });
   });

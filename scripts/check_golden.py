@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +75,8 @@ def check_file(path: str, dtype: str) -> bool:
     return failed == 0
 
 
-def main() -> int:
-    """Run the command and return its exit code."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with these or the process's arguments and return its exit code."""
     parser = argparse.ArgumentParser(description="Compare this code with reference numbers.")
     parser.add_argument("files", nargs="+", metavar="FILE", help=".npz file of reference numbers")
     parser.add_argument(
@@ -85,7 +85,7 @@ def main() -> int:
         default="float64",
         help="precision the heads run in",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     results = [check_file(path, args.dtype) for path in args.files]
     return 0 if all(results) else 1
 

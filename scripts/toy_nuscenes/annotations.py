@@ -26,7 +26,9 @@ class BoxRecord:
     attribute: str | None
 
 
-def _points_inside(points: np.ndarray, centre: np.ndarray, rotation: np.ndarray, size: tuple[float, ...]) -> int:
+def _points_inside(
+    points: np.ndarray, centre: np.ndarray, rotation: np.ndarray, size: tuple[float, ...]
+) -> int:
     local = (points - centre) @ rotation
     return int((np.abs(local) <= np.asarray(size) / 2).all(1).sum())
 
@@ -36,11 +38,17 @@ def _visibility(seen: int, free: int) -> str:
     return '1' if share <= 0.4 else '2' if share <= 0.6 else '3' if share <= 0.8 else '4'
 
 
-def annotate(scene: Scene, times_s: list[float], lidar_points: list[np.ndarray], free: np.ndarray,
-             seen: np.ndarray) -> list[BoxRecord]:  # fmt: skip
+def annotate(
+    scene: Scene,
+    times_s: list[float],
+    lidar_points: list[np.ndarray],
+    free: np.ndarray,
+    seen: np.ndarray,
+) -> list[BoxRecord]:
     """Boxes of all key frames of a scene.
 
-    An actor is annotated from the first to the last key frame in which a sensor sees it within 60 m.
+    An actor is annotated from the first to the last key frame in which a sensor sees it within 60
+    m.
 
     Args:
         scene: the world.
@@ -57,8 +65,12 @@ def annotate(scene: Scene, times_s: list[float], lidar_points: list[np.ndarray],
         origin = ego.rotation @ np.array(LIDAR_TRANSLATION) + ego.translation
         points = lidar_points[k][:, :3] @ (ego.rotation @ lidar_rotation()).T + origin
         for posed in scene.posed(time_s):
-            counts[k, posed.index] = _points_inside(points, posed.centre, posed.rotation, posed.actor.model.size)
-            near[k, posed.index] = np.hypot(*(posed.position - ego.translation)[:2]) < ANNOTATION_RANGE_M
+            counts[k, posed.index] = _points_inside(
+                points, posed.centre, posed.rotation, posed.actor.model.size
+            )
+            near[k, posed.index] = (
+                np.hypot(*(posed.position - ego.translation)[:2]) < ANNOTATION_RANGE_M
+            )
             poses[k, posed.index] = (posed.centre, posed.yaw)
     sensed = near & ((counts > 0) | (seen > 0))
     records = []
@@ -69,6 +81,16 @@ def annotate(scene: Scene, times_s: list[float], lidar_points: list[np.ndarray],
         for k in range(int(frames[0]), int(frames[-1]) + 1):
             centre, yaw = poses[k, int(index)]
             x, y, z = (float(value) for value in centre)
-            records.append(BoxRecord(int(index), k, (x, y, z), (width, length, height), float(yaw), int(counts[k, index]),
-                                     _visibility(int(seen[k, index]), int(free[k, index])), actor.attribute(times_s[k])))  # fmt: skip
+            records.append(
+                BoxRecord(
+                    int(index),
+                    k,
+                    (x, y, z),
+                    (width, length, height),
+                    float(yaw),
+                    int(counts[k, index]),
+                    _visibility(int(seen[k, index]), int(free[k, index])),
+                    actor.attribute(times_s[k]),
+                )
+            )
     return records

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from scripts.toy_nuscenes.casting import Hits
+from scripts.toy_nuscenes.casting import Hits, ImageFrame
 from scripts.toy_nuscenes.rig import Camera
 from scripts.toy_nuscenes.scene import Scene
 
@@ -16,10 +16,16 @@ _WHITE = 2.6  # radiance that the tone curve maps to white
 
 
 def _tone_curve() -> np.ndarray:
-    """Display values float32 [4096] in [0, 255] for radiance 0 to `_WHITE`, with soft highlights."""
+    """Display values float32 [4096] in [0, 255] for radiance 0 to `_WHITE`, with soft
+    highlights.
+    """
     x = np.linspace(0, _WHITE, _LEVELS)
     linear = np.clip(x * (1 + x / _WHITE**2) / (1 + 0.55 * x) * 1.15, 0, 1)
-    return (255 * linear ** (1 / 2.2)).astype(np.float32)
+    shown = linear ** (1 / 2.2)
+    shown = shown + 0.35 * (shown - 0.5) * shown * (
+        1 - shown
+    )  # a little more contrast in the middle
+    return (255 * np.clip(shown, 0, 1)).astype(np.float32)
 
 
 _TONE = _tone_curve()
@@ -33,7 +39,14 @@ class Shot:
     hits: Hits
 
 
-def take_image(scene: Scene, camera: Camera, time_s: float, size: tuple[int, int], noise_seed: tuple[int, ...]) -> Shot:
+def take_image(
+    scene: Scene,
+    camera: Camera,
+    time_s: float,
+    size: tuple[int, int],
+    noise_seed: tuple[int, ...],
+    count_free: bool = False,
+) -> Shot:
     """Renders what a camera sees.
 
     Args:
@@ -42,6 +55,7 @@ def take_image(scene: Scene, camera: Camera, time_s: float, size: tuple[int, int
         time_s: moment of the exposure, seconds after the first key frame.
         size: width and height in pixels.
         noise_seed: seed of the sensor noise.
+        count_free: whether to fill `hits.free_rays`.
     """
     width, height = size
     ego = scene.ego(time_s)
@@ -49,22 +63,27 @@ def take_image(scene: Scene, camera: Camera, time_s: float, size: tuple[int, int
     rotation = ego.rotation @ camera.rotation()
     directions = (camera.ray_directions(width, height) @ rotation.T).astype(np.float32)
     posed = scene.posed(time_s)
-    hits = scene.cast(posed, origin, directions, (height, width))
+    frame = ImageFrame(origin, rotation, camera.intrinsic(width, height), height, width)
+    hits = scene.cast(posed, origin, directions, frame, count_free)
     yaws = {p.index: p.yaw for p in posed}
     pixel = 1.0 / float(camera.intrinsic(width, height)[0, 0])
-    shadows = scene.shadows_at(time_s, posed)
+    shadows = scene.shadows_at(time_s, posed, rotation[:2, 2])
     radiance = scene.shader.colours(hits, origin, directions, shadows, yaws, pixel)
     return Shot(develop(radiance.reshape(height, width, 3), scene, noise_seed), hits)
 
 
 def develop(radiance: np.ndarray, scene: Scene, noise_seed: tuple[int, ...]) -> np.ndarray:
-    """Camera response: lens blur, vignetting, exposure, tone curve and sensor noise; uint8 [H, W, 3] BGR."""
+    """Camera response: lens blur, vignetting, exposure, tone curve and sensor noise; uint8 [H, W,
+    3] BGR.
+    """
     height, width, _ = radiance.shape
     radiance = cv2.GaussianBlur(radiance, (3, 3), 0.45)
     x = np.linspace(-1, 1, width, dtype=np.float32)[None]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     falloff = np.float32(scene.light.exposure) * (1 - 0.10 * (x * x + 0.4 * y * y))
-    level = np.clip(radiance * falloff[..., None] * np.float32((_LEVELS - 1) / _WHITE), 0, _LEVELS - 1)
+    level = np.clip(
+        radiance * falloff[..., None] * np.float32((_LEVELS - 1) / _WHITE), 0, _LEVELS - 1
+    )
     shown = _TONE[level.astype(np.int32)]
     rng = np.random.default_rng(noise_seed)
     shown += rng.standard_normal(shown.shape, dtype=np.float32) * np.float32(scene.light.noise)

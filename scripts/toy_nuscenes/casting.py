@@ -1,9 +1,12 @@
-"""Finds what rays hit: the static world, the ground plane, or an actor at its pose at that moment."""
+"""Finds what rays hit: the static world, the ground plane, or an actor at its pose at that
+moment.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -32,8 +35,10 @@ class Hits:
 
     what: uint8 [n] of `What`. distance: float32 [n] metres, `FAR` where nothing is hit.
     slot: uint8 [n] of the static world. actor: int16 [n], index of the actor.
-    voxel: int32 [n, 3] in the actor model's grid. face: int8 [n] as in `RayHits`, of the static world or the model.
-    free_rays: per actor the number of rays that would hit it if it stood alone; seen_rays: those that do hit it.
+    voxel: int32 [n, 3] in the actor model's grid. face: int8 [n] as in `RayHits`, of the static
+    world or the model.
+    free_rays: per actor the number of rays that would hit it if it stood alone; seen_rays: those
+    that do hit it.
     """
 
     what: np.ndarray
@@ -56,29 +61,27 @@ class PosedActor:
     rotation: np.ndarray
     yaw: float
 
-    @property
+    @cached_property
     def centre(self) -> np.ndarray:
         """Middle of its box [3] in scene metres."""
-        return self.position + (0.0, 0.0, self.actor.model.size[2] / 2)
+        return self.position + np.array([0.0, 0.0, self.actor.model.size[2] / 2])
 
-    @property
+    @cached_property
     def radius(self) -> float:
         """Radius of the ball around its box."""
         return float(np.linalg.norm(self.actor.model.size)) / 2
 
     def points(self) -> np.ndarray:
         """Surface points float32 [n, 3] in scene metres."""
-        return self.actor.model.surface @ self.rotation.T.astype(np.float32) + self.position.astype(np.float32)
+        return self.actor.model.surface @ self.rotation.T.astype(np.float32) + self.position.astype(
+            np.float32
+        )
 
 
-def pose_actors(actors: list[Actor], time_s: float, near: np.ndarray, reach: float) -> list[PosedActor]:
-    """The actors within `reach` metres of a point `near` [2] at a time."""
-    out = []
-    for index, actor in enumerate(actors):
-        x, y, yaw = actor.motion.pose(time_s)
-        if np.hypot(x - near[0], y - near[1]) < reach:
-            out.append(PosedActor(index, actor, np.array([x, y, 0.0]), yaw_rotation(yaw), yaw))
-    return out
+def pose_actor(index: int, actor: Actor, time_s: float) -> PosedActor:
+    """An actor at its pose at a time."""
+    x, y, yaw = actor.motion.pose(time_s)
+    return PosedActor(index, actor, np.array([x, y, 0.0]), yaw_rotation(yaw), yaw)
 
 
 @dataclass
@@ -103,17 +106,23 @@ def _cast_static(world: StaticWorld, origin: np.ndarray, directions: np.ndarray)
     return _Static(hit, distance, slot, result.face[0, 0].numpy())
 
 
-def _cast_static_image(world: StaticWorld, origin: np.ndarray, directions: np.ndarray, shape: tuple[int, int]) -> _Static:
-    """As `_cast_static` for the pixels of an image, but casts only one ray in four where that is enough.
+def _cast_static_image(
+    world: StaticWorld, origin: np.ndarray, directions: np.ndarray, shape: tuple[int, int]
+) -> _Static:
+    """As `_cast_static` for the pixels of an image, but casts only one ray in four where that is
+    enough.
 
-    Between four rays that meet the same wall, or nothing, the pixels are filled in: a wall is a plane, and shading
-    moves its hits to the true plane anyway. Everywhere else each pixel gets its own ray.
+    Between four rays that meet the same wall, or nothing, the pixels are filled in: a wall is a
+    plane, and shading moves its hits to the true plane anyway. Everywhere else each pixel gets its
+    own ray.
     """
     height, width = shape
     grid = directions.reshape(height, width, 3)
     coarse = _cast_static(world, origin, grid[::2, ::2].reshape(-1, 3))
     low = ((height + 1) // 2, (width + 1) // 2)
-    key = (coarse.slot.astype(np.int16) * 2 + (coarse.face == 5)).reshape(low)  # walls may be hit on any side face
+    key = (coarse.slot.astype(np.int16) * 2 + (coarse.face == 5)).reshape(
+        low
+    )  # walls may be hit on any side face
     flat = (world.slots.kind[coarse.slot] == Kind.BUILDING) | ~coarse.hit
     uneven = ~flat.reshape(low)
     uneven[1:] |= key[1:] != key[:-1]
@@ -124,10 +133,15 @@ def _cast_static_image(world: StaticWorld, origin: np.ndarray, directions: np.nd
     full = np.repeat(np.repeat(uneven, 2, 0), 2, 1)[:height, :width]
     full[:, -1 if width % 2 == 0 else width :] = 1
     full[-1 if height % 2 == 0 else height :] = 1
-    out = [np.repeat(np.repeat(a.reshape(low), 2, 0), 2, 1)[:height, :width].copy() for a in
-           (coarse.hit, coarse.distance, coarse.slot, coarse.face)]  # fmt: skip
+    out = [
+        np.repeat(np.repeat(a.reshape(low), 2, 0), 2, 1)[:height, :width].copy()
+        for a in (coarse.hit, coarse.distance, coarse.slot, coarse.face)
+    ]
     near = 1 / coarse.distance.reshape(low)
-    rows, columns = np.minimum(np.arange(height) / 2, low[0] - 1), np.minimum(np.arange(width) / 2, low[1] - 1)
+    rows, columns = (
+        np.minimum(np.arange(height) / 2, low[0] - 1),
+        np.minimum(np.arange(width) / 2, low[1] - 1),
+    )
     u, v = np.meshgrid(columns.astype(np.float32), rows.astype(np.float32))
     out[1] = 1 / cv2.remap(near, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     chosen = np.flatnonzero(full)
@@ -137,8 +151,65 @@ def _cast_static_image(world: StaticWorld, origin: np.ndarray, directions: np.nd
     return _Static(*(a.reshape(-1) for a in out))
 
 
-def cast(world: StaticWorld, actors: list[PosedActor], num_actors: int, origin: np.ndarray,
-         directions: np.ndarray, image: tuple[int, int] | None = None) -> Hits:  # fmt: skip
+@dataclass(frozen=True)
+class ImageFrame:
+    """The camera whose pixels rays go through, row by row.
+
+    origin: [3] and rotation: [3, 3] (camera to scene) of the camera; intrinsic: [3, 3]; height,
+    width in pixels.
+    """
+
+    origin: np.ndarray
+    rotation: np.ndarray
+    intrinsic: np.ndarray
+    height: int
+    width: int
+
+    def in_sight(self, actors: list[PosedActor]) -> list[PosedActor]:
+        """The actors whose ball may be in view, a quick check for `window`."""
+        centres = np.array([posed.centre for posed in actors]).reshape(-1, 3)
+        radii = np.array([posed.radius for posed in actors])
+        x, _, z = ((centres - self.origin) @ self.rotation).T
+        wide = max(self.intrinsic[0, 2], self.width - self.intrinsic[0, 2]) / self.intrinsic[0, 0]
+        reach = wide * np.maximum(z, 0) + radii * np.hypot(1, wide)
+        return [actors[k] for k in np.flatnonzero((z > -radii) & (np.abs(x) <= reach))]
+
+    def window(self, posed: PosedActor) -> tuple[slice, slice] | None:
+        """Rows and columns that an actor's box covers; None if it is out of sight."""
+        half = np.asarray(posed.actor.model.size) / 2
+        corners = (_CORNERS * half) @ posed.rotation.T + posed.centre
+        local = (corners - self.origin) @ self.rotation
+        near = 0.05
+        points = [local[local[:, 2] > near]]
+        if len(points[0]) == 0:
+            return None
+        a, b = local[_EDGES[:, 0]], local[_EDGES[:, 1]]
+        crossing = (a[:, 2] > near) != (b[:, 2] > near)
+        if crossing.any():
+            a, b = a[crossing], b[crossing]
+            points.append(a + (b - a) * ((near - a[:, 2]) / (b[:, 2] - a[:, 2]))[:, None])
+        pixels = np.concatenate(points) @ self.intrinsic.T
+        pixels = pixels[:, :2] / pixels[:, 2:]
+        low = np.clip(np.floor(pixels.min(0)), 0, (self.width, self.height)).astype(int)
+        high = np.clip(np.ceil(pixels.max(0)) + 1, 0, (self.width, self.height)).astype(int)
+        if (high <= low).any():
+            return None
+        return slice(low[1], high[1]), slice(low[0], high[0])
+
+
+_CORNERS = np.array([(x, y, z) for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
+_EDGES = np.array([(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count('1') == 1])
+
+
+def cast(
+    world: StaticWorld,
+    actors: list[PosedActor],
+    num_actors: int,
+    origin: np.ndarray,
+    directions: np.ndarray,
+    image: ImageFrame | None = None,
+    count_free: bool = False,
+) -> Hits:
     """Casts rays from one point.
 
     Args:
@@ -147,10 +218,14 @@ def cast(world: StaticWorld, actors: list[PosedActor], num_actors: int, origin: 
         num_actors: number of all actors of the scene, the length of the ray counts.
         origin: [3] in scene metres, above the ground.
         directions: unit float32 [n, 3] in the scene frame.
-        image: height and width if the rays are those of an image, row by row; that saves some of the work.
+        image: given if the rays are those of an image, row by row; that saves some of the work.
+        count_free: whether to fill `free_rays`, for which hidden actors are cast at too.
     """
     count = len(directions)
-    static = _cast_static(world, origin, directions) if image is None else _cast_static_image(world, origin, directions, image)
+    if image is None:
+        static = _cast_static(world, origin, directions)
+    else:
+        static = _cast_static_image(world, origin, directions, (image.height, image.width))
     distance = static.distance
     what = np.where(static.hit, np.uint8(What.STATIC), np.uint8(What.NOTHING))
     down = np.minimum(directions[:, 2], np.float32(-1e-5))
@@ -158,43 +233,55 @@ def cast(world: StaticWorld, actors: list[PosedActor], num_actors: int, origin: 
     on_ground = plane < distance
     distance = np.where(on_ground, plane, distance).astype(np.float32)
     what[on_ground] = What.GROUND
-    hits = Hits(what, distance, static.slot, np.zeros(count, np.int16), np.zeros((count, 3), np.int32), static.face,
-                np.zeros(num_actors, np.int32), np.zeros(num_actors, np.int32))  # fmt: skip
-    for posed in _in_sight(actors, origin, directions, image is not None):
-        _cast_actor(hits, posed, origin, directions)
+    hits = Hits(
+        what,
+        distance,
+        static.slot,
+        np.zeros(count, np.int16),
+        np.zeros((count, 3), np.int32),
+        static.face,
+        np.zeros(num_actors, np.int32),
+        np.zeros(num_actors, np.int32),
+    )
+    gaps = {p.index: float(np.linalg.norm(p.centre - origin)) - p.radius for p in actors}
+    for posed in sorted(
+        actors if image is None else image.in_sight(actors), key=lambda p: gaps[p.index]
+    ):
+        chosen = _in_ball(posed, origin, directions) if image is None else _in_window(posed, image)
+        if not count_free:
+            chosen = chosen[hits.distance[chosen] > gaps[posed.index]]
+        if len(chosen):
+            _cast_actor(hits, posed, origin, directions, chosen)
     seen = np.bincount(hits.actor[hits.what == What.ACTOR], minlength=num_actors)
     hits.seen_rays += seen.astype(np.int32)
     return hits
 
 
-def _in_sight(actors: list[PosedActor], origin: np.ndarray, directions: np.ndarray, one_side: bool) -> list[PosedActor]:
-    """The actors, nearest first, whose ball meets the cone around the directions (if they look to one side)."""
-    if not actors:
-        return []
-    towards = np.array([posed.centre for posed in actors]) - origin
-    radius = np.array([posed.radius for posed in actors])
-    gap = np.linalg.norm(towards, axis=1)
-    order = np.argsort(gap, kind='stable')
-    if one_side:
-        axis = directions.mean(0).astype(np.float64)
-        axis /= np.linalg.norm(axis)
-        spread = np.arccos(np.clip(float((directions @ axis.astype(np.float32)).min()), -1, 1))
-        between = np.arccos(np.clip(towards @ axis / np.maximum(gap, 1e-9), -1, 1))
-        size = np.arcsin(np.minimum(1.0, radius / np.maximum(gap, 1e-9)))
-        inside = (gap < radius) | (between < spread + size)
-        order = order[inside[order]]
-    return [actors[k] for k in order]
+def _in_window(posed: PosedActor, image: ImageFrame) -> np.ndarray:
+    """Indices of the pixels that may see an actor."""
+    window = image.window(posed)
+    if window is None:
+        return np.zeros(0, np.int64)
+    rows, columns = window
+    return (
+        np.arange(rows.start, rows.stop)[:, None] * image.width
+        + np.arange(columns.start, columns.stop)
+    ).reshape(-1)
 
 
-def _cast_actor(hits: Hits, posed: PosedActor, origin: np.ndarray, directions: np.ndarray) -> None:
-    """Lets one actor take the rays that hit it first."""
+def _in_ball(posed: PosedActor, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Indices of the rays that meet the ball around an actor."""
     towards = posed.centre - origin
     gap = float(np.linalg.norm(towards))
     ratio = min(1.0, posed.radius / max(gap, 1e-9))
     limit = np.float32(np.sqrt(1 - ratio**2) if gap > posed.radius else -1.0)
-    chosen = np.flatnonzero(directions @ (towards / max(gap, 1e-9)).astype(np.float32) >= limit)
-    if len(chosen) == 0:
-        return
+    return np.flatnonzero(directions @ (towards / max(gap, 1e-9)).astype(np.float32) >= limit)
+
+
+def _cast_actor(
+    hits: Hits, posed: PosedActor, origin: np.ndarray, directions: np.ndarray, chosen: np.ndarray
+) -> None:
+    """Lets one actor take those of the `chosen` rays that hit it first."""
     model = posed.actor.model
     local = torch.from_numpy(np.take(directions, chosen, 0) @ posed.rotation.astype(np.float32))
     start = torch.from_numpy(((origin - posed.position) @ posed.rotation).astype(np.float32)[None])

@@ -31,13 +31,28 @@ class Occ(IntEnum):
 
 FLAT = (Occ.DRIVEABLE_SURFACE, Occ.OTHER_FLAT, Occ.SIDEWALK, Occ.TERRAIN)
 
-# When several fine voxels of different classes fall into one label voxel, the class that comes last here wins:
-# a pedestrian of two fine voxels must not vanish in the pavement below it.
+# When several fine voxels of different classes fall into one label voxel, the class that comes
+# last here wins: a pedestrian of two fine voxels must not vanish in the pavement below it.
 LABEL_PRIORITY = (
-    Occ.FREE, Occ.TERRAIN, Occ.SIDEWALK, Occ.OTHER_FLAT, Occ.DRIVEABLE_SURFACE, Occ.VEGETATION, Occ.MANMADE,
-    Occ.OTHERS, Occ.TRAILER, Occ.TRUCK, Occ.BUS, Occ.CONSTRUCTION_VEHICLE, Occ.CAR, Occ.BARRIER,
-    Occ.MOTORCYCLE, Occ.BICYCLE, Occ.PEDESTRIAN, Occ.TRAFFIC_CONE,
-)  # fmt: skip
+    Occ.FREE,
+    Occ.TERRAIN,
+    Occ.SIDEWALK,
+    Occ.OTHER_FLAT,
+    Occ.DRIVEABLE_SURFACE,
+    Occ.VEGETATION,
+    Occ.MANMADE,
+    Occ.OTHERS,
+    Occ.TRAILER,
+    Occ.TRUCK,
+    Occ.BUS,
+    Occ.CONSTRUCTION_VEHICLE,
+    Occ.CAR,
+    Occ.BARRIER,
+    Occ.MOTORCYCLE,
+    Occ.BICYCLE,
+    Occ.PEDESTRIAN,
+    Occ.TRAFFIC_CONE,
+)
 
 
 class Category(NamedTuple):

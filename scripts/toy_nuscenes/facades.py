@@ -1,4 +1,6 @@
-"""Building shading: rays that hit a building's voxels are moved to its true walls and roof, which carry windows."""
+"""Building shading: rays that hit a building's voxels are moved to its true walls and roof, which
+carry windows.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scripts.toy_nuscenes.arrays import f32
 from scripts.toy_nuscenes.light import Light
 from scripts.toy_nuscenes.noise import hash01, noise_at
 from scripts.toy_nuscenes.statics import SlotTable
 
 _HOUSE, _APARTMENT, _OFFICE, _SHOP, _WAREHOUSE = range(5)
-_GLASS = np.float32([0.05, 0.065, 0.08])
-_CURTAIN = np.float32([0.5, 0.48, 0.43])
-_STREET = np.float32([0.20, 0.20, 0.19])  # what windows mirror below the horizon
-_LAMP = np.float32([0.34, 0.26, 0.13])
-_SIDE_NORMALS = np.float32([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, 1]])
+_GLASS = f32([0.05, 0.065, 0.08])
+_CURTAIN = f32([0.5, 0.48, 0.43])
+_STREET = f32([0.20, 0.20, 0.19])  # what windows mirror below the horizon
+_LAMP = f32([0.34, 0.26, 0.13])
+_SIDE_NORMALS = f32([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, 1]])
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,33 @@ class Building:
         """Reads the building of a slot."""
         x, y, yaw, length, width, eaves, rise, storeys = (float(v) for v in table.box[slot])
         style = table.style[slot]
-        return cls(slot, x, y, yaw, length, width, eaves, rise, eaves / max(storeys, 1.0), int(style[0]),
-                   float(style[1]), float(style[2]), float(style[3]), style[4:7], float(style[7]), style[8:11],
-                   float(style[11]), table.colour[slot])  # fmt: skip
+        return cls(
+            slot,
+            x,
+            y,
+            yaw,
+            length,
+            width,
+            eaves,
+            rise,
+            eaves / max(storeys, 1.0),
+            int(style[0]),
+            float(style[1]),
+            float(style[2]),
+            float(style[3]),
+            style[4:7],
+            float(style[7]),
+            style[8:11],
+            float(style[11]),
+            table.colour[slot],
+        )
 
 
-def _to_walls(b: Building, origin: np.ndarray, directions: np.ndarray, points: np.ndarray,
-              top: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Hit points [3, n] in the building's own frame, on its true surface, and the side uint8 [n] that was hit.
+def _to_walls(
+    b: Building, origin: np.ndarray, directions: np.ndarray, points: np.ndarray, top: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hit points [3, n] in the building's own frame, on its true surface, and the side uint8 [n]
+    that was hit.
 
     Sides: 0 and 1 the ends (x = -/+ half length), 2 and 3 the long walls, 4 the roof.
     """
@@ -83,7 +105,9 @@ def _to_walls(b: Building, origin: np.ndarray, directions: np.ndarray, points: n
 
 @dataclass
 class _Wall:
-    """Colours [n, 3] of wall points, and which of them are glass or glass with light behind it, bool [n]."""
+    """Colours [n, 3] of wall points, and which of them are glass or glass with light behind it,
+    bool [n].
+    """
 
     albedo: np.ndarray
     glass: np.ndarray
@@ -91,16 +115,26 @@ class _Wall:
 
 
 def _window_shape(b: Building, first: np.ndarray) -> tuple[np.ndarray | float, ...]:
-    """Half width, middle height and half height of windows as shares of the pitch and the storey."""
-    half_w, half_t, middle = b.window_width / 2, b.window_height / 2, 0.78 if b.kind == _WAREHOUSE else 0.54
+    """Half width, middle height and half height of windows as shares of the pitch and the
+    storey.
+    """
+    half_w, half_t, middle = (
+        b.window_width / 2,
+        b.window_height / 2,
+        0.78 if b.kind == _WAREHOUSE else 0.54,
+    )
     if b.kind in (_SHOP, _OFFICE):  # shop windows on the ground floor
         pick = lambda shop, above: np.where(first, np.float32(shop), np.float32(above))  # noqa: E731
         return pick(0.44, half_w), pick(0.48, middle), pick(0.34, half_t)
     return half_w, middle, half_t
 
 
-def _shade_wall(b: Building, u: np.ndarray, v: np.ndarray, side: np.ndarray, size: np.ndarray) -> _Wall:
-    """A wall at coordinates u (along) and v (up) in metres; `size` is the width of a pixel there."""
+def _shade_wall(
+    b: Building, u: np.ndarray, v: np.ndarray, side: np.ndarray, size: np.ndarray
+) -> _Wall:
+    """A wall at coordinates u (along) and v (up) in metres; `size` is the width of a pixel
+    there.
+    """
     storey, pitch = np.float32(b.storey), np.float32(b.pitch)
     floor, column = np.floor(v / storey), np.floor(u / pitch)
     fu, fv = np.abs(u / pitch - column - np.float32(0.5)), v / storey - floor
@@ -138,7 +172,11 @@ def _shade_wall(b: Building, u: np.ndarray, v: np.ndarray, side: np.ndarray, siz
     board = 1 - np.float32(0.3) * (np.mod(v[door], 0.4) < 0.08)
     albedo[door] = b.trim * np.float32(0.45) + board[:, None] * (tint * np.float32(0.25))
     window = inside & ~trim & ~door
-    curtain = window & (chance < 0.25) & (fv > middle + half_t - 0.2) if b.kind != _OFFICE else np.zeros_like(window)
+    curtain = (
+        window & (chance < 0.25) & (fv > middle + half_t - 0.2)
+        if b.kind != _OFFICE
+        else np.zeros_like(window)
+    )
     albedo[window] = (np.float32(0.7) + np.float32(0.9) * chance[window])[:, None] * _GLASS
     albedo[curtain] = _CURTAIN
     lit = window & (np.mod(chance * 17, 1) < b.lit)
@@ -149,13 +187,15 @@ def _bricks(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     row = np.floor(v / np.float32(0.22))
     shifted = u + np.float32(0.3) * np.mod(row, 2)
     joint = (np.mod(v, np.float32(0.22)) < 0.05) | (np.mod(shifted, np.float32(0.6)) < 0.05)
-    return (hash01(row, np.floor(shifted / np.float32(0.6))) - np.float32(0.5)) * np.float32(1.2) - np.float32(1.3) * joint
+    return (hash01(row, np.floor(shifted / np.float32(0.6))) - np.float32(0.5)) * np.float32(
+        1.2
+    ) - np.float32(1.3) * joint
 
 
 def _shade_roof(b: Building, local: np.ndarray) -> np.ndarray:
     noise = noise_at(52, 2.0, local[0], local[1], 0.1)
     if b.rise == 0:
-        return (1 + np.float32(0.1) * noise)[:, None] * np.float32([0.22, 0.22, 0.22])
+        return (1 + np.float32(0.1) * noise)[:, None] * f32([0.22, 0.22, 0.22])
     course = np.mod(np.abs(local[1]) * np.float32(1.2) + local[2], np.float32(0.35)) < 0.07
     return (1 + np.float32(0.12) * noise - np.float32(0.25) * course)[:, None] * b.roof
 
@@ -170,25 +210,38 @@ def _normals(b: Building, local: np.ndarray, side: np.ndarray) -> np.ndarray:
         flat[roof, 1] = np.sign(local[1, roof]) * np.float32(steep / length)
         flat[roof, 2] = np.float32(1 / length)
     cos, sin = np.cos(b.yaw), np.sin(b.yaw)
-    return flat @ np.float32([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
+    return flat @ f32([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
 
 
-def shade_building(b: Building, origin: np.ndarray, directions: np.ndarray, points: np.ndarray, faces: np.ndarray,
-                   size: np.ndarray, light: Light) -> tuple[np.ndarray, ...]:  # fmt: skip
+def shade_building(
+    b: Building,
+    origin: np.ndarray,
+    directions: np.ndarray,
+    points: np.ndarray,
+    faces: np.ndarray,
+    size: np.ndarray,
+    light: Light,
+) -> tuple[np.ndarray, ...]:
     """Surface of one building at ray hits.
 
     Args:
         b: the building.
-        origin: [3] of the rays. directions, points: float32 [n, 3] in the scene frame. faces: int8 [n], voxel faces.
+        origin: [3] of the rays.
+        directions: unit float32 [n, 3] in the scene frame.
+        points: float32 [n, 3] on the voxels, in the scene frame.
+        faces: int8 [n], voxel faces.
         size: float32 [n], width of a pixel's footprint at the hit, metres.
         light: for the sky in the windows.
 
     Returns:
-        points [n, 3], normals [n, 3], albedo [n, 3], open sky [n] and glow [n, 3], see `shading.Surface`.
+        points [n, 3], normals [n, 3], albedo [n, 3], open sky [n] and glow [n, 3], see
+        `shading.Surface`.
     """
     local, side = _to_walls(b, origin, directions, points, faces == 5)
     long_wall = side >= 2
-    u = np.where(long_wall, local[0] + np.float32(b.half_length), local[1] + np.float32(b.half_width))
+    u = np.where(
+        long_wall, local[0] + np.float32(b.half_length), local[1] + np.float32(b.half_width)
+    )
     wall = _shade_wall(b, u, local[2], side, size)
     roof = np.flatnonzero(side == 4)
     wall.albedo[roof] = _shade_roof(b, local[:, roof])
@@ -203,4 +256,4 @@ def shade_building(b: Building, origin: np.ndarray, directions: np.ndarray, poin
     glow[glass] = share[:, None] * (_STREET + (light.horizon * np.float32(0.9) - _STREET) * height)
     glow[wall.lit] += _LAMP
     open_sky = np.clip(np.float32(0.45) + np.float32(0.08) * local[2], 0.45, 0.95)
-    return points + np.float32(0.12) * normals, normals, wall.albedo, open_sky, glow
+    return points, normals, wall.albedo, open_sky, glow

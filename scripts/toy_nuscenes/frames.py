@@ -18,7 +18,7 @@ from scripts.toy_nuscenes.options import KEY_PERIOD_US, Options, Shot, all_shots
 from scripts.toy_nuscenes.rig import CAMERAS, LIDAR_NAME
 from scripts.toy_nuscenes.scene import Scene, make_scene
 from scripts.toy_nuscenes.tables import SceneNames, scene_tables
-from scripts.toy_nuscenes.writer import write_atomically, write_json
+from scripts.toy_nuscenes.writer import write_json, write_png
 
 _CAMERA_INDEX = {camera.name: k for k, camera in enumerate(CAMERAS)}
 
@@ -28,7 +28,9 @@ def _save(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def _write_labels(root: Path, options: Options, names: SceneNames, scene: Scene, observed: Observed, sample: int) -> None:
+def _write_labels(
+    root: Path, options: Options, names: SceneNames, scene: Scene, observed: Observed, sample: int
+) -> None:
     time_s = sample * KEY_PERIOD_US * 1e-6
     key_ego = scene.ego(time_s)
     cameras = []
@@ -38,8 +40,12 @@ def _write_labels(root: Path, options: Options, names: SceneNames, scene: Scene,
         cameras.append((*pose, camera.intrinsic(*options.image_size)))
     labels = occ3d(scene, observed, time_s, cameras, options.image_size)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, semantics=labels.semantics, mask_lidar=labels.mask_lidar.astype(np.uint8),
-                        mask_camera=labels.mask_camera.astype(np.uint8))  # fmt: skip
+    np.savez_compressed(
+        buffer,
+        semantics=labels.semantics,
+        mask_lidar=labels.mask_lidar.astype(np.uint8),
+        mask_camera=labels.mask_camera.astype(np.uint8),
+    )
     _save(root / names.occ3d_path(sample), buffer.getvalue())
     buffer = io.BytesIO()
     np.save(buffer, openocc_rows(scene, observed, time_s))
@@ -67,13 +73,19 @@ class _Recorder:
             _save(path, points.tobytes())
             return
         index = _CAMERA_INDEX[shot.sensor]
-        result = take_image(self.scene, CAMERAS[index], time_s, self.options.image_size, (*seed, index))
+        result = take_image(
+            self.scene, CAMERAS[index], time_s, self.options.image_size, (*seed, index), shot.is_key
+        )
         if shot.is_key:
             self.free[shot.sample] += result.hits.free_rays
             self.seen[shot.sample] += result.hits.seen_rays
-        ok, data = cv2.imencode('.jpg', result.image, [cv2.IMWRITE_JPEG_QUALITY, self.options.jpeg_quality])
+        ok, data = cv2.imencode(
+            '.jpg', result.image, [cv2.IMWRITE_JPEG_QUALITY, self.options.jpeg_quality]
+        )
         if not ok:
-            raise RuntimeError(f'OpenCV could not encode {path} as JPEG; check that its build supports JPEG')
+            raise RuntimeError(
+                f'OpenCV could not encode {path} as JPEG; check that its build supports JPEG'
+            )
         _save(path, data.tobytes())
 
 
@@ -83,8 +95,14 @@ def _describe(scene: Scene) -> str:
     return f'Toy scene, {recipe.kind.replace("_", " ")}, {recipe.light} light, {turn}'
 
 
-def generate_scene(root: Path, options: Options, names: SceneNames, place: int, shift: np.ndarray,
-                   progress: Callable[[int], None]) -> None:  # fmt: skip
+def generate_scene(
+    root: Path,
+    options: Options,
+    names: SceneNames,
+    place: int,
+    shift: np.ndarray,
+    progress: Callable[[int], None],
+) -> None:
     """Writes all files of a scene, and last its records to `.scenes/`.
 
     Args:
@@ -110,10 +128,17 @@ def generate_scene(root: Path, options: Options, names: SceneNames, place: int, 
     times = [k * KEY_PERIOD_US * 1e-6 for k in range(options.samples)]
     boxes = annotate(scene, times, recorder.key_points, recorder.free, recorder.seen)
     categories = {k: actor.category for k, actor in enumerate(scene.actors)}
-    tables = scene_tables(names, _describe(scene), f'toy-town-{place}', poses, boxes, categories, shift)
+    tables = scene_tables(
+        names, _describe(scene), f'toy-town-{place}', poses, boxes, categories, shift
+    )
     mask = (scene.ground.classes == int(Occ.DRIVEABLE_SURFACE)).astype(np.uint8) * 255
     mask_file = f'{names.name}.png'
-    write_atomically(root / '.scenes' / mask_file, lambda p: cv2.imwrite(str(p), mask))
+    write_png(root / '.scenes' / mask_file, mask)
     corner = (scene.layout.lower + shift).tolist()
-    write_json(root / '.scenes' / f'{names.name}.json',
-               dict(tables=tables, mask=dict(file=mask_file, corner=corner, size=[mask.shape[1], mask.shape[0]])))  # fmt: skip
+    write_json(
+        root / '.scenes' / f'{names.name}.json',
+        dict(
+            tables=tables,
+            mask=dict(file=mask_file, corner=corner, size=[mask.shape[1], mask.shape[0]]),
+        ),
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from scripts.toy_nuscenes.arrays import f32
 from scripts.toy_nuscenes.classes import Occ
 from scripts.toy_nuscenes.layout import Junction, Layout, Road
 from scripts.toy_nuscenes.noise import TILE, noise_tile
@@ -18,16 +19,22 @@ _SHIFT = 4  # OpenCV draws with 1/16 pixel
 
 
 class Canvas:
-    """Maps between scene metres and raster cells; cell [row, column] covers `lower + (column, row) * resolution`."""
+    """Maps between scene metres and raster cells; cell [row, column] covers `lower + (column, row)
+    * resolution`.
+    """
 
-    def __init__(self, lower: np.ndarray, upper: np.ndarray, resolution: float = RESOLUTION_M) -> None:
+    def __init__(
+        self, lower: np.ndarray, upper: np.ndarray, resolution: float = RESOLUTION_M
+    ) -> None:
         """Args: lower, upper: corners [2] in scene metres."""
         self.lower, self.resolution = lower, resolution
         columns, rows = np.round((upper - lower) / resolution).astype(int)
         self.shape = (int(rows), int(columns))
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
-        """Fractional (column, row) [..., 2] of points [..., 2] in scene metres; cell centres are whole numbers."""
+        """Fractional (column, row) [..., 2] of points [..., 2] in scene metres; cell centres are
+        whole numbers.
+        """
         return (points - self.lower) / self.resolution - 0.5
 
     def fill(self, image: np.ndarray, outline: np.ndarray, value: float | tuple) -> None:
@@ -40,7 +47,8 @@ class Canvas:
         rows, columns = self.shape
         x = self.lower[0] + (np.arange(0, columns, step) + 0.5) * self.resolution
         y = self.lower[1] + (np.arange(0, rows, step) + 0.5) * self.resolution
-        return np.meshgrid(x, y)
+        grid_x, grid_y = np.meshgrid(x, y)
+        return grid_x, grid_y
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,11 @@ class Ground:
     """The painted ground.
 
     classes: uint8 [rows, columns] of `Occ`.
-    albedo: float32 [rows, columns, 3], RGB reflectance; `mips` holds it at 1, 2, 4, ... times the cell size.
+    albedo: float32 [rows, columns, 3], RGB reflectance; `mips` holds it at 1, 2, 4, ... times the
+    cell size.
     road_distance: float32 [rows, columns], metres to the next road surface (0 on it).
-    main_offset, main_s: float32 [rows, columns], lateral offset from and arc length along the main road, metres.
+    main_offset, main_s: float32 [rows, columns], lateral offset from and arc length along the main
+    road, metres.
     """
 
     canvas: Canvas
@@ -61,7 +71,9 @@ class Ground:
     main_s: np.ndarray
 
     def lookup(self, raster: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """Values [n] of a raster at points [n, 2] in scene metres (nearest cell, edges continue)."""
+        """Values [n] of a raster at points [n, 2] in scene metres (nearest cell, edges
+        continue).
+        """
         cells = np.round(self.canvas.pixels(points)).astype(np.int32)
         rows, columns = self.canvas.shape
         return raster[np.clip(cells[:, 1], 0, rows - 1), np.clip(cells[:, 0], 0, columns - 1)]
@@ -77,12 +89,17 @@ def _main_coordinates(layout: Layout, canvas: Canvas) -> tuple[np.ndarray, np.nd
     s, d = layout.main.line.nearest(np.stack([x.ravel(), y.ravel()], -1))
     rows, columns = canvas.shape
     size = (x.shape[1] * 10, x.shape[0] * 10)
-    # cv2.resize aligns the corners of the cells, not the centres that were sampled: shift by 4.5 cells.
-    shift = np.float32([[1, 0, -4.5], [0, 1, -4.5]])
+    # cv2.resize aligns the corners of the cells, not the centres that were sampled: shift by 4.5
+    # cells.
+    shift = f32([[1, 0, -4.5], [0, 1, -4.5]])
     out = []
     for values in (s, d):
-        big = cv2.resize(values.reshape(x.shape).astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-        moved = cv2.warpAffine(big, shift, (columns, rows), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        big = cv2.resize(
+            values.reshape(x.shape).astype(np.float32), size, interpolation=cv2.INTER_LINEAR
+        )
+        moved = cv2.warpAffine(
+            big, shift, (columns, rows), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
         out.append(moved)
     return out[0], out[1]
 
@@ -103,10 +120,26 @@ def junction_mask(layout: Layout, canvas: Canvas, grow: float = 3.5) -> np.ndarr
         one, other = np.zeros(canvas.shape, np.uint8), np.zeros(canvas.shape, np.uint8)
         main, cross = layout.main, junction.road
         near = max(30.0, main.spec.edge_left - main.spec.edge_right)
-        canvas.fill(one, main.line.strip(main.spec.edge_right - grow, main.spec.edge_left + grow,
-                                         junction.s_main - near, junction.s_main + near), 1)  # fmt: skip
-        canvas.fill(other, cross.line.strip(cross.spec.edge_right - grow, cross.spec.edge_left + grow,
-                                            -near, cross.line.length + near), 1)  # fmt: skip
+        canvas.fill(
+            one,
+            main.line.strip(
+                main.spec.edge_right - grow,
+                main.spec.edge_left + grow,
+                junction.s_main - near,
+                junction.s_main + near,
+            ),
+            1,
+        )
+        canvas.fill(
+            other,
+            cross.line.strip(
+                cross.spec.edge_right - grow,
+                cross.spec.edge_left + grow,
+                -near,
+                cross.line.length + near,
+            ),
+            1,
+        )
         out |= one & other
     return out
 
@@ -125,11 +158,15 @@ def _classes(layout: Layout, canvas: Canvas, rng: np.random.Generator) -> tuple[
     classes = np.full(canvas.shape, int(Occ.TERRAIN), np.uint8)
     for sign in (-1, 1):
         spec = layout.side(sign)
-        front = {'lawn': Occ.TERRAIN, 'paved': Occ.SIDEWALK, 'yard': Occ.DRIVEABLE_SURFACE}[spec.front]
+        front = {'lawn': Occ.TERRAIN, 'paved': Occ.SIDEWALK, 'yard': Occ.DRIVEABLE_SURFACE}[
+            spec.front
+        ]
         reach = spec.verge + spec.sidewalk + spec.setback + (12.0 if spec.front == 'yard' else 3.0)
         classes[(np.sign(offset) == sign) & (distance < reach)] = int(front)
     classes[(distance > 0) & (distance < verge)] = int(Occ.TERRAIN)
-    classes[(distance > 0) & (distance >= verge) & (distance < verge + sidewalk)] = int(Occ.SIDEWALK)
+    classes[(distance > 0) & (distance >= verge) & (distance < verge + sidewalk)] = int(
+        Occ.SIDEWALK
+    )
     for outline, occ in _patches(layout, rng):
         patch = np.zeros(canvas.shape, np.uint8)
         canvas.fill(patch, outline, 1)
@@ -140,7 +177,7 @@ def _classes(layout: Layout, canvas: Canvas, rng: np.random.Generator) -> tuple[
     for island in _islands(layout):
         patch = np.zeros(canvas.shape, np.uint8)
         canvas.fill(patch, island, 1)
-        patch &= 1 - crossing
+        patch[crossing > 0] = 0
         inner = cv2.erode(patch, np.ones((3, 3), np.uint8))
         curb |= (patch > 0) & (inner == 0)
         classes[patch > 0] = int(Occ.OTHER_FLAT)
@@ -158,7 +195,12 @@ def _islands(layout: Layout) -> Iterator[np.ndarray]:
         if spec.median == 0 and spec.lanes_left and spec.lanes_right:
             for sign in (-1, 1):
                 reach = junction.road.spec.edge_left + 8.0
-                yield layout.main.line.strip(-0.55, 0.55, junction.s_main + sign * reach, junction.s_main + sign * (reach + 7.0))
+                yield layout.main.line.strip(
+                    -0.55,
+                    0.55,
+                    junction.s_main + sign * reach,
+                    junction.s_main + sign * (reach + 7.0),
+                )
 
 
 def _patches(layout: Layout, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, Occ]]:
@@ -173,7 +215,10 @@ def _patches(layout: Layout, rng: np.random.Generator) -> Iterator[tuple[np.ndar
             kind = rng.choice(['drive', 'square', 'none'], p=[0.4, 0.35, 0.25])
             if kind == 'drive':
                 width = rng.uniform(2.8, 6.0)
-                yield line.strip(edge, outer + sign * (spec.setback + 2), s, s + width), Occ.DRIVEABLE_SURFACE
+                yield (
+                    line.strip(edge, outer + sign * (spec.setback + 2), s, s + width),
+                    Occ.DRIVEABLE_SURFACE,
+                )
             elif kind == 'square':
                 width, depth = rng.uniform(5, 14), rng.uniform(3, 8)
                 start = outer if rng.random() < 0.6 else edge + sign * spec.verge
@@ -186,37 +231,81 @@ def _tile(seed: int, sigma: float, shape: tuple[int, int]) -> np.ndarray:
     return np.tile(noise_tile(seed, sigma), repeat)[: shape[0], : shape[1]]
 
 
-def _albedo(ground: tuple[np.ndarray, ...], canvas: Canvas, layout: Layout, rng: np.random.Generator) -> np.ndarray:
-    classes, distance, s, offset, curb = ground
-    shape = canvas.shape
-    broad, middle, fine = _tile(1, 60.0, shape), _tile(2, 9.0, shape), _tile(3, 1.2, shape)
-    out = np.empty((*shape, 3), np.float32)
+def _albedo(
+    ground: tuple[np.ndarray, ...], canvas: Canvas, layout: Layout, rng: np.random.Generator
+) -> np.ndarray:
+    """Paints the surfaces: float32 [rows, columns, 3]; each class only where it is."""
+    classes, distance, s, offset, curb = (a.reshape(-1) for a in ground)
+    out = np.empty((classes.size, 3), np.float32)
+    noise = _Noise(canvas.shape)
+    asphalt = np.float32(rng.uniform(0.085, 0.17)) * f32([1.0, 1.0, rng.uniform(1.0, 1.08)])
+    rows = np.flatnonzero(classes == Occ.DRIVEABLE_SURFACE)
+    broad, middle, fine = noise.at(rows)
+    lane = np.float32(4 * np.pi / layout.main.spec.lane_width)
+    track = np.cos((np.abs(offset[rows]) - np.float32(layout.main.spec.median / 2)) * lane) * (
+        distance[rows] == 0
+    )
+    out[rows] = (1 + np.float32(0.10) * (broad + fine) + np.float32(0.06) * middle)[
+        :, None
+    ] * asphalt
+    out[rows] *= (1 + np.float32(0.05) * track)[:, None]
+    _paint_paving(out, np.flatnonzero(classes == Occ.SIDEWALK), s, offset, noise, rng)
+    rows = np.flatnonzero(classes == Occ.OTHER_FLAT)
+    _, middle, fine = noise.at(rows)
+    brick = f32([rng.uniform(0.34, 0.46), rng.uniform(0.13, 0.19), rng.uniform(0.09, 0.13)])
+    course = s[rows] / np.float32(0.4)
+    joint = (np.mod(course, 1) < 0.25) ^ (
+        np.mod(offset[rows] + np.float32(0.2) * np.mod(np.floor(course), 2), 0.4) < 0.1
+    )
+    out[rows] = (1 + np.float32(0.08) * (middle + fine) - np.float32(0.18) * joint)[:, None] * brick
+    rows = np.flatnonzero(classes == Occ.TERRAIN)
+    broad, middle, fine = noise.at(rows)
+    grass = f32([rng.uniform(0.10, 0.17), rng.uniform(0.19, 0.26), rng.uniform(0.04, 0.07)])
+    bare = np.clip(
+        broad * np.float32(0.45) + middle * np.float32(0.3) - np.float32(rng.uniform(0.1, 0.7)),
+        0,
+        1,
+    )
+    soil = grass + bare[:, None] * (f32([0.27, 0.20, 0.12]) - grass)
+    out[rows] = soil * (1 + np.float32(0.16) * fine + np.float32(0.12) * middle)[:, None]
+    rows = np.flatnonzero(curb)
+    out[rows] = (1 + np.float32(0.05) * noise.at(rows)[2])[:, None] * f32([0.5, 0.49, 0.46])
+    return np.clip(out, 0.01, 1.0).reshape(*canvas.shape, 3)
 
-    def paint(mask: np.ndarray, colour: np.ndarray, light: np.ndarray) -> None:
-        out[mask] = colour * (1 + light[mask])[:, None]
 
-    asphalt = np.float32(rng.uniform(0.085, 0.17)) * np.float32([1.0, 1.0, rng.uniform(1.0, 1.08)])
-    paint(classes == Occ.DRIVEABLE_SURFACE, asphalt, 0.10 * broad + 0.06 * middle + 0.10 * fine)
-    worn = (classes == Occ.DRIVEABLE_SURFACE) & (distance == 0)
-    lane = np.float32(layout.main.spec.lane_width)
-    track = np.cos((np.abs(offset) - layout.main.spec.median / 2) * (4 * np.pi / lane))
-    out[worn] *= (1 + 0.05 * track[worn])[:, None]
-    paving = np.float32(rng.uniform(0.30, 0.46)) * np.float32([1.0, rng.uniform(0.95, 0.99), rng.uniform(0.86, 0.97)])
-    pitch = float(rng.choice([0.5, 0.6, 1.0, 1.5]))
-    joint = (np.mod(s, pitch) < 0.07) | (np.mod(offset, pitch) < 0.07)
-    slab = np.sin(np.floor(s / pitch) * 12.99 + np.floor(offset / pitch) * 78.2) * 0.06
-    paint(classes == Occ.SIDEWALK, paving, slab + 0.06 * broad + 0.05 * fine - 0.28 * joint)
-    brick = np.float32([rng.uniform(0.34, 0.46), rng.uniform(0.13, 0.19), rng.uniform(0.09, 0.13)])
-    joint = (np.mod(s, 0.4) < 0.1) ^ (np.mod(offset + 0.2 * (np.floor(s / 0.4) % 2), 0.4) < 0.1)
-    paint(classes == Occ.OTHER_FLAT, brick, 0.08 * middle + 0.08 * fine - 0.18 * joint)
-    grass = np.float32([rng.uniform(0.10, 0.17), rng.uniform(0.19, 0.26), rng.uniform(0.04, 0.07)])
-    earth = np.float32([0.27, 0.20, 0.12])
-    bare = np.clip(broad * 0.45 + middle * 0.3 - rng.uniform(0.1, 0.7), 0, 1)[..., None]
-    soil = grass + (earth - grass) * bare
-    terrain = classes == Occ.TERRAIN
-    out[terrain] = soil[terrain] * (1 + 0.16 * fine + 0.12 * middle)[terrain][:, None]
-    out[curb] = np.float32([0.5, 0.49, 0.46]) * (1 + 0.05 * fine[curb])[:, None]
-    return np.clip(out, 0.01, 1.0)
+class _Noise:
+    """Broad, middle and fine noise over a raster, for flat cell indices."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._rasters = [
+            _tile(seed, sigma, shape).reshape(-1) for seed, sigma in ((1, 60.0), (2, 9.0), (3, 1.2))
+        ]
+
+    def at(self, rows: np.ndarray) -> list[np.ndarray]:
+        return [np.take(raster, rows) for raster in self._rasters]
+
+
+def _paint_paving(
+    out: np.ndarray,
+    rows: np.ndarray,
+    s: np.ndarray,
+    offset: np.ndarray,
+    noise: _Noise,
+    rng: np.random.Generator,
+) -> None:
+    """Slabs along the main road."""
+    paving = np.float32(rng.uniform(0.30, 0.46)) * f32(
+        [1.0, rng.uniform(0.95, 0.99), rng.uniform(0.86, 0.97)]
+    )
+    pitch = np.float32(rng.choice([0.5, 0.6, 1.0, 1.5]))
+    along, across = s[rows] / pitch, offset[rows] / pitch
+    column, row = np.floor(along), np.floor(across)
+    joint = (along - column < 0.07 / pitch) | (across - row < 0.07 / pitch)
+    slab = np.sin(column * np.float32(12.99) + row * np.float32(78.2)) * np.float32(0.06)
+    broad, _, fine = noise.at(rows)
+    out[rows] = (
+        1 + slab + np.float32(0.06) * broad + np.float32(0.05) * fine - np.float32(0.28) * joint
+    )[:, None] * paving
 
 
 def _dashes(start: float, stop: float, length: float, gap: float) -> Iterator[tuple[float, float]]:
@@ -231,10 +320,15 @@ def _road_lines(road: Road) -> Iterator[tuple[np.ndarray, str]]:
     spec, line = road.spec, road.line
     half = spec.median / 2
 
-    def stripe(d: float, width: float = 0.13, start: float = road.start_s, stop: float = road.stop_s) -> np.ndarray:
+    def stripe(
+        d: float, width: float = 0.13, start: float = road.start_s, stop: float = road.stop_s
+    ) -> np.ndarray:
         return line.strip(d - width / 2, d + width / 2, start, stop)
 
-    for sign, lanes, parking in ((1, spec.lanes_left, spec.parking_left), (-1, spec.lanes_right, spec.parking_right)):
+    for sign, lanes, parking in (
+        (1, spec.lanes_left, spec.parking_left),
+        (-1, spec.lanes_right, spec.parking_right),
+    ):
         for k in range(1, lanes):
             for start, stop in _dashes(road.start_s, road.stop_s, 3.0, 5.0):
                 yield stripe(sign * (half + k * spec.lane_width), 0.13, start, stop), 'white'
@@ -253,7 +347,10 @@ def _road_lines(road: Road) -> Iterator[tuple[np.ndarray, str]]:
 
 def _crosswalks(layout: Layout, junction: Junction) -> Iterator[np.ndarray]:
     """Outlines of the bars of zebra crossings and of the stop lines at a junction."""
-    pairs = ((layout.main, junction.s_main, junction.road), (junction.road, junction.s_cross, layout.main))
+    pairs = (
+        (layout.main, junction.s_main, junction.road),
+        (junction.road, junction.s_cross, layout.main),
+    )
     for road, s, other in pairs:
         reach = max(other.spec.edge_left, -other.spec.edge_right) + 3.8
         for sign in (-1, 1):
@@ -280,26 +377,43 @@ def _paint_lines(albedo: np.ndarray, classes: np.ndarray, canvas: Canvas, layout
             canvas.fill(white, outline, 1)
     wear = np.clip(0.85 + 0.25 * _tile(4, 2.0, canvas.shape), 0.25, 1.0)
     road_surface = classes == Occ.DRIVEABLE_SURFACE
-    for mask, colour in ((white, (0.72, 0.72, 0.70)), (yellow, (0.62, 0.44, 0.07))):
+    for mask, paint in ((white, (0.72, 0.72, 0.70)), (yellow, (0.62, 0.44, 0.07))):
         here = (mask > 0) & road_surface
-        albedo[here] += (np.float32(colour) - albedo[here]) * wear[here][:, None]
+        albedo[here] += (f32(paint) - albedo[here]) * wear[here][:, None]
 
 
-def _paint_repairs(albedo: np.ndarray, classes: np.ndarray, canvas: Canvas, layout: Layout,
-                   rng: np.random.Generator) -> None:  # fmt: skip
+def _paint_repairs(
+    albedo: np.ndarray,
+    classes: np.ndarray,
+    canvas: Canvas,
+    layout: Layout,
+    rng: np.random.Generator,
+) -> None:
     """Darker patches of new asphalt, cracks and manhole covers."""
     shade = np.ones(canvas.shape, np.float32)
     for road in layout.roads:
         for _ in range(int(road.line.length / 9)):
-            s, d = rng.uniform(0, road.line.length), rng.uniform(road.spec.edge_right, road.spec.edge_left)
+            s, d = (
+                rng.uniform(0, road.line.length),
+                rng.uniform(road.spec.edge_right, road.spec.edge_left),
+            )
             kind = rng.random()
             if kind < 0.35:
-                canvas.fill(shade, road.line.strip(d, d + rng.uniform(0.5, 1.5), s, s + rng.uniform(1, 6)), rng.uniform(0.72, 0.9))
+                canvas.fill(
+                    shade,
+                    road.line.strip(d, d + rng.uniform(0.5, 1.5), s, s + rng.uniform(1, 6)),
+                    rng.uniform(0.72, 0.9),
+                )
             elif kind < 0.6:
-                circle = road.line.at(s, d)[0] + 0.35 * np.stack([np.cos(np.arange(12) * np.pi / 6), np.sin(np.arange(12) * np.pi / 6)], -1)
+                circle = road.line.at(s, d)[0] + 0.35 * np.stack(
+                    [np.cos(np.arange(12) * np.pi / 6), np.sin(np.arange(12) * np.pi / 6)], -1
+                )
                 canvas.fill(shade, circle, 0.5)
             else:
-                walk = np.cumsum(rng.normal(0, 0.35, (14, 2)) + rng.normal(0, 0.3, 2), 0) + road.line.at(s, d)[0]
+                walk = (
+                    np.cumsum(rng.normal(0, 0.35, (14, 2)) + rng.normal(0, 0.3, 2), 0)
+                    + road.line.at(s, d)[0]
+                )
                 points = np.round(canvas.pixels(walk) * 16).astype(np.int32)
                 cv2.polylines(shade, [points[:, None]], False, 0.6, 1, cv2.LINE_AA, _SHIFT)
     here = classes == Occ.DRIVEABLE_SURFACE

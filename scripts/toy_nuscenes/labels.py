@@ -1,9 +1,9 @@
 """Occupancy labels of a key frame, in the formats of Occ3D-nuScenes and OpenOccupancy.
 
-Both come from the same two parts: columns of the static world below each label column, and the surface points of the
-actors at the key frame's time. As in labels made from LiDAR, only surfaces are occupied (voxels with a free
-neighbour), and static surfaces that no LiDAR position of the drive can see stay free. Things are where they are at
-the key frame's LiDAR time.
+Both come from the same two parts: columns of the static world below each label column, and the
+surface points of the actors at the key frame's time. As in labels made from LiDAR, only surfaces
+are occupied (voxels with a free neighbour), and static surfaces that no LiDAR position of the
+drive can see stay free. Things are where they are at the key frame's LiDAR time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Observed:
 
     surfaces: bool [X / 2, Y / 2, Z / 2], 0.4 m cells of the static grid near a visible surface.
     ground: bool [X / 2, Y / 2], the same for the ground plane.
-    near: bool [X / 2, Y / 2], cells within `NEAR_M` of a LiDAR position; within `NEAR_GROUND_M` for near_ground.
+    near: bool [X / 2, Y / 2], cells within `NEAR_M` of a LiDAR position; within `NEAR_GROUND_M`
+    for near_ground.
     """
 
     surfaces: np.ndarray
@@ -48,8 +49,15 @@ class Observed:
     near_ground: np.ndarray
 
     def close(self) -> Observed:
-        """The same limited to the distance at which a 32-beam LiDAR samples surfaces densely at 0.2 m."""
-        return Observed(self.surfaces & self.near[..., None], self.ground & self.near_ground, self.near, self.near_ground)
+        """The same limited to the distance at which a 32-beam LiDAR samples surfaces densely at
+        0.2 m.
+        """
+        return Observed(
+            self.surfaces & self.near[..., None],
+            self.ground & self.near_ground,
+            self.near,
+            self.near_ground,
+        )
 
 
 def _dense_directions() -> torch.Tensor:
@@ -61,7 +69,9 @@ def _dense_directions() -> torch.Tensor:
 
 
 def observe(scene: Scene, duration_s: float) -> Observed:
-    """Casts rays from LiDAR positions along the drive to find the visible part of the static world."""
+    """Casts rays from LiDAR positions along the drive to find the visible part of the static
+    world.
+    """
     world = scene.world
     cells = tuple(-(-n // 2) for n in world.grid.shape)
     surfaces, ground = np.zeros(cells, np.uint8), np.zeros(cells[:2], np.uint8)
@@ -79,7 +89,9 @@ def observe(scene: Scene, duration_s: float) -> Observed:
         surfaces[tuple(voxel.T)] = 1
         gap = np.minimum(gap, np.hypot(*(floor - origin)[:, :2].T))
         to_floor = torch.from_numpy((floor - origin).astype(np.float32))
-        hidden = ray_cast(world.pyramid, start, to_floor, world.corner, (VOXEL_M,) * 3, EMPTY, max_distance=1.0).hit
+        hidden = ray_cast(
+            world.pyramid, start, to_floor, world.corner, (VOXEL_M,) * 3, EMPTY, max_distance=1.0
+        ).hit
         ground |= ~hidden[0, 0].numpy().reshape(cells[:2])
     gap = gap.reshape(cells[:2])
     ground = cv2.dilate(ground, np.ones((5, 5), np.uint8)).astype(bool)
@@ -101,10 +113,12 @@ def _dilate(grid: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Lattice:
-    """Points 0.2 m apart around the vehicle, each with the rank of its class (index into `LABEL_PRIORITY`).
+    """Points 0.2 m apart around the vehicle, each with the rank of its class (index into
+    `LABEL_PRIORITY`).
 
-    rank: uint8 [X, Y, Z]. seen: bool [X, Y, Z], whether it may be labelled: it belongs to an actor or to an observed
-    part of the static world (see `Observed`). near: bool [X, Y], as in `Observed`.
+    rank: uint8 [X, Y, Z]. seen: bool [X, Y, Z], whether it may be labelled: it belongs to an actor
+    or to an observed part of the static world (see `Observed`). near: bool [X, Y], as in
+    `Observed`.
     """
 
     rank: np.ndarray
@@ -112,12 +126,22 @@ class Lattice:
     near: np.ndarray
 
 
-def _lattice(scene: Scene, observed: Observed, time_s: float, ego_from_frame: np.ndarray, offset: np.ndarray,
-             bounds: tuple[float, ...]) -> Lattice:  # fmt: skip
-    """Samples the world at the centres of 0.2 m voxels of a frame that shares the scene's vertical axis.
+def _lattice(
+    scene: Scene,
+    observed: Observed,
+    time_s: float,
+    ego_from_frame: np.ndarray,
+    offset: np.ndarray,
+    bounds: tuple[float, ...],
+) -> Lattice:
+    """Samples the world at the voxel centres of a frame that shares the scene's vertical axis.
 
     Args:
-        ego_from_frame: rotation [3, 3] about the vertical axis, offset: position [3] of the frame in the ego frame.
+        scene: the world.
+        observed: what of it may be labelled.
+        time_s: moment of the actors and of the ego vehicle.
+        ego_from_frame: rotation [3, 3] about the vertical axis.
+        offset: position [3] of the frame in the ego frame.
         bounds: x, y, z minimum and maximum in that frame.
     """
     ego = scene.ego(time_s)
@@ -125,11 +149,16 @@ def _lattice(scene: Scene, observed: Observed, time_s: float, ego_from_frame: np
     position = ego.rotation @ offset + ego.translation
     shape = [round((bounds[a + 3] - bounds[a]) / FINE_M) for a in range(3)]
     x, y, z = (bounds[a] + (np.arange(shape[a]) + 0.5) * FINE_M for a in range(3))
-    ground_points = np.stack(np.meshgrid(x, y, indexing='ij'), -1) @ rotation[:2, :2].T + position[:2]
+    ground_points = (
+        np.stack(np.meshgrid(x, y, indexing='ij'), -1) @ rotation[:2, :2].T + position[:2]
+    )
     world, grid = scene.world, scene.world.grid
     column = np.floor((ground_points - world.lower) / VOXEL_M).astype(np.int32)
     inside = ((column >= 0) & (column < grid.shape[:2])).all(-1)
-    cx, cy = np.clip(column[..., 0], 0, grid.shape[0] - 1), np.clip(column[..., 1], 0, grid.shape[1] - 1)
+    cx, cy = (
+        np.clip(column[..., 0], 0, grid.shape[0] - 1),
+        np.clip(column[..., 1], 0, grid.shape[1] - 1),
+    )
     level = np.floor((z + position[2]) / VOXEL_M + 1e-6).astype(int)
     first = int(np.searchsorted(level, 0))
     top = level[first:]
@@ -138,7 +167,9 @@ def _lattice(scene: Scene, observed: Observed, time_s: float, ego_from_frame: np
     slots = grid[cx, cy][:, :, top]
     rank[:, :, first:] = _RANK[world.slots.occ][slots] * (slots != EMPTY)
     seen[:, :, first:] = observed.surfaces[cx // 2, cy // 2][:, :, top // 2]
-    classes = scene.ground.lookup(scene.ground.classes, ground_points.reshape(-1, 2)).reshape(shape[:2])
+    classes = scene.ground.lookup(scene.ground.classes, ground_points.reshape(-1, 2)).reshape(
+        shape[:2]
+    )
     rank[:, :, :first] = _RANK[classes][..., None]
     seen[:, :, :first] = observed.ground[cx // 2, cy // 2][..., None]
     seen &= inside[..., None]
@@ -146,8 +177,15 @@ def _lattice(scene: Scene, observed: Observed, time_s: float, ego_from_frame: np
     return Lattice(rank, seen, observed.near[cx // 2, cy // 2] & inside)
 
 
-def _put_actors(scene: Scene, time_s: float, rotation: np.ndarray, position: np.ndarray, bounds: tuple[float, ...],
-                rank: np.ndarray, seen: np.ndarray) -> None:  # fmt: skip
+def _put_actors(
+    scene: Scene,
+    time_s: float,
+    rotation: np.ndarray,
+    position: np.ndarray,
+    bounds: tuple[float, ...],
+    rank: np.ndarray,
+    seen: np.ndarray,
+) -> None:
     """Adds the surface points of the actors to a lattice in place."""
     low = np.asarray(bounds[:3])
     reach = float(np.abs(np.asarray(bounds)).max()) * 1.5
@@ -164,7 +202,9 @@ def _put_actors(scene: Scene, time_s: float, rotation: np.ndarray, position: np.
 
 
 def _surface(solid: np.ndarray) -> np.ndarray:
-    """Voxels of `solid` [X, Y, Z] with a free neighbour across a face; outside the grid nothing is free."""
+    """Voxels of `solid` [X, Y, Z] with a free neighbour across a face; outside the grid nothing is
+    free.
+    """
     free = ~solid
     near = np.zeros_like(solid)
     near[1:] |= free[:-1]
@@ -185,7 +225,9 @@ def _halve(values: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Occ3D:
-    """Occ3D labels of a key frame, all [200, 200, 16]: semantics uint8, mask_lidar and mask_camera bool."""
+    """Occ3D labels of a key frame, all [200, 200, 16]: semantics uint8, mask_lidar and mask_camera
+    bool.
+    """
 
     semantics: np.ndarray
     mask_lidar: np.ndarray
@@ -193,22 +235,38 @@ class Occ3D:
 
 
 def openocc_rows(scene: Scene, observed: Observed, time_s: float) -> np.ndarray:
-    """OpenOccupancy labels int16 [n, 4], rows (z, y, x, label) in the LiDAR frame; label 0 is noise ('others')."""
-    lattice = _lattice(scene, observed.close(), time_s, lidar_rotation(), np.array(LIDAR_TRANSLATION), OPENOCC_RANGE)
+    """OpenOccupancy labels int16 [n, 4], rows (z, y, x, label) in the LiDAR frame; label 0 is
+    noise ('others').
+    """
+    lattice = _lattice(
+        scene,
+        observed.close(),
+        time_s,
+        lidar_rotation(),
+        np.array(LIDAR_TRANSLATION),
+        OPENOCC_RANGE,
+    )
     shell = _surface(lattice.rank > 0) & lattice.seen & lattice.near[..., None]
     x, y, z = np.nonzero(shell)
     label = _OCC_OF_RANK[lattice.rank[x, y, z]]
     return np.stack([z, y, x, label], 1).astype(np.int16)
 
 
-def occ3d(scene: Scene, observed: Observed, time_s: float, cameras: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
-          image_size: tuple[int, int]) -> Occ3D:  # fmt: skip
+def occ3d(
+    scene: Scene,
+    observed: Observed,
+    time_s: float,
+    cameras: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    image_size: tuple[int, int],
+) -> Occ3D:
     """Occ3D labels.
 
     Args:
-        scene, observed, time_s: world, visible part, and key frame time.
-        cameras: per camera its position [3] and rotation [3, 3] (camera to the ego frame of the key frame) and its
-            intrinsic matrix [3, 3].
+        scene: the world.
+        observed: what of it may be labelled.
+        time_s: time of the key frame.
+        cameras: per camera its position [3] and rotation [3, 3] (camera to the ego frame of the
+            key frame) and its intrinsic matrix [3, 3].
         image_size: width and height in pixels.
     """
     lattice = _lattice(scene, observed, time_s, np.eye(3), np.zeros(3), OCC3D_RANGE)
@@ -226,8 +284,13 @@ def occ3d(scene: Scene, observed: Observed, time_s: float, cameras: list[tuple[n
     return Occ3D(semantics, lidar & known, camera & known)
 
 
-def camera_in_key_ego(ego: EgoPose, key_ego: EgoPose, translation: np.ndarray,
-                      rotation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Pose of a camera, mounted at `translation`, `rotation` on an ego at `ego`, in the key frame's ego frame."""
+def camera_in_key_ego(
+    ego: EgoPose, key_ego: EgoPose, translation: np.ndarray, rotation: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pose of a camera, mounted at `translation`, `rotation` on an ego at `ego`, in the key
+    frame's ego frame.
+    """
     turn = key_ego.rotation.T @ ego.rotation
-    return turn @ translation + key_ego.rotation.T @ (ego.translation - key_ego.translation), turn @ rotation
+    return turn @ translation + key_ego.rotation.T @ (
+        ego.translation - key_ego.translation
+    ), turn @ rotation

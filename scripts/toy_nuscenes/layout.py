@@ -1,4 +1,6 @@
-"""The plan of a scene: roads, lanes, the ego path and the extent of the world, in scene metres (x, y)."""
+"""The plan of a scene: roads, lanes, the ego path and the extent of the world, in scene metres (x,
+y).
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from scripts.toy_nuscenes.paths import Motion, Polyline, curve, join
-from scripts.toy_nuscenes.recipes import EGO_START_S, EgoSpec, JunctionSpec, Recipe, RoadSpec, SideSpec
+from scripts.toy_nuscenes.recipes import (
+    EGO_START_S,
+    EgoSpec,
+    JunctionSpec,
+    Recipe,
+    RoadSpec,
+    SideSpec,
+)
 
 MARGIN_M = 76.0
-"""How far the world reaches beyond the ego path; labels need 51.2 m times the square root of two."""
+"""How far the world reaches beyond the ego path; labels need 51.2 m times the square root of
+two."""
 
 ARM_LENGTH_M = 130.0
 
 
 @dataclass(frozen=True)
 class Road:
-    """A road: its centre line and its cross section; `start_s` and `stop_s` bound the paved part."""
+    """A road: its centre line and its cross section; `start_s` and `stop_s` bound the paved
+    part.
+    """
 
     line: Polyline
     spec: RoadSpec
@@ -89,7 +101,8 @@ def _ego_path(main: Road, junctions: tuple[Junction, ...], ego: EgoSpec) -> tupl
         return lane, start
     junction = junctions[0]
     cross = junction.road
-    # Turning left enters the cross road along its direction (it points left), turning right against it.
+    # Turning left enters the cross road along its direction (it points left), turning right
+    # against it.
     exit_lane = cross.lane(0) if ego.turn == 'left' else cross.lane(-1)
     corner = main.line.at(junction.s_main)[0][None]
     s_in = float(lane.nearest(corner)[0][0])

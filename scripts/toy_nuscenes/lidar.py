@@ -1,5 +1,5 @@
-"""Simulates the 32-beam LiDAR. The motion of the ego vehicle during a turn of the LiDAR is ignored: all points of a
-sweep are measured at its time stamp.
+"""Simulates the 32-beam LiDAR. The motion of the ego vehicle during a turn of the LiDAR is
+ignored: all points of a sweep are measured at its time stamp.
 """
 
 from __future__ import annotations
@@ -17,10 +17,21 @@ RANGE_NOISE_M = 0.02
 DROP_OUT = 0.05
 
 _GROUND_INTENSITY = {
-    int(Occ.DRIVEABLE_SURFACE): 12.0, int(Occ.OTHER_FLAT): 20.0, int(Occ.SIDEWALK): 26.0, int(Occ.TERRAIN): 16.0,
-}  # fmt: skip
-_MAT_INTENSITY = {Mat.PLATE: 220.0, Mat.HEADLIGHT: 120.0, Mat.TAILLIGHT: 180.0, Mat.TYRE: 4.0, Mat.GLASS: 3.0,
-                  Mat.WHITE: 160.0, Mat.ORANGE: 70.0, Mat.TRIM: 6.0}  # fmt: skip
+    int(Occ.DRIVEABLE_SURFACE): 12.0,
+    int(Occ.OTHER_FLAT): 20.0,
+    int(Occ.SIDEWALK): 26.0,
+    int(Occ.TERRAIN): 16.0,
+}
+_MAT_INTENSITY = {
+    Mat.PLATE: 220.0,
+    Mat.HEADLIGHT: 120.0,
+    Mat.TAILLIGHT: 180.0,
+    Mat.TYRE: 4.0,
+    Mat.GLASS: 3.0,
+    Mat.WHITE: 160.0,
+    Mat.ORANGE: 70.0,
+    Mat.TRIM: 6.0,
+}
 
 
 def _intensities(scene: Scene, hits: Hits, points: np.ndarray, cosine: np.ndarray) -> np.ndarray:
@@ -68,4 +79,6 @@ def sweep(scene: Scene, time_s: float, num_azimuths: int, seed: tuple[int, ...])
     keep = (hits.distance < MAX_RANGE_M) & (rng.random(len(rings)) > chance)
     distance = hits.distance[keep] + rng.normal(0, RANGE_NOISE_M, keep.sum())
     intensity = np.clip(np.round(intensity[keep] * rng.uniform(0.85, 1.15, len(distance))), 0, 255)
-    return np.column_stack([local[keep] * distance[:, None], intensity, rings[keep]]).astype(np.float32)
+    return np.column_stack([local[keep] * distance[:, None], intensity, rings[keep]]).astype(
+        np.float32
+    )

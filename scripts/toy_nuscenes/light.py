@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scripts.toy_nuscenes.arrays import f32
 from scripts.toy_nuscenes.noise import noise_at
 
 
@@ -13,9 +14,10 @@ from scripts.toy_nuscenes.noise import noise_at
 class Light:
     """The light of a scene; colours are RGB.
 
-    to_sun: unit [3] towards the sun, scene frame. sun: colour of direct light. zenith, horizon: sky colours.
-    ambient: brightness of the sky light on surfaces. clouds: 0 (none) to 1. haze_m: distance at which
-    contrast falls to 37 %. exposure: gain before the tone curve.
+    to_sun: unit [3] towards the sun, scene frame. sun: colour of direct light. zenith, horizon:
+    sky colours.
+    ambient: brightness of the sky light on surfaces. clouds: 0 (none) to 1. haze_m: distance at
+    which contrast falls to 37 %. exposure: gain before the tone curve.
     """
 
     to_sun: np.ndarray
@@ -32,11 +34,35 @@ class Light:
 
 _PRESETS = {
     # elevation deg, sun colour, zenith, horizon, ambient, clouds, haze m
-    'clear': (52.0, (1.00, 0.95, 0.86), (0.16, 0.32, 0.66), (0.62, 0.73, 0.85), 0.42, 0.45, 420.0),
-    'afternoon': (30.0, (1.02, 0.82, 0.58), (0.20, 0.33, 0.60), (0.82, 0.74, 0.62), 0.40, 0.55, 300.0),
-    'overcast': (58.0, (0.16, 0.16, 0.16), (0.52, 0.55, 0.60), (0.72, 0.74, 0.77), 0.85, 0.95, 240.0),
-    'morning': (24.0, (0.96, 0.78, 0.60), (0.24, 0.36, 0.58), (0.86, 0.78, 0.68), 0.42, 0.35, 220.0),
-    'haze': (44.0, (0.62, 0.58, 0.52), (0.46, 0.52, 0.60), (0.76, 0.76, 0.74), 0.60, 0.75, 140.0),
+    'clear': (52.0, (1.00, 0.95, 0.86), (0.16, 0.32, 0.66), (0.62, 0.73, 0.85), 0.34, 0.45, 600.0),
+    'afternoon': (
+        30.0,
+        (1.02, 0.82, 0.58),
+        (0.20, 0.33, 0.60),
+        (0.82, 0.74, 0.62),
+        0.36,
+        0.55,
+        420.0,
+    ),
+    'overcast': (
+        58.0,
+        (0.16, 0.16, 0.16),
+        (0.52, 0.55, 0.60),
+        (0.72, 0.74, 0.77),
+        0.85,
+        0.95,
+        320.0,
+    ),
+    'morning': (
+        24.0,
+        (0.96, 0.78, 0.60),
+        (0.24, 0.36, 0.58),
+        (0.86, 0.78, 0.68),
+        0.38,
+        0.35,
+        280.0,
+    ),
+    'haze': (44.0, (0.62, 0.58, 0.52), (0.46, 0.52, 0.60), (0.76, 0.76, 0.74), 0.58, 0.75, 170.0),
 }
 
 
@@ -46,13 +72,28 @@ def make_light(name: str, seed: tuple[int, ...]) -> Light:
     elevation, sun, zenith, horizon, ambient, clouds, haze = _PRESETS[name]
     height = np.deg2rad(elevation + rng.uniform(-6, 6))
     azimuth = rng.uniform(0, 2 * np.pi)
-    to_sun = np.array([np.cos(height) * np.cos(azimuth), np.cos(height) * np.sin(azimuth), np.sin(height)])
+    to_sun = np.array(
+        [np.cos(height) * np.cos(azimuth), np.cos(height) * np.sin(azimuth), np.sin(height)]
+    )
     return Light(
-        to_sun=to_sun, sun=np.float32(sun) * np.float32(rng.uniform(1.0, 1.25)), zenith=np.float32(zenith),
-        horizon=np.float32(horizon), ambient=ambient * rng.uniform(0.85, 1.15), clouds=clouds,
-        haze_m=haze * rng.uniform(0.8, 1.3), exposure=rng.uniform(0.85, 1.15), noise=rng.uniform(0.6, 1.8),
+        to_sun=to_sun,
+        sun=f32(sun) * np.float32(rng.uniform(1.0, 1.25)),
+        zenith=f32(zenith),
+        horizon=f32(horizon),
+        ambient=ambient * rng.uniform(0.85, 1.15),
+        clouds=clouds,
+        haze_m=haze * rng.uniform(0.8, 1.3),
+        exposure=rng.uniform(0.85, 1.15),
+        noise=rng.uniform(0.6, 1.8),
         seed=int(rng.integers(1 << 20)),
-    )  # fmt: skip
+    )
+
+
+def squared(values: np.ndarray, times: int) -> np.ndarray:
+    """`values` squared `times` times over, that is to the power of 2 ** times."""
+    for _ in range(times):
+        values = values * values
+    return values
 
 
 def sky_light(light: Light) -> np.ndarray:
@@ -61,18 +102,24 @@ def sky_light(light: Light) -> np.ndarray:
 
 
 def sky_colour(light: Light, directions: np.ndarray) -> np.ndarray:
-    """Radiance float32 [n, 3] of the sky along unit directions float32 [n, 3], down to a skyline of far hills."""
+    """Radiance float32 [n, 3] of the sky along unit directions float32 [n, 3], down to a skyline
+    of far hills.
+    """
     up = np.maximum(directions[:, 2], 0.0)
     blend = np.sqrt(up)[:, None]
     colour = light.horizon + (light.zenith - light.horizon) * np.minimum(blend * 1.15, 1.0)
     plane = 9.0 / (up + 0.09)
     x, y = directions[:, 0] * plane, directions[:, 1] * plane
-    cover = noise_at(light.seed % 97, 14.0, x, y, 0.55) * 0.7 + noise_at(light.seed % 89 + 100, 5.0, x, y, 0.5) * 0.4
+    cover = (
+        noise_at(light.seed % 97, 14.0, x, y, 0.55) * 0.7
+        + noise_at(light.seed % 89 + 100, 5.0, x, y, 0.5) * 0.4
+    )
     cover = np.clip((cover + 2.2 * light.clouds - 1.0) * 0.7, 0, 1) * np.clip(up * 9, 0, 1)
     white = 0.55 * light.horizon + 0.45 * np.float32(light.sun.max())
     colour += (white - colour) * (cover * (0.35 + 0.5 * light.clouds))[:, None]
     towards = directions @ light.to_sun.astype(np.float32)
-    glow = np.clip(towards, 0, 1) ** 48 * 0.5 + np.clip(towards, 0, 1) ** 700 * 6.0
+    broad = squared(np.clip(towards, 0, 1), 5)
+    glow = broad * np.float32(0.45) + squared(broad, 4) * np.float32(6.0)
     colour += (glow * (1.15 - light.clouds))[:, None] * light.sun
     return colour
 
@@ -82,10 +129,12 @@ def add_skyline(light: Light, directions: np.ndarray, colour: np.ndarray) -> Non
     azimuth = np.arctan2(directions[:, 1], directions[:, 0])
     zero = np.zeros_like(azimuth)
     hills = 0.035 + 0.016 * noise_at(light.seed % 83, 12.0, azimuth * 40, zero, 0.5)
-    roofs = 0.03 + 0.03 * np.sign(noise_at(light.seed % 79, 4.0, np.floor(azimuth * 26), zero, 0.25))
+    roofs = 0.03 + 0.03 * np.sign(
+        noise_at(light.seed % 79, 4.0, np.floor(azimuth * 26), zero, 0.25)
+    )
     edge = np.maximum(hills, roofs * (np.sin(azimuth * 3 + light.seed) > -0.2))
     inside = np.clip((edge - directions[:, 2]) * 150, 0, 1)[:, None]
-    far = light.horizon * np.float32([0.72, 0.78, 0.82])
+    far = light.horizon * f32([0.72, 0.78, 0.82])
     colour += (far - colour) * inside * 0.8
 
 

@@ -21,12 +21,15 @@ def noise_tile(seed: int, sigma: float) -> np.ndarray:
     values = np.random.default_rng([seed, 77]).standard_normal((TILE, TILE)).astype(np.float32)
     if sigma > 0:
         border = int(4 * sigma) + 1
-        values = cv2.GaussianBlur(np.pad(values, border, mode='wrap'), (0, 0), sigma)[border:-border, border:-border]
+        values = cv2.GaussianBlur(np.pad(values, border, mode='wrap'), (0, 0), sigma)[
+            border:-border, border:-border
+        ]
     return (values - values.mean()) / values.std()
 
 
 def sample(image: np.ndarray, u: np.ndarray, v: np.ndarray, *, wrap: bool = False) -> np.ndarray:
-    """Bilinear samples [n] or [n, C] of an image [H, W] or [H, W, C] at columns `u` [n] and rows `v` [n].
+    """Bilinear samples [n] or [n, C] of an image [H, W] or [H, W, C] at columns `u` [n] and rows
+    `v` [n].
 
     Beyond its border the image repeats if `wrap`, else its edge continues.
     """
@@ -45,7 +48,14 @@ def sample(image: np.ndarray, u: np.ndarray, v: np.ndarray, *, wrap: bool = Fals
         np.clip(maps[0], -1, image.shape[1], out=maps[0])
         np.clip(maps[1], -1, image.shape[0], out=maps[1])
     border = cv2.BORDER_WRAP if wrap else cv2.BORDER_REPLICATE
-    out = cv2.remap(image, maps[0].reshape(rows, width), maps[1].reshape(rows, width), cv2.INTER_LINEAR, None, border)
+    out = cv2.remap(
+        image,
+        maps[0].reshape(rows, width),
+        maps[1].reshape(rows, width),
+        cv2.INTER_LINEAR,
+        None,
+        border,
+    )
     return out.reshape(rows * width, *image.shape[2:])[:count]
 
 

@@ -6,15 +6,23 @@ from dataclasses import asdict, dataclass
 
 from scripts.toy_nuscenes.rig import CAMERAS, LIDAR_NAME
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raise this whenever the same options give other files, so that old data sets are recognised."""
 
 KEY_PERIOD_US = 500_000
 CAMERA_SHOTS_PER_KEY = 6
 LIDAR_RATES_HZ = (2, 4, 10, 20)
 
-MINI_TRAIN = ('scene-0061', 'scene-0553', 'scene-0655', 'scene-0757', 'scene-0796', 'scene-1077', 'scene-1094',
-              'scene-1100')  # fmt: skip
+MINI_TRAIN = (
+    'scene-0061',
+    'scene-0553',
+    'scene-0655',
+    'scene-0757',
+    'scene-0796',
+    'scene-1077',
+    'scene-1094',
+    'scene-1100',
+)
 MINI_VAL = ('scene-0103', 'scene-0916')
 
 
@@ -22,9 +30,11 @@ MINI_VAL = ('scene-0103', 'scene-0916')
 class Options:
     """Parameters that determine the data set completely.
 
-    scenes: number of scenes; up to 10 bear the names of the nuScenes mini split (8 train, 2 val), more of them
-    those of trainval. samples: key frames per scene. width, height: image size in pixels. seed: of everything random.
-    lidar_hz: LiDAR sweeps per second (nuScenes: 20). lidar_azimuths: firings per turn (nuScenes: about 1080).
+    scenes: number of scenes; up to 10 bear the names of the nuScenes mini split (8 train, 2 val),
+    more of them those of trainval. samples: key frames per scene. width, height: image size in
+    pixels. seed: of everything random.
+    lidar_hz: LiDAR sweeps per second (nuScenes: 20). lidar_azimuths: firings per turn (nuScenes:
+    about 1080).
     jpeg_quality: 1 to 100.
     """
 
@@ -34,8 +44,8 @@ class Options:
     height: int = 225
     seed: int = 0
     lidar_hz: int = 4
-    lidar_azimuths: int = 400
-    jpeg_quality: int = 88
+    lidar_azimuths: int = 360
+    jpeg_quality: int = 86
 
     def __post_init__(self) -> None:
         if not 1 <= self.scenes <= 850:
@@ -105,7 +115,9 @@ def camera_shots(options: Options, sensor: str, trigger_offset_us: int) -> list[
     for k in range((options.samples - 1) * CAMERA_SHOTS_PER_KEY + 1):
         nominal = round(k * KEY_PERIOD_US / CAMERA_SHOTS_PER_KEY)
         key = k % CAMERA_SHOTS_PER_KEY == 0
-        out.append(Shot(sensor, nominal + trigger_offset_us, key, _sample_of(nominal, options.samples)))
+        out.append(
+            Shot(sensor, nominal + trigger_offset_us, key, _sample_of(nominal, options.samples))
+        )
     return out
 
 
@@ -115,11 +127,17 @@ def lidar_shots(options: Options) -> list[Shot]:
     out = []
     for k in range((options.samples - 1) * per_key + 1):
         time_us = k * KEY_PERIOD_US // per_key
-        out.append(Shot(LIDAR_NAME, time_us, k % per_key == 0, _sample_of(time_us, options.samples)))
+        out.append(
+            Shot(LIDAR_NAME, time_us, k % per_key == 0, _sample_of(time_us, options.samples))
+        )
     return out
 
 
 def all_shots(options: Options) -> list[Shot]:
     """All measurements of a scene, sensor by sensor in time order."""
-    cameras = [shot for camera in CAMERAS for shot in camera_shots(options, camera.name, camera.trigger_offset_us)]
+    cameras = [
+        shot
+        for camera in CAMERAS
+        for shot in camera_shots(options, camera.name, camera.trigger_offset_us)
+    ]
     return [*cameras, *lidar_shots(options)]

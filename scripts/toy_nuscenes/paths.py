@@ -1,7 +1,11 @@
-"""Plane curves: centre lines, lanes and the paths that things move along. Units are metres and radians."""
+"""Plane curves: centre lines, lanes and the paths that things move along. Units are metres and
+radians.
+"""
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,7 +14,8 @@ STEP_M = 0.5
 
 
 class Polyline:
-    """A curve through points, addressed by arc length `s` and signed lateral offset `d` (positive to the left).
+    """A curve through points, addressed by arc length `s` and signed lateral offset `d` (positive
+    to the left).
 
     Beyond its ends the curve goes on straight.
     """
@@ -25,38 +30,60 @@ class Polyline:
         inner = (heading[1:] + heading[:-1]) / 2
         self.heading = np.concatenate([heading[:1], inner, heading[-1:]])
         self._columns = np.stack([points[:, 0], points[:, 1], self.heading])
+        self._arc: list[float] = self.s.tolist()
+        self._rows: list[list[float]] = self._columns.T.tolist()
 
     @property
     def length(self) -> float:
         """Arc length in metres."""
         return float(self.s[-1])
 
-    def at(self, s: np.ndarray | float, d: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    def at(
+        self, s: np.ndarray | float, d: np.ndarray | float = 0.0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Positions [..., 2] and headings [...] at arc lengths `s`, moved sideways by `d`."""
         s = np.asarray(s, dtype=np.float64)
         inside = np.clip(s, 0.0, self.length)
         k = np.minimum(np.searchsorted(self.s, inside, 'right') - 1, len(self.s) - 2)
         share = (inside - self.s[k]) / (self.s[k + 1] - self.s[k])
-        x, y, heading = (self._columns[:, k] * (1 - share) + self._columns[:, k + 1] * share)
+        x, y, heading = self._columns[:, k] * (1 - share) + self._columns[:, k + 1] * share
         beyond = s - inside
         cos, sin = np.cos(heading), np.sin(heading)
         return np.stack([x + beyond * cos - d * sin, y + beyond * sin + d * cos], -1), heading
 
+    def pose(self, s: float, d: float = 0.0) -> tuple[float, float, float]:
+        """As `at` for one point, much faster: x, y and heading."""
+        inside = min(max(s, 0.0), self._arc[-1])
+        k = min(bisect.bisect_right(self._arc, inside) - 1, len(self._arc) - 2)
+        share = (inside - self._arc[k]) / (self._arc[k + 1] - self._arc[k])
+        (x0, y0, h0), (x1, y1, h1) = self._rows[k], self._rows[k + 1]
+        heading = h0 + share * (h1 - h0)
+        cos, sin = math.cos(heading), math.sin(heading)
+        beyond = s - inside
+        x, y = x0 + share * (x1 - x0), y0 + share * (y1 - y0)
+        return x + beyond * cos - d * sin, y + beyond * sin + d * cos, heading
+
     def offset(self, d: float, start: float | None = None, stop: float | None = None) -> Polyline:
-        """The parallel curve at lateral offset `d` from arc length `start` to `stop` (of this curve)."""
+        """The parallel curve at lateral offset `d` from arc length `start` to `stop` (of this
+        curve).
+        """
         start = 0.0 if start is None else start
         stop = self.length if stop is None else stop
         count = max(2, int(np.ceil(abs(stop - start) / STEP_M)) + 1)
         return Polyline(self.at(np.linspace(start, stop, count), d)[0])
 
     def strip(self, d0: float, d1: float, start: float, stop: float) -> np.ndarray:
-        """Outline [n, 2] of the band between offsets `d0` and `d1` from arc length `start` to `stop`."""
+        """Outline [n, 2] of the band between offsets `d0` and `d1` from arc length `start` to
+        `stop`.
+        """
         count = max(2, int(np.ceil(abs(stop - start) / STEP_M)) + 1)
         s = np.linspace(start, stop, count)
         return np.concatenate([self.at(s, d0)[0], self.at(s, d1)[0][::-1]])
 
     def nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Arc length [n] and signed offset [n] of the vertex of the curve next to each of `points` [n, 2]."""
+        """Arc length [n] and signed offset [n] of the vertex of the curve next to each of `points`
+        [n, 2].
+        """
         from scipy.spatial import cKDTree
 
         _, index = cKDTree(self.points).query(points)
@@ -67,9 +94,15 @@ class Polyline:
         return self.s[index] + along, across
 
 
-def curve(start: Sequence[float], heading: float, pieces: Sequence[tuple[float, float]]) -> Polyline:
-    """A curve of pieces `(length m, curvature 1/m)`, whose curvature changes smoothly between pieces."""
-    curvature = np.concatenate([np.full(max(1, round(length / STEP_M)), kappa) for length, kappa in pieces])
+def curve(
+    start: Sequence[float], heading: float, pieces: Sequence[tuple[float, float]]
+) -> Polyline:
+    """A curve of pieces `(length m, curvature 1/m)`, whose curvature changes smoothly between
+    pieces.
+    """
+    curvature = np.concatenate(
+        [np.full(max(1, round(length / STEP_M)), kappa) for length, kappa in pieces]
+    )
     kernel = np.ones(21) / 21
     curvature = np.convolve(np.pad(curvature, 10, mode='edge'), kernel, mode='valid')
     angles = heading + np.concatenate([[0.0], np.cumsum(curvature) * STEP_M])
@@ -79,7 +112,9 @@ def curve(start: Sequence[float], heading: float, pieces: Sequence[tuple[float, 
 
 
 def join(first: np.ndarray, second: np.ndarray) -> Polyline:
-    """Two pieces of a path [n, 2], [m, 2] joined by a cubic Bezier curve that keeps both directions."""
+    """Two pieces of a path [n, 2], [m, 2] joined by a cubic Bezier curve that keeps both
+    directions.
+    """
     a, b = first[-1], second[0]
     reach = 0.5 * float(np.hypot(*(b - a)))
     out = first[-1] - first[-2]
@@ -94,7 +129,9 @@ def join(first: np.ndarray, second: np.ndarray) -> Polyline:
 
 
 class Motion:
-    """A pose as a function of time: a path, the arc length travelled on it, and a lateral offset."""
+    """A pose as a function of time: a path, the arc length travelled on it, and a lateral
+    offset.
+    """
 
     def __init__(
         self,
@@ -109,7 +146,12 @@ class Motion:
         lateral: time in seconds -> offset to the left in metres (none: 0).
         yaw_offset: constant angle between the path's direction and the heading.
         """
-        self.path, self.travelled, self.lateral, self.yaw_offset = path, travelled, lateral, yaw_offset
+        self.path, self.travelled, self.lateral, self.yaw_offset = (
+            path,
+            travelled,
+            lateral,
+            yaw_offset,
+        )
         self.moves = travelled(1.0) != travelled(0.0)
         self._pose = None if self.moves else self._pose_at(0.0)
 
@@ -119,14 +161,14 @@ class Motion:
 
     def _pose_at(self, time_s: float) -> tuple[float, float, float]:
         offset = self.lateral(time_s) if self.lateral else 0.0
-        position, heading = self.path.at(self.travelled(time_s), offset)
-        yaw = float(heading) + self.yaw_offset
+        x, y, yaw = self.path.pose(self.travelled(time_s), offset)
+        yaw += self.yaw_offset
         if self.lateral:
             step = 0.05
             forward = self.travelled(time_s + step) - self.travelled(time_s)
             sideways = self.lateral(time_s + step) - offset
-            yaw += float(np.arctan2(sideways, forward)) if forward > 1e-3 else 0.0
-        return float(position[0]), float(position[1]), yaw
+            yaw += math.atan2(sideways, forward) if forward > 1e-3 else 0.0
+        return x, y, yaw
 
     def speed(self, time_s: float) -> float:
         """Speed along the path in m/s at a time in seconds."""
@@ -138,3 +180,8 @@ def standing(x: float, y: float, yaw: float) -> Motion:
     direction = np.array([np.cos(yaw), np.sin(yaw)])
     centre = np.array([x, y])
     return Motion(Polyline(np.stack([centre, centre + direction])), lambda _: 0.0)
+
+
+def cruising(path: Polyline, start: float, speed: float) -> Motion:
+    """The motion at constant speed in m/s along a path, from arc length `start` at time 0."""
+    return Motion(path, lambda time_s: start + speed * time_s)

@@ -7,7 +7,7 @@ import numpy as np
 from scripts.toy_nuscenes.actors import Actor, make_look
 from scripts.toy_nuscenes.ground import Ground
 from scripts.toy_nuscenes.layout import Layout, Road
-from scripts.toy_nuscenes.paths import Motion, Polyline, standing
+from scripts.toy_nuscenes.paths import Motion, Polyline, cruising, standing
 from scripts.toy_nuscenes.recipes import EGO_START_S
 from scripts.toy_nuscenes.statics import VOXEL_M, StaticWorld
 
@@ -37,10 +37,12 @@ class _Tracks:
         self.centres = np.zeros((len(times), 0, 2))
         self.radii = np.zeros(0)
 
-    def discs(self, motion: Motion, size: tuple[float, float], ahead: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    def discs(
+        self, motion: Motion, size: tuple[float, float], ahead: float = 0.0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Disc centres [T, k, 2] and radii [k] of something over time."""
         offsets, radius = _discs(size)
-        offsets = offsets + (ahead, 0.0)
+        offsets = offsets + np.array([ahead, 0.0])
         poses = np.array([motion.pose(float(t)) for t in self.times])
         cos, sin = np.cos(poses[:, 2, None]), np.sin(poses[:, 2, None])
         x = poses[:, :1] + offsets[:, 0] * cos - offsets[:, 1] * sin
@@ -48,7 +50,9 @@ class _Tracks:
         return np.stack([x, y], -1), np.full(len(offsets), radius)
 
     def fits(self, centres: np.ndarray, radii: np.ndarray) -> bool:
-        """Whether something stays clear of everything accepted, of the static world and of the world's end."""
+        """Whether something stays clear of everything accepted, of the static world and of the
+        world's end.
+        """
         if len(self.radii):
             gap = np.linalg.norm(centres[:, :, None] - self.centres[:, None], axis=-1)
             if (gap < radii[:, None] + self.radii + CLEARANCE_M).any():
@@ -66,7 +70,9 @@ class _Tracks:
 
 
 class _Placer:
-    def __init__(self, layout: Layout, ground: Ground, world: StaticWorld, duration_s: float) -> None:
+    def __init__(
+        self, layout: Layout, ground: Ground, world: StaticWorld, duration_s: float
+    ) -> None:
         self.layout, self.ground, self.recipe = layout, ground, layout.recipe
         self.rng = np.random.default_rng([*layout.recipe.seed, 4])
         self.tracks = _Tracks(np.arange(-0.25, duration_s + 0.3, 0.25), world)
@@ -81,27 +87,49 @@ class _Placer:
             return False
         self.tracks.accept(centres, radii)
         name = f'{kind}-{len(self.actors)}'
-        self.actors.append(Actor(name, look.category, look.model, motion, look.palette, look.gloss, parked, look.with_rider))
+        self.actors.append(
+            Actor(
+                name,
+                look.category,
+                look.model,
+                motion,
+                look.palette,
+                look.gloss,
+                parked,
+                look.with_rider,
+            )
+        )
         return True
 
     def stand(self, kind: str, road: Road, s: float, d: float, turn: float = 0.0) -> bool:
         """Adds a thing that stands at road coordinates."""
         position, heading = road.line.at(s, d)
-        return self.put(kind, standing(float(position[0]), float(position[1]), float(heading) + turn), parked=True)
+        return self.put(
+            kind,
+            standing(float(position[0]), float(position[1]), float(heading) + turn),
+            parked=True,
+        )
 
     # ------------------------------------------------------------------ vehicles
     def parking(self) -> None:
         """Rows of parked vehicles along the curbs."""
         for road in self.layout.roads:
             spec = road.spec
-            for sign, width, edge in ((1, spec.parking_left, spec.edge_left), (-1, spec.parking_right, spec.edge_right)):
+            for sign, width, edge in (
+                (1, spec.parking_left, spec.edge_left),
+                (-1, spec.parking_right, spec.edge_right),
+            ):
                 if not width:
                     continue
                 for s in np.arange(road.start_s + 2.86, road.stop_s, 5.6):
                     if self._near_junction(road, s, 9.0) or self.rng.random() > self.recipe.parked:
                         continue
-                    kind = self.rng.choice(['car', 'truck', 'bus', 'parked_motorcycle'], p=[0.9, 0.04, 0.02, 0.04])
-                    turn = (np.pi if sign > 0 and spec.lanes_left else 0.0) + self.rng.normal(0, 0.02)
+                    kind = self.rng.choice(
+                        ['car', 'truck', 'bus', 'parked_motorcycle'], p=[0.9, 0.04, 0.02, 0.04]
+                    )
+                    turn = (np.pi if sign > 0 and spec.lanes_left else 0.0) + self.rng.normal(
+                        0, 0.02
+                    )
                     offset = edge - sign * (width / 2 + 0.2) + self.rng.normal(0, 0.08)
                     self.stand(str(kind), road, s + self.rng.normal(0, 0.25), offset, turn)
 
@@ -117,7 +145,10 @@ class _Placer:
 
     def traffic(self) -> None:
         """Moving vehicles on all lanes, and queues before junctions on the crossing roads."""
-        kinds, weights = ['car', 'truck', 'bus', 'motorcycle', 'bicycle'], [0.62, 0.14, 0.08, 0.09, 0.07]
+        kinds, weights = (
+            ['car', 'truck', 'bus', 'motorcycle', 'bicycle'],
+            [0.62, 0.14, 0.08, 0.09, 0.07],
+        )
         ego_lane = self.layout.main.lane(self.recipe.ego.lane)
         for road in self.layout.roads:
             for lane in road.lanes:
@@ -134,13 +165,13 @@ class _Placer:
                     elif own:
                         self.put(kind, self._with_ego(ego_lane, start))
                     else:
-                        self.put(kind, Motion(path, lambda t, a=start, v=speed: a + v * t))
+                        self.put(kind, cruising(path, start, speed))
         if self.recipe.ego.turn != 'none':
             self._queues()
 
     @staticmethod
     def _standing_on(path: Polyline, s: float) -> Motion:
-        return Motion(path, lambda _: s)
+        return cruising(path, s, 0.0)
 
     def _with_ego(self, lane: Polyline, s: float) -> Motion:
         """Drives as the ego vehicle does, at a distance."""
@@ -155,12 +186,18 @@ class _Placer:
                 at = junction.s_cross if lane >= 0 else junction.road.line.length - junction.s_cross
                 for k in range(3):
                     if self.rng.random() < 0.7:
-                        kind = str(self.rng.choice(['car', 'truck', 'bus', 'motorcycle'], p=[0.7, 0.12, 0.08, 0.1]))
+                        kind = str(
+                            self.rng.choice(
+                                ['car', 'truck', 'bus', 'motorcycle'], p=[0.7, 0.12, 0.08, 0.1]
+                            )
+                        )
                         self.put(kind, self._standing_on(path, at - wide - 2.5 - 7.5 * k))
 
     # ------------------------------------------------------------------ people and street life
     def _band(self, sign: int) -> tuple[float, float]:
-        """Offsets of the inner and outer edge of the main road's sidewalk on a side, and of what replaces one."""
+        """Offsets of the inner and outer edge of the main road's sidewalk on a side, and of what
+        replaces one.
+        """
         spec = self.layout.side(sign)
         edge = self.layout.main.spec.edge_left if sign > 0 else -self.layout.main.spec.edge_right
         inner = edge + spec.verge + 0.5
@@ -178,7 +215,7 @@ class _Placer:
             path = main.line.offset(d)
             if direction < 0:
                 path, s = Polyline(path.points[::-1]), main.line.length - s
-            self.put('pedestrian', Motion(path, lambda t, a=s, v=speed: a + v * t))
+            self.put('pedestrian', cruising(path, s, speed))
         for junction in self.layout.junctions:
             for _ in range(int(5 * crowd)):
                 self._at_corner(junction.s_main, junction.road)
@@ -188,20 +225,29 @@ class _Placer:
             sign = int(rng.choice([-1, 1]))
             kind = str(rng.choice(['parked_bicycle', 'parked_motorcycle'], p=[0.6, 0.4]))
             d = sign * (self._band(sign)[0] + rng.uniform(-0.1, 0.4))
-            self.stand(kind, main, rng.uniform(EGO_START_S - 20, EGO_START_S + 70), d, rng.uniform(-0.4, 0.4))
+            self.stand(
+                kind,
+                main,
+                rng.uniform(EGO_START_S - 20, EGO_START_S + 70),
+                d,
+                rng.uniform(-0.4, 0.4),
+            )
 
     def _at_corner(self, s: float, cross: Road) -> None:
         """A pedestrian who waits at or walks over the crossing of the main road."""
         main, rng = self.layout.main, self.rng
         side = int(rng.choice([-1, 1]))
         along = s + side * (cross.spec.edge_left + 5.0 + rng.uniform(-1, 1))
-        start, stop = (main.line.at(along, d)[0] for d in (main.spec.edge_right - 1.5, main.spec.edge_left + 1.5))
+        start, stop = (
+            main.line.at(along, d)[0]
+            for d in (main.spec.edge_right - 1.5, main.spec.edge_left + 1.5)
+        )
         if rng.random() < 0.5:
             start, stop = stop, start
         path = Polyline(np.stack([start, stop]))
         walked = rng.uniform(0, path.length * 0.8)
         speed = 1.3 * (rng.random() < 0.6)
-        self.put('pedestrian', Motion(path, lambda t: walked + speed * t))
+        self.put('pedestrian', cruising(path, walked, speed))
 
     def _cyclist(self) -> None:
         main, rng = self.layout.main, self.rng
@@ -215,7 +261,7 @@ class _Placer:
             path, s = Polyline(path.points[::-1]), main.line.length - s
         speed = rng.uniform(2.5, 5.5)
         kind = 'bicycle' if rng.random() < 0.65 else 'motorcycle'
-        self.put(kind, Motion(path, lambda t: s + speed * t))
+        self.put(kind, cruising(path, s, speed))
 
     def roadworks(self) -> None:
         """A construction site: cones, barriers, a machine, workers and material."""
@@ -229,10 +275,22 @@ class _Placer:
             for s in np.arange(s0 + 1, s0 + length, 2.7):
                 self.stand('barrier', main, s, edge + sign * 0.7, np.pi / 2 + rng.normal(0, 0.05))
             for _ in range(12):
-                if self.stand('construction', main, s0 + rng.uniform(2, length), edge + sign * rng.uniform(2.9, 5.5), rng.uniform(-0.5, 0.5)):
+                if self.stand(
+                    'construction',
+                    main,
+                    s0 + rng.uniform(2, length),
+                    edge + sign * rng.uniform(2.9, 5.5),
+                    rng.uniform(-0.5, 0.5),
+                ):
                     break
             for kind in ('worker', 'worker', 'other', 'other', 'cone', 'cone'):
-                self.stand(kind, main, s0 + rng.uniform(0, length), edge + sign * rng.uniform(1.5, 5.5), rng.uniform(0, 6))
+                self.stand(
+                    kind,
+                    main,
+                    s0 + rng.uniform(0, length),
+                    edge + sign * rng.uniform(1.5, 5.5),
+                    rng.uniform(0, 6),
+                )
             sign = -sign
             edge = main.spec.edge_left if sign > 0 else main.spec.edge_right
 
@@ -242,8 +300,19 @@ class _Placer:
         for _ in range(26):
             sign = int(rng.choice([-1, 1]))
             d = sign * (self._band(sign)[1] + rng.uniform(-0.3, 0.5))
-            self.stand('other', main, rng.uniform(EGO_START_S - 35, EGO_START_S + 90), d, rng.uniform(-0.3, 0.3))
-        for kind, step, count in (('barrier', 2.6, 5), ('cone', 2.0, 6), ('barrier', 2.6, 4), ('cone', 1.6, 5)):
+            self.stand(
+                'other',
+                main,
+                rng.uniform(EGO_START_S - 35, EGO_START_S + 90),
+                d,
+                rng.uniform(-0.3, 0.3),
+            )
+        for kind, step, count in (
+            ('barrier', 2.6, 5),
+            ('cone', 2.0, 6),
+            ('barrier', 2.6, 4),
+            ('cone', 1.6, 5),
+        ):
             sign = int(rng.choice([-1, 1]))
             s = rng.uniform(EGO_START_S - 25, EGO_START_S + 60)
             d = sign * (self._band(sign)[0] - 0.1)
@@ -251,9 +320,23 @@ class _Placer:
                 self.stand(kind, main, s + k * step, d, np.pi / 2 if kind == 'barrier' else 0.0)
 
     def large_vehicles(self) -> None:
-        """Makes sure that every kind of large vehicle stands near the ego path, beside the road if need be."""
+        """Makes sure that every kind of large vehicle stands near the ego path, beside the road if
+        need be.
+        """
         main, rng = self.layout.main, self.rng
-        wanted = ['trailer', 'truck', 'bus', 'trailer', 'truck', 'car', 'car', 'bus', 'trailer', 'truck', 'car']
+        wanted = [
+            'trailer',
+            'truck',
+            'bus',
+            'trailer',
+            'truck',
+            'car',
+            'car',
+            'bus',
+            'trailer',
+            'truck',
+            'car',
+        ]
         for kind in wanted:
             for _ in range(25):
                 sign = int(rng.choice([-1, 1]))
@@ -261,14 +344,22 @@ class _Placer:
                 edge = main.spec.edge_left if sign > 0 else -main.spec.edge_right
                 at_curb = parking > 0 and rng.random() < 0.5
                 d = edge - 1.4 if at_curb else self._band(sign)[1] + rng.uniform(1.2, 7.0)
-                turn = rng.choice([0.0, np.pi]) + (0.0 if at_curb else rng.choice([0.0, 0.0, 0.5, np.pi / 2]))
+                turn = rng.choice([0.0, np.pi]) + (
+                    0.0 if at_curb else rng.choice([0.0, 0.0, 0.5, np.pi / 2])
+                )
                 s = EGO_START_S + rng.uniform(-25, 60)
-                if not self._near_junction(main, s, 6.0) and self.stand(kind, main, s, sign * d, float(turn)):
+                if not self._near_junction(main, s, 6.0) and self.stand(
+                    kind, main, s, sign * d, float(turn)
+                ):
                     break
 
 
-def place_actors(layout: Layout, ground: Ground, world: StaticWorld, duration_s: float) -> list[Actor]:
-    """All things of a scene, in a fixed order; none touches another, the ego vehicle or the static world."""
+def place_actors(
+    layout: Layout, ground: Ground, world: StaticWorld, duration_s: float
+) -> list[Actor]:
+    """All things of a scene, in a fixed order; none touches another, the ego vehicle or the static
+    world.
+    """
     placer = _Placer(layout, ground, world, duration_s)
     placer.roadworks()
     placer.large_vehicles()

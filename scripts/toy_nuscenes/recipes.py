@@ -1,8 +1,8 @@
 """What each scene looks like: ten hand-made characters whose details are drawn at random.
 
-The characters differ in the things that a model has to read off the images (road width and curvature, junction
-arms, distance and height of what stands beside the road, parked rows, the ego lane), so that knowing the average
-scene helps little.
+The characters differ in the things that a model has to read off the images (road width and
+curvature, junction arms, distance and height of what stands beside the road, parked rows, the ego
+lane), so that knowing the average scene helps little.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class RoadSpec:
         return -(self.median / 2 + self.lanes_right * self.lane_width + self.parking_right + 0.3)
 
     def lane_offset(self, lane: int) -> float:
-        """Lateral offset of a lane's centre: lanes 0, 1, ... to the right of the middle, -1, -2, ... to its left."""
+        """Lateral offset of a lane's centre: lanes 0, 1, ... to the right of the middle, -1, -2,
+        ... to its left.
+        """
         if lane >= 0:
             return -(self.median / 2 + (lane + 0.5) * self.lane_width)
         return self.median / 2 + (-lane - 0.5) * self.lane_width
@@ -104,19 +106,56 @@ class Recipe:
 def _side(rng: np.random.Generator, style: str, **changes: object) -> SideSpec:
     """A side with the habits of a building style, some of them overruled."""
     base = {
-        'house': dict(verge=rng.uniform(0, 2.5), sidewalk=rng.uniform(1.5, 2.2), setback=rng.uniform(3, 9),
-                      front='lawn', height=(4.5, 7.0), gap=(3.0, 9.0), front_tree_density=rng.uniform(0.5, 1.2)),
-        'apartment': dict(verge=rng.uniform(0, 1.8), sidewalk=rng.uniform(2.2, 4.0), setback=rng.uniform(0.5, 6),
-                          front='lawn', height=(9.0, 15.8), gap=(1.0, 7.0), front_tree_density=0.4),
-        'office': dict(verge=0.0, sidewalk=rng.uniform(3.0, 5.5), setback=rng.uniform(0.5, 8), front='paved',
-                       height=(11.0, 15.9), gap=(2.0, 10.0)),
-        'shop': dict(verge=0.0, sidewalk=rng.uniform(2.5, 4.5), setback=rng.uniform(0.2, 1.5), front='paved',
-                     height=(5.0, 10.0), gap=(0.0, 3.0)),
-        'warehouse': dict(verge=rng.uniform(0, 1.5), sidewalk=rng.uniform(0.0, 1.8), setback=rng.uniform(6, 14),
-                          front='yard', height=(5.0, 9.0), gap=(4.0, 14.0)),
-        'none': dict(verge=rng.uniform(0.5, 2.5), sidewalk=rng.uniform(0.0, 2.2), setback=6.0, front='lawn',
-                     front_tree_density=rng.uniform(1.2, 2.4)),
-    }[style]  # fmt: skip
+        'house': dict(
+            verge=rng.uniform(0, 2.5),
+            sidewalk=rng.uniform(1.5, 2.2),
+            setback=rng.uniform(3, 9),
+            front='lawn',
+            height=(4.5, 7.0),
+            gap=(3.0, 9.0),
+            front_tree_density=rng.uniform(0.5, 1.2),
+        ),
+        'apartment': dict(
+            verge=rng.uniform(0, 1.8),
+            sidewalk=rng.uniform(2.2, 4.0),
+            setback=rng.uniform(0.5, 6),
+            front='lawn',
+            height=(9.0, 15.8),
+            gap=(1.0, 7.0),
+            front_tree_density=0.4,
+        ),
+        'office': dict(
+            verge=0.0,
+            sidewalk=rng.uniform(3.0, 5.5),
+            setback=rng.uniform(0.5, 8),
+            front='paved',
+            height=(11.0, 15.9),
+            gap=(2.0, 10.0),
+        ),
+        'shop': dict(
+            verge=0.0,
+            sidewalk=rng.uniform(2.5, 4.5),
+            setback=rng.uniform(0.2, 1.5),
+            front='paved',
+            height=(5.0, 10.0),
+            gap=(0.0, 3.0),
+        ),
+        'warehouse': dict(
+            verge=rng.uniform(0, 1.5),
+            sidewalk=rng.uniform(0.0, 1.8),
+            setback=rng.uniform(6, 14),
+            front='yard',
+            height=(5.0, 9.0),
+            gap=(4.0, 14.0),
+        ),
+        'none': dict(
+            verge=rng.uniform(0.5, 2.5),
+            sidewalk=rng.uniform(0.0, 2.2),
+            setback=6.0,
+            front='lawn',
+            front_tree_density=rng.uniform(1.2, 2.4),
+        ),
+    }[style]
     return SideSpec(style=style, **{**base, **changes})  # type: ignore[arg-type]
 
 
@@ -127,8 +166,13 @@ def _avenue(rng: np.random.Generator) -> dict:
         left=_side(rng, 'office', verge_tree_spacing=12.0, verge=1.6),
         right=_side(rng, 'apartment', verge_tree_spacing=9.0, verge=1.8),
         junctions=(JunctionSpec(150.0, 'both', 1.5, RoadSpec(1, 1, 3.4)),),
-        ego=EgoSpec(1, 9.0, weave=0.3), light='clear', construction_side=-1, crowd=1.3, traffic=0.5, parked=0.7,
-    )  # fmt: skip
+        ego=EgoSpec(1, 9.0, weave=0.3),
+        light='clear',
+        construction_side=-1,
+        crowd=1.3,
+        traffic=0.5,
+        parked=0.7,
+    )
 
 
 def _residential(rng: np.random.Generator) -> dict:
@@ -136,95 +180,166 @@ def _residential(rng: np.random.Generator) -> dict:
     return dict(
         pieces=((70.0, 0.0), (110.0, kappa), (130.0, -kappa / 2)),
         road=RoadSpec(1, 1, 2.9, parking_left=2.1, parking_right=2.1),
-        left=_side(rng, 'house', fence='hedge'), right=_side(rng, 'house', verge=2.2, verge_tree_spacing=9.0),
-        junctions=(), ego=EgoSpec(0, 7.0, bias=0.2), light='afternoon', construction_side=1, crowd=0.9,
-        traffic=0.3, parked=0.75,
-    )  # fmt: skip
+        left=_side(rng, 'house', fence='hedge'),
+        right=_side(rng, 'house', verge=2.2, verge_tree_spacing=9.0),
+        junctions=(),
+        ego=EgoSpec(0, 7.0, bias=0.2),
+        light='afternoon',
+        construction_side=1,
+        crowd=0.9,
+        traffic=0.3,
+        parked=0.75,
+    )
 
 
 def _crossing_right(rng: np.random.Generator) -> dict:
     return dict(
-        pieces=((300.0, 0.0),), road=RoadSpec(1, 1, 3.4, parking_left=2.2),
-        left=_side(rng, 'shop'), right=_side(rng, 'apartment', setback=rng.uniform(2, 4)),
+        pieces=((300.0, 0.0),),
+        road=RoadSpec(1, 1, 3.4, parking_left=2.2),
+        left=_side(rng, 'shop'),
+        right=_side(rng, 'apartment', setback=rng.uniform(2, 4)),
         junctions=(JunctionSpec(106.0, 'both', 1.62, RoadSpec(1, 1, 3.3, parking_left=2.2)),),
-        ego=EgoSpec(0, 7.0, turn='right'), light='overcast', construction_side=1, crowd=1.4, traffic=0.45, parked=0.8,
-    )  # fmt: skip
+        ego=EgoSpec(0, 7.0, turn='right'),
+        light='overcast',
+        construction_side=1,
+        crowd=1.4,
+        traffic=0.45,
+        parked=0.8,
+    )
 
 
 def _crossing_left(rng: np.random.Generator) -> dict:
     return dict(
-        pieces=((300.0, 0.0),), road=RoadSpec(2, 2, 3.2),
-        left=_side(rng, 'apartment', height=(8.0, 12.0)), right=_side(rng, 'office'),
+        pieces=((300.0, 0.0),),
+        road=RoadSpec(2, 2, 3.2),
+        left=_side(rng, 'apartment', height=(8.0, 12.0)),
+        right=_side(rng, 'office'),
         junctions=(JunctionSpec(108.0, 'both', 1.45, RoadSpec(2, 1, 3.3)),),
-        ego=EgoSpec(0, 7.5, turn='left'), light='clear', construction_side=-1, crowd=1.2, traffic=0.5, parked=0.0,
-    )  # fmt: skip
+        ego=EgoSpec(0, 7.5, turn='left'),
+        light='clear',
+        construction_side=-1,
+        crowd=1.2,
+        traffic=0.5,
+        parked=0.0,
+    )
 
 
 def _parkway(rng: np.random.Generator) -> dict:
     return dict(
-        pieces=((60.0, 0.004), (60.0, 0.012), (80.0, -0.013), (90.0, 0.006)), road=RoadSpec(1, 1, 3.5),
-        left=_side(rng, 'none'), right=_side(rng, 'house', setback=10.0, gap=(8.0, 18.0), fence='wall'),
-        junctions=(), ego=EgoSpec(0, 10.5, weave=0.25), light='morning', construction_side=1, crowd=0.8,
-        traffic=0.4, parked=0.0,
-    )  # fmt: skip
+        pieces=((60.0, 0.004), (60.0, 0.012), (80.0, -0.013), (90.0, 0.006)),
+        road=RoadSpec(1, 1, 3.5),
+        left=_side(rng, 'none'),
+        right=_side(rng, 'house', setback=10.0, gap=(8.0, 18.0), fence='wall'),
+        junctions=(),
+        ego=EgoSpec(0, 10.5, weave=0.25),
+        light='morning',
+        construction_side=1,
+        crowd=0.8,
+        traffic=0.4,
+        parked=0.0,
+    )
 
 
 def _industrial(rng: np.random.Generator) -> dict:
     return dict(
-        pieces=((300.0, rng.uniform(-0.003, 0.003)),), road=RoadSpec(1, 1, 3.9, parking_right=2.8),
-        left=_side(rng, 'warehouse', fence='fence'), right=_side(rng, 'warehouse', sidewalk=1.6, setback=9.0),
+        pieces=((300.0, rng.uniform(-0.003, 0.003)),),
+        road=RoadSpec(1, 1, 3.9, parking_right=2.8),
+        left=_side(rng, 'warehouse', fence='fence'),
+        right=_side(rng, 'warehouse', sidewalk=1.6, setback=9.0),
         junctions=(JunctionSpec(160.0, 'left', 1.57, RoadSpec(1, 1, 3.6)),),
-        ego=EgoSpec(0, 8.0, bias=-0.25), light='haze', construction_side=-1, crowd=0.7, traffic=0.5, parked=0.6,
-    )  # fmt: skip
+        ego=EgoSpec(0, 8.0, bias=-0.25),
+        light='haze',
+        construction_side=-1,
+        crowd=0.7,
+        traffic=0.5,
+        parked=0.6,
+    )
 
 
 def _tee(rng: np.random.Generator) -> dict:
     return dict(
-        pieces=((120.0, 0.003), (160.0, -0.005)), road=RoadSpec(0, 2, 3.3, parking_left=2.3, parking_right=2.3),
-        left=_side(rng, 'shop'), right=_side(rng, 'shop', height=(8.0, 14.0)),
+        pieces=((120.0, 0.003), (160.0, -0.005)),
+        road=RoadSpec(0, 2, 3.3, parking_left=2.3, parking_right=2.3),
+        left=_side(rng, 'shop'),
+        right=_side(rng, 'shop', height=(8.0, 14.0)),
         junctions=(JunctionSpec(112.0, 'left', 1.6, RoadSpec(1, 1, 3.2)),),
-        ego=EgoSpec(1, 6.5, acceleration=0.5), light='clear', construction_side=1, crowd=1.6, traffic=0.4, parked=0.8,
-    )  # fmt: skip
+        ego=EgoSpec(1, 6.5, acceleration=0.5),
+        light='clear',
+        construction_side=1,
+        crowd=1.6,
+        traffic=0.4,
+        parked=0.8,
+    )
 
 
 def _boulevard(rng: np.random.Generator) -> dict:
     kappa = rng.choice([-1, 1]) * rng.uniform(0.006, 0.010)
     return dict(
-        pieces=((80.0, 0.0), (200.0, kappa)), road=RoadSpec(2, 3, 3.3, median=1.2),
+        pieces=((80.0, 0.0), (200.0, kappa)),
+        road=RoadSpec(2, 3, 3.3, median=1.2),
         left=_side(rng, 'none', front_tree_density=1.0, verge_tree_spacing=8.0),
         right=_side(rng, 'office', setback=9.0, front='lawn', front_tree_density=0.7),
         junctions=(JunctionSpec(165.0, 'right', 1.57, RoadSpec(1, 1, 3.4)),),
-        ego=EgoSpec(2, 10.0), light='afternoon', construction_side=1, crowd=0.9, traffic=0.5, parked=0.0,
-    )  # fmt: skip
+        ego=EgoSpec(2, 10.0),
+        light='afternoon',
+        construction_side=1,
+        crowd=0.9,
+        traffic=0.5,
+        parked=0.0,
+    )
 
 
 def _village(rng: np.random.Generator) -> dict:
     return dict(
-        pieces=((90.0, 0.002), (150.0, -0.006)), road=RoadSpec(1, 1, 3.1, parking_right=2.1),
-        left=_side(rng, 'house', fence='wall', verge=0.0), right=_side(rng, 'shop', setback=2.5),
+        pieces=((90.0, 0.002), (150.0, -0.006)),
+        road=RoadSpec(1, 1, 3.1, parking_right=2.1),
+        left=_side(rng, 'house', fence='wall', verge=0.0),
+        right=_side(rng, 'shop', setback=2.5),
         junctions=(JunctionSpec(104.0, 'both', 1.5, RoadSpec(1, 1, 3.1)),),
-        ego=EgoSpec(0, 6.5, turn='right'), light='clear', construction_side=1, crowd=1.2, traffic=0.4, parked=0.7,
-    )  # fmt: skip
+        ego=EgoSpec(0, 6.5, turn='right'),
+        light='clear',
+        construction_side=1,
+        crowd=1.2,
+        traffic=0.4,
+        parked=0.7,
+    )
 
 
 def _arterial(rng: np.random.Generator) -> dict:
     return dict(
-        pieces=((85.0, 0.0), (70.0, 0.008), (120.0, 0.0)), road=RoadSpec(2, 2, 3.3, median=2.0, parking_left=2.3),
-        left=_side(rng, 'apartment', setback=4.0), right=_side(rng, 'warehouse', setback=7.0, sidewalk=2.0),
+        pieces=((85.0, 0.0), (70.0, 0.008), (120.0, 0.0)),
+        road=RoadSpec(2, 2, 3.3, median=2.0, parking_left=2.3),
+        left=_side(rng, 'apartment', setback=4.0),
+        right=_side(rng, 'warehouse', setback=7.0, sidewalk=2.0),
         junctions=(JunctionSpec(158.0, 'both', 1.57, RoadSpec(1, 1, 3.5)),),
-        ego=EgoSpec(0, 8.5, weave=0.2), light='overcast', construction_side=-1, crowd=1.0, traffic=0.5, parked=0.7,
-    )  # fmt: skip
+        ego=EgoSpec(0, 8.5, weave=0.2),
+        light='overcast',
+        construction_side=-1,
+        crowd=1.0,
+        traffic=0.5,
+        parked=0.7,
+    )
 
 
 _CHARACTERS = (
-    _avenue, _residential, _crossing_right, _crossing_left, _parkway, _industrial, _tee, _boulevard,
-    _village, _arterial,
-)  # fmt: skip
+    _avenue,
+    _residential,
+    _crossing_right,
+    _crossing_left,
+    _parkway,
+    _industrial,
+    _tee,
+    _boulevard,
+    _village,
+    _arterial,
+)
 _LIGHTS = ('clear', 'afternoon', 'overcast', 'morning', 'haze')
 
 
 def make_recipe(seed: int, index: int) -> Recipe:
-    """The recipe of scene number `index`; the ten characters come round again with other details and light."""
+    """The recipe of scene number `index`; the ten characters come round again with other details
+    and light.
+    """
     rng = np.random.default_rng([seed, index, 1])
     character = _CHARACTERS[index % len(_CHARACTERS)]
     fields = character(rng)

@@ -1,7 +1,9 @@
-"""The sensor rig: mounting, intrinsics and the LiDAR beam pattern, in the proportions of the nuScenes car.
+"""The sensor rig: mounting, intrinsics and the LiDAR beam pattern, in the proportions of the
+nuScenes car.
 
-Frames: ego x forward, y left, z up, origin on the ground; camera x right, y down, z along the optical axis;
-LiDAR x right, y forward, z up. A rotation matrix `A_from_B` turns column vectors of frame B into frame A.
+Frames: ego x forward, y left, z up, origin on the ground; camera x right, y down, z along the
+optical axis; LiDAR x right, y forward, z up. A rotation matrix `A_from_B` turns column vectors of
+frame B into frame A.
 """
 
 from __future__ import annotations
@@ -20,14 +22,18 @@ LIDAR_TRANSLATION = (0.94, 0.0, 1.84)
 
 @dataclass(frozen=True)
 class Camera:
-    """One camera of the rig; focal length and principal point are those of the 1600x900 reference image."""
+    """One camera of the rig; focal length and principal point are those of the 1600x900 reference
+    image.
+    """
 
     name: str
     translation: tuple[float, float, float]
     yaw_deg: float
     focal_px: float
     principal_px: tuple[float, float]
-    trigger_offset_us: int  # nuScenes fires a camera when the turning LiDAR passes its view, before the sweep ends
+    trigger_offset_us: (
+        int  # nuScenes fires a camera when the turning LiDAR passes its view, before the sweep ends
+    )
 
     def rotation(self) -> np.ndarray:
         """Rotation [3, 3] that turns camera vectors into ego vectors."""
@@ -37,7 +43,9 @@ class Camera:
         return np.array([right, down, forward]).T
 
     def intrinsic(self, width: int, height: int) -> np.ndarray:
-        """Pinhole matrix [3, 3] in pixels for an image of that size (focal scaled with the width)."""
+        """Pinhole matrix [3, 3] in pixels for an image of that size (focal scaled with the
+        width).
+        """
         scale = width / REFERENCE_WIDTH
         focal = self.focal_px * scale
         centre_x = self.principal_px[0] * scale
@@ -45,13 +53,22 @@ class Camera:
         return np.array([[focal, 0.0, centre_x], [0.0, focal, centre_y], [0.0, 0.0, 1.0]])
 
     def ray_directions(self, width: int, height: int) -> np.ndarray:
-        """Unit directions [height * width, 3] in the camera frame, row by row, through the pixel centres.
+        """Unit directions [height * width, 3] in the camera frame, row by row, through the pixel
+        centres.
 
-        Pixel (u, v) is centred on the image point (u, v), as the nuScenes devkit draws projected points.
+        Pixel (u, v) is centred on the image point (u, v), as the nuScenes devkit draws projected
+        points.
         """
         matrix = self.intrinsic(width, height)
         u, v = np.meshgrid(np.arange(width), np.arange(height))
-        rays = np.stack([(u - matrix[0, 2]) / matrix[0, 0], (v - matrix[1, 2]) / matrix[1, 1], np.ones(u.shape)], -1)
+        rays = np.stack(
+            [
+                (u - matrix[0, 2]) / matrix[0, 0],
+                (v - matrix[1, 2]) / matrix[1, 1],
+                np.ones(u.shape),
+            ],
+            -1,
+        )
         rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
         return rays.reshape(-1, 3)
 
@@ -67,7 +84,9 @@ CAMERAS: tuple[Camera, ...] = (
 
 
 def lidar_rotation() -> np.ndarray:
-    """Rotation [3, 3] that turns LiDAR vectors into ego vectors (the LiDAR's x points right, its y forward)."""
+    """Rotation [3, 3] that turns LiDAR vectors into ego vectors (the LiDAR's x points right, its y
+    forward).
+    """
     return np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 
 

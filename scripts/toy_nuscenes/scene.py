@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scripts.toy_nuscenes.actors import Actor
-from scripts.toy_nuscenes.casting import Hits, PosedActor, cast, pose_actors
+from scripts.toy_nuscenes.casting import Hits, ImageFrame, PosedActor, cast, pose_actor
 from scripts.toy_nuscenes.ground import Ground, paint_ground
 from scripts.toy_nuscenes.layout import Layout, make_layout
 from scripts.toy_nuscenes.light import Light, make_light
@@ -22,12 +22,14 @@ from scripts.toy_nuscenes.statics import StaticWorld
 SIGHT_M = 85.0
 """Actors further away than this from the ego vehicle are neither drawn nor labelled."""
 
-SHADOW_SIGHT_M = 50.0
+SHADOW_SIGHT_M = 45.0
 
 
 @dataclass(frozen=True)
 class EgoPose:
-    """Pose of the ego vehicle in the scene: column vectors transform as `rotation @ p + translation`."""
+    """Pose of the ego vehicle in the scene: column vectors transform as `rotation @ p +
+    translation`.
+    """
 
     translation: np.ndarray
     rotation: np.ndarray
@@ -45,6 +47,7 @@ class Scene:
     actors: list[Actor]
     light: Light
     shadows: Shadows
+    still: list[PosedActor]  # the actors that never move
 
     @property
     def shader(self) -> Shader:
@@ -58,18 +61,48 @@ class Scene:
 
     def posed(self, time_s: float) -> list[PosedActor]:
         """The actors near the ego vehicle at a time."""
-        return pose_actors(self.actors, time_s, self.ego(time_s).translation[:2], SIGHT_M)
+        here = self.ego(time_s).translation[:2]
+        moving = (
+            pose_actor(k, actor, time_s)
+            for k, actor in enumerate(self.actors)
+            if actor.motion.moves
+        )
+        near = [p for p in moving if np.hypot(*(p.position[:2] - here)) < SIGHT_M]
+        if self.still:
+            places = np.array([p.position[:2] for p in self.still])
+            near += [self.still[k] for k in np.flatnonzero(np.hypot(*(places - here).T) < SIGHT_M)]
+        return sorted(near, key=lambda p: p.index)
 
-    def shadows_at(self, time_s: float, posed: list[PosedActor]) -> Shadows:
-        """The shadows at a time, with those of the moving actors nearby."""
+    def shadows_at(self, time_s: float, posed: list[PosedActor], forward: np.ndarray) -> Shadows:
+        """The shadows, with those of the moving actors that are near and not behind a viewer.
+
+        Args:
+            time_s: the moment.
+            posed: the actors at that time.
+            forward: direction [2] that the viewer looks in.
+        """
         here = self.ego(time_s).translation
-        moving = [p for p in posed if p.actor.motion.moves and np.hypot(*(p.position - here)[:2]) < SHADOW_SIGHT_M]
+        moving = [
+            p
+            for p in posed
+            if p.actor.motion.moves
+            and np.hypot(*(p.position - here)[:2]) < SHADOW_SIGHT_M
+            and (p.position - here)[:2] @ forward > -p.radius - 3.0
+        ]
         return self.shadows.with_actors(moving)
 
-    def cast(self, posed: list[PosedActor], origin: np.ndarray, directions: np.ndarray,
-             image: tuple[int, int] | None = None) -> Hits:  # fmt: skip
-        """Casts rays from `origin` [3] along unit `directions` float32 [n, 3] in the scene frame, see `casting.cast`."""
-        return cast(self.world, posed, len(self.actors), origin, directions, image)
+    def cast(
+        self,
+        posed: list[PosedActor],
+        origin: np.ndarray,
+        directions: np.ndarray,
+        image: ImageFrame | None = None,
+        count_free: bool = False,
+    ) -> Hits:
+        """Casts rays from `origin` [3] along unit `directions` float32 [n, 3] in the scene frame,
+        see `casting.cast`.
+        """
+        return cast(self.world, posed, len(self.actors), origin, directions, image, count_free)
 
 
 def make_scene(seed: int, index: int, duration_s: float) -> Scene:
@@ -80,6 +113,6 @@ def make_scene(seed: int, index: int, duration_s: float) -> Scene:
     world, _ = build_statics(layout, ground)
     actors = place_actors(layout, ground, world, duration_s)
     light = make_light(recipe.light, recipe.seed)
-    still = [p for p in pose_actors(actors, 0.0, np.zeros(2), np.inf) if not p.actor.motion.moves]
+    still = [pose_actor(k, actor, 0.0) for k, actor in enumerate(actors) if not actor.motion.moves]
     shadows = Shadows.of_world(world, layout.upper, light).with_actors(still)
-    return Scene(index, layout, ground, world, actors, light, shadows)
+    return Scene(index, layout, ground, world, actors, light, shadows, still)

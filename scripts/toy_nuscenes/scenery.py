@@ -2,62 +2,59 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from scripts.toy_nuscenes.classes import Occ
-from scripts.toy_nuscenes.ground import Canvas, Ground
+from scripts.toy_nuscenes.ground import Ground
 from scripts.toy_nuscenes.layout import Layout, Road
 from scripts.toy_nuscenes.recipes import SideSpec
+from scripts.toy_nuscenes.reserve import Reserve, rectangle
 from scripts.toy_nuscenes.statics import Kind, StaticWorld
 
 WALL_COLOURS = {
-    'house': ((0.62, 0.55, 0.42), (0.70, 0.68, 0.62), (0.45, 0.20, 0.14), (0.40, 0.47, 0.50), (0.66, 0.52, 0.30),
-              (0.55, 0.58, 0.44)),
-    'apartment': ((0.48, 0.22, 0.15), (0.58, 0.50, 0.38), (0.63, 0.60, 0.55), (0.36, 0.19, 0.14), (0.55, 0.40, 0.28)),
-    'office': ((0.42, 0.46, 0.50), (0.62, 0.63, 0.64), (0.20, 0.25, 0.30), (0.52, 0.48, 0.42), (0.30, 0.34, 0.33)),
-    'shop': ((0.60, 0.52, 0.38), (0.44, 0.20, 0.15), (0.66, 0.63, 0.58), (0.30, 0.38, 0.42), (0.58, 0.36, 0.24)),
-    'warehouse': ((0.55, 0.57, 0.58), (0.36, 0.42, 0.50), (0.62, 0.58, 0.48), (0.45, 0.30, 0.25), (0.40, 0.44, 0.38)),
-}  # fmt: skip
+    'house': (
+        (0.62, 0.55, 0.42),
+        (0.70, 0.68, 0.62),
+        (0.45, 0.20, 0.14),
+        (0.40, 0.47, 0.50),
+        (0.66, 0.52, 0.30),
+        (0.55, 0.58, 0.44),
+    ),
+    'apartment': (
+        (0.48, 0.22, 0.15),
+        (0.58, 0.50, 0.38),
+        (0.63, 0.60, 0.55),
+        (0.36, 0.19, 0.14),
+        (0.55, 0.40, 0.28),
+    ),
+    'office': (
+        (0.42, 0.46, 0.50),
+        (0.62, 0.63, 0.64),
+        (0.20, 0.25, 0.30),
+        (0.52, 0.48, 0.42),
+        (0.30, 0.34, 0.33),
+    ),
+    'shop': (
+        (0.60, 0.52, 0.38),
+        (0.44, 0.20, 0.15),
+        (0.66, 0.63, 0.58),
+        (0.30, 0.38, 0.42),
+        (0.58, 0.36, 0.24),
+    ),
+    'warehouse': (
+        (0.55, 0.57, 0.58),
+        (0.36, 0.42, 0.50),
+        (0.62, 0.58, 0.48),
+        (0.45, 0.30, 0.25),
+        (0.40, 0.44, 0.38),
+    ),
+}
 ROOF_COLOURS = ((0.36, 0.15, 0.10), (0.20, 0.19, 0.19), (0.30, 0.22, 0.17), (0.25, 0.27, 0.30))
 STYLES = ('house', 'apartment', 'office', 'shop', 'warehouse')
+STREET_TREE_SPACING_M = {'shop': 13.0, 'office': 12.0, 'warehouse': 15.0, 'apartment': 14.0}
 MAX_BUILDINGS = 80
 MAX_TREES = 120
-
-
-class Reserve:
-    """Remembers at 0.4 m which ground is taken, so that things do not stand in each other."""
-
-    def __init__(self, ground: Ground, layout: Layout) -> None:
-        """Args: ground: its roads are taken from the start."""
-        self.canvas = Canvas(layout.lower, layout.upper, 0.4)
-        rows, columns = self.canvas.shape
-        small = cv2.resize(ground.road_distance, (columns, rows), interpolation=cv2.INTER_NEAREST)
-        self.taken = (small < 0.3).astype(np.uint8)
-
-    def claim(self, outline: np.ndarray, *, keep: bool = True) -> bool:
-        """Takes the ground inside an outline [n, 2] if it is free and inside the world; says whether it was."""
-        pixels = self.canvas.pixels(outline)
-        low, high = np.floor(pixels.min(0)).astype(int), np.ceil(pixels.max(0)).astype(int) + 1
-        rows, columns = self.canvas.shape
-        if low.min() < 2 or high[0] > columns - 2 or high[1] > rows - 2:
-            return False
-        mask = np.zeros((high[1] - low[1], high[0] - low[0]), np.uint8)
-        cv2.fillPoly(mask, [np.round(pixels - low).astype(np.int32)[:, None]], 1)
-        view = self.taken[low[1] : high[1], low[0] : high[0]]
-        if np.any(view & mask):
-            return False
-        if keep:
-            view |= mask
-        return True
-
-
-def rectangle(centre: np.ndarray, yaw: float, half_length: float, half_width: float) -> np.ndarray:
-    """Corners [4, 2] of a rectangle."""
-    along = np.array([np.cos(yaw), np.sin(yaw)]) * half_length
-    across = np.array([-np.sin(yaw), np.cos(yaw)]) * half_width
-    return centre + np.array([along + across, along - across, -along - across, -along + across])
 
 
 class _Builder:
@@ -96,23 +93,60 @@ class _Builder:
             while s < road.line.length:
                 length, depth = self._footprint(spec_style)
                 distance = edge + first + row * 22.0 + depth / 2 + self.rng.uniform(0, 1.5)
-                self._building(road, sign, s + length / 2, distance, length, depth, spec_style, spec.height, row)
+                self._building(
+                    road,
+                    sign,
+                    s + length / 2,
+                    distance,
+                    length,
+                    depth,
+                    spec_style,
+                    spec.height,
+                    row,
+                )
                 s += length + self.rng.uniform(*spec.gap)
 
     def _footprint(self, style: str) -> tuple[float, float]:
-        lengths = {'house': (8, 13), 'apartment': (14, 26), 'office': (16, 32), 'shop': (8, 16), 'warehouse': (18, 36)}
-        depths = {'house': (8, 10), 'apartment': (10, 14), 'office': (12, 18), 'shop': (9, 13), 'warehouse': (12, 20)}
+        lengths = {
+            'house': (8, 13),
+            'apartment': (14, 26),
+            'office': (16, 32),
+            'shop': (8, 16),
+            'warehouse': (18, 36),
+        }
+        depths = {
+            'house': (8, 10),
+            'apartment': (10, 14),
+            'office': (12, 18),
+            'shop': (9, 13),
+            'warehouse': (12, 20),
+        }
         return float(self.rng.uniform(*lengths[style])), float(self.rng.uniform(*depths[style]))
 
-    def _building(self, road: Road, sign: int, s: float, distance: float, length: float, depth: float,
-                  style: str, heights: tuple[float, float], row: int) -> None:  # fmt: skip
+    def _building(
+        self,
+        road: Road,
+        sign: int,
+        s: float,
+        distance: float,
+        length: float,
+        depth: float,
+        style: str,
+        heights: tuple[float, float],
+        row: int,
+    ) -> None:
         if self.buildings >= MAX_BUILDINGS:
             return
         centre, heading = road.line.at(s, sign * distance)
         yaw = float(heading) + float(self.rng.normal(0, 0.01))
         if not self.reserve.claim(rectangle(centre, yaw, length / 2 + 0.6, depth / 2 + 0.6)):
             return
-        if self.ground.lookup(self.ground.road_distance, rectangle(centre, yaw, length / 2, depth / 2)).min() < 2.2:
+        if (
+            self.ground.lookup(
+                self.ground.road_distance, rectangle(centre, yaw, length / 2, depth / 2)
+            ).min()
+            < 2.2
+        ):
             return
         self.buildings += 1
         slots = self.world.slots
@@ -120,54 +154,99 @@ class _Builder:
         gable = style == 'house' or (style == 'shop' and self.rng.random() < 0.2)
         rise = float(self.rng.uniform(1.8, 3.2)) if gable and height < 11 else 0.0
         colours = WALL_COLOURS[style]
-        colour = np.array(colours[self.rng.integers(len(colours))]) * self.rng.uniform(0.8, 1.15, 3).clip(0.85, 1.1)
+        colour = np.array(colours[self.rng.integers(len(colours))]) * self.rng.uniform(
+            0.8, 1.15, 3
+        ).clip(0.85, 1.1)
         slot = slots.add(Occ.MANMADE, Kind.BUILDING, colour * self.rng.uniform(0.85, 1.15))
-        storey = {'house': 2.7, 'apartment': 3.0, 'office': 3.6, 'shop': 3.3, 'warehouse': 5.0}[style]
-        slots.box[slot] = (*centre, yaw, length / 2, depth / 2, height, rise, max(1, round(height / storey)))
+        storey = {'house': 2.7, 'apartment': 3.0, 'office': 3.6, 'shop': 3.3, 'warehouse': 5.0}[
+            style
+        ]
+        slots.box[slot] = (
+            *centre,
+            yaw,
+            length / 2,
+            depth / 2,
+            height,
+            rise,
+            max(1, round(height / storey)),
+        )
         slots.style[slot] = self._facade(style)
-        self.world.put_box(slot, (float(centre[0]), float(centre[1])), yaw, (length / 2, depth / 2), 0.0, height, rise)
+        self.world.put_box(
+            slot,
+            (float(centre[0]), float(centre[1])),
+            yaw,
+            (length / 2, depth / 2),
+            0.0,
+            height,
+            rise,
+        )
 
     def _facade(self, style: str) -> np.ndarray:
-        """Style number, window pitch, width and height share, roof RGB, lit share, trim RGB, brick strength."""
+        """Style number, window pitch, width and height share, roof RGB, lit share, trim RGB, brick
+        strength.
+        """
         rng = self.rng
         pitch, width, tall = {
-            'house': (rng.uniform(2.4, 3.4), 0.42, 0.5), 'apartment': (rng.uniform(2.2, 3.4), rng.uniform(0.4, 0.6), 0.52),
+            'house': (rng.uniform(2.4, 3.4), 0.42, 0.5),
+            'apartment': (rng.uniform(2.2, 3.4), rng.uniform(0.4, 0.6), 0.52),
             'office': (rng.uniform(1.5, 2.6), rng.uniform(0.7, 0.92), rng.uniform(0.6, 0.8)),
-            'shop': (rng.uniform(2.0, 3.0), 0.48, 0.5), 'warehouse': (rng.uniform(4.0, 7.0), 0.55, 0.18),
-        }[style]  # fmt: skip
+            'shop': (rng.uniform(2.0, 3.0), 0.48, 0.5),
+            'warehouse': (rng.uniform(4.0, 7.0), 0.55, 0.18),
+        }[style]
         roof = ROOF_COLOURS[rng.integers(len(ROOF_COLOURS))]
         trim = np.full(3, rng.uniform(0.12, 0.75))
-        brick = rng.uniform(0.1, 0.3) if style in ('apartment', 'shop', 'house') and rng.random() < 0.6 else 0.0
-        return np.array([STYLES.index(style), pitch, width, tall, *roof, rng.uniform(0.02, 0.2), *trim, brick])
+        brick = (
+            rng.uniform(0.1, 0.3)
+            if style in ('apartment', 'shop', 'house') and rng.random() < 0.6
+            else 0.0
+        )
+        return np.array(
+            [STYLES.index(style), pitch, width, tall, *roof, rng.uniform(0.02, 0.2), *trim, brick]
+        )
 
     # ---------------------------------------------------------------- vegetation
-    def tree(self, point: np.ndarray, *, small: bool = False) -> None:
-        """A tree, if there is room for it."""
+    def tree(self, point: np.ndarray, *, street: bool = False) -> None:
+        """A tree, if there is room for it; one at a street has a clear trunk and a smaller
+        crown.
+        """
         if self.trees >= MAX_TREES or self.world.slots.room < 6:
             return
         if not self.reserve.claim(rectangle(point, 0.0, 0.7, 0.7)):
             return
         rng, world = self.rng, self.world
         self.trees += 1
-        conifer = rng.random() < 0.22
-        crown = rng.uniform(1.0, 1.7) if small else rng.uniform(1.5, 2.9)
-        trunk = rng.uniform(1.6, 2.6) if not conifer else 0.8
+        conifer = not street and rng.random() < 0.22
+        crown = rng.uniform(1.3, 2.1) if street or conifer else rng.uniform(1.5, 2.9)
+        trunk = 0.8 if conifer else rng.uniform(2.4, 3.0) if street else rng.uniform(1.6, 2.6)
         tall = rng.uniform(1.0, 1.5) * crown * (1.9 if conifer else 1.0)
         centre = np.array([*point, trunk + tall * 0.86])
-        green = np.array([rng.uniform(0.09, 0.17), rng.uniform(0.19, 0.29), rng.uniform(0.04, 0.08)])
+        green = np.array(
+            [rng.uniform(0.09, 0.17), rng.uniform(0.19, 0.29), rng.uniform(0.04, 0.08)]
+        )
         if rng.random() < 0.12:
             green = np.array([rng.uniform(0.30, 0.42), rng.uniform(0.20, 0.28), 0.05])
         green = green * (0.6 if conifer else 1.0)
         slot = world.slots.add(Occ.VEGETATION, Kind.CANOPY, green)
         world.slots.box[slot, :6] = (*centre, crown, crown, tall)
         thick = rng.uniform(0.14, 0.24)
-        world.put_box(self.bark, (float(point[0]), float(point[1])), rng.uniform(0, 1.5), (thick, thick), 0.0, trunk + 0.6 * tall)
+        world.put_box(
+            self.bark,
+            (float(point[0]), float(point[1])),
+            rng.uniform(0, 1.5),
+            (thick, thick),
+            0.0,
+            trunk + 0.6 * tall,
+        )
         rough = np.roll(self.rough, tuple(rng.integers(0, 40, 3)), (0, 1, 2))
-        world.put_ellipsoid(slot, centre, np.array([crown, crown, tall]), rough, 1.0 if conifer else 0.0)
+        world.put_ellipsoid(
+            slot, centre, np.array([crown, crown, tall]), rough, 1.0 if conifer else 0.0
+        )
         if not conifer:
             for _ in range(3):
                 shift = rng.normal(0, 0.45, 3) * crown
-                world.put_ellipsoid(slot, centre + shift * (1, 1, 0.4), np.array([0.62, 0.62, 0.55]) * crown, rough)
+                world.put_ellipsoid(
+                    slot, centre + shift * (1, 1, 0.4), np.array([0.62, 0.62, 0.55]) * crown, rough
+                )
 
     def bush(self, point: np.ndarray) -> None:
         """A round bush."""
@@ -185,14 +264,18 @@ class _Builder:
         """Trees and bushes along one side of the main road."""
         line, rng = self.layout.main.line, self.rng
         edge = self.layout.main.spec.edge_left if sign > 0 else -self.layout.main.spec.edge_right
-        if spec.verge_tree_spacing and spec.verge > 0.9:
-            for s in np.arange(rng.uniform(0, 8), line.length, spec.verge_tree_spacing):
-                self.tree(line.at(s + rng.normal(0, 0.8), sign * (edge + spec.verge / 2))[0])
+        spacing = spec.verge_tree_spacing or STREET_TREE_SPACING_M.get(spec.style, 0.0)
+        if spacing:
+            inner = spec.verge / 2 if spec.verge > 0.9 else 0.9
+            for s in np.arange(rng.uniform(0, 8), line.length, spacing):
+                self.tree(line.at(s + rng.normal(0, 0.8), sign * (edge + inner))[0], street=True)
         outer = edge + spec.verge + spec.sidewalk
         width = 24.0
         count = int(spec.front_tree_density * line.length * width / 100)
         for _ in range(count):
-            point = line.at(rng.uniform(0, line.length), sign * (outer + 0.9 + width * rng.random() ** 1.5))[0]
+            point = line.at(
+                rng.uniform(0, line.length), sign * (outer + 0.9 + width * rng.random() ** 1.5)
+            )[0]
             if self.ground.lookup(self.ground.classes, point[None])[0] != int(Occ.TERRAIN):
                 continue
             if self.ground.lookup(self.ground.road_distance, point[None])[0] < 1.0:
@@ -219,7 +302,14 @@ class _Builder:
                 centre, heading = line.at(piece, offset)
                 outline = rectangle(centre, float(heading), 0.55, thick)
                 if self.reserve.claim(outline, keep=False) and self._off_road(centre, 1.2):
-                    self.world.put_box(slot, (float(centre[0]), float(centre[1])), float(heading), (0.6, thick), 0.0, height)
+                    self.world.put_box(
+                        slot,
+                        (float(centre[0]), float(centre[1])),
+                        float(heading),
+                        (0.6, thick),
+                        0.0,
+                        height,
+                    )
             s += length + rng.uniform(3, 7)
 
     def _off_road(self, point: np.ndarray, margin: float) -> bool:
@@ -227,7 +317,9 @@ class _Builder:
 
     def pole(self, point: np.ndarray, height: float, inward: float, kind: str) -> None:
         """A street lamp, traffic light or sign whose arm points in direction `inward`."""
-        if not self._off_road(point, 0.25) or not self.reserve.claim(rectangle(point, 0.0, 0.3, 0.3)):
+        if not self._off_road(point, 0.25) or not self.reserve.claim(
+            rectangle(point, 0.0, 0.3, 0.3)
+        ):
             return
         put = self.world.put_box
         x, y = float(point[0]), float(point[1])
@@ -235,12 +327,28 @@ class _Builder:
         reach = np.array([np.cos(inward), np.sin(inward)])
         if kind == 'lamp':
             arm = point + reach * 0.9
-            put(self.metal, (float(arm[0]), float(arm[1])), inward, (0.9, 0.1), height - 0.2, height)
+            put(
+                self.metal, (float(arm[0]), float(arm[1])), inward, (0.9, 0.1), height - 0.2, height
+            )
         elif kind == 'signal':
             arm = point + reach * 1.6
-            put(self.metal, (float(arm[0]), float(arm[1])), inward, (1.6, 0.1), height - 0.4, height - 0.2)
+            put(
+                self.metal,
+                (float(arm[0]), float(arm[1])),
+                inward,
+                (1.6, 0.1),
+                height - 0.4,
+                height - 0.2,
+            )
             tip = point + reach * 3.0
-            put(self.signal, (float(tip[0]), float(tip[1])), inward, (0.2, 0.2), height - 1.3, height - 0.2)
+            put(
+                self.signal,
+                (float(tip[0]), float(tip[1])),
+                inward,
+                (0.2, 0.2),
+                height - 1.3,
+                height - 0.2,
+            )
         else:
             slot = self.board_blue if kind == 'blue' else self.board_red
             put(slot, (x, y), inward, (0.35, 0.12), height - 0.8, height)
@@ -253,10 +361,17 @@ class _Builder:
                 edge = road.spec.edge_left if sign > 0 else -road.spec.edge_right
                 for s in np.arange(rng.uniform(4, 20), road.line.length, rng.uniform(20, 28)):
                     point, heading = road.line.at(s, sign * (edge + 0.6))
-                    self.pole(point, rng.uniform(5.5, 7.0), float(heading) - sign * np.pi / 2, 'lamp')
+                    self.pole(
+                        point, rng.uniform(5.5, 7.0), float(heading) - sign * np.pi / 2, 'lamp'
+                    )
                 for s in rng.uniform(0, road.line.length, max(2, int(road.line.length / 40))):
                     point, heading = road.line.at(s, sign * (edge + 0.7))
-                    self.pole(point, 2.6, float(heading) + np.pi / 2, 'blue' if rng.random() < 0.5 else 'red')
+                    self.pole(
+                        point,
+                        2.6,
+                        float(heading) + np.pi / 2,
+                        'blue' if rng.random() < 0.5 else 'red',
+                    )
         for junction in self.layout.junctions:
             main, cross = self.layout.main, junction.road
             for sign in (-1, 1):
@@ -279,8 +394,12 @@ class _Builder:
             if not self.reserve.claim(rectangle(back, yaw, 2.2, 0.9)):
                 continue
             front = back + np.array([np.sin(yaw), -np.cos(yaw)]) * sign * 0.6
-            self.world.put_box(self.metal, (float(front[0]), float(front[1])), yaw, (2.0, 0.8), 2.3, 2.5)
-            self.world.put_box(self.mesh, (float(back[0]), float(back[1])), yaw, (2.0, 0.1), 0.2, 2.3)
+            self.world.put_box(
+                self.metal, (float(front[0]), float(front[1])), yaw, (2.0, 0.8), 2.3, 2.5
+            )
+            self.world.put_box(
+                self.mesh, (float(back[0]), float(back[1])), yaw, (2.0, 0.1), 0.2, 2.3
+            )
 
 
 def build_statics(layout: Layout, ground: Ground) -> tuple[StaticWorld, Reserve]:

@@ -8,25 +8,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from scripts.toy_nuscenes.actors import Actor
+from scripts.toy_nuscenes.arrays import f32
 from scripts.toy_nuscenes.casting import Hits, What
 from scripts.toy_nuscenes.facades import Building, shade_building
 from scripts.toy_nuscenes.ground import RESOLUTION_M, Ground
-from scripts.toy_nuscenes.light import Light, add_haze, add_skyline, sky_colour, sky_light
+from scripts.toy_nuscenes.light import Light, add_haze, add_skyline, sky_colour, sky_light, squared
 from scripts.toy_nuscenes.noise import hash01, noise_at, sample
 from scripts.toy_nuscenes.rig import yaw_rotation
 from scripts.toy_nuscenes.shadows import Shadows
 from scripts.toy_nuscenes.shapes import Mat
 from scripts.toy_nuscenes.statics import Kind, StaticWorld
 
-FACE_NORMALS = np.float32([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]])
-_BOUNCE = np.float32([0.16, 0.15, 0.13])  # light that the ground throws back up
+FACE_NORMALS = f32([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]])
+_BOUNCE = f32([0.16, 0.15, 0.13])  # light that the ground throws back up
+_STREET = f32([0.14, 0.14, 0.13])  # what paint mirrors below the horizon
 
 
 @dataclass
 class Surface:
     """What n surface points reflect.
 
-    points: [n, 3] metres. normals: unit [n, 3]. albedo: [n, 3]. open_sky: [n], share of sky light that arrives.
+    points: [n, 3] metres. normals: unit [n, 3]. albedo: [n, 3]. open_sky: [n], share of sky light
+    that arrives.
     glow: [n, 3] or None, light of its own and mirrored light.
     """
 
@@ -38,9 +41,18 @@ class Surface:
 
 
 def light_surface(surface: Surface, light: Light, shadows: Shadows, bias: float) -> np.ndarray:
-    """Radiance [n, 3] of a surface under sun, sky and ground."""
+    """Radiance [n, 3] of a surface under sun, sky and ground.
+
+    Shadows are looked up `bias` metres off the surface, because the voxels that throw them stick
+    out of it.
+    """
     normals = surface.normals
-    direct = np.maximum(normals @ light.to_sun.astype(np.float32), 0) * shadows.sunlit(surface.points, bias)
+    direct = np.maximum(normals @ light.to_sun.astype(np.float32), 0)
+    rows = np.flatnonzero(direct > 0.01)
+    direct[rows] *= shadows.sunlit(
+        np.take(surface.points, rows, 0) + np.float32(bias) * np.take(normals, rows, 0),
+        0.12 + 0.9 * bias,
+    )
     upward = 0.5 + 0.5 * normals[:, 2]
     arriving = direct[:, None] * light.sun
     arriving += (upward * surface.open_sky)[:, None] * sky_light(light)
@@ -51,17 +63,29 @@ def light_surface(surface: Surface, light: Light, shadows: Shadows, bias: float)
     return colour
 
 
-def shade_ground(ground: Ground, shadows: Shadows, points: np.ndarray, distance: np.ndarray,
-                 slope: np.ndarray, pixel: float) -> Surface:  # fmt: skip
+def shade_ground(
+    ground: Ground,
+    shadows: Shadows,
+    points: np.ndarray,
+    distance: np.ndarray,
+    slope: np.ndarray,
+    pixel: float,
+) -> Surface:
     """The painted ground, filtered by the size of the pixel's footprint.
 
     Args:
-        points: [n, 3] hit points. distance: [n]. slope: [n], sine of the angle at which the ray comes in.
+        ground: what is painted.
+        shadows: for the contact darkening.
+        points: [n, 3] hit points.
+        distance: [n], metres from the eye.
+        slope: [n], sine of the angle at which the ray comes in.
         pixel: angle that a pixel spans, radians.
     """
     footprint = distance * pixel / np.sqrt(np.maximum(slope, 0.03))
     cells = ground.canvas.pixels(points[:, :2]).astype(np.float32)
-    level = np.clip(np.round(np.log2(np.maximum(footprint / RESOLUTION_M, 1.0))), 0, len(ground.mips) - 1).astype(np.int8)
+    level = np.clip(
+        np.round(np.log2(np.maximum(footprint / RESOLUTION_M, 1.0))), 0, len(ground.mips) - 1
+    ).astype(np.int8)
     albedo = np.empty((len(points), 3), np.float32)
     for k, image in enumerate(ground.mips):
         rows = np.flatnonzero(level == k)
@@ -70,7 +94,10 @@ def shade_ground(ground: Ground, shadows: Shadows, points: np.ndarray, distance:
             albedo[rows] = sample(image, cells[rows, 0] * scale, cells[rows, 1] * scale)
     near = np.flatnonzero(footprint < 0.12)
     fade = np.clip(1.4 - footprint[near] / 0.09, 0, 1)
-    grain = noise_at(11, 0.8, points[near, 0], points[near, 1], 0.02) * 0.09 + noise_at(12, 3.0, points[near, 0], points[near, 1], 0.03) * 0.05
+    grain = (
+        noise_at(11, 0.8, points[near, 0], points[near, 1], 0.02) * 0.09
+        + noise_at(12, 3.0, points[near, 0], points[near, 1], 0.03) * 0.05
+    )
     albedo[near] *= (1 + grain * fade)[:, None]
     sky_cells = shadows.canvas.pixels(points[:, :2]).astype(np.float32)
     open_sky = sample(shadows.open_sky, sky_cells[:, 0], sky_cells[:, 1])
@@ -79,8 +106,13 @@ def shade_ground(ground: Ground, shadows: Shadows, points: np.ndarray, distance:
     return Surface(points, normals, albedo, open_sky)
 
 
-def shade_canopy(world: StaticWorld, slots: np.ndarray, points: np.ndarray, faces: np.ndarray,
-                 distance: np.ndarray) -> Surface:  # fmt: skip
+def shade_canopy(
+    world: StaticWorld,
+    slots: np.ndarray,
+    points: np.ndarray,
+    faces: np.ndarray,
+    distance: np.ndarray,
+) -> Surface:
     """Foliage: the normal of an ellipsoid, ruffled, with dark gaps between the leaves."""
     box = np.take(world.slots.box, slots, 0)
     relative = (points - box[:, :3]) / np.maximum(box[:, 3:6], 0.1)
@@ -90,9 +122,15 @@ def shade_canopy(world: StaticWorld, slots: np.ndarray, points: np.ndarray, face
     cell = np.floor(points / np.float32(0.09)).astype(np.int32)
     fine = hash01(cell[:, 0], cell[:, 1], cell[:, 2]) - 0.5
     fade = np.clip(1.3 - distance / 45.0, 0.25, 1)
-    normals = relative / np.maximum(radius, 0.2)[:, None] + np.float32(0.35) * np.take(FACE_NORMALS, faces, 0)
-    normals += (np.stack([coarse, -coarse, 0.5 * coarse], 1) * 0.25 + (fine * fade)[:, None] * 0.5).astype(np.float32)
-    normals /= np.maximum(np.sqrt(np.einsum('ij,ij->i', normals, normals)), np.float32(1e-3))[:, None]
+    normals = relative / np.maximum(radius, 0.2)[:, None] + np.float32(0.35) * np.take(
+        FACE_NORMALS, faces, 0
+    )
+    normals += (
+        np.stack([coarse, -coarse, 0.5 * coarse], 1) * 0.25 + (fine * fade)[:, None] * 0.5
+    ).astype(np.float32)
+    normals /= np.maximum(np.sqrt(np.einsum('ij,ij->i', normals, normals)), np.float32(1e-3))[
+        :, None
+    ]
     depth = np.clip(radius * 0.9 + 0.12 * coarse, 0.25, 1.05)
     tone = 1 + 0.2 * coarse + fine * fade * 0.9
     albedo = np.take(world.slots.colour, slots, 0) * np.clip(tone, 0.25, 2.0)[:, None]
@@ -101,7 +139,9 @@ def shade_canopy(world: StaticWorld, slots: np.ndarray, points: np.ndarray, face
     return Surface(points, normals, albedo, open_sky)
 
 
-def shade_plain(world: StaticWorld, kind: Kind, slots: np.ndarray, points: np.ndarray, faces: np.ndarray) -> Surface:
+def shade_plain(
+    world: StaticWorld, kind: Kind, slots: np.ndarray, points: np.ndarray, faces: np.ndarray
+) -> Surface:
     """Walls, fences, poles, trunks and hedges: flat faces with dirt, boards or leaves."""
     normals = np.take(FACE_NORMALS, faces, 0)
     x, y, z = points.T
@@ -110,17 +150,28 @@ def shade_plain(world: StaticWorld, kind: Kind, slots: np.ndarray, points: np.nd
     tone = 1 + np.float32(0.08) * dirt
     if kind == Kind.HEDGE:
         cell = np.floor(points / np.float32(0.08)).astype(np.int32)
-        tone = np.float32(0.5) + hash01(cell[:, 0], cell[:, 1], cell[:, 2]) + np.float32(0.15) * dirt
+        tone = (
+            np.float32(0.5) + hash01(cell[:, 0], cell[:, 1], cell[:, 2]) + np.float32(0.15) * dirt
+        )
     elif kind == Kind.STRIPES:
         tone *= np.where(np.mod(along, np.float32(0.2)) < 0.05, np.float32(0.55), np.float32(1.0))
     elif kind == Kind.BARK:
         tone = 1 + np.float32(0.25) * noise_at(32, 1.5, x + y, z * np.float32(0.3), 0.02)
     albedo = np.take(world.slots.colour, slots, 0) * np.clip(tone, 0.2, 2.0)[:, None]
-    return Surface(points, normals, albedo, np.clip(np.float32(0.55) + z * np.float32(0.3), 0.5, 1.0))
+    return Surface(
+        points, normals, albedo, np.clip(np.float32(0.55) + z * np.float32(0.3), 0.5, 1.0)
+    )
 
 
-def shade_actors(actors: list[Actor], yaws: dict[int, float], hits: Hits, rows: np.ndarray, points: np.ndarray,
-                 directions: np.ndarray, light: Light) -> Surface:  # fmt: skip
+def shade_actors(
+    actors: list[Actor],
+    yaws: dict[int, float],
+    hits: Hits,
+    rows: np.ndarray,
+    points: np.ndarray,
+    directions: np.ndarray,
+    light: Light,
+) -> Surface:
     """Vehicles, people and things: materials of their voxels, smooth normals, mirrored sky and sun.
 
     `rows` are the hits' indices sorted by actor; points and directions [n, 3] belong to them.
@@ -135,7 +186,9 @@ def shade_actors(actors: list[Actor], yaws: dict[int, float], hits: Hits, rows: 
     for end in ends:
         index = int(which[start])
         actor, part = actors[index], slice(start, end)
-        cell = np.ravel_multi_index(tuple(np.take(hits.voxel, rows[part], 0).T), actor.model.grid.shape)
+        cell = np.ravel_multi_index(
+            tuple(np.take(hits.voxel, rows[part], 0).T), actor.model.grid.shape
+        )
         mats[part] = mat = actor.model.grid.reshape(-1)[cell]
         albedo[part] = np.take(actor.palette, mat, 0)
         shine = np.zeros(len(Mat), np.float32)
@@ -145,18 +198,22 @@ def shade_actors(actors: list[Actor], yaws: dict[int, float], hits: Hits, rows: 
         local += np.float32(0.25) * np.take(FACE_NORMALS, np.maximum(hits.face[rows[part]], 0), 0)
         normals[part] = local @ yaw_rotation(yaws[index]).T.astype(np.float32)
         start = end
-    normals /= np.maximum(np.sqrt(np.einsum('ij,ij->i', normals, normals)), np.float32(1e-3))[:, None]
+    normals /= np.maximum(np.sqrt(np.einsum('ij,ij->i', normals, normals)), np.float32(1e-3))[
+        :, None
+    ]
     cloth = (mats == Mat.TOP) | (mats == Mat.LEGS)
     fold = noise_at(41, 1.0, points[:, 0] + points[:, 1], points[:, 2], 0.04)
     albedo *= (1 + fold * np.where(cloth, np.float32(0.12), np.float32(0.03)))[:, None]
     low = np.clip(np.float32(0.35) + points[:, 2] * np.float32(0.55), 0.35, 1.0)
     glow = _mirrored(normals, directions, gloss, light) * low[:, None]
-    glow[mats == Mat.TAILLIGHT] += np.float32([0.25, 0.01, 0.01])
-    glow[mats == Mat.HEADLIGHT] += np.float32([0.25, 0.25, 0.22])
+    glow[mats == Mat.TAILLIGHT] += f32([0.25, 0.01, 0.01])
+    glow[mats == Mat.HEADLIGHT] += f32([0.25, 0.25, 0.22])
     return Surface(points, normals, albedo, low, glow)
 
 
-def _mirrored(normals: np.ndarray, directions: np.ndarray, gloss: np.ndarray, light: Light) -> np.ndarray:
+def _mirrored(
+    normals: np.ndarray, directions: np.ndarray, gloss: np.ndarray, light: Light
+) -> np.ndarray:
     glow = np.zeros((len(normals), 3), np.float32)
     rows = np.flatnonzero(gloss > 0)
     if len(rows) == 0:
@@ -164,11 +221,14 @@ def _mirrored(normals: np.ndarray, directions: np.ndarray, gloss: np.ndarray, li
     normal, ray = np.take(normals, rows, 0), np.take(directions, rows, 0)
     cos = np.clip(-np.einsum('ij,ij->i', normal, ray), 0, 1)
     mirror = ray + 2 * cos[:, None] * normal
-    share = gloss[rows] * (0.045 + 0.7 * (1 - cos) ** 5)
-    up = np.clip(mirror[:, 2], 0, 1)[:, None]
-    scene = np.where(mirror[:, 2:] > 0, light.horizon + (light.zenith - light.horizon) * np.sqrt(up), np.float32([0.14, 0.14, 0.13]))
-    spot = np.clip(mirror @ light.to_sun.astype(np.float32), 0, 1) ** 90 * 2.2
-    glow[rows] = share[:, None] * scene + (gloss[rows] * spot * 0.5)[:, None] * light.sun
+    grazing = 1 - cos
+    shine = gloss[rows]
+    share = shine * (np.float32(0.045) + np.float32(0.7) * squared(grazing, 2) * grazing)
+    blend = np.sqrt(np.clip(mirror[:, 2], 0, 1))[:, None]
+    scene = light.horizon + (light.zenith - light.horizon) * blend
+    scene[mirror[:, 2] < 0] = _STREET
+    spot = squared(np.clip(mirror @ light.to_sun.astype(np.float32), 0, 1), 6)
+    glow[rows] = share[:, None] * scene + (shine * spot)[:, None] * light.sun
     return glow
 
 
@@ -181,8 +241,15 @@ class Shader:
     actors: list[Actor]
     light: Light
 
-    def colours(self, hits: Hits, origin: np.ndarray, directions: np.ndarray, shadows: Shadows,
-                yaws: dict[int, float], pixel: float) -> np.ndarray:  # fmt: skip
+    def colours(
+        self,
+        hits: Hits,
+        origin: np.ndarray,
+        directions: np.ndarray,
+        shadows: Shadows,
+        yaws: dict[int, float],
+        pixel: float,
+    ) -> np.ndarray:
         """Radiance float32 [n, 3] seen along rays.
 
         Args:
@@ -196,7 +263,9 @@ class Shader:
         out = np.empty((len(directions), 3), np.float32)
         points = directions * np.minimum(hits.distance, np.float32(1e5))[:, None]
         points += origin.astype(np.float32)
-        for rows, surface, bias in self._surfaces(hits, origin, directions, points, shadows, yaws, pixel):
+        for rows, surface, bias in self._surfaces(
+            hits, origin, directions, points, shadows, yaws, pixel
+        ):
             colour = light_surface(surface, self.light, shadows, bias)
             add_haze(self.light, colour, hits.distance[rows])
             out[rows] = colour
@@ -207,12 +276,31 @@ class Shader:
         out[rows] = sky
         return out
 
-    def _surfaces(self, hits: Hits, origin: np.ndarray, directions: np.ndarray, points: np.ndarray, shadows: Shadows,
-                  yaws: dict[int, float], pixel: float) -> Iterator[tuple[np.ndarray, Surface, float]]:  # fmt: skip
+    def _surfaces(
+        self,
+        hits: Hits,
+        origin: np.ndarray,
+        directions: np.ndarray,
+        points: np.ndarray,
+        shadows: Shadows,
+        yaws: dict[int, float],
+        pixel: float,
+    ) -> Iterator[tuple[np.ndarray, Surface, float]]:
         """The surfaces that were hit: which rays, what they hit, and the shadow bias in metres."""
         rows = np.flatnonzero(hits.what == What.GROUND)
         if len(rows):
-            yield rows, shade_ground(self.ground, shadows, np.take(points, rows, 0), hits.distance[rows], -directions[rows, 2], pixel), 0.15
+            yield (
+                rows,
+                shade_ground(
+                    self.ground,
+                    shadows,
+                    np.take(points, rows, 0),
+                    hits.distance[rows],
+                    -directions[rows, 2],
+                    pixel,
+                ),
+                0.0,
+            )
         static = np.flatnonzero(hits.what == What.STATIC)
         slots = hits.slot[static]
         kinds = self.world.slots.kind[slots]
@@ -222,18 +310,58 @@ class Shader:
             if kind == Kind.BUILDING:
                 order = np.argsort(hits.slot[rows], kind='stable')
                 rows, faces = rows[order], faces[order]
-                yield rows, self._buildings(hits, rows, origin, directions, points, faces, pixel), 0.5
+                yield (
+                    rows,
+                    self._buildings(hits, rows, origin, directions, points, faces, pixel),
+                    0.4,
+                )
             elif kind == Kind.CANOPY:
-                yield rows, shade_canopy(self.world, hits.slot[rows], np.take(points, rows, 0), faces, hits.distance[rows]), 0.9
+                yield (
+                    rows,
+                    shade_canopy(
+                        self.world,
+                        hits.slot[rows],
+                        np.take(points, rows, 0),
+                        faces,
+                        hits.distance[rows],
+                    ),
+                    0.7,
+                )
             else:
-                yield rows, shade_plain(self.world, Kind(kind), hits.slot[rows], np.take(points, rows, 0), faces), 0.4
+                yield (
+                    rows,
+                    shade_plain(
+                        self.world, Kind(kind), hits.slot[rows], np.take(points, rows, 0), faces
+                    ),
+                    0.3,
+                )
         rows = np.flatnonzero(hits.what == What.ACTOR)
         if len(rows):
             rows = rows[np.argsort(hits.actor[rows], kind='stable')]
-            yield rows, shade_actors(self.actors, yaws, hits, rows, np.take(points, rows, 0), np.take(directions, rows, 0), self.light), 0.45
+            yield (
+                rows,
+                shade_actors(
+                    self.actors,
+                    yaws,
+                    hits,
+                    rows,
+                    np.take(points, rows, 0),
+                    np.take(directions, rows, 0),
+                    self.light,
+                ),
+                0.3,
+            )
 
-    def _buildings(self, hits: Hits, rows: np.ndarray, origin: np.ndarray, directions: np.ndarray, points: np.ndarray,
-                   faces: np.ndarray, pixel: float) -> Surface:  # fmt: skip
+    def _buildings(
+        self,
+        hits: Hits,
+        rows: np.ndarray,
+        origin: np.ndarray,
+        directions: np.ndarray,
+        points: np.ndarray,
+        faces: np.ndarray,
+        pixel: float,
+    ) -> Surface:
         """All building hits; `rows` are sorted by slot."""
         slots = hits.slot[rows]
         ends = [*np.flatnonzero(np.diff(slots)) + 1, len(rows)]
@@ -242,7 +370,16 @@ class Shader:
             mine = rows[start:end]
             building = Building.of_slot(self.world.slots, int(slots[start]))
             size = hits.distance[mine] * np.float32(pixel)
-            parts.append(shade_building(building, origin, np.take(directions, mine, 0), np.take(points, mine, 0),
-                                        faces[start:end], size, self.light))  # fmt: skip
+            parts.append(
+                shade_building(
+                    building,
+                    origin,
+                    np.take(directions, mine, 0),
+                    np.take(points, mine, 0),
+                    faces[start:end],
+                    size,
+                    self.light,
+                )
+            )
             start = end
         return Surface(*(np.concatenate(column) for column in zip(*parts, strict=True)))

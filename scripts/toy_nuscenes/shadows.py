@@ -1,7 +1,8 @@
 """Sun shadows and contact darkening, as rasters over the ground plane.
 
-The shadow raster H(g) holds the height of the highest thing that the sun ray through ground point g meets. A point at
-height z on that ray lies in shadow exactly if H(g) > z, so one raster serves the ground and everything above it.
+The shadow raster H(g) holds the height of the highest thing that the sun ray through ground point
+g meets. A point at height z on that ray lies in shadow exactly if H(g) > z, so one raster serves
+the ground and everything above it.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ _BIAS_M = 0.25
 
 
 class Shadows:
-    """Shadow heights float32 [rows, columns] and contact darkening float32 [rows, columns] (1: open sky)."""
+    """Shadow heights float32 [rows, columns] and contact darkening float32 [rows, columns] (1:
+    open sky).
+    """
 
-    def __init__(self, canvas: Canvas, light: Light, height: np.ndarray, open_sky: np.ndarray) -> None:
+    def __init__(
+        self, canvas: Canvas, light: Light, height: np.ndarray, open_sky: np.ndarray
+    ) -> None:
         """Args: see the class; `canvas` has `RESOLUTION_M` cells."""
         self.canvas, self.light, self.height, self.open_sky = canvas, light, height, open_sky
         sun = light.to_sun
@@ -35,11 +40,27 @@ class Shadows:
         canvas = Canvas(world.lower, upper, RESOLUTION_M)
         x, y = canvas.centres()
         slope = light.to_sun[:2] / light.to_sun[2]
-        top = np.stack([x.ravel() + slope[0] * HEIGHT_M, y.ravel() + slope[1] * HEIGHT_M, np.full(x.size, HEIGHT_M)], -1)
+        top = np.stack(
+            [
+                x.ravel() + slope[0] * HEIGHT_M,
+                y.ravel() + slope[1] * HEIGHT_M,
+                np.full(x.size, HEIGHT_M),
+            ],
+            -1,
+        )
         down = torch.tensor(-light.to_sun[None], dtype=torch.float32)
-        hits = ray_cast(world.pyramid, torch.from_numpy(top.astype(np.float32)), down, world.corner, (VOXEL_M,) * 3, EMPTY)
+        hits = ray_cast(
+            world.pyramid,
+            torch.from_numpy(top.astype(np.float32)),
+            down,
+            world.corner,
+            (VOXEL_M,) * 3,
+            EMPTY,
+        )
         height = HEIGHT_M - hits.t_enter[0, :, 0].numpy() * np.float32(light.to_sun[2])
-        height = np.where(hits.hit[0, :, 0].numpy(), height, -1.0).reshape(x.shape).astype(np.float32)
+        height = (
+            np.where(hits.hit[0, :, 0].numpy(), height, -1.0).reshape(x.shape).astype(np.float32)
+        )
         low = world.grid[:, :, :10].any(2).T.astype(np.float32)
         over = (world.grid[:, :, 10:].any(2).T).astype(np.float32)
         near, wide = cv2.blur(low, (7, 7)), cv2.blur(np.maximum(low, over), (31, 31))
@@ -58,7 +79,9 @@ class Shadows:
         """Casts rays from the sun through the cells that the actor may shade."""
         model, sun = posed.actor.model, self.light.to_sun
         length, width, tall = model.size
-        corners = np.array([(a, b) for a in (-length / 2, length / 2) for b in (-width / 2, width / 2)])
+        corners = np.array(
+            [(a, b) for a in (-length / 2, length / 2) for b in (-width / 2, width / 2)]
+        )
         foot = corners @ posed.rotation[:2, :2].T + posed.position[:2]
         reach = np.concatenate([foot, foot - self.slope * tall])
         rows, columns = self.canvas.shape
@@ -72,28 +95,46 @@ class Shadows:
         y = self.canvas.lower[1] + (np.arange(low[1], high[1]) + 0.5) * RESOLUTION_M
         gx, gy = np.meshgrid(x, y)
         top = tall + 0.1
-        points = np.stack([gx + self.slope[0] * top, gy + self.slope[1] * top, np.full(gx.shape, top)], -1).reshape(-1, 3)
+        points = np.stack(
+            [gx + self.slope[0] * top, gy + self.slope[1] * top, np.full(gx.shape, top)], -1
+        ).reshape(-1, 3)
         local = torch.from_numpy(((points - posed.position) @ posed.rotation).astype(np.float32))
         down = torch.from_numpy((-sun @ posed.rotation).astype(np.float32)[None])
         hits = ray_cast(model.pyramid, local, down, model.corner, model.voxel, 0)
-        height = np.where(hits.hit[0, :, 0].numpy(), top - hits.t_enter[0, :, 0].numpy() * np.float32(sun[2]), -1.0)
+        height = np.where(
+            hits.hit[0, :, 0].numpy(),
+            top - hits.t_enter[0, :, 0].numpy() * np.float32(sun[2]),
+            -1.0,
+        )
         np.maximum(self.height[part], height.reshape(gx.shape), out=self.height[part])
         mask = np.zeros(gx.shape, np.float32)
-        cv2.fillPoly(mask, [np.round(self.canvas.pixels(foot) - low).astype(np.int32)[[0, 1, 3, 2], None]], 1.0)
+        cv2.fillPoly(
+            mask,
+            [np.round(self.canvas.pixels(foot) - low).astype(np.int32)[[0, 1, 3, 2], None]],
+            1.0,
+        )
         self.open_sky[part] *= 1 - 0.6 * cv2.blur(mask, (5, 5))
 
     def sunlit(self, points: np.ndarray, bias: float = _BIAS_M) -> np.ndarray:
         """Share float32 [n] of sunlight that reaches points float32 [n, 3]."""
         z = points[:, 2]
-        u = (points[:, 0] - self.slope[0] * z - np.float32(self.canvas.lower[0])) / RESOLUTION_M - 0.5
-        v = (points[:, 1] - self.slope[1] * z - np.float32(self.canvas.lower[1])) / RESOLUTION_M - 0.5
+        u = (
+            points[:, 0] - self.slope[0] * z - np.float32(self.canvas.lower[0])
+        ) / RESOLUTION_M - 0.5
+        v = (
+            points[:, 1] - self.slope[1] * z - np.float32(self.canvas.lower[1])
+        ) / RESOLUTION_M - 0.5
         rows, columns = self.canvas.shape
         column, row = np.floor(u).astype(np.int32), np.floor(v).astype(np.int32)
         fu, fv = u - column, v - row
         outside = (column < 0) | (row < 0) | (column >= columns - 1) | (row >= rows - 1)
         index = np.clip(row, 0, rows - 2) * columns + np.clip(column, 0, columns - 2)
         flat, level = self.height.reshape(-1), z + np.float32(bias)
-        lit = (flat[index] < level) * (1 - fu) * (1 - fv) + (flat[index + 1] < level) * fu * (1 - fv)
-        lit += (flat[index + columns] < level) * (1 - fu) * fv + (flat[index + columns + 1] < level) * fu * fv
+        lit = (flat[index] < level) * (1 - fu) * (1 - fv) + (flat[index + 1] < level) * fu * (
+            1 - fv
+        )
+        lit += (flat[index + columns] < level) * (1 - fu) * fv + (
+            flat[index + columns + 1] < level
+        ) * fu * fv
         lit[outside] = 1.0
         return lit.astype(np.float32)

@@ -1,7 +1,8 @@
-"""The static part of a world above the ground: a grid of 0.2 m voxels whose values are slot numbers.
+"""The static part of a world above the ground: a grid of 0.2 m voxels whose values are slot
+numbers.
 
-A slot is one building, one tree, or one kind of street furniture; `SlotTable` tells its class, how it is shaded, and
-its shape and colours, so that shading can be finer than the voxels.
+A slot is one building, one tree, or one kind of street furniture; `SlotTable` tells its class, how
+it is shaded, and its shape and colours, so that shading can be finer than the voxels.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class SlotTable:
     """Attributes of up to 255 slots, indexed by slot number.
 
     occ: uint8 [256], class. kind: uint8 [256]. colour: float32 [256, 3], main reflectance.
-    box: float32 [256, 8], for buildings x, y, yaw, half length, half width, eaves height, roof rise, number of storeys;
-    for canopies x, y, z of the centre and the three radii.
+    box: float32 [256, 8], for buildings x, y, yaw, half length, half width, eaves height, roof
+    rise, number of storeys; for canopies x, y, z of the centre and the three radii.
     style: float32 [256, 12], facade parameters (see `scenery._facade`).
     """
 
@@ -55,7 +56,9 @@ class SlotTable:
             RuntimeError: all 255 slots are taken.
         """
         if self.count == 255:
-            raise RuntimeError('a scene has more than 255 static things; lower the densities of its recipe')
+            raise RuntimeError(
+                'a scene has more than 255 static things; lower the densities of its recipe'
+            )
         self.count += 1
         self.occ[self.count], self.kind[self.count] = int(occ), int(kind)
         self.colour[self.count] = colour
@@ -68,7 +71,9 @@ class SlotTable:
 
 
 class StaticWorld:
-    """The voxel grid with its slots. `grid` is uint8 [X, Y, Z]; its lower corner is (`lower`, 0)."""
+    """The voxel grid with its slots. `grid` is uint8 [X, Y, Z]; its lower corner is (`lower`,
+    0).
+    """
 
     def __init__(self, lower: np.ndarray, upper: np.ndarray) -> None:
         """Args: lower, upper: corners [2] in scene metres."""
@@ -90,23 +95,38 @@ class StaticWorld:
             self._pyramid = OccupancyPyramid(torch.from_numpy(self.grid)[None], EMPTY)
         return self._pyramid
 
-    def window(self, centre: np.ndarray, radius: float) -> tuple[slice, slice, np.ndarray, np.ndarray]:
+    def window(
+        self, centre: np.ndarray, radius: float
+    ) -> tuple[slice, slice, np.ndarray, np.ndarray]:
         """The columns around a point: index slices and the column centres x [nx, 1], y [1, ny]."""
-        low = np.clip(np.floor((centre - radius - self.lower) / VOXEL_M).astype(int), 0, self.grid.shape[:2])
-        high = np.clip(np.ceil((centre + radius - self.lower) / VOXEL_M).astype(int), 0, self.grid.shape[:2])
+        low = np.clip(
+            np.floor((centre - radius - self.lower) / VOXEL_M).astype(int), 0, self.grid.shape[:2]
+        )
+        high = np.clip(
+            np.ceil((centre + radius - self.lower) / VOXEL_M).astype(int), 0, self.grid.shape[:2]
+        )
         x = self.lower[0] + (np.arange(low[0], high[0]) + 0.5) * VOXEL_M
         y = self.lower[1] + (np.arange(low[1], high[1]) + 0.5) * VOXEL_M
         return slice(low[0], high[0]), slice(low[1], high[1]), x[:, None], y[None, :]
 
-    def put_box(self, slot: int, centre: tuple[float, float], yaw: float, half: tuple[float, float],
-                bottom: float, top: np.ndarray | float, rise: float = 0.0) -> None:  # fmt: skip
+    def put_box(
+        self,
+        slot: int,
+        centre: tuple[float, float],
+        yaw: float,
+        half: tuple[float, float],
+        bottom: float,
+        top: np.ndarray | float,
+        rise: float = 0.0,
+    ) -> None:
         """Fills an upright box, with a gable roof of `rise` metres along its length on top.
 
         Args:
             slot: slot number to write.
             centre: x, y of the middle.
             yaw: direction of the length.
-            half: half length and half width; each at least 0.1 m, so that no box falls between the voxels.
+            half: half length and half width; each at least 0.1 m, so that no box falls between the
+                voxels.
             bottom: lower z.
             top: upper z of the walls.
             rise: height of the ridge over the walls.
@@ -122,15 +142,26 @@ class StaticWorld:
         mask = inside[..., None] & (z >= bottom) & (z < height[..., None])
         self.grid[i, j][mask] = slot
 
-    def put_ellipsoid(self, slot: int, centre: np.ndarray, radii: np.ndarray, rough: np.ndarray | None,
-                      cone: float = 0.0) -> None:  # fmt: skip
-        """Fills an ellipsoid (or a cone for `cone` = 1) that is eaten into by noise `rough` [n, n, n] in [0, 1]."""
+    def put_ellipsoid(
+        self,
+        slot: int,
+        centre: np.ndarray,
+        radii: np.ndarray,
+        rough: np.ndarray | None,
+        cone: float = 0.0,
+    ) -> None:
+        """Fills an ellipsoid (or a cone for `cone` = 1) that is eaten into by noise `rough` [n, n,
+        n] in [0, 1].
+        """
         i, j, x, y = self.window(centre[:2], float(max(radii[:2])) + VOXEL_M)
         z = (np.arange(self.grid.shape[2]) + 0.5) * VOXEL_M
         k = slice(*np.searchsorted(z, [centre[2] - radii[2], centre[2] + radii[2]]))
         w = (z[k] - centre[2]) / radii[2]
         flat = ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2
-        radius = np.sqrt(flat[..., None] + w**2) * (1 - cone) + cone * (np.sqrt(flat)[..., None] * 2 + w) * 0.97
+        radius = (
+            np.sqrt(flat[..., None] + w**2) * (1 - cone)
+            + cone * (np.sqrt(flat)[..., None] * 2 + w) * 0.97
+        )
         if rough is not None:
             index = [np.arange(n) % rough.shape[0] for n in radius.shape]
             radius = radius + rough[np.ix_(*index)] * 0.35

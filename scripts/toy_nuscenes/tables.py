@@ -23,8 +23,21 @@ from scripts.toy_nuscenes.rig import (
 
 Record = dict[str, object]
 Tables = dict[str, list[Record]]
-TABLE_NAMES = ('category', 'attribute', 'visibility', 'instance', 'sensor', 'calibrated_sensor', 'ego_pose', 'log',
-               'scene', 'sample', 'sample_data', 'sample_annotation', 'map')  # fmt: skip
+TABLE_NAMES = (
+    'category',
+    'attribute',
+    'visibility',
+    'instance',
+    'sensor',
+    'calibrated_sensor',
+    'ego_pose',
+    'log',
+    'scene',
+    'sample',
+    'sample_data',
+    'sample_annotation',
+    'map',
+)
 START_US = 1_700_000_000_000_000
 SCENE_PERIOD_US = 600_000_000
 
@@ -74,7 +87,8 @@ class SceneNames:
         """Path of a measurement's file in the data root."""
         folder = 'samples' if shot.is_key else 'sweeps'
         suffix = 'pcd.bin' if shot.sensor == LIDAR_NAME else 'jpg'
-        return f'{folder}/{shot.sensor}/{self.logfile}__{shot.sensor}__{self.start_us + shot.time_us}.{suffix}'
+        name = f'{self.logfile}__{shot.sensor}__{self.start_us + shot.time_us}.{suffix}'
+        return f'{folder}/{shot.sensor}/{name}'
 
     def occ3d_path(self, sample: int) -> str:
         """Path of the Occ3D labels of a key frame."""
@@ -91,25 +105,44 @@ def common_tables(options: Options) -> Tables:
     seed = options.seed
     sensors = [*((camera.name, 'camera') for camera in CAMERAS), (LIDAR_NAME, 'lidar')]
     return {
-        'category': [dict(token=token(seed, c.name), name=c.name, description=c.description) for c in CATEGORIES],
-        'attribute': [dict(token=token(seed, a.name), name=a.name, description=a.description) for a in ATTRIBUTES],
-        'visibility': [dict(token=t, level=level, description=text) for t, level, text in VISIBILITIES],
-        'sensor': [dict(token=token(seed, name), channel=name, modality=kind) for name, kind in sensors],
+        'category': [
+            dict(token=token(seed, c.name), name=c.name, description=c.description)
+            for c in CATEGORIES
+        ],
+        'attribute': [
+            dict(token=token(seed, a.name), name=a.name, description=a.description)
+            for a in ATTRIBUTES
+        ],
+        'visibility': [
+            dict(token=t, level=level, description=text) for t, level, text in VISIBILITIES
+        ],
+        'sensor': [
+            dict(token=token(seed, name), channel=name, modality=kind) for name, kind in sensors
+        ],
     }
 
 
 def _calibrated_sensors(names: SceneNames) -> list[Record]:
     options, out = names.options, []
     for camera in CAMERAS:
-        out.append(dict(
-            token=names.token('calibration', camera.name), sensor_token=token(options.seed, camera.name),
-            translation=list(camera.translation), rotation=matrix_quaternion(camera.rotation()),
-            camera_intrinsic=camera.intrinsic(options.width, options.height).tolist(),
-        ))  # fmt: skip
-    out.append(dict(
-        token=names.token('calibration', LIDAR_NAME), sensor_token=token(options.seed, LIDAR_NAME),
-        translation=list(LIDAR_TRANSLATION), rotation=matrix_quaternion(lidar_rotation()), camera_intrinsic=[],
-    ))  # fmt: skip
+        out.append(
+            dict(
+                token=names.token('calibration', camera.name),
+                sensor_token=token(options.seed, camera.name),
+                translation=list(camera.translation),
+                rotation=matrix_quaternion(camera.rotation()),
+                camera_intrinsic=camera.intrinsic(options.width, options.height).tolist(),
+            )
+        )
+    out.append(
+        dict(
+            token=names.token('calibration', LIDAR_NAME),
+            sensor_token=token(options.seed, LIDAR_NAME),
+            translation=list(LIDAR_TRANSLATION),
+            rotation=matrix_quaternion(lidar_rotation()),
+            camera_intrinsic=[],
+        )
+    )
     return out
 
 
@@ -120,7 +153,9 @@ def _chain(records: list[Record]) -> None:
         record['next'] = records[k + 1]['token'] if k + 1 < len(records) else ''
 
 
-def _measurements(names: SceneNames, poses: dict[str, tuple[float, float, float]]) -> tuple[list[Record], list[Record]]:
+def _measurements(
+    names: SceneNames, poses: dict[str, tuple[float, float, float]]
+) -> tuple[list[Record], list[Record]]:
     """The sample_data and ego_pose records; `poses` maps data tokens to global x, y, yaw."""
     options, data, ego = names.options, [], []
     by_sensor: dict[str, list[Record]] = {}
@@ -128,13 +163,26 @@ def _measurements(names: SceneNames, poses: dict[str, tuple[float, float, float]
         key, camera = names.data_token(shot), shot.sensor != LIDAR_NAME
         x, y, yaw = poses[key]
         timestamp = names.start_us + shot.time_us
-        ego.append(dict(token=key, timestamp=timestamp, rotation=yaw_quaternion(yaw), translation=[x, y, 0.0]))
+        ego.append(
+            dict(
+                token=key,
+                timestamp=timestamp,
+                rotation=yaw_quaternion(yaw),
+                translation=[x, y, 0.0],
+            )
+        )
         record: Record = dict(
-            token=key, sample_token=names.sample_token(shot.sample), ego_pose_token=key,
-            calibrated_sensor_token=names.token('calibration', shot.sensor), timestamp=timestamp,
-            fileformat='jpg' if camera else 'pcd', is_key_frame=shot.is_key, height=options.height if camera else 0,
-            width=options.width if camera else 0, filename=names.path(shot),
-        )  # fmt: skip
+            token=key,
+            sample_token=names.sample_token(shot.sample),
+            ego_pose_token=key,
+            calibrated_sensor_token=names.token('calibration', shot.sensor),
+            timestamp=timestamp,
+            fileformat='jpg' if camera else 'pcd',
+            is_key_frame=shot.is_key,
+            height=options.height if camera else 0,
+            width=options.width if camera else 0,
+            filename=names.path(shot),
+        )
         by_sensor.setdefault(shot.sensor, []).append(record)
         data.append(record)
     for records in by_sensor.values():
@@ -142,34 +190,53 @@ def _measurements(names: SceneNames, poses: dict[str, tuple[float, float, float]
     return data, ego
 
 
-def _annotations(names: SceneNames, boxes: Sequence[BoxRecord], categories: dict[int, str],
-                 shift: np.ndarray) -> tuple[list[Record], list[Record]]:  # fmt: skip
+def _annotations(
+    names: SceneNames, boxes: Sequence[BoxRecord], categories: dict[int, str], shift: np.ndarray
+) -> tuple[list[Record], list[Record]]:
     """The sample_annotation and instance records."""
     seed, out, instances = names.options.seed, [], []
     by_actor: dict[int, list[Record]] = {}
     for box in boxes:
         x, y, z = box.centre
         record: Record = dict(
-            token=names.token('box', box.actor, box.sample), sample_token=names.sample_token(box.sample),
-            instance_token=names.token('actor', box.actor), visibility_token=box.visibility,
+            token=names.token('box', box.actor, box.sample),
+            sample_token=names.sample_token(box.sample),
+            instance_token=names.token('actor', box.actor),
+            visibility_token=box.visibility,
             attribute_tokens=[token(seed, box.attribute)] if box.attribute else [],
-            translation=[x + float(shift[0]), y + float(shift[1]), z], size=list(box.size_wlh),
-            rotation=yaw_quaternion(box.yaw), prev='', next='', num_lidar_pts=box.num_lidar_pts, num_radar_pts=0,
-        )  # fmt: skip
+            translation=[x + float(shift[0]), y + float(shift[1]), z],
+            size=list(box.size_wlh),
+            rotation=yaw_quaternion(box.yaw),
+            prev='',
+            next='',
+            num_lidar_pts=box.num_lidar_pts,
+            num_radar_pts=0,
+        )
         by_actor.setdefault(box.actor, []).append(record)
         out.append(record)
     for actor, records in by_actor.items():
         _chain(records)
-        instances.append(dict(
-            token=names.token('actor', actor), category_token=token(seed, categories[actor]),
-            nbr_annotations=len(records), first_annotation_token=records[0]['token'],
-            last_annotation_token=records[-1]['token'],
-        ))  # fmt: skip
+        instances.append(
+            dict(
+                token=names.token('actor', actor),
+                category_token=token(seed, categories[actor]),
+                nbr_annotations=len(records),
+                first_annotation_token=records[0]['token'],
+                last_annotation_token=records[-1]['token'],
+            )
+        )
     return out, instances
 
 
-def scene_tables(names: SceneNames, description: str, location: str, poses: dict[str, tuple[float, float, float]],
-                 boxes: Sequence[BoxRecord], categories: dict[int, str], shift: np.ndarray) -> Tables:  # fmt: skip
+def scene_tables(
+    names: SceneNames,
+    description: str,
+    location: str,
+    poses: dict[str, tuple[float, float, float]],
+    boxes: Sequence[BoxRecord],
+    categories: dict[int, str],
+    shift: np.ndarray,
+) -> Tables:
     """All records of one scene.
 
     Args:
@@ -183,23 +250,45 @@ def scene_tables(names: SceneNames, description: str, location: str, poses: dict
     """
     count = names.options.samples
     samples: list[Record] = [
-        dict(token=names.sample_token(k), timestamp=names.start_us + k * KEY_PERIOD_US, scene_token=names.scene_token)
+        dict(
+            token=names.sample_token(k),
+            timestamp=names.start_us + k * KEY_PERIOD_US,
+            scene_token=names.scene_token,
+        )
         for k in range(count)
     ]
     _chain(samples)
     data, ego = _measurements(names, poses)
     annotations, instances = _annotations(names, boxes, categories, shift)
-    day = datetime.datetime.fromtimestamp(names.start_us * 1e-6, datetime.timezone.utc).strftime('%Y-%m-%d')
-    log = dict(token=names.token('log'), logfile=names.logfile, vehicle='toy', date_captured=day, location=location)
-    scene = dict(
-        token=names.scene_token, log_token=names.token('log'), nbr_samples=count,
-        first_sample_token=samples[0]['token'], last_sample_token=samples[-1]['token'], name=names.name,
+    day = datetime.datetime.fromtimestamp(names.start_us * 1e-6, datetime.timezone.utc).strftime(
+        '%Y-%m-%d'
+    )
+    log: Record = dict(
+        token=names.token('log'),
+        logfile=names.logfile,
+        vehicle='toy',
+        date_captured=day,
+        location=location,
+    )
+    scene: Record = dict(
+        token=names.scene_token,
+        log_token=names.token('log'),
+        nbr_samples=count,
+        first_sample_token=samples[0]['token'],
+        last_sample_token=samples[-1]['token'],
+        name=names.name,
         description=description,
-    )  # fmt: skip
+    )
     return {
-        'log': [log], 'scene': [scene], 'sample': samples, 'calibrated_sensor': _calibrated_sensors(names),
-        'sample_data': data, 'ego_pose': ego, 'sample_annotation': annotations, 'instance': instances,
-    }  # fmt: skip
+        'log': [log],
+        'scene': [scene],
+        'sample': samples,
+        'calibrated_sensor': _calibrated_sensors(names),
+        'sample_data': data,
+        'ego_pose': ego,
+        'sample_annotation': annotations,
+        'instance': instances,
+    }
 
 
 def map_path(seed: int, place: int) -> str:
@@ -209,7 +298,14 @@ def map_path(seed: int, place: int) -> str:
 
 def map_tables(options: Options, logs_by_place: dict[int, list[str]]) -> Tables:
     """The map table: one mask per place, with the logs recorded there."""
-    return {'map': [
-        dict(category='semantic_prior', token=token(options.seed, 'map', place), filename=map_path(options.seed, place), log_tokens=logs)
-        for place, logs in sorted(logs_by_place.items())
-    ]}  # fmt: skip
+    return {
+        'map': [
+            dict(
+                category='semantic_prior',
+                token=token(options.seed, 'map', place),
+                filename=map_path(options.seed, place),
+                log_tokens=logs,
+            )
+            for place, logs in sorted(logs_by_place.items())
+        ]
+    }

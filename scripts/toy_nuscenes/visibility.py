@@ -1,8 +1,9 @@
 """Which voxels of an Occ3D label grid a sensor can see, by casting rays through the grid.
 
-A free voxel is seen if the ray that comes nearest to its centre passes it before it hits anything. An occupied voxel
-is seen if a ray hits it first, or if the straight line to the middle of one of its free sides is free: rays are some
-tenths of a degree apart, and would leave stripes on ground that is looked at from a low angle.
+A free voxel is seen if the ray that comes nearest to its centre passes it before it hits anything.
+An occupied voxel is seen if a ray hits it first, or if the straight line to the middle of one of
+its free sides is free: rays are some tenths of a degree apart, and would leave stripes on ground
+that is looked at from a low angle.
 """
 
 from __future__ import annotations
@@ -14,27 +15,35 @@ import numpy as np
 import torch
 
 from models.ops import OccupancyPyramid, ray_cast
+from scripts.toy_nuscenes.arrays import f32
 from scripts.toy_nuscenes.rig import LIDAR_ELEVATION_DEG
 
 OCC3D_RANGE = (-40.0, -40.0, -1.0, 40.0, 40.0, 5.4)
 OCC3D_VOXEL_M = 0.4
 RAY_STEP_RAD = 0.0063
-"""Angle between neighbouring rays: 0.25 m at 40 m, so that every voxel is met by the ray next to its centre."""
+"""Angle between neighbouring rays: 0.25 m at 40 m, so that every voxel is met by the ray next to
+its centre."""
 
 
 class View(Protocol):
-    """The field of view of a sensor, sampled by rays. Vectors are relative to the sensor, in the label frame."""
+    """The field of view of a sensor, sampled by rays. Vectors are relative to the sensor, in the
+    label frame.
+    """
 
     def rays(self) -> np.ndarray:
         """Unit directions float32 [n, 3]."""
 
     def nearest_ray(self, vectors: np.ndarray) -> np.ndarray:
-        """Index int64 [m] of the ray next to each of float32 [m, 3] vectors, -1 outside the view."""
+        """Index int64 [m] of the ray next to each of float32 [m, 3] vectors, -1 outside the
+        view.
+        """
 
 
 @dataclass
 class CameraView:
-    """View of a camera: `rotation` [3, 3] from the camera to the label frame, `intrinsic` [3, 3], size (W, H) pixels."""
+    """View of a camera: `rotation` [3, 3] from the camera to the label frame, `intrinsic` [3, 3],
+    size (W, H) pixels.
+    """
 
     rotation: np.ndarray
     intrinsic: np.ndarray
@@ -47,8 +56,18 @@ class CameraView:
 
     def rays(self) -> np.ndarray:
         """See `View`."""
-        u, v = np.meshgrid((np.arange(self._columns) + 0.5) * self._step, (np.arange(self._rows) + 0.5) * self._step)
-        pixels = np.stack([np.minimum(u, self.size[0]) - 0.5, np.minimum(v, self.size[1]) - 0.5, np.ones(u.shape)], -1)
+        u, v = np.meshgrid(
+            (np.arange(self._columns) + 0.5) * self._step,
+            (np.arange(self._rows) + 0.5) * self._step,
+        )
+        pixels = np.stack(
+            [
+                np.minimum(u, self.size[0]) - 0.5,
+                np.minimum(v, self.size[1]) - 0.5,
+                np.ones(u.shape),
+            ],
+            -1,
+        )
         rays = pixels.reshape(-1, 3) @ (self.rotation @ np.linalg.inv(self.intrinsic)).T
         return (rays / np.linalg.norm(rays, axis=1, keepdims=True)).astype(np.float32)
 
@@ -76,7 +95,9 @@ class LidarView:
     def rays(self) -> np.ndarray:
         """See `View`."""
         azimuth = (np.arange(self._turns) + 0.5) * (2 * np.pi / self._turns)
-        elevation = self._low + (np.arange(self._levels) + 0.5) * (self._high - self._low) / self._levels
+        elevation = (
+            self._low + (np.arange(self._levels) + 0.5) * (self._high - self._low) / self._levels
+        )
         el, az = np.meshgrid(elevation, azimuth, indexing='ij')
         rays = np.stack([np.cos(el) * np.cos(az), np.cos(el) * np.sin(az), np.sin(el)], -1)
         return rays.reshape(-1, 3).astype(np.float32)
@@ -96,11 +117,15 @@ class Visibility:
 
     def __init__(self, solid: np.ndarray) -> None:
         self.shape = solid.shape
-        self.grid = OccupancyPyramid(torch.from_numpy(np.ascontiguousarray(solid, dtype=np.uint8))[None], 0)
-        self._low = np.float32(OCC3D_RANGE[:3])
+        self.grid = OccupancyPyramid(
+            torch.from_numpy(np.ascontiguousarray(solid, dtype=np.uint8))[None], 0
+        )
+        self._low = f32(OCC3D_RANGE[:3])
         free = np.argwhere(~solid)
         self._free = np.ravel_multi_index(tuple(free.T), self.shape)
-        self._free_centres = ((free + 0.5) * np.float32(OCC3D_VOXEL_M) + self._low).astype(np.float32)
+        self._free_centres = ((free + 0.5) * np.float32(OCC3D_VOXEL_M) + self._low).astype(
+            np.float32
+        )
         sides, owners = [], []
         for axis in range(3):
             for step in (-1, 1):
@@ -112,9 +137,19 @@ class Visibility:
         self._sides = np.concatenate(sides).astype(np.float32)
         self._side_owners = np.ravel_multi_index(tuple(np.concatenate(owners).T), self.shape)
 
-    def _cast(self, position: np.ndarray, rays: np.ndarray, limit: float = np.inf) -> tuple[np.ndarray, ...]:
+    def _cast(
+        self, position: np.ndarray, rays: np.ndarray, limit: float = np.inf
+    ) -> tuple[np.ndarray, ...]:
         start = torch.tensor(position[None], dtype=torch.float32)
-        hits = ray_cast(self.grid, start, torch.from_numpy(rays), OCC3D_RANGE[:3], (OCC3D_VOXEL_M,) * 3, 0, limit)
+        hits = ray_cast(
+            self.grid,
+            start,
+            torch.from_numpy(rays),
+            OCC3D_RANGE[:3],
+            (OCC3D_VOXEL_M,) * 3,
+            0,
+            limit,
+        )
         return hits.hit[0, 0].numpy(), hits.t_enter[0, 0].numpy(), hits.voxel[0, 0].numpy()
 
     def seen_from(self, position: np.ndarray, view: View) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""Writes a data set: scene by scene in worker processes, resumable, and complete only once its record is there.
+"""Writes a data set: scene by scene in worker processes, resumable, and complete only once its
+record is there.
 
-While a data set is being made, `toy_nuscenes.json` in its root says `complete: false` and the tables do not exist
-yet; finished scenes leave their records in `.scenes/`. A run with the same options goes on from there.
+While a data set is being made, `toy_nuscenes.json` in its root says `complete: false` and the
+tables do not exist yet; finished scenes leave their records in `.scenes/`. A run with the same
+options goes on from there.
 """
 
 from __future__ import annotations
@@ -21,13 +23,21 @@ import numpy as np
 from scripts.toy_nuscenes.layout import Layout, make_layout
 from scripts.toy_nuscenes.options import Options
 from scripts.toy_nuscenes.recipes import make_recipe
-from scripts.toy_nuscenes.tables import TABLE_NAMES, SceneNames, Tables, common_tables, map_path, map_tables
+from scripts.toy_nuscenes.tables import (
+    TABLE_NAMES,
+    SceneNames,
+    Tables,
+    common_tables,
+    map_path,
+    map_tables,
+)
 
 RECORD = 'toy_nuscenes.json'
 SCENES_PER_PLACE = 10
 _PLACE_MARGIN_M = 20.0
 _MAP_RESOLUTION_M = 0.1  # nuScenes map masks have 10 pixels per metre
 Progress = Callable[[int], None]
+Job = tuple[SceneNames, int, np.ndarray]  # a scene, its place, and its shift on the map
 
 
 class DataSetError(RuntimeError):
@@ -47,6 +57,11 @@ def write_json(path: Path, content: object) -> None:
     write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=0)))
 
 
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Writes a PNG atomically."""
+    write_atomically(path, lambda p: cv2.imwrite(str(p), image, [cv2.IMWRITE_PNG_COMPRESSION, 6]))
+
+
 def _read_record(root: Path) -> dict | None:
     path = root / RECORD
     if not path.exists():
@@ -54,11 +69,14 @@ def _read_record(root: Path) -> dict | None:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise DataSetError(f'{path} is not readable JSON ({error}); delete {root} and run the command again') from error
+        raise DataSetError(
+            f'{path} is not readable JSON ({error}); delete {root} and run the command again'
+        ) from error
 
 
 def prepare(root: Path, options: Options, overwrite: bool) -> bool:
-    """Makes the output folder ready; says whether a complete data set with these options is there already.
+    """Makes the output folder ready; says whether a complete data set with these options is there
+    already.
 
     Raises:
         DataSetError: the folder holds something else.
@@ -67,13 +85,21 @@ def prepare(root: Path, options: Options, overwrite: bool) -> bool:
         raise DataSetError(f'{root} is a file; choose a folder for --out')
     record = _read_record(root) if root.exists() else None
     if record is None and root.exists() and any(root.iterdir()):
-        raise DataSetError(f'{root} is not empty and was not made by this command; choose another folder for --out')
+        raise DataSetError(
+            f'{root} is not empty and was not made by this command; choose another folder for --out'
+        )
     if record is not None and record.get('options') != options.as_dict():
         if not overwrite:
             theirs, ours = record.get('options', {}), options.as_dict()
-            differ = ', '.join(f'{k} {theirs.get(k)} there, {v} asked' for k, v in ours.items() if theirs.get(k) != v)
-            raise DataSetError(f'{root} holds a data set made with other options ({differ}); '
-                               'choose another folder for --out, or pass --overwrite to replace it')  # fmt: skip
+            differ = ', '.join(
+                f'{k} {theirs.get(k)} there, {v} asked'
+                for k, v in ours.items()
+                if theirs.get(k) != v
+            )
+            raise DataSetError(
+                f'{root} holds a data set made with other options ({differ}); '
+                'choose another folder for --out, or pass --overwrite to replace it'
+            )
         shutil.rmtree(root)
         record = None
     if record is not None and record.get('complete'):
@@ -84,7 +110,9 @@ def prepare(root: Path, options: Options, overwrite: bool) -> bool:
 
 
 def place_scenes(layouts: list[Layout]) -> list[tuple[int, np.ndarray]]:
-    """Lays the scenes out beside each other: per scene its place and its global minus scene coordinates [2]."""
+    """Lays the scenes out beside each other: per scene its place and its global minus scene
+    coordinates [2].
+    """
     out = []
     for start in range(0, len(layouts), SCENES_PER_PLACE):
         group = layouts[start : start + SCENES_PER_PLACE]
@@ -95,19 +123,28 @@ def place_scenes(layouts: list[Layout]) -> list[tuple[int, np.ndarray]]:
     return out
 
 
-def _write_masks(root: Path, options: Options, places: list[tuple[int, np.ndarray]], masks: list[dict]) -> None:
-    """Joins the road masks of the scenes into one image per place, 10 pixels per metre, north up."""
+def _write_masks(
+    root: Path, options: Options, places: list[tuple[int, np.ndarray]], masks: list[dict]
+) -> None:
+    """Joins the road masks of the scenes into one image per place, 10 pixels per metre, north
+    up.
+    """
     for place in sorted({p for p, _ in places}):
         members = [k for k, (p, _) in enumerate(places) if p == place]
-        far = np.max([np.asarray(masks[k]['corner']) + np.asarray(masks[k]['size']) * _MAP_RESOLUTION_M for k in members], 0)
+        far = np.max(
+            [
+                np.asarray(masks[k]['corner']) + np.asarray(masks[k]['size']) * _MAP_RESOLUTION_M
+                for k in members
+            ],
+            0,
+        )
         columns, rows = np.ceil((far + _PLACE_MARGIN_M / 2) / _MAP_RESOLUTION_M).astype(int)
         canvas = np.zeros((rows, columns), np.uint8)
         for k in members:
             image = cv2.imread(str(root / '.scenes' / masks[k]['file']), cv2.IMREAD_GRAYSCALE)
             column, row = np.round(np.asarray(masks[k]['corner']) / _MAP_RESOLUTION_M).astype(int)
             canvas[row : row + image.shape[0], column : column + image.shape[1]] = image
-        flipped = canvas[::-1]
-        write_atomically(root / map_path(options.seed, place), lambda p, c=flipped: cv2.imwrite(str(p), c, [cv2.IMWRITE_PNG_COMPRESSION, 6]))
+        write_png(root / map_path(options.seed, place), canvas[::-1])
 
 
 def _merge(parts: list[Tables]) -> Tables:
@@ -119,13 +156,24 @@ def _merge(parts: list[Tables]) -> Tables:
 
 
 def _finish(root: Path, options: Options, places: list[tuple[int, np.ndarray]]) -> None:
-    """Writes masks and tables from the records of the finished scenes, then marks the data set complete."""
-    results = [json.loads((root / '.scenes' / f'{name}.json').read_text()) for name in options.scene_names()]
+    """Writes masks and tables from the records of the finished scenes, then marks the data set
+    complete.
+    """
+    results = [
+        json.loads((root / '.scenes' / f'{name}.json').read_text())
+        for name in options.scene_names()
+    ]
     _write_masks(root, options, places, [result['mask'] for result in results])
     logs: dict[int, list[str]] = {}
     for (place, _), result in zip(places, results, strict=True):
         logs.setdefault(place, []).append(result['tables']['log'][0]['token'])
-    tables = _merge([common_tables(options), *(result['tables'] for result in results), map_tables(options, logs)])
+    tables = _merge(
+        [
+            common_tables(options),
+            *(result['tables'] for result in results),
+            map_tables(options, logs),
+        ]
+    )
     folder, temporary = root / options.version, root / f'.{options.version}'
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -136,8 +184,12 @@ def _finish(root: Path, options: Options, places: list[tuple[int, np.ndarray]]) 
     shutil.rmtree(root / '.scenes')
 
 
-def _work(root: str, options: Options, jobs: multiprocessing.Queue, news: multiprocessing.Queue) -> None:
-    """A worker process: makes scenes until there are none left; sends progress counts, then None or an error text."""
+def _work(
+    root: str, options: Options, jobs: multiprocessing.Queue, news: multiprocessing.Queue
+) -> None:
+    """A worker process: makes scenes until there are none left; sends progress counts, then None
+    or an error text.
+    """
     import signal
 
     import torch
@@ -149,47 +201,68 @@ def _work(root: str, options: Options, jobs: multiprocessing.Queue, news: multip
     cv2.setNumThreads(1)
     try:
         while (job := jobs.get()) is not None:
-            generate_scene(Path(root), options, *job, progress=news.put)
+            names, place, shift = job
+            generate_scene(Path(root), options, names, place, shift, news.put)
         news.put(None)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the main process must hear of it
+    except BaseException as error:
         news.put(f'{type(error).__name__}: {error}')
 
 
+Workers = list[multiprocessing.process.BaseProcess]
+
+
 @contextmanager
-def _processes(count: int, root: Path, options: Options, todo: list[tuple]) -> Iterator[multiprocessing.Queue]:
+def _processes(
+    count: int, root: Path, options: Options, todo: list[Job]
+) -> Iterator[tuple[Workers, multiprocessing.Queue]]:
+    """Running worker processes and the queue of their news; they are ended on the way out."""
     context = multiprocessing.get_context('spawn')
     jobs, news = context.Queue(), context.Queue()
     for job in [*todo, *([None] * count)]:
         jobs.put(job)
-    workers = [context.Process(target=_work, args=(str(root), options, jobs, news), daemon=True) for _ in range(count)]
+    arguments = (str(root), options, jobs, news)
+    workers: Workers = [
+        context.Process(target=_work, args=arguments, daemon=True) for _ in range(count)
+    ]
     for worker in workers:
         worker.start()
     try:
-        yield news
+        yield workers, news
     finally:
         for worker in workers:
             worker.terminate()
             worker.join()
 
 
-def _run_workers(count: int, root: Path, options: Options, todo: list[tuple], progress: Progress) -> None:
-    with _processes(count, root, options, todo) as news:
+def _run_workers(
+    count: int, root: Path, options: Options, todo: list[Job], progress: Progress
+) -> None:
+    go_on = 'finished scenes are kept, run the command again to go on'
+    with _processes(count, root, options, todo) as (workers, news):
         running = count
         while running:
             try:
-                message = news.get(timeout=600)
-            except queue.Empty as error:
-                raise DataSetError('a worker process has said nothing for ten minutes; run the command again with --workers 1') from error
+                message = news.get(timeout=2)
+            except queue.Empty:
+                if any(worker.exitcode for worker in workers):
+                    raise DataSetError(f'a worker process was killed; {go_on}') from None
+                continue
             if message is None:
                 running -= 1
             elif isinstance(message, str):
-                raise DataSetError(f'a worker process failed ({message}); finished scenes are kept, run the command again to go on')
+                raise DataSetError(f'a worker process failed ({message}); {go_on}')
             else:
                 progress(message)
 
 
-def generate(root: Path, options: Options, *, workers: int = 2, overwrite: bool = False,
-             progress: Progress | None = None) -> bool:  # fmt: skip
+def generate(
+    root: Path,
+    options: Options,
+    *,
+    workers: int = 2,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> bool:
     """Makes the data set in `root`, or completes it.
 
     Args:
@@ -209,17 +282,19 @@ def generate(root: Path, options: Options, *, workers: int = 2, overwrite: bool 
         return False
     progress = progress or (lambda _: None)
     names = [SceneNames(options, k, name) for k, name in enumerate(options.scene_names())]
-    layouts = [make_layout(make_recipe(options.seed, k), options.duration_s) for k in range(options.scenes)]
+    layouts = [
+        make_layout(make_recipe(options.seed, k), options.duration_s) for k in range(options.scenes)
+    ]
     places = place_scenes(layouts)
     done = [(root / '.scenes' / f'{name.name}.json').exists() for name in names]
     progress(options.samples * sum(done))
-    todo = [(name, *places[k]) for k, name in enumerate(names) if not done[k]]
+    todo: list[Job] = [(name, *places[k]) for k, name in enumerate(names) if not done[k]]
     if workers > 0 and todo:
         _run_workers(min(workers, len(todo)), root, options, todo, progress)
     elif todo:
         from scripts.toy_nuscenes.frames import generate_scene
 
         for job in todo:
-            generate_scene(root, options, *job, progress=progress)
+            generate_scene(root, options, *job, progress)
     _finish(root, options, places)
     return True

@@ -89,7 +89,8 @@ def visualize(args: argparse.Namespace) -> list[Path]:
     cfg = load_config(args.config, args.cfg_options)
     source = SampleSource(cfg, args.weights, with_images=args.vis_input, with_truth=args.vis_gt)
     name = Path(args.config).stem
-    indices = spread(args.num, len(source)) if args.index is None else list(dict.fromkeys(args.index))
+    indices = args.index or spread(args.num, len(source))
+    indices = list(dict.fromkeys(indices))
     # Before the first minute of drawing, not after it.
     for index in indices:
         source.check_index(index)

@@ -80,6 +80,15 @@ def _fresh_scope() -> Iterator[None]:
     DefaultScope._instance_dict.clear()
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Waiting for other threads costs more than these small pictures on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def view() -> SampleView:
     """A sample with everything a sheet can show."""

@@ -79,10 +79,10 @@ def ray_cast_jobs() -> Iterator[Job]:
     for edge_m, size in ((0.4, (200, 200, 16)), (0.2, (800, 800, 40))):
         pyramid = ops.OccupancyPyramid(street(size, edge_m), 0)
         origin = torch.tensor([[0.1 * size[0], 0.5 * size[1], 2.4 / edge_m]]) * edge_m
-        rays = camera_rays(160, 90)
+        rays = camera_rays(80, 45)
         args = (origin, rays, (0, 0, 0), (edge_m,) * 3, 0)
         yield (
-            f"ray_cast 14k rays, {'x'.join(map(str, size))}",
+            f"ray_cast 3,600 rays, {'x'.join(map(str, size))}",
             lambda p=pyramid, a=args: ops.ray_cast(p, *a),
             lambda p=pyramid, a=args: ops.ray_cast_reference(p.grids, *a),
         )

@@ -10,6 +10,7 @@ import numpy as np
 from scripts.toy_nuscenes.casting import Hits, ImageFrame
 from scripts.toy_nuscenes.rig import Camera
 from scripts.toy_nuscenes.scene import Scene
+from scripts.toy_nuscenes.shading import View
 
 _LEVELS = 4096
 _WHITE = 2.6  # radiance that the tone curve maps to white
@@ -68,7 +69,7 @@ def take_image(
     yaws = {p.index: p.yaw for p in posed}
     pixel = 1.0 / float(camera.intrinsic(width, height)[0, 0])
     shadows = scene.shadows_at(time_s, posed, rotation[:2, 2])
-    radiance = scene.shader.colours(hits, origin, directions, shadows, yaws, pixel)
+    radiance = scene.shader.colours(View.of(hits, origin, directions, pixel), shadows, yaws)
     return Shot(develop(radiance.reshape(height, width, 3), scene, noise_seed), hits)
 
 

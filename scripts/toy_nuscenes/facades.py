@@ -161,16 +161,7 @@ def _shade_wall(
     albedo[trim] = b.trim
     albedo[~below] = 0.6 * b.trim + 0.4 * b.colour
     albedo[v < 0.5] *= np.float32(0.75)
-    tint = hash01(np.full(3, b.slot), np.arange(3)) * np.float32(0.6) + np.float32(0.03)
-    if b.kind == _SHOP:
-        albedo[first & (fv > 0.86)] = tint
-        door = np.zeros_like(first)
-    elif b.kind == _WAREHOUSE:
-        door = first & (np.mod(column, 3) == 1) & (fv < 0.75) & (fu < 0.36)
-    else:
-        door = first & (chance > 0.85) & (fu < 0.2) & (fv < 0.72) & (b.kind != _OFFICE)
-    board = 1 - np.float32(0.3) * (np.mod(v[door], 0.4) < 0.08)
-    albedo[door] = b.trim * np.float32(0.45) + board[:, None] * (tint * np.float32(0.25))
+    door = _paint_doors(b, albedo, first, column, fu, fv, v, chance)
     window = inside & ~trim & ~door
     curtain = (
         window & (chance < 0.25) & (fv > middle + half_t - 0.2)
@@ -181,6 +172,30 @@ def _shade_wall(
     albedo[curtain] = _CURTAIN
     lit = window & (np.mod(chance * 17, 1) < b.lit)
     return _Wall(albedo, window & ~curtain, lit)
+
+
+def _paint_doors(
+    b: Building,
+    albedo: np.ndarray,
+    first: np.ndarray,
+    column: np.ndarray,
+    fu: np.ndarray,
+    fv: np.ndarray,
+    v: np.ndarray,
+    chance: np.ndarray,
+) -> np.ndarray:
+    """Paints doors, gates and shop signs on the ground floor; returns where the doors are."""
+    tint = hash01(np.full(3, b.slot), np.arange(3)) * np.float32(0.6) + np.float32(0.03)
+    if b.kind == _SHOP:
+        albedo[first & (fv > 0.86)] = tint
+        return np.zeros_like(first)
+    if b.kind == _WAREHOUSE:
+        door = first & (np.mod(column, 3) == 1) & (fv < 0.75) & (fu < 0.36)
+    else:
+        door = first & (chance > 0.85) & (fu < 0.2) & (fv < 0.72) & (b.kind != _OFFICE)
+    board = 1 - np.float32(0.3) * (np.mod(v[door], 0.4) < 0.08)
+    albedo[door] = b.trim * np.float32(0.45) + board[:, None] * (tint * np.float32(0.25))
+    return door
 
 
 def _bricks(u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -94,13 +94,13 @@ def pedestrians() -> tuple[Model, ...]:
     """Two walking adults, a standing one and a child."""
     out = []
     for height, stride, width in (
-        (1.78, 0.30, 0.64),
+        (1.78, 0.26, 0.64),
         (1.66, 0.22, 0.60),
         (1.74, 0.05, 0.62),
-        (1.22, 0.18, 0.46),
+        (1.22, 0.20, 0.46),
     ):
         k = height / 1.78
-        m = Model((0.72 * k, width, height), 0.05)
+        m = Model((2 * (stride + 0.18) * k, width, height), 0.05)
         hip, shoulder = 0.90 * k, 1.45 * k
         for sign in (-1, 1):
             foot = (sign * stride * k, sign * 0.10 * k, 0.05)

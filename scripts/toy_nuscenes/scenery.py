@@ -53,6 +53,7 @@ WALL_COLOURS = {
 ROOF_COLOURS = ((0.36, 0.15, 0.10), (0.20, 0.19, 0.19), (0.30, 0.22, 0.17), (0.25, 0.27, 0.30))
 STYLES = ('house', 'apartment', 'office', 'shop', 'warehouse')
 STREET_TREE_SPACING_M = {'shop': 13.0, 'office': 12.0, 'warehouse': 15.0, 'apartment': 14.0}
+STOREY_M = {'house': 2.7, 'apartment': 3.0, 'office': 3.6, 'shop': 3.3, 'warehouse': 5.0}
 MAX_BUILDINGS = 80
 MAX_TREES = 120
 
@@ -141,50 +142,25 @@ class _Builder:
         yaw = float(heading) + float(self.rng.normal(0, 0.01))
         if not self.reserve.claim(rectangle(centre, yaw, length / 2 + 0.6, depth / 2 + 0.6)):
             return
-        if (
-            self.ground.lookup(
-                self.ground.road_distance, rectangle(centre, yaw, length / 2, depth / 2)
-            ).min()
-            < 2.2
-        ):
+        outline = rectangle(centre, yaw, length / 2, depth / 2)
+        if self.ground.lookup(self.ground.road_distance, outline).min() < 2.2:
             return
         self.buildings += 1
-        slots = self.world.slots
         height = min(float(self.rng.uniform(*heights)) + 2.0 * row, 15.8)
         gable = style == 'house' or (style == 'shop' and self.rng.random() < 0.2)
         rise = float(self.rng.uniform(1.8, 3.2)) if gable and height < 11 else 0.0
-        colours = WALL_COLOURS[style]
-        colour = np.array(colours[self.rng.integers(len(colours))]) * self.rng.uniform(
-            0.8, 1.15, 3
-        ).clip(0.85, 1.1)
-        slot = slots.add(Occ.MANMADE, Kind.BUILDING, colour * self.rng.uniform(0.85, 1.15))
-        storey = {'house': 2.7, 'apartment': 3.0, 'office': 3.6, 'shop': 3.3, 'warehouse': 5.0}[
-            style
-        ]
-        slots.box[slot] = (
-            *centre,
-            yaw,
-            length / 2,
-            depth / 2,
-            height,
-            rise,
-            max(1, round(height / storey)),
-        )
+        colour = np.array(WALL_COLOURS[style][self.rng.integers(len(WALL_COLOURS[style]))])
+        colour *= self.rng.uniform(0.8, 1.15, 3).clip(0.85, 1.1) * self.rng.uniform(0.85, 1.15)
+        slots = self.world.slots
+        slot = slots.add(Occ.MANMADE, Kind.BUILDING, colour)
+        storeys = max(1, round(height / STOREY_M[style]))
+        slots.box[slot] = (*centre, yaw, length / 2, depth / 2, height, rise, storeys)
         slots.style[slot] = self._facade(style)
-        self.world.put_box(
-            slot,
-            (float(centre[0]), float(centre[1])),
-            yaw,
-            (length / 2, depth / 2),
-            0.0,
-            height,
-            rise,
-        )
+        middle, half = (float(centre[0]), float(centre[1])), (length / 2, depth / 2)
+        self.world.put_box(slot, middle, yaw, half, 0.0, height, rise)
 
     def _facade(self, style: str) -> np.ndarray:
-        """Style number, window pitch, width and height share, roof RGB, lit share, trim RGB, brick
-        strength.
-        """
+        """The style row of a slot, in the order that `facades.Building.of_slot` reads."""
         rng = self.rng
         pitch, width, tall = {
             'house': (rng.uniform(2.4, 3.4), 0.42, 0.5),

@@ -1,4 +1,4 @@
-"""Turns ray hits into colours. All arrays are float32; n is the number of rays of one kind."""
+"""Turns ray hits into colours: surfaces, sunlight and sky light, haze."""
 
 from __future__ import annotations
 
@@ -11,375 +11,137 @@ from scripts.toy_nuscenes.actors import Actor
 from scripts.toy_nuscenes.arrays import f32
 from scripts.toy_nuscenes.casting import Hits, What
 from scripts.toy_nuscenes.facades import Building, shade_building
-from scripts.toy_nuscenes.ground import RESOLUTION_M, Ground
-from scripts.toy_nuscenes.light import Light, add_haze, add_skyline, sky_colour, sky_light, squared
-from scripts.toy_nuscenes.noise import hash01, noise_at, sample
-from scripts.toy_nuscenes.rig import yaw_rotation
+from scripts.toy_nuscenes.ground import Ground
+from scripts.toy_nuscenes.light import Light, add_haze, add_skyline, sky_colour, sky_light
 from scripts.toy_nuscenes.shadows import Shadows
-from scripts.toy_nuscenes.shapes import Mat
 from scripts.toy_nuscenes.statics import Kind, StaticWorld
+from scripts.toy_nuscenes.surfaces import (
+    Surface,
+    shade_actors,
+    shade_canopy,
+    shade_ground,
+    shade_plain,
+)
 
-FACE_NORMALS = f32([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]])
 _BOUNCE = f32([0.16, 0.15, 0.13])  # light that the ground throws back up
-_STREET = f32([0.14, 0.14, 0.13])  # what paint mirrors below the horizon
 
 
-@dataclass
-class Surface:
-    """What n surface points reflect.
-
-    points: [n, 3] metres. normals: unit [n, 3]. albedo: [n, 3]. open_sky: [n], share of sky light
-    that arrives.
-    glow: [n, 3] or None, light of its own and mirrored light.
-    """
-
-    points: np.ndarray
-    normals: np.ndarray
-    albedo: np.ndarray
-    open_sky: np.ndarray
-    glow: np.ndarray | None = None
-
-
-def light_surface(surface: Surface, light: Light, shadows: Shadows, bias: float) -> np.ndarray:
-    """Radiance [n, 3] of a surface under sun, sky and ground.
-
-    Shadows are looked up `bias` metres off the surface, because the voxels that throw them stick
-    out of it.
-    """
+def light_surface(surface: Surface, light: Light, shadows: Shadows) -> np.ndarray:
+    """Radiance [n, 3] of a surface under sun, sky and ground."""
     normals = surface.normals
     direct = np.maximum(normals @ light.to_sun.astype(np.float32), 0)
     rows = np.flatnonzero(direct > 0.01)
-    direct[rows] *= shadows.sunlit(
-        np.take(surface.points, rows, 0) + np.float32(bias) * np.take(normals, rows, 0),
-        0.12 + 0.9 * bias,
-    )
+    outside = np.take(surface.points, rows, 0)
+    outside += np.float32(surface.bias) * np.take(normals, rows, 0)
+    direct[rows] *= shadows.sunlit(outside, 0.12 + 0.9 * surface.bias)
     upward = 0.5 + 0.5 * normals[:, 2]
     arriving = direct[:, None] * light.sun
     arriving += (upward * surface.open_sky)[:, None] * sky_light(light)
-    arriving += ((1 - upward) * surface.open_sky)[:, None] * (_BOUNCE * (light.sun + light.ambient))
+    bounced = _BOUNCE * (light.sun + light.ambient)
+    arriving += ((1 - upward) * surface.open_sky)[:, None] * bounced.astype(np.float32)
     colour = surface.albedo * arriving
     if surface.glow is not None:
         colour += surface.glow
     return colour
 
 
-def shade_ground(
-    ground: Ground,
-    shadows: Shadows,
-    points: np.ndarray,
-    distance: np.ndarray,
-    slope: np.ndarray,
-    pixel: float,
-) -> Surface:
-    """The painted ground, filtered by the size of the pixel's footprint.
+@dataclass
+class View:
+    """What is looked at: rays from one point at one moment.
 
-    Args:
-        ground: what is painted.
-        shadows: for the contact darkening.
-        points: [n, 3] hit points.
-        distance: [n], metres from the eye.
-        slope: [n], sine of the angle at which the ray comes in.
-        pixel: angle that a pixel spans, radians.
+    hits: where they end. origin: [3] in scene metres. directions: unit float32 [n, 3].
+    points: float32 [n, 3], the ends of the rays. pixel: angle that a pixel spans, radians.
     """
-    footprint = distance * pixel / np.sqrt(np.maximum(slope, 0.03))
-    cells = ground.canvas.pixels(points[:, :2]).astype(np.float32)
-    level = np.clip(
-        np.round(np.log2(np.maximum(footprint / RESOLUTION_M, 1.0))), 0, len(ground.mips) - 1
-    ).astype(np.int8)
-    albedo = np.empty((len(points), 3), np.float32)
-    for k, image in enumerate(ground.mips):
-        rows = np.flatnonzero(level == k)
-        if len(rows):
-            scale = np.float32(0.5**k)
-            albedo[rows] = sample(image, cells[rows, 0] * scale, cells[rows, 1] * scale)
-    near = np.flatnonzero(footprint < 0.12)
-    fade = np.clip(1.4 - footprint[near] / 0.09, 0, 1)
-    grain = (
-        noise_at(11, 0.8, points[near, 0], points[near, 1], 0.02) * 0.09
-        + noise_at(12, 3.0, points[near, 0], points[near, 1], 0.03) * 0.05
-    )
-    albedo[near] *= (1 + grain * fade)[:, None]
-    sky_cells = shadows.canvas.pixels(points[:, :2]).astype(np.float32)
-    open_sky = sample(shadows.open_sky, sky_cells[:, 0], sky_cells[:, 1])
-    normals = np.zeros((len(points), 3), np.float32)
-    normals[:, 2] = 1
-    return Surface(points, normals, albedo, open_sky)
 
+    hits: Hits
+    origin: np.ndarray
+    directions: np.ndarray
+    points: np.ndarray
+    pixel: float
 
-def shade_canopy(
-    world: StaticWorld,
-    slots: np.ndarray,
-    points: np.ndarray,
-    faces: np.ndarray,
-    distance: np.ndarray,
-) -> Surface:
-    """Foliage: the normal of an ellipsoid, ruffled, with dark gaps between the leaves."""
-    box = np.take(world.slots.box, slots, 0)
-    relative = (points - box[:, :3]) / np.maximum(box[:, 3:6], 0.1)
-    radius = np.sqrt(np.einsum('ij,ij->i', relative, relative))
-    x, y, z = points.T
-    coarse = noise_at(21, 2.2, x + 0.6 * z, y - 0.8 * z, 0.12)
-    cell = np.floor(points / np.float32(0.09)).astype(np.int32)
-    fine = hash01(cell[:, 0], cell[:, 1], cell[:, 2]) - 0.5
-    fade = np.clip(1.3 - distance / 45.0, 0.25, 1)
-    normals = relative / np.maximum(radius, 0.2)[:, None] + np.float32(0.35) * np.take(
-        FACE_NORMALS, faces, 0
-    )
-    normals += (
-        np.stack([coarse, -coarse, 0.5 * coarse], 1) * 0.25 + (fine * fade)[:, None] * 0.5
-    ).astype(np.float32)
-    normals /= np.maximum(np.sqrt(np.einsum('ij,ij->i', normals, normals)), np.float32(1e-3))[
-        :, None
-    ]
-    depth = np.clip(radius * 0.9 + 0.12 * coarse, 0.25, 1.05)
-    tone = 1 + 0.2 * coarse + fine * fade * 0.9
-    albedo = np.take(world.slots.colour, slots, 0) * np.clip(tone, 0.25, 2.0)[:, None]
-    albedo[:, 0] *= 1 + 0.12 * coarse
-    open_sky = np.clip(depth * (0.62 + 0.38 * relative[:, 2]), 0.18, 1.0)
-    return Surface(points, normals, albedo, open_sky)
+    @classmethod
+    def of(cls, hits: Hits, origin: np.ndarray, directions: np.ndarray, pixel: float) -> View:
+        """Works out the points."""
+        points = directions * np.minimum(hits.distance, np.float32(1e5))[:, None]
+        points += origin.astype(np.float32)
+        return cls(hits, origin, directions, points, pixel)
 
-
-def shade_plain(
-    world: StaticWorld, kind: Kind, slots: np.ndarray, points: np.ndarray, faces: np.ndarray
-) -> Surface:
-    """Walls, fences, poles, trunks and hedges: flat faces with dirt, boards or leaves."""
-    normals = np.take(FACE_NORMALS, faces, 0)
-    x, y, z = points.T
-    along = np.where(faces < 2, y, x)
-    dirt = noise_at(31, 3.0, along, z + np.float32(0.37) * (x + y), 0.06)
-    tone = 1 + np.float32(0.08) * dirt
-    if kind == Kind.HEDGE:
-        cell = np.floor(points / np.float32(0.08)).astype(np.int32)
-        tone = (
-            np.float32(0.5) + hash01(cell[:, 0], cell[:, 1], cell[:, 2]) + np.float32(0.15) * dirt
-        )
-    elif kind == Kind.STRIPES:
-        tone *= np.where(np.mod(along, np.float32(0.2)) < 0.05, np.float32(0.55), np.float32(1.0))
-    elif kind == Kind.BARK:
-        tone = 1 + np.float32(0.25) * noise_at(32, 1.5, x + y, z * np.float32(0.3), 0.02)
-    albedo = np.take(world.slots.colour, slots, 0) * np.clip(tone, 0.2, 2.0)[:, None]
-    return Surface(
-        points, normals, albedo, np.clip(np.float32(0.55) + z * np.float32(0.3), 0.5, 1.0)
-    )
-
-
-def shade_actors(
-    actors: list[Actor],
-    yaws: dict[int, float],
-    hits: Hits,
-    rows: np.ndarray,
-    points: np.ndarray,
-    directions: np.ndarray,
-    light: Light,
-) -> Surface:
-    """Vehicles, people and things: materials of their voxels, smooth normals, mirrored sky and sun.
-
-    `rows` are the hits' indices sorted by actor; points and directions [n, 3] belong to them.
-    """
-    which = hits.actor[rows]
-    ends = [*np.flatnonzero(np.diff(which)) + 1, len(rows)]
-    albedo = np.empty((len(rows), 3), np.float32)
-    normals = np.empty((len(rows), 3), np.float32)
-    gloss = np.zeros(len(rows), np.float32)
-    mats = np.zeros(len(rows), np.uint8)
-    start = 0
-    for end in ends:
-        index = int(which[start])
-        actor, part = actors[index], slice(start, end)
-        cell = np.ravel_multi_index(
-            tuple(np.take(hits.voxel, rows[part], 0).T), actor.model.grid.shape
-        )
-        mats[part] = mat = actor.model.grid.reshape(-1)[cell]
-        albedo[part] = np.take(actor.palette, mat, 0)
-        shine = np.zeros(len(Mat), np.float32)
-        shine[[Mat.PAINT, Mat.GLASS, Mat.RIM]] = actor.gloss, 1.0, 0.4
-        gloss[part] = shine[mat]
-        local = np.float32(0.75) * np.take(actor.model.normals.reshape(-1, 3), cell, 0)
-        local += np.float32(0.25) * np.take(FACE_NORMALS, np.maximum(hits.face[rows[part]], 0), 0)
-        normals[part] = local @ yaw_rotation(yaws[index]).T.astype(np.float32)
-        start = end
-    normals /= np.maximum(np.sqrt(np.einsum('ij,ij->i', normals, normals)), np.float32(1e-3))[
-        :, None
-    ]
-    cloth = (mats == Mat.TOP) | (mats == Mat.LEGS)
-    fold = noise_at(41, 1.0, points[:, 0] + points[:, 1], points[:, 2], 0.04)
-    albedo *= (1 + fold * np.where(cloth, np.float32(0.12), np.float32(0.03)))[:, None]
-    low = np.clip(np.float32(0.35) + points[:, 2] * np.float32(0.55), 0.35, 1.0)
-    glow = _mirrored(normals, directions, gloss, light) * low[:, None]
-    glow[mats == Mat.TAILLIGHT] += f32([0.25, 0.01, 0.01])
-    glow[mats == Mat.HEADLIGHT] += f32([0.25, 0.25, 0.22])
-    return Surface(points, normals, albedo, low, glow)
-
-
-def _mirrored(
-    normals: np.ndarray, directions: np.ndarray, gloss: np.ndarray, light: Light
-) -> np.ndarray:
-    glow = np.zeros((len(normals), 3), np.float32)
-    rows = np.flatnonzero(gloss > 0)
-    if len(rows) == 0:
-        return glow
-    normal, ray = np.take(normals, rows, 0), np.take(directions, rows, 0)
-    cos = np.clip(-np.einsum('ij,ij->i', normal, ray), 0, 1)
-    mirror = ray + 2 * cos[:, None] * normal
-    grazing = 1 - cos
-    shine = gloss[rows]
-    share = shine * (np.float32(0.045) + np.float32(0.7) * squared(grazing, 2) * grazing)
-    blend = np.sqrt(np.clip(mirror[:, 2], 0, 1))[:, None]
-    scene = light.horizon + (light.zenith - light.horizon) * blend
-    scene[mirror[:, 2] < 0] = _STREET
-    spot = squared(np.clip(mirror @ light.to_sun.astype(np.float32), 0, 1), 6)
-    glow[rows] = share[:, None] * scene + (shine * spot)[:, None] * light.sun
-    return glow
+    def at(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Points and directions [m, 3] of some rays."""
+        return np.take(self.points, rows, 0), np.take(self.directions, rows, 0)
 
 
 @dataclass
 class Shader:
-    """Shades the hits of rays from one point at one moment."""
+    """Shades what rays hit in one scene."""
 
     ground: Ground
     world: StaticWorld
     actors: list[Actor]
     light: Light
 
-    def colours(
-        self,
-        hits: Hits,
-        origin: np.ndarray,
-        directions: np.ndarray,
-        shadows: Shadows,
-        yaws: dict[int, float],
-        pixel: float,
-    ) -> np.ndarray:
-        """Radiance float32 [n, 3] seen along rays.
+    def colours(self, view: View, shadows: Shadows, yaws: dict[int, float]) -> np.ndarray:
+        """Radiance float32 [n, 3] along the rays of a view.
 
         Args:
-            hits: what the rays hit.
-            origin: [3] in scene metres.
-            directions: unit float32 [n, 3].
+            view: the rays and what they hit.
             shadows: of this moment.
             yaws: heading of each actor in sight, by index.
-            pixel: angle that a pixel spans, radians.
         """
-        out = np.empty((len(directions), 3), np.float32)
-        points = directions * np.minimum(hits.distance, np.float32(1e5))[:, None]
-        points += origin.astype(np.float32)
-        for rows, surface, bias in self._surfaces(
-            hits, origin, directions, points, shadows, yaws, pixel
-        ):
-            colour = light_surface(surface, self.light, shadows, bias)
-            add_haze(self.light, colour, hits.distance[rows])
+        out = np.empty((len(view.directions), 3), np.float32)
+        for rows, surface in self._surfaces(view, shadows, yaws):
+            colour = light_surface(surface, self.light, shadows)
+            add_haze(self.light, colour, view.hits.distance[rows])
             out[rows] = colour
-        rows = np.flatnonzero(hits.what == What.NOTHING)
-        rays = np.take(directions, rows, 0)
+        rows = np.flatnonzero(view.hits.what == What.NOTHING)
+        _, rays = view.at(rows)
         sky = sky_colour(self.light, rays)
         add_skyline(self.light, rays, sky)
         out[rows] = sky
         return out
 
     def _surfaces(
-        self,
-        hits: Hits,
-        origin: np.ndarray,
-        directions: np.ndarray,
-        points: np.ndarray,
-        shadows: Shadows,
-        yaws: dict[int, float],
-        pixel: float,
-    ) -> Iterator[tuple[np.ndarray, Surface, float]]:
-        """The surfaces that were hit: which rays, what they hit, and the shadow bias in metres."""
+        self, view: View, shadows: Shadows, yaws: dict[int, float]
+    ) -> Iterator[tuple[np.ndarray, Surface]]:
+        """The surfaces that were hit, each with the indices of its rays."""
+        hits = view.hits
         rows = np.flatnonzero(hits.what == What.GROUND)
         if len(rows):
-            yield (
-                rows,
-                shade_ground(
-                    self.ground,
-                    shadows,
-                    np.take(points, rows, 0),
-                    hits.distance[rows],
-                    -directions[rows, 2],
-                    pixel,
-                ),
-                0.0,
-            )
+            points, rays = view.at(rows)
+            slope, distance = -rays[:, 2], hits.distance[rows]
+            yield rows, shade_ground(self.ground, shadows, points, distance, slope, view.pixel)
         static = np.flatnonzero(hits.what == What.STATIC)
-        slots = hits.slot[static]
-        kinds = self.world.slots.kind[slots]
+        kinds = self.world.slots.kind[hits.slot[static]]
         for kind in np.unique(kinds):
             rows = static[kinds == kind]
-            faces = np.maximum(hits.face[rows], 0)
             if kind == Kind.BUILDING:
-                order = np.argsort(hits.slot[rows], kind='stable')
-                rows, faces = rows[order], faces[order]
-                yield (
-                    rows,
-                    self._buildings(hits, rows, origin, directions, points, faces, pixel),
-                    0.4,
-                )
-            elif kind == Kind.CANOPY:
-                yield (
-                    rows,
-                    shade_canopy(
-                        self.world,
-                        hits.slot[rows],
-                        np.take(points, rows, 0),
-                        faces,
-                        hits.distance[rows],
-                    ),
-                    0.7,
-                )
+                rows = rows[np.argsort(hits.slot[rows], kind='stable')]
+                yield rows, self._buildings(view, rows)
             else:
-                yield (
-                    rows,
-                    shade_plain(
-                        self.world, Kind(kind), hits.slot[rows], np.take(points, rows, 0), faces
-                    ),
-                    0.3,
-                )
+                yield rows, self._static(view, rows, Kind(kind))
         rows = np.flatnonzero(hits.what == What.ACTOR)
         if len(rows):
             rows = rows[np.argsort(hits.actor[rows], kind='stable')]
-            yield (
-                rows,
-                shade_actors(
-                    self.actors,
-                    yaws,
-                    hits,
-                    rows,
-                    np.take(points, rows, 0),
-                    np.take(directions, rows, 0),
-                    self.light,
-                ),
-                0.3,
-            )
+            yield rows, shade_actors(self.actors, yaws, hits, rows, *view.at(rows), self.light)
 
-    def _buildings(
-        self,
-        hits: Hits,
-        rows: np.ndarray,
-        origin: np.ndarray,
-        directions: np.ndarray,
-        points: np.ndarray,
-        faces: np.ndarray,
-        pixel: float,
-    ) -> Surface:
+    def _static(self, view: View, rows: np.ndarray, kind: Kind) -> Surface:
+        slots, faces = view.hits.slot[rows], np.maximum(view.hits.face[rows], 0)
+        points, _ = view.at(rows)
+        if kind == Kind.CANOPY:
+            return shade_canopy(self.world, slots, points, faces, view.hits.distance[rows])
+        return shade_plain(self.world, kind, slots, points, faces)
+
+    def _buildings(self, view: View, rows: np.ndarray) -> Surface:
         """All building hits; `rows` are sorted by slot."""
-        slots = hits.slot[rows]
-        ends = [*np.flatnonzero(np.diff(slots)) + 1, len(rows)]
-        parts, start = [], 0
-        for end in ends:
-            mine = rows[start:end]
-            building = Building.of_slot(self.world.slots, int(slots[start]))
-            size = hits.distance[mine] * np.float32(pixel)
-            parts.append(
-                shade_building(
-                    building,
-                    origin,
-                    np.take(directions, mine, 0),
-                    np.take(points, mine, 0),
-                    faces[start:end],
-                    size,
-                    self.light,
-                )
-            )
-            start = end
-        return Surface(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        slots = view.hits.slot[rows]
+        parts = []
+        for mine in np.split(rows, np.flatnonzero(np.diff(slots)) + 1):
+            building = Building.of_slot(self.world.slots, int(view.hits.slot[mine[0]]))
+            size = view.hits.distance[mine] * np.float32(view.pixel)
+            points, rays = view.at(mine)
+            face = view.hits.face[mine]
+            part = shade_building(building, view.origin, rays, points, face, size, self.light)
+            parts.append(part)
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        points, normals, albedo, open_sky, glow = columns
+        return Surface(points, normals, albedo, open_sky, glow, bias=0.4)

@@ -39,7 +39,7 @@ class SlotTable:
     occ: uint8 [256], class. kind: uint8 [256]. colour: float32 [256, 3], main reflectance.
     box: float32 [256, 8], for buildings x, y, yaw, half length, half width, eaves height, roof
     rise, number of storeys; for canopies x, y, z of the centre and the three radii.
-    style: float32 [256, 12], facade parameters (see `scenery._facade`).
+    style: float32 [256, 12], facade parameters (see `facades.Building`).
     """
 
     occ: np.ndarray = field(default_factory=lambda: np.full(256, int(Occ.MANMADE), np.uint8))

@@ -190,6 +190,19 @@ def _measurements(
     return data, ego
 
 
+def _samples(names: SceneNames) -> list[Record]:
+    out: list[Record] = [
+        dict(
+            token=names.sample_token(k),
+            timestamp=names.start_us + k * KEY_PERIOD_US,
+            scene_token=names.scene_token,
+        )
+        for k in range(names.options.samples)
+    ]
+    _chain(out)
+    return out
+
+
 def _annotations(
     names: SceneNames, boxes: Sequence[BoxRecord], categories: dict[int, str], shift: np.ndarray
 ) -> tuple[list[Record], list[Record]]:
@@ -248,16 +261,7 @@ def scene_tables(
         categories: actor index -> category name.
         shift: [2], global minus scene coordinates.
     """
-    count = names.options.samples
-    samples: list[Record] = [
-        dict(
-            token=names.sample_token(k),
-            timestamp=names.start_us + k * KEY_PERIOD_US,
-            scene_token=names.scene_token,
-        )
-        for k in range(count)
-    ]
-    _chain(samples)
+    samples = _samples(names)
     data, ego = _measurements(names, poses)
     annotations, instances = _annotations(names, boxes, categories, shift)
     day = datetime.datetime.fromtimestamp(names.start_us * 1e-6, datetime.timezone.utc).strftime(
@@ -273,7 +277,7 @@ def scene_tables(
     scene: Record = dict(
         token=names.scene_token,
         log_token=names.token('log'),
-        nbr_samples=count,
+        nbr_samples=len(samples),
         first_sample_token=samples[0]['token'],
         last_sample_token=samples[-1]['token'],
         name=names.name,

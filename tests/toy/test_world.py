@@ -122,7 +122,7 @@ def test_models_fill_their_boxes_and_have_outward_normals() -> None:
         for model in kind():
             half = np.asarray(model.size) / 2
             assert (np.abs(model.surface - (0, 0, half[2])) <= half).all()
-            extent = model.surface.max(0) - model.surface.min(0)
+            extent = model.surface.max(0) - model.surface.min(0) + model.voxel
             assert (extent > 0.7 * np.asarray(model.size)).all(), (
                 kind.__name__,
                 extent,

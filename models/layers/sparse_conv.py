@@ -97,7 +97,10 @@ class _SparseConvBase(nn.Module):
         if self.bias is not None:
             parameters["bias"] = self.bias
         inputs = spconv.SparseConvTensor(
-            x.features.contiguous(), x.coords.int(), list(x.spatial_shape), x.batch_size
+            x.features.contiguous(),
+            x.coords.int().contiguous(),  # spconv does not look at strides
+            list(x.spatial_shape),
+            x.batch_size,
         )
         out = torch.func.functional_call(conv, parameters, (inputs,))
         return SparseTensor(

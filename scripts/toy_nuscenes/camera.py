@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -62,7 +63,8 @@ def take_image(
     ego = scene.ego(time_s)
     origin = ego.rotation @ np.array(camera.translation) + ego.translation
     rotation = ego.rotation @ camera.rotation()
-    directions = (camera.ray_directions(width, height) @ rotation.T).astype(np.float32)
+    rays = camera.ray_directions(width, height).astype(np.float32)
+    directions = rays @ rotation.T.astype(np.float32)
     posed = scene.posed(time_s)
     frame = ImageFrame(origin, rotation, camera.intrinsic(width, height), height, width)
     hits = scene.cast(posed, origin, directions, frame, count_free)
@@ -73,19 +75,30 @@ def take_image(
     return Shot(develop(radiance.reshape(height, width, 3), scene, noise_seed), hits)
 
 
+@lru_cache(maxsize=1)
+def _noise() -> np.ndarray:
+    """A stock of sensor noise with standard deviation 1: float32 [512, 512, 3]."""
+    return np.random.default_rng(20).standard_normal((512, 512, 3), dtype=np.float32)
+
+
+def _add_noise(shown: np.ndarray, strength: float, seed: tuple[int, ...]) -> None:
+    """Adds noise to an image [H, W, 3]: pieces of the stock, cut at random places."""
+    rng, stock = np.random.default_rng(seed), _noise()
+    for row in range(0, shown.shape[0], 256):
+        for column in range(0, shown.shape[1], 256):
+            part = shown[row : row + 256, column : column + 256]
+            y, x = rng.integers(0, 257, 2)
+            part += stock[y : y + part.shape[0], x : x + part.shape[1]] * np.float32(strength)
+
+
 def develop(radiance: np.ndarray, scene: Scene, noise_seed: tuple[int, ...]) -> np.ndarray:
-    """Camera response: lens blur, vignetting, exposure, tone curve and sensor noise; uint8 [H, W,
-    3] BGR.
-    """
+    """Camera response: lens blur, vignetting, exposure, tone curve, noise; uint8 [H, W, 3] BGR."""
     height, width, _ = radiance.shape
     radiance = cv2.GaussianBlur(radiance, (3, 3), 0.45)
     x = np.linspace(-1, 1, width, dtype=np.float32)[None]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     falloff = np.float32(scene.light.exposure) * (1 - 0.10 * (x * x + 0.4 * y * y))
-    level = np.clip(
-        radiance * falloff[..., None] * np.float32((_LEVELS - 1) / _WHITE), 0, _LEVELS - 1
-    )
-    shown = _TONE[level.astype(np.int32)]
-    rng = np.random.default_rng(noise_seed)
-    shown += rng.standard_normal(shown.shape, dtype=np.float32) * np.float32(scene.light.noise)
-    return np.clip(shown + 0.5, 0, 255).astype(np.uint8)[..., ::-1]
+    radiance *= falloff[..., None] * np.float32((_LEVELS - 1) / _WHITE)
+    shown = np.take(_TONE, radiance.astype(np.int32), mode='clip')
+    _add_noise(shown, scene.light.noise, noise_seed)
+    return np.clip(shown + np.float32(0.5), 0, 255).astype(np.uint8)[..., ::-1]

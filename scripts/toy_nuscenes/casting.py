@@ -4,6 +4,7 @@ moment.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -69,7 +70,7 @@ class PosedActor:
     @cached_property
     def radius(self) -> float:
         """Radius of the ball around its box."""
-        return float(np.linalg.norm(self.actor.model.size)) / 2
+        return math.hypot(*self.actor.model.size) / 2
 
     def points(self) -> np.ndarray:
         """Surface points float32 [n, 3] in scene metres."""
@@ -109,8 +110,7 @@ def _cast_static(world: StaticWorld, origin: np.ndarray, directions: np.ndarray)
 def _cast_static_image(
     world: StaticWorld, origin: np.ndarray, directions: np.ndarray, shape: tuple[int, int]
 ) -> _Static:
-    """As `_cast_static` for the pixels of an image, but casts only one ray in four where that is
-    enough.
+    """As `_cast_static` for the pixels of an image, casting one ray in four where that is enough.
 
     Between four rays that meet the same wall, or nothing, the pixels are filled in: a wall is a
     plane, and shading moves its hits to the true plane anyway. Everywhere else each pixel gets its
@@ -120,16 +120,14 @@ def _cast_static_image(
     grid = directions.reshape(height, width, 3)
     coarse = _cast_static(world, origin, grid[::2, ::2].reshape(-1, 3))
     low = ((height + 1) // 2, (width + 1) // 2)
-    key = (coarse.slot.astype(np.int16) * 2 + (coarse.face == 5)).reshape(
-        low
-    )  # walls may be hit on any side face
+    # A wall that is askew shows two kinds of side faces; only its top counts as another face.
+    key = (coarse.slot.astype(np.int16) * 2 + (coarse.face == 5)).reshape(low)
     flat = (world.slots.kind[coarse.slot] == Kind.BUILDING) | ~coarse.hit
     uneven = ~flat.reshape(low)
     uneven[1:] |= key[1:] != key[:-1]
     uneven[:-1] |= key[1:] != key[:-1]
     uneven[:, 1:] |= key[:, 1:] != key[:, :-1]
     uneven[:, :-1] |= key[:, 1:] != key[:, :-1]
-    uneven = cv2.dilate(uneven.astype(np.uint8), np.ones((3, 3), np.uint8))
     full = np.repeat(np.repeat(uneven, 2, 0), 2, 1)[:height, :width]
     full[:, -1 if width % 2 == 0 else width :] = 1
     full[-1 if height % 2 == 0 else height :] = 1
@@ -138,11 +136,8 @@ def _cast_static_image(
         for a in (coarse.hit, coarse.distance, coarse.slot, coarse.face)
     ]
     near = 1 / coarse.distance.reshape(low)
-    rows, columns = (
-        np.minimum(np.arange(height) / 2, low[0] - 1),
-        np.minimum(np.arange(width) / 2, low[1] - 1),
-    )
-    u, v = np.meshgrid(columns.astype(np.float32), rows.astype(np.float32))
+    columns, rows = np.arange(width, dtype=np.float32) / 2, np.arange(height, dtype=np.float32) / 2
+    u, v = np.meshgrid(np.minimum(columns, low[1] - 1), np.minimum(rows, low[0] - 1))
     out[1] = 1 / cv2.remap(near, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     chosen = np.flatnonzero(full)
     fine = _cast_static(world, origin, np.take(directions, chosen, 0))
@@ -165,36 +160,43 @@ class ImageFrame:
     height: int
     width: int
 
-    def in_sight(self, actors: list[PosedActor]) -> list[PosedActor]:
-        """The actors whose ball may be in view, a quick check for `window`."""
-        centres = np.array([posed.centre for posed in actors]).reshape(-1, 3)
-        radii = np.array([posed.radius for posed in actors])
-        x, _, z = ((centres - self.origin) @ self.rotation).T
-        wide = max(self.intrinsic[0, 2], self.width - self.intrinsic[0, 2]) / self.intrinsic[0, 0]
-        reach = wide * np.maximum(z, 0) + radii * np.hypot(1, wide)
-        return [actors[k] for k in np.flatnonzero((z > -radii) & (np.abs(x) <= reach))]
+    def windows(self, actors: list[PosedActor]) -> np.ndarray:
+        """Rows and columns that the actors' boxes cover.
 
-    def window(self, posed: PosedActor) -> tuple[slice, slice] | None:
-        """Rows and columns that an actor's box covers; None if it is out of sight."""
-        half = np.asarray(posed.actor.model.size) / 2
-        corners = (_CORNERS * half) @ posed.rotation.T + posed.centre
+        Returns:
+            int [n, 4]: first row, end row, first column, end column; empty if out of sight.
+        """
+        half = np.array([p.actor.model.size for p in actors]) / 2
+        turn = np.array([p.rotation for p in actors])
+        corners = np.einsum('nij,ncj->nci', turn, _CORNERS * half[:, None])
+        corners += np.array([p.centre for p in actors])[:, None]
         local = (corners - self.origin) @ self.rotation
         near = 0.05
-        points = [local[local[:, 2] > near]]
-        if len(points[0]) == 0:
-            return None
-        a, b = local[_EDGES[:, 0]], local[_EDGES[:, 1]]
-        crossing = (a[:, 2] > near) != (b[:, 2] > near)
-        if crossing.any():
-            a, b = a[crossing], b[crossing]
-            points.append(a + (b - a) * ((near - a[:, 2]) / (b[:, 2] - a[:, 2]))[:, None])
-        pixels = np.concatenate(points) @ self.intrinsic.T
-        pixels = pixels[:, :2] / pixels[:, 2:]
-        low = np.clip(np.floor(pixels.min(0)), 0, (self.width, self.height)).astype(int)
-        high = np.clip(np.ceil(pixels.max(0)) + 1, 0, (self.width, self.height)).astype(int)
-        if (high <= low).any():
-            return None
-        return slice(low[1], high[1]), slice(low[0], high[0])
+        a, b = local[:, _EDGES[:, 0]], local[:, _EDGES[:, 1]]
+        crossing = (a[..., 2] > near) != (b[..., 2] > near)
+        rise = np.where(crossing, b[..., 2] - a[..., 2], 1.0)
+        cut = a + (b - a) * ((near - a[..., 2]) / rise)[..., None]
+        points = np.concatenate([local, cut], 1)
+        valid = np.concatenate([local[..., 2] > near, crossing], 1)
+        pixels = points @ self.intrinsic.T
+        pixels = pixels[..., :2] / np.where(valid, pixels[..., 2], 1.0)[..., None]
+        low = np.where(valid[..., None], pixels, np.inf).min(1)
+        high = np.where(valid[..., None], pixels, -np.inf).max(1)
+        size = (self.width, self.height)
+        low = np.clip(np.floor(np.clip(low, -1e6, 1e6)), 0, size).astype(int)
+        high = np.clip(np.ceil(np.clip(high, -1e6, 1e6)) + 1, 0, size).astype(int)
+        return np.stack([low[:, 1], high[:, 1], low[:, 0], high[:, 0]], 1)
+
+    def candidates(self, actors: list[PosedActor]) -> list[tuple[PosedActor, np.ndarray]]:
+        """The actors in view with the indices of the pixels that may see them."""
+        if not actors:
+            return []
+        out = []
+        for posed, (row, end_row, column, end) in zip(actors, self.windows(actors), strict=True):
+            if row < end_row and column < end:
+                rows = np.arange(row, end_row)[:, None] * self.width
+                out.append((posed, (rows + np.arange(column, end)).reshape(-1)))
+        return out
 
 
 _CORNERS = np.array([(x, y, z) for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
@@ -243,11 +245,12 @@ def cast(
         np.zeros(num_actors, np.int32),
         np.zeros(num_actors, np.int32),
     )
-    gaps = {p.index: float(np.linalg.norm(p.centre - origin)) - p.radius for p in actors}
-    for posed in sorted(
-        actors if image is None else image.in_sight(actors), key=lambda p: gaps[p.index]
-    ):
-        chosen = _in_ball(posed, origin, directions) if image is None else _in_window(posed, image)
+    if image is None:
+        candidates = [(posed, _in_ball(posed, origin, directions)) for posed in actors]
+    else:
+        candidates = image.candidates(actors)
+    gaps = {p.index: math.dist(p.centre, origin) - p.radius for p, _ in candidates}
+    for posed, chosen in sorted(candidates, key=lambda pair: gaps[pair[0].index]):
         if not count_free:
             chosen = chosen[hits.distance[chosen] > gaps[posed.index]]
         if len(chosen):
@@ -255,18 +258,6 @@ def cast(
     seen = np.bincount(hits.actor[hits.what == What.ACTOR], minlength=num_actors)
     hits.seen_rays += seen.astype(np.int32)
     return hits
-
-
-def _in_window(posed: PosedActor, image: ImageFrame) -> np.ndarray:
-    """Indices of the pixels that may see an actor."""
-    window = image.window(posed)
-    if window is None:
-        return np.zeros(0, np.int64)
-    rows, columns = window
-    return (
-        np.arange(rows.start, rows.stop)[:, None] * image.width
-        + np.arange(columns.start, columns.stop)
-    ).reshape(-1)
 
 
 def _in_ball(posed: PosedActor, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:

@@ -161,12 +161,14 @@ def _lattice(
     )
     level = np.floor((z + position[2]) / VOXEL_M + 1e-6).astype(int)
     first = int(np.searchsorted(level, 0))
-    top = level[first:]
+    top = slice(0, len(level) - first)  # label and world layers are equally high
     rank = np.zeros(shape, np.uint8)
     seen = np.zeros(shape, bool)
-    slots = grid[cx, cy][:, :, top]
-    rank[:, :, first:] = _RANK[world.slots.occ][slots] * (slots != EMPTY)
-    seen[:, :, first:] = observed.surfaces[cx // 2, cy // 2][:, :, top // 2]
+    rank_of_slot = _RANK[world.slots.occ]
+    rank_of_slot[EMPTY] = 0
+    rank[:, :, first:] = np.take(rank_of_slot, grid[:, :, top][cx, cy])
+    visible = observed.surfaces[:, :, : top.stop // 2 + 1][cx // 2, cy // 2]
+    seen[:, :, first:] = np.repeat(visible, 2, axis=2)[:, :, top]
     classes = scene.ground.lookup(scene.ground.classes, ground_points.reshape(-1, 2)).reshape(
         shape[:2]
     )

@@ -9,6 +9,7 @@ frame B into frame A.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -52,25 +53,20 @@ class Camera:
         centre_y = self.principal_px[1] * height / REFERENCE_HEIGHT
         return np.array([[focal, 0.0, centre_x], [0.0, focal, centre_y], [0.0, 0.0, 1.0]])
 
+    @lru_cache(maxsize=32)  # noqa: B019 - cameras are constants
     def ray_directions(self, width: int, height: int) -> np.ndarray:
-        """Unit directions [height * width, 3] in the camera frame, row by row, through the pixel
-        centres.
+        """Unit directions through the pixels, row by row: float64 [height * width, 3], read-only.
 
         Pixel (u, v) is centred on the image point (u, v), as the nuScenes devkit draws projected
-        points.
+        points. The directions are in the camera frame.
         """
         matrix = self.intrinsic(width, height)
         u, v = np.meshgrid(np.arange(width), np.arange(height))
-        rays = np.stack(
-            [
-                (u - matrix[0, 2]) / matrix[0, 0],
-                (v - matrix[1, 2]) / matrix[1, 1],
-                np.ones(u.shape),
-            ],
-            -1,
-        )
+        x, y = (u - matrix[0, 2]) / matrix[0, 0], (v - matrix[1, 2]) / matrix[1, 1]
+        rays = np.stack([x, y, np.ones(u.shape)], -1).reshape(-1, 3)
         rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
-        return rays.reshape(-1, 3)
+        rays.setflags(write=False)
+        return rays
 
 
 CAMERAS: tuple[Camera, ...] = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -22,7 +24,7 @@ from scripts.toy_nuscenes.statics import StaticWorld
 SIGHT_M = 85.0
 """Actors further away than this from the ego vehicle are neither drawn nor labelled."""
 
-SHADOW_SIGHT_M = 45.0
+SHADOW_SIGHT_M = 32.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Scene:
     """One generated world."""
 
     index: int
+    duration_s: float
     layout: Layout
     ground: Ground
     world: StaticWorld
@@ -48,6 +51,24 @@ class Scene:
     light: Light
     shadows: Shadows
     still: list[PosedActor]  # the actors that never move
+
+    @cached_property
+    def moving(self) -> list[int]:
+        """Indices of the actors that move and are near the ego vehicle at some time."""
+        times = np.arange(-0.1, self.duration_s + 0.4, 0.4)
+        ego = np.array([self.layout.ego.pose(float(t))[:2] for t in times])
+        out = []
+        for index, actor in enumerate(self.actors):
+            if actor.motion.moves:
+                track = np.array([actor.motion.pose(float(t))[:2] for t in times])
+                if np.hypot(*(track - ego).T).min() < SIGHT_M + 10.0:
+                    out.append(index)
+        return out
+
+    @cached_property
+    def still_places(self) -> np.ndarray:
+        """Positions [n, 2] of the actors that do not move."""
+        return np.array([p.position[:2] for p in self.still]).reshape(-1, 2)
 
     @property
     def shader(self) -> Shader:
@@ -61,16 +82,14 @@ class Scene:
 
     def posed(self, time_s: float) -> list[PosedActor]:
         """The actors near the ego vehicle at a time."""
-        here = self.ego(time_s).translation[:2]
-        moving = (
-            pose_actor(k, actor, time_s)
-            for k, actor in enumerate(self.actors)
-            if actor.motion.moves
-        )
-        near = [p for p in moving if np.hypot(*(p.position[:2] - here)) < SIGHT_M]
-        if self.still:
-            places = np.array([p.position[:2] for p in self.still])
-            near += [self.still[k] for k in np.flatnonzero(np.hypot(*(places - here).T) < SIGHT_M)]
+        x, y, _ = self.layout.ego.pose(time_s)
+        near = []
+        for index in self.moving:
+            posed = pose_actor(index, self.actors[index], time_s)
+            if math.hypot(posed.position[0] - x, posed.position[1] - y) < SIGHT_M:
+                near.append(posed)
+        gaps = np.hypot(self.still_places[:, 0] - x, self.still_places[:, 1] - y)
+        near += [self.still[k] for k in np.flatnonzero(gaps < SIGHT_M)]
         return sorted(near, key=lambda p: p.index)
 
     def shadows_at(self, time_s: float, posed: list[PosedActor], forward: np.ndarray) -> Shadows:
@@ -86,7 +105,7 @@ class Scene:
             p
             for p in posed
             if p.actor.motion.moves
-            and np.hypot(*(p.position - here)[:2]) < SHADOW_SIGHT_M
+            and math.hypot(p.position[0] - here[0], p.position[1] - here[1]) < SHADOW_SIGHT_M
             and (p.position - here)[:2] @ forward > -p.radius - 3.0
         ]
         return self.shadows.with_actors(moving)
@@ -115,4 +134,4 @@ def make_scene(seed: int, index: int, duration_s: float) -> Scene:
     light = make_light(recipe.light, recipe.seed)
     still = [pose_actor(k, actor, 0.0) for k, actor in enumerate(actors) if not actor.motion.moves]
     shadows = Shadows.of_world(world, layout.upper, light).with_actors(still)
-    return Scene(index, layout, ground, world, actors, light, shadows, still)
+    return Scene(index, duration_s, layout, ground, world, actors, light, shadows, still)

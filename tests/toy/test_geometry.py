@@ -239,10 +239,9 @@ def test_actor_pixels_lie_in_the_projected_box(small_scene: Scene) -> None:
             if len(mine) < 20:
                 continue
             rows, columns = np.divmod(mine, size[0])
-            window = frame.window(posed)
-            assert window is not None
-            assert window[0].start <= rows.min() and rows.max() < window[0].stop
-            assert window[1].start <= columns.min() and columns.max() < window[1].stop
+            row, end_row, column, end_column = frame.windows([posed])[0]
+            assert row <= rows.min() and rows.max() < end_row
+            assert column <= columns.min() and columns.max() < end_column
             points = (
                 shot.hits.distance[mine, None] * (camera.ray_directions(*size)[mine] @ rotation.T)
                 + origin

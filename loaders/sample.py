@@ -1,7 +1,11 @@
 """What travels through the transforms: one key frame with its history.
 
 Legend: T frames (current first, then older), N cameras, F = T * N images in frame-major order
-(index t * N + n), H W pixels, X Y Z voxels.
+(index t * N + n), H W pixels, X Y Z voxels, S LiDAR sweeps, n points.
+
+Frames of reference: *ego* (vehicle, at the time of the key frame's LiDAR), *lidar* (the LiDAR, at
+that time), *occ* (the frame of the voxel grid: ego for Occ3D, lidar for OpenOccupancy, mirrored by
+BEV flips).
 """
 
 from __future__ import annotations
@@ -12,6 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from loaders.transforms.geometry import ImageAugParams
+
+
+@dataclass(frozen=True)
+class LidarFrames:
+    """LiDAR files of a key frame: its own first, then sweeps, newest first.
+
+    Attributes:
+        paths: 1 + S files.
+        timestamps: int64 [1 + S], microseconds.
+        sensor2lidar: float64 [1 + S, 4, 4]; points of each file to the key frame's lidar frame,
+            the motion of the vehicle included. The first is the identity.
+    """
+
+    paths: list[str]
+    timestamps: npt.NDArray[np.int64]
+    sensor2lidar: npt.NDArray[np.float64]
 
 
 @dataclass
@@ -29,17 +49,23 @@ class OccSample:
         img_timestamps: int64 [F], microseconds.
         ego2img: float64 [F, 4, 4]; ego (of the current key frame's LiDAR) to raw pixels, later to
             augmented pixels.
-        ego2occ: float64 [4, 4]; identity until a BEV flip.
+        ego2occ: float64 [4, 4]; identity (Occ3D) or ego to lidar (OpenOccupancy) until a BEV flip.
+        lidar2ego: float64 [4, 4], mounting of the LiDAR.
+        lidar: LiDAR files, if the data set is asked for them.
         pc_range: (x0, y0, z0, x1, y1, z1) of the grid, metres.
         voxel_size: (dx, dy, dz) metres.
         class_names: Semantic classes in label order; the label after the last is free.
         rng: Randomness of this sample; None in test mode.
-        ray_origins: float64 [O, 3] metres in the ego frame, where RayIoU's rays start, or None.
+        ray_origins: float64 [O, 3] metres in the occ frame before BEV flips, where RayIoU's rays
+            start, or None.
         image_aug: The draw that all images of the sample share.
         images: uint8 [F, H, W, 3] BGR, augmented.
         voxel_semantics: uint8 [X, Y, Z].
         mask_camera: bool [X, Y, Z], voxels that a camera sees.
         mask_lidar: bool [X, Y, Z], voxels that the LiDAR sees.
+        mask_valid: bool [X, Y, Z], voxels whose label is not noise.
+        points: float32 [n, 5] (x, y, z in metres of the occ frame, intensity, time lag in seconds:
+            0 for the key frame, positive for older sweeps).
     """
 
     sample_idx: int
@@ -57,11 +83,20 @@ class OccSample:
     rng: np.random.Generator | None = None
     ray_origins: npt.NDArray[np.float64] | None = None
     ego2occ: npt.NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
+    lidar2ego: npt.NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
+    lidar: LidarFrames | None = None
     image_aug: ImageAugParams | None = None
     images: npt.NDArray[np.uint8] | None = None
     voxel_semantics: npt.NDArray[np.uint8] | None = None
     mask_camera: npt.NDArray[np.bool_] | None = None
     mask_lidar: npt.NDArray[np.bool_] | None = None
+    mask_valid: npt.NDArray[np.bool_] | None = None
+    points: npt.NDArray[np.float32] | None = None
+
+    @property
+    def lidar2occ(self) -> npt.NDArray[np.float64]:
+        """Float64 [4, 4], the key frame's lidar frame to the occ frame, BEV flips included."""
+        return self.ego2occ @ self.lidar2ego
 
     @property
     def grid_shape(self) -> tuple[int, int, int]:

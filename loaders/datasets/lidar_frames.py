@@ -1,0 +1,82 @@
+"""LiDAR frames of a data set in arrays. Legend: M key frames, S LiDAR sweeps of a key frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loaders.errors import BadDataError
+from loaders.info_io import relative_data_path
+from loaders.sample import LidarFrames
+
+_SWEEP_KEYS = ("data_path", "timestamp", "sensor2lidar_rotation", "sensor2lidar_translation")
+_REGENERATE = "write the info file anew with scripts/gen_sweep_info.py"
+
+
+@dataclass(frozen=True)
+class LidarTable:
+    """LiDAR files of all key frames, one key frame after the other: its own, then its sweeps.
+
+    Everything is in numpy arrays, which worker processes share without copying.
+
+    Attributes:
+        first: int64 [M + 1], rows of key frame m are first[m] ... first[m + 1] - 1.
+        paths: bytes (UTF-8) [rows], relative to the data root where the info file allows.
+        timestamps: int64 [rows], microseconds.
+        sensor2lidar: float64 [rows, 4, 4], to the key frame's lidar frame.
+    """
+
+    first: npt.NDArray[np.int64]
+    paths: npt.NDArray[np.bytes_]
+    timestamps: npt.NDArray[np.int64]
+    sensor2lidar: npt.NDArray[np.float64]
+
+    def frames(self, sample: int, data_root: str) -> LidarFrames:
+        """Returns the LiDAR files of key frame ``sample`` as paths under ``data_root``."""
+        rows = slice(int(self.first[sample]), int(self.first[sample + 1]))
+        return LidarFrames(
+            [f"{data_root}/{path.decode()}" for path in self.paths[rows]],
+            self.timestamps[rows],
+            self.sensor2lidar[rows],
+        )
+
+
+def build_lidar_table(infos: Sequence[Mapping[str, Any]]) -> LidarTable:
+    """Puts the LiDAR frames of an info file into arrays.
+
+    Raises:
+        BadDataError: If a sweep lacks or garbles a key.
+    """
+    counts = [1 + len(info["lidar_sweeps"]) for info in infos]
+    first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    sensor2lidar = np.tile(np.eye(4), (int(first[-1]), 1, 1))
+    timestamps = np.empty(int(first[-1]), dtype=np.int64)
+    paths: list[bytes] = []
+    for start, info in zip(first[:-1], infos, strict=True):
+        timestamps[start] = int(info["timestamp"])
+        paths.append(relative_data_path(str(info["lidar_path"])).encode())
+        for row, sweep in enumerate(info["lidar_sweeps"], start=int(start) + 1):
+            timestamps[row], sensor2lidar[row] = _read_sweep(sweep)
+            paths.append(relative_data_path(str(sweep["data_path"])).encode())
+    return LidarTable(first, np.array(paths, dtype=np.bytes_), timestamps, sensor2lidar)
+
+
+def _read_sweep(sweep: Mapping[str, Any]) -> tuple[int, npt.NDArray[np.float64]]:
+    """Returns a sweep's time in microseconds and its matrix [4, 4] to the key frame's LiDAR."""
+    lacking = [key for key in _SWEEP_KEYS if key not in sweep]
+    if lacking:
+        name = sweep.get("data_path", "without data_path")
+        raise BadDataError(f"a LiDAR sweep ({name}) lacks '{lacking[0]}': {_REGENERATE}")
+    matrix = np.eye(4)
+    try:
+        matrix[:3, :3] = np.asarray(sweep["sensor2lidar_rotation"], dtype=np.float64)
+        matrix[:3, 3] = np.asarray(sweep["sensor2lidar_translation"], dtype=np.float64)
+        return int(sweep["timestamp"]), matrix
+    except (ValueError, TypeError):
+        raise BadDataError(
+            f"LiDAR sweep {sweep['data_path']} has a broken pose or time stamp: {_REGENERATE}"
+        ) from None

@@ -1,0 +1,253 @@
+"""Key frames of nuScenes: six cameras, history frames, LiDAR sweeps, ray origins.
+
+Legend: M samples, T frames, N cameras, F = T * N images (frame-major), O ray origins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from mmengine.dataset import BaseDataset
+
+from loaders.datasets.frames import FrameTable, build_frame_table, history_offsets
+from loaders.datasets.lidar_frames import LidarTable, build_lidar_table
+from loaders.errors import BadDataError, MissingDataError
+from loaders.info_io import CAMERAS, load_infos
+from loaders.sample import OccSample
+from loaders.transforms.geometry import (
+    ego2img_from_poses,
+    lidar_ray_origins,
+    quaternion_to_matrix,
+)
+
+
+class NuScenesDataset(BaseDataset):
+    """Key frames of nuScenes with camera history and, if asked for, LiDAR sweeps.
+
+    An item is what the pipeline makes of an :class:`loaders.sample.OccSample`. In training, the
+    sample's generator is seeded with (seed, epoch, index): see :class:`EpochSampler`. Without that
+    sampler it is seeded from numpy's global state, which MMEngine seeds in every worker.
+
+    Subclasses say whose labels it is: their classes, their grid and the frame the grid is in.
+
+    Args:
+        data_root: nuScenes folder, with ``samples``, ``sweeps`` and the labels.
+        ann_file: Info file, relative to ``data_root`` (see ``scripts/gen_sweep_info.py``).
+        pipeline: Transforms (configs or callables).
+        num_frames: T, the current frame included.
+        pc_range: (x0, y0, z0, x1, y1, z1) of the grid in its own frame, metres; None takes that of
+            the published labels, as do the next two.
+        voxel_size: (dx, dy, dz) metres.
+        class_names: Semantic classes in label order; the label after the last is free.
+        test_mode: Evaluation: fixed frame interval, no randomness.
+        with_ray_origins: Whether samples carry RayIoU's ray origins.
+        with_lidar: Whether samples carry the names and poses of their LiDAR files.
+        version: nuScenes version the info file must be of; None accepts any.
+        cameras: Cameras in the order in which the images are stacked.
+        train_interval: Range of the frame interval in training, in camera frames (12 Hz).
+        test_interval: Frame interval in evaluation.
+        seed: Seed of the samples' randomness; None takes torch's initial seed, which the runner
+            sets from ``randomness.seed``.
+        indices: Use only the first so many samples, or these (see ``BaseDataset``).
+        lazy_init: Do not read the info file yet (see ``BaseDataset``).
+
+    Raises:
+        MissingDataError: If the data root, the info file, or the first or last image it names is
+            missing.
+        BadDataError: If the info file is broken or of another version.
+    """
+
+    default_classes: ClassVar[tuple[str, ...]]
+    default_pc_range: ClassVar[tuple[float, ...]]
+    default_voxel_size: ClassVar[tuple[float, ...]]
+    occ_frame: ClassVar[Literal["ego", "lidar"]]
+
+    def __init__(
+        self,
+        data_root: str,
+        ann_file: str,
+        pipeline: Sequence[dict[str, Any] | Callable[..., Any]],
+        num_frames: int,
+        pc_range: Sequence[float] | None = None,
+        voxel_size: Sequence[float] | None = None,
+        class_names: Sequence[str] | None = None,
+        test_mode: bool = False,
+        with_ray_origins: bool = False,
+        with_lidar: bool = False,
+        version: str | None = None,
+        cameras: Sequence[str] = CAMERAS,
+        train_interval: tuple[int, int] = (4, 8),
+        test_interval: int = 6,
+        seed: int | None = None,
+        indices: int | Sequence[int] | None = None,
+        lazy_init: bool = False,
+    ) -> None:
+        if num_frames < 1:
+            raise ValueError(f"num_frames is {num_frames}, it counts the current frame: use >= 1")
+        self.num_frames = num_frames
+        self.pc_range = tuple(map(float, pc_range or self.default_pc_range))
+        self.voxel_size = tuple(map(float, voxel_size or self.default_voxel_size))
+        self.class_names = tuple(class_names or self.default_classes)
+        self.with_ray_origins = with_ray_origins
+        self.with_lidar = with_lidar
+        self.version = version
+        self.cameras = tuple(cameras)
+        self.train_interval = (int(train_interval[0]), int(train_interval[1]))
+        self.test_interval = test_interval
+        self.seed = torch.initial_seed() if seed is None else seed
+        # In shared memory, so that persistent workers see what the main process sets.
+        self._epoch = torch.full((1,), -1, dtype=torch.int64).share_memory_()
+        super().__init__(
+            ann_file=ann_file,
+            metainfo={
+                "class_names": self.class_names,
+                "pc_range": self.pc_range,
+                "voxel_size": self.voxel_size,
+                "empty_label": len(self.class_names),
+            },
+            data_root=data_root,
+            indices=indices,
+            pipeline=list(pipeline),
+            test_mode=test_mode,
+            lazy_init=lazy_init,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch that seeds the samples' randomness, in all workers."""
+        self._epoch.fill_(epoch)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """Reads the info file: poses into shared arrays, names into a list (one per sample)."""
+        if not Path(self.data_root).is_dir():
+            raise MissingDataError(
+                f"data root {self.data_root} does not exist: put (or link) nuScenes there, make a "
+                "toy data set with scripts/make_toy_nuscenes.py, or set data_root in the config"
+            )
+        if not Path(self.ann_file).is_file():
+            raise MissingDataError(
+                f"info file {self.ann_file} does not exist: write it with python "
+                f"scripts/gen_sweep_info.py --data-root {self.data_root} "
+                f"--version {self.version or 'VERSION'}"
+            )
+        content = load_infos(self.ann_file)
+        self._check_version(content.metadata)
+        infos = content.infos
+        self.frames: FrameTable = build_frame_table(infos, self.cameras)
+        self._check_images()
+        self.lidar: LidarTable | None = build_lidar_table(infos) if self.with_lidar else None
+        try:
+            self._ego2global = _poses(infos, "ego2global")
+            self._lidar2ego = _poses(infos, "lidar2ego")
+        except (ValueError, TypeError) as error:
+            raise BadDataError(
+                f"info file {self.ann_file} has a broken pose ({error}): write it anew with "
+                "scripts/gen_sweep_info.py"
+            ) from error
+        names = ("token", "scene_name", "scene_token", "lidar_token")
+        return [{"row": i, **{key: infos[i][key] for key in names}} for i in range(len(infos))]
+
+    def get_sample(self, idx: int) -> OccSample:
+        """Returns sample ``idx`` as the pipeline receives it (no images or labels yet)."""
+        info = self.get_data_info(idx)
+        row = info["row"]
+        rng = None if self.test_mode else self._sample_rng(idx)
+        rows = self.frames.key_frame[row] - np.array(
+            history_offsets(
+                self.frames.available_history(row),
+                self.num_frames,
+                rng,
+                self.train_interval,
+                self.test_interval,
+            )
+        )
+        ego2img = ego2img_from_poses(
+            self._ego2global[row, :3, :3],
+            self._ego2global[row, :3, 3],
+            self.frames.sensor2global_rotation[rows],
+            self.frames.sensor2global_translation[rows],
+            self.frames.cam_intrinsic[rows],
+        )
+        root = Path(self.data_root)
+        return OccSample(
+            sample_idx=info["sample_idx"],
+            sample_token=info["token"],
+            scene_name=info["scene_name"],
+            scene_token=info["scene_token"],
+            lidar_token=info["lidar_token"],
+            data_root=str(self.data_root),
+            img_paths=[str(root / path.decode()) for path in self.frames.paths[rows].ravel()],
+            img_timestamps=self.frames.timestamps[rows].ravel(),
+            ego2img=ego2img.reshape(-1, 4, 4),
+            pc_range=self.pc_range,
+            voxel_size=self.voxel_size,
+            class_names=self.class_names,
+            rng=rng,
+            ray_origins=self.ray_origins(row) if self.with_ray_origins else None,
+            ego2occ=self.ego2occ(row),
+            lidar2ego=self._lidar2ego[row].copy(),
+            lidar=None if self.lidar is None else self.lidar.frames(row, str(self.data_root)),
+        )
+
+    def prepare_data(self, idx: int) -> Any:
+        """Returns sample ``idx`` after the pipeline."""
+        return self.pipeline(self.get_sample(idx))
+
+    def ego2occ(self, row: int) -> npt.NDArray[np.float64]:
+        """Returns the matrix [4, 4] from a sample's ego frame to that of its grid."""
+        return np.eye(4) if self.occ_frame == "ego" else np.linalg.inv(self._lidar2ego[row])
+
+    def ray_origins(self, row: int) -> npt.NDArray[np.float64]:
+        """Returns RayIoU's ray origins [O, 3] of a sample, metres in the frame of its grid."""
+        scene = self.frames.scene_samples[row]
+        in_ego = lidar_ray_origins(
+            self._ego2global[scene, :3, :3],
+            self._ego2global[scene, :3, 3],
+            self._lidar2ego[scene, :3, 3],
+            current=int(np.flatnonzero(scene == row)[0]),
+        )
+        ego2occ = self.ego2occ(row)
+        return in_ego @ ego2occ[:3, :3].T + ego2occ[:3, 3]
+
+    def _sample_rng(self, idx: int) -> np.random.Generator:
+        epoch = int(self._epoch)
+        if epoch < 0:
+            return np.random.default_rng(np.random.randint(0, 2**63))
+        return np.random.default_rng([self.seed, epoch, idx])
+
+    def _check_version(self, metadata: dict[str, Any]) -> None:
+        found = metadata.get("version")
+        if self.version is not None and found is not None and found != self.version:
+            raise BadDataError(
+                f"info file {self.ann_file} was made for {found}, but the config asks for "
+                f"{self.version}: write it anew with python scripts/gen_sweep_info.py "
+                f"--data-root {self.data_root} --version {self.version}"
+            )
+
+    def _check_images(self) -> None:
+        if not len(self.frames.paths):
+            raise BadDataError(
+                f"info file {self.ann_file} has no samples: write it anew with "
+                "scripts/gen_sweep_info.py"
+            )
+        for path in (self.frames.paths[0, 0], self.frames.paths[-1, -1]):
+            if not (Path(self.data_root) / path.decode()).is_file():
+                raise MissingDataError(
+                    f"info file {self.ann_file} names image {path.decode()}, which is not under "
+                    f"{self.data_root}: the file was made for another data root, write it anew "
+                    f"with python scripts/gen_sweep_info.py --data-root {self.data_root} "
+                    f"--version {self.version or 'VERSION'}"
+                )
+
+
+def _poses(infos: Sequence[dict[str, Any]], name: str) -> npt.NDArray[np.float64]:
+    """Returns pose ``name`` of all infos as matrices float64 [M, 4, 4]."""
+    poses = np.tile(np.eye(4), (len(infos), 1, 1))
+    for pose, info in zip(poses, infos, strict=True):
+        pose[:3, :3] = quaternion_to_matrix(info[f"{name}_rotation"])
+        pose[:3, 3] = np.asarray(info[f"{name}_translation"], dtype=np.float64)
+    return poses

@@ -26,16 +26,17 @@ its centre."""
 
 
 class View(Protocol):
-    """The field of view of a sensor, sampled by rays. Vectors are relative to the sensor, in the
-    label frame.
-    """
+    """The field of view of a sensor, sampled by rays, in the label frame."""
 
     def rays(self) -> np.ndarray:
         """Unit directions float32 [n, 3]."""
 
-    def nearest_ray(self, vectors: np.ndarray) -> np.ndarray:
-        """Index int64 [m] of the ray next to each of float32 [m, 3] vectors, -1 outside the
-        view.
+    def nearest_ray(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Looks up vectors float32 [3, m] relative to the sensor.
+
+        Returns:
+            The positions int64 [k] of the vectors that are in view, and for each of them the index
+            int64 [k] of the ray next to it.
         """
 
 
@@ -71,17 +72,16 @@ class CameraView:
         rays = pixels.reshape(-1, 3) @ (self.rotation @ np.linalg.inv(self.intrinsic)).T
         return (rays / np.linalg.norm(rays, axis=1, keepdims=True)).astype(np.float32)
 
-    def nearest_ray(self, vectors: np.ndarray) -> np.ndarray:
+    def nearest_ray(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `View`."""
-        local = vectors @ (self.rotation @ self.intrinsic.T).astype(np.float32)
-        depth = np.maximum(local[:, 2], 1e-3)
-        u, v = local[:, 0] / depth + 0.5, local[:, 1] / depth + 0.5
-        inside = (local[:, 2] > 0.1) & (u >= 0) & (u < self.size[0]) & (v >= 0) & (v < self.size[1])
-        index = np.full(len(vectors), -1)
-        row = np.minimum(v[inside] / self._step, self._rows - 1).astype(np.int64)
-        column = np.minimum(u[inside] / self._step, self._columns - 1).astype(np.int64)
-        index[inside] = row * self._columns + column
-        return index
+        local = (self.rotation @ self.intrinsic.T).T.astype(np.float32) @ vectors
+        depth = np.maximum(local[2], np.float32(1e-3))
+        u, v = local[0] / depth + np.float32(0.5), local[1] / depth + np.float32(0.5)
+        inside = (local[2] > 0.1) & (u >= 0) & (u < self.size[0]) & (v >= 0) & (v < self.size[1])
+        rows = np.flatnonzero(inside)
+        row = np.minimum(v[rows] / self._step, self._rows - 1).astype(np.int64)
+        column = np.minimum(u[rows] / self._step, self._columns - 1).astype(np.int64)
+        return rows, row * self._columns + column
 
 
 class LidarView:
@@ -102,14 +102,14 @@ class LidarView:
         rays = np.stack([np.cos(el) * np.cos(az), np.cos(el) * np.sin(az), np.sin(el)], -1)
         return rays.reshape(-1, 3).astype(np.float32)
 
-    def nearest_ray(self, vectors: np.ndarray) -> np.ndarray:
+    def nearest_ray(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `View`."""
-        flat = np.hypot(vectors[:, 0], vectors[:, 1])
-        share = (np.arctan2(vectors[:, 2], flat) - self._low) / (self._high - self._low)
-        inside = (share >= 0) & (share < 1)
-        azimuth = np.mod(np.arctan2(vectors[:, 1], vectors[:, 0]), 2 * np.pi) / (2 * np.pi)
+        x, y, z = vectors
+        share = (np.arctan2(z, np.hypot(x, y)) - self._low) / (self._high - self._low)
+        rows = np.flatnonzero((share >= 0) & (share < 1))
+        azimuth = np.mod(np.arctan2(y[rows], x[rows]), 2 * np.pi) / (2 * np.pi)
         turn = np.minimum(azimuth * self._turns, self._turns - 1).astype(np.int64)
-        return np.where(inside, (share * self._levels).astype(np.int64) * self._turns + turn, -1)
+        return rows, (share[rows] * self._levels).astype(np.int64) * self._turns + turn
 
 
 class Visibility:
@@ -121,21 +121,26 @@ class Visibility:
             torch.from_numpy(np.ascontiguousarray(solid, dtype=np.uint8))[None], 0
         )
         self._low = f32(OCC3D_RANGE[:3])
-        free = np.argwhere(~solid)
-        self._free = np.ravel_multi_index(tuple(free.T), self.shape)
-        self._free_centres = ((free + 0.5) * np.float32(OCC3D_VOXEL_M) + self._low).astype(
-            np.float32
-        )
+        free = np.nonzero(~solid)
+        self._free = np.ravel_multi_index(free, self.shape)
+        self._free_centres = self._centres(free)
         sides, owners = [], []
         for axis in range(3):
             for step in (-1, 1):
-                cells = np.argwhere(solid & _neighbour_free(solid, axis, step))
-                shift = np.zeros(3, np.float32)
-                shift[axis] = step * 0.505
-                sides.append((cells + 0.5 + shift) * np.float32(OCC3D_VOXEL_M) + self._low)
-                owners.append(cells)
-        self._sides = np.concatenate(sides).astype(np.float32)
-        self._side_owners = np.ravel_multi_index(tuple(np.concatenate(owners).T), self.shape)
+                cells = np.nonzero(solid & _neighbour_free(solid, axis, step))
+                centres = self._centres(cells)
+                centres[axis] += np.float32(step * 0.505 * OCC3D_VOXEL_M)
+                sides.append(centres)
+                owners.append(np.ravel_multi_index(cells, self.shape))
+        self._sides = np.concatenate(sides, 1)
+        self._side_owners = np.concatenate(owners)
+
+    def _centres(self, cells: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Centres float32 [3, n] of voxels given by three arrays [n] of indices."""
+        edge = np.float32(OCC3D_VOXEL_M)
+        half = np.float32(0.5)
+        parts = zip(cells, self._low, strict=True)
+        return np.stack([(index.astype(np.float32) + half) * edge + low for index, low in parts])
 
     def _cast(
         self, position: np.ndarray, rays: np.ndarray, limit: float = np.inf
@@ -152,23 +157,27 @@ class Visibility:
         )
         return hits.hit[0, 0].numpy(), hits.t_enter[0, 0].numpy(), hits.voxel[0, 0].numpy()
 
-    def seen_from(self, position: np.ndarray, view: View) -> np.ndarray:
-        """Voxels bool [X, Y, Z] that a sensor at `position` [3] in the label frame sees."""
-        seen = np.zeros(self.shape, bool)
+    def look(self, position: np.ndarray, view: View, seen: np.ndarray) -> None:
+        """Adds to `seen` bool [X, Y, Z] what a sensor at `position` [3] in the label frame sees.
+
+        What is in `seen` already is not looked at again.
+        """
         flat = seen.reshape(-1)
         hit, distance, voxel = self._cast(position, view.rays())
         seen[tuple(voxel[hit].T)] = True
-        reach = np.where(hit, distance, np.inf)
-        vectors = self._free_centres - position.astype(np.float32)
-        ray = view.nearest_ray(vectors)
-        inside = ray >= 0
-        near = np.sqrt(np.einsum('ij,ij->i', vectors[inside], vectors[inside])) < reach[ray[inside]]
-        flat[self._free[inside][near]] = True
-        vectors = self._sides - position.astype(np.float32)
-        inside = view.nearest_ray(vectors) >= 0
-        blocked, _, _ = self._cast(position, vectors[inside], 1.0)
-        flat[self._side_owners[inside][~blocked]] = True
-        return seen
+        reach = np.where(hit, distance, np.float32(np.inf))
+        here = position.astype(np.float32)[:, None]
+        new = np.flatnonzero(~flat[self._free])
+        vectors = np.take(self._free_centres, new, 1) - here
+        inside, ray = view.nearest_ray(vectors)
+        vectors = np.take(vectors, inside, 1)
+        near = np.einsum('ij,ij->j', vectors, vectors) < np.square(reach[ray])
+        flat[self._free[new[inside[near]]]] = True
+        new = np.flatnonzero(~flat[self._side_owners])
+        vectors = np.take(self._sides, new, 1) - here
+        inside, _ = view.nearest_ray(vectors)
+        blocked, _, _ = self._cast(position, np.ascontiguousarray(vectors[:, inside].T), 1.0)
+        flat[self._side_owners[new[inside[~blocked]]]] = True
 
 
 def _neighbour_free(solid: np.ndarray, axis: int, step: int) -> np.ndarray:

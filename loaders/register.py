@@ -2,15 +2,17 @@
 
 from loaders.datasets import nuscenes_occ3d, nuscenes_occupancy, samplers
 from loaders.metrics import occupancy_metric, ray_iou_metric
-from loaders.transforms import images, labels, pack
+from loaders.transforms import images, labels, occupancy_labels, pack, points
 
 __all__ = [
     "images",
     "labels",
     "nuscenes_occ3d",
     "nuscenes_occupancy",
+    "occupancy_labels",
     "occupancy_metric",
     "pack",
+    "points",
     "ray_iou_metric",
     "samplers",
 ]

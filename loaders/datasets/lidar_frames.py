@@ -73,8 +73,8 @@ def _read_sweep(sweep: Mapping[str, Any]) -> tuple[int, npt.NDArray[np.float64]]
         raise BadDataError(f"a LiDAR sweep ({name}) lacks '{lacking[0]}': {_REGENERATE}")
     matrix = np.eye(4)
     try:
-        matrix[:3, :3] = np.asarray(sweep["sensor2lidar_rotation"], dtype=np.float64)
-        matrix[:3, 3] = np.asarray(sweep["sensor2lidar_translation"], dtype=np.float64)
+        matrix[:3, :3] = np.reshape(sweep["sensor2lidar_rotation"], (3, 3))
+        matrix[:3, 3] = np.reshape(sweep["sensor2lidar_translation"], 3)
         return int(sweep["timestamp"]), matrix
     except (ValueError, TypeError):
         raise BadDataError(

@@ -249,5 +249,5 @@ def _poses(infos: Sequence[dict[str, Any]], name: str) -> npt.NDArray[np.float64
     poses = np.tile(np.eye(4), (len(infos), 1, 1))
     for pose, info in zip(poses, infos, strict=True):
         pose[:3, :3] = quaternion_to_matrix(info[f"{name}_rotation"])
-        pose[:3, 3] = np.asarray(info[f"{name}_translation"], dtype=np.float64)
+        pose[:3, 3] = np.reshape(info[f"{name}_translation"], 3)
     return poses

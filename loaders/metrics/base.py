@@ -136,7 +136,8 @@ def gt_and_pred_grids(
     sample: DataSample, empty_label: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Returns ground truth and prediction of a sample as uint8 grids [X, Y, Z]."""
-    gt = to_numpy(require(sample, "voxel_semantics", "put LoadOcc3DLabels into the test pipeline"))
+    remedy = "put LoadOcc3DLabels or LoadOccupancyLabels into the test pipeline"
+    gt = to_numpy(require(sample, "voxel_semantics", remedy))
     remedy = "evaluate the output of the model's predict mode"
     coords = to_numpy(require(sample, "pred_coords", remedy))
     labels = to_numpy(require(sample, "pred_labels", remedy))

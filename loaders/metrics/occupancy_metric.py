@@ -16,13 +16,14 @@ from loaders.metrics.tables import format_table
 
 @METRICS.register_module()
 class OccupancyMetric(CountingMetric):
-    """Occ3D mIoU, in percent with two decimals.
+    """Occ3D mIoU, or OpenOccupancy mIoU and IoU, in percent with two decimals.
 
     Results: ``mIoU``, ``IoU`` (occupied against free) and ``IoU_<class>`` for the classes that
     occur in the ground truth.
 
     Args:
-        mask: Which voxels count: 'camera' (the Occ3D benchmark), 'lidar', or None for all.
+        mask: Which voxels count: 'camera' (the Occ3D benchmark), 'lidar', 'valid' (not noise: the
+            OpenOccupancy benchmark), or None for all.
         ignore_label: Ground-truth label whose voxels never count (noise), or None.
         class_names: See :class:`CountingMetric`.
         empty_label: See :class:`CountingMetric`.
@@ -34,7 +35,7 @@ class OccupancyMetric(CountingMetric):
 
     def __init__(
         self,
-        mask: Literal["camera", "lidar"] | None = "camera",
+        mask: Literal["camera", "lidar", "valid"] | None = "camera",
         ignore_label: int | None = None,
         class_names: Sequence[str] | None = None,
         empty_label: int | None = None,
@@ -42,8 +43,10 @@ class OccupancyMetric(CountingMetric):
         prefix: str | None = None,
     ) -> None:
         super().__init__(class_names, empty_label, collect_device, prefix)
-        if mask not in ("camera", "lidar", None):
-            raise ValueError(f"OccupancyMetric: mask is '{mask}', use 'camera', 'lidar' or None")
+        if mask not in ("camera", "lidar", "valid", None):
+            raise ValueError(
+                f"OccupancyMetric: mask is '{mask}', use 'camera', 'lidar', 'valid' or None"
+            )
         self._mask = mask
         self._ignore_label = ignore_label
 

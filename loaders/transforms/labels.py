@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from mmengine.registry import TRANSFORMS
 from loaders.errors import BadDataError, MissingDataError
 from loaders.sample import OccSample
 from loaders.transforms.cache import ArrayCache
-from loaders.transforms.geometry import flip_bev
+from loaders.transforms.geometry import flip_bev, move_points
+from loaders.transforms.regrid import LabelWindow, label_window, pool_any, regrid_sparse
 
 _KEYS = ("semantics", "mask_camera", "mask_lidar")
+# What BEV flips must turn over together.
+_GRIDS = ("voxel_semantics", "mask_camera", "mask_lidar", "mask_valid")
 
 
 def read_occ3d_labels(
@@ -81,29 +85,73 @@ class LoadOcc3DLabels:
     Args:
         label_dir: Folder within the data root; files are ``<scene_name>/<token>/labels.npz``.
         cache_mb: Keep labels up to so many MiB in each process (1.8 MiB per Occ3D sample).
+        label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres; None means that the files
+            have the grid of the config. If given, the config's grid may be a part of it, with
+            voxels a whole number of times as large (a mask is then true where any voxel inside is).
+        label_voxel_size: (dx, dy, dz) of the files' voxels, metres; to be given with the range.
     """
 
-    def __init__(self, label_dir: str = "gts", cache_mb: float = 0.0) -> None:
+    def __init__(
+        self,
+        label_dir: str = "gts",
+        cache_mb: float = 0.0,
+        label_range: Sequence[float] | None = None,
+        label_voxel_size: Sequence[float] | None = None,
+    ) -> None:
+        if (label_range is None) != (label_voxel_size is None):
+            raise ValueError(
+                "LoadOcc3DLabels: label_range and label_voxel_size belong together, give both or "
+                "neither"
+            )
         self.label_dir = label_dir
+        self.label_range = None if label_range is None else tuple(map(float, label_range))
+        self.label_voxel_size = tuple(map(float, label_voxel_size or ()))
         self._cache = ArrayCache(cache_mb)
+
+    def label_path(self, sample: OccSample) -> str:
+        """Returns the label file of a sample."""
+        return os.path.join(
+            sample.data_root, self.label_dir, sample.scene_name, sample.sample_token, "labels.npz"
+        )
 
     def __call__(self, sample: OccSample) -> OccSample:
         """Sets ``voxel_semantics``, ``mask_camera`` and ``mask_lidar``."""
-        path = os.path.join(
-            sample.data_root, self.label_dir, sample.scene_name, sample.sample_token, "labels.npz"
-        )
-        shape, num_classes = sample.grid_shape, len(sample.class_names) + 1
-        arrays = self._cache.get(path, lambda: read_occ3d_labels(path, shape, num_classes))
+        path, num_classes = self.label_path(sample), len(sample.class_names)
+        grid = (sample.pc_range, sample.voxel_size)
+        label_grid = grid if self.label_range is None else (self.label_range, self.label_voxel_size)
+        window = label_window(*label_grid, *grid)
+        shape = window.shape if self.label_range is None else label_window(*label_grid * 2).shape
+
+        def read() -> Sequence[npt.NDArray[Any]]:
+            arrays = read_occ3d_labels(path, shape, num_classes + 1)
+            return arrays if shape == window.shape else _regrid(*arrays, window, num_classes)
+
         # Copies: whoever changes a sample must not change the cache.
-        sample.voxel_semantics, sample.mask_camera, sample.mask_lidar = (a.copy() for a in arrays)
+        sample.voxel_semantics, sample.mask_camera, sample.mask_lidar = (
+            a.copy() for a in self._cache.get((path, window), read)
+        )
         return sample
+
+
+def _regrid(
+    semantics: npt.NDArray[np.uint8],
+    mask_camera: npt.NDArray[np.bool_],
+    mask_lidar: npt.NDArray[np.bool_],
+    window: LabelWindow,
+    num_classes: int,
+) -> Sequence[npt.NDArray[Any]]:
+    """Crops and pools the arrays of a file (num_classes: semantic ones, free excluded)."""
+    index = np.argwhere(semantics != num_classes)
+    label = semantics[tuple(index.T)].astype(np.int64)
+    grid = regrid_sparse(index, label, window, num_classes)
+    return grid, pool_any(mask_camera, window), pool_any(mask_lidar, window)
 
 
 @TRANSFORMS.register_module()
 class RandomFlipBEV:
-    """Reverses the x and/or y axis of the labels and mirrors ``ego2occ`` alike.
+    """Reverses the x and/or y axis of the labels; mirrors ``ego2occ`` and LiDAR points alike.
 
-    Does nothing in test mode.
+    Does nothing in test mode. To stand after whatever loads labels or points.
 
     Args:
         prob_x: Probability of reversing x.
@@ -115,12 +163,11 @@ class RandomFlipBEV:
         self.prob_y = prob_y
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Flips labels and masks, if loaded, and sets ``ego2occ``."""
+        """Flips labels, masks and points, if loaded, and sets ``ego2occ``."""
         if sample.rng is None:
             return sample
         draw_x, draw_y = sample.rng.uniform(size=2)
-        names = ("voxel_semantics", "mask_camera", "mask_lidar")
-        loaded = [name for name in names if getattr(sample, name) is not None]
+        loaded = [name for name in _GRIDS if getattr(sample, name) is not None]
         grids, flip = flip_bev(
             [getattr(sample, name) for name in loaded],
             bool(draw_x < self.prob_x),
@@ -130,4 +177,6 @@ class RandomFlipBEV:
         for name, grid in zip(loaded, grids, strict=True):
             setattr(sample, name, grid)
         sample.ego2occ = flip @ sample.ego2occ
+        if sample.points is not None:
+            sample.points = move_points(sample.points, flip)
         return sample

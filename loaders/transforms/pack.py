@@ -17,9 +17,14 @@ class PackOccSample:
     """Packs a sample into ``dict(inputs=dict(img=...), data_samples=BaseDataElement)``.
 
     ``img`` is a uint8 tensor [F, 3, H, W], BGR: a view of the [F, H, W, 3] images, which costs no
-    copy and keeps the channels-last layout in memory. The data element holds ``ego2img`` float32
-    [F, 4, 4], ``ego2occ`` float32 [4, 4] and, if loaded, ``voxel_semantics`` uint8, ``mask_camera``
-    and ``mask_lidar`` bool [X, Y, Z]; the rest is its metainfo.
+    copy and keeps the channels-last layout in memory. If LiDAR points are loaded, the inputs hold
+    ``points``, float32 [n, 5]: x, y, z in metres of the occ frame (that of the labels, BEV flips
+    included), intensity, time lag in seconds (0 for the key frame, whose points come first).
+
+    The data element holds ``ego2img`` float32 [F, 4, 4], ``ego2occ`` float32 [4, 4], with points
+    ``ego2lidar`` float32 [4, 4] (ego to the frame of the points, thus equal to ``ego2occ``) and, if
+    loaded, ``voxel_semantics`` uint8, ``mask_camera``, ``mask_lidar`` and ``mask_valid`` bool
+    [X, Y, Z]; the rest is its metainfo.
     """
 
     def __call__(self, sample: OccSample) -> dict[str, Any]:
@@ -36,6 +41,7 @@ class PackOccSample:
             "class_names": sample.class_names,
             "pc_range": sample.pc_range,
             "voxel_size": sample.voxel_size,
+            "lidar2ego": sample.lidar2ego,
         }
         if sample.ray_origins is not None:
             metainfo["ray_origins"] = sample.ray_origins
@@ -43,12 +49,12 @@ class PackOccSample:
             "ego2img": torch.from_numpy(sample.ego2img).float(),
             "ego2occ": torch.from_numpy(sample.ego2occ).float(),
         }
-        for name in ("voxel_semantics", "mask_camera", "mask_lidar"):
+        for name in ("voxel_semantics", "mask_camera", "mask_lidar", "mask_valid"):
             grid = getattr(sample, name)
             if grid is not None:
                 data[name] = torch.from_numpy(grid)
-        images = torch.from_numpy(sample.images).permute(0, 3, 1, 2)
-        return {
-            "inputs": {"img": images},
-            "data_samples": BaseDataElement(metainfo=metainfo, **data),
-        }
+        inputs = {"img": torch.from_numpy(sample.images).permute(0, 3, 1, 2)}
+        if sample.points is not None:
+            inputs["points"] = torch.from_numpy(sample.points)
+            data["ego2lidar"] = data["ego2occ"].clone()
+        return {"inputs": inputs, "data_samples": BaseDataElement(metainfo=metainfo, **data)}

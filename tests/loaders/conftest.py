@@ -2,7 +2,8 @@
 
 It shares no code with the package, so that agreement means something: poses, projections and tables
 are computed here a second time. White dots stand at fixed places of the world and are drawn into
-every image where they are seen.
+every image where they are seen; the LiDAR measures the same dots, and they are the occupied voxels
+of the OpenOccupancy labels.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ SCENES = {"scene-0061": 4, "scene-0553": 2, "scene-0103": 3}  # key frames; the 
 SWEEPS_BETWEEN = 5
 GRID = (200, 200, 16)
 FREE = 17
+# What the LiDAR sees of the vehicle itself, in its own frame.
+ROOF = np.array([[0.3, -0.4, -0.2], [-0.9, 0.9, -0.3], [0.0, 0.5, -0.1]])
+NOISE_VOXELS = np.array([[5, 6, 7], [100, 200, 20], [511, 511, 39]])  # x, y, z
 
 
 def camera_rotation(yaw_deg: float) -> np.ndarray:
@@ -223,6 +227,8 @@ class _Writer:
             frames.append(frame)
             if is_camera:
                 self._image(scene_no, frame)
+            else:
+                self._lidar(scene_no, f"token-{scene}", frame)
         self.mini.frames[scene, sensor] = frames
 
     def _image(self, scene_no: int, frame: Frame) -> None:
@@ -236,6 +242,22 @@ class _Writer:
         path = self.mini.root / frame.filename
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path, quality=95)
+
+    def _lidar(self, scene_no: int, scene_token: str, frame: Frame) -> None:
+        """The dots (intensity: number of the dot), then the roof; labels of key frames."""
+        dots = (world_dots(scene_no) - frame.translation) @ frame.rotation
+        xyz = np.concatenate([dots, ROOF])
+        rows = np.c_[xyz, np.arange(len(xyz)), np.full(len(xyz), 7)].astype(np.float32)
+        path = self.mini.root / frame.filename
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows.tofile(path)
+        if frame.is_key:
+            voxel = np.floor((dots - [-51.2, -51.2, -5.0]) / 0.2).astype(np.int64)
+            voxel = np.concatenate([voxel, NOISE_VOXELS])
+            label = np.r_[1 + np.arange(len(dots)) % 16, np.zeros(len(NOISE_VOXELS), np.int64)]
+            folder = self.mini.root / "occupancy" / f"scene_{scene_token}" / "occupancy"
+            folder.mkdir(parents=True, exist_ok=True)
+            np.save(folder / f"{frame.token}.npy", np.c_[voxel[:, ::-1], label])
 
     def _labels(self, scene: str, token: str) -> None:
         rng = np.random.default_rng(len(self.mini.labels))
@@ -281,4 +303,6 @@ def mini_world() -> dict[str, Any]:
         "intrinsic": INTRINSIC,
         "raw_hw": RAW_HW,
         "lidar_offset": np.array(LIDAR[:3]),
+        "roof": ROOF,
+        "noise_voxels": NOISE_VOXELS,
     }

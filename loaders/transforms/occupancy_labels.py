@@ -1,0 +1,144 @@
+"""OpenOccupancy labels (arXiv 2303.03991). Legend: X Y Z voxels along the axes, n rows of a file,
+K semantic classes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from mmengine.registry import TRANSFORMS
+
+from loaders.errors import BadDataError, MissingDataError
+from loaders.sample import OccSample
+from loaders.transforms.cache import ArrayCache
+from loaders.transforms.regrid import LabelWindow, label_window, regrid_sparse
+
+NOISE = 0  # label of a file's voxels that are occupied by nobody knows what
+OPENOCC_RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)  # metres, lidar frame
+OPENOCC_VOXEL_SIZE = (0.2, 0.2, 0.2)
+_RESTORE = "extract the OpenOccupancy labels again"
+
+
+def read_occupancy_rows(
+    path: str, grid_shape: tuple[int, int, int], num_classes: int
+) -> npt.NDArray[np.integer[Any]]:
+    """Reads an OpenOccupancy file.
+
+    Args:
+        path: ``.npy`` file of integer rows (z, y, x, label).
+        grid_shape: (X, Y, Z) of the grid that the rows index.
+        num_classes: K; labels are 0 (noise) to K.
+
+    Returns:
+        Integers [n, 4], as stored.
+
+    Raises:
+        MissingDataError: If the file does not exist.
+        BadDataError: If it is broken or has other shapes, voxels outside the grid or other labels.
+    """
+    try:
+        rows = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise MissingDataError(
+            f"label file {path} does not exist: extract the OpenOccupancy labels to occupancy/ of "
+            "the data root, or write the info file anew if it belongs to other data"
+        ) from None
+    except (OSError, ValueError, EOFError) as error:
+        raise BadDataError(f"label file {path} is broken: {_RESTORE}") from error
+    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 4:
+        raise BadDataError(f"label file {path} holds no rows (z, y, x, label): {_RESTORE}")
+    if rows.dtype.kind not in "ui":
+        raise BadDataError(f"label file {path} is {rows.dtype}, not integer: {_RESTORE}")
+    if len(rows):
+        low, high = rows.min(axis=0).tolist(), rows.max(axis=0).tolist()
+        if min(low[:3]) < 0 or any(a >= b for a, b in zip(high, grid_shape[::-1], strict=False)):
+            raise BadDataError(
+                f"label file {path} has voxels (z, y, x) from {low[:3]} to {high[:3]}, outside its "
+                f"grid {list(grid_shape[::-1])}: {_RESTORE}, or correct label_range"
+            )
+        if low[3] < 0 or high[3] > num_classes:
+            raise BadDataError(
+                f"label file {path} has class {low[3] if low[3] < 0 else high[3]}, but class_names "
+                f"of the config allow 0 to {num_classes}: {_RESTORE}, or correct class_names"
+            )
+    return rows
+
+
+def occupancy_grids(
+    rows: npt.NDArray[np.integer[Any]], window: LabelWindow, num_classes: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Makes dense labels of OpenOccupancy rows.
+
+    Noise becomes free (label K), as published models are trained; other labels l become l - 1.
+
+    Args:
+        rows: [n, 4] (z, y, x, label), label 0 is noise.
+        window: The wanted grid within that of the rows.
+        num_classes: K.
+
+    Returns:
+        Labels uint8 [X, Y, Z], and bool [X, Y, Z]: false in voxels that hold noise and nothing
+        else, which do not count in the evaluation.
+    """
+    index, label = rows[:, 2::-1].astype(np.int64), rows[:, 3].astype(np.int64)
+    semantic = label != NOISE
+    grid = regrid_sparse(index[semantic], label[semantic] - 1, window, num_classes)
+    noise = regrid_sparse(index[~semantic], label[~semantic], window, num_classes) == NOISE
+    return grid, (grid != num_classes) | ~noise
+
+
+@TRANSFORMS.register_module()
+class LoadOccupancyLabels:
+    """Loads OpenOccupancy labels into the grid of the config, which may be a part of the files'
+    grid, with voxels a whole number of times as large.
+
+    Args:
+        label_dir: Folder within the data root; files are
+            ``scene_<scene_token>/occupancy/<lidar_token>.npy``.
+        label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres of the lidar frame.
+        label_voxel_size: (dx, dy, dz) of the files' voxels, metres.
+        cache_mb: Keep labels up to so many MiB in each process (21 MiB per sample of the full
+            grid).
+    """
+
+    def __init__(
+        self,
+        label_dir: str = "occupancy",
+        label_range: Sequence[float] = OPENOCC_RANGE,
+        label_voxel_size: Sequence[float] = OPENOCC_VOXEL_SIZE,
+        cache_mb: float = 0.0,
+    ) -> None:
+        self.label_dir = label_dir
+        self.label_range = tuple(map(float, label_range))
+        self.label_voxel_size = tuple(map(float, label_voxel_size))
+        whole = label_window(
+            self.label_range, self.label_voxel_size, self.label_range, self.label_voxel_size
+        )
+        self.label_shape = whole.shape
+        self._cache = ArrayCache(cache_mb)
+
+    def label_path(self, sample: OccSample) -> str:
+        """Returns the label file of a sample."""
+        scene, name = f"scene_{sample.scene_token}", f"{sample.lidar_token}.npy"
+        return os.path.join(sample.data_root, self.label_dir, scene, "occupancy", name)
+
+    def __call__(self, sample: OccSample) -> OccSample:
+        """Sets ``voxel_semantics`` and ``mask_valid``."""
+        path, num_classes = self.label_path(sample), len(sample.class_names)
+        window = label_window(
+            self.label_range, self.label_voxel_size, sample.pc_range, sample.voxel_size
+        )
+
+        def read() -> Sequence[npt.NDArray[Any]]:
+            rows = read_occupancy_rows(path, self.label_shape, num_classes)
+            return occupancy_grids(rows, window, num_classes)
+
+        # Copies: whoever changes a sample must not change the cache.
+        sample.voxel_semantics, sample.mask_valid = (
+            grid.copy() for grid in self._cache.get((path, window), read)
+        )
+        return sample

@@ -1,0 +1,130 @@
+"""Labels from the grid of their files to the grid of a config: crops and coarser voxels.
+
+Legend: X Y Z voxels of the wanted grid, n labelled voxels of a file, K semantic classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.integer[Any]]
+
+# Ranges and sizes are decimal fractions of metres, which floats miss by less than this.
+_TOLERANCE_VOXELS = 1e-3
+
+
+@dataclass(frozen=True)
+class LabelWindow:
+    """Where the wanted grid lies in the grid of the label files.
+
+    Attributes:
+        offset: First voxel (x, y, z) of the file's grid that belongs to the wanted grid.
+        factor: How many of the file's voxels make one wanted voxel, along each axis.
+        shape: (X, Y, Z).
+    """
+
+    offset: tuple[int, int, int]
+    factor: tuple[int, int, int]
+    shape: tuple[int, int, int]
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether wanted voxels are larger than the file's."""
+        return self.factor != (1, 1, 1)
+
+    def crop(self, grid: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Returns the part of a file's dense grid inside the window, a view at file resolution."""
+        return grid[
+            tuple(
+                slice(start, start + count * step)
+                for start, count, step in zip(self.offset, self.shape, self.factor, strict=True)
+            )
+        ]
+
+
+def label_window(
+    label_range: Sequence[float],
+    label_voxel_size: Sequence[float],
+    pc_range: Sequence[float],
+    voxel_size: Sequence[float],
+) -> LabelWindow:
+    """Finds the wanted grid in the grid of the label files.
+
+    Args:
+        label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres.
+        label_voxel_size: (dx, dy, dz) of the files' voxels, metres.
+        pc_range: Range of the wanted grid, inside that of the files.
+        voxel_size: Wanted voxels, whole multiples of those of the files.
+
+    Raises:
+        ValueError: If the wanted grid is no crop of the files' grid, pooled by whole numbers.
+    """
+    fine = np.asarray(label_voxel_size, dtype=np.float64)
+    factor = np.asarray(voxel_size) / fine
+    low = (np.asarray(pc_range[:3]) - np.asarray(label_range[:3])) / fine
+    count = (np.asarray(pc_range[3:]) - np.asarray(pc_range[:3])) / np.asarray(voxel_size)
+    size = np.round((np.asarray(label_range[3:]) - np.asarray(label_range[:3])) / fine)
+    for values, what in (
+        (factor, "voxel_size must be a multiple of"),
+        (low, "pc_range must start at a voxel of"),
+        (count, "pc_range must be a whole number of voxel_size within"),
+    ):
+        if np.abs(values - np.round(values)).max() > _TOLERANCE_VOXELS or factor.min() < 0.5:
+            raise ValueError(
+                f"labels of {tuple(label_voxel_size)} m in {tuple(label_range)} cannot fill a grid "
+                f"of {tuple(voxel_size)} m in {tuple(pc_range)}: {what} the labels' grid"
+            )
+    offset, step, shape = (np.round(v).astype(int).tolist() for v in (low, factor, count))
+    end = np.asarray(offset) + np.asarray(step) * np.asarray(shape)
+    if min(offset) < 0 or (end > size).any():
+        raise ValueError(
+            f"pc_range {tuple(pc_range)} reaches beyond the labels' grid {tuple(label_range)}: "
+            "choose a range inside it"
+        )
+    return LabelWindow(tuple(offset), tuple(step), tuple(shape))
+
+
+def regrid_sparse(
+    index: IntArray, label: IntArray, window: LabelWindow, num_classes: int
+) -> npt.NDArray[np.uint8]:
+    """Fills the wanted grid with a file's occupied voxels.
+
+    A pooled voxel is free if nothing in it is occupied; otherwise it bears the label of most of its
+    occupied voxels (of several, the lowest).
+
+    Args:
+        index: [n, 3] voxels (x, y, z) of the file's grid, each once.
+        label: [n], 0 ... num_classes - 1.
+        window: Where the wanted grid lies; voxels outside are dropped.
+        num_classes: K; free voxels of the result bear this label.
+
+    Returns:
+        uint8 [X, Y, Z].
+    """
+    shape, factor = np.array(window.shape), np.array(window.factor)
+    shifted = index - np.array(window.offset)
+    inside = ((shifted >= 0) & (shifted < shape * factor)).all(axis=1)
+    shifted, label = shifted[inside], label[inside]
+    grid = np.full(window.shape, num_classes, dtype=np.uint8)
+    if not window.is_pooled:
+        grid[tuple(shifted.T)] = label
+        return grid
+    voxel = np.ravel_multi_index(tuple((shifted // factor).T), window.shape)
+    pairs, count = np.unique(voxel.astype(np.int64) * num_classes + label, return_counts=True)
+    # Sorted by (voxel, votes, -label): the last entry of a voxel is its winner.
+    voxel, label = np.divmod(pairs, num_classes)
+    order = np.lexsort((-label, count, voxel))
+    grid.reshape(-1)[voxel[order]] = label[order]
+    return grid
+
+
+def pool_any(mask: npt.NDArray[np.bool_], window: LabelWindow) -> npt.NDArray[np.bool_]:
+    """Crops and pools a file's mask: true where any voxel inside is."""
+    (x, y, z), (fx, fy, fz) = window.shape, window.factor
+    blocks = window.crop(mask).reshape(x, fx, y, fy, z, fz)
+    return blocks.any(axis=(1, 3, 5))

@@ -6,8 +6,9 @@ What a model reaches that has learned nothing from images. Two variants are scor
 evaluation split, with its own metrics:
 
 - `all`: over all training samples, every voxel's label counts;
-- `visible`: only labels of voxels that a camera sees count (`mask_camera`), as in training and in
-  Occ3D's mIoU; a voxel that no camera ever saw takes its label of `all`.
+- `visible`: only labels of voxels that the benchmark scores count: those a camera sees
+  (`mask_camera`, as in training and in Occ3D's mIoU) or, where labels have no such mask, those that
+  are not noise (`mask_valid`, OpenOccupancy); a voxel that never counted takes its label of `all`.
 
 The result under `metrics` is, metric by metric, the better of the two: a model is compared with the
 stronger opponent.
@@ -33,7 +34,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
 
-from loaders.datasets.nuscenes_occ3d import NuScenesOcc3DDataset
+from loaders.datasets.nuscenes import NuScenesDataset
 from loaders.sample import OccSample
 from scripts.runtime.config import load_config, named_config_keys
 from scripts.runtime.errors import ConfigError, run_entry_point
@@ -41,6 +42,7 @@ from scripts.runtime.report import score_report, write_json
 
 VARIANTS = ("all", "visible")
 Grid = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.integer[Any]]
 
 
 def labels_only(dataset_cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,38 +62,52 @@ def labels_only(dataset_cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {**cfg, "pipeline": loading, "test_mode": True}
 
 
-def _samples(dataset: NuScenesOcc3DDataset, what: str) -> Iterator[OccSample]:
+def _samples(dataset: NuScenesDataset, what: str) -> Iterator[OccSample]:
     for index in tqdm(range(len(dataset)), desc=what, unit="sample", disable=None):
         yield dataset[index]
 
 
-def count_labels(dataset: NuScenesOcc3DDataset) -> tuple[npt.NDArray[np.int32], ...]:
+def count_labels(dataset: NuScenesDataset) -> tuple[Counts, ...]:
     """How often each voxel bears each label over a data set.
 
     Returns:
-        For each of VARIANTS an int32 array [K + 1, X, Y, Z].
+        For each of VARIANTS an integer array [K + 1, X, Y, Z].
     """
-    counts: npt.NDArray[np.int32] | None = None
+    counts: Counts | None = None
     for sample in _samples(dataset, "counting training labels"):
-        labels, visible = sample.voxel_semantics, sample.mask_camera
-        assert labels is not None and visible is not None
+        labels = sample.voxel_semantics
+        assert labels is not None
+        free = len(sample.class_names)
         if counts is None:
-            shape = (len(VARIANTS), len(sample.class_names) + 1, *labels.shape)
-            counts = np.zeros(shape, dtype=np.int32)
-        x, y, z = np.indices(labels.shape, sparse=True)
-        counts[0][labels, x, y, z] += 1
-        counts[1][labels, x, y, z] += visible
+            shape = (len(VARIANTS), free + 1, *labels.shape)
+            # Full OpenOccupancy grids have 10 million voxels: no more bytes than needed.
+            counts = np.zeros(shape, np.min_scalar_type(len(dataset)))
+        index = np.nonzero(labels != free)
+        for count, scored in zip(counts, (None, _scored_voxels(sample)), strict=True):
+            # How often a voxel counts stands where its free label does, until the end.
+            count[free] += 1 if scored is None else scored
+            seen = slice(None) if scored is None else scored[index]
+            x, y, z = (axis[seen] for axis in index)
+            count[labels[x, y, z], x, y, z] += 1
     if counts is None:
         raise ConfigError("the training split is empty: no labels to count")
+    for count in counts:
+        for occupied in count[:-1]:
+            count[-1] -= occupied
     return tuple(counts)
 
 
-def prior_grids(counts_all: npt.NDArray[np.int32], counts_visible: npt.NDArray[np.int32]) -> dict:
+def _scored_voxels(sample: OccSample) -> npt.NDArray[np.bool_] | None:
+    """Bool [X, Y, Z], voxels of a sample that its benchmark scores; None where it scores all."""
+    return sample.mask_valid if sample.mask_camera is None else sample.mask_camera
+
+
+def prior_grids(counts_all: Counts, counts_visible: Counts) -> dict[str, Grid]:
     """Most frequent label of every voxel (of several, the lowest).
 
     Args:
-        counts_all: int32 [K + 1, X, Y, Z], over all samples.
-        counts_visible: The same over the samples in which a camera sees the voxel.
+        counts_all: Integers [K + 1, X, Y, Z], over all samples.
+        counts_visible: The same over the samples in which the voxel is scored.
 
     Returns:
         Variant name to labels uint8 [X, Y, Z].

@@ -1,0 +1,22 @@
+# Occ3D with LiDAR points: the key frame and 9 sweeps, in the frame of the grid, flipped with it.
+_base_ = './nuscenes_occ3d.py'
+
+num_sweeps = 9  # besides the key frame
+
+train_dataloader = dict(dataset=dict(with_lidar=True, pipeline=[
+    dict(type='DrawImageAug', raw_hw={{_base_.raw_hw}}, final_hw={{_base_.final_hw}},
+         resize_range={{_base_.resize_range}}),
+    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, mode={{_base_.image_mode}}),
+    dict(type='LoadOcc3DLabels'),
+    dict(type='LoadLidarSweeps', num_sweeps=num_sweeps),
+    dict(type='RandomFlipBEV', prob_x=0.5, prob_y=0.5),
+    dict(type='FilterPoints'),
+    dict(type='PackOccSample')]))
+val_dataloader = dict(dataset=dict(with_lidar=True, pipeline=[
+    dict(type='DrawImageAug', raw_hw={{_base_.raw_hw}}, final_hw={{_base_.final_hw}}),
+    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, mode={{_base_.image_mode}}),
+    dict(type='LoadOcc3DLabels'),
+    dict(type='LoadLidarSweeps', num_sweeps=num_sweeps),
+    dict(type='FilterPoints'),
+    dict(type='PackOccSample')]))
+test_dataloader = val_dataloader

@@ -1,0 +1,34 @@
+# The toy data with OpenOccupancy labels: 0.2 m voxels in the lidar frame, near the vehicle. No BEV
+# flips: a training of minutes has no time to learn every scene in four orientations.
+_base_ = './toy_occ3d.py'
+
+class_names = [
+    'barrier', 'bicycle', 'bus', 'car', 'construction_vehicle', 'motorcycle', 'pedestrian',
+    'traffic_cone', 'trailer', 'truck', 'driveable_surface', 'other_flat', 'sidewalk', 'terrain',
+    'manmade', 'vegetation']
+empty_label = 16
+pc_range = [-16.0, -16.0, -2.4, 16.0, 16.0, 1.6]  # metres, lidar frame; the ground is at -1.84
+voxel_size = [0.2, 0.2, 0.2]  # 160 x 160 x 20; labels also serve multiples of 0.2 m
+grid = dict(
+    type='NuScenesOccupancyDataset',
+    pc_range=pc_range,
+    voxel_size=voxel_size,
+    class_names=class_names)
+
+train_dataloader = dict(dataset=dict(**grid, pipeline=[
+    dict(type='DrawImageAug', raw_hw={{_base_.raw_hw}}, final_hw={{_base_.final_hw}},
+         resize_range={{_base_.resize_range}}),
+    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, mode='fast',
+         cache_mb={{_base_.image_cache_mb}}),
+    dict(type='LoadOccupancyLabels', cache_mb={{_base_.label_cache_mb}}),
+    dict(type='PackOccSample')]))
+val_dataloader = dict(dataset=dict(**grid, pipeline=[
+    dict(type='DrawImageAug', raw_hw={{_base_.raw_hw}}, final_hw={{_base_.final_hw}}),
+    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, mode='fast'),
+    dict(type='LoadOccupancyLabels'),
+    dict(type='PackOccSample')]))
+test_dataloader = val_dataloader
+
+val_evaluator = [
+    dict(type='OccupancyMetric', mask='valid', prefix='openocc'), dict(type='RayIoUMetric')]
+test_evaluator = val_evaluator

@@ -3,6 +3,7 @@
 from .base import CameraGeometry, HeadOutput, OccupancyHead
 from .cpd_head import CPDHead
 from .densifier import CPDDensifier, VoxelLogits
+from .point_head import PointHead
 
 __all__ = [
     "CPDDensifier",
@@ -10,5 +11,6 @@ __all__ = [
     "CameraGeometry",
     "HeadOutput",
     "OccupancyHead",
+    "PointHead",
     "VoxelLogits",
 ]

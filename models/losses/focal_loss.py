@@ -37,13 +37,20 @@ class SigmoidFocalLoss(nn.Module):
         weights = None if class_weights is None else torch.tensor(class_weights).float()
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, logits: Tensor, labels: Tensor, avg_factor: Tensor | float) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        avg_factor: Tensor | float,
+        row_weights: Tensor | None = None,
+    ) -> Tensor:
         """Return the weighted sum of the loss divided by ``avg_factor``.
 
         Args:
             logits: ``[n, K]``.
             labels: int64 ``[n]``; a label outside ``[0, K)`` is background: no class positive.
             avg_factor: Divisor of the sum.
+            row_weights: ``[n]`` factor of every row; None for 1.
 
         Returns:
             Scalar; zero with a graph where ``n`` is 0.
@@ -64,7 +71,11 @@ class SigmoidFocalLoss(nn.Module):
         rows = torch.nonzero((labels >= 0) & (labels < logits.shape[1])).squeeze(1)
         positive = logits[rows, labels[rows]]
         exchanged = self._positive(positive) - self._negative(positive)
-        total = self._negative(logits).sum(0) @ weights + exchanged @ weights[labels[rows]]
+        negative = self._negative(logits)
+        if row_weights is not None:
+            negative = negative * row_weights.unsqueeze(1)
+            exchanged = exchanged * row_weights[rows]
+        total = negative.sum(0) @ weights + exchanged @ weights[labels[rows]]
         return self.loss_weight * total / avg_factor
 
     def _positive(self, logits: Tensor) -> Tensor:

@@ -41,6 +41,9 @@ OPERATIONS = (
 )
 
 
+KINDS = ("v1", "v2", "v2_dcd")
+
+
 @dataclass(frozen=True)
 class HeadCase:
     """A head with the weights and inputs of a file, in one precision."""
@@ -63,10 +66,25 @@ def head_config(golden: GoldenFile) -> dict[str, Any]:
         GoldenFileError: If the head is of a kind that is not supported.
     """
     meta = json.loads(golden["meta/config"].tobytes())
-    if meta["kind"] not in ("v2", "v2_dcd"):
-        raise GoldenFileError(f"heads of the kind {meta['kind']!r} are not supported")
-    return dict(
-        type="CPDHead",
+    kind = meta["kind"]
+    if kind not in KINDS:
+        raise GoldenFileError(f"heads of the kind {kind!r} are not supported")
+    decoder = dict(
+        type="OPUSDecoder",
+        num_refines=meta["num_refines"],
+        num_points=meta["num_points"],
+        dropout=0.0,
+    )
+    if kind.startswith("v2"):
+        head = dict(
+            type="CPDHead",
+            point_channels=meta["num_pt_channels"],
+            densifier=dict(type="CPDDensifier", pfn_channels=meta["pfn_channels"]),
+        )
+    else:
+        head = dict(type="PointHead")
+        decoder["sampling_pattern"] = "scaled_offset"
+    return head | dict(
         pc_range=meta["pc_range"],
         voxel_size=meta["voxel_size"],
         num_classes=meta["num_classes"],
@@ -76,16 +94,9 @@ def head_config(golden: GoldenFile) -> dict[str, Any]:
         num_frames=meta["num_frames"],
         num_cams=meta["num_views"],
         num_levels=sum(key.startswith("in/mlvl_feats.") for key in golden),
-        point_channels=meta["num_pt_channels"],
         score_thr=meta["score_thr"],
-        decoder=dict(
-            type="OPUSDecoder",
-            num_refines=meta["num_refines"],
-            num_points=meta["num_points"],
-            dropout=0.0,
-        ),
-        densifier=dict(type="CPDDensifier", pfn_channels=meta["pfn_channels"]),
-        loss_pts=dict(type="ChamferLoss", density_aware=meta["kind"] == "v2_dcd"),
+        decoder=decoder,
+        loss_pts=dict(type="ChamferLoss", density_aware=kind == "v2_dcd"),
         loss_cls=dict(type="SigmoidFocalLoss", loss_weight=2.0, class_weights=meta["cls_weights"]),
     )
 
@@ -177,18 +188,33 @@ def _check_outputs(case: HeadCase, golden: GoldenFile) -> Iterator[Check]:
     for i, points in enumerate(output.points):
         key = f"eval/refine_pts.{i}"
         yield relative(key, points.numpy(), golden[key], 1e-5)
-    last = len(output.points) - 1
-    voxels = output.voxels[last]
-    assert voxels is not None
-    coords, logits = _sorted(voxels.coords.numpy(), voxels.logits.numpy())
-    key = f"eval/voxel_coors.{last}"
-    expected_coords, expected_logits = _sorted(golden[key], golden[f"eval/cls_scores.{last}"])
-    yield absolute(key, coords, expected_coords, 0)
-    yield relative(f"eval/cls_scores.{last}", logits, expected_logits, 1e-5)
+    yield from _check_class_scores(case, output, golden)
     for i, sample in enumerate(samples):
         coords, labels = _sorted(sample.pred_coords.numpy(), sample.pred_labels.numpy())
         yield absolute(f"occ/{i}.loc", coords, golden[f"occ/{i}.loc"], 0)
         yield absolute(f"occ/{i}.label", labels, golden[f"occ/{i}.label"], 0)
+
+
+def _check_class_scores(case: HeadCase, output: HeadOutput, golden: GoldenFile) -> Iterator[Check]:
+    """Compare voxel logits of the last layer, or point logits of all layers."""
+    last = len(output.points) - 1
+    voxels = output.voxels[last]
+    if voxels is not None:
+        coords, logits = _sorted(voxels.coords.numpy(), voxels.logits.numpy())
+        key = f"eval/voxel_coors.{last}"
+        expected_coords, expected_logits = _sorted(golden[key], golden[f"eval/cls_scores.{last}"])
+        yield absolute(key, coords, expected_coords, 0)
+        yield relative(f"eval/cls_scores.{last}", logits, expected_logits, 1e-5)
+        return
+    # Without dropout and batch norm, training mode differs in one thing: all layers give scores.
+    case.head.train()
+    with torch.no_grad():
+        scores = case.run().point_feats
+    case.head.eval()
+    for i, point_logits in enumerate(scores):
+        key = f"eval/cls_scores.{i}"
+        assert point_logits is not None
+        yield relative(key, point_logits.numpy(), golden[key], 1e-5)
 
 
 def _check_training(case: HeadCase, golden: GoldenFile) -> Iterator[Check]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from mmengine.structures import BaseDataElement
 
+from models.heads import CameraGeometry
+
 T, N, HW = 2, 6, (64, 96)
 PC_RANGE = [-8.0, -6.0, -1.0, 8.0, 6.0, 2.2]  # 20 x 15 x 4 voxels: three different axes
 VOXEL_SIZE = [0.8, 0.8, 0.8]
@@ -31,6 +33,11 @@ HEAD: dict[str, Any] = dict(
     loss_pts=dict(type="ChamferLoss"),
     loss_cls=dict(type="SigmoidFocalLoss", loss_weight=2.0, class_weights=[1, 2, 3, 4, 5]),
 )
+
+_POINT_DECODER = HEAD["decoder"] | dict(sampling_pattern="scaled_offset", prior_probability=0.01)
+POINT_HEAD: dict[str, Any] = {
+    key: value for key, value in HEAD.items() if key not in ("point_channels", "densifier")
+} | dict(type="PointHead", decoder=_POINT_DECODER)
 
 DETECTOR: dict[str, Any] = dict(
     type="OPUS",
@@ -67,6 +74,15 @@ def camera_matrices(num_frames: int = T) -> torch.Tensor:
             matrix[:3, 3] = intrinsic @ rotation @ torch.tensor([0.3 * t, 0.0, -1.5])
             matrices.append(matrix)
     return torch.stack(matrices)
+
+
+def make_geometry(batch: int, dtype: torch.dtype = torch.float32) -> CameraGeometry:
+    """Return the cameras of a batch for ``HEAD``."""
+    return CameraGeometry(
+        camera_matrices().to(dtype).repeat(batch, 1, 1, 1),
+        torch.eye(4, dtype=dtype).repeat(batch, 1, 1),
+        HW,
+    )
 
 
 def make_sample(seed: int, occupied: float = 0.2, num_frames: int = T) -> BaseDataElement:

@@ -15,7 +15,7 @@ from tests.models.cases import DETECTOR, HEAD, merge
 
 @pytest.fixture
 def make_head() -> Callable[..., Any]:
-    return lambda **changes: MODELS.build(merge(HEAD, **changes))
+    return lambda base=HEAD, **changes: MODELS.build(merge(base, **changes))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from scripts import check_golden
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-
+HEADS = ["opusv1_head", "opusv2_head", "opusv2_dcd_head"]
 
 RESULTS = ("eval/", "occ/", "loss/", "grad/", "gradnorm/")
 
@@ -30,7 +30,7 @@ def check(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     return run
 
 
-@pytest.mark.parametrize("name", ["opusv2_head", "opusv2_dcd_head", "occ_metrics", "geometry"])
+@pytest.mark.parametrize("name", [*HEADS, "occ_metrics", "geometry"])
 def test_reference_numbers(name: str, check: Callable[..., tuple[int, str]]) -> None:
     code, printed = check(GOLDEN / f"{name}.npz")
     assert code == 0, printed
@@ -41,7 +41,7 @@ def test_reference_numbers(name: str, check: Callable[..., tuple[int, str]]) -> 
         assert f"plain {key} " in printed and f"native {key} " in printed, key
 
 
-@pytest.mark.parametrize("name", ["opusv2_head", "opusv2_dcd_head"])
+@pytest.mark.parametrize("name", HEADS)
 def test_reference_numbers_in_single_precision(
     name: str, check: Callable[..., tuple[int, str]]
 ) -> None:
@@ -52,6 +52,7 @@ def test_reference_numbers_in_single_precision(
 @pytest.mark.parametrize(
     ("name", "key"),
     [
+        ("opusv1_head", "eval/cls_scores.0"),
         ("opusv2_head", "loss/d0.loss_pts"),
         ("opusv2_head", "gradnorm/densifiers.0.cls_branch.0.bias"),
         ("opusv2_head", "grad/mlvl_feats.1"),

@@ -19,16 +19,9 @@ from tests.models.cases import (
     VOXEL_SIZE,
     camera_matrices,
     make_feats,
+    make_geometry,
     make_sample,
 )
-
-
-def geometry(batch: int, dtype: torch.dtype = torch.float32) -> CameraGeometry:
-    return CameraGeometry(
-        camera_matrices().to(dtype).repeat(batch, 1, 1, 1),
-        torch.eye(4, dtype=dtype).repeat(batch, 1, 1),
-        HW,
-    )
 
 
 def make_densifier(**changes: Any) -> CPDDensifier:
@@ -115,10 +108,10 @@ def test_batch_of_two_equals_two_batches_of_one(make_head: Callable[..., Any]) -
     head = make_head(score_thr=0.01).double().eval()
     feats = make_feats(2, dtype=torch.float64)
     with torch.no_grad():
-        both = head(feats, geometry(2, torch.float64))
+        both = head(feats, make_geometry(2, torch.float64))
         predictions = head.predict(both, [make_sample(0), make_sample(1)])
         for i in range(2):
-            one = head([level[i : i + 1] for level in feats], geometry(1, torch.float64))
+            one = head([level[i : i + 1] for level in feats], make_geometry(1, torch.float64))
             for a, b in zip(one.points, both.points, strict=True):
                 torch.testing.assert_close(a[0], b[i])
             (alone,) = head.predict(one, [make_sample(i)])
@@ -135,9 +128,9 @@ def test_losses_of_equal_samples_do_not_depend_on_the_batch(make_head: Callable[
     head = make_head().double().train()
     feats = make_feats(1, dtype=torch.float64)
     samples = [make_sample(0), make_sample(0)]
-    one = head.loss(head(feats, geometry(1, torch.float64)), samples[:1])
+    one = head.loss(head(feats, make_geometry(1, torch.float64)), samples[:1])
     doubled = [torch.cat([level, level]) for level in feats]
-    two = head.loss(head(doubled, geometry(2, torch.float64)), samples)
+    two = head.loss(head(doubled, make_geometry(2, torch.float64)), samples)
     assert list(two) == ["init_loss_pts", "loss_cls", "loss_pts", "d0.loss_cls", "d0.loss_pts"]
     for name, value in one.items():
         torch.testing.assert_close(two[name], value)
@@ -145,7 +138,7 @@ def test_losses_of_equal_samples_do_not_depend_on_the_batch(make_head: Callable[
 
 def test_eval_mode_discretizes_the_last_layer_alone(make_head: Callable[..., Any]) -> None:
     head = make_head().eval()
-    output = head(make_feats(1), geometry(1))
+    output = head(make_feats(1), make_geometry(1))
     assert output.point_feats[0] is None and output.voxels[0] is None
     assert output.points[0].shape == (1, 10, 2, 3) and output.points[1].shape == (1, 10, 4, 3)
     assert output.point_feats[1] is not None and output.point_feats[1].shape == (1, 10, 4, 4)
@@ -153,7 +146,7 @@ def test_eval_mode_discretizes_the_last_layer_alone(make_head: Callable[..., Any
 
 
 def losses_of(head: Any, *samples: Any) -> dict[str, torch.Tensor]:
-    output = head.train()(make_feats(len(samples)), geometry(len(samples)))
+    output = head.train()(make_feats(len(samples)), make_geometry(len(samples)))
     losses: dict[str, torch.Tensor] = head.loss(output, samples)
     return losses
 
@@ -208,7 +201,7 @@ def test_nan_features_do_not_spread(make_head: Callable[..., Any]) -> None:
     head = make_head().eval()
     feats = make_feats(1)
     feats[0][:] = float("nan")
-    output = head(feats, geometry(1))
+    output = head(feats, make_geometry(1))
     assert all(points.isfinite().all() for points in output.points)
     assert output.voxels[-1].logits.isfinite().all()
     (sample,) = head.predict(output, [make_sample(0)])
@@ -233,8 +226,8 @@ def test_prediction_keeps_voxels_above_the_threshold(make_head: Callable[..., An
 def test_half_precision_features_are_decoded_in_single(make_head: Callable[..., Any]) -> None:
     head = make_head().eval()
     feats = [level.bfloat16() for level in make_feats(1)]
-    output = head(feats, geometry(1))
-    expected = head([level.float() for level in feats], geometry(1))
+    output = head(feats, make_geometry(1))
+    expected = head([level.float() for level in feats], make_geometry(1))
     assert output.points[-1].dtype == torch.float32
     assert torch.equal(output.points[-1], expected.points[-1])
 
@@ -242,7 +235,7 @@ def test_half_precision_features_are_decoded_in_single(make_head: Callable[..., 
 def test_caller_keeps_its_list_of_features(make_head: Callable[..., Any]) -> None:
     feats = make_feats(1)
     before = [level.clone() for level in feats]
-    make_head().eval()(feats, geometry(1))
+    make_head().eval()(feats, make_geometry(1))
     assert all(torch.equal(a, b) for a, b in zip(feats, before, strict=True))
 
 
@@ -252,11 +245,11 @@ def test_bev_flip_mirrors_the_prediction(make_head: Callable[..., Any]) -> None:
     sampling = head.transformer["decoder"].decoder_layers[0].sampling
     feats = make_feats(1, dtype=torch.float64)
     flip = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0], dtype=torch.float64))
-    flipped = CameraGeometry(geometry(1, torch.float64).ego2img, flip.unsqueeze(0), HW)
+    flipped = CameraGeometry(make_geometry(1, torch.float64).ego2img, flip.unsqueeze(0), HW)
     points = torch.tensor([4.0, 1.0, 0.5], dtype=torch.float64).view(1, 1, 1, 3)
     query = torch.randn(1, 1, 32, dtype=torch.float64)
     mirror = torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
-    plain = sampling(query, points, feats, geometry(1, torch.float64).occ2img(), HW)
+    plain = sampling(query, points, feats, make_geometry(1, torch.float64).occ2img(), HW)
     with torch.no_grad():  # mirror the placement of the points too
         sampling.sampling_prototype.weight *= mirror
         sampling.sampling_offset.bias.view(-1, 3).mul_(mirror)
@@ -268,7 +261,7 @@ def test_bev_flip_mirrors_the_prediction(make_head: Callable[..., Any]) -> None:
 def test_wrong_sizes_are_named(make_head: Callable[..., Any]) -> None:
     head = make_head().eval()
     with pytest.raises(ValueError, match="num_levels=3, the image network gives 2 feature maps"):
-        head(make_feats(1)[:2], geometry(1))
+        head(make_feats(1)[:2], make_geometry(1))
     with pytest.raises(ValueError, match=r"num_frames=2 and num_cams=6; got \[1, 6, 32\] with 6"):
         head(
             [level[:, :6] for level in make_feats(1)],

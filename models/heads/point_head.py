@@ -1,0 +1,128 @@
+"""The head of OPUS-V1: classified points, turned into voxels without learning.
+
+Dimension letters as in ``models/heads/base.py``; K classes, n points kept, V voxels with a point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from models import ops
+from models.decoder import DecoderOutput
+from models.losses import OccupiedPoints
+
+from .base import HeadOutput, OccupancyHead
+from .densifier import VoxelLogits
+
+
+@MODELS.register_module()
+class PointHead(OccupancyHead):
+    """Head that classifies every point (OPUS, arXiv 2409.09350).
+
+    Args:
+        score_thr: Points, and then voxels, whose best score is not above this do not count.
+        max_spread_m: Points this far from the centre of their query's points, or further, are not
+            predicted.
+        padding: Whether a morphological closing of the scores fills gaps between voxels.
+        **kwargs: Arguments of ``OccupancyHead``.
+    """
+
+    def __init__(
+        self,
+        score_thr: float = 0.5,
+        max_spread_m: float = 3.0,
+        padding: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(point_channels=kwargs["num_classes"], score_thr=score_thr, **kwargs)
+        self.max_spread_m = max_spread_m
+        self.padding = padding
+
+    @torch.no_grad()
+    def predict(
+        self, output: HeadOutput, data_samples: Sequence[BaseDataElement]
+    ) -> list[BaseDataElement]:
+        """See ``OccupancyHead.predict``."""
+        logits = output.point_feats[-1]
+        assert logits is not None
+        points = self.denormalise(output.points[-1])
+        for sample, own_points, own_logits in zip(data_samples, points, logits, strict=True):
+            scores = self._voxel_scores(own_points, own_logits.sigmoid())
+            best, labels = scores.max(0)  # [X, Y, Z]
+            coords = torch.nonzero(best > self.score_thr)
+            x, y, z = coords.unbind(1)
+            sample.pred_coords = coords
+            sample.pred_labels = labels[x, y, z]
+            sample.pred_scores = best[x, y, z]
+        return list(data_samples)
+
+    def _voxel_scores(self, points: Tensor, scores: Tensor) -> Tensor:
+        """Return scores ``[K, X, Y, Z]`` of a sample's points ``[Q, R, 3]``, ``[Q, R, K]``."""
+        spread = (points - points.mean(1, keepdim=True)).norm(dim=-1)
+        keep = (spread < self.max_spread_m) & (scores.amax(-1) > self.score_thr)
+        index = torch.floor(self.normalise(points[keep]) * self.voxel_num)
+        inside = ((index >= 0) & (index < self.voxel_num)).all(1)
+        x, y, z = index[inside].long().unbind(1)
+        x_num, y_num, z_num = self.grid_shape
+        voxel = (x * y_num + y) * z_num + z
+        total = scores.new_zeros(x_num * y_num * z_num, self.num_classes)
+        total.index_add_(0, voxel, scores[keep][inside])
+        count = torch.bincount(voxel, minlength=len(total)).clamp(min=1)
+        mean = (total / count.unsqueeze(1)).T.unflatten(1, self.grid_shape)
+        if not self.padding:
+            return mean
+        known = mean.amax(0) > self.score_thr
+        return torch.where(known, mean, closing(mean))
+
+    def _discretize(self, decoded: DecoderOutput) -> list[VoxelLogits | None]:
+        return [None] * len(decoded.points)
+
+    def _class_loss(
+        self,
+        output: HeadOutput,
+        layer: int,
+        targets: Sequence[OccupiedPoints],
+        semantics: Tensor,
+    ) -> Tensor:
+        logits = output.point_feats[layer]
+        assert logits is not None
+        points = self.denormalise(output.points[layer].detach()).flatten(1, 2)
+        matched = [self._match(own, gt) for own, gt in zip(points, targets, strict=True)]
+        labels, weights = (torch.cat(column) for column in zip(*matched, strict=True))
+        return self.loss_cls(logits.flatten(0, 2), labels, len(labels), weights)
+
+    @torch.no_grad()
+    def _match(self, points: Tensor, gt: OccupiedPoints) -> tuple[Tensor, Tensor]:
+        """Return the label of the nearest gt point of every point, and the point's weight.
+
+        The weight grows with the distance of that gt point from the centre of the range. Without
+        any gt point all points are background.
+        """
+        if not len(gt.points):
+            labels = gt.labels.new_full((len(points),), self.num_classes)
+            return labels, torch.ones_like(points[:, 0])
+        centres = gt.points.to(points)
+        index, _ = ops.nearest_neighbor(points.contiguous(), centres)
+        range_centre = (self.pc_range[:2] + self.pc_range[3:5]) / 2
+        distance = (centres[:, :2] - range_centre).norm(dim=1) / self.scene_size[:2].norm()
+        return gt.labels[index], 1 + distance[index]
+
+
+def closing(volume: Tensor) -> Tensor:
+    """Close ``[K, X, Y, Z]`` with a 3 x 3 x 3 window; what lies outside does not count."""
+    return -_dilate(-_dilate(volume))
+
+
+def _dilate(volume: Tensor) -> Tensor:
+    # one axis after the other: 9 comparisons a voxel, not 27
+    for axis in range(3):
+        size = [3 if i == axis else 1 for i in range(3)]
+        volume = F.max_pool3d(volume, size, stride=1, padding=[s // 2 for s in size])
+    return volume

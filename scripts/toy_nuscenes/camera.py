@@ -91,14 +91,20 @@ def _add_noise(shown: np.ndarray, strength: float, seed: tuple[int, ...]) -> Non
             part += stock[y : y + part.shape[0], x : x + part.shape[1]] * np.float32(strength)
 
 
+@lru_cache(maxsize=1)
+def _falloff(height: int, width: int) -> np.ndarray:
+    """Vignetting: the share of light that reaches each pixel, float32 [H, W, 3]."""
+    x = np.linspace(-1, 1, width, dtype=np.float32)[None]
+    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    return np.repeat((1 - 0.10 * (x * x + 0.4 * y * y))[..., None], 3, 2)
+
+
 def develop(radiance: np.ndarray, scene: Scene, noise_seed: tuple[int, ...]) -> np.ndarray:
     """Camera response: lens blur, vignetting, exposure, tone curve, noise; uint8 [H, W, 3] BGR."""
     height, width, _ = radiance.shape
     radiance = cv2.GaussianBlur(radiance, (3, 3), 0.45)
-    x = np.linspace(-1, 1, width, dtype=np.float32)[None]
-    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-    falloff = np.float32(scene.light.exposure) * (1 - 0.10 * (x * x + 0.4 * y * y))
-    radiance *= falloff[..., None] * np.float32((_LEVELS - 1) / _WHITE)
+    radiance *= _falloff(height, width)
+    radiance *= np.float32(scene.light.exposure * (_LEVELS - 1) / _WHITE)
     shown = np.take(_TONE, radiance.astype(np.int32), mode='clip')
     _add_noise(shown, scene.light.noise, noise_seed)
     return np.clip(shown + np.float32(0.5), 0, 255).astype(np.uint8)[..., ::-1]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.toy_nuscenes.arrays import f32
-from scripts.toy_nuscenes.light import Light
+from scripts.toy_nuscenes.arrays import f32, thrice, times
+from scripts.toy_nuscenes.light import Light, squared
 from scripts.toy_nuscenes.noise import hash01, noise_at
 from scripts.toy_nuscenes.statics import SlotTable
 
@@ -152,7 +152,7 @@ def _shade_wall(
         tone = tone + _bricks(u, v) * (np.clip(1.3 - size / 0.06, 0, 1) * b.brick)
     if b.kind == _WAREHOUSE:
         tone = tone * np.where(np.mod(u, 0.5) < 0.16, np.float32(0.85), np.float32(1))
-    albedo = tone[:, None] * b.colour
+    albedo = times(tone, b.colour)
     trim = frame
     if b.kind != _WAREHOUSE:
         trim = trim | (inside & (fu < 0.018))
@@ -168,7 +168,7 @@ def _shade_wall(
         if b.kind != _OFFICE
         else np.zeros_like(window)
     )
-    albedo[window] = (np.float32(0.7) + np.float32(0.9) * chance[window])[:, None] * _GLASS
+    albedo[window] = times(np.float32(0.7) + np.float32(0.9) * chance[window], _GLASS)
     albedo[curtain] = _CURTAIN
     lit = window & (np.mod(chance * 17, 1) < b.lit)
     return _Wall(albedo, window & ~curtain, lit)
@@ -210,9 +210,9 @@ def _bricks(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def _shade_roof(b: Building, local: np.ndarray) -> np.ndarray:
     noise = noise_at(52, 2.0, local[0], local[1], 0.1)
     if b.rise == 0:
-        return (1 + np.float32(0.1) * noise)[:, None] * f32([0.22, 0.22, 0.22])
+        return np.float32(0.22) * thrice(1 + np.float32(0.1) * noise)
     course = np.mod(np.abs(local[1]) * np.float32(1.2) + local[2], np.float32(0.35)) < 0.07
-    return (1 + np.float32(0.12) * noise - np.float32(0.25) * course)[:, None] * b.roof
+    return times(1 + np.float32(0.12) * noise - np.float32(0.25) * course, b.roof)
 
 
 def _normals(b: Building, local: np.ndarray, side: np.ndarray) -> np.ndarray:
@@ -266,9 +266,10 @@ def shade_building(
     glass = np.flatnonzero(wall.glass)
     facing = np.clip(-np.einsum('ij,ij->i', normals[glass], directions[glass]), 0, 1)
     mirror_z = directions[glass, 2] + 2 * facing * normals[glass, 2]
-    height = np.clip(mirror_z * 3 + np.float32(0.25), 0, 1)[:, None]
-    share = np.float32(0.10) + np.float32(0.75) * (1 - facing) ** 4
-    glow[glass] = share[:, None] * (_STREET + (light.horizon * np.float32(0.9) - _STREET) * height)
+    height = np.clip(mirror_z * 3 + np.float32(0.25), 0, 1)
+    share = np.float32(0.10) + np.float32(0.75) * squared(1 - facing, 2)
+    parts = np.stack([share * (1 - height), share * height])
+    glow[glass] = parts.T @ np.stack([_STREET, light.horizon * np.float32(0.9)])
     glow[wall.lit] += _LAMP
     open_sky = np.clip(np.float32(0.45) + np.float32(0.08) * local[2], 0.45, 0.95)
     return points, normals, wall.albedo, open_sky, glow

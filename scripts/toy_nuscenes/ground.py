@@ -37,6 +37,15 @@ class Canvas:
         """
         return (points - self.lower) / self.resolution - 0.5
 
+    def cells(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `pixels` for float32 [n, 2 or 3] points: column and row, each float32 [n]."""
+        column, row = (
+            (points[:, k] - np.float32(self.lower[k])) * np.float32(1 / self.resolution)
+            - np.float32(0.5)
+            for k in range(2)
+        )
+        return column, row
+
     def fill(self, image: np.ndarray, outline: np.ndarray, value: float | tuple) -> None:
         """Fills a polygon [n, 2] given in scene metres."""
         fixed = np.round(self.pixels(outline) * (1 << _SHIFT)).astype(np.int32)

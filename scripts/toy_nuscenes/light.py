@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.toy_nuscenes.arrays import f32
+from scripts.toy_nuscenes.arrays import f32, thrice, times
 from scripts.toy_nuscenes.noise import noise_at
 
 
@@ -105,9 +105,9 @@ def sky_colour(light: Light, directions: np.ndarray) -> np.ndarray:
     """Radiance float32 [n, 3] of the sky along unit directions float32 [n, 3], down to a skyline
     of far hills.
     """
-    up = np.maximum(directions[:, 2], 0.0)
-    blend = np.sqrt(up)[:, None]
-    colour = light.horizon + (light.zenith - light.horizon) * np.minimum(blend * 1.15, 1.0)
+    up = np.maximum(directions[:, 2], np.float32(0))
+    blend = np.minimum(np.sqrt(up) * np.float32(1.15), np.float32(1))
+    colour = np.stack([1 - blend, blend]).T @ np.stack([light.horizon, light.zenith])
     plane = 9.0 / (up + 0.09)
     x, y = directions[:, 0] * plane, directions[:, 1] * plane
     cover = (
@@ -116,11 +116,11 @@ def sky_colour(light: Light, directions: np.ndarray) -> np.ndarray:
     )
     cover = np.clip((cover + 2.2 * light.clouds - 1.0) * 0.7, 0, 1) * np.clip(up * 9, 0, 1)
     white = 0.55 * light.horizon + 0.45 * np.float32(light.sun.max())
-    colour += (white - colour) * (cover * (0.35 + 0.5 * light.clouds))[:, None]
+    _blend(colour, white, cover * (0.35 + 0.5 * light.clouds))
     towards = directions @ light.to_sun.astype(np.float32)
     broad = squared(np.clip(towards, 0, 1), 5)
     glow = broad * np.float32(0.45) + squared(broad, 4) * np.float32(6.0)
-    colour += (glow * (1.15 - light.clouds))[:, None] * light.sun
+    colour += times(glow * (1.15 - light.clouds), light.sun)
     return colour
 
 
@@ -133,13 +133,16 @@ def add_skyline(light: Light, directions: np.ndarray, colour: np.ndarray) -> Non
         noise_at(light.seed % 79, 4.0, np.floor(azimuth * 26), zero, 0.25)
     )
     edge = np.maximum(hills, roofs * (np.sin(azimuth * 3 + light.seed) > -0.2))
-    inside = np.clip((edge - directions[:, 2]) * 150, 0, 1)[:, None]
-    far = light.horizon * f32([0.72, 0.78, 0.82])
-    colour += (far - colour) * inside * 0.8
+    inside = np.clip((edge - directions[:, 2]) * 150, 0, 1)
+    _blend(colour, light.horizon * f32([0.72, 0.78, 0.82]), inside * 0.8)
 
 
 def add_haze(light: Light, colour: np.ndarray, distance: np.ndarray) -> None:
     """Mixes surfaces [n, 3] at distances [n] with the light scattered on the way."""
-    clear = np.exp(-distance / np.float32(light.haze_m))[:, None]
-    colour *= clear
-    colour += light.horizon * (1 - clear)
+    _blend(colour, light.horizon, 1 - np.exp(-distance / np.float32(light.haze_m)))
+
+
+def _blend(colour: np.ndarray, other: np.ndarray, share: np.ndarray) -> None:
+    """Mixes float32 [n, 3] colours in place with a share float32 [n] of another one [3]."""
+    colour *= thrice(1 - share)
+    colour += times(share, other)

@@ -42,8 +42,8 @@ def sample(image: np.ndarray, u: np.ndarray, v: np.ndarray, *, wrap: bool = Fals
     maps[0, :count] = u
     maps[1, :count] = v
     if wrap:
-        np.remainder(maps[0], image.shape[1], out=maps[0])
-        np.remainder(maps[1], image.shape[0], out=maps[1])
+        for axis, size in enumerate((image.shape[1], image.shape[0])):
+            maps[axis] -= np.floor(maps[axis] / np.float32(size)) * np.float32(size)
     else:
         np.clip(maps[0], -1, image.shape[1], out=maps[0])
         np.clip(maps[1], -1, image.shape[0], out=maps[1])

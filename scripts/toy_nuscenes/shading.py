@@ -34,12 +34,11 @@ def light_surface(surface: Surface, light: Light, shadows: Shadows) -> np.ndarra
     outside = np.take(surface.points, rows, 0)
     outside += np.float32(surface.bias) * np.take(normals, rows, 0)
     direct[rows] *= shadows.sunlit(outside, 0.12 + 0.9 * surface.bias)
-    upward = 0.5 + 0.5 * normals[:, 2]
-    arriving = direct[:, None] * light.sun
-    arriving += (upward * surface.open_sky)[:, None] * sky_light(light)
+    upward = np.float32(0.5) + np.float32(0.5) * normals[:, 2]
     bounced = _BOUNCE * (light.sun + light.ambient)
-    arriving += ((1 - upward) * surface.open_sky)[:, None] * bounced.astype(np.float32)
-    colour = surface.albedo * arriving
+    shares = np.stack([direct, upward * surface.open_sky, (1 - upward) * surface.open_sky])
+    colour = f32(shares).T @ f32([light.sun, sky_light(light), bounced])
+    colour *= surface.albedo
     if surface.glow is not None:
         colour += surface.glow
     return colour
@@ -62,8 +61,11 @@ class View:
     @classmethod
     def of(cls, hits: Hits, origin: np.ndarray, directions: np.ndarray, pixel: float) -> View:
         """Works out the points."""
-        points = directions * np.minimum(hits.distance, np.float32(1e5))[:, None]
-        points += origin.astype(np.float32)
+        points = np.empty_like(directions)
+        distance = np.minimum(hits.distance, np.float32(1e5))
+        for axis in range(3):
+            np.multiply(directions[:, axis], distance, out=points[:, axis])
+            points[:, axis] += np.float32(origin[axis])
         return cls(hits, origin, directions, points, pixel)
 
     def at(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -88,17 +90,19 @@ class Shader:
             shadows: of this moment.
             yaws: heading of each actor in sight, by index.
         """
-        out = np.empty((len(view.directions), 3), np.float32)
+        order, colours = [], []
         for rows, surface in self._surfaces(view, shadows, yaws):
             colour = light_surface(surface, self.light, shadows)
             add_haze(self.light, colour, view.hits.distance[rows])
-            out[rows] = colour
+            order.append(rows)
+            colours.append(colour)
         rows = np.flatnonzero(view.hits.what == What.NOTHING)
         _, rays = view.at(rows)
         sky = sky_colour(self.light, rays)
         add_skyline(self.light, rays, sky)
-        out[rows] = sky
-        return out
+        where = np.empty(len(view.directions), np.int64)
+        where[np.concatenate([*order, rows])] = np.arange(len(where))
+        return np.take(np.concatenate([*colours, sky]), where, 0)
 
     def _surfaces(
         self, view: View, shadows: Shadows, yaws: dict[int, float]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scripts.toy_nuscenes.actors import Actor
-from scripts.toy_nuscenes.arrays import f32
+from scripts.toy_nuscenes.arrays import f32, normalise, thrice, times
 from scripts.toy_nuscenes.casting import Hits
 from scripts.toy_nuscenes.ground import RESOLUTION_M, Ground
 from scripts.toy_nuscenes.light import Light, squared
@@ -60,7 +60,7 @@ def shade_ground(
         pixel: angle that a pixel spans, radians.
     """
     footprint = distance * pixel / np.sqrt(np.maximum(slope, 0.03))
-    cells = ground.canvas.pixels(points[:, :2]).astype(np.float32)
+    column, row = ground.canvas.cells(points)
     level = np.clip(
         np.round(np.log2(np.maximum(footprint / RESOLUTION_M, 1.0))), 0, len(ground.mips) - 1
     ).astype(np.int8)
@@ -69,16 +69,15 @@ def shade_ground(
         rows = np.flatnonzero(level == k)
         if len(rows):
             scale = np.float32(0.5**k)
-            albedo[rows] = sample(image, cells[rows, 0] * scale, cells[rows, 1] * scale)
+            albedo[rows] = sample(image, column[rows] * scale, row[rows] * scale)
     near = np.flatnonzero(footprint < 0.12)
     fade = np.clip(1.4 - footprint[near] / 0.09, 0, 1)
     grain = (
         noise_at(11, 0.8, points[near, 0], points[near, 1], 0.02) * 0.09
         + noise_at(12, 3.0, points[near, 0], points[near, 1], 0.03) * 0.05
     )
-    albedo[near] *= (1 + grain * fade)[:, None]
-    sky_cells = shadows.canvas.pixels(points[:, :2]).astype(np.float32)
-    open_sky = sample(shadows.open_sky, sky_cells[:, 0], sky_cells[:, 1])
+    albedo[near] = np.take(albedo, near, 0) * thrice(1 + grain * fade)
+    open_sky = sample(shadows.open_sky, *shadows.canvas.cells(points))
     normals = np.zeros((len(points), 3), np.float32)
     normals[:, 2] = 1
     return Surface(points, normals, albedo, open_sky)
@@ -100,18 +99,14 @@ def shade_canopy(
     cell = np.floor(points / np.float32(0.09)).astype(np.int32)
     fine = hash01(cell[:, 0], cell[:, 1], cell[:, 2]) - 0.5
     fade = np.clip(1.3 - distance / 45.0, 0.25, 1)
-    normals = relative / np.maximum(radius, 0.2)[:, None] + np.float32(0.35) * np.take(
-        FACE_NORMALS, faces, 0
-    )
-    normals += (
-        np.stack([coarse, -coarse, 0.5 * coarse], 1) * 0.25 + (fine * fade)[:, None] * 0.5
-    ).astype(np.float32)
-    normals /= np.maximum(np.sqrt(np.einsum('ij,ij->i', normals, normals)), np.float32(1e-3))[
-        :, None
-    ]
+    normals = relative * thrice(1 / np.maximum(radius, np.float32(0.2)))
+    normals += np.take(np.float32(0.35) * FACE_NORMALS, faces, 0)
+    normals += times(coarse, f32([0.25, -0.25, 0.125]))
+    normals += thrice(np.float32(0.5) * fine * fade)
+    normalise(normals)
     depth = np.clip(radius * 0.9 + 0.12 * coarse, 0.25, 1.05)
     tone = 1 + 0.2 * coarse + fine * fade * 0.9
-    albedo = np.take(world.slots.colour, slots, 0) * np.clip(tone, 0.25, 2.0)[:, None]
+    albedo = np.take(world.slots.colour, slots, 0) * thrice(np.clip(tone, 0.25, 2.0))
     albedo[:, 0] *= 1 + 0.12 * coarse
     open_sky = np.clip(depth * (0.62 + 0.38 * relative[:, 2]), 0.18, 1.0)
     return Surface(points, normals, albedo, open_sky, bias=0.7)
@@ -135,7 +130,7 @@ def shade_plain(
         tone *= np.where(np.mod(along, np.float32(0.2)) < 0.05, np.float32(0.55), np.float32(1.0))
     elif kind == Kind.BARK:
         tone = 1 + np.float32(0.25) * noise_at(32, 1.5, x + y, z * np.float32(0.3), 0.02)
-    albedo = np.take(world.slots.colour, slots, 0) * np.clip(tone, 0.2, 2.0)[:, None]
+    albedo = np.take(world.slots.colour, slots, 0) * thrice(np.clip(tone, 0.2, 2.0))
     open_sky = np.clip(np.float32(0.55) + z * np.float32(0.3), 0.5, 1.0)
     return Surface(points, normals, albedo, open_sky, bias=0.3)
 
@@ -163,26 +158,23 @@ def shade_actors(
     for end in ends:
         index = int(which[start])
         actor, part = actors[index], slice(start, end)
-        cell = np.ravel_multi_index(
-            tuple(np.take(hits.voxel, rows[part], 0).T), actor.model.grid.shape
-        )
+        x, y, z = np.take(hits.voxel, rows[part], 0).T
+        cell = (x * actor.model.grid.shape[1] + y) * actor.model.grid.shape[2] + z
         mats[part] = mat = actor.model.grid.reshape(-1)[cell]
         albedo[part] = np.take(actor.palette, mat, 0)
         shine = np.zeros(len(Mat), np.float32)
         shine[[Mat.PAINT, Mat.GLASS, Mat.RIM]] = actor.gloss, 1.0, 0.4
         gloss[part] = shine[mat]
         local = np.float32(0.75) * np.take(actor.model.normals.reshape(-1, 3), cell, 0)
-        local += np.float32(0.25) * np.take(FACE_NORMALS, np.maximum(hits.face[rows[part]], 0), 0)
+        local += np.take(np.float32(0.25) * FACE_NORMALS, np.maximum(hits.face[rows[part]], 0), 0)
         normals[part] = local @ yaw_rotation(yaws[index]).T.astype(np.float32)
         start = end
-    normals /= np.maximum(np.sqrt(np.einsum('ij,ij->i', normals, normals)), np.float32(1e-3))[
-        :, None
-    ]
+    normalise(normals)
     cloth = (mats == Mat.TOP) | (mats == Mat.LEGS)
     fold = noise_at(41, 1.0, points[:, 0] + points[:, 1], points[:, 2], 0.04)
-    albedo *= (1 + fold * np.where(cloth, np.float32(0.12), np.float32(0.03)))[:, None]
+    albedo *= thrice(1 + fold * np.where(cloth, np.float32(0.12), np.float32(0.03)))
     low = np.clip(np.float32(0.35) + points[:, 2] * np.float32(0.55), 0.35, 1.0)
-    glow = _mirrored(normals, directions, gloss, light) * low[:, None]
+    glow = _mirrored(normals, directions, gloss, light) * thrice(low)
     glow[mats == Mat.TAILLIGHT] += f32([0.25, 0.01, 0.01])
     glow[mats == Mat.HEADLIGHT] += f32([0.25, 0.25, 0.22])
     return Surface(points, normals, albedo, low, glow, bias=0.3)
@@ -197,13 +189,13 @@ def _mirrored(
         return glow
     normal, ray = np.take(normals, rows, 0), np.take(directions, rows, 0)
     cos = np.clip(-np.einsum('ij,ij->i', normal, ray), 0, 1)
-    mirror = ray + 2 * cos[:, None] * normal
+    mirror = ray + thrice(2 * cos) * normal
     grazing = 1 - cos
     shine = gloss[rows]
     share = shine * (np.float32(0.045) + np.float32(0.7) * squared(grazing, 2) * grazing)
-    blend = np.sqrt(np.clip(mirror[:, 2], 0, 1))[:, None]
-    scene = light.horizon + (light.zenith - light.horizon) * blend
-    scene[mirror[:, 2] < 0] = _STREET
+    street = (mirror[:, 2] < 0).astype(np.float32)
+    blend = np.sqrt(np.clip(mirror[:, 2], 0, 1))
     spot = squared(np.clip(mirror @ light.to_sun.astype(np.float32), 0, 1), 6)
-    glow[rows] = share[:, None] * scene + (shine * spot)[:, None] * light.sun
+    parts = np.stack([share * street, share * (1 - street - blend), share * blend, shine * spot])
+    glow[rows] = parts.T @ np.stack([_STREET, light.horizon, light.zenith, light.sun])
     return glow

@@ -220,7 +220,7 @@ def write_split(nusc: Any, split: str, path: Path, progress: bool = True) -> tup
     return len(scenes), len(infos)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Returns the command line's options."""
     summary = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(description=summary)
@@ -229,7 +229,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out-dir", type=Path, help="default: the data root")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -36,6 +36,8 @@ TORCH_LIBRARY(opus, m) {
 
   m.def("nearest_neighbor(Tensor query, Tensor reference) -> (Tensor index, Tensor squared)");
 
+  m.def("farthest_point_sampling(Tensor points, int num_samples) -> Tensor");
+
   m.def(
       "voxel_max(Tensor features, Tensor voxel_index, int num_voxels) "
       "-> (Tensor maximum, Tensor winner)");

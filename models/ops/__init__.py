@@ -6,6 +6,10 @@ same arguments.
 """
 
 from ._extension import ExtensionError, is_available, library_path
+from .farthest_point_sampling import (
+    farthest_point_sampling,
+    farthest_point_sampling_reference,
+)
 from .multi_view_sampling import multi_view_sampling, multi_view_sampling_reference
 from .nearest_neighbor import nearest_neighbor, nearest_neighbor_reference
 from .ray_cast import OccupancyPyramid, RayHits, ray_cast, ray_cast_reference
@@ -25,6 +29,8 @@ __all__ = [
     "RayHits",
     "build_kernel_map",
     "build_kernel_map_reference",
+    "farthest_point_sampling",
+    "farthest_point_sampling_reference",
     "is_available",
     "library_path",
     "multi_view_sampling",

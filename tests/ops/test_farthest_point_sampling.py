@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from models.ops import farthest_point_sampling, farthest_point_sampling_reference
+
+BOTH = [farthest_point_sampling, farthest_point_sampling_reference]
+
+
+@pytest.mark.parametrize("function", BOTH)
+def test_known_answer(function: Callable[..., Tensor]) -> None:
+    points = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, -2], [0, 0, 1.0]])
+    # 2 and 3 are equally far: the lowest index wins; then 1 and 4
+    assert function(points, 5).tolist() == [0, 2, 3, 1, 4]
+
+
+@pytest.mark.parametrize("function", BOTH)
+def test_more_samples_than_points_repeat_the_first(function: Callable[..., Tensor]) -> None:
+    assert function(torch.tensor([[0.0, 0, 0], [1, 0, 0]]), 4).tolist() == [0, 1, 0, 0]
+    assert function(torch.ones(1, 3), 0).shape == (0,)
+
+
+@pytest.mark.parametrize("function", BOTH)
+def test_points_that_are_not_finite_are_passed_over(function: Callable[..., Tensor]) -> None:
+    nan, inf = math.nan, math.inf
+    points = torch.tensor([[nan, 0, 0], [0, 0, 0], [inf, 0, 0], [1, 0, 0], [3, 0, -inf]])
+    assert function(points, 4).tolist() == [0, 1, 3, 1]
+
+
+@given(data=st.data())
+def test_native_equals_twin(data: Any) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    n = data.draw(st.sampled_from([1, 2, 15, 16, 17, 511, 512, 513, 1500]))
+    points = torch.randn(n, 3, generator=generator, dtype=dtype) * 20
+    if data.draw(st.booleans()):
+        points = (points / 10).round()  # many ties
+    samples = data.draw(st.integers(0, 40))
+    ours, twin = (function(points, samples) for function in BOTH)
+    assert torch.equal(ours, twin)
+
+
+def test_every_sample_is_the_farthest() -> None:
+    points = torch.randn(300, 3, dtype=torch.float64)
+    index = farthest_point_sampling(points, 50)
+    assert len(index.unique()) == 50
+    distances = torch.cdist(points, points)
+    for i in range(1, 50):
+        to_chosen = distances[:, index[:i]].amin(1)
+        torch.testing.assert_close(to_chosen[index[i]], to_chosen.max())
+
+
+def test_strided_input() -> None:
+    points = torch.randn(40, 5)[:, :3]
+    assert torch.equal(
+        farthest_point_sampling(points, 9), farthest_point_sampling(points.contiguous(), 9)
+    )
+
+
+@pytest.mark.parametrize("function", BOTH)
+def test_wrong_arguments_are_named(function: Callable[..., Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"points must be \[n, 3\] with n >= 1, got \[0, 3\]"):
+        function(torch.zeros(0, 3), 1)
+    with pytest.raises(ValueError, match=r"got \[4, 5\]"):
+        function(torch.zeros(4, 5), 1)
+    with pytest.raises(ValueError, match=r"float32 or float64, got torch\.float16"):
+        function(torch.zeros(4, 3).half(), 1)
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        function(torch.zeros(4, 3), -1)
+
+
+def test_opcheck() -> None:
+    torch.library.opcheck(torch.ops.opus.farthest_point_sampling, (torch.randn(9, 3), 4))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cuda_equals_cpu(dtype: torch.dtype) -> None:
+    points = torch.randn(700, 3, dtype=dtype)
+    for cloud in (points, points.round()):
+        assert torch.equal(
+            farthest_point_sampling(cloud.cuda(), 60).cpu(), farthest_point_sampling(cloud, 60)
+        )

@@ -8,7 +8,7 @@ files of the published nuScenes tool chains (mmdet3d's old-style infos plus a sw
 from __future__ import annotations
 
 import hashlib
-import io
+import itertools
 import os
 import pickle
 import tempfile
@@ -124,13 +124,12 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
             (which could run code).
     """
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            return _RestrictedUnpickler(file).load()
     except FileNotFoundError:
         raise MissingDataError(f"info file {path} does not exist: {_REGENERATE}") from None
     except OSError as error:
         raise BadDataError(f"info file {path} cannot be read ({error.strerror})") from error
-    try:
-        return _RestrictedUnpickler(io.BytesIO(data)).load()
     except pickle.UnpicklingError as error:
         raise BadDataError(
             f"info file {path} is refused, for {error}, and only plain data and numpy arrays may "
@@ -160,34 +159,109 @@ def load_infos(path: str | os.PathLike[str]) -> InfoFile:
     return InfoFile(infos, metadata)
 
 
-def save_infos(
-    path: str | os.PathLike[str], infos: Sequence[dict[str, Any]], metadata: dict[str, Any]
-) -> None:
-    """Writes an info file atomically: readers see the old file or the whole new one.
+def infos_fragment(infos: Sequence[dict[str, Any]]) -> bytes:
+    """Returns a piece of pickle that appends infos to the list on top of the unpickler's stack.
+
+    Protocol 3, because there every object that occurs again is numbered within its own piece:
+    pieces of several processes can stand behind one another (protocol 4 counts through the file).
+    """
+    start = b"\x80\x03]q\x00"  # protocol 3; empty list; number 0
+    data = pickle.dumps(list(infos), protocol=3)
+    if not data.startswith(start):
+        raise AssertionError("pickle no longer starts a list as protocol 3 is defined")
+    return data[len(start) : -1]  # without the final stop
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return b"X" + len(data).to_bytes(4, "little") + data
+
+
+class InfoWriter:
+    """Writes an info file piece by piece and atomically: readers see the old file or the new one.
+
+    A context manager; leaving it by an exception leaves the old file. The file is an ordinary
+    pickle ``{'infos': [...], 'metadata': {...}}``; memory does not grow with it.
 
     Args:
         path: Target; its folder must exist.
-        infos: One dict per key frame.
-        metadata: Header; ``num_samples``, ``num_scenes`` and ``content_hash`` are added.
+        metadata: Header; ``num_samples``, ``num_scenes``, ``content_bytes`` and ``content_hash``
+            (SHA-256 of the pickled infos, see :func:`content_hash`) are added.
     """
-    path = Path(path)
-    header = {
-        **metadata,
-        "num_samples": len(infos),
-        "num_scenes": len({info["scene_token"] for info in infos}),
-        "content_hash": hashlib.sha256(pickle.dumps(list(infos), protocol=4)).hexdigest(),
-    }
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            pickle.dump({"infos": list(infos), "metadata": header}, file, protocol=4)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp files are private to their owner
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+
+    _START = b"\x80\x03}" + _text("infos") + b"]"
+
+    def __init__(self, path: str | os.PathLike[str], metadata: dict[str, Any]) -> None:
+        self._path = Path(path)
+        self._metadata = metadata
+        self._hash = hashlib.sha256()
+        self._num_samples = self._num_scenes = self._num_bytes = 0
+
+    def __enter__(self) -> InfoWriter:
+        handle, self._temporary = tempfile.mkstemp(
+            prefix=f".{self._path.name}.", dir=self._path.parent
+        )
+        self._file = os.fdopen(handle, "wb")
+        self._file.write(self._START)
+        return self
+
+    def add_scene(self, fragment: bytes, num_samples: int) -> None:
+        """Appends the infos of a scene, as :func:`infos_fragment` gives them."""
+        self._file.write(fragment)
+        self._hash.update(fragment)
+        self._num_bytes += len(fragment)
+        self._num_samples += num_samples
+        self._num_scenes += 1
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        try:
+            if kind is None:
+                self._finish()
+                os.chmod(self._temporary, 0o644)  # mkstemp files are private to their owner
+                os.replace(self._temporary, self._path)
+        finally:
+            self._file.close()
+            if os.path.exists(self._temporary):
+                os.unlink(self._temporary)
+
+    def _finish(self) -> None:
+        header = {
+            **self._metadata,
+            "num_samples": self._num_samples,
+            "num_scenes": self._num_scenes,
+            "content_bytes": self._num_bytes,
+            "content_hash": self._hash.hexdigest(),
+        }
+        # Without protocol mark and stop: another piece of the same pickle.
+        self._file.write(b"s" + _text("metadata") + pickle.dumps(header, protocol=3)[2:-1] + b"s.")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def save_infos(
+    path: str | os.PathLike[str], infos: Sequence[dict[str, Any]], metadata: dict[str, Any]
+) -> None:
+    """Writes an info file at once, see :class:`InfoWriter`; a scene's infos stand together."""
+    with InfoWriter(path, metadata) as writer:
+        for _, group in itertools.groupby(infos, key=lambda info: str(info["scene_token"])):
+            scene = list(group)
+            writer.add_scene(infos_fragment(scene), len(scene))
+
+
+def content_hash(path: str | os.PathLike[str], metadata: dict[str, Any]) -> str:
+    """Returns the hash of the infos in a file as it is now.
+
+    Args:
+        path: A file of :class:`InfoWriter`.
+        metadata: Its header; ``content_hash`` there is what was written.
+    """
+    digest, left = hashlib.sha256(), int(metadata["content_bytes"])
+    with open(path, "rb") as file:
+        file.seek(len(InfoWriter._START))
+        while left and (block := file.read(min(left, 1 << 20))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()
 
 
 def relative_data_path(path: str) -> str:

@@ -6,27 +6,34 @@ Reads the nuScenes tables only (no images) and writes ``nuscenes_infos_{train,va
 (v1.0-trainval), ``nuscenes_infos_test_sweep.pkl`` (v1.0-test) or
 ``nuscenes_infos_{train,val}_mini_sweep.pkl`` (v1.0-mini) into the data root. Paths are relative to
 it, so the data set may move. Readers: ``loaders/info_io.py``.
+
+With ``--from-mmdet3d FILE`` the key frames, their poses and annotations come from an old-style info
+file of mmdet3d's converter, and ``NAME_sweep.pkl`` is written; the tables are still needed for what
+such files lack (names of the scenes, camera sweeps).
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
 
-from loaders.errors import BadDataError, MissingDataError
-from loaders.info_io import CAMERAS, save_infos
-from loaders.transforms.geometry import quaternion_to_matrix
+from loaders.errors import BadDataError
+from loaders.info_io import InfoWriter, infos_fragment
 from scripts.runtime.errors import run_entry_point
+from scripts.sweep_infos.old_infos import complete_old_info, read_old_infos
+from scripts.sweep_infos.scenes import SceneReader
+from scripts.sweep_infos.tables import Tables, open_tables
 
 # Info file names and devkit splits by nuScenes version.
 SPLITS = {
@@ -34,166 +41,94 @@ SPLITS = {
     "v1.0-test": {"test": "test"},
     "v1.0-mini": {"train_mini": "mini_train", "val_mini": "mini_val"},
 }
-MAX_CAM_SWEEPS = 5
-MAX_LIDAR_SWEEPS = 10
+# Layout of the info files; raise it when readers must know the difference.
+FORMAT = 2
 
-Record = Mapping[str, Any]
-Matrix = npt.NDArray[np.float64]
+# What worker processes work on. They are forked, so the tables are not copied.
+_make_fragment: Callable[[int], tuple[bytes, int]] | None = None
 
 
-class SceneReader:
-    """Makes the infos of scenes from the tables.
+def _in_worker(scene: int) -> tuple[bytes, int]:
+    assert _make_fragment is not None
+    return _make_fragment(scene)
+
+
+def _fragments(
+    make: Callable[[int], tuple[bytes, int]], scenes: Sequence[int], workers: int
+) -> Iterator[tuple[bytes, int]]:
+    """Yields what ``make`` gives for each scene, in order, made by so many processes."""
+    global _make_fragment
+    if workers < 2 or len(scenes) < 2:
+        yield from map(make, scenes)
+        return
+    _make_fragment = make
+    fork = multiprocessing.get_context("fork")
+    try:
+        with ProcessPoolExecutor(min(workers, len(scenes)), mp_context=fork) as pool:
+            yield from pool.map(_in_worker, scenes, chunksize=4)
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process was killed, perhaps for lack of memory: try --workers 0"
+        ) from error
+    finally:
+        _make_fragment = None
+
+
+def write_scenes(
+    tables: Tables,
+    scenes: Sequence[int],
+    path: Path,
+    metadata: Mapping[str, Any],
+    workers: int = 0,
+    progress: bool = True,
+    old_infos: Mapping[str, Mapping[str, Any]] | None = None,
+) -> int:
+    """Writes the info file of some scenes.
 
     Args:
-        nusc: An opened ``nuscenes.NuScenes``.
+        tables: Tables of the data set.
+        scenes: Indices of the scenes, in the order wanted.
+        path: File to write.
+        metadata: Header, completed with what the tables know.
+        workers: Processes; 0 works in this one. The file does not depend on it.
+        progress: Whether to show a progress bar.
+        old_infos: Infos of mmdet3d's converter by sample token; key frames without one are left
+            out.
+
+    Returns:
+        Number of key frames.
     """
+    reader = SceneReader(tables)
 
-    def __init__(self, nusc: Any) -> None:
-        self._nusc = nusc
+    def make(scene: int) -> tuple[bytes, int]:
+        infos = reader.infos(scene)
+        if old_infos is not None:
+            known = [info for info in infos if info["token"] in old_infos]
+            infos = [complete_old_info(old_infos[info["token"]], info) for info in known]
+        return infos_fragment(infos), len(infos)
 
-    def infos(self, scene: Record) -> list[dict[str, Any]]:
-        """Returns the infos of a scene's key frames, in time order."""
-        return [self._info(scene, sample) for sample in self._samples(scene)]
-
-    def _samples(self, scene: Record) -> Iterator[Record]:
-        token = scene["first_sample_token"]
-        while token:
-            sample = self._nusc.get("sample", token)
-            yield sample
-            token = sample["next"]
-
-    def _info(self, scene: Record, sample: Record) -> dict[str, Any]:
-        missing = [name for name in (*CAMERAS, "LIDAR_TOP") if name not in sample["data"]]
-        if missing:
-            raise BadDataError(
-                f"key frame {sample['token']} of {scene['name']} has no {missing[0]} in the "
-                "nuScenes tables: restore the tables from the original archive"
-            )
-        lidar = self._nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
-        mount = self._nusc.get("calibrated_sensor", lidar["calibrated_sensor_token"])
-        pose = self._nusc.get("ego_pose", lidar["ego_pose_token"])
-        cams = {name: self._nusc.get("sample_data", sample["data"][name]) for name in CAMERAS}
-        is_first = sample["prev"] == ""
-        return {
-            "token": sample["token"],
-            "scene_name": scene["name"],
-            "scene_token": scene["token"],
-            "lidar_token": lidar["token"],
-            "timestamp": sample["timestamp"],
-            "lidar_path": lidar["filename"],
-            "lidar2ego_translation": list(mount["translation"]),
-            "lidar2ego_rotation": list(mount["rotation"]),
-            "ego2global_translation": list(pose["translation"]),
-            "ego2global_rotation": list(pose["rotation"]),
-            "cams": {name: self._camera(data) for name, data in cams.items()},
-            "cam_sweeps": [] if is_first else self._camera_sweeps(cams),
-            "lidar_sweeps": self._lidar_sweeps(lidar),
-        }
-
-    def _sensor2global(self, sample_data: Record) -> tuple[Matrix, Matrix]:
-        """Returns R [3, 3] and t [3] with p_global = R @ p_sensor + t, metres."""
-        mount = self._nusc.get("calibrated_sensor", sample_data["calibrated_sensor_token"])
-        pose = self._nusc.get("ego_pose", sample_data["ego_pose_token"])
-        ego2global = quaternion_to_matrix(pose["rotation"])
-        rotation = ego2global @ quaternion_to_matrix(mount["rotation"])
-        translation = ego2global @ np.array(mount["translation"]) + np.array(pose["translation"])
-        return rotation, translation
-
-    def _camera(self, sample_data: Record) -> dict[str, Any]:
-        mount = self._nusc.get("calibrated_sensor", sample_data["calibrated_sensor_token"])
-        rotation, translation = self._sensor2global(sample_data)
-        return {
-            "data_path": sample_data["filename"],
-            "timestamp": sample_data["timestamp"],
-            "cam_intrinsic": np.array(mount["camera_intrinsic"], dtype=np.float64),
-            # Transposed: the format multiplies row vectors from the left.
-            "sensor2global_rotation": np.ascontiguousarray(rotation.T),
-            "sensor2global_translation": translation,
-        }
-
-    def _previous_sweeps(self, sample_data: Record, limit: int) -> list[Record]:
-        """Returns up to ``limit`` sweeps since the previous key frame, newest first."""
-        sweeps: list[Record] = []
-        token = sample_data["prev"]
-        while token and len(sweeps) < limit:
-            record = self._nusc.get("sample_data", token)
-            if record["is_key_frame"]:
-                break
-            sweeps.append(record)
-            token = record["prev"]
-        return sweeps
-
-    def _camera_sweeps(self, cams: Mapping[str, Record]) -> list[dict[str, Any]]:
-        """Returns the sweeps before a key frame, newest first, with all cameras each.
-
-        Cameras drop frames one by one; a sweep that lacks one repeats the sweep before it. Sweeps
-        that have no complete one before them are left out.
-        """
-        chains = {name: self._previous_sweeps(data, MAX_CAM_SWEEPS) for name, data in cams.items()}
-        sweeps: list[dict[str, Any]] = []
-        for i in range(max(map(len, chains.values()))):
-            if all(i < len(chain) for chain in chains.values()):
-                sweeps.append({name: self._camera(chain[i]) for name, chain in chains.items()})
-            elif sweeps:
-                sweeps.append(sweeps[-1])
-        return sweeps
-
-    def _lidar_sweeps(self, key: Record) -> list[dict[str, Any]]:
-        """Returns the LiDAR sweeps before a key frame, newest first (key frames among them)."""
-        key_rotation, key_translation = self._sensor2global(key)
-        sweeps: list[dict[str, Any]] = []
-        token = key["prev"]
-        while token and len(sweeps) < MAX_LIDAR_SWEEPS:
-            record = self._nusc.get("sample_data", token)
-            rotation, translation = self._sensor2global(record)
-            sweeps.append(
-                {
-                    "data_path": record["filename"],
-                    "timestamp": record["timestamp"],
-                    "sensor2lidar_rotation": key_rotation.T @ rotation,
-                    "sensor2lidar_translation": key_rotation.T @ (translation - key_translation),
-                }
-            )
-            token = record["prev"]
-        return sweeps
+    total = 0
+    header = {"version": tables.version, "data_root": str(tables.data_root), "format": FORMAT}
+    with InfoWriter(path, {**header, **metadata}) as writer:
+        made = _fragments(make, scenes, workers)
+        for fragment, count in tqdm(
+            made, desc=path.name, total=len(scenes), unit="scene", disable=not progress
+        ):
+            writer.add_scene(fragment, count)
+            total += count
+    return total
 
 
-def open_tables(data_root: Path, version: str) -> Any:
-    """Opens the tables of a nuScenes folder.
-
-    Raises:
-        MissingDataError: If the folder, or the version's tables, do not exist.
-        BadDataError: If a table is missing or broken.
-    """
-    if not data_root.is_dir():
-        raise MissingDataError(
-            f"data root {data_root} does not exist: put (or link) nuScenes there, or make a toy "
-            "data set with scripts/make_toy_nuscenes.py"
-        )
-    if not (data_root / version).is_dir():
-        found = sorted(path.name for path in data_root.glob("v1.0-*") if path.is_dir())
-        raise MissingDataError(
-            f"{data_root / version} does not exist: choose --version from what is there "
-            f"({', '.join(found) or 'no nuScenes tables'})"
-        )
-    from nuscenes import NuScenes  # slow to import, and not needed to report the errors above
-
-    try:
-        return NuScenes(version=version, dataroot=str(data_root), verbose=False)
-    except (OSError, ValueError, KeyError, AssertionError) as error:
-        raise BadDataError(
-            f"the tables in {data_root / version} cannot be read ({error}): restore them from the "
-            "original archive"
-        ) from error
-
-
-def write_split(nusc: Any, split: str, path: Path, progress: bool = True) -> tuple[int, int]:
+def write_split(
+    tables: Tables, split: str, path: Path, workers: int = 0, progress: bool = True
+) -> tuple[int, int]:
     """Writes the info file of a split.
 
     Args:
-        nusc: An opened ``nuscenes.NuScenes``.
+        tables: Tables of the data set.
         split: Name within ``nuscenes.utils.splits`` (train, val, test, mini_train, mini_val).
         path: File to write.
+        workers: Processes; 0 works in this one.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -202,22 +137,45 @@ def write_split(nusc: Any, split: str, path: Path, progress: bool = True) -> tup
     Raises:
         BadDataError: If the tables have none of the split's scenes.
     """
-    from nuscenes.utils.splits import create_splits_scenes
+    from nuscenes.utils.splits import create_splits_scenes  # slow to import
 
     names = set(create_splits_scenes()[split])
-    scenes = sorted(
-        (scene for scene in nusc.scene if scene["name"] in names), key=lambda scene: scene["name"]
-    )
+    scenes = [i for i, scene in enumerate(tables.scenes) if scene["name"] in names]
+    scenes.sort(key=lambda i: tables.scenes[i]["name"])
     if not scenes:
         raise BadDataError(
-            f"the tables in {Path(nusc.dataroot) / nusc.version} have no scene of the split "
+            f"the tables in {tables.data_root / tables.version} have no scene of the split "
             f"{split}: choose another --version"
         )
-    reader = SceneReader(nusc)
-    bar = tqdm(scenes, desc=split, unit="scene", disable=not progress)
-    infos = [info for scene in bar for info in reader.infos(scene)]
-    save_infos(path, infos, {"version": nusc.version, "split": split, "format": 1})
-    return len(scenes), len(infos)
+    metadata = {"split": split}
+    return len(scenes), write_scenes(tables, scenes, path, metadata, workers, progress)
+
+
+def write_from_mmdet3d(
+    tables: Tables, source: Path, path: Path, workers: int = 0, progress: bool = True
+) -> tuple[int, int]:
+    """Writes the info file of the key frames of an old-style info file of mmdet3d.
+
+    Returns:
+        Number of scenes and of key frames.
+
+    Raises:
+        MissingDataError: If ``source`` does not exist.
+        BadDataError: If ``source`` is broken or names key frames that the tables lack.
+    """
+    old = read_old_infos(source)
+    unknown = [token for token in old if token not in tables.sample_index]
+    if unknown:
+        raise BadDataError(
+            f"{source} names key frame {unknown[0]} (and {len(unknown) - 1} more) that the tables "
+            f"in {tables.data_root / tables.version} lack: choose the --version it was made for"
+        )
+    scenes = [
+        i for i, samples in enumerate(tables.samples) if any(s["token"] in old for s in samples)
+    ]
+    scenes.sort(key=lambda i: tables.scenes[i]["name"])
+    metadata = {"source": source.name}
+    return len(scenes), write_scenes(tables, scenes, path, metadata, workers, progress, old)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -227,19 +185,34 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-root", type=Path, default=Path("data/nuscenes"))
     parser.add_argument("--version", choices=[*SPLITS], default="v1.0-trainval")
     parser.add_argument("--out-dir", type=Path, help="default: the data root")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "--from-mmdet3d",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="old-style info files of mmdet3d's converter to complete",
+    )
+    default = min(8, os.cpu_count() or 1)
+    workers = "processes, 0: work in the main one; the files do not depend on it"
+    parser.add_argument("--workers", type=int, default=default, help=workers)
+    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Writes the info files of all splits of a version."""
-    nusc = open_tables(args.data_root, args.version)
+    """Writes the info files of all splits of a version, or of the files to complete."""
+    progress = not args.no_progress
+    tables = open_tables(args.data_root, args.version, progress)
     out_dir = args.out_dir or args.data_root
     os.makedirs(out_dir, exist_ok=True)
-    for suffix, split in SPLITS[args.version].items():
+    for source in args.from_mmdet3d or []:
+        path = out_dir / f"{source.stem}_sweep.pkl"
+        scenes, samples = write_from_mmdet3d(tables, source, path, args.workers, progress)
+        print(f"{path}: {samples} samples of {scenes} scenes")
+    for suffix, split in {} if args.from_mmdet3d else SPLITS[args.version].items():
         path = out_dir / f"nuscenes_infos_{suffix}_sweep.pkl"
-        scenes, samples = write_split(nusc, split, path, progress=not args.no_progress)
+        scenes, samples = write_split(tables, split, path, args.workers, progress)
         print(f"{path}: {samples} samples of {scenes} scenes")
 
 

@@ -1,0 +1,264 @@
+"""The parts of nuScenes' tables that info files need, in a few hundred megabytes.
+
+The devkit holds every record of every table as Python objects, several gigabytes for trainval.
+Here the two large tables are streamed into arrays, and the others are left out but for the small.
+
+Legend: n camera and LiDAR records (`sample_data`), sorted by scene, channel and time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loaders.errors import BadDataError, MissingDataError
+from loaders.info_io import CAMERAS
+from loaders.transforms.geometry import quaternion_to_matrix
+from scripts.sweep_infos.json_stream import iter_records
+
+LIDAR = "LIDAR_TOP"
+CHANNELS = (*CAMERAS, LIDAR)
+_CHUNK_RECORDS = 100_000
+
+
+@dataclass(frozen=True)
+class Mount:
+    """Calibration of a sensor of a vehicle.
+
+    Attributes:
+        channel: Index into CHANNELS, -1 for other sensors.
+        rotation_wxyz: Quaternion sensor to ego, as stored.
+        rotation: float64 [3, 3], p_ego = R @ p_sensor + t.
+        translation: float64 [3], metres.
+        intrinsic: float64 [3, 3], pixels; [0, 0] for a LiDAR.
+    """
+
+    channel: int
+    rotation_wxyz: Sequence[float]
+    rotation: npt.NDArray[np.float64]
+    translation: npt.NDArray[np.float64]
+    intrinsic: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Camera and LiDAR records, all of length n.
+
+    Attributes:
+        scene: int32, index into ``Tables.scenes``.
+        channel: int8, index into CHANNELS.
+        timestamp: int64, microseconds.
+        sample: int32, index of the key frame it is filed under.
+        is_key: bool.
+        mount: int32, index into ``Tables.mounts``.
+        filename: bytes, relative to the data root.
+        token: bytes, of the record.
+        ego_rotation_wxyz: float64 [n, 4], ego to global.
+        ego_translation: float64 [n, 3], metres.
+    """
+
+    scene: npt.NDArray[np.int32]
+    channel: npt.NDArray[np.int8]
+    timestamp: npt.NDArray[np.int64]
+    sample: npt.NDArray[np.int32]
+    is_key: npt.NDArray[np.bool_]
+    mount: npt.NDArray[np.int32]
+    filename: npt.NDArray[np.bytes_]
+    token: npt.NDArray[np.bytes_]
+    ego_rotation_wxyz: npt.NDArray[np.float64]
+    ego_translation: npt.NDArray[np.float64]
+
+    def rows(self, scene: int, channel: int) -> range:
+        """Returns the rows of a channel in a scene, in time order."""
+        low, high = np.searchsorted(self.scene, [scene, scene + 1])
+        channels = self.channel[low:high]
+        first, last = np.searchsorted(channels, [channel, channel + 1])
+        return range(int(low + first), int(low + last))
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What info files are made of.
+
+    Attributes:
+        data_root: Folder of the data set.
+        version: Name of the table folder.
+        scenes: Records of the table ``scene``.
+        samples: Per scene its key frames (records of ``sample``), in time order.
+        sample_index: Index of a key frame by its token, over all scenes.
+        mounts: Calibrations.
+        frames: Camera and LiDAR records.
+    """
+
+    data_root: Path
+    version: str
+    scenes: list[dict[str, Any]]
+    samples: list[list[dict[str, Any]]]
+    sample_index: Mapping[str, int]
+    mounts: list[Mount]
+    frames: Frames
+
+
+def open_tables(data_root: Path, version: str, progress: bool = False) -> Tables:
+    """Reads the tables of a nuScenes folder.
+
+    Raises:
+        MissingDataError: If the folder, the version, or one of its tables do not exist.
+        BadDataError: If a table is broken, or refers to records that another lacks.
+    """
+    if not data_root.is_dir():
+        raise MissingDataError(
+            f"data root {data_root} does not exist: put (or link) nuScenes there, or make a toy "
+            "data set with scripts/make_toy_nuscenes.py"
+        )
+    folder = data_root / version
+    if not folder.is_dir():
+        found = sorted(path.name for path in data_root.glob("v1.0-*") if path.is_dir())
+        raise MissingDataError(
+            f"{folder} does not exist: choose --version from what is there "
+            f"({', '.join(found) or 'no nuScenes tables'})"
+        )
+    try:
+        scenes = list(iter_records(folder / "scene.json"))
+        samples = _samples_by_scene(scenes, iter_records(folder / "sample.json"))
+        index = {
+            record["token"]: i for i, record in enumerate(r for scene in samples for r in scene)
+        }
+        mounts, mount_index = _read_mounts(folder)
+        scene_of_sample = np.repeat(np.arange(len(scenes)), [len(scene) for scene in samples])
+        frames = _read_frames(folder, index, scene_of_sample, mounts, mount_index, progress)
+    except (KeyError, TypeError, IndexError) as error:
+        raise BadDataError(
+            f"the tables in {folder} cannot be read ({type(error).__name__}: {error}): restore "
+            "them from the original archive"
+        ) from error
+    return Tables(data_root, version, scenes, samples, index, mounts, frames)
+
+
+def _samples_by_scene(
+    scenes: Sequence[Mapping[str, Any]], samples: Iterable[dict[str, Any]]
+) -> list[list[dict[str, Any]]]:
+    """Returns the key frames of each scene, in time order."""
+    grouped: dict[str, list[dict[str, Any]]] = {scene["token"]: [] for scene in scenes}
+    for sample in samples:
+        grouped[sample["scene_token"]].append(sample)
+    return [sorted(group, key=lambda sample: sample["timestamp"]) for group in grouped.values()]
+
+
+def _read_mounts(folder: Path) -> tuple[list[Mount], dict[str, int]]:
+    """Returns the calibrations and their indices by token."""
+    channels = {
+        record["token"]: CHANNELS.index(record["channel"]) if record["channel"] in CHANNELS else -1
+        for record in iter_records(folder / "sensor.json")
+    }
+    mounts: list[Mount] = []
+    index: dict[str, int] = {}
+    for record in iter_records(folder / "calibrated_sensor.json"):
+        index[record["token"]] = len(mounts)
+        intrinsic = np.array(record["camera_intrinsic"] or np.zeros((0, 0)), dtype=np.float64)
+        rotation = quaternion_to_matrix(record["rotation"])
+        translation = np.array(record["translation"], dtype=np.float64)
+        channel = channels[record["sensor_token"]]
+        mounts.append(Mount(channel, record["rotation"], rotation, translation, intrinsic))
+    return mounts, index
+
+
+def _read_frames(
+    folder: Path,
+    sample_index: Mapping[str, int],
+    scene_of_sample: npt.NDArray[np.integer[Any]],
+    mounts: Sequence[Mount],
+    mount_index: Mapping[str, int],
+    progress: bool,
+) -> Frames:
+    def wanted() -> Iterator[tuple[Any, ...]]:
+        for record in iter_records(folder / "sample_data.json", progress):
+            mount = mount_index[record["calibrated_sensor_token"]]
+            if mounts[mount].channel >= 0:
+                yield (
+                    sample_index[record["sample_token"]],
+                    record["timestamp"],
+                    bool(record["is_key_frame"]),
+                    mount,
+                    record["filename"].encode(),
+                    record["token"].encode(),
+                    record["ego_pose_token"].encode(),
+                )
+
+    dtypes = (np.int32, np.int64, np.bool_, np.int32, np.bytes_, np.bytes_, np.bytes_)
+    sample, timestamp, is_key, mount, filename, token, pose_token = _columns(wanted(), dtypes)
+    scene = scene_of_sample[sample].astype(np.int32)
+    channel = np.array([m.channel for m in mounts], dtype=np.int8)[mount]
+    order = np.lexsort((timestamp, channel, scene))
+    rotation, translation = _read_poses(folder / "ego_pose.json", pose_token[order], progress)
+    return Frames(
+        scene[order],
+        channel[order],
+        timestamp[order],
+        sample[order],
+        is_key[order],
+        mount[order],
+        filename[order],
+        token[order],
+        rotation,
+        translation,
+    )
+
+
+def _columns(rows: Iterator[tuple[Any, ...]], dtypes: Sequence[Any]) -> list[npt.NDArray[Any]]:
+    """Collects tuples in arrays, one per column, without ever holding many as Python objects."""
+    chunks: list[list[npt.NDArray[Any]]] = [[np.zeros(0, dtype)] for dtype in dtypes]
+    buffer: list[tuple[Any, ...]] = []
+
+    def flush() -> None:
+        for parts, values, dtype in zip(chunks, zip(*buffer, strict=True), dtypes, strict=False):
+            parts.append(np.array(values, dtype=dtype))
+        buffer.clear()
+
+    for row in rows:
+        buffer.append(row)
+        if len(buffer) == _CHUNK_RECORDS:
+            flush()
+    if buffer:
+        flush()
+    columns = []
+    while chunks:
+        columns.append(np.concatenate(chunks.pop(0)))
+    return columns
+
+
+def _read_poses(
+    path: Path, tokens: npt.NDArray[np.bytes_], progress: bool
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Returns quaternions [n, 4] and translations [n, 3] of the poses with these tokens."""
+    unique, inverse = np.unique(tokens, return_inverse=True)
+    poses = np.full((len(unique), 7), np.nan)
+
+    def flush(names: list[bytes], values: list[Sequence[float]]) -> None:
+        at = np.minimum(np.searchsorted(unique, names), len(unique) - 1)
+        known = unique[at] == np.array(names)
+        poses[at[known]] = np.array(values)[known]
+        names.clear()
+        values.clear()
+
+    names: list[bytes] = []
+    values: list[Sequence[float]] = []
+    for record in iter_records(path, progress):
+        names.append(record["token"].encode())
+        values.append((*record["rotation"], *record["translation"]))
+        if len(names) == _CHUNK_RECORDS:
+            flush(names, values)
+    if names and len(unique):
+        flush(names, values)
+    lacking = np.flatnonzero(np.isnan(poses).any(axis=1))
+    if len(lacking):
+        raise BadDataError(
+            f"the table {path} lacks {len(lacking)} poses that sample_data.json names (the first: "
+            f"{unique[lacking[0]].decode()}): restore the tables from the original archive"
+        )
+    return poses[inverse, :4], poses[inverse, 4:]

@@ -15,6 +15,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .layer import DecoderLayer
+from .sampling import FeatureMaps
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class OPUSDecoder(BaseModule):
     """Coarse-to-fine point prediction (OPUS, arXiv 2409.09350); no weight sharing between layers.
 
     The points of a query enter each layer without gradient. The head that builds the decoder gives
-    the arguments up to ``num_levels``.
+    the arguments up to ``num_levels``, and ``use_lidar``.
 
     Args:
         pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres of the occ frame.
@@ -47,7 +48,7 @@ class OPUSDecoder(BaseModule):
         num_refines: Points of a query after each layer; its length is the number of layers.
         num_points: Sampling points of a group.
         num_groups: Groups of channels that sample at points of their own.
-        mixed_points: Features of a group after adaptive mixing.
+        mixed_points: Features of a group after adaptive mixing; None for as many as are sampled.
         num_heads: Heads of the self-attention.
         ffn_dims: Hidden channels of the feed-forward networks.
         dropout: Dropout in self-attention and feed-forward networks.
@@ -56,6 +57,7 @@ class OPUSDecoder(BaseModule):
             the branches give point features.
         sampling_pattern: ``'prototype'`` (V2) or ``'scaled_offset'`` (V1), see ``PointSampling``.
         level_pairing: ``'published'`` or ``'straight'``, see ``PointSampling``.
+        use_lidar: Whether a LiDAR map is sampled beside the images.
         init_cfg: Initialisation configuration of MMEngine.
 
     Raises:
@@ -75,7 +77,7 @@ class OPUSDecoder(BaseModule):
         num_refines: Sequence[int],
         num_points: int = 4,
         num_groups: int = 4,
-        mixed_points: int = 32,
+        mixed_points: int | None = 32,
         num_heads: int = 8,
         ffn_dims: int = 512,
         dropout: float = 0.1,
@@ -83,6 +85,7 @@ class OPUSDecoder(BaseModule):
         prior_probability: float | None = None,
         sampling_pattern: str = "prototype",
         level_pairing: str = "published",
+        use_lidar: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -92,6 +95,7 @@ class OPUSDecoder(BaseModule):
                 f"num_heads={num_heads}."
             )
         self.embed_dims = embed_dims
+        self.use_lidar = use_lidar
         self.register_buffer(
             "pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False
         )
@@ -114,6 +118,7 @@ class OPUSDecoder(BaseModule):
                 prior_probability=prior_probability,
                 sampling_pattern=sampling_pattern,
                 level_pairing=level_pairing,
+                use_lidar=use_lidar,
             )
             for in_points, out_points in zip([1, *num_refines[:-1]], num_refines, strict=True)
         )
@@ -124,6 +129,7 @@ class OPUSDecoder(BaseModule):
         mlvl_feats: Sequence[Tensor],
         occ2img: Tensor,
         img_hw: tuple[int, int],
+        bev_feats: Tensor | None = None,
     ) -> DecoderOutput:
         """Run all layers; in eval mode only the last one gives point features.
 
@@ -132,7 +138,19 @@ class OPUSDecoder(BaseModule):
             mlvl_feats: L maps ``[B, T*N, C, h, w]``.
             occ2img: ``[B, T*N, 4, 4]``.
             img_hw: Height and width in pixels of the images the projections refer to.
+            bev_feats: With LiDAR its map ``[B, C, h, w]`` over the xy plane of ``pc_range``, rows
+                along y, columns along x.
+
+        Raises:
+            ValueError: If a LiDAR map is missing, or given and not expected.
         """
+        if (bev_feats is not None) != self.use_lidar:
+            raise ValueError(
+                f"The decoder has use_lidar={self.use_lidar} and got "
+                f"{'no' if bev_feats is None else 'a'} LiDAR map: set use_lidar of the head to "
+                "what the detector has."
+            )
+        maps = FeatureMaps(mlvl_feats, occ2img, img_hw, bev_feats, self.pc_range)
         low, size = self.pc_range[:3], self.pc_range[3:] - self.pc_range[:3]
         query_feats = init_points.new_zeros(*init_points.shape[:2], self.embed_dims)
         points = init_points
@@ -141,7 +159,7 @@ class OPUSDecoder(BaseModule):
             points = points.detach()
             wanted = self.training or layer is self.decoder_layers[-1]
             query_feats, refined, feats = layer(
-                query_feats, points, points * size + low, mlvl_feats, occ2img, img_hw, wanted
+                query_feats, points, points * size + low, maps, wanted
             )
             points = (refined - low) / size
             output.points.append(points)

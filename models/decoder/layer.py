@@ -8,14 +8,13 @@ F features of a point.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .attention import ScaleAdaptiveSelfAttention
 from .mixing import AdaptiveMixing
-from .sampling import PointSampling
+from .sampling import FeatureMaps, PointSampling
 
 
 class FeedForward(nn.Module):
@@ -50,7 +49,7 @@ class DecoderLayer(nn.Module):
         num_levels: L.
         num_groups: G.
         num_points: P.
-        mixed_points: Features of a group after mixing.
+        mixed_points: Features of a group after mixing; None for as many as before.
         num_heads: Heads of the self-attention.
         ffn_dims: Hidden channels of the feed-forward network.
         dropout: Dropout in self-attention and feed-forward network.
@@ -59,6 +58,7 @@ class DecoderLayer(nn.Module):
             last bias starts at; None leaves torch's initialisation.
         sampling_pattern: See ``PointSampling``.
         level_pairing: See ``PointSampling``.
+        use_lidar: Whether a LiDAR map is sampled beside the images.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class DecoderLayer(nn.Module):
         num_levels: int,
         num_groups: int,
         num_points: int,
-        mixed_points: int,
+        mixed_points: int | None,
         num_heads: int,
         ffn_dims: int,
         dropout: float,
@@ -80,6 +80,7 @@ class DecoderLayer(nn.Module):
         prior_probability: float | None,
         sampling_pattern: str,
         level_pairing: str,
+        use_lidar: bool,
     ) -> None:
         super().__init__()
         self.out_points = out_points
@@ -95,7 +96,12 @@ class DecoderLayer(nn.Module):
             sampling_pattern,
             level_pairing,
         )
-        self.mixing = AdaptiveMixing(embed_dims, num_groups, num_frames * num_points, mixed_points)
+        sampled_points = (num_frames + use_lidar) * num_points
+        mixing = AdaptiveMixing(
+            embed_dims, num_groups, sampled_points, mixed_points or sampled_points
+        )
+        self.mixing_name = "img_pts_mixing" if use_lidar else "mixing"  # as in checkpoints
+        self.add_module(self.mixing_name, mixing)
         self.ffn = FeedForward(embed_dims, ffn_dims, dropout)
         self.norm1 = nn.LayerNorm(embed_dims)
         self.norm2 = nn.LayerNorm(embed_dims)
@@ -117,9 +123,7 @@ class DecoderLayer(nn.Module):
         query_feats: Tensor,
         points: Tensor,
         points_m: Tensor,
-        mlvl_feats: Sequence[Tensor],
-        occ2img: Tensor,
-        img_hw: tuple[int, int],
+        maps: FeatureMaps,
         with_point_feats: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run the layer.
@@ -128,9 +132,7 @@ class DecoderLayer(nn.Module):
             query_feats: ``[B, Q, C]``.
             points: ``[B, Q, R_in, 3]``, normalised.
             points_m: The same points in metres of the occ frame.
-            mlvl_feats: L maps ``[B, T*N, C, h, w]``.
-            occ2img: ``[B, T*N, 4, 4]``.
-            img_hw: Height and width in pixels of the images the projections refer to.
+            maps: What to sample from.
             with_point_feats: Whether the class branch is needed.
 
         Returns:
@@ -139,8 +141,9 @@ class DecoderLayer(nn.Module):
         """
         centre = points_m.mean(2)
         query_feats = query_feats + self.position_encoder(points.flatten(2))
-        sampled = self.sampling(query_feats, points_m, mlvl_feats, occ2img, img_hw)
-        query_feats = self.norm1(self.mixing(sampled, query_feats))
+        sampled = self.sampling(query_feats, points_m, maps)
+        mixed = self.get_submodule(self.mixing_name)(sampled, query_feats)
+        query_feats = self.norm1(mixed)
         query_feats = self.norm2(self.self_attn(query_feats, centre))
         query_feats = self.norm3(self.ffn(query_feats))
         offset = self.reg_branch(query_feats).unflatten(-1, (self.out_points, 3))

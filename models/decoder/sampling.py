@@ -1,14 +1,16 @@
-"""Consistent point sampling: image features at points that follow a query's own point set.
+"""Consistent point sampling: features at points that follow a query's own point set.
 
 Dimension letters: B batch, T frames, N cameras, L pyramid levels, Q queries, R points of a query,
-G groups, P sampling points of a group, C embedding channels.
+G groups, P sampling points of a group, C embedding channels, h, w size of a map.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import ops
@@ -16,8 +18,28 @@ from models import ops
 PATTERNS = ("prototype", "scaled_offset")
 
 
+@dataclass(frozen=True)
+class FeatureMaps:
+    """What the decoder samples from.
+
+    Attributes:
+        mlvl_feats: L image feature maps ``[B, T*N, C, h, w]``.
+        occ2img: ``[B, T*N, 4, 4]``, metres of the occ frame to pixels.
+        img_hw: Height and width in pixels of the images the projections refer to.
+        bev_feats: LiDAR features ``[B, C, h, w]`` seen from above, rows along y and columns along
+            x, spread over the xy plane of ``pc_range``; None without LiDAR.
+        pc_range: ``[6]``, range of ``bev_feats`` in metres of the occ frame.
+    """
+
+    mlvl_feats: Sequence[Tensor]
+    occ2img: Tensor
+    img_hw: tuple[int, int]
+    bev_feats: Tensor | None = None
+    pc_range: Tensor | None = None
+
+
 class PointSampling(nn.Module):
-    """Place sampling points around each query and gather image features there.
+    """Place sampling points around each query and gather image and LiDAR features there.
 
     The points lie around the centre of a query's current points, at the scale of their standard
     deviation (OPUS, arXiv 2409.09350: consistent point sampling). Two patterns exist:
@@ -82,33 +104,54 @@ class PointSampling(nn.Module):
             placed = centre + offset * scale
         return placed.unflatten(2, (self.num_groups, self.num_points))
 
-    def forward(
-        self,
-        query_feats: Tensor,
-        points: Tensor,
-        mlvl_feats: Sequence[Tensor],
-        occ2img: Tensor,
-        img_hw: tuple[int, int],
-    ) -> Tensor:
-        """Return sampled features ``[B, Q, G, T*P, C/G]``, frame-major in the fourth axis.
+    def forward(self, query_feats: Tensor, points: Tensor, maps: FeatureMaps) -> Tensor:
+        """Return sampled features ``[B, Q, G, S, C/G]``, S = T*P, with LiDAR (T+1)*P.
+
+        In the fourth axis come the frames, each with its P points, then the LiDAR map.
 
         Args:
             query_feats: ``[B, Q, C]``.
             points: ``[B, Q, R, 3]``, metres of the occ frame.
-            mlvl_feats: L maps ``[B, T*N, C, h, w]``.
-            occ2img: ``[B, T*N, 4, 4]``.
-            img_hw: Height and width in pixels of the images the projections refer to.
+            maps: What to sample from.
         """
         level_weights = self.scale_weights(query_feats)
         level_weights = level_weights.unflatten(
             -1, (self.num_groups, self.num_points, self.num_levels)
         ).softmax(-1)
-        return ops.multi_view_sampling(
-            mlvl_feats,
-            self.sampling_points(query_feats, points),
-            occ2img,
+        where = self.sampling_points(query_feats, points)
+        sampled = ops.multi_view_sampling(
+            maps.mlvl_feats,
+            where,
+            maps.occ2img,
             level_weights,
-            img_hw,
+            maps.img_hw,
             self.num_cams,
             pairing=self.pairing,
         )
+        if maps.bev_feats is None:
+            return sampled
+        assert maps.pc_range is not None
+        return torch.cat([sampled, bev_sampling(maps.bev_feats, where, maps.pc_range)], dim=3)
+
+
+def bev_sampling(bev_feats: Tensor, points: Tensor, pc_range: Tensor) -> Tensor:
+    """Sample a map seen from above, every group from its own channels.
+
+    Bilinear; the centres of the outer pixels lie on the border of the range (torch's
+    ``align_corners=True``); zero outside.
+
+    Args:
+        bev_feats: ``[B, C, h, w]``, rows along y, columns along x.
+        points: ``[B, Q, G, P, 3]``, metres of the occ frame.
+        pc_range: ``[6]``, range of the map in metres of the occ frame.
+
+    Returns:
+        ``[B, Q, G, P, C/G]``.
+    """
+    num_groups = points.shape[2]
+    low, high = pc_range[:2], pc_range[3:5]
+    grid = (points[..., :2] - low) / (high - low) * 2 - 1  # x, y in [-1, 1]
+    grid = grid.transpose(1, 2).flatten(0, 1)  # [B*G, Q, P, 2]
+    groups = bev_feats.unflatten(1, (num_groups, -1)).flatten(0, 1)  # [B*G, C/G, h, w]
+    sampled = F.grid_sample(groups, grid, align_corners=True)  # [B*G, C/G, Q, P]
+    return sampled.unflatten(0, (-1, num_groups)).permute(0, 3, 1, 4, 2)

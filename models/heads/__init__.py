@@ -1,6 +1,6 @@
 """Heads: from image features to occupied voxels."""
 
-from .base import CameraGeometry, HeadOutput, OccupancyHead
+from .base import CameraGeometry, HeadOutput, LidarInput, OccupancyHead
 from .cpd_head import CPDHead
 from .densifier import CPDDensifier, VoxelLogits
 from .point_head import PointHead
@@ -10,6 +10,7 @@ __all__ = [
     "CPDHead",
     "CameraGeometry",
     "HeadOutput",
+    "LidarInput",
     "OccupancyHead",
     "PointHead",
     "VoxelLogits",

@@ -16,6 +16,7 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from models import ops
 from models.decoder import DecoderOutput
 from models.layers import GridModule
 from models.losses import OccupiedPoints
@@ -44,6 +45,21 @@ class CameraGeometry:
 
 
 @dataclass(frozen=True)
+class LidarInput:
+    """What the LiDAR sees of a batch.
+
+    Attributes:
+        points: Per sample ``[n, 5]``: x, y, z in metres of the occ frame, intensity, and the time
+            lag behind the key frame in seconds, exactly 0 for the points of its own sweep.
+        bev_feats: ``[B, C, h, w]``, features over the xy plane of the grid's range, rows along y,
+            columns along x.
+    """
+
+    points: Sequence[Tensor]
+    bev_feats: Tensor
+
+
+@dataclass(frozen=True)
 class HeadOutput:
     """Raw outputs of a head.
 
@@ -61,7 +77,10 @@ class HeadOutput:
 
 
 class OccupancyHead(GridModule, metaclass=ABCMeta):
-    """Learned queries, the decoder, and the location loss.
+    """Queries, the decoder, and the location loss.
+
+    Queries start from learned points, or with LiDAR from those points of the current sweep that
+    farthest-point sampling finds; then the start has no loss.
 
     Args:
         pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres of the occ frame.
@@ -78,6 +97,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         loss_pts: Configuration of the location loss.
         loss_cls: Configuration of the class loss.
         score_thr: Voxels whose best score is not above this are predicted free.
+        use_lidar: Whether the model has a LiDAR branch.
         init_cfg: Initialisation configuration of MMEngine.
     """
 
@@ -97,6 +117,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         loss_pts: dict,
         loss_cls: dict,
         score_thr: float,
+        use_lidar: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         stored = ("pc_range", "scene_size", "voxel_size", "voxel_num")
@@ -109,6 +130,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         self.num_cams = num_cams
         self.num_levels = num_levels
         self.score_thr = score_thr
+        self.use_lidar = use_lidar
         sizes = dict(
             pc_range=pc_range,
             embed_dims=embed_dims,
@@ -116,34 +138,44 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             num_frames=num_frames,
             num_cams=num_cams,
             num_levels=num_levels,
+            use_lidar=use_lidar,
         )
         # nested for the published parameter names
         built = MODELS.build(decoder, default_args=sizes)
         self.transformer = nn.ModuleDict({"decoder": built})
         self.num_layers = len(built.decoder_layers)
-        self.init_points = nn.Embedding(num_query, 3)
-        nn.init.uniform_(self.init_points.weight)
+        if not use_lidar:
+            self.init_points = nn.Embedding(num_query, 3)
+            nn.init.uniform_(self.init_points.weight)
         self.loss_pts = MODELS.build(loss_pts)
         self.loss_cls = MODELS.build(loss_cls)
 
-    def forward(self, mlvl_feats: Sequence[Tensor], geometry: CameraGeometry) -> HeadOutput:
+    def forward(
+        self,
+        mlvl_feats: Sequence[Tensor],
+        geometry: CameraGeometry,
+        lidar: LidarInput | None = None,
+    ) -> HeadOutput:
         """Decode points, in the precision of the parameters.
 
         Args:
             mlvl_feats: L maps ``[B, T*N, C, h, w]``.
             geometry: Cameras of the batch.
+            lidar: LiDAR of the batch where the head uses it.
 
         Raises:
-            ValueError: If levels, frames, cameras or channels are not those of the configuration.
+            ValueError: If levels, frames, cameras, channels or LiDAR are not those of the
+                configuration.
         """
         self._check_inputs(mlvl_feats, geometry)
-        dtype = self.init_points.weight.dtype
-        init_points = self._initial_points(len(geometry.ego2occ))
+        dtype = self.pc_range.dtype
+        init_points = self._initial_points(len(geometry.ego2occ), lidar)
         decoded: DecoderOutput = self.transformer["decoder"](
             init_points,
             [level.to(dtype) for level in mlvl_feats],
             geometry.occ2img().to(dtype),
             geometry.img_hw,
+            None if lidar is None else lidar.bev_feats.to(dtype),
         )
         return HeadOutput(
             init_points, decoded.points, decoded.point_feats, self._discretize(decoded)
@@ -160,12 +192,14 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
                 ``mask_camera`` ``[X, Y, Z]``, it tells which voxels a camera sees.
 
         Returns:
-            ``init_loss_pts``, ``loss_cls`` and ``loss_pts`` of the last layer, and
+            ``init_loss_pts`` (without LiDAR), ``loss_cls`` and ``loss_pts`` of the last layer, and
             ``d{i}.loss_cls``, ``d{i}.loss_pts`` of the others.
         """
         targets = [self.occupied_points(sample) for sample in data_samples]
         semantics = torch.stack([sample.voxel_semantics for sample in data_samples])
-        losses = {"init_loss_pts": self._location_loss(output.init_points, targets)}
+        losses = {}
+        if not self.use_lidar:
+            losses["init_loss_pts"] = self._location_loss(output.init_points, targets)
         last = len(output.points) - 1
         for i in [last, *range(last)]:
             prefix = "" if i == last else f"d{i}."
@@ -216,9 +250,23 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
     def _discretize(self, decoded: DecoderOutput) -> list[VoxelLogits | None]:
         """Return the voxel logits of every layer, None where there are none."""
 
-    def _initial_points(self, batch_size: int) -> Tensor:
+    def _initial_points(self, batch_size: int, lidar: LidarInput | None) -> Tensor:
         """Return the points the queries start from, ``[B, Q, 1, 3]``, normalised."""
-        return self.init_points.weight.view(1, -1, 1, 3).expand(batch_size, -1, -1, -1)
+        if not self.use_lidar:
+            return self.init_points.weight.view(1, -1, 1, 3).expand(batch_size, -1, -1, -1)
+        if lidar is None:
+            raise ValueError("The head has use_lidar=True and got no LiDAR points: load them.")
+        starts = [self._farthest_points(points) for points in lidar.points]
+        return torch.stack(starts).unsqueeze(2)
+
+    @torch.no_grad()
+    def _farthest_points(self, points: Tensor) -> Tensor:
+        """Return Q well spread points of the current sweep, normalised, of points ``[n, 5]``."""
+        current = points[points[:, 4] == 0, :3]
+        if not len(current):  # a sweep that saw nothing: the cameras have to do
+            return _even_spread(self.num_query).to(self.pc_range)
+        index = ops.farthest_point_sampling(current, self.num_query)
+        return self.normalise(current[index].to(self.pc_range))
 
     def _location_loss(self, points: Tensor, targets: Sequence[OccupiedPoints]) -> Tensor:
         return self.loss_pts(list(self.denormalise(points).flatten(1, 2)), targets)
@@ -238,3 +286,10 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
                     f"num_frames={self.num_frames} and num_cams={self.num_cams}; got "
                     f"{list(feats.shape[:3])} with {images} projection matrices."
                 )
+
+
+def _even_spread(number: int) -> Tensor:
+    """Return points ``[number, 3]`` spread over the unit cube (Roberts' R3 sequence)."""
+    ratio = 1.2207440846057596  # the real root of x^4 = x + 1
+    steps = torch.tensor([ratio**-1, ratio**-2, ratio**-3], dtype=torch.float64)
+    return (0.5 + torch.arange(1, number + 1).unsqueeze(1) * steps) % 1

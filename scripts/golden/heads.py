@@ -21,7 +21,7 @@ from torch import Tensor
 
 import models.register
 from models import ops
-from models.heads import CameraGeometry, HeadOutput, OccupancyHead
+from models.heads import CameraGeometry, HeadOutput, LidarInput, OccupancyHead
 from scripts.golden.report import (
     Check,
     GoldenFile,
@@ -33,6 +33,7 @@ from scripts.golden.report import (
 
 # Everything the models take from models.ops; each has a plain-torch twin.
 OPERATIONS = (
+    "farthest_point_sampling",
     "multi_view_sampling",
     "nearest_neighbor",
     "build_kernel_map",
@@ -41,7 +42,7 @@ OPERATIONS = (
 )
 
 
-KINDS = ("v1", "v2", "v2_dcd")
+KINDS = ("v1", "v1_fusion", "v2", "v2_dcd")
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,12 @@ class HeadCase:
     head: OccupancyHead
     mlvl_feats: list[Tensor]
     geometry: CameraGeometry
+    lidar: LidarInput | None = None
     samples: list[BaseDataElement] = field(default_factory=list)
 
     def run(self) -> HeadOutput:
         """Run the head in the mode it is in."""
-        output: HeadOutput = self.head(self.mlvl_feats, self.geometry)
+        output: HeadOutput = self.head(self.mlvl_feats, self.geometry, self.lidar)
         return output
 
 
@@ -82,8 +84,10 @@ def head_config(golden: GoldenFile) -> dict[str, Any]:
             densifier=dict(type="CPDDensifier", pfn_channels=meta["pfn_channels"]),
         )
     else:
-        head = dict(type="PointHead")
+        head = dict(type="PointHead", use_lidar=kind == "v1_fusion")
         decoder["sampling_pattern"] = "scaled_offset"
+    if kind == "v1_fusion":
+        decoder["mixed_points"] = None
     return head | dict(
         pc_range=meta["pc_range"],
         voxel_size=meta["voxel_size"],
@@ -127,7 +131,12 @@ def load_case(golden: GoldenFile, dtype: torch.dtype) -> HeadCase:
         sample.mask_camera = torch.from_numpy(mask)
         samples.append(sample)
     geometry = CameraGeometry(tensor("ego2img"), tensor("ego2occ"), tuple(meta["img_hw"]))
-    return HeadCase(head.to(dtype), [f.requires_grad_() for f in feats], geometry, samples)
+    lidar = None
+    if head.use_lidar:
+        clouds = [tensor(f"points.{i}") for i in range(len(samples))]
+        lidar = LidarInput(clouds, tensor("pts_feats"))
+    feats = [level.requires_grad_() for level in feats]
+    return HeadCase(head.to(dtype), feats, geometry, lidar, samples)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from scripts import check_golden
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-HEADS = ["opusv1_head", "opusv2_head", "opusv2_dcd_head"]
+HEADS = ["opusv1_head", "opusv1_fusion_head", "opusv2_head", "opusv2_dcd_head"]
 
 RESULTS = ("eval/", "occ/", "loss/", "grad/", "gradnorm/")
 

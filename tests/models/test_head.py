@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models.decoder import FeatureMaps
 from models.heads import CameraGeometry, CPDDensifier, HeadOutput, VoxelLogits
 from tests.models.cases import (
     GRID,
@@ -249,11 +250,13 @@ def test_bev_flip_mirrors_the_prediction(make_head: Callable[..., Any]) -> None:
     points = torch.tensor([4.0, 1.0, 0.5], dtype=torch.float64).view(1, 1, 1, 3)
     query = torch.randn(1, 1, 32, dtype=torch.float64)
     mirror = torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
-    plain = sampling(query, points, feats, make_geometry(1, torch.float64).occ2img(), HW)
+    maps = FeatureMaps(feats, make_geometry(1, torch.float64).occ2img(), HW)
+    plain = sampling(query, points, maps)
     with torch.no_grad():  # mirror the placement of the points too
         sampling.sampling_prototype.weight *= mirror
         sampling.sampling_offset.bias.view(-1, 3).mul_(mirror)
-    mirrored = sampling(query, points * mirror, feats, flipped.occ2img(), HW)
+    maps = FeatureMaps(feats, flipped.occ2img(), HW)
+    mirrored = sampling(query, points * mirror, maps)
     assert plain.any()
     torch.testing.assert_close(mirrored, plain)
 

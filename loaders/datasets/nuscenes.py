@@ -5,6 +5,7 @@ Legend: M samples, T frames, N cameras, F = T * N images (frame-major), O ray or
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
 
 from loaders.datasets.frames import FrameTable, build_frame_table, history_offsets
 from loaders.datasets.lidar_frames import LidarTable, build_lidar_table
@@ -24,6 +26,9 @@ from loaders.transforms.geometry import (
     lidar_ray_origins,
     quaternion_to_matrix,
 )
+
+# How many samples in a row may be broken before a run with on_error='skip' stops after all.
+_MAX_TRIES = 100
 
 
 class NuScenesDataset(BaseDataset):
@@ -47,6 +52,9 @@ class NuScenesDataset(BaseDataset):
         test_mode: Evaluation: fixed frame interval, no randomness.
         with_ray_origins: Whether samples carry RayIoU's ray origins.
         with_lidar: Whether samples carry the names and poses of their LiDAR files.
+        on_error: What a missing or broken file of a sample does: 'raise' stops the run; with 'skip'
+            the sample is logged and counted (``skipped``), and the next good one takes its place
+            (in an evaluation, metrics leave that one out).
         version: nuScenes version the info file must be of; None accepts any.
         cameras: Cameras in the order in which the images are stacked.
         train_interval: Range of the frame interval in training, in camera frames (12 Hz).
@@ -79,6 +87,7 @@ class NuScenesDataset(BaseDataset):
         test_mode: bool = False,
         with_ray_origins: bool = False,
         with_lidar: bool = False,
+        on_error: Literal["raise", "skip"] = "raise",
         version: str | None = None,
         cameras: Sequence[str] = CAMERAS,
         train_interval: tuple[int, int] = (4, 8),
@@ -90,11 +99,14 @@ class NuScenesDataset(BaseDataset):
         if num_frames < 1:
             raise ValueError(f"num_frames is {num_frames}, it counts the current frame: use >= 1")
         self.num_frames = num_frames
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error is '{on_error}', use 'raise' or 'skip'")
         self.pc_range = tuple(map(float, pc_range or self.default_pc_range))
         self.voxel_size = tuple(map(float, voxel_size or self.default_voxel_size))
         self.class_names = tuple(class_names or self.default_classes)
         self.with_ray_origins = with_ray_origins
         self.with_lidar = with_lidar
+        self.on_error = on_error
         self.version = version
         self.cameras = tuple(cameras)
         self.train_interval = (int(train_interval[0]), int(train_interval[1]))
@@ -116,6 +128,11 @@ class NuScenesDataset(BaseDataset):
             test_mode=test_mode,
             lazy_init=lazy_init,
         )
+
+    @property
+    def skipped(self) -> list[int]:
+        """Indices of the samples that were skipped so far, by all workers."""
+        return [int(idx) for idx in torch.nonzero(self._skipped)]
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch that seeds the samples' randomness, in all workers."""
@@ -148,6 +165,8 @@ class NuScenesDataset(BaseDataset):
                 f"info file {self.ann_file} has a broken pose ({error}): write it anew with "
                 "scripts/gen_sweep_info.py"
             ) from error
+        # In shared memory: workers mark what they skip.
+        self._skipped = torch.zeros(len(infos), dtype=torch.bool).share_memory_()
         names = ("token", "scene_name", "scene_token", "lidar_token")
         return [{"row": i, **{key: infos[i][key] for key in names}} for i in range(len(infos))]
 
@@ -194,8 +213,35 @@ class NuScenesDataset(BaseDataset):
         )
 
     def prepare_data(self, idx: int) -> Any:
-        """Returns sample ``idx`` after the pipeline."""
-        return self.pipeline(self.get_sample(idx))
+        """Returns sample ``idx`` after the pipeline, or what takes its place (``on_error``)."""
+        try:
+            return self.pipeline(self.get_sample(idx))
+        except (MissingDataError, BadDataError) as error:
+            if self.on_error == "raise":
+                raise
+            self._note_skipped(idx, error)
+        for step in range(1, min(_MAX_TRIES, len(self))):
+            other = (idx + step) % len(self)
+            try:
+                sample = self.get_sample(other)
+                sample.replaces = idx
+                return self.pipeline(sample)
+            except (MissingDataError, BadDataError) as error:
+                self._note_skipped(other, error)
+                last = error
+        raise BadDataError(
+            f"sample {idx} and those after it cannot be loaded, the last because {last}: look at "
+            "the data with scripts/check_data.py"
+        )
+
+    def _note_skipped(self, idx: int, error: Exception) -> None:
+        """Counts a sample and logs it, once."""
+        if not self._skipped[idx]:
+            self._skipped[idx] = True
+            text = (
+                f"skipped sample {idx} ({int(self._skipped.sum())} of {len(self)} so far): {error}"
+            )
+            print_log(text, logger="current", level=logging.WARNING)
 
     def ego2occ(self, row: int) -> npt.NDArray[np.float64]:
         """Returns the matrix [4, 4] from a sample's ego frame to that of its grid."""

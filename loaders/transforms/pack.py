@@ -43,6 +43,8 @@ class PackOccSample:
             "voxel_size": sample.voxel_size,
             "lidar2ego": sample.lidar2ego,
         }
+        if sample.replaces is not None:
+            metainfo["replaces"] = sample.replaces
         if sample.ray_origins is not None:
             metainfo["ray_origins"] = sample.ray_origins
         data = {

@@ -3,13 +3,15 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATA_SAMPLERS, DATASETS
+from mmengine.logging import MMLogger
+from mmengine.registry import DATA_SAMPLERS, DATASETS, METRICS
 from torch.utils.data import DataLoader
 
 import loaders.register  # noqa: F401 - enters the parts into the registries
@@ -282,6 +284,73 @@ def test_moved_data_root(mini, tmp_path):
     os.symlink(mini.root, tmp_path / "moved")
     dataset = build(mini, data_root=str(tmp_path / "moved"))
     assert dataset[0]["data_samples"].img_paths[0].startswith(str(tmp_path / "moved"))
+
+
+class TestSkipping:
+    @pytest.fixture
+    def damaged(self, mini, tmp_path):
+        """A copy in which samples 1 and 2 cannot be loaded: no labels, a truncated image."""
+        root = tmp_path / "nuscenes"
+        for folder in ("samples", "gts"):
+            shutil.copytree(mini.root / folder, root / folder)
+        os.symlink(mini.root / "sweeps", root / "sweeps")
+        shutil.copy(mini.root / TRAIN, root / TRAIN)
+        (root / "gts" / "scene-0061" / "scene-0061-sample1" / "labels.npz").unlink()
+        image = Path(build(mini, test_mode=True).get_sample(2).img_paths[3])
+        image = root / image.relative_to(mini.root)
+        image.write_bytes(image.read_bytes()[:200])
+        return root
+
+    def build(self, mini, damaged, **changes):
+        return build(mini, data_root=str(damaged), num_frames=1, **changes)
+
+    def test_raises_by_default_and_names_the_file(self, mini, damaged):
+        dataset = self.build(mini, damaged)
+        with pytest.raises(MissingDataError, match=r"scene-0061-sample1/labels\.npz"):
+            dataset[1]
+        with pytest.raises(BadDataError, match=r"CAM_BACK.*truncated"):
+            dataset[2]
+
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    @pytest.mark.parametrize("test_mode", [False, True])
+    def test_skips_counts_and_logs(self, mini, damaged, num_workers, test_mode, caplog):
+        logger = MMLogger.get_instance("skip-test", log_level="INFO")
+        logger.addHandler(caplog.handler)
+        dataset = self.build(mini, damaged, on_error="skip", test_mode=test_mode)
+        loader = DataLoader(dataset, num_workers=num_workers, collate_fn=pseudo_collate)
+        for _ in range(2):
+            samples = [batch["data_samples"][0] for batch in loader]
+            assert [sample.sample_idx for sample in samples] == [0, 3, 3, 3, 4, 5]
+            assert [sample.get("replaces") for sample in samples] == [None, 1, 2, *[None] * 3]
+        assert dataset.skipped == [1, 2]
+        if not num_workers:
+            assert caplog.text.count("skipped sample 1 (1 of 6 so far)") == 1
+            assert caplog.text.count("skipped sample 2 (2 of 6 so far)") == 1
+
+    def test_metrics_leave_the_stand_in_out(self, mini, damaged):
+        def score(dataset, indices):
+            metric = METRICS.build(dict(type="OccupancyMetric"))
+            metric.dataset_meta = dataset.metainfo
+            for idx in indices:
+                sample = dataset[idx]["data_samples"].to_dict()
+                coords = torch.nonzero(sample["voxel_semantics"] == 11)[::2]
+                sample.update(pred_coords=coords, pred_labels=torch.full((len(coords),), 11))
+                metric.process(None, [sample])
+            return metric.evaluate(len(dataset))
+
+        skipping = self.build(mini, damaged, on_error="skip", test_mode=True)
+        assert score(skipping, range(6)) == score(build(mini, test_mode=True), [0, 3, 4, 5])
+
+    def test_stops_when_nothing_can_be_loaded(self, mini, damaged):
+        shutil.rmtree(damaged / "gts")
+        dataset = self.build(mini, damaged, on_error="skip")
+        with pytest.raises(BadDataError, match=r"sample 0 and those after .*check_data\.py"):
+            dataset[0]
+        assert len(dataset.skipped) == 6
+
+    def test_unknown_choice(self, mini):
+        with pytest.raises(ValueError, match="on_error is 'ignore'"):
+            build(mini, on_error="ignore")
 
 
 class TestErrors:

@@ -29,7 +29,10 @@ class BoxRecord:
 def _points_inside(
     points: np.ndarray, centre: np.ndarray, rotation: np.ndarray, size: tuple[float, ...]
 ) -> int:
-    local = (points - centre) @ rotation
+    """How many of the points [3, n] lie in a box."""
+    reach = np.hypot(size[0], size[1]) / 2 + 0.01
+    near = (np.abs(points[0] - centre[0]) < reach) & (np.abs(points[1] - centre[1]) < reach)
+    local = (points[:, near].T - centre) @ rotation
     return int((np.abs(local) <= np.asarray(size) / 2).all(1).sum())
 
 
@@ -63,7 +66,8 @@ def annotate(
     for k, time_s in enumerate(times_s):
         ego = scene.ego(time_s)
         origin = ego.rotation @ np.array(LIDAR_TRANSLATION) + ego.translation
-        points = lidar_points[k][:, :3] @ (ego.rotation @ lidar_rotation()).T + origin
+        turn = ego.rotation @ lidar_rotation()
+        points = turn @ lidar_points[k][:, :3].T + origin[:, None]
         for posed in scene.posed(time_s):
             counts[k, posed.index] = _points_inside(
                 points, posed.centre, posed.rotation, posed.actor.model.size

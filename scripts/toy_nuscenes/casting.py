@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from scripts.toy_nuscenes.rig import yaw_rotation
 from scripts.toy_nuscenes.statics import EMPTY, VOXEL_M, Kind, StaticWorld
 
 FAR = np.float32(1e6)
+Window = tuple[slice, slice]
 
 
 class What(IntEnum):
@@ -72,6 +73,12 @@ class PosedActor:
         """Radius of the ball around its box."""
         return math.hypot(*self.actor.model.size) / 2
 
+    def gap(self, position: np.ndarray) -> float:
+        """Distance from a position [3] to its box, metres; 0 inside."""
+        local = (position - self.centre) @ self.rotation
+        beyond = np.maximum(np.abs(local) - np.array(self.actor.model.size) / 2, 0)
+        return max(0.0, float(np.linalg.norm(beyond)) - 1e-3)
+
     def points(self) -> np.ndarray:
         """Surface points float32 [n, 3] in scene metres."""
         return self.actor.model.surface @ self.rotation.T.astype(np.float32) + self.position.astype(
@@ -87,24 +94,39 @@ def pose_actor(index: int, actor: Actor, time_s: float) -> PosedActor:
 
 @dataclass
 class _Static:
-    """Static hits of n rays: hit bool, distance float32, slot uint8, face int8."""
+    """Static hits of n rays: hit bool, distance float32, slot uint8, face int8 and voxel int32
+    [n, 3].
+    """
 
     hit: np.ndarray
     distance: np.ndarray
     slot: np.ndarray
     face: np.ndarray
+    voxel: np.ndarray
+
+    def surface(self, world: StaticWorld) -> np.ndarray:
+        """Numbers int32 [n] of the planes that were hit, 0 for none.
+
+        All of a building's sides are one, because a wall that is askew shows two kinds of faces.
+        """
+        side = np.maximum(self.face, 0)
+        level = np.take_along_axis(self.voxel, side[:, None] // 2, 1)[:, 0]
+        plane = (self.slot.astype(np.int32) * 6 + side) * 4096 + level
+        building = world.slots.kind[self.slot] == Kind.BUILDING
+        plane[building] = self.slot[building].astype(np.int32) * 2 + (self.face[building] == 5)
+        return np.where(self.hit, plane, 0)
 
 
 def _cast_static(world: StaticWorld, origin: np.ndarray, directions: np.ndarray) -> _Static:
     rays = torch.from_numpy(np.ascontiguousarray(directions, np.float32))
     start = torch.tensor(origin[None], dtype=torch.float32)
     result = ray_cast(world.pyramid, start, rays, world.corner, (VOXEL_M,) * 3, EMPTY)
-    hit = result.hit[0, 0].numpy()
+    hit, voxel = result.hit[0, 0].numpy(), result.voxel[0, 0].numpy()
     rows = np.flatnonzero(hit)
     slot = np.zeros(len(hit), np.uint8)
-    slot[rows] = world.grid[tuple(np.take(result.voxel[0, 0].numpy(), rows, 0).T)]
+    slot[rows] = world.grid[tuple(np.take(voxel, rows, 0).T)]
     distance = np.where(hit, result.t_enter[0, 0].numpy(), FAR)
-    return _Static(hit, distance, slot, result.face[0, 0].numpy())
+    return _Static(hit, distance, slot, result.face[0, 0].numpy(), voxel)
 
 
 def _cast_static_image(
@@ -112,38 +134,59 @@ def _cast_static_image(
 ) -> _Static:
     """As `_cast_static` for the pixels of an image, casting one ray in four where that is enough.
 
-    Between four rays that meet the same wall, or nothing, the pixels are filled in: a wall is a
-    plane, and shading moves its hits to the true plane anyway. Everywhere else each pixel gets its
-    own ray.
+    Between four rays that meet the same plane, or nothing, the pixels are filled in: the inverse
+    distance of a plane is linear in the image (shading moves hits on a building to its true walls
+    anyway). Everywhere else each pixel gets its own ray. `voxel` is not filled in.
     """
     height, width = shape
     grid = directions.reshape(height, width, 3)
     coarse = _cast_static(world, origin, grid[::2, ::2].reshape(-1, 3))
     low = ((height + 1) // 2, (width + 1) // 2)
-    # A wall that is askew shows two kinds of side faces; only its top counts as another face.
-    key = (coarse.slot.astype(np.int16) * 2 + (coarse.face == 5)).reshape(low)
-    flat = (world.slots.kind[coarse.slot] == Kind.BUILDING) | ~coarse.hit
-    uneven = ~flat.reshape(low)
-    uneven[1:] |= key[1:] != key[:-1]
-    uneven[:-1] |= key[1:] != key[:-1]
-    uneven[:, 1:] |= key[:, 1:] != key[:, :-1]
-    uneven[:, :-1] |= key[:, 1:] != key[:, :-1]
-    full = np.repeat(np.repeat(uneven, 2, 0), 2, 1)[:height, :width]
-    full[:, -1 if width % 2 == 0 else width :] = 1
-    full[-1 if height % 2 == 0 else height :] = 1
-    out = [
-        np.repeat(np.repeat(a.reshape(low), 2, 0), 2, 1)[:height, :width].copy()
-        for a in (coarse.hit, coarse.distance, coarse.slot, coarse.face)
-    ]
-    near = 1 / coarse.distance.reshape(low)
-    columns, rows = np.arange(width, dtype=np.float32) / 2, np.arange(height, dtype=np.float32) / 2
-    u, v = np.meshgrid(np.minimum(columns, low[1] - 1), np.minimum(rows, low[0] - 1))
-    out[1] = 1 / cv2.remap(near, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    chosen = np.flatnonzero(full)
+    uneven = _doubled(_edges(coarse.surface(world).reshape(low)), shape)
+    # The last row and column have coarse rays on one side only, unless they have their own.
+    uneven[:, -1 if width % 2 == 0 else width :] = True
+    uneven[-1 if height % 2 == 0 else height :] = True
+    near = (1 / coarse.distance).reshape(low)
+    near = cv2.remap(near, *_half(height, width), cv2.INTER_LINEAR)
+    out = _Static(
+        _doubled(coarse.hit.reshape(low), shape).reshape(-1),
+        (1 / near).reshape(-1),
+        _doubled(coarse.slot.reshape(low), shape).reshape(-1),
+        _doubled(coarse.face.reshape(low), shape).reshape(-1),
+        coarse.voxel,
+    )
+    chosen = np.flatnonzero(uneven)
     fine = _cast_static(world, origin, np.take(directions, chosen, 0))
-    for target, values in zip(out, (fine.hit, fine.distance, fine.slot, fine.face), strict=True):
-        target.reshape(-1)[chosen] = values
-    return _Static(*(a.reshape(-1) for a in out))
+    out.hit[chosen], out.distance[chosen] = fine.hit, fine.distance
+    out.slot[chosen], out.face[chosen] = fine.slot, fine.face
+    return out
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """Where values [H, W] differ from one of the four neighbours: bool [H, W]."""
+    out = np.zeros(values.shape, bool)
+    down, right = values[1:] != values[:-1], values[:, 1:] != values[:, :-1]
+    out[1:] |= down
+    out[:-1] |= down
+    out[:, 1:] |= right
+    out[:, :-1] |= right
+    return out
+
+
+def _doubled(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """An image of single bytes at twice its size, cut to `shape`."""
+    size = (2 * values.shape[1], 2 * values.shape[0])
+    large = cv2.resize(values.view(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    return large[: shape[0], : shape[1]].copy().view(values.dtype)
+
+
+@lru_cache(maxsize=2)
+def _half(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows float32 [H, W] of the pixels in the image of every second pixel."""
+    columns, rows = np.arange(width, dtype=np.float32) / 2, np.arange(height, dtype=np.float32) / 2
+    last = np.float32((width - 1) // 2), np.float32((height - 1) // 2)
+    u, v = np.meshgrid(np.minimum(columns, last[0]), np.minimum(rows, last[1]))
+    return u, v
 
 
 @dataclass(frozen=True)
@@ -187,16 +230,25 @@ class ImageFrame:
         high = np.clip(np.ceil(np.clip(high, -1e6, 1e6)) + 1, 0, size).astype(int)
         return np.stack([low[:, 1], high[:, 1], low[:, 0], high[:, 0]], 1)
 
-    def candidates(self, actors: list[PosedActor]) -> list[tuple[PosedActor, np.ndarray]]:
-        """The actors in view with the indices of the pixels that may see them."""
+    def candidates(self, actors: list[PosedActor]) -> list[tuple[PosedActor, Window]]:
+        """The actors in view with the rows and columns of the pixels that may see them."""
         if not actors:
             return []
         out = []
         for posed, (row, end_row, column, end) in zip(actors, self.windows(actors), strict=True):
             if row < end_row and column < end:
-                rows = np.arange(row, end_row)[:, None] * self.width
-                out.append((posed, (rows + np.arange(column, end)).reshape(-1)))
+                out.append((posed, (slice(row, end_row), slice(column, end))))
         return out
+
+    def pixels_beyond(self, distance: np.ndarray, window: Window, limit: float) -> np.ndarray:
+        """Indices of the pixels of a window whose `distance` float32 [H * W] is above a limit."""
+        beyond = distance.reshape(self.height, self.width)[window] > limit
+        return _pixel_indices(self.height, self.width)[window][beyond]
+
+
+@lru_cache(maxsize=2)
+def _pixel_indices(height: int, width: int) -> np.ndarray:
+    return np.arange(height * width).reshape(height, width)
 
 
 _CORNERS = np.array([(x, y, z) for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
@@ -245,14 +297,16 @@ def cast(
         np.zeros(num_actors, np.int32),
         np.zeros(num_actors, np.int32),
     )
-    if image is None:
-        candidates = [(posed, _in_ball(posed, origin, directions)) for posed in actors]
-    else:
-        candidates = image.candidates(actors)
-    gaps = {p.index: math.dist(p.centre, origin) - p.radius for p, _ in candidates}
-    for posed, chosen in sorted(candidates, key=lambda pair: gaps[pair[0].index]):
-        if not count_free:
-            chosen = chosen[hits.distance[chosen] > gaps[posed.index]]
+    windows = None if image is None else image.candidates(actors)
+    candidates = actors if windows is None else [posed for posed, _ in windows]
+    gaps = np.array([p.gap(origin) for p in candidates])
+    for k in np.argsort(gaps, kind='stable'):
+        posed, limit = candidates[k], -np.inf if count_free else gaps[k]
+        if windows is None or image is None:
+            chosen = _in_ball(posed, origin, directions)
+            chosen = chosen[hits.distance[chosen] > limit]
+        else:
+            chosen = image.pixels_beyond(hits.distance, windows[k][1], limit)
         if len(chosen):
             _cast_actor(hits, posed, origin, directions, chosen)
     seen = np.bincount(hits.actor[hits.what == What.ACTOR], minlength=num_actors)

@@ -9,6 +9,7 @@ drive can see stay free. Things are where they are at the key frame's LiDAR time
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -49,6 +50,12 @@ class Observed:
     near: np.ndarray
     near_ground: np.ndarray
 
+    @cached_property
+    def fine(self) -> np.ndarray:
+        """`surfaces` with as many layers as the static grid: bool [X / 2, Y / 2, Z]."""
+        return np.repeat(self.surfaces, 2, axis=2)
+
+    @cached_property
     def close(self) -> Observed:
         """The same limited to the distance at which a 32-beam LiDAR samples surfaces densely at
         0.2 m.
@@ -170,8 +177,7 @@ def _lattice(
     rank_of_slot = _RANK[world.slots.occ]
     rank_of_slot[EMPTY] = 0
     rank[:, :, first:] = cv2.LUT(_columns(grid, cx, cy, top.stop), rank_of_slot)
-    visible = _columns(observed.surfaces, cx // 2, cy // 2, top.stop // 2 + 1)
-    seen[:, :, first:] = np.repeat(visible, 2, axis=2)[:, :, top]
+    seen[:, :, first:] = _columns(observed.fine, cx // 2, cy // 2, top.stop)
     classes = scene.ground.lookup(scene.ground.classes, ground_points.reshape(-1, 2)).reshape(
         shape[:2]
     )
@@ -207,10 +213,13 @@ def _put_actors(
     for posed in scene.posed(time_s):
         if np.hypot(*(posed.position - position)[:2]) > reach + posed.radius:
             continue
-        points = (posed.points() - position.astype(np.float32)) @ rotation.astype(np.float32)
-        cells = np.floor((points - low.astype(np.float32)) / np.float32(FINE_M)).astype(np.int32)
-        inside = ((cells >= 0) & (cells < rank.shape)).all(1)
-        index = np.ravel_multi_index(tuple(cells[inside].T), rank.shape)
+        turn = rotation.T @ posed.rotation / FINE_M
+        offset = ((posed.position - position) @ rotation - low) / FINE_M
+        cells = turn.astype(np.float32) @ posed.actor.model.surface.T
+        x, y, z = np.floor(cells + offset[:, None].astype(np.float32)).astype(np.int32)
+        inside = (x >= 0) & (x < rank.shape[0]) & (y >= 0) & (y < rank.shape[1])
+        inside &= (z >= 0) & (z < rank.shape[2])
+        index = ((x * rank.shape[1] + y) * rank.shape[2] + z)[inside]
         flat = rank.reshape(-1)
         flat[index] = np.maximum(flat[index], _RANK[int(posed.actor.occ)])
         seen.reshape(-1)[index] = True
@@ -255,7 +264,7 @@ def openocc_rows(scene: Scene, observed: Observed, time_s: float) -> np.ndarray:
     """
     lattice = _lattice(
         scene,
-        observed.close(),
+        observed.close,
         time_s,
         lidar_rotation(),
         np.array(LIDAR_TRANSLATION),

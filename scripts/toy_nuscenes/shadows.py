@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from models.ops import ray_cast
+from scripts.toy_nuscenes.arrays import f32
 from scripts.toy_nuscenes.casting import PosedActor
 from scripts.toy_nuscenes.ground import Canvas
 from scripts.toy_nuscenes.light import Light
@@ -91,23 +92,24 @@ class Shadows:
         if (high <= low).any():
             return
         part = (slice(low[1], high[1]), slice(low[0], high[0]))
-        x = self.canvas.lower[0] + (np.arange(low[0], high[0]) + 0.5) * RESOLUTION_M
-        y = self.canvas.lower[1] + (np.arange(low[1], high[1]) + 0.5) * RESOLUTION_M
-        gx, gy = np.meshgrid(x, y)
         top = tall + 0.1
-        points = np.stack(
-            [gx + self.slope[0] * top, gy + self.slope[1] * top, np.full(gx.shape, top)], -1
-        ).reshape(-1, 3)
-        local = torch.from_numpy(((points - posed.position) @ posed.rotation).astype(np.float32))
+        offset = self.canvas.lower + self.slope * top - posed.position[:2]
+        x = f32(offset[0] + (np.arange(low[0], high[0]) + 0.5) * RESOLUTION_M)
+        y = f32(offset[1] + (np.arange(low[1], high[1]) + 0.5) * RESOLUTION_M)[:, None]
+        turn = f32(posed.rotation)
+        points = np.empty((len(y), len(x), 3), np.float32)
+        for axis in range(3):
+            points[..., axis] = x * turn[0, axis] + (y * turn[1, axis] + top * turn[2, axis])
+        local = torch.from_numpy(points.reshape(-1, 3))
         down = torch.from_numpy((-sun @ posed.rotation).astype(np.float32)[None])
+        mask = np.zeros(points.shape[:2], np.float32)
         hits = ray_cast(model.pyramid, local, down, model.corner, model.voxel, 0)
         height = np.where(
             hits.hit[0, :, 0].numpy(),
             top - hits.t_enter[0, :, 0].numpy() * np.float32(sun[2]),
             -1.0,
         )
-        np.maximum(self.height[part], height.reshape(gx.shape), out=self.height[part])
-        mask = np.zeros(gx.shape, np.float32)
+        np.maximum(self.height[part], height.reshape(mask.shape), out=self.height[part])
         cv2.fillPoly(
             mask,
             [np.round(self.canvas.pixels(foot) - low).astype(np.int32)[[0, 1, 3, 2], None]],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from scripts.toy_nuscenes.arrays import f32
+from scripts.toy_nuscenes.arrays import f32, thrice, times
 from scripts.toy_nuscenes.classes import Occ
 from scripts.toy_nuscenes.layout import Junction, Layout, Road
 from scripts.toy_nuscenes.noise import TILE, noise_tile
@@ -254,10 +254,8 @@ def _albedo(
     track = np.cos((np.abs(offset[rows]) - np.float32(layout.main.spec.median / 2)) * lane) * (
         distance[rows] == 0
     )
-    out[rows] = (1 + np.float32(0.10) * (broad + fine) + np.float32(0.06) * middle)[
-        :, None
-    ] * asphalt
-    out[rows] *= (1 + np.float32(0.05) * track)[:, None]
+    tone = 1 + np.float32(0.10) * (broad + fine) + np.float32(0.06) * middle
+    out[rows] = times(tone * (1 + np.float32(0.05) * track), asphalt)
     _paint_paving(out, np.flatnonzero(classes == Occ.SIDEWALK), s, offset, noise, rng)
     rows = np.flatnonzero(classes == Occ.OTHER_FLAT)
     _, middle, fine = noise.at(rows)
@@ -266,7 +264,7 @@ def _albedo(
     joint = (np.mod(course, 1) < 0.25) ^ (
         np.mod(offset[rows] + np.float32(0.2) * np.mod(np.floor(course), 2), 0.4) < 0.1
     )
-    out[rows] = (1 + np.float32(0.08) * (middle + fine) - np.float32(0.18) * joint)[:, None] * brick
+    out[rows] = times(1 + np.float32(0.08) * (middle + fine) - np.float32(0.18) * joint, brick)
     rows = np.flatnonzero(classes == Occ.TERRAIN)
     broad, middle, fine = noise.at(rows)
     grass = f32([rng.uniform(0.10, 0.17), rng.uniform(0.19, 0.26), rng.uniform(0.04, 0.07)])
@@ -275,10 +273,10 @@ def _albedo(
         0,
         1,
     )
-    soil = grass + bare[:, None] * (f32([0.27, 0.20, 0.12]) - grass)
-    out[rows] = soil * (1 + np.float32(0.16) * fine + np.float32(0.12) * middle)[:, None]
+    soil = np.stack([1 - bare, bare]).T @ np.stack([grass, f32([0.27, 0.20, 0.12])])
+    out[rows] = soil * thrice(1 + np.float32(0.16) * fine + np.float32(0.12) * middle)
     rows = np.flatnonzero(curb)
-    out[rows] = (1 + np.float32(0.05) * noise.at(rows)[2])[:, None] * f32([0.5, 0.49, 0.46])
+    out[rows] = times(1 + np.float32(0.05) * noise.at(rows)[2], f32([0.5, 0.49, 0.46]))
     return np.clip(out, 0.01, 1.0).reshape(*canvas.shape, 3)
 
 

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class MissingDataError(FileNotFoundError):
     """A file or folder that the configuration asks for does not exist."""
+
+    kind: ClassVar[str] = "missing"
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
 
 
 class BadDataError(ValueError):
-    """A file exists but its content is broken, or does not fit the configuration."""
+    """A file exists but its content is broken, or does not fit the configuration.
+
+    Attributes:
+        kind: What is wrong, in a word or two, for counting.
+    """
+
+    kind: ClassVar[str] = "broken"
+
+
+class TruncatedDataError(BadDataError):
+    """A file ends early."""
+
+    kind = "truncated"
+
+
+class WrongShapeError(BadDataError):
+    """An image or a grid has another size than the configuration says."""
+
+    kind = "wrong shape"
+
+
+class UnknownClassError(BadDataError):
+    """Labels hold a class that the configuration does not know."""
+
+    kind = "class out of range"

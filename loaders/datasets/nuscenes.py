@@ -64,6 +64,13 @@ class NuScenesDataset(BaseDataset):
         indices: Use only the first so many samples, or these (see ``BaseDataset``).
         lazy_init: Do not read the info file yet (see ``BaseDataset``).
 
+    Attributes:
+        frames: Camera frames of all scenes.
+        lidar: LiDAR files, if asked for.
+        timestamps: int64 [M], microseconds, of the key frames (their LiDAR).
+        ego2global: float64 [M, 4, 4].
+        lidar2ego: float64 [M, 4, 4].
+
     Raises:
         MissingDataError: If the data root, the info file, or the first or last image it names is
             missing.
@@ -158,8 +165,9 @@ class NuScenesDataset(BaseDataset):
         self._check_images()
         self.lidar: LidarTable | None = build_lidar_table(infos) if self.with_lidar else None
         try:
-            self._ego2global = _poses(infos, "ego2global")
-            self._lidar2ego = _poses(infos, "lidar2ego")
+            self.timestamps = np.array([int(info["timestamp"]) for info in infos], dtype=np.int64)
+            self.ego2global = _poses(infos, "ego2global")
+            self.lidar2ego = _poses(infos, "lidar2ego")
         except (ValueError, TypeError) as error:
             raise BadDataError(
                 f"info file {self.ann_file} has a broken pose ({error}): write it anew with "
@@ -185,8 +193,8 @@ class NuScenesDataset(BaseDataset):
             )
         )
         ego2img = ego2img_from_poses(
-            self._ego2global[row, :3, :3],
-            self._ego2global[row, :3, 3],
+            self.ego2global[row, :3, :3],
+            self.ego2global[row, :3, 3],
             self.frames.sensor2global_rotation[rows],
             self.frames.sensor2global_translation[rows],
             self.frames.cam_intrinsic[rows],
@@ -208,7 +216,7 @@ class NuScenesDataset(BaseDataset):
             rng=rng,
             ray_origins=self.ray_origins(row) if self.with_ray_origins else None,
             ego2occ=self.ego2occ(row),
-            lidar2ego=self._lidar2ego[row].copy(),
+            lidar2ego=self.lidar2ego[row].copy(),
             lidar=None if self.lidar is None else self.lidar.frames(row, str(self.data_root)),
         )
 
@@ -245,15 +253,15 @@ class NuScenesDataset(BaseDataset):
 
     def ego2occ(self, row: int) -> npt.NDArray[np.float64]:
         """Returns the matrix [4, 4] from a sample's ego frame to that of its grid."""
-        return np.eye(4) if self.occ_frame == "ego" else np.linalg.inv(self._lidar2ego[row])
+        return np.eye(4) if self.occ_frame == "ego" else np.linalg.inv(self.lidar2ego[row])
 
     def ray_origins(self, row: int) -> npt.NDArray[np.float64]:
         """Returns RayIoU's ray origins [O, 3] of a sample, metres in the frame of its grid."""
         scene = self.frames.scene_samples[row]
         in_ego = lidar_ray_origins(
-            self._ego2global[scene, :3, :3],
-            self._ego2global[scene, :3, 3],
-            self._lidar2ego[scene, :3, 3],
+            self.ego2global[scene, :3, :3],
+            self.ego2global[scene, :3, 3],
+            self.lidar2ego[scene, :3, 3],
             current=int(np.flatnonzero(scene == row)[0]),
         )
         ego2occ = self.ego2occ(row)

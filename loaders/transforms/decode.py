@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from loaders.errors import BadDataError, MissingDataError
+from loaders.errors import BadDataError, MissingDataError, TruncatedDataError
 
 Backend = Literal["auto", "turbojpeg", "cv2", "pillow"]
 Image = npt.NDArray[np.uint8]
@@ -53,7 +53,7 @@ def read_image(path: str, backend: Backend = "auto", reduction: int = 1) -> Imag
     # OpenCV and TurboJPEG fill what is missing of a JPEG with grey and only warn on stderr, so
     # truncation is looked for here, before any of them.
     if data.startswith(_START_OF_IMAGE) and data.find(_END_OF_IMAGE, -_TAIL_BYTES) < 0:
-        raise BadDataError(
+        raise TruncatedDataError(
             f"image {path} is truncated ({len(data)} bytes): restore it from the original archive"
         )
     try:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
-from loaders.errors import BadDataError
+from loaders.errors import WrongShapeError
 from loaders.sample import OccSample
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.decode import REDUCTIONS, Backend, read_image
@@ -127,7 +127,7 @@ class LoadMultiViewImages:
         expected = tuple(-(-size // reduction) for size in self.raw_hw)
         if image.shape[:2] != expected:
             scale = f" at 1/{reduction} scale" if reduction > 1 else ""
-            raise BadDataError(
+            raise WrongShapeError(
                 f"image {path} has {image.shape[0]} x {image.shape[1]} pixels{scale}, expected "
                 f"{expected[0]} x {expected[1]}: set raw_hw in the config to the images' size"
             )

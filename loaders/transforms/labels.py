@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
-from loaders.errors import BadDataError, MissingDataError
+from loaders.errors import BadDataError, MissingDataError, UnknownClassError, WrongShapeError
 from loaders.sample import OccSample
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.geometry import flip_bev, move_points
@@ -59,7 +59,7 @@ def read_occ3d_labels(
         raise BadDataError(f"label file {path} is broken: {restore}") from error
     for key, array in zip(_KEYS, arrays, strict=True):
         if array.shape != grid_shape:
-            raise BadDataError(
+            raise WrongShapeError(
                 f"label file {path}: '{key}' has shape {array.shape}, but pc_range and voxel_size "
                 f"of the config make {grid_shape}: {restore}, or change the config"
             )
@@ -70,7 +70,7 @@ def read_occ3d_labels(
         )
     low, high = int(semantics.min()), int(semantics.max())
     if low < 0 or high >= num_classes:
-        raise BadDataError(
+        raise UnknownClassError(
             f"label file {path} has class {low if low < 0 else high}, but class_names of the "
             f"config allow 0 to {num_classes - 1}: {restore}, or correct class_names"
         )

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
-from loaders.errors import BadDataError, MissingDataError
+from loaders.errors import BadDataError, MissingDataError, UnknownClassError, WrongShapeError
 from loaders.sample import OccSample
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.regrid import LabelWindow, label_window, regrid_sparse
@@ -56,12 +56,12 @@ def read_occupancy_rows(
     if len(rows):
         low, high = rows.min(axis=0).tolist(), rows.max(axis=0).tolist()
         if min(low[:3]) < 0 or any(a >= b for a, b in zip(high, grid_shape[::-1], strict=False)):
-            raise BadDataError(
+            raise WrongShapeError(
                 f"label file {path} has voxels (z, y, x) from {low[:3]} to {high[:3]}, outside its "
                 f"grid {list(grid_shape[::-1])}: {_RESTORE}, or correct label_range"
             )
         if low[3] < 0 or high[3] > num_classes:
-            raise BadDataError(
+            raise UnknownClassError(
                 f"label file {path} has class {low[3] if low[3] < 0 else high[3]}, but class_names "
                 f"of the config allow 0 to {num_classes}: {_RESTORE}, or correct class_names"
             )

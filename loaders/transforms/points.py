@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
-from loaders.errors import BadDataError, MissingDataError
+from loaders.errors import BadDataError, MissingDataError, TruncatedDataError
 from loaders.sample import LidarFrames, OccSample
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.geometry import move_points
@@ -45,7 +45,7 @@ def read_lidar_points(path: str) -> Points:
     except OSError as error:
         raise BadDataError(f"LiDAR file {path} cannot be read ({error.strerror})") from error
     if not data or len(data) % _POINT_BYTES:
-        raise BadDataError(
+        raise TruncatedDataError(
             f"LiDAR file {path} is truncated ({len(data)} bytes are no whole number of points of "
             f"{_POINT_BYTES}): {_RESTORE}"
         )

@@ -1,0 +1,104 @@
+"""Checks of the files of key frames: images, LiDAR, labels, opened and looked into.
+
+Every file of a data set belongs to one key frame here (sweeps to the one after them), so that
+looking at all key frames looks at each file once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.dataset import BaseDataset
+
+from loaders.datasets.nuscenes import NuScenesDataset
+from loaders.errors import BadDataError, MissingDataError, WrongShapeError
+from loaders.transforms.decode import read_image
+from loaders.transforms.images import LoadMultiViewImages
+from loaders.transforms.points import LoadLidarSweeps, read_lidar_points
+from scripts.data_checks.infos import Finding
+
+# Decoding at an eighth of the size still reads the whole file.
+_REDUCTION = 8
+
+
+class FileChecker:
+    """Opens the files of single samples.
+
+    Args:
+        dataset: Built from a config.
+    """
+
+    def __init__(self, dataset: BaseDataset) -> None:
+        self.dataset = dataset
+        self._steps: list[Any] = list(dataset.pipeline.transforms)
+        found = [step.raw_hw for step in self._steps if isinstance(step, LoadMultiViewImages)]
+        self._raw_hw: tuple[int, int] | None = found[0] if found else None
+        self._reads_lidar = any(isinstance(step, LoadLidarSweeps) for step in self._steps)
+        self._label_steps = [step for step in self._steps if hasattr(step, "label_path")]
+
+    def check(self, index: int) -> tuple[int, list[Finding]]:
+        """Returns how many files of a sample were opened, and what is wrong with them."""
+        if not isinstance(self.dataset, NuScenesDataset):
+            return 1, list(_attempt("sample", lambda: self.dataset[index]))
+        images, sweeps = self._images(index), self._lidar_files(index)
+        found = [finding for path in images for finding in self._check_image(path)]
+        for path in sweeps:
+            found += _attempt("LiDAR", lambda path=path: read_lidar_points(path))
+        sample = self.dataset.get_sample(index)
+        for step in self._label_steps:
+            found += _attempt("labels", lambda step=step: step(sample))
+        return len(images) + len(sweeps) + len(self._label_steps), found
+
+    def _images(self, index: int) -> list[str]:
+        """Returns the images of a key frame and, if history is used, of the sweeps before it."""
+        assert isinstance(self.dataset, NuScenesDataset)
+        if self._raw_hw is None:
+            return []
+        frames, row = self.dataset.frames, self.dataset.get_data_info(index)["row"]
+        last, scene = int(frames.key_frame[row]), frames.scene_samples[row]
+        first = last
+        if self.dataset.num_frames > 1:
+            earlier = frames.key_frame[scene][frames.key_frame[scene] < last]
+            first = int(earlier.max()) + 1 if len(earlier) else int(frames.scene_first[row])
+        paths = dict.fromkeys(frames.paths[first : last + 1].ravel().tolist())  # sweeps repeat
+        return [str(Path(self.dataset.data_root) / path.decode()) for path in paths]
+
+    def _lidar_files(self, index: int) -> list[str]:
+        """Returns the LiDAR file of a key frame and the sweeps since the key frame before it."""
+        assert isinstance(self.dataset, NuScenesDataset)
+        table = self.dataset.lidar
+        if table is None or not self._reads_lidar:
+            return []
+        row = self.dataset.get_data_info(index)["row"]
+        scene, times = self.dataset.frames.scene_samples[row], self.dataset.timestamps
+        earlier = times[scene][times[scene] < times[row]]
+        lidar = table.frames(row, str(self.dataset.data_root))
+        since = earlier.max() if len(earlier) else -1
+        return [
+            path
+            for path, time in zip(lidar.paths, lidar.timestamps, strict=True)
+            if time > since or path == lidar.paths[0]
+        ]
+
+    def _check_image(self, path: str) -> Iterator[Finding]:
+        def read() -> None:
+            image, raw_hw = read_image(path, reduction=_REDUCTION), self._raw_hw
+            expected = None if raw_hw is None else tuple(-(-size // _REDUCTION) for size in raw_hw)
+            if expected is not None and image.shape[:2] != expected:
+                found = [size * _REDUCTION for size in image.shape[:2]]
+                raise WrongShapeError(
+                    f"image {path} has about {found[0]} x {found[1]} pixels, the config says "
+                    f"{raw_hw}: set raw_hw in the config to the images' size"
+                )
+
+        yield from _attempt("image", read)
+
+
+def _attempt(what: str, action: Any) -> Iterator[Finding]:
+    """Yields a finding if the action fails because of the data."""
+    try:
+        action()
+    except (MissingDataError, BadDataError) as error:
+        yield what, error.kind, str(error)

@@ -140,7 +140,8 @@ class OPUSDataPreprocessor(BaseDataPreprocessor):
 
         Args:
             data: ``inputs`` with ``img``, a uint8 BGR tensor ``[T*N, 3, H, W]`` per sample, and
-                ``data_samples``, as ``pseudo_collate`` gives them.
+                ``data_samples``, as ``pseudo_collate`` gives them. What else ``inputs`` holds,
+                such as LiDAR ``points``, is handed on.
             training: Whether to distort the colours.
 
         Returns:

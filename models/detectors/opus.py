@@ -1,4 +1,4 @@
-"""The OPUS detector: image network and head.
+"""The OPUS detector: image network, LiDAR branch and head.
 
 Dimension letters: B batch, T frames (current first), N cameras, L pyramid levels, C channels, H, W
 image size, h, w size of a feature map.
@@ -17,23 +17,29 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from models.heads import CameraGeometry, HeadOutput, OccupancyHead
+from models.heads import CameraGeometry, HeadOutput, LidarInput, OccupancyHead
 
 from .feature_cache import FeatureCache, FrameFeatures
+from .lidar_branch import build_lidar_branch, lidar_map
 
 
 @MODELS.register_module()
 class OPUS(BaseModel):
-    """Occupancy prediction from multi-camera images by a sparse set of points.
+    """Occupancy prediction from multi-camera images, and LiDAR, by a sparse set of points.
 
     Wang et al., "OPUS: Occupancy Prediction Using a Sparse Set", arXiv 2409.09350. Parts are named
-    as in published checkpoints. Mixed precision (MMEngine's autocast contexts) reaches the image
-    network alone: the head and its losses keep the precision of their parameters.
+    as in published checkpoints. Mixed precision (MMEngine's autocast contexts) reaches the dense
+    image and LiDAR networks alone: sparse convolutions, the head and its losses keep the
+    precision of their parameters.
 
     Args:
         img_backbone: Configuration of the image backbone.
         img_neck: Configuration of the feature pyramid.
-        pts_bbox_head: Configuration of the head.
+        pts_bbox_head: Configuration of the head; ``use_lidar`` where there is a LiDAR branch.
+        pts_voxel_layer: Configuration of the LiDAR voxeliser; it sees the range of the head.
+        pts_middle_encoder: Configuration of mmdet3d's sparse encoder of LiDAR voxels.
+        pts_backbone: Configuration of the LiDAR backbone.
+        pts_neck: Configuration of the LiDAR neck. The four are given together or not at all.
         grid_mask: Configuration of an augmentation of the network's input; None for none.
         stop_prev_grad: Number of frames, from the current one on, whose features carry gradient;
             the others run without gradient and in eval mode. None: all carry it.
@@ -50,6 +56,10 @@ class OPUS(BaseModel):
         img_backbone: dict,
         img_neck: dict,
         pts_bbox_head: dict,
+        pts_voxel_layer: dict | None = None,
+        pts_middle_encoder: dict | None = None,
+        pts_backbone: dict | None = None,
+        pts_neck: dict | None = None,
         grid_mask: dict | None = None,
         stop_prev_grad: int | None = None,
         streaming: bool = False,
@@ -63,6 +73,25 @@ class OPUS(BaseModel):
         self.img_backbone = MODELS.build(img_backbone)
         self.img_neck = MODELS.build(img_neck)
         self.pts_bbox_head: OccupancyHead = MODELS.build(pts_bbox_head)
+        lidar_branch = build_lidar_branch(
+            dict(
+                pts_voxel_layer=pts_voxel_layer,
+                pts_middle_encoder=pts_middle_encoder,
+                pts_backbone=pts_backbone,
+                pts_neck=pts_neck,
+            ),
+            pts_bbox_head["pc_range"],
+            self.pts_bbox_head.embed_dims,
+        )
+        for name, module in lidar_branch.items():
+            self.add_module(name, module)
+        self.has_lidar = bool(lidar_branch)
+        if self.has_lidar != self.pts_bbox_head.use_lidar:
+            raise ValueError(
+                f"pts_bbox_head.use_lidar is {self.pts_bbox_head.use_lidar} in a model "
+                f"{'with' if self.has_lidar else 'without'} a LiDAR branch (pts_voxel_layer ...): "
+                "make them agree."
+            )
         self.grid_mask = None if grid_mask is None else MODELS.build(grid_mask)
         self.stop_prev_grad = stop_prev_grad
         self.streaming = streaming
@@ -96,12 +125,15 @@ class OPUS(BaseModel):
         return super().load_state_dict(*args, **kwargs)
 
     def forward(
-        self, inputs: dict[str, Tensor], data_samples: list[BaseDataElement], mode: str = "tensor"
+        self, inputs: dict[str, Any], data_samples: list[BaseDataElement], mode: str = "tensor"
     ) -> dict[str, Tensor] | list[BaseDataElement] | HeadOutput:
         """Run the model on the data preprocessor's output.
 
         Args:
-            inputs: ``img``, float ``[B, T*N, 3, H, W]``.
+            inputs: ``img``, float ``[B, T*N, 3, H, W]``; with a LiDAR branch also ``points``, a
+                float tensor ``[n, 5]`` per sample: x, y, z in metres of the occ frame (BEV
+                augmentation included), intensity, and the time lag behind the key frame in
+                seconds, exactly 0 for its own points, which come first.
             data_samples: Samples with ``ego2img`` ``[T*N, 4, 4]`` and ``ego2occ`` ``[4, 4]``, and
                 in the mode ``'loss'`` the labels the head asks for.
             mode: ``'loss'``, ``'predict'`` or ``'tensor'``.
@@ -110,7 +142,7 @@ class OPUS(BaseModel):
             The losses by name; the samples with predictions added; or the raw outputs.
 
         Raises:
-            ValueError: If the mode is unknown.
+            ValueError: If the mode is unknown or a model with a LiDAR branch gets no points.
         """
         if mode not in ("loss", "predict", "tensor"):
             raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}.")
@@ -121,13 +153,23 @@ class OPUS(BaseModel):
             img_hw=(images.shape[-2], images.shape[-1]),
         )
         feats = self.extract_feat(images, data_samples)
+        lidar = self.extract_lidar(inputs.get("points")) if self.has_lidar else None
         with torch.autocast(images.device.type, enabled=False):
-            output = self.pts_bbox_head(feats, geometry)
+            output = self.pts_bbox_head(feats, geometry, lidar)
             if mode == "loss":
                 return self.pts_bbox_head.loss(output, data_samples)
             if mode == "predict":
                 return self.pts_bbox_head.predict(output, data_samples)
             return output
+
+    def extract_lidar(self, points: Sequence[Tensor] | None) -> LidarInput:
+        """Return the points of every sample and the LiDAR features of the batch."""
+        if points is None:
+            raise ValueError(
+                "The model has a LiDAR branch and the batch no points: use a data set that loads "
+                "LiDAR sweeps (LoadLidarSweeps in its pipelines)."
+            )
+        return LidarInput(points, lidar_map(self, points))
 
     def extract_feat(self, images: Tensor, data_samples: Sequence[BaseDataElement]) -> list[Tensor]:
         """Return L feature maps ``[B, T*N, C, h, w]`` of images ``[B, T*N, 3, H, W]``."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,12 +29,15 @@ class SparseTensor:
             the order of the kernel's.
         spatial_shape: Size of the grid along (d0, d1, d2).
         batch_size: Number of samples.
+        kernel_maps: Maps of submanifold convolutions over these voxels, by kernel size: they are
+            built once for all of them.
     """
 
     features: Tensor
     coords: Tensor
     spatial_shape: tuple[int, int, int]
     batch_size: int
+    kernel_maps: dict[tuple[int, int, int], ops.KernelMap] = field(default_factory=dict)
 
 
 class _SparseConvBase(nn.Module):
@@ -74,17 +77,26 @@ class _SparseConvBase(nn.Module):
         return self._forward_spconv(x) if x.features.is_cuda else self._forward_native(x)
 
     def _forward_native(self, x: SparseTensor) -> SparseTensor:
-        kernel_map = ops.build_kernel_map(
+        if self.submanifold:
+            if self.kernel_size not in x.kernel_maps:
+                x.kernel_maps[self.kernel_size] = self._kernel_map(x)
+            kernel_map = x.kernel_maps[self.kernel_size]
+            features = ops.sparse_conv(x.features, self.weight, self.bias, kernel_map)
+            return replace(x, features=features)
+        kernel_map = self._kernel_map(x)
+        features = ops.sparse_conv(x.features, self.weight, self.bias, kernel_map)
+        return SparseTensor(
+            features, kernel_map.out_coords, self._out_shape(x.spatial_shape), x.batch_size
+        )
+
+    def _kernel_map(self, x: SparseTensor) -> ops.KernelMap:
+        return ops.build_kernel_map(
             x.coords,
             x.spatial_shape,
             self.kernel_size,
             stride=self.stride,
             padding=self.padding,
             subm=self.submanifold,
-        )
-        features = ops.sparse_conv(x.features, self.weight, self.bias, kernel_map)
-        return SparseTensor(
-            features, kernel_map.out_coords, self._out_shape(x.spatial_shape), x.batch_size
         )
 
     def _forward_spconv(self, x: SparseTensor) -> SparseTensor:

@@ -50,6 +50,41 @@ DETECTOR: dict[str, Any] = dict(
     pts_bbox_head=HEAD,
 )  # fmt: skip
 
+LIDAR_BRANCH: dict[str, Any] = dict(
+    pts_voxel_layer=dict(
+        type="MeanVoxelizer", voxel_size=[0.2, 0.2, 0.4], max_points=10, max_voxels=(900, 1200)
+    ),
+    pts_middle_encoder=dict(
+        type="mmdet3d.SparseEncoder", in_channels=5, sparse_shape=[9, 60, 80], base_channels=4,
+        output_channels=8, block_type="basicblock", encoder_channels=((4, 4, 8), (8, 8)),
+        encoder_paddings=((0, 0, (1, 1, 1)), (0, 0)),
+    ),
+    pts_backbone=dict(
+        type="mmdet3d.SECOND", in_channels=16, out_channels=[8, 16], layer_nums=[1, 1],
+        layer_strides=[1, 2],
+    ),
+    pts_neck=dict(
+        type="mmdet3d.SECONDFPN", in_channels=[8, 16], out_channels=[8, 8],
+        upsample_strides=[1, 2],
+    ),
+)  # fmt: skip
+
+
+def with_lidar(head: dict[str, Any]) -> dict[str, Any]:
+    """Return the changes that give ``DETECTOR`` this head and a LiDAR branch."""
+    decoder = head["decoder"] | dict(mixed_points=None)
+    return LIDAR_BRANCH | dict(pts_bbox_head=head | dict(use_lidar=True, decoder=decoder))
+
+
+def make_points(seed: int, number: int = 400) -> torch.Tensor:
+    """Return LiDAR points [n, 5] of two sweeps, the key frame's first; some lie outside."""
+    rng = torch.Generator().manual_seed(seed)
+    points = torch.rand(number, 5, generator=rng)
+    low, high = torch.tensor(PC_RANGE).view(2, 3)
+    points[:, :3] = low + points[:, :3] * (high - low) * 1.02
+    points[:, 4] = 0.05 * (torch.arange(number) >= number // 2)
+    return points
+
 
 def merge(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """Return a deep copy of a config with some keys replaced."""
@@ -99,8 +134,8 @@ def make_sample(seed: int, occupied: float = 0.2, num_frames: int = T) -> BaseDa
     return sample
 
 
-def make_batch(*seeds: int, num_frames: int = T) -> dict[str, Any]:
-    """Return a collated batch of random images and samples."""
+def make_batch(*seeds: int, num_frames: int = T, lidar: bool = False) -> dict[str, Any]:
+    """Return a collated batch of random images, LiDAR points if wanted, and samples."""
     images = [
         torch.randint(
             0, 256, (num_frames * N, 3, *HW), generator=torch.Generator().manual_seed(seed)
@@ -108,7 +143,10 @@ def make_batch(*seeds: int, num_frames: int = T) -> dict[str, Any]:
         for seed in seeds
     ]
     samples = [make_sample(seed, num_frames=num_frames) for seed in seeds]
-    return dict(inputs=dict(img=images), data_samples=samples)
+    inputs = dict(img=images)
+    if lidar:
+        inputs["points"] = [make_points(seed) for seed in seeds]
+    return dict(inputs=inputs, data_samples=samples)
 
 
 def make_feats(batch: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:

@@ -1,0 +1,87 @@
+"""mmdet3d's sparse LiDAR encoder on this project's sparse convolutions.
+
+The encoder is built by mmdet3d; ``use_own_convolutions`` then replaces its convolutions, which are
+spconv's (or mmcv's), by those of ``models.layers.sparse_conv``: right on the CPU with any number
+of threads, spconv underneath on CUDA. Parameters keep their names and spconv 2's layout.
+
+Dimension letters: B batch, V voxels, C channels, D, H, W size of the last sparse grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .sparse_conv import SparseConv3d, SparseTensor, SubMConv3d
+
+
+def use_own_convolutions(module: nn.Module) -> None:
+    """Replace all sparse convolutions below a module; the new ones draw new weights.
+
+    Raises:
+        ValueError: If there is a kind of convolution that has no counterpart.
+    """
+    for name, child in module.named_children():
+        if hasattr(child, "subm"):
+            setattr(module, name, _own_convolution(child))
+        else:
+            use_own_convolutions(child)
+
+
+def _own_convolution(conv: Any) -> nn.Module:
+    dilation = {int(value) for value in conv.dilation}
+    if conv.ndim != 3 or conv.inverse or conv.transposed or dilation != {1} or conv.groups != 1:
+        raise ValueError(f"The sparse convolution {conv} of the LiDAR encoder is not supported.")
+    kind = SubMConv3d if conv.subm else SparseConv3d
+    return kind(
+        conv.in_channels,
+        conv.out_channels,
+        kernel_size=[int(size) for size in conv.kernel_size],
+        stride=[int(step) for step in conv.stride],
+        padding=[int(pad) for pad in conv.padding],
+        bias=conv.bias is not None,
+    )
+
+
+def run_sparse_encoder(encoder: Any, features: Tensor, coords: Tensor, batch_size: int) -> Tensor:
+    """Run a ``mmdet3d.SparseEncoder`` whose convolutions have been replaced.
+
+    Args:
+        encoder: The encoder.
+        features: ``[V, C]``.
+        coords: int64 ``[V, 4]`` (sample, z, y, x).
+        batch_size: B.
+
+    Returns:
+        ``[B, C*D, H, W]``, rows along y and columns along x.
+    """
+    depth, height, width = encoder.sparse_shape
+    x = SparseTensor(features, coords, (depth, height, width), batch_size)
+    for part in (encoder.conv_input, encoder.encoder_layers, encoder.conv_out):
+        x = _run(part, x)
+    dense = x.features.new_zeros(batch_size, *x.spatial_shape, x.features.shape[1])
+    dense = dense.index_put(tuple(x.coords.unbind(1)), x.features)
+    return dense.permute(0, 4, 1, 2, 3).flatten(1, 2)
+
+
+def _run(module: Any, x: SparseTensor) -> SparseTensor:
+    if isinstance(module, (SparseConv3d, SubMConv3d)):
+        return module(x)
+    if hasattr(module, "conv1"):
+        return _run_basic_block(module, x)
+    children = list(module.children())
+    if not children:  # acts on every voxel by itself
+        return replace(x, features=module(x.features))
+    for child in children:
+        x = _run(child, x)
+    return x
+
+
+def _run_basic_block(block: Any, x: SparseTensor) -> SparseTensor:
+    out = block.conv1(x)
+    out = block.conv2(replace(out, features=torch.relu(block.norm1(out.features))))
+    identity = x if block.downsample is None else _run(block.downsample, x)
+    return replace(out, features=torch.relu(block.norm2(out.features) + identity.features))

@@ -1,0 +1,104 @@
+"""From LiDAR points to voxels with mean features.
+
+Dimension letters: B batch, n points of a sample, F features of a point, V voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .grid import grid_shape
+
+
+class Voxels(NamedTuple):
+    """Voxels of a batch.
+
+    Attributes:
+        features: ``[V, F]``.
+        coords: int64 ``[V, 4]`` (sample, z, y, x), the order of LiDAR encoders.
+    """
+
+    features: Tensor
+    coords: Tensor
+
+
+@MODELS.register_module()
+class MeanVoxelizer(nn.Module):
+    """Average the points of a voxel: hard voxelisation and simple encoding as in SECOND.
+
+    Of a voxel's points the first ones count, in the order of the input, and of the voxels those
+    whose first point comes first. The same on every device, run after run.
+
+    Args:
+        pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres; points outside are
+            dropped.
+        voxel_size: Edge lengths ``(x, y, z)`` in metres.
+        max_points: Points of a voxel that count.
+        max_voxels: Voxels of a sample that count, in training and in evaluation.
+
+    Raises:
+        ValueError: If the range is empty or not a whole number of voxels.
+    """
+
+    low: Tensor
+    high: Tensor
+    voxel_size: Tensor
+
+    def __init__(
+        self,
+        pc_range: Sequence[float],
+        voxel_size: Sequence[float],
+        max_points: int = 10,
+        max_voxels: tuple[int, int] = (90_000, 120_000),
+    ) -> None:
+        super().__init__()
+        self.grid_shape = grid_shape(pc_range, voxel_size)
+        self.max_points = max_points
+        self.max_voxels = max_voxels
+        for name, values in (
+            ("low", pc_range[:3]),
+            ("high", pc_range[3:]),
+            ("voxel_size", voxel_size),
+        ):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, points: Sequence[Tensor]) -> Voxels:
+        """Voxelise the points ``[n, F]`` of every sample; the first columns are x, y, z."""
+        features, coords = [], []
+        for i, cloud in enumerate(points):
+            mean, zyx = self._voxelise(cloud)
+            features.append(mean)
+            coords.append(torch.cat([zyx.new_full((len(zyx), 1), i), zyx], dim=1))
+        return Voxels(torch.cat(features), torch.cat(coords))
+
+    def _voxelise(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean features ``[V, F]`` and (z, y, x) ``[V, 3]`` of one sample."""
+        index = torch.floor((points[:, :3] - self.low) / self.voxel_size)
+        sizes = index.new_tensor(self.grid_shape)
+        inside = ((index >= 0) & (index < sizes)).all(1)
+        points, index = points[inside], index[inside].long()
+        x, y, z = index.unbind(1)
+        x_num, y_num, _ = self.grid_shape
+        key, voxel, count = torch.unique(
+            (z * y_num + y) * x_num + x, return_inverse=True, return_counts=True
+        )
+        # points by voxel, in the order of the input within one
+        order = torch.argsort(voxel, stable=True)
+        start = count.cumsum(0) - count
+        rank = torch.arange(len(order), device=order.device) - start[voxel[order]]
+        first = order[start]  # the first point of every voxel
+        counted = order[rank < self.max_points]
+        total = points.new_zeros(len(key), points.shape[1])
+        total.index_add_(0, voxel[counted], points[counted])
+        mean = total / count.clamp(max=self.max_points).unsqueeze(1)
+        kept = torch.argsort(first)[: self.max_voxels[0 if self.training else 1]]
+        kept = kept.sort().values  # back to the order of the grid, which convolutions like
+        key = key[kept]
+        rest, x = key // x_num, key % x_num
+        return mean[kept], torch.stack([rest // y_num, rest % y_num, x], dim=1)

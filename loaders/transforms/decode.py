@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from mmengine.logging import print_log
 
 from loaders.errors import BadDataError, MissingDataError, TruncatedDataError
 
@@ -65,6 +67,18 @@ def read_image(path: str, backend: Backend = "auto", reduction: int = 1) -> Imag
     return image
 
 
+@functools.cache
+def notice_slow_backend(backend: Backend) -> None:
+    """Says once per process if 'auto' does not get the fastest decoder, and how to."""
+    if backend == "auto" and _decoder_name() != "turbojpeg":
+        print_log(
+            f"images are decoded with {_decoder_name()}: for faster loading install libturbojpeg "
+            "(Debian and Ubuntu: apt install libturbojpeg0)",
+            logger="current",
+            level=logging.INFO,
+        )
+
+
 def _broken(path: str, data: bytes) -> str:
     return (
         f"image {path} cannot be decoded ({len(data)} bytes): restore it from the original archive"
@@ -74,28 +88,34 @@ def _broken(path: str, data: bytes) -> str:
 @functools.cache
 def _decoder(backend: Backend) -> _Decoder:
     """Returns the decoding function; libraries load at the first use."""
-    makers: dict[str, Callable[[], _Decoder]] = {
-        "turbojpeg": _turbojpeg_decoder,
-        "cv2": _cv2_decoder,
-        "pillow": _pillow_decoder,
-    }
-    if backend != "auto":
-        if backend not in makers:
-            raise ValueError(
-                f"image backend '{backend}' is unknown, use auto or one of {[*makers]}"
-            )
+    makers = _makers()
+    if backend == "auto":
+        return makers[_decoder_name()]()
+    if backend not in makers:
+        raise ValueError(f"image backend '{backend}' is unknown, use auto or one of {[*makers]}")
+    try:
+        return makers[backend]()
+    except Exception as error:
+        raise RuntimeError(
+            f"image backend '{backend}' does not work here ({error}): install it (TurboJPEG needs "
+            "the system library libturbojpeg0 too), or set backend='auto'"
+        ) from error
+
+
+def _makers() -> dict[str, Callable[[], _Decoder]]:
+    """Returns the libraries, the fastest first."""
+    return {"turbojpeg": _turbojpeg_decoder, "cv2": _cv2_decoder, "pillow": _pillow_decoder}
+
+
+@functools.cache
+def _decoder_name() -> str:
+    """Returns the fastest library that works here."""
+    for name, make in _makers().items():
         try:
-            return makers[backend]()
-        except Exception as error:
-            raise RuntimeError(
-                f"image backend '{backend}' does not work here ({error}): install it (TurboJPEG "
-                "needs the system library libturbojpeg0 too), or set backend='auto'"
-            ) from error
-    for maker in makers.values():
-        try:
-            return maker()
+            make()
         except Exception:  # a missing or mismatched library shows as nearly any exception
             continue
+        return name
     raise AssertionError("Pillow is a dependency, so its decoder always works")
 
 

@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+from mmengine.logging import MMLogger
 from PIL import Image
 
 from loaders.errors import BadDataError, MissingDataError
@@ -55,6 +56,11 @@ def make_sample(paths=(), root="", training=True, **changes):
         rng=np.random.default_rng(0) if training else None,
     )
     return OccSample(**{**values, **changes})
+
+
+def forget_decoders():
+    for cached in (decode._decoder, decode._decoder_name, decode.notice_slow_backend):
+        cached.cache_clear()
 
 
 class TestReadImage:
@@ -128,13 +134,13 @@ class TestReadImage:
             raise OSError("no libturbojpeg")
 
         monkeypatch.setattr(decode, "_turbojpeg_decoder", absent)
-        decode._decoder.cache_clear()
+        forget_decoders()
         with pytest.raises(RuntimeError, match="'turbojpeg' does not work here"):
             read_image(str(tmp_path / "a.jpg"), "turbojpeg")
         monkeypatch.setattr(decode, "_cv2_decoder", absent)
         expected = read_image(str(tmp_path / "a.jpg"), "pillow")
         np.testing.assert_array_equal(read_image(str(tmp_path / "a.jpg"), "auto"), expected)
-        decode._decoder.cache_clear()
+        forget_decoders()
 
 
 class TestImages:
@@ -207,6 +213,42 @@ class TestImages:
         for path in paths:
             path.unlink()
         cached(draw(make_sample(paths, rng=np.random.default_rng(5))))  # from memory
+
+    @pytest.mark.parametrize("mode", ["exact", "fast"])
+    def test_evaluation_keeps_finished_images(self, tmp_path, mode):
+        paths = [tmp_path / f"{i}.jpg" for i in range(4)]
+        for i, path in enumerate(paths):
+            path.write_bytes(jpeg(np.roll(smooth_image(), 20 * i, axis=1)))
+        draw = DrawImageAug((90, 160), (32, 96))
+        # Three of 32 x 96 pixels fit, not one of 90 x 160.
+        cached = LoadMultiViewImages((90, 160), mode, cache_mb=3.5 * 32 * 96 * 3 / 2**20)
+        plain = LoadMultiViewImages((90, 160), mode)
+        window = [cached(draw(make_sample(paths[i : i + 3], training=False))) for i in range(2)]
+        for i, sample in enumerate(window):
+            expected = plain(draw(make_sample(paths[i : i + 3], training=False))).images
+            np.testing.assert_array_equal(sample.images, expected)
+            sample.images[:] = 0  # must not reach the cache
+        for path in paths:
+            path.unlink()
+        again = cached(draw(make_sample(paths[1:], training=False))).images
+        np.testing.assert_array_equal(again, expected)
+        with pytest.raises(MissingDataError):
+            cached(draw(make_sample(paths[:1], training=False)))
+
+    def test_slow_decoder_is_noticed_once(self, monkeypatch, caplog):
+        def absent():
+            raise OSError("no libturbojpeg")
+
+        logger = MMLogger.get_instance("decode-test", log_level="INFO")
+        logger.addHandler(caplog.handler)
+        forget_decoders()
+        monkeypatch.setattr(decode, "_turbojpeg_decoder", absent)
+        for _ in range(3):
+            LoadMultiViewImages((90, 160))
+        assert caplog.text.count("decoded with cv2: for faster loading install libturbo") == 1
+        LoadMultiViewImages((90, 160), backend="pillow")
+        assert "pillow" not in caplog.text
+        forget_decoders()
 
     def test_misuse(self):
         with pytest.raises(ValueError, match="mode is 'slow'"):
@@ -343,7 +385,7 @@ def test_turbojpeg_hands_doubtful_files_to_the_other_decoder(tmp_path, monkeypat
 
     module = types.SimpleNamespace(TurboJPEG=TurboJPEG, TJPF_BGR=1)
     monkeypatch.setitem(sys.modules, "turbojpeg", module)
-    decode._decoder.cache_clear()
+    forget_decoders()
     good, odd, png = (tmp_path / name for name in ("good.jpg", "odd.jpg", "a.png"))
     good.write_bytes(jpeg(smooth_image()))
     odd.write_bytes(jpeg(smooth_image(), comment=b"odd"))
@@ -356,4 +398,4 @@ def test_turbojpeg_hands_doubtful_files_to_the_other_decoder(tmp_path, monkeypat
     odd.write_bytes(b"\xff\xd8odd\xff\xd9")
     with pytest.raises(BadDataError, match="cannot be decoded"):
         read_image(str(odd), "turbojpeg")
-    decode._decoder.cache_clear()
+    forget_decoders()

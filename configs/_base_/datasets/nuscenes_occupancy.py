@@ -24,7 +24,8 @@ train_dataloader = dict(dataset=dict(**grid, pipeline=[
     dict(type='PackOccSample')]))
 val_dataloader = dict(dataset=dict(**grid, with_ray_origins=False, pipeline=[
     dict(type='DrawImageAug', raw_hw={{_base_.raw_hw}}, final_hw={{_base_.final_hw}}),
-    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, mode={{_base_.image_mode}}),
+    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, mode={{_base_.image_mode}},
+         cache_mb={{_base_.test_cache_mb}}),
     dict(type='LoadOccupancyLabels'),
     dict(type='PackOccSample')]))
 test_dataloader = val_dataloader

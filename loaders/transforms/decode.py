@@ -70,9 +70,9 @@ def read_image(path: str, backend: Backend = "auto", reduction: int = 1) -> Imag
 @functools.cache
 def notice_slow_backend(backend: Backend) -> None:
     """Says once per process if 'auto' does not get the fastest decoder, and how to."""
-    if backend == "auto" and _decoder_name() != "turbojpeg":
+    if backend == "auto" and fastest_backend() != "turbojpeg":
         print_log(
-            f"images are decoded with {_decoder_name()}: for faster loading install libturbojpeg "
+            f"images are decoded with {fastest_backend()}: for faster loading install libturbojpeg "
             "(Debian and Ubuntu: apt install libturbojpeg0)",
             logger="current",
             level=logging.INFO,
@@ -90,7 +90,7 @@ def _decoder(backend: Backend) -> _Decoder:
     """Returns the decoding function; libraries load at the first use."""
     makers = _makers()
     if backend == "auto":
-        return makers[_decoder_name()]()
+        return makers[fastest_backend()]()
     if backend not in makers:
         raise ValueError(f"image backend '{backend}' is unknown, use auto or one of {[*makers]}")
     try:
@@ -108,7 +108,7 @@ def _makers() -> dict[str, Callable[[], _Decoder]]:
 
 
 @functools.cache
-def _decoder_name() -> str:
+def fastest_backend() -> str:
     """Returns the fastest library that works here."""
     for name, make in _makers().items():
         try:

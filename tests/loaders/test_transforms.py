@@ -59,7 +59,7 @@ def make_sample(paths=(), root="", training=True, **changes):
 
 
 def forget_decoders():
-    for cached in (decode._decoder, decode._decoder_name, decode.notice_slow_backend):
+    for cached in (decode._decoder, decode.fastest_backend, decode.notice_slow_backend):
         cached.cache_clear()
 
 

@@ -28,4 +28,7 @@ env_cfg = dict(
 randomness = dict(seed=0)
 
 load_from = None
+# How keys of `load_from` are renamed: detectors of mmdetection call their image network so, among
+# them the nuImages Cascade Mask R-CNN that OPUS is published to start from.
+revise_keys = [(r'^backbone\.', 'img_backbone.')]
 resume = False

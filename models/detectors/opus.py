@@ -6,7 +6,7 @@ image size, h, w size of a feature map.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from models.heads import CameraGeometry, HeadOutput, LidarInput, OccupancyHead
+from models.weight_layouts import to_own_layout
 
 from .feature_cache import FeatureCache, FrameFeatures
 from .lidar_branch import build_lidar_branch, lidar_map
@@ -119,10 +120,13 @@ class OPUS(BaseModel):
         super().train(mode)
         return self
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load weights and forget cached features, which other weights made."""
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load weights, with sparse convolutions in any library's layout.
+
+        Cached features are forgotten: other weights made them.
+        """
         self.cache.clear()
-        return super().load_state_dict(*args, **kwargs)
+        return super().load_state_dict(to_own_layout(state_dict, self), *args, **kwargs)
 
     def forward(
         self, inputs: dict[str, Any], data_samples: list[BaseDataElement], mode: str = "tensor"

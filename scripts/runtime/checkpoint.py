@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
+
+from models.weight_layouts import to_own_layout
 
 NUM_NAMED_KEYS = 3  # keys of each kind that a message names
 
@@ -122,9 +125,36 @@ def _listed(keys: list[str]) -> str:
     return ", ".join(keys[:NUM_NAMED_KEYS]) + (f" and {more} more" if more > 0 else "")
 
 
-def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """State dict of a checkpoint without the prefix that data-parallel wrappers add."""
-    return {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
+def revised_weights(
+    checkpoint: Mapping[str, Any], revise_keys: Sequence[tuple[str, str]] = ()
+) -> dict[str, Tensor]:
+    """State dict of a checkpoint under other names.
+
+    Args:
+        checkpoint: What `read_checkpoint` gave.
+        revise_keys: Regular expressions and what to replace them by, applied to every key in turn,
+            after the prefix that data-parallel wrappers add has been dropped.
+    """
+    weights = {}
+    for key, value in checkpoint["state_dict"].items():
+        key = key.removeprefix("module.")
+        for pattern, replacement in revise_keys:
+            key = re.sub(pattern, replacement, key)
+        weights[key] = value
+    return weights
+
+
+def weights_of(
+    checkpoint: Mapping[str, Any], model: nn.Module, revise_keys: Sequence[tuple[str, str]] = ()
+) -> dict[str, Tensor]:
+    """State dict of a checkpoint as a model names and stores its weights.
+
+    Args:
+        checkpoint: What `read_checkpoint` gave.
+        model: The model; sparse convolutions are brought to its layout.
+        revise_keys: See `revised_weights`.
+    """
+    return to_own_layout(revised_weights(checkpoint, revise_keys), model)
 
 
 def misfits(
@@ -182,19 +212,34 @@ def load_weights(model: nn.Module, path: str | Path) -> CheckpointInfo:
         CheckpointError: As `read_checkpoint`, or the checkpoint is one of another model.
     """
     checkpoint = read_checkpoint(path)
-    weights = weights_of(checkpoint)
+    weights = weights_of(checkpoint, model)
     check_fit(weights, model, path)
-    model.load_state_dict(weights, strict=True)
-    meta = checkpoint.get("meta", {})
+    _fill(model, weights, path, strict=True)
+    meta = checkpoint.get("meta") or {}
     return CheckpointInfo(str(path), file_sha256(path), meta.get("epoch"), meta.get("iter"))
 
 
-def start_from(model: nn.Module, path: str | Path) -> str:
+def _fill(
+    model: nn.Module, weights: Mapping[str, Tensor], path: str | Path, *, strict: bool
+) -> None:
+    """Load weights whose names and shapes fit; a model may still refuse what they stand for."""
+    try:
+        model.load_state_dict(weights, strict=strict)
+    except RuntimeError as error:
+        _, _, reasons = str(error).partition("\n")  # after "Error(s) in loading state_dict ..."
+        reason = reasons.strip().splitlines()[0].strip() if reasons.strip() else str(error)
+        raise CheckpointError(f"{path} does not fit the config: {reason}") from error
+
+
+def start_from(
+    model: nn.Module, path: str | Path, revise_keys: Sequence[tuple[str, str]] = ()
+) -> str:
     """Load what fits of a checkpoint, for training on from other weights (`--load-from`).
 
     Args:
         model: The unwrapped model.
         path: Checkpoint file; parts of the model may be absent from it.
+        revise_keys: Renaming of the file's keys, as in `revised_weights`.
 
     Returns:
         A sentence that says how much was loaded.
@@ -202,11 +247,11 @@ def start_from(model: nn.Module, path: str | Path) -> str:
     Raises:
         CheckpointError: Not a checkpoint, no key in common, or a key of another shape.
     """
-    weights = weights_of(read_checkpoint(path))
+    weights = weights_of(read_checkpoint(path), model, revise_keys)
     missing, unexpected, mismatched = misfits(weights, model)
     if mismatched or len(missing) == len(model.state_dict()):
         check_fit(weights, model, path)
-    model.load_state_dict(weights, strict=False)
+    _fill(model, weights, path, strict=False)
     loaded = len(model.state_dict()) - len(missing)
     sentence = f"started from {path}: {loaded} of {len(model.state_dict())} tensors loaded"
     if missing:

@@ -99,6 +99,7 @@ class OpusRunner(Runner):
 
         `resume` without `load_from` takes the latest checkpoint of the work dir and starts anew if
         there is none. mmengine's own version accepts a checkpoint of any other model silently.
+        The config's `revise_keys` rename what `load_from` holds.
 
         Raises:
             CheckpointError: The checkpoint cannot be read, does not fit, or cannot be resumed.
@@ -111,14 +112,15 @@ class OpusRunner(Runner):
                 self.logger.info(f"no checkpoint in {self.work_dir} to resume: starting anew")
                 return
             checkpoint = read_checkpoint(path)
-            check_fit(weights_of(checkpoint), bare_model(self), path)
+            check_fit(weights_of(checkpoint, bare_model(self)), bare_model(self), path)
             if "optimizer" not in checkpoint:
                 raise CheckpointError(
                     f"{path} holds weights only and cannot be resumed: use --load-from"
                 )
             self.resume(str(path))
         elif self._load_from is not None:
-            self.logger.info(start_from(bare_model(self), self._load_from))
+            revise_keys = self.cfg.get("revise_keys") or ()
+            self.logger.info(start_from(bare_model(self), self._load_from, revise_keys))
         self._has_loaded = True
 
 

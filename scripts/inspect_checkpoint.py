@@ -4,8 +4,7 @@
 
 Prints what the file is, a summary by module, and every missing, unexpected and mismatched entry.
 Exits with 1 if there is any (val.py would refuse the file), with 2 if the file or the config cannot
-be read. Nothing is initialised and no data is
-needed.
+be read. Nothing is initialised and no data is needed.
 """
 
 from __future__ import annotations
@@ -99,6 +98,17 @@ def fact_lines(checkpoint: Mapping[str, Any]) -> Iterable[str]:
     yield f"optimizer state: {'yes' if checkpoint.get('optimizer') else 'no'}"
 
 
+def range_mismatch(weights: Mapping[str, Tensor], model: nn.Module) -> Iterable[str]:
+    """Yield a sentence if a checkpoint was trained for another range than the model's."""
+    key = "pts_bbox_head.pc_range"
+    if key in weights and tuple(weights[key].shape) == (6,):
+        stored = weights[key].tolist()
+        head: Any = model.get_submodule("pts_bbox_head")
+        expected = list(head.grid_range)
+        if any(abs(a - b) > 1e-4 for a, b in zip(stored, expected, strict=True)):
+            yield f"{key} ({stored} in the file, {expected} in the model)"
+
+
 def inspect(
     config: str,
     path: str,
@@ -118,6 +128,7 @@ def inspect(
     for line in summary_lines(weights, model):
         print(f"  {line}")
     found = Comparison(*misfits(weights, model))
+    found.mismatched.extend(range_mismatch(weights, model))
     for kind in ("missing", "unexpected", "mismatched"):
         entries: list[str] = getattr(found, kind)
         print(f"{kind}: {len(entries)}")

@@ -21,6 +21,10 @@ class GridModule(BaseModule):
     configuration, so that a model may be evaluated on a finer or coarser grid than it was trained
     on. Its range is part of what the weights mean, so a checkpoint of another range is refused.
 
+    Attributes:
+        grid_range: ``pc_range`` as plain numbers.
+        grid_shape: Numbers of voxels ``(X, Y, Z)``.
+
     Args:
         pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres.
         voxel_size: Edge lengths ``(x, y, z)`` of a voxel in metres.
@@ -45,6 +49,7 @@ class GridModule(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        self.grid_range = tuple(map(float, pc_range))
         self.grid_shape = grid_shape(pc_range, voxel_size)
         low, high = torch.tensor(pc_range, dtype=torch.float64).view(2, 3)
         values = dict(

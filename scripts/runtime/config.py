@@ -24,7 +24,11 @@ RUNNER_KEYS = frozenset(inspect.signature(Runner).parameters)
 DERIVED_KEYS = {
     "train_dataloader.batch_size": "batch_size",
     "train_cfg.max_epochs": "max_epochs",
+    "model.pts_bbox_head.pc_range": "pc_range",
+    "model.pts_bbox_head.voxel_size": "voxel_size",
 }
+
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 _NO_SUCH_KEY = re.compile(r"^([\w.<>]+)\(\) got an unexpected keyword argument '(\w+)'")
 _KEY_LACKS = re.compile(r"^([\w.<>]+)\(\) missing \d+ required .*?arguments?: (.*)$")
@@ -64,6 +68,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
             raise ConfigError(f"--cfg-options does not fit {path}: {error}") from None
         if "data_root" in options:
             _move_data(cfg, options["data_root"])
+    _set_grid(cfg)
     return cfg
 
 
@@ -82,10 +87,25 @@ def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
 
 def _move_data(cfg: Config, data_root: str) -> None:
     """Give all data sets another root: `_base_` files have copied the name when they were read."""
-    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+    for name in LOADERS:
         for _, node in _dicts(cfg.get(name)):
             if "data_root" in node:
                 node["data_root"] = data_root
+
+
+def _set_grid(cfg: Config) -> None:
+    """Give data sets and head the voxel grid of the top level where that has been changed.
+
+    One field, `voxel_size`, so has a model predict, and be scored, on finer or coarser voxels.
+    """
+    holders = [node for name in LOADERS for _, node in _dicts(cfg.get(name))]
+    head = (cfg.get("model") or {}).get("pts_bbox_head")
+    for key in ("pc_range", "voxel_size"):
+        copies = [node for node in holders if key in node]
+        if key not in cfg or all(list(node[key]) == list(cfg[key]) for node in copies):
+            continue
+        for node in [*copies, *([head] if head is not None and key in head else [])]:
+            node[key] = cfg[key]
 
 
 def fit_config(cfg: Config, launch: Launch) -> list[str]:

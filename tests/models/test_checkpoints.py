@@ -180,6 +180,11 @@ def test_inspection_names_every_difference(
     )
     row = next(line.split() for line in printed.splitlines() if line.startswith("  img_neck "))
     assert row[1:3] == ["12", "12"]  # one less and one more
+    weights = make_detector().state_dict()
+    weights["pts_bbox_head.pc_range"] += 1
+    torch.save(dict(state_dict=weights), tmp_path / "elsewhere.pth")
+    assert inspect_checkpoint.main([str(config_file), str(tmp_path / "elsewhere.pth")]) == 1
+    assert "mismatched: 1\n  pts_bbox_head.pc_range ([-7.0, -5.0," in capsys.readouterr().out
     assert inspect_checkpoint.main([str(config_file), str(tmp_path / "nowhere.pth")]) == 2
     assert "nowhere.pth does not exist" in capsys.readouterr().err
 

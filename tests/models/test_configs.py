@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from scripts.runtime.config import fit_config, load_config
+from scripts.runtime.errors import ConfigError
 from scripts.runtime.launch import Launch
 from tests.models.cases import HW, camera_matrices, make_batch, make_points
 
@@ -283,3 +284,29 @@ def test_small_run_and_gradients(family: Family, size: str) -> None:
     with torch.no_grad():
         (found,) = model.eval()(**data, mode="predict")
     assert found.pred_coords.shape == (len(found.pred_labels), 3)
+
+
+def test_one_field_changes_the_grid_of_model_and_data() -> None:
+    family = FAMILIES[2]
+    path = path_of(family, "t")
+    config = load_config(path, dict(voxel_size=[0.8, 0.8, 0.8]))
+    sizes = [config.model.pts_bbox_head.voxel_size]
+    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+        sizes.append(loader.dataset.voxel_size)
+    assert sizes == [[0.8] * 3] * 4
+    with torch.device("meta"):
+        head = MODELS.build(config.model.pts_bbox_head)
+    assert head.grid_shape == (100, 100, 8)
+    assert {densifier.grid_shape for densifier in head.densifiers} == {(100, 100, 8)}
+    with pytest.raises(ConfigError, match="follows from voxel_size: set that one"):
+        load_config(path, {"model.pts_bbox_head.voxel_size": [0.8, 0.8, 0.8]})
+
+
+def test_a_config_may_change_the_grid_of_its_base(tmp_path: Path) -> None:
+    child = tmp_path / "finer.py"
+    base = path_of(FAMILIES[7], "t")  # LiDAR voxels have a size of their own
+    child.write_text(f"_base_ = {str(base)!r}\nvoxel_size = [0.4, 0.4, 0.4]\n")
+    config = load_config(child)
+    assert config.model.pts_bbox_head.voxel_size == [0.4] * 3
+    assert config.test_dataloader.dataset.voxel_size == [0.4] * 3
+    assert config.model.pts_voxel_layer.voxel_size == [0.064, 0.064, 0.2]

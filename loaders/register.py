@@ -1,7 +1,7 @@
 """Enters data sets, samplers, transforms and metrics into MMEngine's registries when imported."""
 
 from loaders.datasets import nuscenes_occ3d, nuscenes_occupancy, samplers
-from loaders.metrics import occupancy_metric, ray_iou_metric
+from loaders.metrics import occupancy_metric, ray_iou_metric, save_predictions
 from loaders.transforms import images, labels, occupancy_labels, pack, points
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "points",
     "ray_iou_metric",
     "samplers",
+    "save_predictions",
 ]

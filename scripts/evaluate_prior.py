@@ -19,7 +19,6 @@ Legend: X Y Z voxels, K semantic classes (label K is free).
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from mmengine.config import Config
-from mmengine.registry import DATASETS, METRICS, init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
@@ -39,27 +38,11 @@ from loaders.sample import OccSample
 from scripts.runtime.config import load_config, named_config_keys
 from scripts.runtime.errors import ConfigError, run_entry_point
 from scripts.runtime.report import score_report, write_json
+from scripts.scoring import Scorer, labels_only
 
 VARIANTS = ("all", "visible")
 Grid = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.integer[Any]]
-
-
-def labels_only(dataset_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Config of the same data set whose pipeline loads labels and nothing else.
-
-    Raises:
-        ConfigError: The pipeline loads no labels.
-    """
-    cfg = copy.deepcopy(dict(dataset_cfg))
-    while "dataset" in cfg:  # wrappers that repeat or concatenate
-        cfg = dict(cfg["dataset"])
-    loading = [step for step in cfg["pipeline"] if "Labels" in str(step["type"])]
-    if not loading:
-        raise ConfigError(f"the pipeline of {cfg['type']} loads no labels: nothing to count")
-    for step in loading:
-        step.pop("cache_mb", None)  # every sample is read once
-    return {**cfg, "pipeline": loading, "test_mode": True}
 
 
 def _samples(dataset: NuScenesDataset, what: str) -> Iterator[OccSample]:
@@ -124,42 +107,32 @@ def as_prediction(grid: Grid, free_label: int) -> dict[str, npt.NDArray[np.int64
     return {"pred_coords": coords, "pred_labels": grid[tuple(coords.T)].astype(np.int64)}
 
 
-def score_grids(grids: Mapping[str, Grid], cfg: Config) -> dict[str, dict[str, float]]:
+def score_grids(
+    grids: Mapping[str, Grid], cfg: Config, workers: int = 0
+) -> dict[str, dict[str, float]]:
     """Scores of fixed label grids on the evaluation split with the config's metrics.
 
     Args:
         grids: Variant name to labels [X, Y, Z], predicted for every sample.
         cfg: Config with `val_dataloader` and `val_evaluator`.
+        workers: Processes; 0 works in this one.
 
     Returns:
         Variant name to metric names to values.
     """
-    dataset = DATASETS.build(labels_only(cfg.val_dataloader.dataset))
-    evaluators = cfg.val_evaluator if isinstance(cfg.val_evaluator, list) else [cfg.val_evaluator]
-    metrics = {name: [METRICS.build(entry) for entry in evaluators] for name in grids}
-    free_label = len(dataset.metainfo["class_names"])
+    scorer = Scorer(cfg.val_dataloader.dataset, cfg.val_evaluator)
+    free_label = len(scorer.dataset.metainfo["class_names"])
     predictions = {name: as_prediction(grid, free_label) for name, grid in grids.items()}
-    for group in metrics.values():
-        for metric in group:
-            metric.dataset_meta = dataset.metainfo
-    for sample in _samples(dataset, "scoring the prior"):
-        for name, group in metrics.items():
-            for metric in group:
-                metric.process(None, [{**vars(sample), **predictions[name]}])
-    return {
-        name: {
-            key: value for metric in group for key, value in metric.evaluate(len(dataset)).items()
-        }
-        for name, group in metrics.items()
-    }
+    predictors = {name: lambda _, found=found: found for name, found in predictions.items()}
+    return scorer.score(predictors, workers)
 
 
-def evaluate_prior(cfg: Config) -> dict[str, dict[str, float]]:
+def evaluate_prior(cfg: Config, workers: int = 0) -> dict[str, dict[str, float]]:
     """Count, then score: variant name to metrics, and under `stronger` the better of each."""
     init_default_scope(cfg.get("default_scope", "mmengine"))
     with named_config_keys(cfg):
         train = DATASETS.build(labels_only(cfg.train_dataloader.dataset))
-        scores = score_grids(prior_grids(*count_labels(train)), cfg)
+        scores = score_grids(prior_grids(*count_labels(train)), cfg, workers)
     names = scores[VARIANTS[0]]
     stronger = {key: max(scores[name].get(key, 0.0) for name in VARIANTS) for key in names}
     return {**scores, "stronger": stronger}
@@ -169,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command line says."""
     start = time.monotonic()
     cfg = load_config(args.config, args.cfg_options)
-    scores = evaluate_prior(cfg)
+    scores = evaluate_prior(cfg, args.workers)
     summary = [key for key in scores["stronger"] if "IoU_" not in key]
     width = max(map(len, summary))
     print(f"{'image-blind prior':<{width}}" + "".join(f"{name:>12}" for name in scores))
@@ -194,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", required=True)
     parser.add_argument("--out", metavar="FILE", help="scores as JSON")
+    parser.add_argument("--workers", type=int, default=0, help="processes that score (default: 0)")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={})
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(arguments)

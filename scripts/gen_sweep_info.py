@@ -66,6 +66,8 @@ def _fragments(
     try:
         with ProcessPoolExecutor(min(workers, len(scenes)), mp_context=fork) as pool:
             yield from pool.map(_in_worker, scenes, chunksize=4)
+    except BadDataError as error:  # raised anew: entry points show what this process raises
+        raise BadDataError(str(error)) from error
     except BrokenProcessPool as error:
         raise RuntimeError(
             "a worker process was killed, perhaps for lack of memory: try --workers 0"

@@ -99,6 +99,21 @@ class CountingMetric(BaseMetric):
         # BaseMetric keeps `size` results of what the processes gathered; each hands over one.
         return super().evaluate(get_world_size())
 
+    def counted(self) -> CountState:
+        """Returns what was counted so far, to be handed to :meth:`evaluate_counted` elsewhere."""
+        return self._counts.state()
+
+    def evaluate_counted(self, states: Sequence[CountState], size: int) -> dict[str, float]:
+        """Scores what several metrics of the same settings have counted, without communication.
+
+        Args:
+            states: Of worker processes.
+            size: Number of samples of the data set; another number of samples seen is logged.
+        """
+        self._expected_samples = size
+        scores = self.compute_metrics(list(states))
+        return {f"{self.prefix}/{name}" if self.prefix else name: v for name, v in scores.items()}
+
     def compute_metrics(self, results: list[CountState]) -> dict[str, float]:
         """Scores the gathered states (called on the main process)."""
         counts, num_samples = merge(results)

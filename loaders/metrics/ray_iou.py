@@ -6,7 +6,7 @@ Legend: X Y Z voxels, O ray origins, D directions, K semantic classes (free excl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,6 +18,8 @@ import torch
 from models.ops import OccupancyPyramid, ray_cast
 
 DEPTH_THRESHOLDS_M = (1.0, 2.0, 4.0)
+# Grid, origins, range, voxel size, free label -> class and depth of its rays.
+CastOne = Callable[..., tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
 _NUM_AZIMUTHS = 360
 # The lower beams of the simulated LiDAR hit flat ground at distances 1, 2, ... 10 sensor heights;
 # above them the step between the last two is repeated up to this pitch.
@@ -197,15 +199,32 @@ def sample_ray_counts(
     voxel_size: Sequence[float],
     num_classes: int,
     empty_label: int,
+    cast_gt: CastOne | None = None,
 ) -> RayCounts:
     """Casts rays through prediction and ground truth [X, Y, Z] of one sample and counts.
+
+    Args:
+        pred: uint8 [X, Y, Z].
+        gt: uint8 [X, Y, Z].
+        origins: [O, 3] metres.
+        pc_range: Of the grids.
+        voxel_size: Of the grids.
+        num_classes: K + 1, free included.
+        empty_label: Class of a free voxel.
+        cast_gt: Casts the rays of the ground truth, see :class:`.ray_cache.RayCache`.
 
     Raises:
         ValueError: If the two grids differ in shape.
     """
     if pred.shape != gt.shape:
         raise ValueError(f"prediction {pred.shape} and ground truth {gt.shape} differ in shape")
-    label, depth_m = cast_label_rays([pred, gt], origins, pc_range, voxel_size, empty_label)
+    settings = (origins, pc_range, voxel_size, empty_label)
+    if cast_gt is None:
+        label, depth_m = cast_label_rays([pred, gt], *settings)
+    else:
+        pred_label, pred_depth = cast_label_rays([pred], *settings)
+        gt_label, gt_depth = cast_gt(gt, *settings)
+        label, depth_m = np.stack([pred_label[0], gt_label]), np.stack([pred_depth[0], gt_depth])
     return ray_counts(label, depth_m, num_classes, empty_label)
 
 

@@ -179,6 +179,9 @@ class TestTables:
         tables = open_tables(self.change(mini, tmp_path, "sample_data", drop), "v1.0-mini")
         with pytest.raises(BadDataError, match="scene-0061-sample0 of scene-0061 has no CAM_BACK"):
             write_split(tables, "mini_train", tmp_path / "x.pkl", progress=False)
+        # In a worker process, too, it is one sentence.
+        args = ("--data-root", tmp_path, "--version", "v1.0-mini", "--workers", "2")
+        assert "has no CAM_BACK" in one_line_error(run_cli(*args))
 
     def test_missing_poses(self, mini, tmp_path):
         root = self.change(mini, tmp_path, "ego_pose", lambda records: records.pop())

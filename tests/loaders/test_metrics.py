@@ -17,6 +17,7 @@ import loaders.register  # noqa: F401 - enters the parts into the registries
 from loaders.metrics.counts import CountAccumulator, merge
 from loaders.metrics.occupancy import dense_labels, occupancy_confusion, occupancy_scores
 from loaders.metrics.occupancy_metric import OccupancyMetric
+from loaders.metrics.ray_cache import RayCache
 from loaders.metrics.ray_iou import (
     cast_label_rays,
     ray_counts,
@@ -350,3 +351,50 @@ def test_table_is_aligned():
         "------+------+--",
         "x     |    - |  ",
     ]
+
+
+class TestRayCache:
+    def score(self, golden, folder):
+        metric = RayIoUMetric(class_names=CLASSES, cache_dir=folder)
+        metric.process(None, [element(golden, i).to_dict() for i in range(3)])
+        return metric.evaluate(3)
+
+    def test_same_scores_and_no_second_cast(self, golden, tmp_path, monkeypatch):
+        plain = RayIoUMetric(class_names=CLASSES)
+        plain.process(None, [element(golden, i).to_dict() for i in range(3)])
+        expected = plain.evaluate(3)
+        folder = str(tmp_path / "rays")
+        assert self.score(golden, folder) == expected
+        assert len(list((tmp_path / "rays").iterdir())) == 3
+
+        def cast(*args):
+            raise AssertionError("rays were cast again")
+
+        monkeypatch.setattr("loaders.metrics.ray_cache.cast_label_rays", cast)
+        assert self.score(golden, folder) == expected
+
+    def test_other_content_is_cast_anew(self, golden, tmp_path):
+        cache = RayCache(tmp_path)
+        _, gt, _ = triple(golden, 0)
+        origins = golden["origins/0"]
+        label, depth = cache.cast(gt, origins, RANGE, VOXEL, FREE)
+        changed = gt.copy()
+        changed[100:110, 95:105, 3:8] = 15
+        assert (cache.cast(changed, origins, RANGE, VOXEL, FREE)[1] != depth).any()
+        assert (cache.cast(gt, origins + 1, RANGE, VOXEL, FREE)[1] != depth).any()
+        assert (cache.cast(gt, origins, RANGE, VOXEL, 11)[0] != label).any()
+        assert len(list(tmp_path.iterdir())) == 4
+        again = cache.cast(gt, origins, RANGE, VOXEL, FREE)
+        np.testing.assert_array_equal(again[0], label)
+        np.testing.assert_array_equal(again[1], depth)
+
+    @pytest.mark.parametrize("damage", [b"", b"no zip", slice(0, 5000), slice(0, -30)])
+    def test_broken_files_are_replaced(self, golden, tmp_path, damage):
+        _, gt, _ = triple(golden, 0)
+        args = (gt, golden["origins/0"], RANGE, VOXEL, FREE)
+        _, depth = RayCache(tmp_path).cast(*args)
+        (path,) = tmp_path.iterdir()
+        whole = path.read_bytes()
+        path.write_bytes(whole[damage] if isinstance(damage, slice) else damage)
+        np.testing.assert_array_equal(RayCache(tmp_path).cast(*args)[1], depth)
+        assert path.read_bytes() == whole and len(list(tmp_path.iterdir())) == 1

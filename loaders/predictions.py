@@ -1,0 +1,160 @@
+"""Predictions on disk: one compressed file per sample, to be scored later or elsewhere.
+
+A file ``<sample token>.npz`` is read in any of these forms:
+
+- sparse: ``coords`` integers [n, 3], voxels (x, y, z), each once, and ``labels`` integers [n];
+  all other voxels are free. This is what :func:`save_prediction` writes, with ``scores`` [n] too.
+- dense: ``semantics`` integers [X, Y, Z], free voxels with the label after the last class;
+- a dense array under any other name, if it is the only one (``arr_0`` of ``np.savez``, as in
+  submissions to the Occ3D benchmark: :func:`save_submission`).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loaders.errors import BadDataError, MissingDataError, UnknownClassError, WrongShapeError
+from loaders.metrics.occupancy import dense_labels
+
+IntArray = npt.NDArray[np.integer[Any]]
+
+
+def prediction_path(folder: str | os.PathLike[str], sample_token: str) -> Path:
+    """Returns where the prediction of a sample is filed."""
+    return Path(folder) / f"{sample_token}.npz"
+
+
+def save_prediction(
+    folder: str | os.PathLike[str],
+    sample_token: str,
+    coords: IntArray,
+    labels: IntArray,
+    scores: npt.NDArray[np.floating[Any]] | None = None,
+) -> Path:
+    """Writes a sparse prediction atomically.
+
+    Args:
+        folder: Must exist.
+        sample_token: Of the key frame.
+        coords: [n, 3] voxels (x, y, z).
+        labels: [n] classes.
+        scores: [n] in [0, 1], kept in half precision.
+    """
+    # Neighbours beside one another compress to a third.
+    order = np.lexsort(coords.T[::-1])
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "coords": coords[order].astype(np.uint16),
+        "labels": labels[order].astype(np.uint8),
+    }
+    if scores is not None:
+        arrays["scores"] = scores[order].astype(np.float16)
+    return _write(prediction_path(folder, sample_token), arrays)
+
+
+def save_submission(
+    folder: str | os.PathLike[str],
+    sample_token: str,
+    coords: IntArray,
+    labels: IntArray,
+    grid_shape: tuple[int, int, int],
+    empty_label: int,
+) -> Path:
+    """Writes a prediction as the Occ3D benchmark wants it: one uint8 array [X, Y, Z]."""
+    grid = dense_labels(coords, labels, grid_shape, empty_label)
+    return _write(prediction_path(folder, sample_token), {"arr_0": grid})
+
+
+def load_prediction(
+    path: str | os.PathLike[str], grid_shape: tuple[int, int, int], empty_label: int
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Reads a prediction in any of this module's forms.
+
+    Args:
+        path: File.
+        grid_shape: (X, Y, Z) of the grid it belongs to.
+        empty_label: Label of free voxels; labels must not be above it.
+
+    Returns:
+        ``pred_coords`` int64 [n, 3] and ``pred_labels`` int64 [n], free voxels left out.
+
+    Raises:
+        MissingDataError: If the file does not exist.
+        BadDataError: If it is broken or does not fit the grid or the classes.
+    """
+    arrays = _read(path)
+    if "coords" in arrays or "labels" in arrays:
+        coords, labels = _sparse(arrays, path)
+        if len(coords) and not ((coords >= 0).all() and (coords < np.array(grid_shape)).all()):
+            raise WrongShapeError(f"prediction {path} has voxels outside the grid {grid_shape}")
+    else:
+        dense = arrays.get("semantics", next(iter(arrays.values())) if len(arrays) == 1 else None)
+        if dense is None:
+            raise BadDataError(
+                f"prediction {path} has neither 'coords' and 'labels' nor 'semantics' (found "
+                f"{', '.join(arrays) or 'nothing'})"
+            )
+        if dense.shape != grid_shape or dense.dtype.kind not in "ui":
+            raise WrongShapeError(
+                f"prediction {path} holds {dense.dtype} {dense.shape}, expected integers "
+                f"{grid_shape}"
+            )
+        coords = np.argwhere(dense != empty_label)
+        labels = dense[tuple(coords.T)]
+    coords, labels = coords.astype(np.int64), labels.astype(np.int64)
+    if len(labels) and not 0 <= labels.min() <= labels.max() <= empty_label:
+        raise UnknownClassError(
+            f"prediction {path} has classes from {labels.min()} to {labels.max()}, the config "
+            f"allows 0 to {empty_label}"
+        )
+    occupied = labels != empty_label
+    return {"pred_coords": coords[occupied], "pred_labels": labels[occupied]}
+
+
+def _sparse(
+    arrays: Mapping[str, npt.NDArray[Any]], path: str | os.PathLike[str]
+) -> tuple[IntArray, IntArray]:
+    coords, labels = arrays.get("coords"), arrays.get("labels")
+    if coords is None or labels is None:
+        raise BadDataError(f"prediction {path} has only one of 'coords' and 'labels'")
+    if coords.shape != (len(labels), 3) or labels.ndim != 1:
+        raise BadDataError(
+            f"prediction {path} has coords {coords.shape} and labels {labels.shape}, expected "
+            "[n, 3] and [n]"
+        )
+    if coords.dtype.kind not in "ui" or labels.dtype.kind not in "ui":
+        raise BadDataError(f"prediction {path} has coords or labels that are no integers")
+    return coords, labels
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise MissingDataError(
+            f"prediction {path} does not exist: predict all samples of the split, or score fewer"
+        ) from None
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise BadDataError(f"prediction {path} is broken: predict this sample again") from error
+
+
+def _write(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> Path:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.chmod(temporary, 0o644)  # mkstemp files are private to their owner
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path

@@ -1,0 +1,146 @@
+"""Scoring predictions that need no model, sample by sample, in several processes."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, METRICS
+from tqdm import tqdm
+
+from loaders.errors import BadDataError
+from loaders.metrics.base import CountingMetric
+from loaders.metrics.counts import CountState
+from loaders.sample import OccSample
+from scripts.runtime.config import named_config_keys
+from scripts.runtime.errors import ConfigError
+
+# From a sample with its labels to `pred_coords` [n, 3] and `pred_labels` [n].
+Predictor = Callable[[OccSample], Mapping[str, Any]]
+# Per predictor the counts of all metrics.
+States = dict[str, list[CountState]]
+
+
+def labels_only(dataset_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Config of the same data set whose pipeline loads labels and nothing else.
+
+    Raises:
+        ConfigError: The pipeline loads no labels.
+    """
+    cfg = copy.deepcopy(dict(dataset_cfg))
+    while "dataset" in cfg:  # wrappers that repeat or concatenate
+        cfg = dict(cfg["dataset"])
+    loading = [step for step in cfg["pipeline"] if "Labels" in str(step["type"])]
+    if not loading:
+        raise ConfigError(f"the pipeline of {cfg['type']} loads no labels: nothing to count")
+    for step in loading:
+        step.pop("cache_mb", None)  # every sample is read once
+    return {**cfg, "pipeline": loading, "test_mode": True}
+
+
+class Scorer:
+    """Scores predictions on a split with the metrics of its config.
+
+    Args:
+        dataset_cfg: Config of the data set.
+        evaluator_cfg: Config of its metrics, those of this project.
+
+    Raises:
+        ConfigError: If a metric cannot be computed without a model's run.
+    """
+
+    def __init__(self, dataset_cfg: Mapping[str, Any], evaluator_cfg: Any) -> None:
+        self.dataset = DATASETS.build(labels_only(dataset_cfg))
+        configs = evaluator_cfg if isinstance(evaluator_cfg, list) else [evaluator_cfg]
+        self._metric_cfgs = [dict(cfg) for cfg in configs]
+        for metric in self._metrics():
+            if not isinstance(metric, CountingMetric):
+                raise ConfigError(
+                    f"the metric {type(metric).__name__} cannot score predictions without a model: "
+                    "leave it out of the evaluator"
+                )
+
+    def score(
+        self, predictors: Mapping[str, Predictor], workers: int = 0
+    ) -> dict[str, dict[str, float]]:
+        """Returns the scores of each predictor, by its name.
+
+        Args:
+            predictors: By name; all see the same samples, which are read once.
+            workers: Processes; 0 works in this one. The scores do not depend on it.
+        """
+        parts = self._count_all(predictors, max(1, workers))
+        scores: dict[str, dict[str, float]] = {}
+        for name in predictors:
+            scores[name] = {}
+            for i, metric in enumerate(self._metrics()):
+                states = [part[name][i] for part in parts]
+                scores[name].update(metric.evaluate_counted(states, len(self.dataset)))
+        return scores
+
+    def _count_all(self, predictors: Mapping[str, Predictor], workers: int) -> list[States]:
+        global _job
+        if workers == 1:
+            return [self._count(predictors, range(len(self.dataset)))]
+
+        def count(rank: int) -> States:
+            mine = range(rank, len(self.dataset), workers)
+            return self._count(predictors, mine, show=rank == 0)
+
+        _job = count  # inherited by the forked processes
+        fork = multiprocessing.get_context("fork")
+        try:
+            with ProcessPoolExecutor(workers, mp_context=fork) as pool:
+                return list(pool.map(_run_job, range(workers)))
+        except BadDataError as error:  # raised anew: entry points show what this process raises
+            raise BadDataError(str(error)) from error
+        finally:
+            _job = None
+
+    def _count(
+        self, predictors: Mapping[str, Predictor], indices: Sequence[int], show: bool = True
+    ) -> States:
+        """Returns the counts of all predictors and metrics over some samples."""
+        metrics = {name: self._metrics() for name in predictors}
+        bar = tqdm(indices, desc="scoring", unit="sample", disable=None if show else True)
+        for index in bar:
+            sample = self.dataset[index]
+            for name, predict in predictors.items():
+                scored = {**vars(sample), **predict(sample)}
+                for metric in metrics[name]:
+                    metric.process(None, [scored])
+        return {name: [metric.counted() for metric in group] for name, group in metrics.items()}
+
+    def _metrics(self) -> list[Any]:
+        metrics = [METRICS.build(cfg) for cfg in self._metric_cfgs]
+        for metric in metrics:
+            metric.dataset_meta = self.dataset.metainfo
+        return metrics
+
+
+_job: Callable[[int], States] | None = None
+
+
+def _run_job(rank: int) -> States:
+    assert _job is not None
+    torch.set_num_threads(1)  # the processes share the cores
+    return _job(rank)
+
+
+def split_scorer(cfg: Config) -> Scorer:
+    """Returns the scorer of a config's test split (else of its validation split).
+
+    Raises:
+        ConfigError: If the config has neither.
+    """
+    for split in ("test", "val"):
+        loader, evaluator = cfg.get(f"{split}_dataloader"), cfg.get(f"{split}_evaluator")
+        if loader is not None and evaluator is not None:
+            with named_config_keys(cfg):
+                return Scorer(loader["dataset"], evaluator)
+    raise ConfigError("the config has no test_dataloader with a test_evaluator")

@@ -30,11 +30,11 @@ def read_occ3d_labels(
 
     Args:
         path: File with ``semantics``, ``mask_camera`` and ``mask_lidar``.
-        grid_shape: (X, Y, Z) that the arrays must have.
+        grid_shape: (X, Y, Z) that the arrays must have, or whole multiples of it (finer labels).
         num_classes: Number of classes, free included; labels must be below it.
 
     Returns:
-        Semantics uint8, camera mask bool and LiDAR mask bool, each [X, Y, Z].
+        Semantics uint8, camera mask bool and LiDAR mask bool, of one shape.
 
     Raises:
         MissingDataError: If the file does not exist.
@@ -58,7 +58,9 @@ def read_occ3d_labels(
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise BadDataError(f"label file {path} is broken: {restore}") from error
     for key, array in zip(_KEYS, arrays, strict=True):
-        if array.shape != grid_shape:
+        # Masks must be like the semantics, and these of the wanted grid or finer.
+        fits = array.shape == arrays[0].shape and _factors(array.shape, grid_shape) is not None
+        if not fits:
             raise WrongShapeError(
                 f"label file {path}: '{key}' has shape {array.shape}, but pc_range and voxel_size "
                 f"of the config make {grid_shape}: {restore}, or change the config"
@@ -78,17 +80,28 @@ def read_occ3d_labels(
     return semantics.astype(np.uint8, copy=False), camera, lidar
 
 
+def _factors(
+    shape: tuple[int, ...], grid_shape: tuple[int, int, int]
+) -> tuple[int, int, int] | None:
+    """Returns how many voxels of a file make one of the grid, None if no whole number does."""
+    if len(shape) != 3 or any(a < b or a % b for a, b in zip(shape, grid_shape, strict=True)):
+        return None
+    x, y, z = (a // b for a, b in zip(shape, grid_shape, strict=True))
+    return x, y, z
+
+
 @TRANSFORMS.register_module()
 class LoadOcc3DLabels:
     """Loads semantics and visibility masks of a sample.
 
+    The config's voxels may be a whole number of times as large as those of the files. Such a voxel
+    bears the label of most of its occupied ones, and a mask is true where any voxel inside is.
+
     Args:
         label_dir: Folder within the data root; files are ``<scene_name>/<token>/labels.npz``.
         cache_mb: Keep labels up to so many MiB in each process (1.8 MiB per Occ3D sample).
-        label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres; None means that the files
-            have the grid of the config. If given, the config's grid may be a part of it, with
-            voxels a whole number of times as large (a mask is then true where any voxel inside is).
-        label_voxel_size: (dx, dy, dz) of the files' voxels, metres; to be given with the range.
+        label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres; None means that of the
+            config, which may else be a part of it.
     """
 
     def __init__(
@@ -96,16 +109,9 @@ class LoadOcc3DLabels:
         label_dir: str = "gts",
         cache_mb: float = 0.0,
         label_range: Sequence[float] | None = None,
-        label_voxel_size: Sequence[float] | None = None,
     ) -> None:
-        if (label_range is None) != (label_voxel_size is None):
-            raise ValueError(
-                "LoadOcc3DLabels: label_range and label_voxel_size belong together, give both or "
-                "neither"
-            )
         self.label_dir = label_dir
         self.label_range = None if label_range is None else tuple(map(float, label_range))
-        self.label_voxel_size = tuple(map(float, label_voxel_size or ()))
         self._cache = ArrayCache(cache_mb)
 
     def label_path(self, sample: OccSample) -> str:
@@ -118,17 +124,19 @@ class LoadOcc3DLabels:
         """Sets ``voxel_semantics``, ``mask_camera`` and ``mask_lidar``."""
         path, num_classes = self.label_path(sample), len(sample.class_names)
         grid = (sample.pc_range, sample.voxel_size)
-        label_grid = grid if self.label_range is None else (self.label_range, self.label_voxel_size)
-        window = label_window(*label_grid, *grid)
-        shape = window.shape if self.label_range is None else label_window(*label_grid * 2).shape
+        label_range = self.label_range or sample.pc_range
 
         def read() -> Sequence[npt.NDArray[Any]]:
-            arrays = read_occ3d_labels(path, shape, num_classes + 1)
-            return arrays if shape == window.shape else _regrid(*arrays, window, num_classes)
+            whole = label_window(label_range, grid[1], label_range, grid[1]).shape
+            arrays = read_occ3d_labels(path, whole, num_classes + 1)
+            fine = np.array(grid[1]) / (_factors(arrays[0].shape, whole) or (1, 1, 1))
+            window = label_window(label_range, fine.tolist(), *grid)
+            is_whole = window.shape == arrays[0].shape
+            return arrays if is_whole else _regrid(*arrays, window, num_classes)
 
         # Copies: whoever changes a sample must not change the cache.
         sample.voxel_semantics, sample.mask_camera, sample.mask_lidar = (
-            a.copy() for a in self._cache.get((path, window), read)
+            a.copy() for a in self._cache.get((path, *grid), read)
         )
         return sample
 

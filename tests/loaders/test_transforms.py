@@ -325,6 +325,8 @@ class TestLabels:
                 r"'semantics' has shape \(20, 20, 4\), but .* make \(20, 20, 5\)",
             ),
             (dict(mask_lidar=np.zeros((5, 20, 20), np.uint8)), "'mask_lidar' has shape"),
+            (dict(mask_lidar=np.zeros((40, 40, 10), np.uint8)), "'mask_lidar' has shape"),
+            (dict(semantics=np.zeros((40, 40, 9), np.uint8)), "'semantics' has shape"),
             (dict(semantics=np.full(GRID, 3, np.uint8)), "has class 3, but .* 0 to 2"),
             (dict(semantics=np.full(GRID, -1, np.int8)), "has class -1"),
             (dict(semantics=np.zeros(GRID)), "is float64, not integer"),
@@ -334,6 +336,30 @@ class TestLabels:
         write_labels(tmp_path / "labels.npz", **changes)
         with pytest.raises(BadDataError, match=rf"labels\.npz.*{message}"):
             read_occ3d_labels(str(tmp_path / "labels.npz"), GRID, 3)
+
+    @pytest.mark.parametrize("cropped", [False, True])
+    def test_coarser_voxels_and_a_part_of_the_grid(self, tmp_path, cropped):
+        rng = np.random.default_rng(1)
+        fine = (40, 60, 10)
+        semantics = np.where(rng.random(fine) < 0.4, rng.integers(0, 2, fine), 2).astype(np.uint8)
+        masks = {f"mask_{name}": rng.random(fine) < 0.2 for name in ("camera", "lidar")}
+        write_labels(tmp_path / "gts/scene/token/labels.npz", semantics=semantics, **masks)
+        # Files of 0.2 x 0.2 x 0.2 m in a range of 8 x 12 x 2 m, wanted at 0.4 x 0.6 x 0.4 m.
+        label_range, voxel = (-4.0, -6.0, -1.0, 4.0, 6.0, 1.0), (0.4, 0.6, 0.4)
+        part = (-2.0, -6.0, -0.6, 3.2, 0.0, 1.0) if cropped else label_range
+        sample = make_sample(root=tmp_path, pc_range=part, voxel_size=voxel)
+        sample = LoadOcc3DLabels(label_range=label_range if cropped else None)(sample)
+        shape = (13, 10, 4) if cropped else (20, 20, 5)
+        start = np.array([10, 0, 2] if cropped else [0, 0, 0])
+        assert sample.voxel_semantics.shape == sample.grid_shape == shape
+        for index in np.ndindex(shape):
+            low = start + np.array(index) * (2, 3, 2)
+            block = tuple(slice(a, a + f) for a, f in zip(low, (2, 3, 2), strict=True))
+            votes = np.bincount(semantics[block][semantics[block] < 2], minlength=2)
+            expected = votes.argmax() if votes.any() else 2
+            assert sample.voxel_semantics[index] == expected
+            assert sample.mask_camera[index] == masks["mask_camera"][block].any()
+            assert sample.mask_lidar[index] == masks["mask_lidar"][block].any()
 
     @pytest.mark.parametrize("kept", [0, 10, 200, -30])
     def test_truncated(self, tmp_path, kept):

@@ -41,6 +41,8 @@ class OPUS(BaseModel):
         pts_middle_encoder: Configuration of mmdet3d's sparse encoder of LiDAR voxels.
         pts_backbone: Configuration of the LiDAR backbone.
         pts_neck: Configuration of the LiDAR neck. The four are given together or not at all.
+        img_aux_head: Configuration of a ``FirstHitHead`` that supervises the image network in
+            training; None for none, as published.
         grid_mask: Configuration of an augmentation of the network's input; None for none.
         stop_prev_grad: Number of frames, from the current one on, whose features carry gradient;
             the others run without gradient and in eval mode. None: all carry it.
@@ -61,6 +63,7 @@ class OPUS(BaseModel):
         pts_middle_encoder: dict | None = None,
         pts_backbone: dict | None = None,
         pts_neck: dict | None = None,
+        img_aux_head: dict | None = None,
         grid_mask: dict | None = None,
         stop_prev_grad: int | None = None,
         streaming: bool = False,
@@ -93,6 +96,12 @@ class OPUS(BaseModel):
                 f"{'with' if self.has_lidar else 'without'} a LiDAR branch (pts_voxel_layer ...): "
                 "make them agree."
             )
+        self.img_aux_head = None
+        if img_aux_head is not None:
+            shared = ("num_classes", "empty_label", "pc_range", "voxel_size")
+            sizes = {key: pts_bbox_head[key] for key in shared}
+            sizes["in_channels"] = self.pts_bbox_head.embed_dims
+            self.img_aux_head = MODELS.build(img_aux_head, default_args=sizes)
         self.grid_mask = None if grid_mask is None else MODELS.build(grid_mask)
         self.stop_prev_grad = stop_prev_grad
         self.streaming = streaming
@@ -161,7 +170,11 @@ class OPUS(BaseModel):
         with torch.autocast(images.device.type, enabled=False):
             output = self.pts_bbox_head(feats, geometry, lidar)
             if mode == "loss":
-                return self.pts_bbox_head.loss(output, data_samples)
+                losses = self.pts_bbox_head.loss(output, data_samples)
+                if self.img_aux_head is not None:
+                    num_cams = self.pts_bbox_head.num_cams
+                    losses |= self.img_aux_head.loss(feats, geometry, data_samples, num_cams)
+                return losses
             if mode == "predict":
                 return self.pts_bbox_head.predict(output, data_samples)
             return output

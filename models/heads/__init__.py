@@ -3,12 +3,14 @@
 from .base import CameraGeometry, HeadOutput, LidarInput, OccupancyHead
 from .cpd_head import CPDHead
 from .densifier import CPDDensifier, VoxelLogits
+from .first_hit_head import FirstHitHead
 from .point_head import PointHead
 
 __all__ = [
     "CPDDensifier",
     "CPDHead",
     "CameraGeometry",
+    "FirstHitHead",
     "HeadOutput",
     "LidarInput",
     "OccupancyHead",

@@ -5,11 +5,10 @@ Dimension letters as in ``models/heads/base.py``; K classes, n points kept, V vo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
@@ -117,12 +116,16 @@ class PointHead(OccupancyHead):
 
 def closing(volume: Tensor) -> Tensor:
     """Close ``[K, X, Y, Z]`` with a 3 x 3 x 3 window; what lies outside does not count."""
-    return -_dilate(-_dilate(volume))
+    return _window(_window(volume, torch.maximum), torch.minimum)
 
 
-def _dilate(volume: Tensor) -> Tensor:
-    # one axis after the other: 9 comparisons a voxel, not 27
-    for axis in range(3):
-        size = [3 if i == axis else 1 for i in range(3)]
-        volume = F.max_pool3d(volume, size, stride=1, padding=[s // 2 for s in size])
+def _window(volume: Tensor, extreme: Callable[..., Tensor]) -> Tensor:
+    """Return the extreme of every voxel and its neighbours: one axis after the other."""
+    for axis in (1, 2, 3):
+        length = volume.shape[axis] - 1
+        result = volume.clone()
+        for here, there in ((0, 1), (1, 0)):
+            part = result.narrow(axis, here, length)
+            extreme(part, volume.narrow(axis, there, length), out=part)
+        volume = result
     return volume

@@ -74,7 +74,10 @@ class _SparseConvBase(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Convolve the active voxels of ``x``."""
-        return self._forward_spconv(x) if x.features.is_cuda else self._forward_native(x)
+        # spconv knows no empty input; its place is taken by the plain-torch twins there
+        if x.features.is_cuda and len(x.coords):
+            return self._forward_spconv(x)
+        return self._forward_native(x)
 
     def _forward_native(self, x: SparseTensor) -> SparseTensor:
         if self.submanifold:

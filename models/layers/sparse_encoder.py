@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .sparse_conv import SparseConv3d, SparseTensor, SubMConv3d
@@ -74,7 +75,7 @@ def _run(module: Any, x: SparseTensor) -> SparseTensor:
         return _run_basic_block(module, x)
     children = list(module.children())
     if not children:  # acts on every voxel by itself
-        return replace(x, features=module(x.features))
+        return replace(x, features=_pointwise(module, x.features))
     for child in children:
         x = _run(child, x)
     return x
@@ -82,6 +83,24 @@ def _run(module: Any, x: SparseTensor) -> SparseTensor:
 
 def _run_basic_block(block: Any, x: SparseTensor) -> SparseTensor:
     out = block.conv1(x)
-    out = block.conv2(replace(out, features=torch.relu(block.norm1(out.features))))
+    out = replace(out, features=torch.relu(_pointwise(block.norm1, out.features)))
+    out = block.conv2(out)
     identity = x if block.downsample is None else _run(block.downsample, x)
-    return replace(out, features=torch.relu(block.norm2(out.features) + identity.features))
+    features = _pointwise(block.norm2, out.features) + identity.features
+    return replace(out, features=torch.relu(features))
+
+
+def _pointwise(module: nn.Module, features: Tensor) -> Tensor:
+    """Run a module that acts on every voxel by itself, on ``[V, C]``."""
+    if isinstance(module, nn.BatchNorm1d) and module.training and len(features) == 1:
+        # a sweep that saw next to nothing: one voxel has no statistics, and torch would raise
+        return F.batch_norm(
+            features,
+            module.running_mean,
+            module.running_var,
+            module.weight,
+            module.bias,
+            eps=module.eps,
+        )
+    out: Tensor = module(features)
+    return out

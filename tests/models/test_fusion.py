@@ -113,6 +113,45 @@ def test_empty_sweep_leaves_it_to_the_cameras(make_head: Callable[..., Any]) -> 
     sum(head.loss(output, [make_sample(0)]).values()).backward()
 
 
+@pytest.mark.parametrize("points", [0, 1, 2])
+def test_training_survives_a_lidar_that_sees_nothing(
+    points: int, make_detector: Callable[..., Any]
+) -> None:
+    model = make_detector(**with_lidar(HEAD)).train()
+    batch = make_batch(0, lidar=True)
+    batch["inputs"]["points"] = [make_points(0)[:points]]
+    sum(run(model, batch, "loss").values()).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert all(b.isfinite().all() for b in model.buffers() if b.is_floating_point())
+
+
+def test_mixed_precision_leaves_sparse_convolutions_and_head_alone(
+    make_detector: Callable[..., Any],
+) -> None:
+    model = make_detector(**with_lidar(HEAD)).train()
+    seen: dict[str, bool] = {}
+
+    def note(part: str) -> Callable[..., None]:
+        return lambda *_: seen.update({part: torch.is_autocast_enabled("cpu")})
+
+    parts = dict(
+        sparse=model.pts_middle_encoder.conv_input[0],
+        dense=model.pts_backbone,
+        neck=model.pts_neck,
+        final=model.final_conv,
+        head=model.pts_bbox_head,
+    )
+    for name, part in parts.items():
+        part.register_forward_pre_hook(note(name))
+    data = model.data_preprocessor(make_batch(0, lidar=True), True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(**data, mode="loss")
+    assert seen == dict(sparse=False, dense=True, neck=True, final=True, head=False)
+    assert all(value.dtype == torch.float32 for value in losses.values())
+
+
 def test_lidar_changes_the_result(make_detector: Callable[..., Any]) -> None:
     """Older sweeps too: they do not give queries, but are in the map."""
     model = make_detector(**with_lidar(HEAD)).eval()

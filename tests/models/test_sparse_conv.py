@@ -71,6 +71,8 @@ def test_spconv_path_has_the_same_layout(cls: type[SparseConv3d | SubMConv3d]) -
     ours_by_voxel = dict(zip(map(tuple, ours.coords.tolist()), ours.features, strict=True))
     assert len(ours.coords) == len(theirs.coords)
     assert theirs.spatial_shape == ours.spatial_shape
+    if cls is SubMConv3d:  # residual blocks add row by row
+        assert torch.equal(theirs.coords, x.coords) and torch.equal(ours.coords, x.coords)
     for coord, features in zip(theirs.coords.tolist(), theirs.features, strict=True):
         torch.testing.assert_close(features, ours_by_voxel[tuple(coord)], rtol=1e-4, atol=1e-5)
 

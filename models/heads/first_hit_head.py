@@ -1,0 +1,140 @@
+"""Auxiliary supervision of the image network: what each pixel's ray meets first.
+
+Dimension letters: B batch, T frames, N cameras, L pyramid levels, C channels, h, w size of a feature
+map, K classes, D depth bins, X, Y, Z voxels along the axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from models import ops
+
+from .base import CameraGeometry
+
+
+@MODELS.register_module()
+class FirstHitHead(BaseModule):
+    """Classify, on every feature map of the current frame, the first occupied voxel of each pixel.
+
+    The target is cast through the sample's labels: the class of the first voxel hit (or none) and
+    the distance to it in bins of equal ratio. The published models start from a detector's weights;
+    an image network that starts from scratch gets from this the semantics and depth that the
+    Chamfer and class losses alone teach it only slowly. Used in training alone, after the idea of
+    depth supervision in BEVDepth (arXiv 2206.10092).
+
+    Args:
+        in_channels: C.
+        num_classes: K.
+        empty_label: Label of free voxels.
+        pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres of the occ frame.
+        voxel_size: Edge lengths ``(x, y, z)`` of a voxel in metres.
+        depth_bins: D.
+        depth_range_m: Distances where the first bin starts and the last one ends.
+        loss_weight: Factor of both losses.
+        init_cfg: Initialisation configuration of MMEngine.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        empty_label: int,
+        pc_range: Sequence[float],
+        voxel_size: Sequence[float],
+        depth_bins: int = 16,
+        depth_range_m: tuple[float, float] = (1.5, 56.0),
+        loss_weight: float = 1.0,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.num_classes = num_classes
+        self.empty_label = empty_label
+        self.grid_min = tuple(pc_range[:3])
+        self.voxel_size = tuple(voxel_size)
+        self.depth_bins = depth_bins
+        self.depth_range_m = depth_range_m
+        self.loss_weight = loss_weight
+        self.predictor = nn.Conv2d(in_channels, num_classes + 1 + depth_bins, 1)
+
+    def loss(
+        self,
+        mlvl_feats: Sequence[Tensor],
+        geometry: CameraGeometry,
+        data_samples: Sequence[BaseDataElement],
+        num_cams: int,
+    ) -> dict[str, Tensor]:
+        """Return ``img.loss_cls`` and ``img.loss_depth``, cross-entropies averaged over pixels.
+
+        Args:
+            mlvl_feats: L maps ``[B, T*N, C, h, w]``, the current frame's first.
+            geometry: Cameras of the batch.
+            data_samples: Samples with ``voxel_semantics`` ``[X, Y, Z]``.
+            num_cams: N.
+        """
+        occ2img = geometry.occ2img()[:, :num_cams]
+        grids = [sample.voxel_semantics for sample in data_samples]
+        logits, classes, bins = [], [], []
+        for level in mlvl_feats:
+            maps = self.predictor(level[:, :num_cams].flatten(0, 1).to(self.predictor.weight.dtype))
+            logits.append(maps.permute(0, 2, 3, 1).flatten(0, 2))
+            size = (level.shape[-2], level.shape[-1])
+            for grid, cameras in zip(grids, occ2img, strict=True):
+                hit_class, hit_bin = self.targets(grid, cameras, geometry.img_hw, size)
+                classes.append(hit_class.flatten())
+                bins.append(hit_bin.flatten())
+        predicted, label, depth_bin = torch.cat(logits), torch.cat(classes), torch.cat(bins)
+        of_class, of_depth = predicted.split([self.num_classes + 1, self.depth_bins], dim=1)
+        hit = label < self.num_classes
+        depth_terms = F.cross_entropy(of_depth, depth_bin, reduction="none")[hit]
+        return {
+            "img.loss_cls": self.loss_weight * F.cross_entropy(of_class, label),
+            "img.loss_depth": self.loss_weight * depth_terms.sum() / max(len(depth_terms), 1),
+        }
+
+    @torch.no_grad()
+    def targets(
+        self, grid: Tensor, occ2img: Tensor, img_hw: tuple[int, int], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Cast a ray through the centre of every cell of a feature map.
+
+        Args:
+            grid: ``[X, Y, Z]`` labels of a sample.
+            occ2img: ``[N, 4, 4]``.
+            img_hw: Height and width in pixels of the images the projections refer to.
+            size: h and w.
+
+        Returns:
+            int64 ``[N, h, w]`` classes (K where nothing is hit) and int64 ``[N, h, w]`` depth bins.
+        """
+        device = occ2img.device
+        v = (torch.arange(size[0], device=device) + 0.5) * (img_hw[0] / size[0])
+        u = (torch.arange(size[1], device=device) + 0.5) * (img_hw[1] / size[1])
+        v, u = torch.meshgrid(v, u, indexing="ij")
+        pixels = torch.stack([u, v, torch.ones_like(u)], dim=-1).flatten(0, 1).double()
+        labels = grid.to(torch.uint8).contiguous()
+        pyramid = ops.OccupancyPyramid(labels[None], self.empty_label)
+        near, far = (math.log(limit) for limit in self.depth_range_m)
+        classes, bins = [], []
+        for camera in occ2img.double():
+            inverse = torch.linalg.inv(camera[:3, :3])
+            rays = F.normalize(pixels @ inverse.T, dim=-1)
+            origin = -(inverse @ camera[:3, 3])
+            hits = ops.ray_cast(
+                pyramid, origin[None], rays, self.grid_min, self.voxel_size, self.empty_label
+            )
+            x, y, z = hits.voxel[0, 0].long().clamp(min=0).unbind(-1)
+            found = hits.hit[0, 0]
+            classes.append(torch.where(found, labels[x, y, z].long(), self.num_classes))
+            share = (hits.t_enter[0, 0].clamp(min=1e-3).log() - near) / (far - near)
+            bins.append((share * self.depth_bins).long().clamp(0, self.depth_bins - 1))
+        shape = (len(occ2img), *size)
+        return torch.stack(classes).view(shape), torch.stack(bins).view(shape)

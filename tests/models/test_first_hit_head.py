@@ -1,0 +1,114 @@
+"""Auxiliary supervision of the image network: targets against hand-made scenes and small steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from models.heads import CameraGeometry, FirstHitHead
+from tests.models.cases import make_batch
+
+FREE, CLASSES = 17, 17
+IMG_HW = (24, 40)
+
+
+def make_head(**changes: Any) -> FirstHitHead:
+    return FirstHitHead(
+        in_channels=8,
+        num_classes=CLASSES,
+        empty_label=FREE,
+        pc_range=(-8.0, -8.0, -1.0, 8.0, 8.0, 5.4),
+        voxel_size=(0.4, 0.4, 0.4),
+        **changes,
+    )
+
+
+def empty_grid() -> Tensor:
+    return torch.full((40, 40, 16), FREE, dtype=torch.uint8)
+
+
+def forward_camera(turn: float = 0.0) -> Tensor:
+    """A camera at (0, 0, 1) m that looks along x turned to the left by ``turn`` radians."""
+    cos, sin = math.cos(turn), math.sin(turn)
+    rotation = torch.tensor([[sin, -cos, 0.0], [0.0, 0.0, -1.0], [cos, sin, 0.0]])
+    intrinsic = torch.tensor([[20.0, 0.0, 20.0], [0.0, 20.0, 12.0], [0.0, 0.0, 1.0]])
+    matrix = torch.eye(4)
+    matrix[:3, :3] = intrinsic @ rotation
+    matrix[:3, 3] = matrix[:3, :3] @ torch.tensor([0.0, 0.0, -1.0])
+    return matrix
+
+
+def test_a_wall_ahead_has_its_class_and_depth() -> None:
+    head = make_head(depth_bins=8, depth_range_m=(1.0, 16.0))
+    grid = empty_grid()
+    grid[30] = 15  # x from 4.0 to 4.4 m, over the whole width and height
+    classes, bins = head.targets(grid, forward_camera()[None], IMG_HW, (3, 5))
+    # The middle cell looks straight ahead: 4 m are half of the way from 1 to 16 m by ratio.
+    assert classes[0, 1, 2] == 15 and bins[0, 1, 2] == 4
+    # A cell beside it looks 8 px of 20 px focal length aside: its ray is longer by 8 %.
+    assert bins[0, 1, 1] == int(8 * math.log(4 * math.hypot(1, 0.4)) / math.log(16))
+    assert (classes == 15).all()
+    behind, _ = head.targets(grid, forward_camera(math.pi)[None], IMG_HW, (3, 5))
+    assert (behind == CLASSES).all()
+
+
+def test_a_voxel_appears_where_it_projects_to() -> None:
+    rng = np.random.default_rng(0)
+    head = make_head()
+    for _ in range(20):
+        cell = rng.integers((28, 14, 1), (38, 26, 6))
+        grid = empty_grid()
+        grid[tuple(cell)] = int(rng.integers(CLASSES))
+        camera = forward_camera(float(rng.uniform(-0.3, 0.3)))
+        centre = torch.tensor([*(cell + 0.5) * 0.4 + (-8.0, -8.0, -1.0), 1.0]).float()
+        u, v, depth, _ = camera @ centre
+        column, row = int(u / depth), int(v / depth)  # a map as large as the image
+        if not (0 <= column < IMG_HW[1] and 0 <= row < IMG_HW[0]):
+            continue
+        classes, _ = head.targets(grid, camera[None], IMG_HW, IMG_HW)
+        assert classes[0, row, column] == grid[tuple(cell)]
+        assert (classes != CLASSES).sum() < 100
+
+
+def test_losses_by_hand_and_gradient_to_the_maps() -> None:
+    torch.manual_seed(0)
+    head = make_head(loss_weight=0.5)
+    torch.nn.init.zeros_(head.predictor.weight)
+    torch.nn.init.zeros_(head.predictor.bias)
+    grid = empty_grid()
+    grid[30] = 15
+    sample = BaseDataElement(voxel_semantics=grid)
+    cameras = torch.stack([forward_camera(), forward_camera(math.pi)] * 2)[None]
+    geometry = CameraGeometry(ego2img=cameras, ego2occ=torch.eye(4)[None], img_hw=IMG_HW)
+    maps = [torch.randn(1, 4, 8, 6, 10), torch.randn(1, 4, 8, 3, 5)]
+    losses = head.loss(maps, geometry, [sample], num_cams=2)
+    assert losses["img.loss_cls"].item() == pytest.approx(0.5 * math.log(CLASSES + 1), rel=1e-5)
+    assert losses["img.loss_depth"].item() == pytest.approx(0.5 * math.log(16), rel=1e-5)
+    torch.nn.init.normal_(head.predictor.weight)
+    maps = [level.requires_grad_() for level in maps]
+    sum(head.loss(maps, geometry, [sample], num_cams=2).values()).backward()
+    for level in maps:
+        assert level.grad is not None and level.grad[:, :2].abs().sum() > 0
+        assert (level.grad[:, 2:] == 0).all()  # cameras of the frame before
+    nothing = BaseDataElement(voxel_semantics=empty_grid())
+    losses = head.loss(maps, geometry, [nothing], num_cams=2)
+    assert losses["img.loss_depth"] == 0 and losses["img.loss_cls"].isfinite()
+
+
+def test_in_a_detector_it_acts_in_training_alone(make_detector: Callable[..., Any]) -> None:
+    model = make_detector(img_aux_head=dict(type="FirstHitHead"))
+    batch = make_batch(0)
+    losses = model.train()(**model.data_preprocessor(batch, True), mode="loss")
+    assert {"img.loss_cls", "img.loss_depth"} < set(losses)
+    sum(losses.values()).backward()
+    assert model.img_aux_head.predictor.weight.grad.abs().sum() > 0
+    names = {name for name in model.state_dict() if name.startswith("img_aux_head.")}
+    assert names == {"img_aux_head.predictor.weight", "img_aux_head.predictor.bias"}
+    assert make_detector().img_aux_head is None

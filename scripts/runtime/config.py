@@ -94,18 +94,22 @@ def _move_data(cfg: Config, data_root: str) -> None:
 
 
 def _set_grid(cfg: Config) -> None:
-    """Give data sets and head the voxel grid of the top level where that has been changed.
+    """Give data sets and model the voxel grid of the top level where that has been changed.
 
     One field, `voxel_size`, so has a model predict, and be scored, on finer or coarser voxels.
+    LiDAR voxels have a size of their own.
     """
-    holders = [node for name in LOADERS for _, node in _dicts(cfg.get(name))]
-    head = (cfg.get("model") or {}).get("pts_bbox_head")
+    of_data = [node for name in LOADERS for _, node in _dicts(cfg.get(name))]
+    of_model = [
+        node for where, node in _dicts(cfg.get("model")) if not where.startswith("pts_voxel_layer")
+    ]
     for key in ("pc_range", "voxel_size"):
-        copies = [node for node in holders if key in node]
+        copies = [node for node in of_data if key in node]
         if key not in cfg or all(list(node[key]) == list(cfg[key]) for node in copies):
             continue
-        for node in [*copies, *([head] if head is not None and key in head else [])]:
-            node[key] = cfg[key]
+        for node in [*copies, *of_model]:
+            if key in node:
+                node[key] = cfg[key]
 
 
 def fit_config(cfg: Config, launch: Launch) -> list[str]:

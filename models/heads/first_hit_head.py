@@ -1,7 +1,7 @@
 """Auxiliary supervision of the image network: what each pixel's ray meets first.
 
-Dimension letters: B batch, T frames, N cameras, L pyramid levels, C channels, h, w size of a feature
-map, K classes, D depth bins, X, Y, Z voxels along the axes.
+Dimension letters: B batch, T frames, N cameras, L pyramid levels, C channels, h, w size of a
+feature map, K classes, D depth bins, X, Y, Z voxels along the axes.
 """
 
 from __future__ import annotations

@@ -161,6 +161,15 @@ def nearest_neighbor_jobs() -> Iterator[Job]:
     )
 
 
+def farthest_point_jobs() -> Iterator[Job]:
+    points = torch.randn(34000, 3) * torch.tensor([20.0, 20.0, 1.0])  # a LiDAR sweep
+    yield (
+        "farthest_point_sampling 34,000 -> 600",
+        lambda: ops.farthest_point_sampling(points, 600),
+        lambda: ops.farthest_point_sampling_reference(points, 600),
+    )
+
+
 def voxel_max_jobs() -> Iterator[Job]:
     index = torch.randint(0, 10000, (40000,))
     yield from forward_and_backward(
@@ -182,7 +191,8 @@ def main() -> None:
     print(f"torch {torch.__version__}, {args.threads} threads, median of {args.repeats}")
     print(f"{'operation':<48} {'native ms':>10} {'twin ms':>10} {'ratio':>7}")
     for jobs in (
-        ray_cast_jobs, sparse_conv_jobs, sampling_jobs, nearest_neighbor_jobs, voxel_max_jobs
+        ray_cast_jobs, sparse_conv_jobs, sampling_jobs, nearest_neighbor_jobs,
+        farthest_point_jobs, voxel_max_jobs,
     ):  # fmt: skip
         for name, native, twin in jobs():
             if args.only in name:

@@ -77,35 +77,32 @@ class OPUS(BaseModel):
         self.img_backbone = MODELS.build(img_backbone)
         self.img_neck = MODELS.build(img_neck)
         self.pts_bbox_head: OccupancyHead = MODELS.build(pts_bbox_head)
-        lidar_branch = build_lidar_branch(
-            dict(
-                pts_voxel_layer=pts_voxel_layer,
-                pts_middle_encoder=pts_middle_encoder,
-                pts_backbone=pts_backbone,
-                pts_neck=pts_neck,
-            ),
-            pts_bbox_head["pc_range"],
-            self.pts_bbox_head.embed_dims,
+        lidar_configs = dict(
+            pts_voxel_layer=pts_voxel_layer,
+            pts_middle_encoder=pts_middle_encoder,
+            pts_backbone=pts_backbone,
+            pts_neck=pts_neck,
         )
-        for name, module in lidar_branch.items():
-            self.add_module(name, module)
-        self.has_lidar = bool(lidar_branch)
-        if self.has_lidar != self.pts_bbox_head.use_lidar:
-            raise ValueError(
-                f"pts_bbox_head.use_lidar is {self.pts_bbox_head.use_lidar} in a model "
-                f"{'with' if self.has_lidar else 'without'} a LiDAR branch (pts_voxel_layer ...): "
-                "make them agree."
-            )
-        self.img_aux_head = None
-        if img_aux_head is not None:
-            shared = ("num_classes", "empty_label", "pc_range", "voxel_size")
-            sizes = {key: pts_bbox_head[key] for key in shared}
-            sizes["in_channels"] = self.pts_bbox_head.embed_dims
-            self.img_aux_head = MODELS.build(img_aux_head, default_args=sizes)
+        self._add_lidar_branch(lidar_configs, pts_bbox_head["pc_range"])
         self.grid_mask = None if grid_mask is None else MODELS.build(grid_mask)
         self.stop_prev_grad = stop_prev_grad
         self.streaming = streaming
         self.cache = FeatureCache(cached_frames)
+
+    def _add_lidar_branch(
+        self, configs: Mapping[str, dict | None], pc_range: Sequence[float]
+    ) -> None:
+        head = self.pts_bbox_head
+        parts = build_lidar_branch(configs, pc_range, head.embed_dims)
+        for name, module in parts.items():
+            self.add_module(name, module)
+        self.has_lidar = bool(parts)
+        if self.has_lidar != head.use_lidar:
+            raise ValueError(
+                f"pts_bbox_head.use_lidar is {head.use_lidar} in a model "
+                f"{'with' if self.has_lidar else 'without'} a LiDAR branch (pts_voxel_layer ...): "
+                "make them agree."
+            )
 
     def init_weights(self) -> None:
         """Initialise the weights as the configuration says.

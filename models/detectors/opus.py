@@ -84,6 +84,12 @@ class OPUS(BaseModel):
             pts_neck=pts_neck,
         )
         self._add_lidar_branch(lidar_configs, pts_bbox_head["pc_range"])
+        self.img_aux_head = None
+        if img_aux_head is not None:
+            shared = ("num_classes", "empty_label", "pc_range", "voxel_size")
+            sizes = {key: pts_bbox_head[key] for key in shared}
+            sizes["in_channels"] = self.pts_bbox_head.embed_dims
+            self.img_aux_head = MODELS.build(img_aux_head, default_args=sizes)
         self.grid_mask = None if grid_mask is None else MODELS.build(grid_mask)
         self.stop_prev_grad = stop_prev_grad
         self.streaming = streaming

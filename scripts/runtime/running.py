@@ -119,6 +119,12 @@ class OpusRunner(Runner):
                 )
             self.resume(str(path))
         elif self._load_from is not None:
+            if not Path(self._load_from).is_file():
+                raise CheckpointError(
+                    f"load_from {self._load_from} does not exist: put the checkpoint there (fusion "
+                    "models: scripts/gen_fusion_pretrain_model.py writes it), or train without it "
+                    "with --cfg-options load_from=None"
+                )
             revise_keys = self.cfg.get("revise_keys") or ()
             self.logger.info(start_from(bare_model(self), self._load_from, revise_keys))
         self._has_loaded = True

@@ -90,6 +90,12 @@ def test_training_refuses_a_checkpoint_of_another_model(
     assert "checkpoint of another model" in sentence
 
 
+def test_load_from_that_is_missing(run: Runner) -> None:
+    sentence = run.train("--cfg-options", "load_from=pretrain/nowhere.pth")
+    assert "load_from pretrain/nowhere.pth does not exist: put the checkpoint there" in sentence
+    assert "--cfg-options load_from=None" in sentence
+
+
 def test_resume_needs_more_than_weights(run: Runner, tmp_path: Path) -> None:
     sentence = run.train("--resume", str(save_weights(tmp_path / "weights.pth")))
     assert "weights.pth holds weights only and cannot be resumed: use --load-from" in sentence

@@ -154,6 +154,18 @@ def test_load_from_takes_what_fits(config: Path, tmp_path: Path) -> None:
     assert "1 of 2 tensors loaded; left as initialised: linear.bias" in log.read_text()
 
 
+def test_load_from_with_renamed_keys(config: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "theirs.pth"
+    state = {"backbone.weight": torch.full((1, 3), 2.0), "backbone.bias": torch.full((1,), 3.0)}
+    torch.save({"state_dict": state}, weights)
+    child = tmp_path / "renamed.py"
+    child.write_text(f"_base_ = {str(config)!r}\nrevise_keys = [(r'^backbone\\.', 'linear.')]\n")
+    frozen = ["--cfg-options", "max_epochs=1", "optim_wrapper.optimizer.lr=0.0"]
+    assert run_train(child, tmp_path / "run", "--load-from", str(weights), *frozen) == 0
+    trained = last_checkpoint(tmp_path / "run")["state_dict"]
+    assert torch.equal(trained["linear.bias"], torch.full((1,), 3.0))
+
+
 def test_resume_and_load_from_exclude_each_other(config: Path, tmp_path: Path, capsys) -> None:
     code = run_train(config, tmp_path / "run", "--resume", "--load-from", "x.pth")
     assert code == EXIT_USER_ERROR

@@ -116,6 +116,32 @@ def test_command_line_writes_the_same_bytes_again(mini, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("version", "scene_names", "expected"),
+    [
+        ("v1.0-trainval", None, {"train": 4, "val": 5}),
+        ("v1.0-test", ["scene-0077", "scene-0078", "scene-0079"], {"test": 9}),
+    ],
+)
+def test_other_versions(mini, tmp_path, version, scene_names, expected):
+    shutil.copytree(mini.root / "v1.0-mini", tmp_path / version)
+    path = tmp_path / version / "scene.json"
+    scenes = json.loads(path.read_text())
+    for scene, name in zip(scenes, scene_names or SCENE_NAMES, strict=True):
+        scene["name"] = name
+    path.write_text(json.dumps(scenes))
+    done = run_cli("--data-root", tmp_path, "--version", version, "--no-progress")
+    assert done.returncode == 0, done.stderr
+    files = {f"nuscenes_infos_{split}_sweep.pkl": count for split, count in expected.items()}
+    assert {path.name for path in tmp_path.glob("*.pkl")} == set(files)
+    for name, count in files.items():
+        content = load_infos(tmp_path / name)
+        assert (len(content.infos), content.metadata["version"]) == (count, version)
+
+
+SCENE_NAMES = ["scene-0061", "scene-0553", "scene-0103"]
+
+
 def one_line_error(done):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -58,6 +58,7 @@ def cast_label_rays(
     pc_range: Sequence[float],
     voxel_size: Sequence[float],
     empty_label: int,
+    wanted: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     """Casts the rays of :func:`ray_directions` from every origin through G label grids.
 
@@ -67,12 +68,14 @@ def cast_label_rays(
         pc_range: (x0, y0, z0, x1, y1, z1) metres.
         voxel_size: Edge lengths of a voxel, metres; RayIoU is defined for cubes.
         empty_label: Class of a free voxel.
+        wanted: bool [O * D], which rays to cast; None means all.
 
     Raises:
         ValueError: If the voxels are no cubes.
 
     Returns:
-        Class uint8 [G, O * D] and depth float32 [G, O * D] in metres, origin-major. The depth is
+        Class uint8 [G, n] and depth float32 [G, n] of the n wanted rays (O * D if all are) in
+        metres, origin-major. The depth is
         measured to where the ray leaves the first occupied voxel; without one, the class is free
         and the depth that of the last voxel inside the grid.
     """
@@ -82,8 +85,11 @@ def cast_label_rays(
     pyramid = OccupancyPyramid(torch.from_numpy(stacked), empty_label)
     grid_index = np.arange(len(grids))[:, None]
     labels, depths = [], []
-    for origin in np.asarray(origins, dtype=np.float64):
+    wanted_of = None if wanted is None else wanted.reshape(len(origins), -1)
+    for i, origin in enumerate(np.asarray(origins, dtype=np.float64)):
         start, directions = _voxel_unit_rays(origin, pc_range, voxel_size)
+        if wanted_of is not None:
+            directions = directions[torch.from_numpy(wanted_of[i])]
         hits = ray_cast(pyramid, start[None], directions, (0, 0, 0), (1, 1, 1), empty_label)
         # In numpy: starting torch's threads costs more than these small steps. Rays that miss the
         # grid have index -1, which is harmless, for `hit` is false there.
@@ -219,13 +225,20 @@ def sample_ray_counts(
     if pred.shape != gt.shape:
         raise ValueError(f"prediction {pred.shape} and ground truth {gt.shape} differ in shape")
     settings = (origins, pc_range, voxel_size, empty_label)
-    if cast_gt is None:
-        label, depth_m = cast_label_rays([pred, gt], *settings)
-    else:
-        pred_label, pred_depth = cast_label_rays([pred], *settings)
-        gt_label, gt_depth = cast_gt(gt, *settings)
-        label, depth_m = np.stack([pred_label[0], gt_label]), np.stack([pred_depth[0], gt_depth])
+    gt_label, gt_depth = (cast_gt or _cast_one)(gt, *settings)
+    # Rays that are free in the ground truth are not scored.
+    scored = gt_label != empty_label
+    pred_label, pred_depth = cast_label_rays([pred], *settings, wanted=scored)
+    label = np.stack([pred_label[0], gt_label[scored]])
+    depth_m = np.stack([pred_depth[0], gt_depth[scored]])
     return ray_counts(label, depth_m, num_classes, empty_label)
+
+
+def _cast_one(
+    grid: npt.NDArray[np.uint8], *settings: Any
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    label, depth_m = cast_label_rays([grid], *settings)
+    return label[0], depth_m[0]
 
 
 def ray_iou(

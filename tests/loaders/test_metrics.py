@@ -209,6 +209,17 @@ class TestRayIoU:
         assert label[0, straight] == 4
         assert depth[0, straight] == pytest.approx(1.8 / direction[straight, 0], abs=1e-4)
 
+    def test_some_rays_are_those_of_all(self):
+        rng = np.random.default_rng(0)
+        gt = np.where(rng.random((20, 20, 8)) < 0.03, 4, FREE).astype(np.uint8)
+        args = ([gt], rng.uniform(-2, 2, (3, 3)), (-4, -4, -0.4, 4, 4, 2.8), VOXEL, FREE)
+        wanted = rng.random(3 * 14040) < 0.3
+        some, all_ = cast_label_rays(*args, wanted=wanted), cast_label_rays(*args)
+        for got, expected in zip(some, all_, strict=True):
+            np.testing.assert_array_equal(got, expected[:, wanted])
+        nothing = cast_label_rays(*args, wanted=np.zeros(3 * 14040, dtype=bool))
+        assert nothing[0].shape == nothing[1].shape == (1, 0)
+
     def test_many_origins_and_none(self):
         gt = np.full((10, 10, 5), FREE, dtype=np.uint8)
         args = ((-2, -2, -1, 2, 2, 1), VOXEL, FREE)

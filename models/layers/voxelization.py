@@ -32,7 +32,7 @@ class MeanVoxelizer(nn.Module):
     """Average the points of a voxel: hard voxelisation and simple encoding as in SECOND.
 
     Of a voxel's points the first ones count, in the order of the input, and of the voxels those
-    whose first point comes first. The same on every device, run after run.
+    whose first point comes first: the same ones on every device, run after run.
 
     Args:
         pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres; points outside are

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -29,49 +29,46 @@ def iter_records(path: Path, progress: bool = False) -> Iterator[dict[str, Any]]
         MissingDataError: If the file does not exist.
         BadDataError: If it is no array of objects, or ends early.
     """
-    decode = json.JSONDecoder().raw_decode
     try:
-        with (
-            open(path, encoding="utf-8") as file,
-            tqdm(
-                total=os.path.getsize(path),
-                desc=path.name,
-                unit="B",
-                unit_scale=True,
-                disable=not progress,
-                leave=False,
-            ) as bar,
-        ):
-            text = file.read(_CHUNK_CHARACTERS).lstrip()
-            if not text.startswith("["):
-                raise _broken(path, "no JSON array")
-            at = 1
-            while True:
-                while at < len(text) and text[at] in _SEPARATORS:
-                    at += 1
-                if text.startswith("{", at):
-                    try:
-                        record, at = decode(text, at)
-                        yield record
-                        continue
-                    except json.JSONDecodeError as error:
-                        if len(text) - at > _LONGEST_RECORD:
-                            raise _broken(path, str(error)) from error
-                elif text.startswith("]", at):
-                    return
-                elif at < len(text):
-                    raise _broken(path, f"'{text[at]}' where an object should start")
-                more = file.read(_CHUNK_CHARACTERS)
-                if not more:
-                    raise _broken(path, "it ends early")
-                bar.update(len(more))
-                text, at = text[at:] + more, 0
+        with open(path, encoding="utf-8") as file:
+            size = os.path.getsize(path)
+            options = dict(unit="B", unit_scale=True, leave=False, disable=not progress)
+            with tqdm(total=size, desc=path.name, **options) as bar:
+                yield from _records_of(file, path, bar)
     except FileNotFoundError:
         raise MissingDataError(
             f"table {path} does not exist: restore it from the original archive"
         ) from None
     except UnicodeDecodeError as error:
         raise _broken(path, "no UTF-8 text") from error
+
+
+def _records_of(file: TextIO, path: Path, bar: tqdm) -> Iterator[dict[str, Any]]:
+    decode = json.JSONDecoder().raw_decode
+    text = file.read(_CHUNK_CHARACTERS).lstrip()
+    if not text.startswith("["):
+        raise _broken(path, "no JSON array")
+    at = 1
+    while True:
+        while at < len(text) and text[at] in _SEPARATORS:
+            at += 1
+        if text.startswith("{", at):
+            try:
+                record, at = decode(text, at)
+                yield record
+                continue
+            except json.JSONDecodeError as error:
+                if len(text) - at > _LONGEST_RECORD:
+                    raise _broken(path, str(error)) from error
+        elif text.startswith("]", at):
+            return
+        elif at < len(text):
+            raise _broken(path, f"'{text[at]}' where an object should start")
+        more = file.read(_CHUNK_CHARACTERS)
+        if not more:
+            raise _broken(path, "it ends early")
+        bar.update(len(more))
+        text, at = text[at:] + more, 0
 
 
 def _broken(path: Path, why: str) -> BadDataError:

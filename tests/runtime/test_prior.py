@@ -72,6 +72,24 @@ def test_counts_agree_with_a_loop() -> None:
     np.testing.assert_array_equal(visible, expected[1])
 
 
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_without_camera_masks_what_is_no_noise_counts(with_mask: bool) -> None:
+    """OpenOccupancy has no camera masks; without any mask every voxel counts."""
+
+    class Unseen(FakeOccDataset):
+        def prepare_data(self, idx: int) -> OccSample:
+            sample = super().prepare_data(idx)
+            seen, sample.mask_camera = sample.mask_camera, None
+            sample.mask_valid = seen if with_mask else None
+            return sample
+
+    counts = evaluate_prior.count_labels(dataset())
+    unseen = Unseen([dict(type="LoadOcc3DLabels")], 0, test_mode=True)
+    got = evaluate_prior.count_labels(unseen)
+    np.testing.assert_array_equal(got[0], counts[0])
+    np.testing.assert_array_equal(got[1], counts[1] if with_mask else counts[0])
+
+
 def test_most_frequent_label_and_its_fallback() -> None:
     everywhere = np.zeros((3, 1, 1, 3), dtype=np.int32)
     everywhere[:, 0, 0] = [[3, 1, 0], [1, 3, 1], [1, 1, 4]]

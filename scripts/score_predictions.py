@@ -26,11 +26,18 @@ from loaders.predictions import load_prediction, prediction_path
 from loaders.sample import OccSample
 from scripts.runtime.config import load_config
 from scripts.runtime.errors import run_entry_point
-from scripts.runtime.report import score_report, write_json
+from scripts.runtime.evaluators import MASKS, choose_masks
+from scripts.runtime.report import report_table, score_report, write_report
 from scripts.scoring import split_scorer
 
 
-def score_folder(config: str, options: Mapping[str, Any], folder: Path, workers: int) -> dict:
+def score_folder(
+    config: str,
+    options: Mapping[str, Any],
+    folder: Path,
+    workers: int,
+    masks: Sequence[str] = (),
+) -> dict:
     """Returns the scores of a folder's predictions, as val.py reports them.
 
     Args:
@@ -38,6 +45,7 @@ def score_folder(config: str, options: Mapping[str, Any], folder: Path, workers:
         options: `--cfg-options`.
         folder: With a prediction per sample.
         workers: Processes; 0 works in this one.
+        masks: See :func:`scripts.runtime.evaluators.choose_masks`.
 
     Raises:
         MissingDataError: If the folder or a prediction does not exist.
@@ -47,6 +55,7 @@ def score_folder(config: str, options: Mapping[str, Any], folder: Path, workers:
         raise MissingDataError(f"folder {folder} does not exist: give the one with the predictions")
     start = time.monotonic()
     cfg = load_config(config, options)
+    choose_masks(cfg, masks)
     init_default_scope(cfg.get("default_scope", "mmengine"))
     scorer = split_scorer(cfg)
 
@@ -60,6 +69,7 @@ def score_folder(config: str, options: Mapping[str, Any], folder: Path, workers:
         config=config,
         cfg_options=dict(options),
         predictions=str(folder),
+        processes=max(1, workers),
         num_samples=len(scorer.dataset),
         seconds=time.monotonic() - start,
     )
@@ -74,17 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--predictions", required=True, type=Path, metavar="DIR")
     parser.add_argument("--out", metavar="FILE", help="scores as JSON")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: this one (default)")
+    parser.add_argument("--masks", nargs="+", choices=MASKS, default=(), help="voxels that count")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={})
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(arguments)
 
     def run() -> None:
         report = score_folder(args.config, args.cfg_options, args.predictions, args.workers)
-        for name, value in report["metrics"].items():
-            if "IoU_" not in name:
-                print(f"{name}: {value:.2f}")
+        print(report_table(report))
         if args.out:
-            print(f"written to {write_json(args.out, report)}")
+            print(f"written to {write_report(args.out, report)}")
 
     return run_entry_point(run, debug=args.debug)
 

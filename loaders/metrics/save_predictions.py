@@ -37,14 +37,16 @@ class SavePredictions(BaseMetric):
         self._folder.mkdir(parents=True, exist_ok=True)
         for sample in data_samples:
             if sample.get("replaces") is None:
-                self._save(sample)
-                self.results.append(1)
+                self.results.append(self._save(sample))
+            else:
+                self.results.append(None)
 
-    def compute_metrics(self, results: list[int]) -> dict[str, float]:
+    def compute_metrics(self, results: list[str | None]) -> dict[str, float]:
         """Says how many files were written."""
-        return {"saved_predictions": len(results)}
+        name = "submission_files" if self._submission else "saved_predictions"
+        return {name: len({token for token in results if token is not None})}
 
-    def _save(self, sample: DataSample) -> None:
+    def _save(self, sample: DataSample) -> str:
         remedy = "put PackOccSample into the test pipeline"
         token = require(sample, "sample_token", remedy)
         predict = "evaluate the output of the model's predict mode"
@@ -55,9 +57,10 @@ class SavePredictions(BaseMetric):
             save_prediction(
                 self._folder, token, coords, labels, None if scores is None else to_numpy(scores)
             )
-            return
+            return token
         pc_range = np.array(require(sample, "pc_range", remedy))
         voxel_size = np.array(require(sample, "voxel_size", remedy))
         shape = np.round((pc_range[3:] - pc_range[:3]) / voxel_size).astype(int).tolist()
         empty_label = len(require(sample, "class_names", remedy))
         save_submission(self._folder, token, coords, labels, tuple(shape), empty_label)
+        return token

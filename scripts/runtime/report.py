@@ -1,4 +1,4 @@
-"""Scores as JSON, with what they were measured on."""
+"""Scores as JSON and as a table, with what they were measured on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from loaders.metrics.tables import format_table
 from scripts.runtime.environment import git_commit, package_versions
 
 
@@ -57,3 +58,47 @@ def score_report(metrics: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
         "versions": package_versions(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def write_report(path: str | Path, report: Mapping[str, Any]) -> Path:
+    """Write a report as JSON, and as a table to the file of the same name with the ending .txt.
+
+    Args:
+        path: JSON file.
+        report: Of `score_report`.
+
+    Returns:
+        The JSON file.
+    """
+    path = write_json(path, report)
+    path.with_suffix(".txt").write_text(report_table(report) + "\n")
+    return path
+
+
+def report_table(report: Mapping[str, Any]) -> str:
+    """A report as text: what was measured, the scores, and the scores per class."""
+    metrics: Mapping[str, Any] = report["metrics"]
+    facts = {key: value for key, value in report.items() if key not in ("metrics", "versions")}
+    lines = [f"{key}: {_words(value)}" for key, value in facts.items() if value not in (None, {})]
+    lines += [f"versions: {_words(report['versions'])}", ""]
+    totals = {name: value for name, value in metrics.items() if "/IoU_" not in name}
+    lines.append(format_table(["score", "value"], [[k, _number(v)] for k, v in totals.items()]))
+    columns = list(dict.fromkeys(name.split("/")[0] for name in metrics if "/IoU_" in name))
+    if columns:
+        classes = dict.fromkeys(name.split("/IoU_", 1)[1] for name in metrics if "/IoU_" in name)
+        rows: list[list[str | float]] = [
+            [name, *(float(metrics.get(f"{column}/IoU_{name}", math.nan)) for column in columns)]
+            for name in classes
+        ]
+        lines += ["", format_table(["class", *columns], rows)]
+    return "\n".join(lines)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _number(value: Any) -> str | float:
+    return float(value) if isinstance(value, float) else str(value)

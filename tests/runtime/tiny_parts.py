@@ -86,6 +86,29 @@ class TinyModel(BaseModel):
         return dict(loss=(out - target).square().mean())
 
 
+@MODELS.register_module()
+class CopyingModel(BaseModel):
+    """Predicts a share of a sample's occupied voxels, some with another label; looks at nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor(0.6))
+
+    def forward(
+        self, inputs: dict[str, Any], data_samples: list[BaseDataElement], mode: str = "tensor"
+    ) -> list[BaseDataElement]:
+        for sample in data_samples:
+            generator = torch.Generator().manual_seed(sample.sample_idx)
+            coords = (sample.voxel_semantics != 17).nonzero()
+            draws = torch.rand(len(coords), 2, generator=generator)
+            sample.pred_coords = coords[draws[:, 0] < self.share]
+            labels = sample.voxel_semantics[tuple(sample.pred_coords.T)].long()
+            kept = draws[draws[:, 0] < self.share]
+            sample.pred_labels = torch.where(kept[:, 1] < 0.2, 11, labels)
+            sample.pred_scores = kept[:, 1]
+        return data_samples
+
+
 @METRICS.register_module()
 class TinyMetric(BaseMetric):
     default_prefix = "tiny"

@@ -1,0 +1,154 @@
+"""val.py's ways to score and to write predictions, with a model that copies its labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import val
+from scripts.runtime.errors import EXIT_USER_ERROR
+from tests.loaders.conftest import MiniSet, mini  # noqa: F401 - a fixture
+
+CONFIG = """
+_base_ = [{runtime!r}]
+custom_imports = dict(
+    imports=['tiny_parts', 'loaders.register', 'scripts.runtime.register'],
+    allow_failed_imports=False)
+batch_size = 1
+model = dict(type='CopyingModel')
+test_dataloader = dict(
+    batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(type='pseudo_collate'),
+    dataset=dict(
+        type='NuScenesOcc3DDataset', data_root={root!r}, test_mode=True, indices=5,
+        ann_file='nuscenes_infos_train_mini_sweep.pkl', num_frames=1, with_ray_origins=True,
+        pipeline=[
+            dict(type='DrawImageAug', raw_hw=(90, 160), final_hw=(32, 96)),
+            dict(type='LoadMultiViewImages', raw_hw=(90, 160), mode='fast'),
+            dict(type='LoadOcc3DLabels'), dict(type='PackOccSample')]))
+test_evaluator = [dict(type='OccupancyMetric', mask='camera'), dict(type='RayIoUMetric')]
+test_cfg = dict()
+"""
+
+
+@pytest.fixture
+def config(mini: MiniSet, tmp_path: Path, root: Path) -> Path:  # noqa: F811
+    path = tmp_path / "copying.py"
+    runtime = str(root / "configs/_base_/default_runtime.py")
+    path.write_text(CONFIG.format(runtime=runtime, root=str(mini.root)))
+    return path
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": {"share": torch.tensor(0.6)}}, path)
+    return path
+
+
+def score(config: Path, out: Path, *extra: Any) -> dict[str, Any]:
+    arguments = ["--config", config, "--work-dir", config.parent / "run", "--out", out, *extra]
+    assert val.main([str(argument) for argument in arguments]) == 0
+    return json.loads(out.read_text())
+
+
+def test_saved_predictions_score_as_the_model_did(
+    config: Path,
+    weights: Path,
+    tmp_path: Path,
+    mini: MiniSet,  # noqa: F811
+) -> None:
+    saved, dense = tmp_path / "saved", tmp_path / "dense"
+    report = score(
+        config, tmp_path / "model.json", "--weights", weights,
+        "--save-predictions", saved, "--submission", dense,
+    )  # fmt: skip
+    metrics = report["metrics"]
+    assert metrics.pop("saved_predictions") == metrics.pop("submission_files") == 5
+    assert 0 < metrics["ray/RayIoU"] < 100 and 0 < metrics["occ3d/mIoU"] < 100
+    tokens = {path.stem for path in saved.iterdir()}
+    assert tokens == {path.stem for path in dense.iterdir()} and len(tokens) == 5
+    assert tokens <= set(mini.labels)
+    for token in tokens:
+        with np.load(dense / f"{token}.npz") as file:
+            [grid] = file.values()
+        with np.load(saved / f"{token}.npz") as file:
+            coords, labels = file["coords"], file["labels"]
+        assert grid.shape == (200, 200, 16) and (grid != 17).sum() == len(coords) > 0
+        np.testing.assert_array_equal(grid[tuple(coords.T)], labels)
+    for folder in (saved, dense):
+        again = score(config, tmp_path / f"{folder.name}.json", "--predictions", folder)
+        assert again["metrics"] == metrics
+        assert again["predictions"] == str(folder) and again["num_samples"] == 5
+
+
+def test_table_beside_the_json(config: Path, weights: Path, tmp_path: Path) -> None:
+    report = score(config, tmp_path / "a.json", "--weights", weights)
+    lines = (tmp_path / "a.txt").read_text().splitlines()
+    text = "\n".join(lines)
+    assert f"config: {config}" in lines and report["checkpoint"]["sha256"] in text
+    assert f"torch {report['versions']['torch']}" in text and f"time: {report['time']}" in lines
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    assert ["ray/RayIoU", f"{report['metrics']['ray/RayIoU']:.2f}"] in cells
+    ground = [report["metrics"][f"{kind}/IoU_driveable_surface"] for kind in ("occ3d", "ray")]
+    assert ["driveable_surface", *(f"{value:.2f}" for value in ground)] in cells
+
+
+def test_masks(config: Path, weights: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    alone = score(
+        config, tmp_path / "a.json", "--weights", weights, "--save-predictions", saved
+    )["metrics"]  # fmt: skip
+    every = ["--masks", "camera", "lidar", "none"]
+    of_model = score(config, tmp_path / "b.json", "--weights", weights, *every)["metrics"]
+    of_files = score(config, tmp_path / "c.json", "--predictions", saved, *every)["metrics"]
+    assert of_model == of_files
+    assert of_model["occ3d/mIoU"] == alone["occ3d/mIoU"]
+    assert of_model["ray/RayIoU"] == alone["ray/RayIoU"]
+    values = [of_model[f"occ3d{mask}/mIoU"] for mask in ("", "_lidar", "_none")]
+    assert len(set(values)) == 3  # the masks of the hand-made data are random, and independent
+    lidar = ["--cfg-options", "test_evaluator.0.mask=lidar"]
+    by_field = score(config, tmp_path / "d.json", "--predictions", saved, *lidar)["metrics"]
+    assert by_field["occ3d/mIoU"] == of_model["occ3d_lidar/mIoU"]
+    only = score(config, tmp_path / "e.json", "--predictions", saved, "--masks", "lidar")
+    assert "occ3d/mIoU" not in only["metrics"] and "occ3d_lidar/mIoU" in only["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give --weights CHECKPOINT for a model, or --predictions DIR"),
+        (["--predictions", "a", "--weights", "w"], "without a model: leave --weights out"),
+        (["--predictions", "a", "--submission", "b"], "leave --submission out"),
+        (["--predictions", "a", "--save-predictions", "b"], "leave --save-predictions out"),
+        (["--predictions", "nowhere"], "folder nowhere does not exist"),
+        (["--weights", "w", "--save-predictions", "b", "--submission", "b"], "give them two"),
+    ],
+)
+def test_contradictions(config: Path, options: list[str], message: str, capsys) -> None:
+    common = ["--config", str(config), "--work-dir", str(config.parent / "run")]
+    assert val.main([*common, *options]) == EXIT_USER_ERROR
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and message in error[0]
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "message"),
+    [
+        ("dict(type='OccupancyMetric', mask='valid')", "labels mark noise instead"),
+        ("[dict(type='RayIoUMetric')]", "has no OccupancyMetric to change"),
+    ],
+)
+def test_masks_that_do_not_fit(config: Path, evaluator: str, message: str, capsys) -> None:
+    child = config.parent / "child.py"
+    text = config.read_text().split("test_evaluator")
+    child.write_text(f"{text[0]}\ntest_evaluator = {evaluator}\ntest_cfg = dict()\n")
+    for what in (["--weights", "w"], ["--predictions", str(config.parent)]):
+        options = ["--config", str(child), "--work-dir", str(config.parent / "run"), *what]
+        assert val.main([*options, "--masks", "camera"]) == EXIT_USER_ERROR
+        assert message in capsys.readouterr().err

@@ -18,7 +18,8 @@ from loaders.metrics.tables import format_table
 class RayIoUMetric(CountingMetric):
     """RayIoU (SparseOcc, arXiv 2312.17118), in percent with two decimals.
 
-    Results: ``RayIoU`` and ``RayIoU@1``, ``@2``, ``@4`` (metres). The data set must be built with
+    Results: ``RayIoU`` and ``RayIoU@1``, ``@2``, ``@4`` (metres), and ``IoU_<class>``, the mean
+    over the three, of classes that rays meet. The data set must be built with
     ``with_ray_origins=True``.
 
     Args:
@@ -75,4 +76,7 @@ class RayIoUMetric(CountingMetric):
         result = {"RayIoU": round(scores.mean, 2)}
         for limit, value in zip(DEPTH_THRESHOLDS_M, scores.per_threshold, strict=True):
             result[f"RayIoU@{limit:g}"] = round(float(value), 2)
+        for name, iou in zip(self.class_names, scores.per_class.mean(axis=0), strict=False):
+            if not np.isnan(iou):
+                result[f"IoU_{name}"] = round(float(iou), 2)
         return result

@@ -93,6 +93,9 @@ class TestGolden:
         assert [result[key] for key in keys] == list(expected)
         assert result["occ3d/IoU_c4"] == round(float(golden["miou_occ3d/per_class"][4]), 2)
         assert "occ3d/IoU_c12" not in result  # not in the ground truth
+        per_class = np.round(golden["rayiou/per_class"].mean(axis=0) * 100, 2)
+        for i, name in enumerate(CLASSES):
+            assert result.get(f"ray/IoU_{name}", np.nan) == pytest.approx(per_class[i], nan_ok=True)
 
 
 def element(golden, i, **changes):

@@ -206,7 +206,7 @@ def make_data() -> str:
     steps.run(
         "info files",
         ["scripts/gen_sweep_info.py", "--data-root", str(DATA_ROOT), "--version", "v1.0-mini"],
-        _hash(table_key, _source_key(["scripts/gen_sweep_info.py"])),
+        _hash(table_key, _source_key(["scripts/gen_sweep_info.py", "scripts/sweep_infos"])),
         infos,
     )
     return _hash(table_key, *(path.read_bytes() for path in infos))

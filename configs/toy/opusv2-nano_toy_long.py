@@ -2,4 +2,4 @@
 _base_ = ["./opusv2-nano_toy.py"]
 
 train_dataloader = dict(dataset=dict(pipeline={{_base_.train_pipeline}}))  # with BEV flips
-max_epochs = 40
+max_epochs = 75

@@ -5,7 +5,7 @@
 
 Each step is one of the project's commands in a process of its own. A step whose inputs are those of
 its last run is skipped; an interrupted training is resumed. The command ends with a table and fails
-(exit code 1) if the model does not beat the prior as it should.
+(exit code 2) if the model does not beat the prior as it should.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from mmengine.config import DictAction
 from scripts.runtime.config import load_config
 from scripts.runtime.errors import ConfigError, run_entry_point
 from scripts.visualization.gallery import draw_samples, spread
-from scripts.visualization.palette import THEMES
+from scripts.visualization.palette import PALETTES, THEMES
 from scripts.visualization.sheet import SheetOptions
 from scripts.visualization.source import SampleSource
 
@@ -55,6 +55,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--theme", choices=sorted(THEMES), default="light", help="background")
     parser.add_argument(
+        "--palette",
+        choices=list(PALETTES),
+        default="field",
+        help="class colours: nuScenes' own, or ones that colour-blind readers can tell apart",
+    )
+    parser.add_argument(
         "--no-difference",
         action="store_true",
         help="leave out the panel that compares prediction and ground truth",
@@ -85,7 +91,9 @@ def visualize(args: argparse.Namespace) -> list[Path]:
     """
     if args.num < 1:
         raise ConfigError(f"--num {args.num}: draw at least one sample")
-    options = SheetOptions(args.scale, args.theme, difference=not args.no_difference)
+    options = SheetOptions(
+        args.scale, args.theme, difference=not args.no_difference, palette=args.palette
+    )
     cfg = load_config(args.config, args.cfg_options)
     source = SampleSource(cfg, args.weights, with_images=args.vis_input, with_truth=args.vis_gt)
     name = Path(args.config).stem

@@ -75,7 +75,8 @@ def draw_samples(
             f"(sample {loaded - start:.1f} s, drawing {time.monotonic() - loaded:.1f} s)"
         )
     heading = f"{title}  ·  {len(tiles)} of {len(source)} samples"
-    overview = compose_overview(tiles, heading, legend_entries(class_names), options)
+    legend = legend_entries(class_names, options.palette)
+    overview = compose_overview(tiles, heading, legend, options)
     files.append(_save(overview, out / "overview.png"))
     report(f"overview: {files[-1]}")
     return files

@@ -52,8 +52,8 @@ def _count_note(grid: NDArray[np.uint8], empty_label: int) -> str:
     return f"{int((grid != empty_label).sum()):,} voxels"
 
 
-def _subjects(view: SampleView, with_difference: bool) -> list[_Subject]:
-    colours = class_colours(view.class_names)
+def _subjects(view: SampleView, with_difference: bool, palette: str) -> list[_Subject]:
+    colours = class_colours(view.class_names, palette)
     subjects = []
     for title, grid in (("Prediction", view.prediction), ("Ground truth", view.truth)):
         if grid is not None:
@@ -71,11 +71,16 @@ def _subjects(view: SampleView, with_difference: bool) -> list[_Subject]:
 
 def panel_count(view: SampleView, with_difference: bool) -> int:
     """Number of panels that :func:`render_panels` makes."""
-    return len(_subjects(view, with_difference))
+    count = (view.prediction is not None) + (view.truth is not None)
+    return count + (with_difference and count == 2)
 
 
 def render_panels(
-    view: SampleView, size: tuple[int, int], theme: Theme, with_difference: bool
+    view: SampleView,
+    size: tuple[int, int],
+    theme: Theme,
+    with_difference: bool,
+    palette: str = "field",
 ) -> list[Panel]:
     """Draw prediction, ground truth and their difference, as far as the sample has them.
 
@@ -84,8 +89,9 @@ def render_panels(
         size: width and height of each panel in pixels.
         theme: background colours.
         with_difference: whether to compare prediction and ground truth.
+        palette: of the classes.
     """
-    subjects = _subjects(view, with_difference)
+    subjects = _subjects(view, with_difference, palette)
     renderers = parallel_map(lambda subject: _build_renderer(subject, view, theme), subjects)
     extent = _extent_m(view)
     side = round(0.30 * size[1])

@@ -42,21 +42,24 @@ class SheetOptions:
         scale: size factor; 1 gives sheets of 1168 (one panel) to 1992 (three) pixels in width.
         theme: name in :data:`scripts.visualization.palette.THEMES`.
         difference: whether to add the panel that compares prediction and ground truth.
+        palette: name in :data:`scripts.visualization.palette.PALETTES`.
     """
 
     scale: float = 1.0
     theme: str = "light"
     difference: bool = True
+    palette: str = "field"
 
     def __post_init__(self) -> None:
         """Check the values.
 
         Raises:
-            ValueError: a scale outside of (0.2, 16), or an unknown theme.
+            ValueError: a scale outside of (0.2, 16), or an unknown theme or palette.
         """
         if not 0.2 <= self.scale <= 16:
             raise ValueError(f"scale {self.scale:g} is not usable: give one from 0.2 to 16.")
         _theme_by_name(self.theme)
+        class_colours((), self.palette)
 
     def px(self, length: float) -> int:
         """A length at scale 1 in pixels of the sheet."""
@@ -81,9 +84,9 @@ class Sheet:
     panels: tuple[Panel, ...]
 
 
-def legend_entries(class_names: Sequence[str]) -> list[tuple[str, RGB]]:
+def legend_entries(class_names: Sequence[str], palette: str = "field") -> list[tuple[str, RGB]]:
     """Name and colour of every class, and of the ego vehicle."""
-    colours = class_colours(class_names)
+    colours = class_colours(class_names, palette)
     entries = [
         (pretty_name(name), (int(c[0]), int(c[1]), int(c[2])))
         for name, c in zip(class_names, colours, strict=True)
@@ -109,7 +112,7 @@ def compose_sheet(view: SampleView, options: SheetOptions | None = None) -> Shee
     camera_rows = _camera_rows(view.images, inner, px(_CAMERA_GAP), single_row=count >= 2)
     cameras_height = sum(row[0].height for row in camera_rows)
     cameras_height += px(_CAMERA_GAP) * max(0, len(camera_rows) - 1)
-    entries = legend_entries(view.class_names)
+    entries = legend_entries(view.class_names, options.palette)
     key_rows = colour_key_rows([name for name, _ in entries], inner, px(_KEY_SIZE))
 
     captions_height = px(_CAPTION_HEIGHT) + panel_height if count else 0
@@ -127,7 +130,8 @@ def compose_sheet(view: SampleView, options: SheetOptions | None = None) -> Shee
         top += row[0].height + px(_CAMERA_GAP)
     top = px(_TITLE_HEIGHT) + cameras_height + px(6)
 
-    panels = render_panels(view, (panel_width, panel_height), theme, options.difference)
+    size = (panel_width, panel_height)
+    panels = render_panels(view, size, theme, options.difference, options.palette)
     for i, panel in enumerate(panels):
         _draw_panel(canvas, left + i * (panel_width + px(_GAP)), top, panel, options)
     top += captions_height + px(12)

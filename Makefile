@@ -2,7 +2,7 @@
 
 PY := .venv/bin/python
 DEMO ?=
-.PHONY: help setup test lint types pytest demo toy-train env-report clean clean-all
+.PHONY: help setup test lint types pytest demo toy-train family env-report clean clean-all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -27,6 +27,9 @@ demo: setup  ## toy data, training, scores against an image-blind prior, picture
 
 toy-train: setup  ## the longer run over the toy data (under an hour on two cores)
 	$(PY) -m scripts.demo --long $(DEMO)
+
+family: setup  ## every model on the toy data, in one table (one to two hours on two cores)
+	$(PY) -m scripts.family
 
 env-report: setup  ## versions, what was built, what is missing
 	$(PY) -m scripts.env_report

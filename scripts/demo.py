@@ -33,6 +33,8 @@ DATA_STEPS = Path("data/.toy_nuscenes_steps.json")
 DEMO_CONFIG = "configs/toy/opusv2-nano_toy.py"
 LONG_CONFIG = "configs/toy/opusv2-nano_toy_long.py"
 METRICS = {"mIoU": "occ3d/mIoU", "RayIoU": "ray/RayIoU"}
+# What scores and pictures depend on, besides config and checkpoint.
+SCORING_SOURCE = ("models", "loaders", "scripts", "val.py", "visualize.py")
 # How many times the prior's score the model must reach, for (mIoU, RayIoU).
 DEMO_FACTORS = (1.0, 1.0)
 LONG_FACTORS = (1.0, 1.5)
@@ -169,24 +171,16 @@ def run_demo(config: str, factors: tuple[float, float]) -> None:
     steps = Steps.load(work_dir / "demo_steps.json")
 
     data_key = make_data()
-    train_key = _hash(_config_key(config), data_key)
-    weights = train_model(steps, config, work_dir, train_key)
-
-    source = _source_key(["models", "loaders", "scripts", "val.py", "visualize.py"])
-    key = _hash(train_key, weights.read_bytes(), source)
-    scores, prior = work_dir / "metrics.json", work_dir / "prior.json"
-    common = ["--config", config, "--weights", str(weights)]
-    steps.run("scores", ["val.py", *common, "--out", str(scores)], key, [scores])
-    steps.run(
-        "prior",
-        ["-m", "scripts.evaluate_prior", "--config", config, "--out", str(prior)],
-        _hash(train_key, source),
-        [prior],
-    )
+    weights = train_model(steps, config, work_dir, data_key)
+    scores = score_model(steps, config, weights, work_dir)
+    prior = score_prior(steps, config, data_key, work_dir)
     steps.run(
         "pictures",
-        ["visualize.py", *common, "--vis-input", "--vis-gt", "--out", str(pictures)],
-        key,
+        [
+            *("visualize.py", "--config", config, "--weights", str(weights)),
+            *("--vis-input", "--vis-gt", "--out", str(pictures)),
+        ],
+        _hash(_config_key(config), weights.read_bytes(), _source_key(SCORING_SOURCE)),
         [pictures],
     )
     report(steps, scores, prior, pictures, factors)
@@ -212,8 +206,9 @@ def make_data() -> str:
     return _hash(table_key, *(path.read_bytes() for path in infos))
 
 
-def train_model(steps: Steps, config: str, work_dir: Path, key: str) -> Path:
+def train_model(steps: Steps, config: str, work_dir: Path, data_key: str) -> Path:
     """Train unless done before on the same config and data; returns the last checkpoint."""
+    key = _hash(_config_key(config), data_key)
     pointer, started = work_dir / "last_checkpoint", work_dir / "demo_training_key"
     command = ["train.py", "--config", config, "--work-dir", str(work_dir)]
     if started.is_file() and started.read_text() == key and pointer.is_file():
@@ -227,6 +222,42 @@ def train_model(steps: Steps, config: str, work_dir: Path, key: str) -> Path:
     if not weights.is_file():
         raise StepFailed(f"{pointer} names {weights}, which is gone: remove {work_dir}")
     return weights
+
+
+def score_model(
+    steps: Steps, config: str, weights: Path, work_dir: Path, options: Sequence[str] = ()
+) -> Path:
+    """Score a checkpoint on the held-out scenes; returns the file of the scores.
+
+    Args:
+        steps: Records of what was done before.
+        config: Config file.
+        weights: Checkpoint.
+        work_dir: Folder for the file.
+        options: `--cfg-options`; scores with options have a step and a file of their own.
+    """
+    name = "-".join(["scores", *options])
+    out = work_dir / f"{name}.json"
+    command = ["val.py", "--config", config, "--weights", str(weights), "--out", str(out)]
+    key = _hash(_config_key(config), weights.read_bytes(), _source_key(SCORING_SOURCE))
+    steps.run(name, command + _cfg_options(options), key, [out])
+    return out
+
+
+def score_prior(
+    steps: Steps, config: str, data_key: str, work_dir: Path, options: Sequence[str] = ()
+) -> Path:
+    """Score the image-blind prior as `score_model` scores a checkpoint."""
+    name = "-".join(["prior", *options])
+    out = work_dir / f"{name}.json"
+    command = ["-m", "scripts.evaluate_prior", "--config", config, "--out", str(out)]
+    key = _hash(_config_key(config), data_key, _source_key(SCORING_SOURCE))
+    steps.run(name, command + _cfg_options(options), key, [out])
+    return out
+
+
+def _cfg_options(options: Sequence[str]) -> list[str]:
+    return ["--cfg-options", *options] if options else []
 
 
 def report(

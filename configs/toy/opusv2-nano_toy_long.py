@@ -1,5 +1,6 @@
 # The nano model with a longer schedule: under an hour on two cores (`make toy-train`).
 _base_ = ["./opusv2-nano_toy.py"]
 
-train_dataloader = dict(dataset=dict(pipeline={{_base_.train_pipeline}}))  # with BEV flips
+# Flips of the whole scene: with time enough, they keep the model from learning scenes by heart.
+train_dataloader = dict(dataset=dict(pipeline={{_base_.flip_pipeline}}))
 max_epochs = 75

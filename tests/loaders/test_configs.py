@@ -47,9 +47,8 @@ def test_config_builds(name, mini):
         assert list(built.class_names) == cfg.class_names
         assert len(cfg.class_names) == cfg.empty_label
         steps = [step["type"] for step in dataset["pipeline"]]
-        flips = part == "train" and "noflip" not in name
-        if not name.startswith("toy_occ3d_") and "toy_occupancy" not in name:
-            assert ("RandomFlipBEV" in steps) == flips
+        flips = part == "train" and "noflip" not in name and not name.startswith("toy")
+        assert ("RandomFlipBEV" in steps) == flips
         assert ("LoadLidarSweeps" in steps) == ("lidar" in name) == built.with_lidar
         Evaluator(cfg["val_evaluator"])
     assert "batch_size" not in cfg  # the total is the run's business

@@ -255,28 +255,32 @@ def shrink(config: Config) -> dict[str, Any]:
     [case for case in CASES if case.values[1] == "t" or case.id == FAMILIES[2].name.format("l")],
 )
 def test_small_run_and_gradients(family: Family, size: str) -> None:
-    config = Config.fromfile(path_of(family, size))
-    model = MODELS.build(shrink(config)).train()
+    model = MODELS.build(shrink(Config.fromfile(path_of(family, size)))).train()
+    losses = small_run(model, camera_matrices(1))
+    layers = len(family.sizes[size].refines)
+    assert len(losses) == 2 * layers + (not family.lidar)
+
+
+def small_run(model: Any, ego2img: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Take a training step and a prediction on a small scene; return the losses."""
     batch = make_batch(0, num_frames=1)
-    if family.lidar:
+    head = model.pts_bbox_head
+    if head.use_lidar:
         points = make_points(0, number=200)
         points[:, :3] *= 4
         batch["inputs"]["points"] = [points]
-    head = model.pts_bbox_head
     sample = batch["data_samples"][0]
-    sample.ego2img = camera_matrices(1)
+    sample.ego2img = ego2img
     empty = torch.full(head.grid_shape, head.empty_label, dtype=torch.uint8)
     sample.set_data(dict(voxel_semantics=empty))
-    sample.voxel_semantics[100:110, 90:110, 2] = 11
-    if family.grid is OCC3D:
+    sample.voxel_semantics[10:110, 90:110, 2] = 11
+    if head.num_classes == 17:
         sample.set_data(dict(mask_camera=torch.ones(head.grid_shape, dtype=torch.bool)))
     else:
         del sample.mask_camera
     data = model.data_preprocessor(batch, training=True)
     assert data["inputs"]["img"].shape == (1, 6, 3, *HW)
-    losses = model(**data, mode="loss")
-    layers = len(family.sizes[size].refines)
-    assert len(losses) == 2 * layers + (not family.lidar)
+    losses: dict[str, torch.Tensor] = model(**data, mode="loss")
     torch.stack(list(losses.values())).sum().backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -284,6 +288,24 @@ def test_small_run_and_gradients(family: Family, size: str) -> None:
     with torch.no_grad():
         (found,) = model.eval()(**data, mode="predict")
     assert found.pred_coords.shape == (len(found.pred_labels), 3)
+    return losses
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "toy").glob("*.py")), ids=lambda p: p.stem
+)
+def test_toy_config_runs(path: Path) -> None:
+    config = load_config(path)
+    fit_config(config, Launch())
+    torch.manual_seed(0)
+    model = MODELS.build(config.model).train()
+    dataset = config.train_dataloader.dataset
+    assert model.pts_bbox_head.num_classes == len(dataset.class_names)
+    assert (
+        ("fusion" in path.stem) == model.pts_bbox_head.use_lidar == dataset.get("with_lidar", False)
+    )
+    losses = small_run(model, camera_matrices(1))
+    assert {"img.loss_cls", "img.loss_depth"} <= losses.keys()
 
 
 def test_one_field_changes_the_grid_of_model_and_data() -> None:

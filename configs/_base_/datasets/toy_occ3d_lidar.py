@@ -1,5 +1,4 @@
-# The toy data with Occ3D labels and LiDAR points. No BEV flips: a training of minutes has no time
-# to learn every scene in four orientations.
+# The toy data with Occ3D labels and LiDAR points.
 _base_ = './toy_occ3d.py'
 
 num_sweeps = 4  # besides the key frame; the toy LiDAR makes 4 sweeps a second

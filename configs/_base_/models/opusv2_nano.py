@@ -1,0 +1,21 @@
+# OPUS-V2 so small that two CPU cores train it in minutes, from scratch.
+_base_ = ["./opusv2_r50.py", "./nano_parts.py"]
+
+model = dict(
+    data_preprocessor=dict(distortion=None),
+    img_backbone={{_base_.nano_backbone}},
+    img_neck={{_base_.nano_neck}},
+    # In place of pretrained weights: what the rays of the image meet first.
+    img_aux_head=dict(type="FirstHitHead"),
+    pts_bbox_head=dict(
+        embed_dims=64,
+        num_levels=3,
+        num_query=600,
+        score_thr=0.2,
+        # Points start metres away from their query instead of having to learn it.
+        decoder=dict(
+            num_refines=[1, 10], num_points=4, ffn_dims=128, dropout=0.0, refine_scale_m=3.0
+        ),
+        densifier=dict(pfn_channels=[64, 24], prior_probability=0.1, bn_momentum=0.1),
+    ),
+)

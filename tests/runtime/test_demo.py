@@ -111,3 +111,37 @@ def test_a_missing_score_is_named(tmp_path: Path) -> None:
 def test_missing_config_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(["--config", "configs/toy/none.py"]) == 2
     assert "config configs/toy/none.py does not exist" in capsys.readouterr().err
+
+
+def test_other_data_is_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of the data, on which the training depends, tells tables and info files apart."""
+    root = tmp_path / "toy"
+    content = {
+        root / "toy_nuscenes.json": "options",
+        root / "v1.0-mini" / "sample.json": "samples",
+        root / "nuscenes_infos_train_mini_sweep.pkl": "train",
+        root / "nuscenes_infos_val_mini_sweep.pkl": "val",
+    }
+    commands: list[str] = []
+
+    def write(self: demo.Steps, name: str, command: list[str], key: str, outputs: object) -> bool:
+        commands.append(f"{name} {key}")
+        for path, text in content.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return True
+
+    monkeypatch.setattr(demo, "DATA_ROOT", root)
+    monkeypatch.setattr(demo, "DATA_STEPS", tmp_path / "steps.json")
+    monkeypatch.setattr(demo.Steps, "run", write)
+    first = demo.make_data()
+    assert demo.make_data() == first
+    assert commands[:2] == commands[2:]
+    keys = {first}
+    for path in content:
+        content[path] += " changed"
+        keys.add(demo.make_data())
+    assert len(keys) == 1 + len(content)
+    # The info files are made again where the tables have changed, but not for their own sake.
+    info_steps = commands[1::2]
+    assert len(set(info_steps)) == 3

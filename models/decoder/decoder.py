@@ -1,13 +1,13 @@
 """The stack of decoder layers.
 
 Dimension letters: B batch, T frames, N cameras, L pyramid levels, Q queries, C embedding channels,
-R_i points of a query after layer i, F features of a point.
+G groups, P sampling points of a group, R_i points of a query after layer i, F features of a point.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from mmengine.model import BaseModule
@@ -25,10 +25,14 @@ class DecoderOutput:
     Attributes:
         points: ``[B, Q, R_i, 3]`` each, normalised, not clamped.
         point_feats: ``[B, Q, R_i, F]`` each; None for layers that were not asked for them.
+        sampling_points: ``[B, Q, G, P, 3]`` each, where the layer looked at the images (and the
+            LiDAR map), in metres of the occ frame, without gradient. They are computed anyway, so
+            that to keep them costs nothing but their few bytes.
     """
 
     points: list[Tensor]
     point_feats: list[Tensor | None]
+    sampling_points: list[Tensor] = field(default_factory=list)
 
 
 @MODELS.register_module()
@@ -158,10 +162,10 @@ class OPUSDecoder(BaseModule):
         for layer in self.decoder_layers:
             points = points.detach()
             wanted = self.training or layer is self.decoder_layers[-1]
-            query_feats, refined, feats = layer(
-                query_feats, points, points * size + low, maps, wanted
-            )
-            points = (refined - low) / size
+            refined = layer(query_feats, points, points * size + low, maps, wanted)
+            query_feats = refined.query_feats
+            points = (refined.points_m - low) / size
             output.points.append(points)
-            output.point_feats.append(feats)
+            output.point_feats.append(refined.point_feats)
+            output.sampling_points.append(refined.sampling_points)
         return output

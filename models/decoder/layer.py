@@ -8,6 +8,7 @@ F features of a point.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,23 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` ``[..., C]`` plus the network of it."""
         return x + self.layers(x)
+
+
+class LayerOutput(NamedTuple):
+    """What a layer gives.
+
+    Attributes:
+        query_feats: ``[B, Q, C]``.
+        points_m: ``[B, Q, R_out, 3]``, new points in metres of the occ frame.
+        point_feats: ``[B, Q, R_out, F]``, output of the class branch, or None.
+        sampling_points: ``[B, Q, G, P, 3]``, where features were sampled, in metres of the occ
+            frame, without gradient.
+    """
+
+    query_feats: Tensor
+    points_m: Tensor
+    point_feats: Tensor | None
+    sampling_points: Tensor
 
 
 class DecoderLayer(nn.Module):
@@ -125,7 +143,7 @@ class DecoderLayer(nn.Module):
         points_m: Tensor,
         maps: FeatureMaps,
         with_point_feats: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> LayerOutput:
         """Run the layer.
 
         Args:
@@ -135,13 +153,10 @@ class DecoderLayer(nn.Module):
             maps: What to sample from.
             with_point_feats: Whether the class branch is needed.
 
-        Returns:
-            Query features ``[B, Q, C]``, new points ``[B, Q, R_out, 3]`` in metres, and the output
-            of the class branch ``[B, Q, R_out, F]`` or None.
         """
         centre = points_m.mean(2)
         query_feats = query_feats + self.position_encoder(points.flatten(2))
-        sampled = self.sampling(query_feats, points_m, maps)
+        sampled, where = self.sampling(query_feats, points_m, maps)
         mixed = self.get_submodule(self.mixing_name)(sampled, query_feats)
         query_feats = self.norm1(mixed)
         query_feats = self.norm2(self.self_attn(query_feats, centre))
@@ -152,7 +167,7 @@ class DecoderLayer(nn.Module):
         if with_point_feats:
             feats = self.cls_branch(query_feats).unflatten(-1, (self.out_points, -1))
             feats = torch.nan_to_num(feats)
-        return query_feats, refined, feats
+        return LayerOutput(query_feats, refined, feats, where.detach())
 
 
 def _linear_norm_relu(in_dims: int, dims: int, times: int) -> list[nn.Module]:

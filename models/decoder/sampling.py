@@ -104,10 +104,15 @@ class PointSampling(nn.Module):
             placed = centre + offset * scale
         return placed.unflatten(2, (self.num_groups, self.num_points))
 
-    def forward(self, query_feats: Tensor, points: Tensor, maps: FeatureMaps) -> Tensor:
-        """Return sampled features ``[B, Q, G, S, C/G]``, S = T*P, with LiDAR (T+1)*P.
+    def forward(
+        self, query_feats: Tensor, points: Tensor, maps: FeatureMaps
+    ) -> tuple[Tensor, Tensor]:
+        """Sample around each query.
 
-        In the fourth axis come the frames, each with its P points, then the LiDAR map.
+        Returns:
+            Features ``[B, Q, G, S, C/G]``, S = T*P, with LiDAR (T+1)*P: in the fourth axis come
+            the frames, each with its P points, then the LiDAR map. And where they were taken,
+            ``[B, Q, G, P, 3]`` in metres of the occ frame.
 
         Args:
             query_feats: ``[B, Q, C]``.
@@ -129,9 +134,10 @@ class PointSampling(nn.Module):
             pairing=self.pairing,
         )
         if maps.bev_feats is None:
-            return sampled
+            return sampled, where
         assert maps.pc_range is not None
-        return torch.cat([sampled, bev_sampling(maps.bev_feats, where, maps.pc_range)], dim=3)
+        from_above = bev_sampling(maps.bev_feats, where, maps.pc_range)
+        return torch.cat([sampled, from_above], dim=3), where
 
 
 def bev_sampling(bev_feats: Tensor, points: Tensor, pc_range: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from mmengine.registry import MODELS
@@ -68,12 +68,15 @@ class HeadOutput:
         points: ``[B, Q, R_i, 3]`` per decoder layer, normalised, not clamped.
         point_feats: ``[B, Q, R_i, F]`` per layer; in eval mode None for all but the last.
         voxels: Voxel logits per layer where the head discretizes; None like ``point_feats``.
+        sampling_points: ``[B, Q, G, P, 3]`` per layer, where the decoder sampled features, in
+            metres of the occ frame, without gradient.
     """
 
     init_points: Tensor
     points: list[Tensor]
     point_feats: list[Tensor | None]
     voxels: list[VoxelLogits | None]
+    sampling_points: list[Tensor] = field(default_factory=list)
 
 
 class OccupancyHead(GridModule, metaclass=ABCMeta):
@@ -178,7 +181,11 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             None if lidar is None else lidar.bev_feats.to(dtype),
         )
         return HeadOutput(
-            init_points, decoded.points, decoded.point_feats, self._discretize(decoded)
+            init_points,
+            decoded.points,
+            decoded.point_feats,
+            self._discretize(decoded),
+            decoded.sampling_points,
         )
 
     def loss(

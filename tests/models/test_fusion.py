@@ -177,3 +177,20 @@ def test_inconsistent_configurations_are_refused(make_detector: Callable[..., An
     model = make_detector(**changes)
     with pytest.raises(ValueError, match="and the batch no points: use a data set that loads"):
         run(model, make_batch(0), "loss")
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_sampling_points_are_handed_out(kind: str, make_detector: Callable[..., Any]) -> None:
+    model = make_detector(**with_lidar(HEADS[kind])).eval()
+    with torch.no_grad():
+        output = run(model, make_batch(0, lidar=True), "tensor")
+    head = model.pts_bbox_head
+    first = head.transformer["decoder"].decoder_layers[0].sampling
+    assert len(output.sampling_points) == len(output.points)
+    # a query starts at a LiDAR point, and the offsets' weights at zero
+    expected = head.denormalise(output.init_points)
+    if kind == "v2":
+        offset = first.sampling_offset.bias.view(-1, 3)
+        expected = expected + first.sampling_prototype.weight + offset
+    found = output.sampling_points[0].flatten(2, 3)
+    torch.testing.assert_close(found, expected.expand_as(found))

@@ -14,9 +14,11 @@ from models.decoder import FeatureMaps
 from models.heads import CameraGeometry, CPDDensifier, HeadOutput, VoxelLogits
 from tests.models.cases import (
     GRID,
+    HEAD,
     HW,
     NUM_CLASSES,
     PC_RANGE,
+    POINT_HEAD,
     VOXEL_SIZE,
     camera_matrices,
     make_feats,
@@ -251,14 +253,39 @@ def test_bev_flip_mirrors_the_prediction(make_head: Callable[..., Any]) -> None:
     query = torch.randn(1, 1, 32, dtype=torch.float64)
     mirror = torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
     maps = FeatureMaps(feats, make_geometry(1, torch.float64).occ2img(), HW)
-    plain = sampling(query, points, maps)
+    plain, _ = sampling(query, points, maps)
     with torch.no_grad():  # mirror the placement of the points too
         sampling.sampling_prototype.weight *= mirror
         sampling.sampling_offset.bias.view(-1, 3).mul_(mirror)
     maps = FeatureMaps(feats, flipped.occ2img(), HW)
-    mirrored = sampling(query, points * mirror, maps)
+    mirrored, _ = sampling(query, points * mirror, maps)
     assert plain.any()
     torch.testing.assert_close(mirrored, plain)
+
+
+@pytest.mark.parametrize("base", [HEAD, POINT_HEAD], ids=["v2", "v1"])
+def test_sampling_points_are_handed_out(
+    base: dict[str, Any], make_head: Callable[..., Any]
+) -> None:
+    """They lie around the points of the layer before, where the formulas of V1 and V2 put them."""
+    head = make_head(base=base).train()
+    output = head(make_feats(2), make_geometry(2))
+    layers = head.transformer["decoder"].decoder_layers
+    assert len(output.sampling_points) == len(layers) > 1
+    before = [output.init_points, *output.points]
+    for layer, points, found in zip(layers, before, output.sampling_points, strict=False):
+        assert not found.requires_grad
+        points_m = head.denormalise(points.detach())
+        single = points.shape[2] == 1
+        offset = layer.sampling.sampling_offset.bias.view(-1, 3)  # its weight starts at zero
+        if base is HEAD:
+            scale = 1.0 if single else points_m.std(2, keepdim=True)
+            expected = layer.sampling.sampling_prototype.weight * scale + offset
+        else:
+            expected = offset * (0.0 if single else points_m.std(2, keepdim=True))
+        expected = points_m.mean(2, keepdim=True) + expected
+        assert found.shape == (2, head.num_query, *found.shape[2:4], 3)
+        torch.testing.assert_close(found.flatten(2, 3), expected.expand_as(found.flatten(2, 3)))
 
 
 def test_wrong_sizes_are_named(make_head: Callable[..., Any]) -> None:

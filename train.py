@@ -12,6 +12,7 @@ from scripts.runtime.config import named_config_keys, settle_pretrained
 from scripts.runtime.errors import ConfigError, run_entry_point
 from scripts.runtime.hooks import StopOnSignalHook
 from scripts.runtime.launch import launched
+from scripts.runtime.memory import keep_freed_memory
 from scripts.runtime.running import add_common_arguments, build_runner, prepare_config
 
 
@@ -43,6 +44,7 @@ def train(args: argparse.Namespace) -> None:
     """
     if args.resume and args.load_from:
         raise ConfigError("--resume and --load-from exclude each other: give one of them")
+    keep_freed_memory()
     with launched() as launch:
         cfg, notes = prepare_config(args.config, args.cfg_options, args.work_dir, launch)
         if args.resume:

@@ -43,12 +43,10 @@ OCC3D = (
 CAMERA_FORM = {
     "opusv1-fusion-nano_toy": "opusv1-nano_toy",
     "opusv2-fusion-nano_toy": "opusv2-nano_toy",
-    "opusv2-fusion-nano_toy-occupancy": "opusv2-nano_toy-occupancy",
 }
 # Models of the second table, with the voxel sizes (m) they are scored on; the first is their own.
 OCCUPANCY = {
     "opusv2-nano_toy-occupancy": (0.2,),
-    "opusv2-fusion-nano_toy-occupancy": (0.2,),
     "opusv2-nano_toy-occupancy-0.4m": (0.4, 0.2, 0.8),
 }
 METRICS = ("mIoU", "RayIoU")

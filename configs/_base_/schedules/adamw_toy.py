@@ -2,7 +2,7 @@
 _base_ = './adamw_100e.py'
 
 batch_size = 1
-max_epochs = 14
+max_epochs = 10
 
 optim_wrapper = dict(
     type='OptimWrapper',

@@ -1,26 +1,35 @@
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
-# Takes and frees a block of 16 MB again and again; prints the page faults of that.
+# Steps that take and free the same tensors every time; prints the page faults of the last ones.
 PROGRAM = """
 import resource, sys, torch
 from scripts.runtime.memory import keep_freed_memory
+torch.set_num_threads(1)
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(4 << 20)
+net = torch.nn.Sequential(*[torch.nn.Conv2d(16, 16, 3, padding=1) for _ in range(6)])
+def step():
+    net(torch.ones(1, 16, 96, 128)).sum().backward()
+for _ in range(3):
+    step()
 before = faults()
-for _ in range(20):
-    torch.ones(4 << 20)
+for _ in range(3):
+    step()
 print(faults() - before)
 """
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
 def test_freed_memory_is_used_again() -> None:
     counts = {}
     for mode in ("default", "keep"):
@@ -32,6 +41,5 @@ def test_freed_memory_is_used_again() -> None:
             check=True,
         )
         counts[mode] = int(done.stdout)
-    # a block has 4096 pages; huge pages may make it fewer faults by default
-    assert counts["keep"] * 5 < counts["default"] or counts["default"] < 100
-    assert counts["keep"] < 4096
+    assert counts["default"] > 0  # thousands where pages have 4 kB
+    assert counts["keep"] * 10 < counts["default"]

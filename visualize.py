@@ -1,11 +1,12 @@
-"""Draw predictions and ground truth as PNG sheets; needs neither a display nor a GPU.
+"""Pictures, films and viewers of predictions and ground truth; no display and no GPU needed.
 
-    python visualize.py --config C --weights W                          # predictions
-    python visualize.py --config C --weights W --vis-input --vis-gt     # with cameras and labels
-    python visualize.py --config C --vis-gt                             # labels alone, no model
+    python visualize.py --config C --weights W --vis-input --vis-gt     # a model
+    python visualize.py --config C --predictions DIR --vis-gt           # predictions on disk
+    python visualize.py --config C --vis-gt                             # ground truth alone
+    python visualize.py ... --scene scene-0103 --view orbit             # one scene, another camera
 
-Each sample becomes one PNG: the six cameras, prediction, ground truth and where the two differ, in
-the colours of nuScenes, with that sample's scores. An overview shows all samples drawn.
+png: a sheet per sample with cameras, prediction, ground truth, their difference and scores, and an
+overview.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ from mmengine.config import DictAction
 
 from scripts.runtime.config import load_config
 from scripts.runtime.errors import ConfigError, run_entry_point
-from scripts.visualization.gallery import draw_samples, spread
+from scripts.visualization.camera import VIEWS
+from scripts.visualization.job import FORMATS, Job, spread
 from scripts.visualization.palette import PALETTES, THEMES
 from scripts.visualization.sheet import SheetOptions
-from scripts.visualization.source import SampleSource
+from scripts.visualization.source import SampleSource, Wanted
+
+_DEFAULT_NUM = 8
+_DEFAULT_FPS = {"gif": 6.0}  # a film of 12 a second would be a file of tens of megabytes
+_DEFAULT_SCALE = {"gif": 0.5}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,39 +37,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="config file, see configs/")
+    _add_contents(parser)
+    _add_choice_of_samples(parser)
+    _add_style(parser)
     parser.add_argument(
-        "--weights", metavar="CHECKPOINT", help="model to draw; without it use --vis-gt"
-    )
-    parser.add_argument("--vis-input", action="store_true", help="show the camera images")
-    parser.add_argument("--vis-gt", action="store_true", help="show the ground truth")
-    parser.add_argument(
-        "--out", metavar="FOLDER", help="where the PNG files go (default: outputs/CONFIG'S NAME)"
-    )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--num",
-        type=int,
-        default=8,
-        metavar="N",
-        help="how many samples, spread evenly over the data set (default: 8)",
-    )
-    which.add_argument(
-        "--index", type=int, nargs="+", metavar="I", help="which samples, counted from 0"
-    )
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="size of the sheets (default: 1; posters: 3)"
-    )
-    parser.add_argument("--theme", choices=sorted(THEMES), default="light", help="background")
-    parser.add_argument(
-        "--palette",
-        choices=list(PALETTES),
-        default="field",
-        help="class colours: nuScenes' own, or ones that colour-blind readers can tell apart",
-    )
-    parser.add_argument(
-        "--no-difference",
-        action="store_true",
-        help="leave out the panel that compares prediction and ground truth",
+        "--out", metavar="FOLDER", help="where the files go (default: outputs/CONFIG'S NAME)"
     )
     parser.add_argument(
         "--cfg-options",
@@ -79,6 +57,79 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
+def _add_contents(parser: argparse.ArgumentParser) -> None:
+    """What is shown."""
+    group = parser.add_argument_group("what to show")
+    group.add_argument("--weights", metavar="CHECKPOINT", help="of the model to draw")
+    group.add_argument(
+        "--predictions",
+        metavar="DIR",
+        help="draw predictions on disk, a file per sample, as val.py --save-predictions writes",
+    )
+    group.add_argument("--vis-input", action="store_true", help="show the camera images")
+    group.add_argument("--vis-gt", action="store_true", help="show the ground truth")
+    group.add_argument(
+        "--no-difference",
+        action="store_true",
+        help="leave out the panel that compares prediction and ground truth",
+    )
+
+
+def _add_choice_of_samples(parser: argparse.ArgumentParser) -> None:
+    """Which samples are shown."""
+    group = parser.add_argument_group("which samples").add_mutually_exclusive_group()
+    group.add_argument("--scene", metavar="NAME", help="all samples of a scene")
+    group.add_argument(
+        "--index", type=int, nargs="+", metavar="I", help="these samples, counted from 0"
+    )
+    group.add_argument(
+        "--num",
+        type=int,
+        metavar="N",
+        help=f"so many, spread evenly over the data set (default: {_DEFAULT_NUM} for png, the "
+        "first scene for the other formats)",
+    )
+
+
+def _add_style(parser: argparse.ArgumentParser) -> None:
+    """How samples are shown."""
+    group = parser.add_argument_group("how to show it")
+    group.add_argument("--format", choices=list(FORMATS), default="png", help="default: png")
+    group.add_argument(
+        "--view", choices=list(VIEWS), default="chase", help="camera (default: chase)"
+    )
+    group.add_argument(
+        "--scale",
+        type=float,
+        help="size of pictures and films (default: 1, for gif 0.5; posters: 3)",
+    )
+    group.add_argument(
+        "--fps", type=float, help="pictures per second of a film (default: 12, for gif 6)"
+    )
+    group.add_argument("--theme", choices=sorted(THEMES), default="light", help="background")
+    group.add_argument(
+        "--palette",
+        choices=list(PALETTES),
+        default="field",
+        help="class colours: nuScenes' own, or ones that colour-blind readers can tell apart",
+    )
+
+
+def _chosen(args: argparse.Namespace, source: SampleSource) -> list[int]:
+    """Indices of the samples the arguments ask for."""
+    if args.index is not None:
+        indices = list(dict.fromkeys(args.index))
+        # Before the first minute of drawing, not after it.
+        for index in indices:
+            source.check_index(index)
+        return indices
+    if args.scene is not None:
+        return source.scene(args.scene)
+    if args.num is None and args.format != "png":
+        return source.scene(source.moment(0).scene_name)
+    return spread(args.num or _DEFAULT_NUM, len(source))
+
+
 def visualize(args: argparse.Namespace) -> list[Path]:
     """Draw the samples that the arguments ask for.
 
@@ -89,21 +140,32 @@ def visualize(args: argparse.Namespace) -> list[Path]:
         ConfigError: The options contradict the config or each other.
         CheckpointError: The weights cannot be read or are another model's.
     """
-    if args.num < 1:
+    if args.num is not None and args.num < 1:
         raise ConfigError(f"--num {args.num}: draw at least one sample")
+    fps = args.fps if args.fps is not None else _DEFAULT_FPS.get(args.format, 12.0)
+    if not 1 <= fps <= 60:
+        raise ConfigError(f"--fps {fps:g} is not usable: give a number from 1 to 60")
+    scale = args.scale if args.scale is not None else _DEFAULT_SCALE.get(args.format, 1.0)
     options = SheetOptions(
-        args.scale, args.theme, difference=not args.no_difference, palette=args.palette
+        scale,
+        args.theme,
+        difference=not args.no_difference,
+        palette=args.palette,
+        view=args.view,
     )
     cfg = load_config(args.config, args.cfg_options)
-    source = SampleSource(cfg, args.weights, with_images=args.vis_input, with_truth=args.vis_gt)
+    # A recording shows all there is.
+    everything = args.format == "rrd"
+    wanted = Wanted(
+        images=args.vis_input,
+        truth=args.vis_gt,
+        lidar=everything,
+        queries=everything and args.weights is not None,
+    )
+    source = SampleSource(cfg, args.weights, args.predictions, wanted)
     name = Path(args.config).stem
-    indices = args.index or spread(args.num, len(source))
-    indices = list(dict.fromkeys(indices))
-    # Before the first minute of drawing, not after it.
-    for index in indices:
-        source.check_index(index)
     out = Path(args.out) if args.out is not None else Path("outputs", name)
-    return draw_samples(source, indices, out, name, options)
+    return Job(source, _chosen(args, source), out, name, args.format, options, fps).run()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

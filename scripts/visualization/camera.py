@@ -109,30 +109,67 @@ class Camera:
         )
 
 
-def chase_view(width: int, height: int, extent_m: float = 40.0) -> Camera:
+def chase_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.0) -> Camera:
     """Camera behind and above the ego vehicle (ego frame).
 
     Args:
         width: image columns.
         height: image rows.
         extent_m: half the side of the area of interest; the camera keeps its view of it.
+        turn: not used: this camera follows the vehicle.
     """
     scale = extent_m / 40.0
-    # The field of view is chosen over the image's diagonal aspect so that the same area stays
-    # visible in narrow and in wide panels.
-    aspect = width / height
-    fov = 2 * math.degrees(math.atan(math.tan(math.radians(30.0)) * min(aspect, 1.9) / 1.4))
     return Camera.look_at(
         position=(-34.0 * scale, 0.0, 27.0 * scale),
         target=(4.5 * scale, 0.0, 0.0),
         up=(0.0, 0.0, 1.0),
-        horizontal_fov_deg=fov,
+        horizontal_fov_deg=_wide_enough(60.0, width / height),
         width=width,
         height=height,
     )
 
 
-def top_view(width: int, height: int, extent_m: float = 40.0) -> Camera:
+def orbit_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.0) -> Camera:
+    """Camera on a circle around the ego vehicle, first behind its right shoulder (ego frame).
+
+    Args:
+        width: image columns.
+        height: image rows.
+        extent_m: half the side of the area of interest, which stays in view all the way round.
+        turn: share of the full circle, anticlockwise seen from above.
+    """
+    scale = extent_m / 40.0
+    angle = math.radians(-145.0) + 2 * math.pi * turn
+    return Camera.look_at(
+        position=(44.0 * scale * math.cos(angle), 44.0 * scale * math.sin(angle), 31.0 * scale),
+        target=(0.0, 0.0, -1.5 * scale),
+        up=(0.0, 0.0, 1.0),
+        horizontal_fov_deg=_wide_enough(62.0, width / height),
+        width=width,
+        height=height,
+    )
+
+
+def front_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.0) -> Camera:
+    """Camera above the roof that looks down the road, as a tall passenger would (ego frame).
+
+    Args:
+        width: image columns.
+        height: image rows.
+        extent_m: not used: eyes do not move away from a larger scene.
+        turn: not used.
+    """
+    return Camera.look_at(
+        position=(-6.5, 0.0, 4.2),
+        target=(10.0, 0.0, 0.6),
+        up=(0.0, 0.0, 1.0),
+        horizontal_fov_deg=_wide_enough(82.0, width / height),
+        width=width,
+        height=height,
+    )
+
+
+def top_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.0) -> Camera:
     """Bird's-eye camera, forward pointing up (ego frame).
 
     A long lens from far above: parallel for the eye, so buildings do not lean over the road.
@@ -141,6 +178,7 @@ def top_view(width: int, height: int, extent_m: float = 40.0) -> Camera:
         width: image columns.
         height: image rows.
         extent_m: half the side of the area that fills the shorter side of the image.
+        turn: not used.
     """
     distance = 40.0 * extent_m
     half = extent_m * max(width / height, 1.0)
@@ -154,5 +192,17 @@ def top_view(width: int, height: int, extent_m: float = 40.0) -> Camera:
     )
 
 
-VIEWS: dict[str, Callable[[int, int, float], Camera]] = {"chase": chase_view, "top": top_view}
-"""Views by name: functions of (width, height, extent_m)."""
+def _wide_enough(fov_deg: float, aspect: float) -> float:
+    """Horizontal field of view that shows in panels of any shape what ``fov_deg`` shows at 7:5."""
+    # Beyond 1.9 the panel is a letter-box: it then shows more at the sides.
+    slope = math.tan(math.radians(0.5 * fov_deg)) * min(aspect, 1.9) / 1.4
+    return 2 * math.degrees(math.atan(slope))
+
+
+VIEWS: dict[str, Callable[[int, int, float, float], Camera]] = {
+    "chase": chase_view,
+    "top": top_view,
+    "orbit": orbit_view,
+    "front": front_view,
+}
+"""Views by name: functions of (width, height, extent_m, turn)."""

@@ -1,4 +1,4 @@
-"""Rendered panels of a sheet: chase view with a bird's-eye inset."""
+"""Rendered panels of a sheet: one view, with a bird's-eye inset unless it is that itself."""
 
 from __future__ import annotations
 
@@ -81,6 +81,8 @@ def render_panels(
     theme: Theme,
     with_difference: bool,
     palette: str = "field",
+    camera: str = "chase",
+    turn: float = 0.0,
 ) -> list[Panel]:
     """Draw prediction, ground truth and their difference, as far as the sample has them.
 
@@ -90,17 +92,23 @@ def render_panels(
         theme: background colours.
         with_difference: whether to compare prediction and ground truth.
         palette: of the classes.
+        camera: name in :data:`scripts.visualization.camera.VIEWS`.
+        turn: how far the orbiting camera has turned, as a share of the full circle.
     """
     subjects = _subjects(view, with_difference, palette)
     renderers = parallel_map(lambda subject: _build_renderer(subject, view, theme), subjects)
-    extent = _extent_m(view)
+    extent = extent_m(view)
     side = round(0.30 * size[1])
-    cameras = (VIEWS["chase"](*size, extent), VIEWS["top"](side, side, extent))
-    pictures = render_all([(renderer, camera) for renderer in renderers for camera in cameras])
+    shots = [VIEWS[camera](*size, extent, turn)]
+    if camera != "top":
+        shots.append(VIEWS["top"](side, side, extent, 0.0))
+    pictures = render_all([(renderer, shot) for renderer in renderers for shot in shots])
     panels = []
     for i, subject in enumerate(subjects):
-        image, inset = (Image.fromarray(picture) for picture in pictures[2 * i : 2 * i + 2])
-        _paste_inset(image, inset, theme)
+        first = i * len(shots)
+        image, *insets = (Image.fromarray(p) for p in pictures[first : first + len(shots)])
+        for inset in insets:
+            _paste_inset(image, inset, theme)
         panels.append(Panel(subject.title, subject.note, subject.key, image))
     return panels
 
@@ -146,7 +154,7 @@ def render_all(
     ]
 
 
-def _extent_m(view: SampleView) -> float:
+def extent_m(view: SampleView) -> float:
     """Half the longer horizontal side of the grid."""
     grid = view.prediction if view.prediction is not None else view.truth
     if grid is None:
@@ -155,7 +163,7 @@ def _extent_m(view: SampleView) -> float:
 
 
 def _paste_inset(image: Image.Image, inset: Image.Image, theme: Theme) -> None:
-    """Bird's-eye view in the upper right corner, where the chase view shows mostly background."""
+    """Bird's-eye view in the upper right corner, where the other views show mostly background."""
     margin = round(0.018 * image.height)
     line = max(1, round(image.height / 400))
     left, top = image.width - margin - inset.width, margin

@@ -1,4 +1,8 @@
-"""What a sheet shows of one sample."""
+"""What a picture, a film or a viewer shows of one sample.
+
+Dimension letters: Q queries, R_i points of a query after decoder layer i, n points, X, Y, Z voxels.
+Frames: *ego* (x forward, y left, z up, metres), *grid* (that of the voxel grid), *global* (map).
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,41 @@ class CameraImage:
     Attributes:
         name: camera, e.g. ``CAM_FRONT_LEFT``.
         image: RGB.
+        ego2img: [4, 4] metres of the ego frame to pixels (u*w, v*w, w, 1) of this image, or None
+            where the calibration is not known.
     """
 
     name: str
     image: Image.Image
+    ego2img: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When and where a sample was recorded.
+
+    Attributes:
+        scene_name: e.g. ``scene-0103``.
+        time_us: timestamp of the key frame in microseconds.
+        ego2global: [4, 4] from the ego frame to the map.
+    """
+
+    scene_name: str
+    time_us: int
+    ego2global: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class QueryPoints:
+    """The points a model's queries predict, coarse to fine; metres of the grid's frame.
+
+    Attributes:
+        initial: float32 [Q, 1, 3] where the queries start.
+        layers: float32 [Q, R_i, 3] after each decoder layer.
+    """
+
+    initial: NDArray[np.float32]
+    layers: tuple[NDArray[np.float32], ...]
 
 
 @dataclass(frozen=True)
@@ -41,6 +76,10 @@ class SampleView:
         scored: bool [X, Y, Z] voxels the voxel metric counts, or None for all.
         images: the input cameras of the current frame.
         scores: name and value (percent) in the order they are printed.
+        time_us: timestamp of the key frame in microseconds.
+        ego2global: [4, 4] from the ego frame to the map.
+        lidar: float32 [n, 3] points in metres of the ego frame, or None.
+        queries: what the model's queries predict, or None.
     """
 
     index: int
@@ -57,6 +96,10 @@ class SampleView:
     scored: NDArray[np.bool_] | None = None
     images: tuple[CameraImage, ...] = ()
     scores: tuple[tuple[str, float], ...] = ()
+    time_us: int = 0
+    ego2global: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
+    lidar: NDArray[np.float32] | None = None
+    queries: QueryPoints | None = None
 
     @property
     def title(self) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
+from scripts.visualization.camera import VIEWS
 from scripts.visualization.palette import EGO_COLOUR, RGB, Theme, class_colours, pretty_name
 from scripts.visualization.palette import theme_by_name as _theme_by_name
 from scripts.visualization.panels import Panel, panel_count, render_panels
@@ -43,21 +44,27 @@ class SheetOptions:
         theme: name in :data:`scripts.visualization.palette.THEMES`.
         difference: whether to add the panel that compares prediction and ground truth.
         palette: name in :data:`scripts.visualization.palette.PALETTES`.
+        view: name in :data:`scripts.visualization.camera.VIEWS`.
+        turn: how far the orbiting camera has turned, as a share of the full circle.
     """
 
     scale: float = 1.0
     theme: str = "light"
     difference: bool = True
     palette: str = "field"
+    view: str = "chase"
+    turn: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the values.
 
         Raises:
-            ValueError: a scale outside of (0.2, 16), or an unknown theme or palette.
+            ValueError: a scale outside of (0.2, 16), or an unknown theme, palette or view.
         """
         if not 0.2 <= self.scale <= 16:
             raise ValueError(f"scale {self.scale:g} is not usable: give one from 0.2 to 16.")
+        if self.view not in VIEWS:
+            raise ValueError(f"view '{self.view}' does not exist: choose one of {', '.join(VIEWS)}")
         _theme_by_name(self.theme)
         class_colours((), self.palette)
 
@@ -131,7 +138,9 @@ def compose_sheet(view: SampleView, options: SheetOptions | None = None) -> Shee
     top = px(_TITLE_HEIGHT) + cameras_height + px(6)
 
     size = (panel_width, panel_height)
-    panels = render_panels(view, size, theme, options.difference, options.palette)
+    panels = render_panels(
+        view, size, theme, options.difference, options.palette, options.view, options.turn
+    )
     for i, panel in enumerate(panels):
         _draw_panel(canvas, left + i * (panel_width + px(_GAP)), top, panel, options)
     top += captions_height + px(12)

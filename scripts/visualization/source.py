@@ -1,8 +1,13 @@
-"""From a config (and weights) to samples that can be drawn."""
+"""From a config (with a model, with predictions on disk, or alone) to samples to be drawn.
+
+Dimension letters: Q queries, R points of a query, N cameras, X, Y, Z voxels, n points.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +16,22 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
-from mmengine.structures import BaseDataElement
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from loaders.predictions import load_prediction, prediction_path
+from loaders.sample import OccSample
+from loaders.transforms.points import read_lidar_points
 from scripts.runtime.checkpoint import load_weights
 from scripts.runtime.config import named_config_keys
 from scripts.runtime.errors import ConfigError
-from scripts.visualization.sample_view import CameraImage, SampleView, dense_grid
+from scripts.visualization.sample_view import (
+    CameraImage,
+    Moment,
+    QueryPoints,
+    SampleView,
+    dense_grid,
+)
 
 # Scores of a sample in the title, as the metrics name them -> as the sheet prints them.
 _SCORE_NAMES = {
@@ -31,36 +44,56 @@ _SCORE_NAMES = {
 }
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What views carry beside the prediction.
+
+    Attributes:
+        images: the camera images.
+        truth: the ground truth.
+        lidar: the points of the key frame's LiDAR, of samples whose file is on disk.
+        queries: the points that the model's queries predict, layer by layer.
+    """
+
+    images: bool = False
+    truth: bool = False
+    lidar: bool = False
+    queries: bool = False
+
+
 class SampleSource:
-    """The test split of a config, with the predictions of a model if there are weights.
+    """The test split of a config, with predictions of a model or from disk.
 
     Args:
         cfg: the merged config.
-        weights: checkpoint; None to draw ground truth alone.
-        with_images: whether views carry the camera images.
-        with_truth: whether views carry the ground truth.
+        weights: checkpoint of the config's model, or None.
+        predictions: folder with a prediction per sample (see :mod:`loaders.predictions`), or None.
+            With neither, the ground truth alone is drawn.
+        wanted: what else views carry.
 
     Raises:
-        ConfigError: the config has no test split, a part has an unknown key, or there is nothing
-            to draw.
+        ConfigError: the config has no test split, a part has an unknown key, there is nothing to
+            draw, or more than one prediction.
         CheckpointError: the weights cannot be read or are another model's.
     """
 
     def __init__(
-        self, cfg: Config, weights: str | None, with_images: bool, with_truth: bool
+        self, cfg: Config, weights: str | None, predictions: str | None, wanted: Wanted
     ) -> None:
-        if weights is None and not with_truth:
-            raise ConfigError("nothing to draw: give --weights, --vis-gt, or both")
-        self._with_images, self._with_truth = with_images, with_truth
+        _check_choice(weights, predictions, wanted)
+        self._wanted = wanted
+        self._folder = None if predictions is None else Path(predictions)
         init_default_scope(cfg.get("default_scope", "mmengine"))
         dataset_cfg = _test_dataset(cfg)
-        if weights is None and "num_frames" in dataset_cfg:
-            # Nobody looks at the history: do not decode it.
-            dataset_cfg["num_frames"] = 1
+        if weights is None:
+            _leave_out_inputs(dataset_cfg)
+        if wanted.lidar:
+            dataset_cfg["with_lidar"] = True
         with named_config_keys(cfg):
-            self._model = None if weights is None else _build_model(cfg, weights)
+            self._model = None if weights is None else _build_model(cfg, weights, wanted.queries)
             self._dataset = DATASETS.build(dataset_cfg)
-            self._metrics = [] if weights is None else _build_metrics(cfg, self._dataset.metainfo)
+            scored = weights is not None or predictions is not None
+            self._metrics = _build_metrics(cfg, self._dataset.metainfo) if scored else []
 
     def __len__(self) -> int:
         """Number of samples of the split."""
@@ -73,6 +106,33 @@ class SampleSource:
                 f"--index {index} is out of range: the data set has samples 0 to {len(self) - 1}"
             )
 
+    def moment(self, index: int) -> Moment:
+        """When and where a sample was recorded; reads no file."""
+        info = self._dataset.get_data_info(index)
+        row = info["row"]
+        return Moment(
+            str(info["scene_name"]),
+            int(self._dataset.timestamps[row]),
+            self._dataset.ego2global[row],
+        )
+
+    def scene(self, name: str) -> list[int]:
+        """Indices of a scene's samples, in the order of the data set.
+
+        Raises:
+            ConfigError: the split has no such scene.
+        """
+        names = [self.moment(index).scene_name for index in range(len(self))]
+        found = [index for index, other in enumerate(names) if other == name]
+        if not found:
+            known = list(dict.fromkeys(names))
+            near = get_close_matches(name, known, n=3) or known[:3]
+            raise ConfigError(
+                f"--scene {name} is not among the {len(known)} scenes of the data set: "
+                f"choose e.g. {', '.join(near)}"
+            )
+        return found
+
     def view(self, index: int) -> SampleView:
         """Load (and predict) one sample.
 
@@ -81,64 +141,118 @@ class SampleSource:
 
         Raises:
             ConfigError: the index is out of range, or the pipeline loads no labels.
+            MissingDataError: a prediction is missing.
+            BadDataError: a file of the sample is broken or does not fit.
         """
         self.check_index(index)
+        raw: OccSample = self._dataset.get_sample(index)
         item = self._dataset[index]
-        sample = item["data_samples"]
-        if self._with_truth and "voxel_semantics" not in sample:
+        labels = item if self._model is None else item["data_samples"]
+        if self._wanted.truth and getattr(labels, "voxel_semantics", None) is None:
             raise ConfigError(
                 "--vis-gt needs labels, but the test pipeline of the config loads none: "
                 "put LoadOcc3DLabels into it"
             )
-        meta = sample.metainfo
-        low, high = np.array(meta["pc_range"][:3]), np.array(meta["pc_range"][3:])
-        voxel_size = np.array(meta["voxel_size"], dtype=np.float64)
-        nx, ny, nz = (int(n) for n in np.round((high - low) / voxel_size))
-        empty_label = len(meta["class_names"])
-        prediction: NDArray[np.uint8] | None = None
-        scores: tuple[tuple[str, float], ...] = ()
-        if self._model is not None:
-            predicted = self._predict(item)
-            prediction = dense_grid(
-                _numpy(predicted.pred_coords),
-                _numpy(predicted.pred_labels),
-                (nx, ny, nz),
-                empty_label,
-            )
-            scores = self._score(predicted)
+        predicted, queries = self._predict(item)
+        scene = self.moment(index)
+        low, size = raw.pc_range, raw.voxel_size
         return SampleView(
             index=index,
             total=len(self),
-            scene_name=str(meta["scene_name"]),
-            sample_token=str(meta["sample_token"]),
-            class_names=tuple(meta["class_names"]),
-            empty_label=empty_label,
+            scene_name=scene.scene_name,
+            sample_token=raw.sample_token,
+            class_names=tuple(raw.class_names),
+            empty_label=len(raw.class_names),
             grid_min=(float(low[0]), float(low[1]), float(low[2])),
-            voxel_size=(float(voxel_size[0]), float(voxel_size[1]), float(voxel_size[2])),
-            ego2grid=_grid(sample, "ego2occ", np.eye(4)).astype(np.float64),
-            prediction=prediction,
-            truth=_grid(sample, "voxel_semantics", None) if self._with_truth else None,
-            scored=_grid(sample, "mask_camera", None),
-            images=_current_images(meta["img_paths"]) if self._with_images else (),
-            scores=scores,
+            voxel_size=(float(size[0]), float(size[1]), float(size[2])),
+            ego2grid=np.asarray(raw.ego2occ, dtype=np.float64),
+            prediction=None if predicted is None else _prediction_grid(predicted, raw),
+            truth=_grid(labels, "voxel_semantics") if self._wanted.truth else None,
+            scored=_grid(labels, "mask_camera"),
+            images=_current_images(raw) if self._wanted.images else (),
+            scores=() if predicted is None else self._score(predicted),
+            time_us=scene.time_us,
+            ego2global=scene.ego2global,
+            lidar=_lidar_points(raw) if self._wanted.lidar else None,
+            queries=queries,
         )
 
-    def _predict(self, item: Mapping[str, Any]) -> BaseDataElement:
-        assert self._model is not None
-        with torch.no_grad():
-            result: BaseDataElement = self._model.test_step(pseudo_collate([item]))[0]
-        return result
+    def _predict(self, item: Any) -> tuple[Mapping[str, Any] | None, QueryPoints | None]:
+        """The sample's fields with a prediction (None without one), and the query points."""
+        if self._model is not None:
+            return self._model.predict(item)
+        if self._folder is None:
+            return None, None
+        sample: OccSample = item
+        path = prediction_path(self._folder, sample.sample_token)
+        found = load_prediction(path, sample.grid_shape, len(sample.class_names))
+        return {**vars(sample), **found}, None
 
-    def _score(self, predicted: BaseDataElement) -> tuple[tuple[str, float], ...]:
+    def _score(self, predicted: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
         """This sample's own scores, by the metrics of the config."""
-        if "voxel_semantics" not in predicted:
+        if predicted.get("voxel_semantics") is None:
             return ()
-        sample = predicted.to_dict()
         found: dict[str, float] = {}
         for metric in self._metrics:
-            found.update(metric.score(metric.count(sample)))
+            found.update(metric.score(metric.count(predicted)))
         pairs = ((_SCORE_NAMES[name], found[name]) for name in _SCORE_NAMES if name in found)
         return tuple((name, value) for name, value in pairs if np.isfinite(value))
+
+
+class _Model:
+    """A model that predicts one packed sample at a time.
+
+    Args:
+        model: built from the config, with its weights.
+        with_queries: whether to keep the points of the queries.
+    """
+
+    def __init__(self, model: Any, with_queries: bool) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = model.to(device).eval()
+        self._output: Any = None
+        if with_queries:
+            if not hasattr(model, "pts_bbox_head"):
+                raise ConfigError(
+                    f"the model {type(model).__name__} has no head with query points: leave "
+                    "--vis-points out"
+                )
+            # What the head returns in the mode 'tensor' passes here on its way to the prediction.
+            model.pts_bbox_head.register_forward_hook(self._keep)
+
+    def _keep(self, module: Any, arguments: Any, output: Any) -> None:
+        self._output = output
+
+    def predict(self, item: Mapping[str, Any]) -> tuple[dict[str, Any], QueryPoints | None]:
+        """The data sample's fields with its prediction, and the points of the queries."""
+        with torch.no_grad():
+            sample = self._model.test_step(pseudo_collate([item]))[0]
+        if self._output is None:
+            return sample.to_dict(), None
+        low, high = np.split(np.asarray(sample.metainfo["pc_range"], dtype=np.float32), 2)
+
+        def metres(points: torch.Tensor) -> NDArray[np.float32]:
+            return points[0].float().cpu().numpy() * (high - low) + low
+
+        output, self._output = self._output, None
+        layers = tuple(metres(points) for points in output.points)
+        return sample.to_dict(), QueryPoints(metres(output.init_points), layers)
+
+
+def _check_choice(weights: str | None, predictions: str | None, wanted: Wanted) -> None:
+    """Refuse to draw nothing, two predictions of one sample, or points of no model."""
+    if weights is None and predictions is None and not wanted.truth:
+        raise ConfigError(
+            "nothing to draw: give --weights CHECKPOINT, --predictions DIR, --vis-gt, or one of "
+            "the first two with the last"
+        )
+    if weights is not None and predictions is not None:
+        raise ConfigError("--weights and --predictions both give predictions: leave one out")
+    if predictions is not None and not Path(predictions).is_dir():
+        raise ConfigError(
+            f"folder {predictions} does not exist: give the one with the predictions, as "
+            "val.py --save-predictions writes it"
+        )
 
 
 def _test_dataset(cfg: Config) -> dict[str, Any]:
@@ -146,19 +260,30 @@ def _test_dataset(cfg: Config) -> dict[str, Any]:
     for name in ("test_dataloader", "val_dataloader"):
         loader = cfg.get(name)
         if loader is not None and loader.get("dataset") is not None:
-            return dict(loader["dataset"])
+            dataset = dict(loader["dataset"])
+            if "on_error" in dataset:
+                dataset["on_error"] = "raise"  # nobody wants another sample's picture
+            return dataset
     raise ConfigError(
         "the config has neither a test_dataloader nor a val_dataloader with a dataset"
     )
 
 
-def _build_model(cfg: Config, weights: str) -> Any:
+def _leave_out_inputs(dataset_cfg: dict[str, Any]) -> None:
+    """Without a model nobody looks at its inputs: keep what loads labels alone."""
+    if "pipeline" in dataset_cfg:
+        steps = dataset_cfg["pipeline"]
+        dataset_cfg["pipeline"] = [step for step in steps if "Labels" in str(step["type"])]
+    if "num_frames" in dataset_cfg:
+        dataset_cfg["num_frames"] = 1
+
+
+def _build_model(cfg: Config, weights: str, with_queries: bool) -> _Model:
     if cfg.get("model") is None:
         raise ConfigError("the config has no model, but --weights was given")
     model = MODELS.build(cfg.model)
     load_weights(model, weights)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval()
+    return _Model(model, with_queries)
 
 
 def _build_metrics(cfg: Config, metainfo: Mapping[str, Any]) -> list[Any]:
@@ -179,20 +304,20 @@ def _no_log(message: str) -> None:
     """Drops the tables that metrics write per evaluation: here each sample is one."""
 
 
-def _current_images(paths: Sequence[str]) -> tuple[CameraImage, ...]:
+def _current_images(sample: OccSample) -> tuple[CameraImage, ...]:
     """Images of the current frame: the first of each camera (named by its folder).
 
     Raises:
         ConfigError: an image is missing or broken.
     """
     images: dict[str, CameraImage] = {}
-    for path in paths:
+    for path, ego2img in zip(sample.img_paths, sample.ego2img, strict=True):
         camera = Path(path).parent.name
         if camera in images:
             break
         try:
             with Image.open(path) as file:
-                images[camera] = CameraImage(camera, file.convert("RGB"))
+                images[camera] = CameraImage(camera, file.convert("RGB"), ego2img)
         except (UnidentifiedImageError, OSError) as error:
             raise ConfigError(
                 f"image {path} cannot be read ({error}): restore it or leave --vis-input out"
@@ -200,9 +325,29 @@ def _current_images(paths: Sequence[str]) -> tuple[CameraImage, ...]:
     return tuple(images.values())
 
 
+def _lidar_points(sample: OccSample) -> NDArray[np.float32] | None:
+    """Points of the key frame's LiDAR in the ego frame: float32 [n, 3]; None without its file."""
+    if sample.lidar is None or not Path(sample.lidar.paths[0]).is_file():
+        return None
+    points = read_lidar_points(sample.lidar.paths[0])[:, :3]
+    lidar2ego = sample.lidar2ego.astype(np.float32)
+    return points @ lidar2ego[:3, :3].T + lidar2ego[:3, 3]
+
+
+def _prediction_grid(predicted: Mapping[str, Any], sample: OccSample) -> NDArray[np.uint8]:
+    return dense_grid(
+        _numpy(predicted["pred_coords"]),
+        _numpy(predicted["pred_labels"]),
+        sample.grid_shape,
+        len(sample.class_names),
+    )
+
+
 def _numpy(value: Any) -> NDArray[Any]:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
-def _grid(sample: BaseDataElement, name: str, default: Any) -> Any:
-    return _numpy(sample.get(name)) if name in sample else default
+def _grid(labels: Any, name: str) -> Any:
+    """A label grid [X, Y, Z] of the sample, None where it is not loaded."""
+    value = getattr(labels, name, None)
+    return None if value is None else _numpy(value)

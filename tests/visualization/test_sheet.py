@@ -11,7 +11,7 @@ from nuscenes.utils.color_map import get_colormap
 from PIL import ImageDraw
 
 from scripts.visualization.difference import difference_colours, difference_grid
-from scripts.visualization.gallery import spread
+from scripts.visualization.job import spread
 from scripts.visualization.overview import compose_overview, make_tile
 from scripts.visualization.palette import (
     CLASS_COLOURS,

@@ -1,0 +1,82 @@
+"""What is asked of an output format: which samples of a source, where to, and in what style."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from itertools import groupby
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from scripts.visualization.sample_view import Moment, SampleView
+from scripts.visualization.sheet import SheetOptions
+
+FORMATS = {
+    "png": "scripts.visualization.gallery",
+}
+"""Module of each format; its ``write(job: Job) -> list[Path]`` returns the files written.
+
+Modules are imported when they are asked for: pictures need none of the libraries of the others.
+"""
+
+
+class ViewSource(Protocol):
+    """Anything that has samples to draw."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def view(self, index: int) -> SampleView:
+        """One of them."""
+
+    def moment(self, index: int) -> Moment:
+        """When and where it was recorded, without loading it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of a format's ``write``.
+
+    Attributes:
+        source: the samples.
+        indices: which of them, at least one, in the order they are shown.
+        out: folder for the files; exists.
+        title: what the samples are of: name of the config.
+        format: name in :data:`FORMATS`.
+        options: size and style; formats that are no picture take from it what they have.
+        fps: pictures per second of a film.
+        report: receives one line per file.
+    """
+
+    source: ViewSource
+    indices: Sequence[int]
+    out: Path
+    title: str
+    format: str = "png"
+    options: SheetOptions = field(default_factory=SheetOptions)
+    fps: float = 12.0
+    report: Callable[[str], None] = print
+
+    def run(self) -> list[Path]:
+        """Write the files; returns their paths."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        files: list[Path] = import_module(FORMATS[self.format]).write(self)
+        return files
+
+    def clips(self) -> list[tuple[str, list[int]]]:
+        """The samples by scene, each with its name, for formats with one file per scene."""
+        names = {index: self.source.moment(index).scene_name for index in self.indices}
+        # In the order of first mention, whatever the order of the samples.
+        rank = {name: i for i, name in enumerate(dict.fromkeys(names.values()))}
+        ordered = sorted(self.indices, key=lambda index: rank[names[index]])
+        return [(name, list(group)) for name, group in groupby(ordered, key=names.__getitem__)]
+
+
+def spread(count: int, total: int) -> list[int]:
+    """``count`` indices spread evenly over ``range(total)``: both ends, no duplicates."""
+    if count >= total:
+        return list(range(total))
+    return sorted({int(i) for i in np.round(np.linspace(0, total - 1, count))})

@@ -42,4 +42,10 @@ TORCH_LIBRARY(opus, m) {
       "voxel_max(Tensor features, Tensor voxel_index, int num_voxels) "
       "-> (Tensor maximum, Tensor winner)");
   m.def("voxel_max_backward(Tensor grad, Tensor winner, int num_points) -> Tensor");
+
+  m.def(
+      "voxel_shading(Tensor labels, Tensor voxel, Tensor hit, Tensor distance, Tensor face, "
+      "Tensor directions, Tensor light_x, Tensor light_y, Tensor light_z, Tensor albedo, "
+      "int[9] strides, float[12] brightness, float[6] grid, float[13] camera, float[3] edges, "
+      "float[3] fog) -> (Tensor colour, Tensor key)");
 }

@@ -21,12 +21,22 @@ from .sparse_conv import (
     sparse_conv_reference,
 )
 from .voxel_max import voxel_max, voxel_max_reference
+from .voxel_shading import (
+    ShadedHits,
+    VoxelScene,
+    VoxelView,
+    voxel_shading,
+    voxel_shading_reference,
+)
 
 __all__ = [
     "ExtensionError",
     "KernelMap",
     "OccupancyPyramid",
     "RayHits",
+    "ShadedHits",
+    "VoxelScene",
+    "VoxelView",
     "build_kernel_map",
     "build_kernel_map_reference",
     "farthest_point_sampling",
@@ -43,4 +53,6 @@ __all__ = [
     "sparse_conv_reference",
     "voxel_max",
     "voxel_max_reference",
+    "voxel_shading",
+    "voxel_shading_reference",
 ]

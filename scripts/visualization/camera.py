@@ -22,14 +22,16 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Camera:
-    """An ideal pinhole camera with square pixels and the principal point in the image's middle.
+    """An ideal pinhole camera.
 
     Attributes:
         position: [3] optical centre in metres.
         rotation: [3, 3] rows are the camera's right, down and forward axes in the world frame.
-        focal_px: focal length in pixels.
+        focal_px: focal length in columns.
         width: image columns.
         height: image rows.
+        centre_px: column and row where the optical axis meets the image; None: its middle.
+        aspect: focal length in rows over that in columns; 1 for square pixels.
     """
 
     position: Array
@@ -37,6 +39,45 @@ class Camera:
     focal_px: float
     width: int
     height: int
+    centre_px: tuple[float, float] | None = None
+    aspect: float = 1.0
+
+    @staticmethod
+    def from_projection(world2img: Array, width: int, height: int) -> Camera:
+        """Camera of a projection matrix.
+
+        Args:
+            world2img: [4, 4] (or [3, 4]) metres to (column * w, row * w, w).
+            width: image columns.
+            height: image rows.
+
+        Raises:
+            ValueError: the matrix is not that of a pinhole camera.
+        """
+        matrix = np.asarray(world2img, dtype=np.float64)[:3]
+        if matrix.shape != (3, 4) or abs(np.linalg.det(matrix[:, :3])) < 1e-9:
+            raise ValueError(f"a projection matrix of shape {matrix.shape} is not a camera's.")
+        # The intrinsic matrix is triangular: an RQ decomposition, which is a QR one turned round.
+        turn = np.eye(3)[::-1]
+        q, r = np.linalg.qr((turn @ matrix[:, :3]).T)
+        intrinsic, rotation = turn @ r.T @ turn, turn @ q.T
+        signs = np.sign(np.diag(intrinsic))
+        intrinsic, rotation = intrinsic * signs, signs[:, None] * rotation
+        intrinsic = intrinsic / intrinsic[2, 2]
+        return Camera(
+            position=-np.linalg.solve(matrix[:, :3], matrix[:, 3]),
+            rotation=rotation,
+            focal_px=float(intrinsic[0, 0]),
+            width=width,
+            height=height,
+            centre_px=(float(intrinsic[0, 2]), float(intrinsic[1, 2])),
+            aspect=float(intrinsic[1, 1] / intrinsic[0, 0]),
+        )
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Column and row where the optical axis meets the image."""
+        return self.centre_px or (0.5 * self.width, 0.5 * self.height)
 
     @staticmethod
     def look_at(
@@ -66,8 +107,8 @@ class Camera:
         Returns:
             [N, 3] in the world frame, of the pixels' type.
         """
-        middle = pixels.new_tensor([0.5 * self.width, 0.5 * self.height])
-        plane = (pixels - middle) / self.focal_px
+        focal = pixels.new_tensor([self.focal_px, self.focal_px * self.aspect])
+        plane = (pixels - pixels.new_tensor(self.centre)) / focal
         local = F.pad(plane, (0, 1), value=1.0)
         local = local / local.norm(dim=1, keepdim=True)
         return local @ torch.from_numpy(self.rotation).to(pixels)
@@ -86,8 +127,8 @@ class Camera:
         depth = local[:, 2]
         safe = np.where(depth > 1e-9, depth, 1e-9)
         pixels = local[:, :2] / safe[:, None] * self.focal_px
-        pixels += np.array([0.5 * self.width, 0.5 * self.height])
-        return pixels, depth
+        pixels[:, 1] *= self.aspect
+        return pixels + np.array(self.centre), depth
 
     def transformed(self, world2other: Array) -> Camera:
         """The same camera in another frame.
@@ -104,8 +145,13 @@ class Camera:
 
     def resized(self, width: int, height: int) -> Camera:
         """The same view, its horizontal field kept, on a raster of another size."""
+        factor = width / self.width
+        centre = None
+        if self.centre_px is not None:
+            shift = self.centre_px[1] - 0.5 * self.height
+            centre = (self.centre_px[0] * factor, 0.5 * height + shift * factor)
         return replace(
-            self, focal_px=self.focal_px * width / self.width, width=width, height=height
+            self, focal_px=self.focal_px * factor, width=width, height=height, centre_px=centre
         )
 
 

@@ -31,34 +31,6 @@ class LightTable:
     blocks: tuple[Tensor, Tensor, Tensor]
     strides: tuple[tuple[int, int, int], ...]
 
-    def look_up(self, axis: int, positive: bool, voxel: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Bilinear light on voxel faces of one orientation.
-
-        Args:
-            axis: axis of the faces' normal.
-            positive: whether the outward normal points along the positive axis.
-            voxel: int64 [N, 3] the voxels that own the faces.
-            u: float32 [N] position in the voxel along axis (axis + 1) % 3, in [0, 1].
-            v: float32 [N] the same along axis (axis + 2) % 3.
-
-        Returns:
-            float32 [N, 2] sunlight and ambient light.
-        """
-        stride, values = self.strides[axis], self.blocks[axis]
-        # The air cell in front has index voxel ± 1; the block's index is one higher.
-        entry = voxel[:, 0] * stride[0] + voxel[:, 1] * stride[1] + voxel[:, 2] * stride[2]
-        entry += 2 * stride[axis] if positive else 0
-        step_u, step_v = stride[(axis + 1) % 3], stride[(axis + 2) % 3]
-        along_u = u[:, None]
-        low = torch.lerp(_rows(values, entry), _rows(values, entry + step_u), along_u)
-        entry += step_v
-        high = torch.lerp(_rows(values, entry), _rows(values, entry + step_u), along_u)
-        return torch.lerp(low, high, v[:, None])
-
-
-def _rows(values: Tensor, entry: Tensor) -> Tensor:
-    return values.index_select(0, entry)
-
 
 def _shift(layer: Tensor, dx: float, dy: float) -> Tensor:
     """Bilinear sample of ``layer`` [X, Y] at (x + dx, y + dy); 1 outside."""
@@ -119,19 +91,26 @@ def sky_openness(opaque: Tensor, radius: int = 3) -> Tensor:
     """
     size = 2 * radius + 1
     # Only surfaces count: a roof must not be darker because the house under it is filled.
-    buried = F.pad(opaque.float()[None, None], (1, 1, 1, 1, 1, 1))
-    for axis in (2, 3, 4):
+    buried = F.pad(opaque, (1, 1, 1, 1, 1, 1), value=False)
+    for axis in range(3):
         n = buried.shape[axis] - 2
-        inner = buried.narrow(axis, 1, n)
-        around = torch.minimum(buried.narrow(axis, 0, n), buried.narrow(axis, 2, n))
-        buried = torch.minimum(inner, around)
-    share = opaque.float()[None, None] - buried
-    # Padded by hand, since the pooling refuses grids smaller than its kernel.
-    share = F.pad(share, (radius,) * 6)
-    for kernel in ((size, 1, 1), (1, size, 1), (1, 1, size)):
-        share = F.avg_pool3d(share, kernel, stride=1)
+        around = buried.narrow(axis, 0, n) & buried.narrow(axis, 2, n)
+        buried = buried.narrow(axis, 1, n) & around
+    count = (opaque & ~buried).float()
+    for axis in range(3):
+        count = _box_sum(count, axis, radius)
     # One full layer of ground (or wall) beside a cell is the open country: no darkening.
-    return (1.0 - 1.3 * (share[0, 0] - 1.0 / size).clamp_min(0.0)).clamp(0.45, 1.0)
+    return (1.0 - 1.3 * (count / size**3 - 1.0 / size).clamp_min(0.0)).clamp(0.45, 1.0)
+
+
+def _box_sum(field: Tensor, axis: int, radius: int) -> Tensor:
+    """Sums over the elements up to ``radius`` away along an axis; nothing lies outside."""
+    n = field.shape[axis]
+    # A difference of running sums: many times faster than pooling.
+    total = torch.cat([torch.zeros_like(field.narrow(axis, 0, 1)), field.cumsum(axis)], dim=axis)
+    place = torch.arange(n)
+    above = total.index_select(axis, (place + radius + 1).clamp(max=n))
+    return above - total.index_select(axis, (place - radius).clamp(min=0))
 
 
 def _corner_sums(cells: Tensor, axis: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Shaded pictures of a voxel grid: one native ray per pixel, more where edges need smoothing.
 
-Every ray is cast by :func:`models.ops.ray_cast`; the rest is arithmetic on the hits. Lighting,
-voxel edges and fog are evaluated analytically at the hit point, so one sample per pixel suffices
-inside a surface; only pixels on a silhouette or a colour border are sampled again.
+Every ray is cast by :func:`models.ops.ray_cast` and shaded by :func:`models.ops.voxel_shading`.
+Light, voxel edges and fog are evaluated analytically at the hit point, so one sample per pixel
+suffices inside a surface; only pixels on a silhouette or a colour border are sampled again.
 
 Dimension letters: X, Y, Z voxels; H, W image; N rays (or pixels).
 Frames: cameras come in the ego frame and are moved into the grid's ("occ") frame here.
@@ -11,7 +11,7 @@ Frames: cameras come in the ego frame and are moved into the grid's ("occ") fram
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,22 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.ops import OccupancyPyramid, ray_cast
+from models.ops import OccupancyPyramid, VoxelScene, VoxelView, ray_cast, voxel_shading
 from scripts.visualization.camera import Camera
 from scripts.visualization.ego_car import EgoCar
-from scripts.visualization.lighting import LightTable, build_light_table
+from scripts.visualization.lighting import build_light_table
 from scripts.visualization.palette import Theme
 
-# Offsets from the pixel's centre of the second sampling: with the centre itself five points of
-# which no two share a row or a column, so that near-horizontal and near-vertical borders get all
-# intermediate tones.
-_OFFSETS = torch.tensor([(-2.0, 1.0), (-1.0, -2.0), (1.0, 2.0), (2.0, -1.0)]) / 5
-
-# Rays shaded at a time: few enough that temporaries stay in the processor's cache.
-_CHUNK = 16384
-
 _NOT_DRAWN = 255
-_BACKGROUND, _CAR = -1, 1000
+_BACKGROUND, _CAR = -1, 1 << 30
 # Part of the ego frame that the car occupies, [low, high] in metres above the ground.
 _EGO_BOX = np.array([[-0.64, -0.87, 0.05], [3.44, 0.87, 1.53]])
 
@@ -68,16 +60,13 @@ class _Samples:
     """Shaded rays.
 
     Attributes:
-        colour: float32 [N, 3] in [0, 1].
-        key: int64 [N] label drawn; below zero the background, from :data:`_CAR` on the ego car.
-        plane: int64 [N] the plane hit: its orientation and place in one number.
-        distance: float32 [N] metres, infinite for the background.
+        colour: float32 [N, 3] in [0, 1]; over an image [N, 4], see :meth:`_draw_rows`.
+        key: int32 [N] label and plane drawn as one number; below zero the background, from
+            :data:`_CAR` on the ego car.
     """
 
     colour: Tensor
     key: Tensor
-    plane: Tensor
-    distance: Tensor
 
 
 class VoxelRenderer:
@@ -133,7 +122,7 @@ class VoxelRenderer:
         sun /= np.linalg.norm(sun)
         self._to_sun = (float(sun[0]), float(sun[1]), max(float(sun[2]), 0.2))
         self._car = EgoCar(self._ground_height(), self._style.to_sun) if show_ego else None
-        self._light = self._build_light(occupied)
+        self._scene = self._light_scene(occupied)
 
     # -- scene ---------------------------------------------------------------------------------
 
@@ -178,7 +167,7 @@ class VoxelRenderer:
         tops = np.where(filled, cells[..., 2], -np.inf).max(axis=2)
         return float(np.median(tops[np.isfinite(tops)]) + 0.5 * self._voxel_size[2])
 
-    def _build_light(self, occupied: Tensor) -> LightTable:
+    def _light_scene(self, occupied: Tensor) -> VoxelScene:
         car_cells = None
         if self._car is not None:
             lift = np.array([0.0, 0.0, self._car.ground_m])
@@ -186,7 +175,24 @@ class VoxelRenderer:
             inside = (cells >= _EGO_BOX[0] + lift) & (cells <= _EGO_BOX[1] + lift)
             car_cells = torch.zeros_like(occupied)
             car_cells[where] = torch.from_numpy(inside.all(axis=-1))
-        return build_light_table(occupied, self._to_sun, self._voxel_size, extra_opaque=car_cells)
+        table = build_light_table(occupied, self._to_sun, self._voxel_size, extra_opaque=car_cells)
+        return VoxelScene(
+            self._labels,
+            self._albedo,
+            table.blocks,
+            table.strides,
+            [self._brightness(face) for face in range(6)],
+            self._grid_min,
+            self._voxel_size,
+        )
+
+    def _brightness(self, face: int) -> tuple[float, float]:
+        """Sunlight and ambient light on a face in the open (a number as of the ray caster)."""
+        axis, positive = face // 2, face % 2 == 1
+        # Relative to a horizontal face, which shall come out at one.
+        cosine = (1 if positive else -1) * self._to_sun[axis] / self._to_sun[2]
+        sun = (1.0 - self._style.ambient) * min(max(cosine, 0.0), 1.1)
+        return sun, self._style.ambient * (1.0 if face == 5 else self._style.side_ambient)
 
     # -- picture -------------------------------------------------------------------------------
 
@@ -201,6 +207,24 @@ class VoxelRenderer:
         """
         return self.render_rows(camera, 0, camera.height)
 
+    def render_over(
+        self, camera: Camera, image: NDArray[np.uint8], opacity: float
+    ) -> NDArray[np.uint8]:
+        """Draw the voxels half transparent over what the camera saw.
+
+        Args:
+            camera: the one that took the image, in the ego frame.
+            image: uint8 [H, W, 3] sRGB of the camera's size.
+            opacity: of the voxels, in [0, 1].
+
+        Returns:
+            uint8 [H, W, 3] sRGB.
+        """
+        drawn = self._draw_rows(camera, 0, camera.height, over=True)
+        cover = opacity * drawn[..., 3:]
+        mixed = opacity * drawn[..., :3] + (1 - cover) * (torch.from_numpy(image.copy()) / 255)
+        return (mixed.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
     def render_rows(self, camera: Camera, first: int, last: int) -> NDArray[np.uint8]:
         """Draw some rows of the picture; they do not depend on which others are drawn with them.
 
@@ -212,149 +236,109 @@ class VoxelRenderer:
         Returns:
             uint8 [last - first, W, 3] sRGB.
         """
+        drawn = self._draw_rows(camera, first, last, over=False)
+        return (drawn.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+    def _draw_rows(self, camera: Camera, first: int, last: int, over: bool) -> Tensor:
+        """Rows of the picture with smooth borders: float32 [rows, W, 3].
+
+        With ``over`` [rows, W, 4]: voxels alone, without car, fog and background, their colour
+        multiplied by the share of the pixel that they cover; the fourth channel is that share.
+        """
         # A row more on either side, to see the borders there.
         start, stop = max(first - 1, 0), min(last + 1, camera.height)
         height, width = stop - start, camera.width
-        rows, columns = torch.meshgrid(
-            torch.arange(start, stop, dtype=torch.float32) + 0.5,
-            torch.arange(width, dtype=torch.float32) + 0.5,
-            indexing="ij",
-        )
-        centres = torch.stack([columns.reshape(-1), rows.reshape(-1)], dim=1)
-        coarse = self._sample(camera, centres)
+        coarse = self._sample(camera, _raster(start, stop, width, 0.5), over)
         image = coarse.colour
         if self._style.smooth_edges:
-            border = self._border_pixels(coarse, height, width).reshape(height, width)
+            border = self._border_pixels(coarse, height, width)
             border[: first - start] = False
             border[height - (stop - last) :] = False
-            again = border.reshape(-1).nonzero()[:, 0]
-            if len(again):
-                points = (centres[again, None, :] + _OFFSETS).reshape(-1, 2)
-                more = self._sample(camera, points).colour.reshape(len(again), -1, 3)
-                image[again] = (image[again] + more.sum(dim=1)) / (1 + len(_OFFSETS))
-        pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).reshape(height, width, 3)
-        return pixels[first - start : last - start].numpy()
+            self._smooth(image, border, camera, start, over)
+        return image.reshape(height, width, -1)[first - start : last - start]
+
+    def _smooth(
+        self, image: Tensor, border: Tensor, camera: Camera, start: int, over: bool
+    ) -> None:
+        """Sample the corners of border pixels too, in place.
+
+        Pixels that touch share their corners, so that this takes little more than one ray a pixel
+        instead of four. A corner counts an eighth in each of its pixels, the middle a half.
+
+        Args:
+            image: float32 [rows * W, channels].
+            border: bool [rows, W].
+            camera: in the ego frame.
+            start: the picture's row that is the first here.
+            over: see :meth:`_draw_rows`.
+        """
+        rows, width = border.shape
+        needed = torch.zeros(rows + 1, width + 1, dtype=torch.bool)
+        for down in (0, 1):
+            for right in (0, 1):
+                needed[down : rows + down, right : width + right] |= border
+        corner = needed.reshape(-1).nonzero()[:, 0]
+        again = border.reshape(-1).nonzero()[:, 0]
+        raster = _raster(start, start + rows + 1, width + 1, 0.0)
+        colours = image.new_zeros(len(raster), image.shape[1])
+        colours[corner] = self._sample(camera, raster[corner], over).colour
+        upper_left = again + again.div(width, rounding_mode="floor")
+        around = sum(colours[upper_left + step] for step in (0, 1, width + 1, width + 2))
+        image[again] = 0.5 * image[again] + 0.125 * around
 
     @staticmethod
     def _border_pixels(samples: _Samples, height: int, width: int) -> Tensor:
-        """Pixels that show something else than a direct neighbour: bool [H * W]."""
+        """Pixels that show something else than a direct neighbour: bool [H, W]."""
         key = samples.key.reshape(height, width)
-        plane = samples.plane.reshape(height, width)
         border = key >= _CAR
-        across = (key[:, 1:] != key[:, :-1]) | (plane[:, 1:] != plane[:, :-1])
+        across = key[:, 1:] != key[:, :-1]
         border[:, 1:] |= across
         border[:, :-1] |= across
-        down = (key[1:] != key[:-1]) | (plane[1:] != plane[:-1])
+        down = key[1:] != key[:-1]
         border[1:] |= down
         border[:-1] |= down
-        return border.reshape(-1)
+        return border
 
-    def _sample(self, camera: Camera, pixels: Tensor) -> _Samples:
-        """Shade one ray per entry of ``pixels`` [N, 2]."""
-        count = len(pixels)
-        share = (pixels[:, 1:] / camera.height).clamp(0, 1)
-        result = _Samples(
-            colour=torch.lerp(self._sky_top, self._sky_bottom, share),
-            key=torch.full((count,), _BACKGROUND),
-            plane=torch.zeros(count, dtype=torch.int64),
-            distance=torch.full((count,), math.inf),
-        )
-        self._draw_voxels(camera.transformed(self._ego2grid), pixels, result)
-        if self._car is not None:
-            index, colour, label, distance = self._car.draw(camera, pixels, result.distance)
-            result.colour[index] = colour
-            result.key[index] = _CAR + label
-            result.distance[index] = distance
-        return result
-
-    def _draw_voxels(self, camera: Camera, pixels: Tensor, result: _Samples) -> None:
-        directions = camera.directions(pixels)
+    def _sample(self, camera: Camera, pixels: Tensor, over: bool) -> _Samples:
+        """Shade one ray per entry of ``pixels`` [N, 2]; see :meth:`_draw_rows`."""
+        in_grid = camera.transformed(self._ego2grid)
+        directions = in_grid.directions(pixels)
         hits = ray_cast(
             self._pyramid,
-            torch.from_numpy(camera.position)[None].float(),
+            torch.from_numpy(in_grid.position)[None].float(),
             directions,
             self._grid_min,
             self._voxel_size,
             empty_label=_NOT_DRAWN,
         )
-        voxel, distance = hits.voxel[0, 0], hits.t_enter[0, 0]
-        hit, face = hits.hit[0, 0], hits.face[0, 0].long()
-        # A ray that starts inside a voxel enters no face: take the one it looks through.
-        main = directions.abs().argmax(dim=1)
-        looking = 2 * main + (directions.gather(1, main[:, None])[:, 0] < 0).long()
-        face = torch.where(face >= 0, face, looking)
-        fog = _Fog(self._style.fog, camera.position, self._corners())
-        for number in range(6):
-            for index in _chunks(((face == number) & hit).nonzero()[:, 0]):
-                cells = voxel[index].long()
-                away = distance[index]
-                label = self._labels[cells[:, 0], cells[:, 1], cells[:, 2]].long()
-                shade = self._shade(camera, number, cells, away, directions[index], pixels[index])
-                colour = self._albedo.index_select(0, label) * shade[:, None]
-                sky = result.colour.index_select(0, index)
-                result.colour[index] = torch.lerp(colour, sky, fog.share(away)[:, None])
-                result.key[index] = label
-                result.plane[index] = 8 * cells[:, number // 2] + number
-                result.distance[index] = away
+        view = self._view(in_grid, 0.0 if over else self._style.fog)
+        colour, key = voxel_shading(self._scene, view, hits, directions)
+        if over:
+            return _Samples(colour, key)
+        share = (pixels[:, 1:] / camera.height).clamp(0, 1)
+        sky = torch.lerp(self._sky_top, self._sky_bottom, share)
+        colour = torch.addcmul(colour[:, :3], 1 - colour[:, 3:], sky)
+        if self._car is not None:
+            distance = torch.where(hits.hit[0, 0], hits.t_enter[0, 0], math.inf)
+            index, paint, part, _ = self._car.draw(camera, pixels, distance)
+            colour[index] = paint
+            key[index] = (_CAR + part).int()
+        return _Samples(colour, key)
 
-    def _shade(
-        self,
-        camera: Camera,
-        face: int,
-        voxel: Tensor,
-        distance: Tensor,
-        directions: Tensor,
-        pixels: Tensor,
-    ) -> Tensor:
-        """Brightness [N] of points on faces of one orientation (a number as of the ray caster)."""
-        axis, positive = face // 2, face % 2 == 1
-        place = []
-        for other in ((axis + 1) % 3, (axis + 2) % 3):
-            start = (float(camera.position[other]) - self._grid_min[other]) / self._voxel_size[
-                other
-            ]
-            run = distance * directions[:, other] / self._voxel_size[other]
-            place.append((run + start - voxel[:, other]).clamp(0, 1))
-        u, v = place
-        light = self._light.look_up(axis, positive, voxel, u, v)
-        # Relative to a horizontal face, which shall come out at one.
-        cosine = (1 if positive else -1) * self._to_sun[axis] / self._to_sun[2]
-        sun = (1.0 - self._style.ambient) * min(max(cosine, 0.0), 1.1)
-        ambient = self._style.ambient * (1.0 if face == 5 else self._style.side_ambient)
-        shade = sun * light[:, 0] + ambient * light[:, 1]
-        return shade * self._edge_shade(camera, axis, u, v, distance, pixels)
-
-    def _edge_shade(
-        self, camera: Camera, axis: int, u: Tensor, v: Tensor, distance: Tensor, pixels: Tensor
-    ) -> Tensor:
-        """Brightness factor [N] of the lines along voxel edges.
-
-        A line is as wide on screen wherever it lies, and disappears where voxels shrink to a few
-        pixels (lines would then only make the surface darker and shimmer).
-        """
-        x = (pixels[:, 0] - 0.5 * camera.width) / camera.focal_px
-        y = (pixels[:, 1] - 0.5 * camera.height) / camera.focal_px
-        px_per_m = camera.focal_px * (x * x + y * y + 1.0).sqrt() / distance.clamp_min(1e-3)
-        steps = []
-        for other in ((axis + 1) % 3, (axis + 2) % 3):
-            # d(pixel) for a step of one voxel along this axis of the grid.
-            right, down, forward = camera.rotation[:, other] * self._voxel_size[other]
-            steps.append(((right - x * forward) * px_per_m, (down - y * forward) * px_per_m))
-        (ux, uy), (vx, vy) = steps
-        area = (ux * vy - uy * vx).abs()
-        # Extent of a voxel across its edges, in pixels.
-        across_u = area / (vx * vx + vy * vy).sqrt().clamp_min(1e-6)
-        across_v = area / (ux * ux + uy * uy).sqrt().clamp_min(1e-6)
-        scale = max(camera.height / 600.0, 0.5)
-        # A pixel is covered by as much of the line as lies within half a pixel of its middle.
-        width = self._style.edge_width_px * scale
-        reach, most = 0.5 * width + 0.5, min(width, 1.0)
-        line = torch.zeros_like(u)
-        for offset, extent in ((u, across_u), (v, across_v)):
-            cover = (reach - torch.minimum(offset, 1 - offset) * extent).clamp(0, most)
-            fade = ((extent / scale - 3.0) / 8.0).clamp(0, 1)
-            line = torch.maximum(line, cover * fade)
-        return 1.0 - self._style.edge_strength * line
+    def _view(self, camera: Camera, fog: float) -> VoxelView:
+        """What the shading needs to know of a camera in the grid's frame."""
+        edges = (
+            self._style.edge_strength,
+            self._style.edge_width_px,
+            max(camera.height / 600.0, 0.5),
+        )
+        return VoxelView(
+            camera.position.tolist(),
+            camera.rotation.tolist(),
+            camera.focal_px,
+            edges,
+            _fog_span(fog, camera.position, self._corners()),
+        )
 
     def _corners(self) -> NDArray[np.float64]:
         """The grid's eight corners [8, 3] in its own frame."""
@@ -362,29 +346,26 @@ class VoxelRenderer:
         return np.asarray(list(np.ndindex(2, 2, 2))) * extent + self._grid_min
 
 
-class _Fog:
-    """Blends distant parts into the background.
+def _raster(first_row: int, last_row: int, width: int, offset: float) -> Tensor:
+    """Columns and rows of a block of pixels: float32 [rows * columns, 2]."""
+    rows, columns = torch.meshgrid(
+        torch.arange(first_row, last_row, dtype=torch.float32) + offset,
+        torch.arange(width, dtype=torch.float32) + offset,
+        indexing="ij",
+    )
+    return torch.stack([columns.reshape(-1), rows.reshape(-1)], dim=1)
+
+
+def _fog_span(
+    strength: float, eye: NDArray[np.float64], corners: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Strength of the fog, where it begins, and its length to the full, in metres.
 
     It begins half-way through the scene and ends where the scene does. A camera that is far away
     from all of it (the top view) has everything at about one distance and gets no fog.
     """
-
-    def __init__(
-        self, strength: float, eye: NDArray[np.float64], corners: NDArray[np.float64]
-    ) -> None:
-        nearest = np.clip(eye, corners.min(axis=0), corners.max(axis=0))
-        near = float(np.linalg.norm(nearest - eye))
-        far = float(np.linalg.norm(corners - eye, axis=1).max())
-        self._start = 0.5 * (near + far)
-        self._length = max(far - self._start, 1.0)
-        self._strength = strength * min(1.0, 2.0 * (far - near) / far)
-
-    def share(self, distance: Tensor) -> Tensor:
-        """Share of the background [N] at ``distance`` [N] metres."""
-        depth = ((distance - self._start) / self._length).clamp(0, 1)
-        return self._strength * depth * depth
-
-
-def _chunks(index: Tensor) -> Iterator[Tensor]:
-    for start in range(0, len(index), _CHUNK):
-        yield index[start : start + _CHUNK]
+    nearest = np.clip(eye, corners.min(axis=0), corners.max(axis=0))
+    near = float(np.linalg.norm(nearest - eye))
+    far = float(np.linalg.norm(corners - eye, axis=1).max())
+    start = 0.5 * (near + far)
+    return strength * min(1.0, 2.0 * (far - near) / far), start, max(far - start, 1.0)

@@ -2,7 +2,8 @@
 
 PY := .venv/bin/python
 DEMO ?=
-.PHONY: help setup test lint types pytest demo toy-train family env-report clean clean-all
+GALLERY ?=
+.PHONY: help setup test lint types pytest demo toy-train gallery family env-report clean clean-all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -30,6 +31,9 @@ toy-train: setup  ## the longer run over the toy data (under an hour on two core
 
 family: setup  ## every model on the toy data, in one table (one to two hours on two cores)
 	$(PY) -m scripts.family
+
+gallery: setup  ## the pictures of docs/gallery.md, from the toy data and a model trained on it
+	$(PY) -m scripts.make_gallery $(GALLERY)
 
 env-report: setup  ## versions, what was built, what is missing
 	$(PY) -m scripts.env_report

@@ -20,6 +20,7 @@ from mmengine.config import DictAction
 
 from scripts.runtime.config import load_config
 from scripts.runtime.errors import ConfigError, run_entry_point
+from scripts.runtime.memory import keep_freed_memory
 from scripts.visualization.camera import VIEWS
 from scripts.visualization.job import FORMATS, Job, spread
 from scripts.visualization.palette import PALETTES, THEMES
@@ -67,7 +68,18 @@ def _add_contents(parser: argparse.ArgumentParser) -> None:
         help="draw predictions on disk, a file per sample, as val.py --save-predictions writes",
     )
     group.add_argument("--vis-input", action="store_true", help="show the camera images")
+    group.add_argument(
+        "--vis-overlay",
+        action="store_true",
+        help="show the voxels over the camera images (png; implies --vis-input)",
+    )
     group.add_argument("--vis-gt", action="store_true", help="show the ground truth")
+    group.add_argument(
+        "--vis-points",
+        action="store_true",
+        help="png: a second sheet of what the model attends to: the points of its queries, layer "
+        "by layer, and the places in the images that it samples",
+    )
     group.add_argument(
         "--no-difference",
         action="store_true",
@@ -152,15 +164,20 @@ def visualize(args: argparse.Namespace) -> list[Path]:
         difference=not args.no_difference,
         palette=args.palette,
         view=args.view,
+        overlay=args.vis_overlay,
     )
+    # The same large arrays are taken and freed for every picture.
+    keep_freed_memory()
+    if args.vis_points and args.weights is None:
+        raise ConfigError("--vis-points shows the queries of a model: give its --weights")
     cfg = load_config(args.config, args.cfg_options)
     # A recording shows all there is.
     everything = args.format == "rrd"
     wanted = Wanted(
-        images=args.vis_input,
+        images=args.vis_input or args.vis_overlay or args.vis_points,
         truth=args.vis_gt,
         lidar=everything,
-        queries=everything and args.weights is not None,
+        queries=args.vis_points or (everything and args.weights is not None),
     )
     source = SampleSource(cfg, args.weights, args.predictions, wanted)
     name = Path(args.config).stem

@@ -208,6 +208,7 @@ def _draw_panel(ax: Any, panel: Panel) -> None:
             handle.set_color("#444444")
     ax.set_title(panel.title, loc="left", fontsize=11, fontweight="bold")
     ax.set_xlabel(panel.x_label, fontsize=9)
+    ax.set_xlim(left=0)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     ax.tick_params(labelsize=8)
     ax.grid(color="#dddddd", linewidth=0.6)

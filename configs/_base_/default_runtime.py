@@ -12,7 +12,9 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, interval_exp_name=10**9),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, save_last=True))
-custom_hooks = [dict(type='HostMemoryHook', interval=10)]
+custom_hooks = [
+    dict(type='HostMemoryHook', interval=10),
+    dict(type='ValidationSheetHook', num_samples=2)]  # pictures in TensorBoard
 
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 log_level = 'INFO'

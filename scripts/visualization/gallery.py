@@ -1,4 +1,4 @@
-"""PNG: one sheet per chosen sample, and an overview of them."""
+"""PNG: one sheet per chosen sample (and one of the queries, if wanted), and an overview."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from PIL import Image
 
 from scripts.visualization.job import Job, spread
 from scripts.visualization.overview import Tile, compose_overview, make_tile
+from scripts.visualization.points_sheet import compose_points_sheet
 from scripts.visualization.sheet import compose_sheet, legend_entries
 
 MAX_TILES = 24
@@ -33,7 +34,10 @@ def write(job: Job) -> list[Path]:
         view = job.source.view(index)
         loaded = time.monotonic()
         sheet = compose_sheet(view, options)
-        files.append(_save(sheet.image, out / f"{view.file_stem}{suffix}.png"))
+        files.append(save_png(sheet.image, out / f"{view.file_stem}{suffix}.png"))
+        if view.queries is not None:
+            points = compose_points_sheet(view, options)
+            files.append(save_png(points, out / f"{view.file_stem}{suffix}_points.png"))
         if index in in_overview:
             tiles.append(make_tile(view, sheet.panels, options))
         class_names = view.class_names
@@ -44,14 +48,14 @@ def write(job: Job) -> list[Path]:
     heading = f"{job.title}  ·  {len(tiles)} of {len(job.source)} samples"
     legend = legend_entries(class_names, options.palette)
     overview = compose_overview(tiles, heading, legend, options)
-    files.append(_save(overview, out / f"overview{suffix}.png"))
+    files.append(save_png(overview, out / f"overview{suffix}.png"))
     job.report(f"overview: {files[-1]}")
     return files
 
 
-def _save(image: Image.Image, path: Path) -> Path:
+def save_png(image: Image.Image, path: Path) -> Path:
     """Write a PNG; a cut-off file never remains under its name."""
     partial = path.with_suffix(".partial")
-    image.save(partial, format="PNG", compress_level=4)
+    image.save(partial, format="PNG", compress_level=2)
     partial.replace(path)
     return path

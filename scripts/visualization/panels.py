@@ -108,7 +108,7 @@ def render_panels(
         first = i * len(shots)
         image, *insets = (Image.fromarray(p) for p in pictures[first : first + len(shots)])
         for inset in insets:
-            _paste_inset(image, inset, theme)
+            paste_inset(image, inset, theme)
         panels.append(Panel(subject.title, subject.note, subject.key, image))
     return panels
 
@@ -162,7 +162,7 @@ def extent_m(view: SampleView) -> float:
     return 0.5 * max(grid.shape[0] * view.voxel_size[0], grid.shape[1] * view.voxel_size[1])
 
 
-def _paste_inset(image: Image.Image, inset: Image.Image, theme: Theme) -> None:
+def paste_inset(image: Image.Image, inset: Image.Image, theme: Theme) -> None:
     """Bird's-eye view in the upper right corner, where the other views show mostly background."""
     margin = round(0.018 * image.height)
     line = max(1, round(image.height / 400))

@@ -1,12 +1,14 @@
 """What a picture, a film or a viewer shows of one sample.
 
-Dimension letters: Q queries, R_i points of a query after decoder layer i, n points, X, Y, Z voxels.
+Dimension letters: Q queries, R_i points of a query after decoder layer i,
+S sampling points of a query, n points, X, Y, Z voxels.
 Frames: *ego* (x forward, y left, z up, metres), *grid* (that of the voxel grid), *global* (map).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,15 +48,17 @@ class Moment:
 
 @dataclass(frozen=True)
 class QueryPoints:
-    """The points a model's queries predict, coarse to fine; metres of the grid's frame.
+    """Where a model's queries are and look, coarse to fine; metres of the grid's frame.
 
     Attributes:
         initial: float32 [Q, 1, 3] where the queries start.
-        layers: float32 [Q, R_i, 3] after each decoder layer.
+        layers: float32 [Q, R_i, 3] predicted points after each decoder layer.
+        sampling: float32 [Q, S, 3] where each layer took features from images and LiDAR map.
     """
 
     initial: NDArray[np.float32]
     layers: tuple[NDArray[np.float32], ...]
+    sampling: tuple[NDArray[np.float32], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,15 @@ class SampleView:
     ego2global: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
     lidar: NDArray[np.float32] | None = None
     queries: QueryPoints | None = None
+
+    @property
+    def recorded(self) -> str:
+        """When it was recorded, to a tenth of a second; empty where that is not known."""
+        if not self.time_us:
+            return ""
+        seconds, rest = divmod(self.time_us, 1_000_000)
+        moment = datetime.fromtimestamp(seconds, tz=timezone.utc)
+        return f"{moment:%Y-%m-%d %H:%M:%S}.{rest // 100_000} UTC"
 
     @property
     def title(self) -> str:

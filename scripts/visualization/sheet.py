@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from scripts.visualization.camera import VIEWS
+from scripts.visualization.overlay import overlaid_images
 from scripts.visualization.palette import EGO_COLOUR, RGB, Theme, class_colours, pretty_name
 from scripts.visualization.palette import theme_by_name as _theme_by_name
 from scripts.visualization.panels import Panel, panel_count, render_panels
@@ -46,6 +47,7 @@ class SheetOptions:
         palette: name in :data:`scripts.visualization.palette.PALETTES`.
         view: name in :data:`scripts.visualization.camera.VIEWS`.
         turn: how far the orbiting camera has turned, as a share of the full circle.
+        overlay: whether the cameras show the voxels over their images.
     """
 
     scale: float = 1.0
@@ -54,6 +56,7 @@ class SheetOptions:
     palette: str = "field"
     view: str = "chase"
     turn: float = 0.0
+    overlay: bool = False
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -116,43 +119,75 @@ def compose_sheet(view: SampleView, options: SheetOptions | None = None) -> Shee
     count = panel_count(view, options.difference)
     panel_width, panel_height = (px(v) for v in _PANEL_SIZES[count])
     inner = count * panel_width + (count - 1) * px(_GAP) if count else panel_width
-    camera_rows = _camera_rows(view.images, inner, px(_CAMERA_GAP), single_row=count >= 2)
-    cameras_height = sum(row[0].height for row in camera_rows)
-    cameras_height += px(_CAMERA_GAP) * max(0, len(camera_rows) - 1)
+    rows = _camera_rows_of(view, inner, single_row=count >= 2, options=options)
     entries = legend_entries(view.class_names, options.palette)
-    key_rows = colour_key_rows([name for name, _ in entries], inner, px(_KEY_SIZE))
-
     captions_height = px(_CAPTION_HEIGHT) + panel_height if count else 0
-    height = px(_TITLE_HEIGHT) + cameras_height + px(6) + captions_height
-    height += px(12) + key_rows * px(_KEY_ROW_HEIGHT) + px(14)
+    key_height = legend_height(entries, inner, options)
+    height = px(_TITLE_HEIGHT) + rows_height(rows, options) + captions_height
+    height += px(12) + key_height + px(14)
     canvas = Image.new("RGB", (inner + 2 * px(_MARGIN), height), theme.page)
     left = px(_MARGIN)
-    _draw_title(canvas, view, options)
-    top = px(_TITLE_HEIGHT)
-    for row in camera_rows:
-        x = left
-        for picture in row:
-            canvas.paste(picture, (x, top))
-            x += picture.width + px(_CAMERA_GAP)
-        top += row[0].height + px(_CAMERA_GAP)
-    top = px(_TITLE_HEIGHT) + cameras_height + px(6)
-
+    draw_title(canvas, view, options)
+    top = draw_rows(canvas, rows, px(_TITLE_HEIGHT), options)
     size = (panel_width, panel_height)
     panels = render_panels(
         view, size, theme, options.difference, options.palette, options.view, options.turn
     )
     for i, panel in enumerate(panels):
-        _draw_panel(canvas, left + i * (panel_width + px(_GAP)), top, panel, options)
-    top += captions_height + px(12)
-    draw_colour_key(
-        canvas, left, top, inner, entries, px(_KEY_SIZE), px(_KEY_ROW_HEIGHT), theme.text,
-        theme.rule,
-    )  # fmt: skip
+        draw_panel(canvas, left + i * (panel_width + px(_GAP)), top, panel, options)
+    draw_legend(canvas, top + captions_height + px(12), entries, options)
     return Sheet(canvas, tuple(panels))
 
 
-def _draw_title(canvas: Image.Image, view: SampleView, options: SheetOptions) -> None:
-    """Scene, sample and token on the left, scores on the right."""
+def _camera_rows_of(
+    view: SampleView, width: int, single_row: bool, options: SheetOptions
+) -> list[list[Image.Image]]:
+    gap = options.px(_CAMERA_GAP)
+    if not options.overlay:
+        return camera_rows(view.images, width, gap, single_row)
+    # Larger, as there is more to see.
+    images = overlaid_images(view, (width - 2 * gap) // 3, options.colours, options.palette)
+    return camera_rows(images, width, gap, single_row=False)
+
+
+def rows_height(rows: Sequence[Sequence[Image.Image]], options: SheetOptions) -> int:
+    """Pixels that :func:`draw_rows` takes."""
+    return sum(row[0].height + options.px(_CAMERA_GAP) for row in rows)
+
+
+def draw_rows(
+    canvas: Image.Image, rows: Sequence[Sequence[Image.Image]], top: int, options: SheetOptions
+) -> int:
+    """Paste rows of pictures below each other; returns where the next thing may begin."""
+    for row in rows:
+        x = options.px(_MARGIN)
+        for picture in row:
+            canvas.paste(picture, (x, top))
+            x += picture.width + options.px(_CAMERA_GAP)
+        top += row[0].height + options.px(_CAMERA_GAP)
+    return top
+
+
+def legend_height(entries: Sequence[tuple[str, RGB]], width: int, options: SheetOptions) -> int:
+    """Pixels that :func:`draw_legend` takes within ``width`` pixels."""
+    px = options.px
+    return colour_key_rows([name for name, _ in entries], width, px(_KEY_SIZE)) * px(
+        _KEY_ROW_HEIGHT
+    )
+
+
+def draw_legend(
+    canvas: Image.Image, top: int, entries: Sequence[tuple[str, RGB]], options: SheetOptions
+) -> None:
+    """Names and colours over the width of the sheet."""
+    px, theme = options.px, options.colours
+    left = px(_MARGIN)
+    width, row = canvas.width - 2 * left, px(_KEY_ROW_HEIGHT)
+    draw_colour_key(canvas, left, top, width, entries, px(_KEY_SIZE), row, theme.text, theme.rule)
+
+
+def draw_title(canvas: Image.Image, view: SampleView, options: SheetOptions) -> None:
+    """Scene, sample, time and token on the left, scores on the right."""
     px, theme = options.px, options.colours
     middle = px(_TITLE_HEIGHT) // 2
     x = px(_MARGIN)
@@ -166,16 +201,18 @@ def _draw_title(canvas: Image.Image, view: SampleView, options: SheetOptions) ->
         right -= text_width(value_text, size, bold=True) + px(6)
         draw_text(canvas, (right, middle), name, size, theme.muted, anchor="rm")
         right -= text_width(name, size)
-    token_size = px(_KEY_SIZE)
-    x += px(14)
+    size = px(_KEY_SIZE)
     # The token is for finding the sample again; it gives way where the scores need the room.
-    if x + text_width(view.sample_token, token_size) + px(18) < right:
-        draw_text(canvas, (x, middle + px(2)), view.sample_token, token_size, theme.muted)
+    for text, colour in ((view.recorded, theme.text), (view.sample_token, theme.muted)):
+        x += px(14)
+        if text and x + text_width(text, size) + px(18) < right:
+            x += draw_text(canvas, (x, middle + px(2)), text, size, colour)
 
 
-def _draw_panel(
+def draw_panel(
     canvas: Image.Image, left: int, top: int, panel: Panel, options: SheetOptions
 ) -> None:
+    """A rendered picture with title, note and key above it."""
     px, theme = options.px, options.colours
     middle = top + px(_CAPTION_HEIGHT) // 2
     x = left + draw_text(
@@ -197,7 +234,7 @@ def _draw_panel(
     ImageDraw.Draw(canvas).rectangle(frame, outline=theme.rule, width=px(1))
 
 
-def _camera_rows(
+def camera_rows(
     images: Sequence[CameraImage], width: int, gap: int, single_row: bool
 ) -> list[list[Image.Image]]:
     """Cameras in panorama order, resized to fill ``width`` exactly, labelled."""
@@ -225,9 +262,12 @@ def _short_name(camera: str) -> str:
 
 def _camera_picture(camera: CameraImage, width: int, height: int) -> Image.Image:
     """One input image with its name in the corner."""
-    picture = camera.image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    picture = camera.image.convert("RGB").resize(
+        (width, height), Image.Resampling.LANCZOS, reducing_gap=2.0
+    )
     name = _short_name(camera.name).replace("_", " ").lower()
-    size = max(7, round(width / 26))
+    # Readable in a small picture, and no more than that in a large one.
+    size = max(7, round(min(width / 26, 8 + width / 80)))
     pad = max(2, size // 2)
     box = (0, 0, text_width(name, size) + 2 * pad, size + 2 * pad - size // 4)
     label = picture.crop(box)

@@ -32,16 +32,7 @@ from scripts.visualization.sample_view import (
     SampleView,
     dense_grid,
 )
-
-# Scores of a sample in the title, as the metrics name them -> as the sheet prints them.
-_SCORE_NAMES = {
-    "mIoU": "mIoU",
-    "IoU": "IoU",
-    "RayIoU": "RayIoU",
-    "RayIoU@1": "@1 m",
-    "RayIoU@2": "@2 m",
-    "RayIoU@4": "@4 m",
-}
+from scripts.visualization.scores import sample_scores
 
 
 @dataclass(frozen=True)
@@ -93,7 +84,9 @@ class SampleSource:
             self._model = None if weights is None else _build_model(cfg, weights, wanted.queries)
             self._dataset = DATASETS.build(dataset_cfg)
             scored = weights is not None or predictions is not None
-            self._metrics = _build_metrics(cfg, self._dataset.metainfo) if scored else []
+            self._metrics = _build_metrics(cfg) if scored else []
+        for metric in self._metrics:
+            metric.dataset_meta = dict(self._dataset.metainfo)
 
     def __len__(self) -> int:
         """Number of samples of the split."""
@@ -170,7 +163,7 @@ class SampleSource:
             truth=_grid(labels, "voxel_semantics") if self._wanted.truth else None,
             scored=_grid(labels, "mask_camera"),
             images=_current_images(raw) if self._wanted.images else (),
-            scores=() if predicted is None else self._score(predicted),
+            scores=() if predicted is None else sample_scores(self._metrics, predicted),
             time_us=scene.time_us,
             ego2global=scene.ego2global,
             lidar=_lidar_points(raw) if self._wanted.lidar else None,
@@ -187,16 +180,6 @@ class SampleSource:
         path = prediction_path(self._folder, sample.sample_token)
         found = load_prediction(path, sample.grid_shape, len(sample.class_names))
         return {**vars(sample), **found}, None
-
-    def _score(self, predicted: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-        """This sample's own scores, by the metrics of the config."""
-        if predicted.get("voxel_semantics") is None:
-            return ()
-        found: dict[str, float] = {}
-        for metric in self._metrics:
-            found.update(metric.score(metric.count(predicted)))
-        pairs = ((_SCORE_NAMES[name], found[name]) for name in _SCORE_NAMES if name in found)
-        return tuple((name, value) for name, value in pairs if np.isfinite(value))
 
 
 class _Model:
@@ -232,11 +215,14 @@ class _Model:
         low, high = np.split(np.asarray(sample.metainfo["pc_range"], dtype=np.float32), 2)
 
         def metres(points: torch.Tensor) -> NDArray[np.float32]:
-            return points[0].float().cpu().numpy() * (high - low) + low
+            return points[0].detach().float().cpu().numpy() * (high - low) + low
 
         output, self._output = self._output, None
         layers = tuple(metres(points) for points in output.points)
-        return sample.to_dict(), QueryPoints(metres(output.init_points), layers)
+        sampling = tuple(
+            points[0].flatten(1, 2).float().cpu().numpy() for points in output.sampling_points
+        )
+        return sample.to_dict(), QueryPoints(metres(output.init_points), layers, sampling)
 
 
 def _check_choice(weights: str | None, predictions: str | None, wanted: Wanted) -> None:
@@ -286,22 +272,11 @@ def _build_model(cfg: Config, weights: str, with_queries: bool) -> _Model:
     return _Model(model, with_queries)
 
 
-def _build_metrics(cfg: Config, metainfo: Mapping[str, Any]) -> list[Any]:
-    """The config's metrics that can score one sample by itself, silenced."""
+def _build_metrics(cfg: Config) -> list[Any]:
+    """The config's metrics."""
     evaluator = cfg.get("test_evaluator") or cfg.get("val_evaluator") or []
     configs = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
-    metrics = []
-    for config in configs:
-        metric = METRICS.build(config)
-        if hasattr(metric, "count") and hasattr(metric, "score"):
-            metric.dataset_meta = dict(metainfo)
-            metric.log = _no_log
-            metrics.append(metric)
-    return metrics
-
-
-def _no_log(message: str) -> None:
-    """Drops the tables that metrics write per evaluation: here each sample is one."""
+    return [METRICS.build(config) for config in configs]
 
 
 def _current_images(sample: OccSample) -> tuple[CameraImage, ...]:

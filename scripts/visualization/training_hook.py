@@ -1,0 +1,192 @@
+"""What a training shows in TensorBoard beside its curves: sheets of fixed samples, class tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from numpy.typing import NDArray
+from PIL import Image
+
+from scripts.visualization.job import spread
+from scripts.visualization.sample_view import CameraImage, SampleView, dense_grid
+from scripts.visualization.scores import sample_scores
+from scripts.visualization.sheet import SheetOptions, compose_sheet
+
+_CLASS_SCORE = re.compile(r"(?P<metric>.+)/IoU_(?P<name>.+)")
+
+
+@HOOKS.register_module()
+class ValidationSheetHook(Hook):
+    """Put sheets of the same validation samples, and the class table, into every evaluation's log.
+
+    The predictions are those of the evaluation itself, so that a sheet costs its drawing alone
+    (about half a second on one core). Sheets go to all visualisation back ends of the runner: to
+    TensorBoard under *Images*, and as PNG files into ``vis_data/vis_image``. The table of class
+    scores stands under *Text*.
+
+    Args:
+        num_samples: Sheets per evaluation, of samples spread evenly over the validation split (the
+            main process' part of it); 0 draws none.
+        scale: Size of the sheets, see :class:`scripts.visualization.sheet.SheetOptions`.
+        palette: Class colours, see :data:`scripts.visualization.palette.PALETTES`.
+
+    Raises:
+        ValueError: Fewer than no samples, or a scale or palette that does not exist.
+    """
+
+    priority = "LOW"  # the scores are logged first
+
+    def __init__(self, num_samples: int = 2, scale: float = 0.6, palette: str = "field") -> None:
+        if num_samples < 0:
+            raise ValueError(f"num_samples of ValidationSheetHook is {num_samples}: give 0 or more")
+        self.num_samples = num_samples
+        self.options = SheetOptions(scale, palette=palette)
+        self._in_training = False
+        self._chosen: frozenset[int] = frozenset()
+        self._views: list[SampleView] = []
+
+    def before_train(self, runner: Runner) -> None:
+        """Evaluations by themselves (val.py) have no use for sheets; those of a training do."""
+        self._in_training = is_main_process()
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Choose the batches whose first samples are drawn."""
+        self._views = []
+        count = self.num_samples if self._in_training else 0
+        self._chosen = frozenset(spread(count, len(runner.val_dataloader)) if count else ())
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Keep what the model predicted for a chosen sample."""
+        if batch_idx not in self._chosen or not outputs:
+            return
+        sample: BaseDataElement = outputs[0]
+        if "pred_coords" not in sample or "pc_range" not in sample.metainfo:
+            return  # not a model of voxels
+        images = data_batch["inputs"]["img"][0]
+        scores = sample_scores(runner.val_evaluator.metrics, sample.to_dict())
+        total = len(runner.val_dataloader.dataset)
+        self._views.append(view_of_sample(sample, images, scores, total))
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Draw and log."""
+        if not self._in_training:
+            return
+        # As mmengine logs scores: under the number of finished epochs.
+        step = runner.epoch
+        for number, view in enumerate(self._views):
+            try:
+                image = compose_sheet(view, self.options).image
+            except ValueError as error:
+                # Pictures are no reason to stop a training, e.g. for a class without a colour.
+                runner.logger.warning(f"no validation sheets: {error}")
+                self.num_samples = 0
+                break
+            runner.visualizer.add_image(f"val_sheet_{number}", np.asarray(image), step)
+        self._views = []
+        table = class_table(metrics or {})
+        board = runner.visualizer.get_backend("TensorboardVisBackend")
+        if table and board is not None:
+            board.experiment.add_text("val/classes", table, step)
+
+
+def view_of_sample(
+    sample: BaseDataElement,
+    images: torch.Tensor,
+    scores: Sequence[tuple[str, float]],
+    total: int,
+) -> SampleView:
+    """What a sheet shows of a validation sample: the network's input, output and target.
+
+    Args:
+        sample: Packed by ``PackOccSample``, with the model's prediction.
+        images: uint8 [F, 3, H, W] BGR, the network's input (before normalisation); the current
+            frame's cameras come first.
+        scores: Of this sample.
+        total: Size of the data set.
+    """
+    meta = sample.metainfo
+    low, high = np.array(meta["pc_range"][:3]), np.array(meta["pc_range"][3:])
+    size = np.array(meta["voxel_size"], dtype=np.float64)
+    nx, ny, nz = (int(n) for n in np.round((high - low) / size))
+    empty_label = len(meta["class_names"])
+    ego2occ = _grid(sample, "ego2occ")
+    prediction = dense_grid(
+        sample.pred_coords.cpu().numpy(),
+        sample.pred_labels.cpu().numpy(),
+        (nx, ny, nz),
+        empty_label,
+    )
+    return SampleView(
+        index=int(meta["sample_idx"]),
+        total=total,
+        scene_name=str(meta["scene_name"]),
+        sample_token=str(meta["sample_token"]),
+        class_names=tuple(meta["class_names"]),
+        empty_label=empty_label,
+        grid_min=(float(low[0]), float(low[1]), float(low[2])),
+        voxel_size=(float(size[0]), float(size[1]), float(size[2])),
+        ego2grid=np.eye(4) if ego2occ is None else ego2occ.astype(np.float64),
+        prediction=prediction,
+        truth=_grid(sample, "voxel_semantics"),
+        scored=_grid(sample, "mask_camera"),
+        images=_input_images(images, meta["img_paths"]),
+        scores=tuple(scores),
+        time_us=int(meta["img_timestamps"][0]),
+    )
+
+
+def _input_images(images: torch.Tensor, paths: Sequence[str]) -> tuple[CameraImage, ...]:
+    """The current frame's images; cameras are named by the folders of their files."""
+    found: dict[str, CameraImage] = {}
+    for path, image in zip(paths, images, strict=False):
+        name = Path(path).parent.name
+        if name in found:
+            break
+        rgb = image.flip(0).permute(1, 2, 0).cpu().numpy().astype(np.uint8)
+        found[name] = CameraImage(name, Image.fromarray(np.ascontiguousarray(rgb)))
+    return tuple(found.values())
+
+
+def _grid(sample: BaseDataElement, name: str) -> NDArray[Any] | None:
+    return sample.get(name).cpu().numpy() if name in sample else None
+
+
+def class_table(metrics: Mapping[str, float]) -> str:
+    """The class scores among an evaluation's results, as a Markdown table; empty without any.
+
+    Args:
+        metrics: Results by name; those of a class are called ``<metric>/IoU_<class>``.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    columns: dict[str, None] = {}
+    for key, value in metrics.items():
+        match = _CLASS_SCORE.fullmatch(key)
+        if match is not None:
+            rows.setdefault(match["name"], {})[match["metric"]] = value
+            columns[match["metric"]] = None
+    if not rows:
+        return ""
+    means = {
+        name: metrics[key]
+        for name in columns
+        for key in (f"{name}/mIoU", f"{name}/RayIoU")
+        if key in metrics
+    }
+    lines = [f"| class | {' | '.join(f'{name} IoU' for name in columns)} |"]
+    lines.append("|---" * (1 + len(columns)) + "|")
+    for name, scores in [*rows.items(), ("**mean**", means)]:
+        cells = (f"{scores[c]:.2f}" if c in scores else "-" for c in columns)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -3,10 +3,11 @@
     python visualize.py --config C --weights W --vis-input --vis-gt     # a model
     python visualize.py --config C --predictions DIR --vis-gt           # predictions on disk
     python visualize.py --config C --vis-gt                             # ground truth alone
-    python visualize.py ... --scene scene-0103 --view orbit             # one scene, another camera
+    python visualize.py ... --scene scene-0103 --format mp4 --view orbit
 
 png: a sheet per sample with cameras, prediction, ground truth, their difference and scores, and an
-overview.
+overview. mp4, gif: a film per scene. rrd: a Rerun recording per scene. html: a page per scene
+that any browser opens, without a network.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from torch import Tensor
 from models.ops import OccupancyPyramid, ray_cast
 from scripts.visualization.camera import Camera
 from scripts.visualization.palette import EGO_COLOUR, RGB
+from scripts.visualization.surface import surface_faces
 
 _VOXEL_M = 0.04
 _MIN = (-0.76, -1.0, 0.0)
@@ -125,6 +126,42 @@ def car_model() -> CarModel:
     parts = torch.from_numpy(labels)
     colours = torch.tensor([_COLOURS[i] for i in range(_EMPTY)]) / 255
     return CarModel(parts, OccupancyPyramid(parts[None], _EMPTY), _normals(solid), colours)
+
+
+@dataclass(frozen=True)
+class CarFaces:
+    """The car's surface, for viewers that draw faces: ego frame, metres, on ground of height 0.
+
+    Attributes:
+        cells: int64 [F, 3] voxels of the car's own grid that own the faces.
+        faces: uint8 [F] which face, see :func:`scripts.visualization.surface.surface_faces`.
+        labels: uint8 [F] parts of the car.
+        normals: float32 [F, 3] unit normals of the smoothed shape.
+        colours: uint8 [parts, 3].
+        grid_min: lower corner of the car's grid.
+        voxel_m: edge length of its voxels.
+    """
+
+    cells: NDArray[np.int64]
+    faces: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    normals: NDArray[np.float32]
+    colours: NDArray[np.uint8]
+    grid_min: tuple[float, float, float]
+    voxel_m: float
+
+
+def car_faces() -> CarFaces:
+    """The car's surface without its underside, which no view shows."""
+    car = car_model()
+    labels, normals = car.labels.numpy(), car.normals.numpy()
+    cells, faces = surface_faces(labels != _EMPTY)
+    seen = faces != 4
+    cells, faces = cells[seen], faces[seen]
+    x, y, z = cells.T
+    colours = np.asarray([_COLOURS[part] for part in range(_EMPTY)], dtype=np.uint8)
+    parts, facing = labels[x, y, z], normals[:, x, y, z].T
+    return CarFaces(cells, faces, parts, facing, colours, _MIN, _VOXEL_M)
 
 
 class EgoCar:

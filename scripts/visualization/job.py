@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -16,6 +17,10 @@ from scripts.visualization.sheet import SheetOptions
 
 FORMATS = {
     "png": "scripts.visualization.gallery",
+    "mp4": "scripts.visualization.film",
+    "gif": "scripts.visualization.film",
+    "rrd": "scripts.visualization.recording",
+    "html": "scripts.visualization.web_page",
 }
 """Module of each format; its ``write(job: Job) -> list[Path]`` returns the files written.
 
@@ -73,6 +78,10 @@ class Job:
         rank = {name: i for i, name in enumerate(dict.fromkeys(names.values()))}
         ordered = sorted(self.indices, key=lambda index: rank[names[index]])
         return [(name, list(group)) for name, group in groupby(ordered, key=names.__getitem__)]
+
+    def file(self, name: str) -> Path:
+        """Path of an output file; what file systems may not like in a name becomes ``_``."""
+        return self.out / re.sub(r"[^\w.-]+", "_", name)
 
 
 def spread(count: int, total: int) -> list[int]:

@@ -7,6 +7,7 @@ Frames: *ego* (x forward, y left, z up, metres), *grid* (that of the voxel grid)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
@@ -123,6 +124,23 @@ class SampleView:
     def file_stem(self) -> str:
         """Name of this sample's files: sortable, unique, recognisable."""
         return f"{self.index:05d}_{self.scene_name}_{self.sample_token[:8]}"
+
+
+# The order in which a panorama shows the cameras, left to right, in one row or in two.
+_ONE_ROW = ("BACK_LEFT", "FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_RIGHT", "BACK")
+_TWO_ROWS = ("FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_LEFT", "BACK", "BACK_RIGHT")
+
+
+def short_name(camera: str) -> str:
+    """``CAM_FRONT_LEFT`` -> ``FRONT_LEFT``."""
+    return camera.removeprefix("CAM_").upper()
+
+
+def panorama(images: Sequence[CameraImage], single_row: bool = True) -> list[CameraImage]:
+    """Cameras in the order of a panorama, those it does not know at the end."""
+    order = _ONE_ROW if single_row else _TWO_ROWS
+    rank = {name: i for i, name in enumerate(order)}
+    return sorted(images, key=lambda camera: rank.get(short_name(camera.name), len(rank)))
 
 
 def dense_grid(

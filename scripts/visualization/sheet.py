@@ -16,7 +16,7 @@ from scripts.visualization.overlay import overlaid_images
 from scripts.visualization.palette import EGO_COLOUR, RGB, Theme, class_colours, pretty_name
 from scripts.visualization.palette import theme_by_name as _theme_by_name
 from scripts.visualization.panels import Panel, panel_count, render_panels
-from scripts.visualization.sample_view import CameraImage, SampleView
+from scripts.visualization.sample_view import CameraImage, SampleView, panorama, short_name
 from scripts.visualization.text import (
     colour_key_rows,
     draw_colour_key,
@@ -30,10 +30,6 @@ _PANEL_SIZES = {0: (1120, 0), 1: (1120, 680), 2: (800, 560), 3: (640, 480)}
 _MARGIN, _GAP, _CAMERA_GAP = 24, 12, 6
 _TITLE_HEIGHT, _CAPTION_HEIGHT, _KEY_ROW_HEIGHT = 46, 30, 24
 _TITLE_SIZE, _CAPTION_SIZE, _KEY_SIZE = 20, 15, 13
-
-# The order in which a panorama shows the cameras, left to right, in one row or in two.
-_ONE_ROW = ("BACK_LEFT", "FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_RIGHT", "BACK")
-_TWO_ROWS = ("FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_LEFT", "BACK", "BACK_RIGHT")
 
 
 @dataclass(frozen=True)
@@ -240,9 +236,7 @@ def camera_rows(
     """Cameras in panorama order, resized to fill ``width`` exactly, labelled."""
     if not images:
         return []
-    order = _ONE_ROW if single_row else _TWO_ROWS
-    rank = {name: i for i, name in enumerate(order)}
-    arranged = sorted(images, key=lambda c: rank.get(_short_name(c.name), len(rank)))
+    arranged = panorama(images, single_row)
     per_row = len(arranged) if single_row else -(-len(arranged) // 2)
     rows = []
     for start in range(0, len(arranged), per_row):
@@ -256,16 +250,12 @@ def camera_rows(
     return rows
 
 
-def _short_name(camera: str) -> str:
-    return camera.removeprefix("CAM_").upper()
-
-
 def _camera_picture(camera: CameraImage, width: int, height: int) -> Image.Image:
     """One input image with its name in the corner."""
     picture = camera.image.convert("RGB").resize(
         (width, height), Image.Resampling.LANCZOS, reducing_gap=2.0
     )
-    name = _short_name(camera.name).replace("_", " ").lower()
+    name = short_name(camera.name).replace("_", " ").lower()
     # Readable in a small picture, and no more than that in a large one.
     size = max(7, round(min(width / 26, 8 + width / 80)))
     pad = max(2, size // 2)

@@ -43,7 +43,7 @@ class Wanted:
         images: the camera images.
         truth: the ground truth.
         lidar: the points of the key frame's LiDAR, of samples whose file is on disk.
-        queries: the points that the model's queries predict, layer by layer.
+        queries: the points that the model's queries predict, if it has any.
     """
 
     images: bool = False
@@ -194,12 +194,7 @@ class _Model:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.to(device).eval()
         self._output: Any = None
-        if with_queries:
-            if not hasattr(model, "pts_bbox_head"):
-                raise ConfigError(
-                    f"the model {type(model).__name__} has no head with query points: leave "
-                    "--vis-points out"
-                )
+        if with_queries and hasattr(model, "pts_bbox_head"):
             # What the head returns in the mode 'tensor' passes here on its way to the prediction.
             model.pts_bbox_head.register_forward_hook(self._keep)
 

@@ -12,8 +12,8 @@ model = dict(
         embed_dims=64,
         num_levels=3,
         num_query=600,
-        score_thr=0.2,
-        max_spread_m=6.0,  # each of the few queries covers more
+        score_thr=0.35,
+        max_spread_m=3.0,
         # Points start metres away from their query instead of having to learn it.
         decoder=dict(
             num_refines=[1, 32],

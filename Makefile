@@ -3,11 +3,13 @@
 PY := .venv/bin/python
 DEMO ?=
 GALLERY ?=
-.PHONY: help setup test lint types pytest demo toy-train gallery family env-report clean clean-all
+BENCH ?=
+.PHONY: help setup test lint types pytest bench cuda-report sanitize compute-sanitizer demo \
+        toy-train gallery family env-report clean clean-all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 setup:  ## make .venv, install everything, build the native extension
 	@bash scripts/setup_env.sh
@@ -22,6 +24,20 @@ types: setup
 
 pytest: setup
 	$(PY) -m pytest -q
+
+bench: setup  ## all benchmarks of the native operations (BENCH="--device cuda" on a GPU)
+	@set -e; for file in benchmarks/bench_*.py; do \
+	  if grep -q '^def main' $$file && grep -q 'benchmarks.common' $$file; then \
+	    $(PY) -m benchmarks.$$(basename $$file .py) $(BENCH); fi; done
+
+cuda-report: setup  ## compile the CUDA sources (no GPU needed); registers and spills per kernel
+	$(PY) -m scripts.compile_cuda
+
+sanitize: setup  ## the operations' tests on a CPU build with address and undefined-behaviour checks
+	$(PY) -m scripts.sanitize
+
+compute-sanitizer: setup  ## the CUDA kernels' tests under NVIDIA's checks (needs a GPU)
+	bash scripts/compute_sanitizer.sh
 
 demo: setup  ## toy data, training, scores against an image-blind prior, pictures
 	$(PY) -m scripts.demo $(DEMO)

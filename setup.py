@@ -3,14 +3,16 @@
     python setup.py build_ext --inplace          # in the source tree
     pip install -e . --no-build-isolation        # as an editable package
 
-The CPU sources are always built. Where torch was built with CUDA, a CUDA toolkit is found and
-``models/csrc`` holds ``.cu`` files, those are built into the same library.
+The CPU sources are always built. Where torch was built with CUDA and a CUDA toolkit is found, the
+CUDA sources go into the same library.
 
 Environment switches:
     OPUS_NATIVE_ARCH=1  compile for this machine's processor (the library is then not portable;
                         the hot kernels choose AVX2 at run time anyway)
     OPUS_WERROR=0       do not turn compiler warnings into errors
+    OPUS_SANITIZE=1     check addresses and undefined behaviour at run time (scripts/sanitize.py)
     OPUS_CPU_ONLY=1     leave CUDA sources out even where they could be built
+    TORCH_CUDA_ARCH_LIST  GPU architectures to build for (those of this machine by default)
     MAX_JOBS=N          number of compile jobs (all cores by default)
 """
 
@@ -19,6 +21,8 @@ import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # isolated builds leave it out
 
 try:
     import torch
@@ -29,31 +33,30 @@ except ImportError as error:
         "`pip install -e . --no-build-isolation`"
     ) from error
 
-ROOT = Path(__file__).resolve().parent
-CSRC = Path("models", "csrc")  # relative: absolute source paths break build_ext --inplace caches
+from scripts import native_build
 
 
-def is_enabled(variable: str, default: str) -> bool:
-    return os.environ.get(variable, default) not in ("", "0")
-
-
-def find_sources(suffix: str) -> list[str]:
-    return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / CSRC).rglob(f"*{suffix}"))
+def is_enabled(variable: str) -> bool:
+    return os.environ.get(variable, "0") not in ("", "0")
 
 
 def host_flags() -> list[str]:
-    flags = ["-O3", "-g0", "-fopenmp", "-Wall", "-Wextra", "-fvisibility=hidden"]
-    # Kernels and their plain-torch twins make the same decisions (which camera, which voxel) only
-    # if no product is fused into a sum behind their back. Fast-math is out for the same reason.
-    flags.append("-ffp-contract=off")
-    if is_enabled("OPUS_WERROR", "1"):
-        flags.append("-Werror")
-    if is_enabled("OPUS_NATIVE_ARCH", "0"):
+    flags = ["-O3", "-g0", "-fopenmp", "-fvisibility=hidden", native_build.NO_FUSED_HOST]
+    flags += native_build.warning_flags()
+    if is_enabled("OPUS_SANITIZE"):
+        flags += native_build.SANITIZER_FLAGS
+    if is_enabled("OPUS_NATIVE_ARCH"):
         flags.append("-march=native")
     # Torch's headers are not ours to keep free of warnings.
     for path in cpp_extension.include_paths():
         flags += ["-isystem", path]
     return flags
+
+
+def link_flags() -> list[str]:
+    return openmp_link_flags() + (
+        ["-fsanitize=address,undefined"] if is_enabled("OPUS_SANITIZE") else []
+    )
 
 
 def openmp_link_flags() -> list[str]:
@@ -64,26 +67,27 @@ def openmp_link_flags() -> list[str]:
 
 
 def native_extension() -> "cpp_extension.Extension":
-    cpu_sources, cuda_sources = find_sources(".cpp"), find_sources(".cu")
     with_cuda = (
-        bool(cuda_sources)
-        and torch.version.cuda is not None
+        torch.version.cuda is not None
         and cpp_extension.CUDA_HOME is not None
-        and not is_enabled("OPUS_CPU_ONLY", "0")
+        and not is_enabled("OPUS_CPU_ONLY")
     )
     compile_args = {"cxx": host_flags()}
-    kwargs = {}
+    sources, kwargs = native_build.cpu_sources(), {}
     if with_cuda:
-        compile_args["nvcc"] = ["-O3", "-lineinfo", "--fmad=false"]
+        compile_args["nvcc"] = native_build.nvcc_flags()
+        sources = sources + native_build.cuda_sources()
         kwargs["define_macros"] = [("OPUS_WITH_CUDA", None)]
+        # Warnings of CUDA's own headers, too, are not ours.
+        compile_args["cxx"] += ["-isystem", str(Path(cpp_extension.CUDA_HOME, "include"))]
     extension_type = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     return extension_type(
         name="models.ops._C",
-        sources=cpu_sources + (cuda_sources if with_cuda else []),
-        include_dirs=[str(ROOT / CSRC)],
-        depends=find_sources(".h"),
+        sources=sources,
+        include_dirs=[str(native_build.ROOT / native_build.CSRC)],
+        depends=native_build.find_sources(".h") + native_build.find_sources(".cuh"),
         extra_compile_args=compile_args,
-        extra_link_args=openmp_link_flags(),
+        extra_link_args=link_flags(),
         # The library registers its operations with torch's dispatcher and holds no Python code,
         # so one file serves every Python version.
         py_limited_api=True,

@@ -166,7 +166,7 @@ if ! is_done packages "$key"; then
 fi
 
 # 4. the project's own extension, in place. Also rebuilt when its library has been removed.
-key="$(find setup.py models/csrc -type f | LC_ALL=C sort | xargs cat | sha256sum | cut -c1-16)"
+key="$(find setup.py scripts/native_build.py models/csrc -type f | LC_ALL=C sort | xargs cat | sha256sum | cut -c1-16)"
 key="$key-$TORCH-cp$PY_TAG-${OPUS_NATIVE_ARCH:-0}"
 if [ -z "$(first_file models/ops '*.so')" ] || ! is_done extension "$key"; then
   # A warning of a compiler that was never tried must not stop a user: -Werror is for developers.

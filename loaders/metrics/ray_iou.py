@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.ops import OccupancyPyramid, ray_cast
+from models.ops import LabelRays, label_rays, ray_iou_counts
 
 DEPTH_THRESHOLDS_M = (1.0, 2.0, 4.0)
 # Grid, origins, range, voxel size, free label -> class and depth of its rays.
 CastOne = Callable[..., tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
+# Samples whose grids are on the way at once: enough for threads, little for memory.
+_BATCH = 16
 _NUM_AZIMUTHS = 360
 # The lower beams of the simulated LiDAR hit flat ground at distances 1, 2, ... 10 sensor heights;
 # above them the step between the last two is repeated up to this pitch.
@@ -52,13 +54,17 @@ def ray_directions() -> npt.NDArray[np.float32]:
     return directions
 
 
+@lru_cache(maxsize=1)
+def _directions() -> torch.Tensor:
+    return torch.from_numpy(ray_directions().copy())
+
+
 def cast_label_rays(
     grids: Sequence[npt.NDArray[np.uint8]],
     origins: npt.NDArray[np.floating[Any]],
     pc_range: Sequence[float],
     voxel_size: Sequence[float],
     empty_label: int,
-    wanted: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     """Casts the rays of :func:`ray_directions` from every origin through G label grids.
 
@@ -68,59 +74,41 @@ def cast_label_rays(
         pc_range: (x0, y0, z0, x1, y1, z1) metres.
         voxel_size: Edge lengths of a voxel, metres; RayIoU is defined for cubes.
         empty_label: Class of a free voxel.
-        wanted: bool [O * D], which rays to cast; None means all.
 
     Raises:
         ValueError: If the voxels are no cubes.
 
     Returns:
-        Class uint8 [G, n] and depth float32 [G, n] of the n wanted rays (O * D if all are) in
-        metres, origin-major. The depth is
+        Class uint8 [G, O * D] and depth float32 [G, O * D] in metres, origin-major. The depth is
         measured to where the ray leaves the first occupied voxel; without one, the class is free
         and the depth that of the last voxel inside the grid.
     """
+    batch = _origins([origins] * len(grids))
+    rays = label_rays(
+        torch.from_numpy(np.stack(grids)),
+        *batch,
+        _directions(),
+        list(map(float, pc_range[:3])),
+        _edge(voxel_size),
+        empty_label,
+    )
+    shape = (len(grids), len(origins) * len(ray_directions()))
+    return rays.label.numpy().reshape(shape), rays.depth_m.numpy().reshape(shape)
+
+
+def _edge(voxel_size: Sequence[float]) -> float:
     if len(set(map(float, voxel_size))) != 1:
         raise ValueError(f"RayIoU needs cubic voxels, got {tuple(voxel_size)} m")
-    stacked = np.stack(grids)
-    pyramid = OccupancyPyramid(torch.from_numpy(stacked), empty_label)
-    grid_index = np.arange(len(grids))[:, None]
-    labels, depths = [], []
-    wanted_of = None if wanted is None else wanted.reshape(len(origins), -1)
-    for i, origin in enumerate(np.asarray(origins, dtype=np.float64)):
-        start, directions = _voxel_unit_rays(origin, pc_range, voxel_size)
-        if wanted_of is not None:
-            directions = directions[torch.from_numpy(wanted_of[i])]
-        hits = ray_cast(pyramid, start[None], directions, (0, 0, 0), (1, 1, 1), empty_label)
-        # In numpy: starting torch's threads costs more than these small steps. Rays that miss the
-        # grid have index -1, which is harmless, for `hit` is false there.
-        x, y, z = np.moveaxis(hits.voxel[:, 0].numpy(), -1, 0)
-        label = stacked[grid_index, x, y, z]
-        labels.append(np.where(hits.hit[:, 0].numpy(), label, empty_label))
-        depths.append(hits.t_exit[:, 0].numpy() * float(voxel_size[0]))
-    if not labels:
-        empty = np.zeros((len(grids), 0))
-        return empty.astype(np.uint8), empty.astype(np.float32)
-    return (
-        np.concatenate(labels, axis=1).astype(np.uint8),
-        np.concatenate(depths, axis=1).astype(np.float32),
-    )
+    return float(voxel_size[0])
 
 
-def _voxel_unit_rays(
-    origin: npt.NDArray[np.float64], pc_range: Sequence[float], voxel_size: Sequence[float]
+def _origins(
+    origins: Sequence[npt.NDArray[np.floating[Any]]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the origin [3] and unit directions [D, 3] of its rays in voxels, float32.
-
-    RayIoU's definition passes start and end points of rays in single precision, in voxels. Rays
-    that graze a voxel's corner turn on that rounding, so it is repeated here step by step.
-    """
-    low = np.asarray(pc_range[:3], dtype=np.float64)
-    edge = np.asarray(voxel_size, dtype=np.float32).astype(np.float64)
-    start = ((origin - low) / edge).astype(np.float32)
-    end = ((origin + ray_directions().astype(np.float64) - low) / edge).astype(np.float32)
-    directions = end - start
-    directions /= np.sqrt(np.einsum("ij,ij->i", directions, directions))[:, None]
-    return torch.from_numpy(start), torch.from_numpy(directions)
+    """Returns all origins [N, 3] and the number of the sample of each [N]."""
+    samples = np.repeat(np.arange(len(origins)), [len(own) for own in origins])
+    packed = np.concatenate([np.asarray(own, dtype=np.float64).reshape(-1, 3) for own in origins])
+    return torch.from_numpy(packed), torch.from_numpy(samples)
 
 
 @dataclass
@@ -155,34 +143,6 @@ class RayScores:
     mean: float
     per_threshold: npt.NDArray[np.float64]
     per_class: npt.NDArray[np.float64]
-
-
-def ray_counts(
-    label: npt.NDArray[np.uint8],
-    depth_m: npt.NDArray[np.floating[Any]],
-    num_classes: int,
-    empty_label: int,
-    thresholds_m: Sequence[float] = DEPTH_THRESHOLDS_M,
-) -> RayCounts:
-    """Counts agreement of predicted and true rays.
-
-    Args:
-        label: uint8 [2, n], prediction first, ground truth second (see :func:`cast_label_rays`).
-        depth_m: [2, n].
-        num_classes: K + 1, free included.
-        empty_label: Class whose ground-truth rays are not scored.
-        thresholds_m: H depth tolerances.
-    """
-    scored = label[1] != empty_label
-    pred, gt = label[0][scored], label[1][scored]
-    error = np.abs(depth_m[0][scored] - depth_m[1][scored])
-    agree = pred == gt
-
-    def count(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-        return np.delete(np.bincount(labels, minlength=num_classes), empty_label).astype(np.int64)
-
-    hit = np.stack([count(gt[agree & (error < limit)]) for limit in thresholds_m])
-    return RayCounts(hit, count(gt), count(pred))
 
 
 def ray_scores(counts: RayCounts) -> RayScores:
@@ -222,23 +182,48 @@ def sample_ray_counts(
     Raises:
         ValueError: If the two grids differ in shape.
     """
-    if pred.shape != gt.shape:
-        raise ValueError(f"prediction {pred.shape} and ground truth {gt.shape} differ in shape")
-    settings = (origins, pc_range, voxel_size, empty_label)
-    gt_label, gt_depth = (cast_gt or _cast_one)(gt, *settings)
-    # Rays that are free in the ground truth are not scored.
-    scored = gt_label != empty_label
-    pred_label, pred_depth = cast_label_rays([pred], *settings, wanted=scored)
-    label = np.stack([pred_label[0], gt_label[scored]])
-    depth_m = np.stack([pred_depth[0], gt_depth[scored]])
-    return ray_counts(label, depth_m, num_classes, empty_label)
+    return batch_ray_counts(
+        [pred], [gt], [origins], pc_range, voxel_size, num_classes, empty_label, cast_gt
+    )
 
 
-def _cast_one(
-    grid: npt.NDArray[np.uint8], *settings: Any
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    label, depth_m = cast_label_rays([grid], *settings)
-    return label[0], depth_m[0]
+def batch_ray_counts(
+    preds: Sequence[npt.NDArray[np.uint8]],
+    gts: Sequence[npt.NDArray[np.uint8]],
+    origins: Sequence[npt.NDArray[np.floating[Any]]],
+    pc_range: Sequence[float],
+    voxel_size: Sequence[float],
+    num_classes: int,
+    empty_label: int,
+    cast_gt: CastOne | None = None,
+) -> RayCounts:
+    """The counts of several samples together, cast in one call; see :func:`sample_ray_counts`."""
+    for pred, gt in zip(preds, gts, strict=True):
+        if pred.shape != gt.shape:
+            raise ValueError(f"prediction {pred.shape} and ground truth {gt.shape} differ in shape")
+    packed, sample_of_origin = _origins(origins)
+    if cast_gt is None:
+        truth: torch.Tensor | LabelRays = torch.from_numpy(np.stack(gts))
+    else:
+        settings = (pc_range, voxel_size, empty_label)
+        rays = [cast_gt(gt, own, *settings) for gt, own in zip(gts, origins, strict=True)]
+        columns = (np.concatenate(column) for column in zip(*rays, strict=True))
+        shape = (len(packed), len(ray_directions()))
+        truth = LabelRays(*(torch.from_numpy(column).reshape(shape) for column in columns))
+    counts, _ = ray_iou_counts(
+        torch.from_numpy(np.stack(preds)),
+        truth,
+        packed,
+        sample_of_origin,
+        _directions(),
+        list(map(float, pc_range[:3])),
+        _edge(voxel_size),
+        empty_label,
+        num_classes,
+        DEPTH_THRESHOLDS_M,
+    )
+    total = np.delete(counts.sum(0).numpy(), empty_label, axis=1)
+    return RayCounts(total[:-2], total[-2], total[-1])
 
 
 def ray_iou(
@@ -253,8 +238,7 @@ def ray_iou(
     """Scores a list of samples at once (grids uint8 [X, Y, Z], origins [O_i, 3] metres)."""
     if not len(preds) == len(gts) == len(origins) or not len(preds):
         raise ValueError("ray_iou needs as many predictions as ground truths and origins, >= 1")
-    per_sample = [
-        sample_ray_counts(pred, gt, origin, pc_range, voxel_size, num_classes, empty_label)
-        for pred, gt, origin in zip(preds, gts, origins, strict=True)
-    ]
-    return ray_scores(sum(per_sample[1:], start=per_sample[0]))
+    settings = (pc_range, voxel_size, num_classes, empty_label)
+    batches = [slice(i, i + _BATCH) for i in range(0, len(preds), _BATCH)]
+    counts = [batch_ray_counts(preds[own], gts[own], origins[own], *settings) for own in batches]
+    return ray_scores(sum(counts[1:], start=counts[0]))

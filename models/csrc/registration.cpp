@@ -34,9 +34,29 @@ TORCH_LIBRARY(opus, m) {
       "Tensor level_weights, int img_h, int img_w, int num_cams, bool permuted, bool need_feats, "
       "bool need_points) -> (Tensor[], Tensor, Tensor)");
 
-  m.def("nearest_neighbor(Tensor query, Tensor reference) -> (Tensor index, Tensor squared)");
+  // A tree is bytes laid out as nearest_neighbor.h says, one tree behind the other.
+  m.def("point_tree(Tensor points, int[] lengths, bool along_curve) -> Tensor");
+  m.def(
+      "nearest_in_tree(Tensor query, int[] query_lengths, Tensor tree, int[] lengths) "
+      "-> (Tensor index, Tensor squared)");
+  m.def("nearest_by_brute_force(Tensor query, Tensor reference) -> (Tensor index, Tensor squared)");
 
-  m.def("farthest_point_sampling(Tensor points, int num_samples) -> Tensor");
+  m.def("chamfer_terms(Tensor query, Tensor reference, Tensor index, float beta) -> Tensor");
+  m.def(
+      "chamfer_terms_backward(Tensor grad, Tensor query, Tensor reference, Tensor index, "
+      "float beta, bool need_query, bool need_reference) -> (Tensor, Tensor)");
+
+  m.def("farthest_point_sampling(Tensor points, int[] lengths, int num_samples) -> Tensor");
+
+  m.def(
+      "label_rays(Tensor grids, Tensor origins, Tensor sample_of_origin, Tensor directions, "
+      "float[3] grid_min, float voxel_size, int empty_label) -> (Tensor label, Tensor depth)");
+  // gt or its rays, not both; rays are returned where they were cast.
+  m.def(
+      "ray_iou_counts(Tensor pred, Tensor? gt, Tensor origins, Tensor sample_of_origin, "
+      "Tensor directions, float[3] grid_min, float voxel_size, int empty_label, int num_classes, "
+      "float[] thresholds, Tensor? gt_label, Tensor? gt_depth) "
+      "-> (Tensor counts, Tensor gt_label, Tensor gt_depth)");
 
   m.def(
       "voxel_max(Tensor features, Tensor voxel_index, int num_voxels) "

@@ -79,6 +79,23 @@ class HeadOutput:
     sampling_points: list[Tensor] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class MatchedLayer:
+    """Points of a decoder layer beside their nearest ground truth.
+
+    Attributes:
+        index: Number of the layer.
+        points: Per sample ``[Q*R_i, 3]``, metres of the occ frame.
+        targets: Per sample.
+        matched: Per sample int64 ``[Q*R_i]``, see ``OccupiedPoints.match``.
+    """
+
+    index: int
+    points: Sequence[Tensor]
+    targets: Sequence[OccupiedPoints]
+    matched: Sequence[Tensor | None]
+
+
 class OccupancyHead(GridModule, metaclass=ABCMeta):
     """Queries, the decoder, and the location loss.
 
@@ -206,12 +223,15 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         semantics = torch.stack([sample.voxel_semantics for sample in data_samples])
         losses = {}
         if not self.use_lidar:
-            losses["init_loss_pts"] = self._location_loss(output.init_points, targets)
+            losses["init_loss_pts"] = self.loss_pts(self._in_metres(output.init_points), targets)
         last = len(output.points) - 1
         for i in [last, *range(last)]:
             prefix = "" if i == last else f"d{i}."
-            losses[f"{prefix}loss_cls"] = self._class_loss(output, i, targets, semantics)
-            losses[f"{prefix}loss_pts"] = self._location_loss(output.points[i], targets)
+            points = self._in_metres(output.points[i])
+            matched = [gt.match(own) for own, gt in zip(points, targets, strict=True)]
+            layer = MatchedLayer(i, points, targets, matched)
+            losses[f"{prefix}loss_cls"] = self._class_loss(output, layer, semantics)
+            losses[f"{prefix}loss_pts"] = self.loss_pts(points, targets, matched)
         return losses
 
     @abstractmethod
@@ -247,8 +267,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
     def _class_loss(
         self,
         output: HeadOutput,
-        layer: int,
-        targets: Sequence[OccupiedPoints],
+        layer: MatchedLayer,
         semantics: Tensor,
     ) -> Tensor:
         """Return the class loss of a layer; ``semantics`` is ``[B, X, Y, Z]``."""
@@ -275,8 +294,9 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         index = ops.farthest_point_sampling(current, self.num_query)
         return self.normalise(current[index].to(self.pc_range))
 
-    def _location_loss(self, points: Tensor, targets: Sequence[OccupiedPoints]) -> Tensor:
-        return self.loss_pts(list(self.denormalise(points).flatten(1, 2)), targets)
+    def _in_metres(self, points: Tensor) -> list[Tensor]:
+        """Return the points of every sample, ``[Q*R, 3]``, from normalised ``[B, Q, R, 3]``."""
+        return list(self.denormalise(points).flatten(1, 2))
 
     def _check_inputs(self, mlvl_feats: Sequence[Tensor], geometry: CameraGeometry) -> None:
         batch, images = geometry.ego2img.shape[:2]

@@ -14,9 +14,8 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from models.decoder import DecoderOutput
-from models.losses import OccupiedPoints
 
-from .base import HeadOutput, OccupancyHead
+from .base import HeadOutput, MatchedLayer, OccupancyHead
 from .densifier import VoxelLogits
 
 
@@ -77,11 +76,10 @@ class CPDHead(OccupancyHead):
     def _class_loss(
         self,
         output: HeadOutput,
-        layer: int,
-        targets: Sequence[OccupiedPoints],
+        layer: MatchedLayer,
         semantics: Tensor,
     ) -> Tensor:
-        voxels = output.voxels[layer]
+        voxels = output.voxels[layer.index]
         assert voxels is not None
         b, x, y, z = voxels.coords.unbind(1)
         labels = semantics[b, x, y, z].long()

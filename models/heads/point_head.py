@@ -13,11 +13,10 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from models import ops
 from models.decoder import DecoderOutput
 from models.losses import OccupiedPoints
 
-from .base import HeadOutput, OccupancyHead
+from .base import HeadOutput, MatchedLayer, OccupancyHead
 from .densifier import VoxelLogits
 
 
@@ -86,29 +85,30 @@ class PointHead(OccupancyHead):
     def _class_loss(
         self,
         output: HeadOutput,
-        layer: int,
-        targets: Sequence[OccupiedPoints],
+        layer: MatchedLayer,
         semantics: Tensor,
     ) -> Tensor:
-        logits = output.point_feats[layer]
+        logits = output.point_feats[layer.index]
         assert logits is not None
-        points = self.denormalise(output.points[layer].detach()).flatten(1, 2)
-        matched = [self._match(own, gt) for own, gt in zip(points, targets, strict=True)]
-        labels, weights = (torch.cat(column) for column in zip(*matched, strict=True))
+        rows = zip(layer.points, layer.targets, layer.matched, strict=True)
+        labels, weights = (
+            torch.cat(column) for column in zip(*(self._labels(*row) for row in rows), strict=True)
+        )
         return self.loss_cls(logits.flatten(0, 2), labels, len(labels), weights)
 
     @torch.no_grad()
-    def _match(self, points: Tensor, gt: OccupiedPoints) -> tuple[Tensor, Tensor]:
+    def _labels(
+        self, points: Tensor, gt: OccupiedPoints, index: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Return the label of the nearest gt point of every point, and the point's weight.
 
         The weight grows with the distance of that gt point from the centre of the range. Without
-        any gt point all points are background.
+        any gt point (``index`` None) all points are background.
         """
-        if not len(gt.points):
+        if index is None:
             labels = gt.labels.new_full((len(points),), self.num_classes)
             return labels, torch.ones_like(points[:, 0])
-        centres = gt.points.to(points)
-        index, _ = ops.nearest_neighbor(points.contiguous(), centres)
+        centres = gt.tree(points).points
         range_centre = (self.pc_range[:2] + self.pc_range[3:5]) / 2
         distance = (centres[:, :2] - range_centre).norm(dim=1) / self.scene_size[:2].norm()
         return gt.labels[index], 1 + distance[index]

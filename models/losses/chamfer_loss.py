@@ -6,10 +6,9 @@ Dimension letters: N predicted points of a sample, M ground-truth points of a sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -29,6 +28,28 @@ class OccupiedPoints:
     points: Tensor
     labels: Tensor
     visible: Tensor
+    _trees: dict[tuple[torch.dtype, torch.device], ops.PointTree] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def tree(self, like: Tensor) -> ops.PointTree:
+        """Return the points in dtype and on device of ``like``, prepared for searching.
+
+        They are prepared once: the initial points and all layers of a training step share them.
+        """
+        key = (like.dtype, like.device)
+        if key not in self._trees:
+            self._trees[key] = ops.PointTree(self.points.to(like))
+        return self._trees[key]
+
+    def match(self, points: Tensor) -> Tensor | None:
+        """Return the index int64 ``[N]`` of the nearest point for each of ``points`` ``[N, 3]``.
+
+        None where there is no ground-truth point.
+        """
+        if not len(self.points):
+            return None
+        return self.tree(points).nearest(points)[0]
 
 
 @MODELS.register_module()
@@ -70,44 +91,55 @@ class ChamferLoss(nn.Module):
         self.rare_classes = tuple(rare_classes)
         self.rare_weight = rare_weight
 
-    def forward(self, points: Sequence[Tensor], targets: Sequence[OccupiedPoints]) -> Tensor:
+    def forward(
+        self,
+        points: Sequence[Tensor],
+        targets: Sequence[OccupiedPoints],
+        matched: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
         """Return the loss of a batch.
 
         Args:
             points: Predicted points ``[N, 3]`` of every sample, metres of the occ frame.
             targets: Ground truth of every sample; samples without a point are left out.
+            matched: What ``OccupiedPoints.match`` gives for ``points``, where it is known already.
 
         Returns:
             Scalar with a graph to every predicted point; zero if no sample has a point.
         """
         # An empty slice keeps the graph and, unlike a product with zero, cannot turn into NaN.
         total = torch.stack([pred[:0].sum() for pred in points]).sum()
-        pairs = [(pred, gt) for pred, gt in zip(points, targets, strict=True) if len(gt.points)]
-        if not pairs:
-            return total
-        to_pred = [self._one_way(gt.points.to(pred), pred, gt) for pred, gt in pairs]
-        to_gt = [self._one_way(pred, gt.points.to(pred)) for pred, gt in pairs]
+        if matched is None:
+            matched = [gt.match(pred) for pred, gt in zip(points, targets, strict=True)]
+        to_pred, to_gt = [], []
+        for pred, gt, index in zip(points, targets, matched, strict=True):
+            if index is None:
+                continue
+            centres = gt.tree(pred).points
+            nearest, squared_distance = ops.nearest_neighbor(centres, pred.detach())
+            weights = self._gt_weights(gt, squared_distance)
+            to_pred.append(self._one_way(centres, pred, nearest, weights))
+            to_gt.append(self._one_way(pred, centres, index))
         for terms in (to_pred, to_gt):
-            sums, counts = zip(*terms, strict=True)
-            total = total + sum(sums) / sum(counts)
+            if terms:
+                sums, counts = zip(*terms, strict=True)
+                total = total + sum(sums) / sum(counts)
         return self.loss_weight * total
 
     def _one_way(
-        self, query: Tensor, reference: Tensor, gt: OccupiedPoints | None = None
+        self, query: Tensor, reference: Tensor, index: Tensor, weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the sum of the terms from query to reference and what to divide it by.
-
-        ``gt`` is given where the query points are the ground truth, and weighs them.
-        """
-        index, squared_distance = ops.nearest_neighbor(query.detach(), reference.detach())
-        nearest = reference.index_select(0, index)
-        terms = F.smooth_l1_loss(query, nearest, beta=self.beta, reduction="none").sum(-1)
-        if gt is not None:
-            terms = terms * self._gt_weights(gt, squared_distance)
-        share = torch.ones_like(terms)
+        """Return the sum of the terms from query to reference and what to divide it by."""
+        terms = ops.chamfer_terms(query, reference, index, self.beta)
         if self.density_aware:
-            share = share / torch.bincount(index, minlength=len(reference))[index]
-        return (terms * share).sum(), share.sum()
+            share = torch.bincount(index, minlength=len(reference))[index].to(terms).reciprocal()
+            divisor = share.sum()
+        else:
+            share, divisor = None, terms.new_tensor(float(len(terms)))
+        for factor in (weights, share):
+            if factor is not None:
+                terms = terms * factor
+        return terms.sum(), divisor
 
     def _gt_weights(self, gt: OccupiedPoints, squared_distance: Tensor) -> Tensor:
         weights = torch.ones_like(squared_distance)

@@ -6,13 +6,21 @@ same arguments.
 """
 
 from ._extension import ExtensionError, is_available, library_path
+from .chamfer import chamfer_terms, chamfer_terms_reference
 from .farthest_point_sampling import (
     farthest_point_sampling,
     farthest_point_sampling_reference,
 )
 from .multi_view_sampling import multi_view_sampling, multi_view_sampling_reference
-from .nearest_neighbor import nearest_neighbor, nearest_neighbor_reference
+from .nearest_neighbor import PointTree, nearest_neighbor, nearest_neighbor_reference
 from .ray_cast import OccupancyPyramid, RayHits, ray_cast, ray_cast_reference
+from .ray_iou import (
+    LabelRays,
+    label_rays,
+    label_rays_reference,
+    ray_iou_counts,
+    ray_iou_counts_reference,
+)
 from .sparse_conv import (
     KernelMap,
     build_kernel_map,
@@ -32,16 +40,22 @@ from .voxel_shading import (
 __all__ = [
     "ExtensionError",
     "KernelMap",
+    "LabelRays",
     "OccupancyPyramid",
+    "PointTree",
     "RayHits",
     "ShadedHits",
     "VoxelScene",
     "VoxelView",
     "build_kernel_map",
     "build_kernel_map_reference",
+    "chamfer_terms",
+    "chamfer_terms_reference",
     "farthest_point_sampling",
     "farthest_point_sampling_reference",
     "is_available",
+    "label_rays",
+    "label_rays_reference",
     "library_path",
     "multi_view_sampling",
     "multi_view_sampling_reference",
@@ -49,6 +63,8 @@ __all__ = [
     "nearest_neighbor_reference",
     "ray_cast",
     "ray_cast_reference",
+    "ray_iou_counts",
+    "ray_iou_counts_reference",
     "sparse_conv",
     "sparse_conv_reference",
     "voxel_max",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _FIX = "build it with `make setup` or `python setup.py build_ext --inplace`"
 
@@ -30,7 +33,12 @@ def on_load(register: Callable[[], None]) -> Callable[[], None]:
 
 
 def library_path() -> Path | None:
-    """Path of the built library, or None where it has not been built."""
+    """Path of the built library, or None where it has not been built.
+
+    The variable OPUS_EXTENSION names another one, such as a build with sanitizers.
+    """
+    if other := os.environ.get("OPUS_EXTENSION"):
+        return Path(other)
     candidates = sorted(Path(__file__).parent.glob("_C*.so"), key=lambda p: p.stat().st_mtime)
     return candidates[-1] if candidates else None
 
@@ -74,6 +82,27 @@ def native(name: str) -> Any:
             f"the built native extension has no operation {name!r}, it is older than its sources: "
             f"{_FIX}"
         ) from error
+
+
+def runs_natively(name: str, tensor: Tensor) -> bool:
+    """Whether ``opus::name`` has a kernel for the device of ``tensor``; warns once where not.
+
+    A library built on a machine without a CUDA toolkit has none for GPUs: there the plain-torch
+    twin has to do, which is right and slow.
+
+    Raises:
+        ExtensionError: the library is missing, does not load, or is older than this operation.
+    """
+    native(name)
+    key = tensor.device.type.upper()
+    if key == "CPU" or torch._C._dispatch_has_kernel_for_dispatch_key(f"opus::{name}", key):
+        return True
+    warnings.warn(
+        f"the native extension was built without {key}: its operations run as plain torch, "
+        "slowly; build it where a CUDA toolkit is found: python setup.py build_ext --inplace",
+        stacklevel=3,
+    )
+    return False
 
 
 def is_available() -> bool:

@@ -1,51 +1,64 @@
 """Farthest-point sampling in 3-D.
 
 Dimensions:
-    N points, S samples.
+    N points of all clouds together, B clouds, S samples of a cloud.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ._extension import native, on_load
+from ._extension import native, on_load, runs_natively
 
 __all__ = ["farthest_point_sampling", "farthest_point_sampling_reference"]
 
 
-def farthest_point_sampling(points: Tensor, num_samples: int) -> Tensor:
+def farthest_point_sampling(
+    points: Tensor, num_samples: int, lengths: Sequence[int] | None = None
+) -> Tensor:
     """Indices of points that are each as far as can be from those before.
 
     The first is point 0. Squared distances are ``(dx * dx + dy * dy) + dz * dz`` in the dtype of
     the points; of equally far points the lowest index wins. When all points are taken, indices
     repeat. Points with a NaN or infinity are taken by no one but the start.
 
-    CPU tensors go through the native operation; CUDA tensors through the plain-torch twin.
-
     Args:
-        points: [N, 3] with N >= 1, float32 or float64.
+        points: [N, 3], float32 or float64; float16 and bfloat16 are measured in float32.
         num_samples: S.
+        lengths: Points of each cloud, at least 1, in the order of ``points``; None for one cloud.
 
     Returns:
-        int64 [S].
+        int64 [S], or with ``lengths`` [B, S], indices within the cloud.
 
     Raises:
         ValueError: a shape, dtype or number does not fit.
-        ExtensionError: CPU tensors, and the native extension is not built.
+        ExtensionError: the native extension is not built.
     """
-    if points.is_cuda:
-        return farthest_point_sampling_reference(points, num_samples)
-    _check_arguments(points, num_samples)
-    return native("farthest_point_sampling")(points.detach(), num_samples)
+    own = _check_arguments(points, num_samples, lengths)
+    if not runs_natively("farthest_point_sampling", points):
+        return farthest_point_sampling_reference(points, num_samples, lengths)
+    index = native("farthest_point_sampling")(_measured(points), own, num_samples)
+    return index[0] if lengths is None else index
 
 
 @torch.no_grad()
-def farthest_point_sampling_reference(points: Tensor, num_samples: int) -> Tensor:
+def farthest_point_sampling_reference(
+    points: Tensor, num_samples: int, lengths: Sequence[int] | None = None
+) -> Tensor:
     """Plain-torch twin of :func:`farthest_point_sampling`. Same arguments."""
-    _check_arguments(points, num_samples)
+    own = _check_arguments(points, num_samples, lengths)
+    clouds = _measured(points).split(own)
+    if not clouds:
+        return torch.zeros(0, num_samples, dtype=torch.int64, device=points.device)
+    index = torch.stack([_sample(cloud, num_samples) for cloud in clouds])
+    return index[0] if lengths is None else index
+
+
+def _sample(points: Tensor, num_samples: int) -> Tensor:
     index = torch.zeros(num_samples, dtype=torch.int64, device=points.device)
     finite = points.isfinite().all(1)
     nearest = torch.where(finite, math.inf, -math.inf).to(points.dtype)
@@ -59,17 +72,28 @@ def farthest_point_sampling_reference(points: Tensor, num_samples: int) -> Tenso
     return index
 
 
-def _check_arguments(points: Tensor, num_samples: int) -> None:
-    if points.dim() != 2 or points.shape[1] != 3 or len(points) == 0:
+def _measured(points: Tensor) -> Tensor:
+    half = points.dtype in (torch.float16, torch.bfloat16)
+    return (points.float() if half else points).detach()
+
+
+def _check_arguments(points: Tensor, num_samples: int, lengths: Sequence[int] | None) -> list[int]:
+    if points.dim() != 2 or points.shape[1] != 3 or (lengths is None and len(points) == 0):
         raise ValueError(f"points must be [n, 3] with n >= 1, got {list(points.shape)}")
-    if points.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"points must be float32 or float64, got {points.dtype}")
+    if not points.dtype.is_floating_point:
+        raise ValueError(f"points must be of a floating-point type, got {points.dtype}")
     if num_samples < 0:
         raise ValueError(f"num_samples must be at least 0, got {num_samples}")
+    own = [len(points)] if lengths is None else [int(length) for length in lengths]
+    if sum(own) != len(points) or min(own, default=1) < 1:
+        raise ValueError(
+            f"lengths must be at least 1 and add up to {len(points)} points, got {own}"
+        )
+    return own
 
 
 @on_load
 def _register() -> None:
     @torch.library.register_fake("opus::farthest_point_sampling")
-    def _(points: Tensor, num_samples: int) -> Tensor:
-        return points.new_empty(num_samples, dtype=torch.int64)
+    def _(points: Tensor, lengths: list[int], num_samples: int) -> Tensor:
+        return points.new_empty((len(lengths), num_samples), dtype=torch.int64)

@@ -1,85 +1,222 @@
 """Exact nearest neighbours in 3-D.
 
 Dimensions:
-    N queries, M references.
+    B samples, N queries and M references of all samples together.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ._extension import native, on_load
+from ._extension import native, on_load, runs_natively
 
-__all__ = ["nearest_neighbor", "nearest_neighbor_reference"]
+__all__ = ["PointTree", "nearest_neighbor", "nearest_neighbor_reference"]
 
 # Distances the plain-torch twin holds at once.
 _CHUNK_ELEMENTS = 1 << 24
+# Of models/csrc/nearest_neighbor/nearest_neighbor.h: bytes of a point and of a box, points of a
+# leaf; they fix the size of a tree.
+_POINT_BYTES = {torch.float32: 16, torch.float64: 32}
+_BOX_BYTES = {torch.float32: 32, torch.float64: 64}
+_LEAF_POINTS = 10
 
 
-def nearest_neighbor(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+class PointTree:
+    """Reference points prepared for many calls of :func:`nearest_neighbor`.
+
+    A balanced tree of boxes for each sample. Building it costs about as much as 30,000 queries, so
+    points that are asked more than once (the ground truth, by every layer of a decoder) should be
+    prepared.
+
+    Args:
+        points: [M, 3], float32 or float64; half precision is searched in float32.
+        lengths: Points of each sample, in the order of ``points``; None for one sample.
+
+    Attributes:
+        points: The points, [M, 3].
+        lengths: As a list.
+
+    Raises:
+        ValueError: a shape, dtype or length does not fit.
+        ExtensionError: the native extension is not built.
+    """
+
+    def __init__(self, points: Tensor, lengths: Sequence[int] | None = None) -> None:
+        self.points = _searched(points.detach())
+        self.lengths = _lengths(points, lengths, "reference")
+        self._memory: Tensor | None = None
+        if runs_natively("point_tree", self.points):
+            self._memory = native("point_tree")(self.points, self.lengths, False)
+
+    def nearest(self, query: Tensor, lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """See :func:`nearest_neighbor`; ``lengths`` are those of the queries."""
+        if self._memory is None:
+            return nearest_neighbor_reference(query, self, lengths)
+        query = _searched(query.detach())
+        _check_dtypes(query, self.points)
+        query_lengths = _lengths(query, lengths, "query")
+        _check_samples(query_lengths, self.lengths)
+        return native("nearest_in_tree")(query, query_lengths, self._memory, self.lengths)
+
+
+def nearest_neighbor(
+    query: Tensor,
+    reference: Tensor | PointTree,
+    query_lengths: Sequence[int] | None = None,
+    reference_lengths: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Index of and squared distance to the nearest reference point of each query.
 
     Squared distances are ``(dx * dx + dy * dy) + dz * dz`` in the dtype of the points. Of equally
     near references the lowest index wins. A distance that is not a number counts as infinite: a
-    query with a NaN or infinity, or with no finite reference, gets index 0 and infinity.
+    query with a NaN or infinity, or with no finite reference, gets the first point of its sample
+    and infinity.
 
-    CPU tensors go through the native operation (a k-d tree over the references); CUDA tensors
-    through the plain-torch twin. There is no gradient: callers gather the reference points.
+    There is no gradient: callers gather the reference points.
 
     Args:
-        query: [N, 3], float32 or float64.
-        reference: [M, 3] with M >= 1, of the same dtype.
+        query: [N, 3], float32 or float64; float16 and bfloat16 are searched in float32.
+        reference: [M, 3], of the same dtype, or the same prepared once as a :class:`PointTree`.
+        query_lengths: Queries of each sample, which are searched among the references of the same
+            sample alone; None for one sample.
+        reference_lengths: Likewise; not with a :class:`PointTree`, which knows its own.
 
     Returns:
-        Index, int64 [N], and squared distance [N], both without gradient.
+        Index into ``reference``, int64 [N], and squared distance [N], both without gradient.
 
     Raises:
-        ValueError: a shape or dtype does not fit, or there is no reference point.
-        ExtensionError: CPU tensors, and the native extension is not built.
+        ValueError: a shape, dtype or length does not fit, or a sample with queries has no
+            reference point.
+        ExtensionError: the native extension is not built.
     """
-    if query.is_cuda:
-        return nearest_neighbor_reference(query, reference)
-    _check_arguments(query, reference)
-    return native("nearest_neighbor")(query.detach(), reference.detach())
+    if not isinstance(reference, PointTree):
+        _check_arguments(query, reference, query_lengths, reference_lengths)
+        reference = PointTree(reference, reference_lengths)
+    return reference.nearest(query, query_lengths)
 
 
 @torch.no_grad()
-def nearest_neighbor_reference(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_neighbor_reference(
+    query: Tensor,
+    reference: Tensor | PointTree,
+    query_lengths: Sequence[int] | None = None,
+    reference_lengths: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Plain-torch twin of :func:`nearest_neighbor`: all pairs, in chunks. Same arguments."""
-    _check_arguments(query, reference)
+    if isinstance(reference, PointTree):
+        reference, reference_lengths = reference.points, reference.lengths
+    _check_arguments(query, reference, query_lengths, reference_lengths)
+    query, reference = _searched(query), _searched(reference)
+    of_query = _lengths(query, query_lengths, "query")
+    of_reference = _lengths(reference, reference_lengths, "reference")
+    found, first = [], 0
+    samples = zip(query.split(of_query), reference.split(of_reference), strict=True)
+    for own_query, own_reference in samples:
+        index, squared = _all_pairs(own_query, own_reference)
+        found.append((index + first, squared))
+        first += len(own_reference)
+    indices, distances = zip(*found, strict=True)
+    return torch.cat(indices), torch.cat(distances)
+
+
+def _all_pairs(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     index = torch.empty(len(query), dtype=torch.int64, device=query.device)
     distance = torch.empty(len(query), dtype=query.dtype, device=query.device)
-    chunk = max(1, _CHUNK_ELEMENTS // len(reference))
+    chunk = max(1, _CHUNK_ELEMENTS // max(1, len(reference)))
     rx, ry, rz = reference.unbind(-1)
     for start in range(0, len(query), chunk):
         x, y, z = query[start : start + chunk, :, None].unbind(1)
         squared = (x - rx).square() + (y - ry).square() + (z - rz).square()
         squared = torch.where(squared.isnan(), math.inf, squared)
-        nearest = squared.argmin(dim=1)  # the first minimum
+        least = squared.amin(dim=1, keepdim=True)
+        # argmin alone may return any of several minima on CUDA
+        nearest = (squared == least).to(torch.uint8).argmax(dim=1)
         index[start : start + chunk] = nearest
-        distance[start : start + chunk] = squared.gather(1, nearest[:, None])[:, 0]
+        distance[start : start + chunk] = least[:, 0]
     return index, distance
 
 
-def _check_arguments(query: Tensor, reference: Tensor) -> None:
-    for name, value in (("query", query), ("reference", reference)):
-        if value.dim() != 2 or value.shape[1] != 3:
-            raise ValueError(f"{name} must be [n, 3], got {list(value.shape)}")
-        if value.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"{name} must be float32 or float64, got {value.dtype}")
+def _searched(points: Tensor) -> Tensor:
+    """The points in the precision they are searched in."""
+    half = points.dtype in (torch.float16, torch.bfloat16)
+    return points.float() if half else points
+
+
+def _lengths(points: Tensor, lengths: Sequence[int] | None, name: str) -> list[int]:
+    _check_points(points, name)
+    result = [len(points)] if lengths is None else [int(length) for length in lengths]
+    if sum(result) != len(points) or min(result, default=0) < 0:
+        raise ValueError(
+            f"lengths of {name} must be at least 0 and add up to {len(points)} points, got {result}"
+        )
+    return result
+
+
+def _check_points(points: Tensor, name: str) -> None:
+    if points.dim() != 2 or points.shape[1] != 3:
+        raise ValueError(f"{name} must be [n, 3], got {list(points.shape)}")
+    if not points.dtype.is_floating_point:
+        raise ValueError(f"{name} must be of a floating-point type, got {points.dtype}")
+
+
+def _check_dtypes(query: Tensor, reference: Tensor) -> None:
     if query.dtype != reference.dtype:
         raise ValueError(
             f"query and reference must have one dtype, got {query.dtype} and {reference.dtype}"
         )
-    if len(reference) == 0:
-        raise ValueError("reference must hold at least one point, got none")
+
+
+def _check_samples(query_lengths: list[int], reference_lengths: list[int]) -> None:
+    if len(query_lengths) != len(reference_lengths):
+        raise ValueError(
+            f"query has {len(query_lengths)} samples, reference {len(reference_lengths)}: they "
+            "must be as many"
+        )
+    for i, (queries, references) in enumerate(zip(query_lengths, reference_lengths, strict=True)):
+        if queries and not references:
+            raise ValueError(
+                f"reference must hold at least one point for the {queries} queries of sample {i}"
+            )
+
+
+def _check_arguments(
+    query: Tensor,
+    reference: Tensor,
+    query_lengths: Sequence[int] | None,
+    reference_lengths: Sequence[int] | None,
+) -> None:
+    own = _lengths(query, query_lengths, "query")
+    others = _lengths(reference, reference_lengths, "reference")
+    _check_dtypes(query, reference)
+    _check_samples(own, others)
+
+
+def _tree_bytes(dtype: torch.dtype, lengths: Sequence[int]) -> int:
+    total = 0
+    for length in lengths:
+        depth = 0
+        while _LEAF_POINTS << depth < length:
+            depth += 1
+        total += length * _POINT_BYTES[dtype] + ((2 << depth) - 1) * _BOX_BYTES[dtype]
+    return total
 
 
 @on_load
 def _register() -> None:
-    @torch.library.register_fake("opus::nearest_neighbor")
+    @torch.library.register_fake("opus::point_tree")
+    def _(points: Tensor, lengths: list[int], along_curve: bool) -> Tensor:
+        return points.new_empty(_tree_bytes(points.dtype, lengths), dtype=torch.uint8)
+
+    @torch.library.register_fake("opus::nearest_in_tree")
+    def _(
+        query: Tensor, query_lengths: list[int], tree: Tensor, lengths: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        return query.new_empty(query.shape[0], dtype=torch.int64), query.new_empty(query.shape[0])
+
+    @torch.library.register_fake("opus::nearest_by_brute_force")
     def _(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         return query.new_empty(query.shape[0], dtype=torch.int64), query.new_empty(query.shape[0])

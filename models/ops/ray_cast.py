@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._extension import native, on_load
+from ._extension import native, on_load, runs_natively
 
 __all__ = ["OccupancyPyramid", "RayHits", "ray_cast", "ray_cast_reference"]
 
@@ -73,8 +73,9 @@ class OccupancyPyramid:
             raise ValueError("grids must be contiguous, call .contiguous() first")
         self.grids = grids
         self.empty_label = empty_label
-        # Only the native operation reads the masks; the plain-torch twin looks at the labels.
-        self.masks = None if grids.is_cuda else native("occupancy_masks")(grids, empty_label)
+        # The plain-torch twin looks at the labels.
+        is_native = runs_natively("occupancy_masks", grids)
+        self.masks = native("occupancy_masks")(grids, empty_label) if is_native else None
 
     def update(self, lower: Sequence[int], upper: Sequence[int]) -> None:
         """Takes over changed labels of all grids in the box ``lower <= (x, y, z) < upper``."""
@@ -100,13 +101,12 @@ def ray_cast(
     pass it, if an origin or direction is not finite, if a direction is zero, or if an origin is
     more than 1e9 voxels away. Arithmetic is in float64 whatever the dtype.
 
-    CPU tensors go through the native operation; CUDA tensors through the plain-torch twin.
-
     Args:
         grids: uint8 [G, X, Y, Z] labels, or the same prepared once as an :class:`OccupancyPyramid`
             (then ``empty_label`` must be the one it was made with).
         origins: float32 or float64 [O, 3], metres, in the frame of the grid.
-        directions: [D, 3], of the same dtype; need not have unit length.
+        directions: [D, 3] for all origins alike or [O, D, 3] for each, of the same dtype; need not
+            have unit length.
         grid_min: lower corner of the grid (x, y, z), metres.
         voxel_size: edge lengths of a voxel (x, y, z), metres.
         empty_label: label of voxels that rays pass through.
@@ -117,7 +117,7 @@ def ray_cast(
 
     Raises:
         ValueError: a shape, dtype or size does not fit.
-        ExtensionError: CPU tensors, and the native extension is not built.
+        ExtensionError: the native extension is not built.
     """
     return _ray_cast(
         grids, origins, directions, grid_min, voxel_size, empty_label, max_distance, True
@@ -143,14 +143,14 @@ def _ray_cast(
                 f"the pyramid was made with empty_label={grids.empty_label}, got {empty_label}"
             )
         masks = grids.masks
+    elif runs_natively("ray_cast", labels):
+        masks = native("occupancy_masks")(labels, empty_label)
     else:
         masks = None
-    if labels.is_cuda:
+    if masks is None:
         return ray_cast_reference(
             labels, origins, directions, grid_min, voxel_size, empty_label, max_distance
         )
-    if masks is None:
-        masks = native("occupancy_masks")(labels, empty_label)
     return RayHits(
         *native("ray_cast")(
             masks,
@@ -176,7 +176,7 @@ def ray_cast_reference(
 ) -> RayHits:
     """Plain-torch twin of :func:`ray_cast`: one voxel a step, all rays at once. Same arguments."""
     _check_arguments(grids, origins, directions, grid_min, voxel_size)
-    shape = (grids.shape[0], origins.shape[0], directions.shape[0])
+    shape = (grids.shape[0], origins.shape[0], directions.shape[-2])
     minimum = torch.tensor(grid_min, dtype=torch.float64, device=grids.device)
     edge = torch.tensor(voxel_size, dtype=torch.float64, device=grids.device)
     size = torch.tensor(grids.shape[1:], dtype=torch.float64, device=grids.device)
@@ -299,7 +299,8 @@ def _check_arguments(
 ) -> None:
     _check_grids(grids)
     for name, value in (("origins", origins), ("directions", directions)):
-        if value.dim() != 2 or value.shape[1] != 3:
+        per_origin = name == "directions" and value.shape[:-2] == origins.shape[:1]
+        if not (value.dim() == 2 or per_origin) or value.shape[-1] != 3:
             raise ValueError(f"{name} must be [n, 3], got {list(value.shape)}")
         if value.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{name} must be float32 or float64, got {value.dtype}")
@@ -341,7 +342,7 @@ def _register() -> None:
         max_distance: float,
         skip_empty: bool,
     ) -> tuple[Tensor, ...]:
-        shape = (masks.shape[0], origins.shape[0], directions.shape[0])
+        shape = (masks.shape[0], origins.shape[0], directions.shape[-2])
         return (
             origins.new_empty((*shape, 3), dtype=torch.int32),
             origins.new_empty(shape, dtype=torch.bool),

@@ -20,10 +20,10 @@ from loaders.metrics.occupancy_metric import OccupancyMetric
 from loaders.metrics.ray_cache import RayCache
 from loaders.metrics.ray_iou import (
     cast_label_rays,
-    ray_counts,
     ray_directions,
     ray_iou,
     ray_scores,
+    sample_ray_counts,
 )
 from loaders.metrics.ray_iou_metric import RayIoUMetric
 from loaders.metrics.tables import format_table
@@ -171,17 +171,20 @@ class TestOccupancy:
 class TestRayIoU:
     def test_counts_by_brute_force(self):
         rng = np.random.default_rng(0)
-        label = rng.integers(0, 4, (2, 500)).astype(np.uint8)
-        depth = rng.uniform(0, 6, (2, 500))
-        counts = ray_counts(label, depth, 4, empty_label=3)
-        scores = ray_scores(counts)
+        shape = (2, 20, 20, 8)
+        pred, gt = np.where(rng.random(shape) < 0.03, rng.integers(0, 3, shape), 3)
+        args = ((-4, -4, -0.4, 4, 4, 2.8), VOXEL)
+        origins = rng.uniform(-2, 2, (3, 3))
+        pred, gt = pred.astype(np.uint8), gt.astype(np.uint8)
+        label, depth = cast_label_rays([pred, gt], origins, *args, 3)
+        scores = ray_scores(sample_ray_counts(pred, gt, origins, *args, 4, 3))
         for h, limit in enumerate((1, 2, 4)):
             ious = []
             for k in range(3):
                 scored = label[1] != 3
-                gt, pred = scored & (label[1] == k), scored & (label[0] == k)
-                hit = gt & pred & (np.abs(depth[0] - depth[1]) < limit)
-                ious.append(100 * hit.sum() / (gt.sum() + pred.sum() - hit.sum()))
+                is_gt, is_pred = scored & (label[1] == k), scored & (label[0] == k)
+                hit = is_gt & is_pred & (np.abs(depth[0] - depth[1]) < limit)
+                ious.append(100 * hit.sum() / (is_gt.sum() + is_pred.sum() - hit.sum()))
             np.testing.assert_allclose(scores.per_class[h], ious)
             assert scores.per_threshold[h] == pytest.approx(np.mean(ious))
         assert scores.mean == pytest.approx(scores.per_threshold.mean())
@@ -212,16 +215,15 @@ class TestRayIoU:
         assert label[0, straight] == 4
         assert depth[0, straight] == pytest.approx(1.8 / direction[straight, 0], abs=1e-4)
 
-    def test_some_rays_are_those_of_all(self):
+    def test_many_samples_count_as_one_by_one(self):
         rng = np.random.default_rng(0)
-        gt = np.where(rng.random((20, 20, 8)) < 0.03, 4, FREE).astype(np.uint8)
-        args = ([gt], rng.uniform(-2, 2, (3, 3)), (-4, -4, -0.4, 4, 4, 2.8), VOXEL, FREE)
-        wanted = rng.random(3 * 14040) < 0.3
-        some, all_ = cast_label_rays(*args, wanted=wanted), cast_label_rays(*args)
-        for got, expected in zip(some, all_, strict=True):
-            np.testing.assert_array_equal(got, expected[:, wanted])
-        nothing = cast_label_rays(*args, wanted=np.zeros(3 * 14040, dtype=bool))
-        assert nothing[0].shape == nothing[1].shape == (1, 0)
+        grids = np.where(rng.random((2, 20, 20, 20, 8)) < 0.03, 4, FREE).astype(np.uint8)
+        origins = [rng.uniform(-2, 2, (i % 3, 3)) for i in range(20)]
+        args = ((-4, -4, -0.4, 4, 4, 2.8), VOXEL, 18, FREE)
+        single = [sample_ray_counts(*row, *args) for row in zip(*grids, origins, strict=True)]
+        expected = ray_scores(sum(single[1:], start=single[0]))
+        scores = ray_iou(*grids, origins, *args)
+        np.testing.assert_array_equal(scores.per_class, expected.per_class)
 
     def test_many_origins_and_none(self):
         gt = np.full((10, 10, 5), FREE, dtype=np.uint8)

@@ -103,7 +103,7 @@ def test_match_takes_the_nearest_label_and_weighs_distance(point_head: PointHead
         torch.ones(2, dtype=torch.bool),
     )
     points = torch.tensor([[0.5, 0.0, 1.0], [8.0, 6.0, 0.0], [5.0, 4.0, 0.0]])
-    labels, weights = point_head._match(points, gt)
+    labels, weights = point_head._labels(points, gt, gt.match(points))
     assert labels.tolist() == [3, 1, 1]
     diagonal = math.hypot(PC_RANGE[3] - PC_RANGE[0], PC_RANGE[4] - PC_RANGE[1])
     expected = torch.tensor([1.0, 1 + 7.5 / diagonal, 1 + 7.5 / diagonal])

@@ -27,3 +27,9 @@ def at_threads() -> Iterator[Callable[..., Any]]:
 
     yield call
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where the operation runs; on machines without a GPU the second half is skipped."""
+    return request.param

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.ops import farthest_point_sampling, farthest_point_sampling_reference
+from models.ops._extension import native
 
 BOTH = [farthest_point_sampling, farthest_point_sampling_reference]
 
@@ -36,15 +37,17 @@ def test_points_that_are_not_finite_are_passed_over(function: Callable[..., Tens
 
 
 @given(data=st.data())
-def test_native_equals_twin(data: Any) -> None:
+def test_native_equals_twin(device: str, data: Any) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
-    n = data.draw(st.sampled_from([1, 2, 15, 16, 17, 511, 512, 513, 1500]))
+    n = data.draw(st.sampled_from([1, 2, 15, 127, 128, 129, 511, 513, 1500]))
     points = torch.randn(n, 3, generator=generator, dtype=dtype) * 20
     if data.draw(st.booleans()):
         points = (points / 10).round()  # many ties
+    if data.draw(st.booleans()):
+        points[:: data.draw(st.integers(1, 3)), 2] = math.nan
     samples = data.draw(st.integers(0, 40))
-    ours, twin = (function(points, samples) for function in BOTH)
+    ours, twin = (function(points.to(device), samples) for function in BOTH)
     assert torch.equal(ours, twin)
 
 
@@ -71,21 +74,55 @@ def test_wrong_arguments_are_named(function: Callable[..., Tensor]) -> None:
         function(torch.zeros(0, 3), 1)
     with pytest.raises(ValueError, match=r"got \[4, 5\]"):
         function(torch.zeros(4, 5), 1)
-    with pytest.raises(ValueError, match=r"float32 or float64, got torch\.float16"):
-        function(torch.zeros(4, 3).half(), 1)
+    with pytest.raises(ValueError, match=r"a floating-point type, got torch\.int64"):
+        function(torch.zeros(4, 3).long(), 1)
+    with pytest.raises(ValueError, match=r"lengths must .* add up to 4 points, got \[4, 0\]"):
+        function(torch.zeros(4, 3), 1, [4, 0])
     with pytest.raises(ValueError, match="at least 0, got -1"):
         function(torch.zeros(4, 3), -1)
 
 
-def test_opcheck() -> None:
-    torch.library.opcheck(torch.ops.opus.farthest_point_sampling, (torch.randn(9, 3), 4))
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=30))
+def test_clouds_of_a_batch_are_sampled_apart(device: str, lengths: list[int]) -> None:
+    points = torch.randn(sum(lengths), 3, device=device)
+    index = farthest_point_sampling(points, 5, lengths)
+    expected = [farthest_point_sampling(cloud, 5) for cloud in points.split(lengths)]
+    assert torch.equal(index, torch.stack(expected))
+
+
+@pytest.mark.parametrize("function", BOTH)
+def test_no_cloud(function: Callable[..., Tensor]) -> None:
+    assert function(torch.zeros(0, 3), 4, []).shape == (0, 4)
+
+
+def test_half_precision_is_measured_in_float32(device: str) -> None:
+    points = torch.randn(200, 3, device=device).half()
+    ours, twin = (function(points, 20) for function in BOTH)
+    assert torch.equal(ours, twin)
+    assert torch.equal(ours, farthest_point_sampling(points.float(), 20))
+
+
+def test_contract_of_the_native_operation(device: str) -> None:
+    points = torch.zeros(4, 3, device=device)
+    with pytest.raises(ValueError, match=r"lengths must add up to 4 points, got \[3\]"):
+        native("farthest_point_sampling")(points, [3], 1)
+    with pytest.raises(ValueError, match=r"every cloud must have 1 to \d+ points, got \[4, 0\]"):
+        native("farthest_point_sampling")(points, [4, 0], 1)
+    with pytest.raises(ValueError, match=r"points must be \[n, 3\], got \[12\]"):
+        native("farthest_point_sampling")(points.flatten(), [12], 1)
+
+
+def test_opcheck(device: str) -> None:
+    torch.library.opcheck(
+        torch.ops.opus.farthest_point_sampling, (torch.randn(9, 3, device=device), [5, 4], 4)
+    )
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_cuda_equals_cpu(dtype: torch.dtype) -> None:
-    points = torch.randn(700, 3, dtype=dtype)
-    for cloud in (points, points.round()):
+    points = torch.randn(20000, 3, dtype=dtype)
+    for cloud in (points, points.mul(4).round()):
         assert torch.equal(
             farthest_point_sampling(cloud.cuda(), 60).cpu(), farthest_point_sampling(cloud, 60)
         )

@@ -31,15 +31,15 @@ def random_grids(shape: tuple[int, ...], density: float, seed: int = 0) -> Tenso
 
 
 @pytest.mark.parametrize("which", ["gt", "pred"])
-def test_golden_rayiou_rays(which: str) -> None:
+def test_golden_rayiou_rays(device: str, which: str) -> None:
     """Class and depth of all rays of the published metric, composed in its own rounding."""
     golden = np.load(GOLDEN)
-    grids = torch.from_numpy(golden[f"{which}/0"])[None]
+    grids = torch.from_numpy(golden[f"{which}/0"])[None].to(device)
     pyramid = OccupancyPyramid(grids, 17)
-    rays = torch.from_numpy(golden["rays"]).double()
-    origins = torch.from_numpy(golden["origins/0"])
+    rays = torch.from_numpy(golden["rays"]).double().to(device)
+    origins = torch.from_numpy(golden["origins/0"]).to(device)
     expected = golden[f"ray_{which}/0"].reshape(len(origins), len(rays), 2)
-    minimum = torch.tensor([-40.0, -40.0, -1.0], dtype=torch.float64)
+    minimum = torch.tensor([-40.0, -40.0, -1.0], dtype=torch.float64).to(device)
     voxel_size = torch.tensor(0.4).double()  # rounded to float32, as the metric does
     for origin, (classes, depth) in zip(origins, expected.transpose(0, 2, 1), strict=True):
         start = ((origin - minimum) / voxel_size).float()
@@ -49,9 +49,9 @@ def test_golden_rayiou_rays(which: str) -> None:
             pyramid, start.double()[None], direction, (0, 0, 0), (1, 1, 1), empty_label=17
         )
         x, y, z = hits.voxel[0, 0].long().unbind(1)
-        np.testing.assert_array_equal(grids[0, x, y, z].numpy(), classes)
-        np.testing.assert_array_equal(hits.hit[0, 0].numpy(), classes != 17)
-        np.testing.assert_allclose(hits.t_exit[0, 0].numpy() * 0.4, depth, atol=1e-4)
+        np.testing.assert_array_equal(grids[0, x, y, z].cpu().numpy(), classes)
+        np.testing.assert_array_equal(hits.hit[0, 0].cpu().numpy(), classes != 17)
+        np.testing.assert_allclose(hits.t_exit[0, 0].cpu().numpy() * 0.4, depth, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_max_distance(
 
 
 @given(data=st.data())
-def test_native_equals_twin_and_plain_walk(data: Any) -> None:
+def test_native_equals_twin_and_plain_walk(device: str, data: Any) -> None:
     """Bit for bit, on grids around the block widths, with rays through corners and edges."""
     shape = data.draw(st.tuples(*[st.sampled_from([1, 3, 4, 5, 16, 17, 33, 66])] * 3))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
@@ -166,19 +166,29 @@ def test_native_equals_twin_and_plain_walk(data: Any) -> None:
     if data.draw(st.booleans()):
         directions[torch.rand(24, 3, generator=generator) < 0.4] = 0
     max_distance = data.draw(st.sampled_from([math.inf, 0.0, 3.5, 20.0]))
-    args = (grids, origins, directions, *UNIT)
+    if data.draw(st.booleans()):  # each origin its own
+        directions = directions.view(6, 4, 3)
+    args = (grids.to(device), origins.to(device), directions.to(device), *UNIT)
     hits = ray_cast(*args, max_distance)
     assert_same(hits, ray_cast_reference(*args, max_distance))
     assert_same(hits, _ray_cast(*args, max_distance, False))
 
 
-def test_skipping_changes_nothing_in_a_large_grid() -> None:
+def test_skipping_changes_nothing_in_a_large_grid(device: str) -> None:
     grids = torch.zeros(1, 300, 280, 70, dtype=torch.uint8)
     grids[0, :, :, :3] = 1
     grids[0] |= random_grids((300, 280, 70), 2e-5)
     origins = torch.tensor([[30.2, 28.1, 1.5], [-9.0, 28.0, 5.0], [31.03, 0.71, 30.0]])
     directions = torch.randn(4000, 3)
-    args = (grids, origins, directions, (0, 0, 0), (0.2, 0.2, 0.2), 0, math.inf)
+    args = (
+        grids.to(device),
+        origins.to(device),
+        directions.to(device),
+        (0, 0, 0),
+        (0.2, 0.2, 0.2),
+        0,
+        math.inf,
+    )
     assert_same(_ray_cast(*args, True), _ray_cast(*args, False))
 
 
@@ -204,15 +214,15 @@ def test_no_rays(cast: Callable[..., RayHits], g: int, o: int, d: int) -> None:
     assert hits.voxel.shape == (g, o, d, 3) and hits.t_exit.shape == (g, o, d)
 
 
-def test_pyramid_takes_over_changes() -> None:
-    grids = random_grids((2, 90, 40, 21), 1e-3) * 4
+def test_pyramid_takes_over_changes(device: str) -> None:
+    grids = random_grids((2, 90, 40, 21), 1e-3).to(device) * 4
     pyramid = OccupancyPyramid(grids, 0)
     grids[:, 3:20, 5:6, 7:] = 2
     grids[:, 60:88, :, :9] = 0
     pyramid.update((3, 5, 7), (20, 6, 21))
     pyramid.update((60, -5, 0), (88, 100, 9))
     assert torch.equal(pyramid.masks, OccupancyPyramid(grids, 0).masks)
-    rays = (torch.rand(4, 3) * 20, torch.randn(300, 3))
+    rays = (torch.rand(4, 3, device=device) * 20, torch.randn(300, 3, device=device))
     assert_same(ray_cast(pyramid, *rays, *UNIT), ray_cast_reference(grids, *rays, *UNIT))
     pyramid.update((5, 5, 5), (5, 9, 9))  # an empty box
 
@@ -223,6 +233,8 @@ def test_bad_arguments() -> None:
         ray_cast(torch.zeros(4, 4), rays, rays, *UNIT)
     with pytest.raises(ValueError, match=r"origins must be \[n, 3\], got \[2, 2\]"):
         ray_cast(grids, rays[:, :2], rays, *UNIT)
+    with pytest.raises(ValueError, match=r"directions must be \[n, 3\], got \[3, 2, 3\]"):
+        ray_cast(grids, rays, torch.ones(3, 2, 3), *UNIT)  # 3 of them for 2 origins
     with pytest.raises(ValueError, match="one dtype"):
         ray_cast(grids, rays.double(), rays, *UNIT)
     with pytest.raises(ValueError, match="float32 or float64"):
@@ -240,8 +252,9 @@ def test_bad_arguments() -> None:
         )  # fmt: skip
 
 
-def test_opcheck() -> None:
-    grids = random_grids((2, 9, 17, 5), 0.1)
+def test_opcheck(device: str) -> None:
+    grids = random_grids((2, 9, 17, 5), 0.1).to(device)
+    origins, directions = torch.rand(2, 3, device=device) * 5, torch.randn(7, 3, device=device)
     masks = native("occupancy_masks")(grids, 0)
     torch.library.opcheck(torch.ops.opus.occupancy_masks.default, (grids, 0))
     torch.library.opcheck(
@@ -249,6 +262,24 @@ def test_opcheck() -> None:
     )
     torch.library.opcheck(
         torch.ops.opus.ray_cast.default,
-        (masks, [9, 17, 5], torch.rand(2, 3) * 5, torch.randn(7, 3), [0.0] * 3, [1.0] * 3,
-         math.inf, True),
-    )  # fmt: skip
+        (masks, [9, 17, 5], origins, directions, [0.0] * 3, [1.0] * 3, math.inf, True),
+    )
+
+
+def test_more_voxels_than_32_bits_can_number(tmp_path: Path) -> None:
+    """2,560 x 1,280 x 1,312 = 4.3e9 voxels of a sparse file: only what is touched takes memory."""
+    shape = (1, 2560, 1280, 1312)
+    grids = torch.from_file(
+        str(tmp_path / "grids"), True, math.prod(shape), dtype=torch.uint8
+    ).view(shape)
+    words = sum(math.prod(-(-n // width) for n in shape[1:]) for width in (4, 16, 64))
+    masks = torch.from_file(str(tmp_path / "masks"), True, words, dtype=torch.int64)[None]
+    grids[0, 2559, 1279, 1311] = 7
+    assert grids.numel() > 2**32
+    pyramid = OccupancyPyramid.__new__(OccupancyPyramid)
+    pyramid.grids, pyramid.empty_label, pyramid.masks = grids, 0, masks
+    pyramid.update((2556, 1276, 1308), shape[1:])
+    origin, up = torch.tensor([[2559.5, 1279.5, 1300.5]]), torch.tensor([[0.0, 0.0, 1.0]])
+    hits = ray_cast(pyramid, origin, up, *UNIT)
+    assert hits.voxel.flatten().tolist() == [2559, 1279, 1311] and hits.hit.item()
+    assert hits.t_enter.item() == 10.5

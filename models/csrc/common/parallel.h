@@ -7,6 +7,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "common/defs.h"
+
 namespace opus {
 
 // Calls run(task) once for each task in [0, num_tasks), on as many threads as torch allows.
@@ -35,8 +37,5 @@ void parallel_tasks_if(bool worthwhile, int64_t num_tasks, const Run& run) {
   if (worthwhile) return parallel_tasks(num_tasks, run);
   for (int64_t task = 0; task < num_tasks; ++task) run(task);
 }
-
-// Number of tasks when `count` items are dealt in blocks of `block`.
-inline int64_t num_blocks(int64_t count, int64_t block) { return (count + block - 1) / block; }
 
 }  // namespace opus

@@ -28,10 +28,13 @@ constexpr double kNoStep = 1e-200;
 // Further than this from every boundary it tells the voxel; nearer, crossings must be compared.
 constexpr double kUnsure = 1e-5;
 
+// The mask levels of grids of one size. Those of a grid lie behind one another, and so do grids.
 struct Masks {
-  const uint64_t* level[kLevels];
-  int blocks[kLevels][3];  // blocks along x, y, z
-  int size[3];             // voxels along x, y, z
+  const uint64_t* words;
+  int64_t offset[kLevels];  // of a level within a grid
+  int64_t total;            // words of a grid
+  int blocks[kLevels][3];   // blocks along x, y, z
+  int size[3];              // voxels along x, y, z
 };
 
 struct Hit {
@@ -48,6 +51,17 @@ struct Ray {
   int start[3];  // voxel of the origin, clipped to [-1, size]
   int v[3];      // current voxel
   double max_t;
+};
+
+// What is occupied for a ray: one grid, or several whose walk is shared.
+struct OneGrid {
+  const uint64_t* words;  // of the grid
+  OPUS_HD uint64_t operator()(int64_t word) const { return words[word]; }
+};
+
+struct EitherGrid {
+  const uint64_t *first, *second;
+  OPUS_HD uint64_t operator()(int64_t word) const { return first[word] | second[word]; }
 };
 
 OPUS_HD int bit_of(int x, int y, int z) { return ((x & 3) << 4) | ((y & 3) << 2) | (z & 3); }
@@ -252,11 +266,13 @@ OPUS_HD bool skip_block(const Masks& masks, Ray& ray, int level, uint64_t bits, 
 }
 
 // Walks from the current voxel to the first occupied one or the end of the ray.
-OPUS_HD bool walk_grid(const Masks& masks, Ray& ray, bool skip_empty) {
-  int level = skip_empty ? kLevels - 1 : 0;
+template <typename Grid>
+OPUS_HD bool walk_grid(const Masks& masks, const Grid& grid, Ray& ray, bool skip_empty) {
+  // Near the ground blocks of the top level are never empty: it is tried once one has been crossed.
+  int level = skip_empty ? kLevels - 2 : 0;
   Walk walk = Walk::kOn;
   while (walk == Walk::kOn) {
-    const uint64_t bits = masks.level[level][block_index(masks, level, ray.v)];
+    const uint64_t bits = grid(masks.offset[level] + block_index(masks, level, ray.v));
     const int before[3] = {ray.v[0], ray.v[1], ray.v[2]};
     if (!skip_empty || !skip_block(masks, ray, level, bits, walk)) {
       if (level > 0) {
@@ -277,19 +293,28 @@ OPUS_HD bool walk_grid(const Masks& masks, Ray& ray, bool skip_empty) {
   return walk == Walk::kHit;
 }
 
-OPUS_HD Hit cast(const Masks& masks, const double* origin, const double* direction, double max_t,
-                 bool skip_empty) {
-  Ray ray;
+// A ray that has to be walked no further: it misses the grid.
+OPUS_HD Hit missed() {
   Hit out;
-  if (!init_ray(ray, origin, direction, max_t, masks.size) || !enter_grid(ray, masks.size)) {
-    for (int a = 0; a < 3; ++a) out.voxel[a] = -1;
-    out.hit = false;
-    out.t_enter = out.t_exit = 0;
-    out.face = -1;
-    return out;
-  }
-  const bool hit = walk_grid(masks, ray, skip_empty);
-  finish(ray, hit, out);
+  for (int a = 0; a < 3; ++a) out.voxel[a] = -1;
+  out.hit = false;
+  out.t_enter = out.t_exit = 0;
+  out.face = -1;
+  return out;
+}
+
+OPUS_HD bool start_ray(const Masks& masks, const double* origin, const double* direction,
+                       double max_t, Ray& ray) {
+  return init_ray(ray, origin, direction, max_t, masks.size) && enter_grid(ray, masks.size);
+}
+
+template <typename Grid>
+OPUS_HD Hit cast(const Masks& masks, const Grid& grid, const double* origin,
+                 const double* direction, double max_t, bool skip_empty) {
+  Ray ray;
+  if (!start_ray(masks, origin, direction, max_t, ray)) return missed();
+  Hit out;
+  finish(ray, walk_grid(masks, grid, ray, skip_empty), out);
   return out;
 }
 

@@ -1,0 +1,52 @@
+// Runs a kernel body where its tensors are: on torch's CPU threads or on the current CUDA stream.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/DeviceGuard.h>
+
+#include <algorithm>
+
+#include "common/cuda_launch.h"
+#include "common/defs.h"
+#include "common/parallel.h"
+
+namespace opus {
+
+// The stream that torch's current one of a CUDA device stands for; see stream_cuda.cpp.
+CudaStream current_stream(c10::Device device);
+
+// body(i) for every i in [0, count), by tasks of `grain` items where a CPU runs them.
+template <typename Body>
+void run_on_cpu(const Body& body, int64_t count, int64_t grain) {
+  parallel_tasks(num_blocks(count, grain), [&](int64_t task) {
+    const int64_t end = std::min(count, (task + 1) * grain);
+    for (int64_t i = task * grain; i < end; ++i) body(i);
+  });
+}
+
+// The same on the device of the operation's tensors. The caller holds a c10::DeviceGuard for it.
+template <typename Body>
+void run(c10::Device device, const Body& body, int64_t count, int64_t grain) {
+  if (!device.is_cuda()) return run_on_cpu(body, count, grain);
+  if constexpr (kWithCuda) launch_cuda(body, count, current_stream(device));
+}
+
+// All tensors of a call on one device, or a message that names the two that are not.
+inline void check_same_device(const at::Tensor& a, const char* a_name, const at::Tensor& b,
+                              const char* b_name) {
+  TORCH_CHECK_VALUE(a.device() == b.device(), a_name, " and ", b_name,
+                    " must be on one device, got ", a.device(), " and ", b.device());
+}
+
+}  // namespace opus
+
+// Registers a function that serves both devices, in namespace scope: OPUS_REGISTER(m) { m.impl(…); }
+#if defined(OPUS_WITH_CUDA)
+#define OPUS_REGISTER(m)                               \
+  static void opus_register_kernels(torch::Library&);  \
+  TORCH_LIBRARY_IMPL(opus, CPU, m) { opus_register_kernels(m); }  \
+  TORCH_LIBRARY_IMPL(opus, CUDA, m) { opus_register_kernels(m); } \
+  static void opus_register_kernels(torch::Library& m)
+#else
+#define OPUS_REGISTER(m) TORCH_LIBRARY_IMPL(opus, CPU, m)
+#endif

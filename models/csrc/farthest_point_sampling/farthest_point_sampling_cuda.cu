@@ -1,0 +1,81 @@
+// One block samples one cloud; a warp refreshes a bucket, four points a lane.
+#include "common/launch.cuh"
+#include "farthest_point_sampling/farthest_point_sampling.h"
+
+namespace opus {
+namespace farthest_point_sampling {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr int kTeamThreads = 1024;
+constexpr int kWarps = kTeamThreads / kWarp;
+constexpr unsigned kAll = 0xFFFFFFFFu;
+
+template <typename T>
+__device__ Farthest<T> farthest_of_warp(Farthest<T> own) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    const Farthest<T> other{__shfl_xor_sync(kAll, own.squared, distance),
+                            __shfl_xor_sync(kAll, own.index, distance)};
+    own = farther(own, other);
+  }
+  return own;
+}
+
+// The warps of a block. `shared` holds a farthest point for each.
+template <typename T>
+struct BlockTeam {
+  Farthest<T>* shared;
+
+  __device__ int64_t member() const { return threadIdx.x / kWarp; }
+  __device__ int64_t size() const { return kWarps; }
+  __device__ bool leads() const { return threadIdx.x == 0; }
+
+  __device__ Farthest<T> refresh(const Cloud<T>& cloud, int64_t b, const T* chosen) const {
+    const int lane = threadIdx.x % kWarp;
+    Farthest<T> own = no_point<T>();
+    for (int64_t slot = b * kBucket + lane; slot < (b + 1) * kBucket; slot += kWarp) {
+      const T squared = updated(cloud, slot, chosen);
+      cloud.squared[slot] = squared;
+      own = farther(own, Farthest<T>{squared, cloud.index[slot]});
+    }
+    own = farthest_of_warp(own);
+    if (lane == 0) cloud.buckets[b].farthest = own;
+    __syncwarp();
+    return own;
+  }
+
+  // Every warp finishes the reduction for itself: two barriers a chosen point.
+  __device__ Farthest<T> farthest(const Farthest<T>& own) const {
+    const int lane = threadIdx.x % kWarp;
+    if (lane == 0) shared[threadIdx.x / kWarp] = own;
+    __syncthreads();
+    const Farthest<T> all = farthest_of_warp(shared[lane]);
+    __syncthreads();
+    return all;
+  }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kTeamThreads) sample_kernel(const Batch<T> batch) {
+  static_assert(kWarps == kWarp, "one lane for each warp's result");
+  __shared__ Farthest<T> shared[kWarps];
+  const int cloud = blockIdx.x;
+  sample(batch.clouds[cloud], batch.num_samples, batch.out + cloud * batch.num_samples, BlockTeam<T>{shared});
+}
+
+}  // namespace
+
+template <typename T>
+void launch_cuda(const Batch<T>& batch, CudaStream stream) {
+  sample_kernel<T><<<batch.num_clouds, kTeamThreads, 0, stream>>>(batch);
+  check_launch("farthest_point_sampling");
+}
+
+template void launch_cuda<float>(const Batch<float>&, CudaStream);
+template void launch_cuda<double>(const Batch<double>&, CudaStream);
+
+}  // namespace farthest_point_sampling
+}  // namespace opus
+
+OPUS_INSTANTIATE_LAUNCH(opus::farthest_point_sampling::FillBuckets<float>);
+OPUS_INSTANTIATE_LAUNCH(opus::farthest_point_sampling::FillBuckets<double>);

@@ -1,0 +1,214 @@
+#include "nearest_neighbor/nearest_neighbor.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "common/curve_order.h"
+#include "common/launch.h"
+#include "nearest_neighbor/median_tree.h"
+#include "nearest_neighbor/tiled.h"
+
+namespace opus {
+namespace {
+
+using nearest_neighbor::Box;
+using nearest_neighbor::Nearest;
+using nearest_neighbor::Point;
+using nearest_neighbor::Search;
+using nearest_neighbor::Tree;
+
+constexpr int64_t kQueriesPerTask = 1024;
+constexpr int64_t kPointsPerTask = 4096;
+constexpr int kCodeBits = 21;  // of each axis
+
+template <typename T>
+int64_t bytes_of(int64_t count) {
+  return count * static_cast<int64_t>(sizeof(Point<T>)) +
+         nearest_neighbor::num_boxes(count) * static_cast<int64_t>(sizeof(Box<T>));
+}
+
+template <typename T>
+int64_t bytes_of_all(at::IntArrayRef lengths) {
+  int64_t bytes = 0;
+  for (const int64_t length : lengths) bytes += bytes_of<T>(length);
+  return bytes;
+}
+
+// The tree of a cloud of `count` points that starts at `memory`.
+template <typename T>
+Tree<T> tree_at(uint8_t* memory, int64_t count) {
+  auto* points = reinterpret_cast<Point<T>*>(memory);
+  return {points, reinterpret_cast<Box<T>*>(points + count), count,
+          nearest_neighbor::depth_of(count)};
+}
+
+void check_cloud(const at::Tensor& points, const char* name, at::IntArrayRef lengths) {
+  TORCH_CHECK_VALUE(points.dim() == 2 && points.size(1) == 3, name, " must be [n, 3], got ",
+                    points.sizes());
+  TORCH_CHECK_VALUE(
+      points.scalar_type() == at::kFloat || points.scalar_type() == at::kDouble, name,
+      " must be float32 or float64, got ", points.scalar_type());
+  int64_t total = 0;
+  for (const int64_t length : lengths) {
+    TORCH_CHECK_VALUE(length >= 0 && length <= nearest_neighbor::kMaxPoints, "lengths of ", name,
+                      " must be in 0..2^31 - 1, got ", lengths);
+    total += length;
+  }
+  TORCH_CHECK_VALUE(total == points.size(0), "lengths of ", name, " must add up to ",
+                    points.size(0), " points, got ", lengths);
+}
+
+// Deals the points to the leaves along a curve and computes the boxes from the leaves up.
+template <typename T>
+void build_along_curve(const Tree<T>& tree, const at::Tensor& points) {
+  const c10::Device device = points.device();
+  const at::Tensor order = order_along_curve<T>(points, kCodeBits);
+  run(device,
+      nearest_neighbor::PlacePoints<T>{points.const_data_ptr<T>(), order.const_data_ptr<int64_t>(),
+                                       tree.points},
+      tree.count, kPointsPerTask);
+  run(device, nearest_neighbor::LeafBoxes<T>{tree}, tree.first_leaf() + 1, kPointsPerTask);
+  for (int level = tree.depth - 1; level >= 0; --level) {
+    const int64_t nodes = int64_t(1) << level;
+    run(device, nearest_neighbor::MergeBoxes<T>{tree.boxes, nodes - 1}, nodes, kPointsPerTask);
+  }
+}
+
+at::Tensor point_tree(const at::Tensor& points, at::IntArrayRef lengths, bool along_curve) {
+  check_cloud(points, "points", lengths);
+  const c10::DeviceGuard guard(points.device());
+  const at::Tensor rows = points.contiguous();
+  at::Tensor memory;
+  AT_DISPATCH_FLOATING_TYPES(rows.scalar_type(), "point_tree", [&] {
+    memory = at::empty({bytes_of_all<scalar_t>(lengths)}, rows.options().dtype(at::kByte));
+    auto* at_cloud = memory.mutable_data_ptr<uint8_t>();
+    int64_t first = 0;
+    for (const int64_t length : lengths) {
+      const Tree<scalar_t> tree = tree_at<scalar_t>(at_cloud, length);
+      const at::Tensor cloud = rows.narrow(0, first, length);
+      if (length > 0) {
+        if (along_curve || rows.is_cuda()) {
+          build_along_curve(tree, cloud);
+        } else {
+          nearest_neighbor::build_by_medians(tree, cloud.const_data_ptr<scalar_t>());
+        }
+      }
+      at_cloud += bytes_of<scalar_t>(length);
+      first += length;
+    }
+  });
+  return memory;
+}
+
+template <typename T>
+void search_on_cpu(const Search<T>& body, int64_t count) {
+  parallel_tasks(num_blocks(count, kQueriesPerTask), [&](int64_t task) {
+    const int64_t end = std::min(count, (task + 1) * kQueriesPerTask);
+    int64_t previous = -1;
+    for (int64_t i = task * kQueriesPerTask; i < end; ++i) {
+      const T* q = body.query + 3 * i;
+      Nearest<T> best = nearest_neighbor::nothing<T>();
+      if (nearest_neighbor::all_finite(q)) {
+        // Neighbouring queries often share their answer: it is a good first bound.
+        if (previous >= 0) {
+          nearest_neighbor::scan(body.tree.points, previous, previous + 1, q, best);
+        }
+        nearest_neighbor::search(body.tree, q, best);
+        if (best.slot >= 0) previous = best.slot;
+      }
+      body.write(i, best);
+    }
+  });
+}
+
+template <typename T>
+void search_all(c10::Device device, const Search<T>& body, int64_t count) {
+  if (!device.is_cuda()) return search_on_cpu(body, count);
+  if constexpr (kWithCuda) launch_cuda(body, count, current_stream(device));
+}
+
+void check_batches(at::IntArrayRef query_lengths, at::IntArrayRef lengths) {
+  TORCH_CHECK_VALUE(query_lengths.size() == lengths.size(), "query has ", query_lengths.size(),
+                    " samples and reference ", lengths.size(), ", they must be as many");
+  for (size_t b = 0; b < lengths.size(); ++b) {
+    TORCH_CHECK_VALUE(lengths[b] >= 1 || query_lengths[b] == 0, "sample ", b, " has ",
+                      query_lengths[b], " queries and no reference point");
+  }
+}
+
+std::tuple<at::Tensor, at::Tensor> nearest_in_tree(const at::Tensor& query,
+                                                   at::IntArrayRef query_lengths,
+                                                   const at::Tensor& tree,
+                                                   at::IntArrayRef lengths) {
+  check_cloud(query, "query", query_lengths);
+  check_batches(query_lengths, lengths);
+  check_same_device(query, "query", tree, "tree");
+  const c10::DeviceGuard guard(query.device());
+  const at::Tensor rows = query.contiguous();
+  at::Tensor index = at::empty({rows.size(0)}, rows.options().dtype(at::kLong));
+  at::Tensor squared = at::empty({rows.size(0)}, rows.options());
+  AT_DISPATCH_FLOATING_TYPES(rows.scalar_type(), "nearest_in_tree", [&] {
+    TORCH_CHECK_VALUE(tree.scalar_type() == at::kByte && tree.is_contiguous() &&
+                          tree.numel() == bytes_of_all<scalar_t>(lengths),
+                      "tree must be the ", bytes_of_all<scalar_t>(lengths),
+                      " bytes of point_tree for ", query.scalar_type(), " points and lengths ",
+                      lengths, ", got ", tree.scalar_type(), " ", tree.sizes());
+    auto* memory = const_cast<uint8_t*>(tree.const_data_ptr<uint8_t>());
+    int64_t first = 0, first_query = 0;
+    for (size_t b = 0; b < lengths.size(); ++b) {
+      const Search<scalar_t> body{tree_at<scalar_t>(memory, lengths[b]),
+                                  rows.const_data_ptr<scalar_t>() + 3 * first_query, first,
+                                  index.mutable_data_ptr<int64_t>() + first_query,
+                                  squared.mutable_data_ptr<scalar_t>() + first_query};
+      search_all(rows.device(), body, query_lengths[b]);
+      memory += bytes_of<scalar_t>(lengths[b]);
+      first += lengths[b];
+      first_query += query_lengths[b];
+    }
+  });
+  return {index, squared};
+}
+
+std::tuple<at::Tensor, at::Tensor> nearest_by_brute_force(const at::Tensor& query,
+                                                          const at::Tensor& reference) {
+  check_cloud(query, "query", {query.size(0)});
+  check_cloud(reference, "reference", {reference.size(0)});
+  check_batches({query.size(0)}, {reference.size(0)});
+  check_same_device(query, "query", reference, "reference");
+  TORCH_CHECK_VALUE(query.scalar_type() == reference.scalar_type(),
+                    "query and reference must have one dtype, got ", query.scalar_type(), " and ",
+                    reference.scalar_type());
+  const c10::DeviceGuard guard(query.device());
+  const at::Tensor rows = query.contiguous(), points = reference.contiguous();
+  at::Tensor index = at::empty({rows.size(0)}, rows.options().dtype(at::kLong));
+  at::Tensor squared = at::empty({rows.size(0)}, rows.options());
+  AT_DISPATCH_FLOATING_TYPES(rows.scalar_type(), "nearest_by_brute_force", [&] {
+    const nearest_neighbor::Tiled<scalar_t> body{
+        rows.const_data_ptr<scalar_t>(), points.const_data_ptr<scalar_t>(), rows.size(0),
+        points.size(0), index.mutable_data_ptr<int64_t>(), squared.mutable_data_ptr<scalar_t>()};
+    if (rows.is_cuda()) {
+      if constexpr (kWithCuda) launch_tiled_cuda(body, current_stream(rows.device()));
+    } else {
+      parallel_tasks(num_blocks(body.num_queries, kQueriesPerTask), [&](int64_t task) {
+        const int64_t end = std::min(body.num_queries, (task + 1) * kQueriesPerTask);
+        for (int64_t i = task * kQueriesPerTask; i < end; ++i) body.find(i);
+      });
+    }
+  });
+  return {index, squared};
+}
+
+}  // namespace
+
+OPUS_REGISTER(m) {
+  m.impl("point_tree", &point_tree);
+  m.impl("nearest_in_tree", &nearest_in_tree);
+  m.impl("nearest_by_brute_force", &nearest_by_brute_force);
+}
+
+}  // namespace opus

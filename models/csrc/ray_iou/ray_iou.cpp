@@ -1,0 +1,219 @@
+#include "ray_iou/ray_iou.h"
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <tuple>
+
+#include "ray_cast/pyramid.h"
+
+namespace opus {
+namespace {
+
+using ray_iou::Counting;
+using ray_iou::RayEnd;
+using ray_iou::Rays;
+
+constexpr int64_t kRaysPerTask = 1024;
+
+// Counts of one task, added to those of its sample at the end: integers, so any order will do.
+void run_rays_cpu(const Rays& rays, const Counting& counting) {
+  const int64_t chunks = num_blocks(rays.num_directions, kRaysPerTask);
+  parallel_tasks(rays.num_origins * chunks, [&](int64_t task) {
+    const int64_t origin = task / chunks, begin = (task - origin * chunks) * kRaysPerTask;
+    const int64_t end = std::min(rays.num_directions, begin + kRaysPerTask);
+    std::array<int, (ray_iou::kMaxThresholds + 2) * ray_iou::kMaxClasses> own;
+    std::fill_n(own.begin(), counting.size(), 0);
+    for (int64_t column = begin; column < end; ++column) {
+      RayEnd gt, pred;
+      rays.cast(origin, column, gt, pred);
+      if (counting.counts == nullptr) continue;
+      counting.count(gt, pred, rays.empty, [&](int entry) { ++own[entry]; });
+    }
+    const int64_t sample = rays.sample_of_origin[origin];
+    if (counting.counts == nullptr || sample < 0 || sample >= rays.num_samples) return;
+    int64_t* counts = counting.counts + sample * counting.size();
+    for (int i = 0; i < counting.size(); ++i) {
+      if (own[i] != 0) __atomic_fetch_add(counts + i, own[i], __ATOMIC_RELAXED);
+    }
+  });
+}
+
+void run_rays(c10::Device device, const Rays& rays, const Counting& counting) {
+  if (!device.is_cuda()) return run_rays_cpu(rays, counting);
+  if constexpr (kWithCuda) ray_iou::launch_rays_cuda(rays, counting, current_stream(device));
+}
+
+// Keeps what the pointers of `rays` point to.
+struct Held {
+  at::Tensor origins, samples, directions, gt, pred, gt_words, pred_words;
+  Rays rays{};
+};
+
+void check_rays(const at::Tensor& grids, const at::Tensor& origins, const at::Tensor& samples,
+                const at::Tensor& directions, at::ArrayRef<double> grid_min, double voxel_size,
+                int64_t empty_label) {
+  ray_cast::check_grids(grids);
+  ray_cast::check_empty_label(empty_label);
+  TORCH_CHECK_VALUE(origins.dim() == 2 && origins.size(1) == 3 &&
+                        origins.scalar_type() == at::kDouble,
+                    "origins must be float64 [N, 3], got ", origins.scalar_type(), " ",
+                    origins.sizes());
+  TORCH_CHECK_VALUE(samples.dim() == 1 && samples.size(0) == origins.size(0) &&
+                        samples.scalar_type() == at::kLong,
+                    "sample_of_origin must be int64 [", origins.size(0), "], got ",
+                    samples.scalar_type(), " ", samples.sizes());
+  TORCH_CHECK_VALUE(directions.dim() == 2 && directions.size(1) == 3 &&
+                        directions.scalar_type() == at::kFloat,
+                    "directions must be float32 [D, 3], got ", directions.scalar_type(), " ",
+                    directions.sizes());
+  TORCH_CHECK_VALUE(grid_min.size() == 3 && voxel_size > 0,
+                    "grid_min must have three entries and voxel_size be positive, got ", grid_min,
+                    " and ", voxel_size);
+  check_same_device(origins, "origins", grids, "grids");
+  check_same_device(samples, "sample_of_origin", grids, "grids");
+  check_same_device(directions, "directions", grids, "grids");
+}
+
+Held hold_rays(const at::Tensor& grids, const at::Tensor& origins, const at::Tensor& samples,
+               const at::Tensor& directions, at::ArrayRef<double> grid_min, double voxel_size,
+               int64_t empty_label) {
+  check_rays(grids, origins, samples, directions, grid_min, voxel_size, empty_label);
+  Held held;
+  held.origins = origins.contiguous();
+  held.samples = samples.contiguous();
+  held.directions = directions.contiguous();
+  Rays& rays = held.rays;
+  rays.layout = ray_cast::layout_of(grids.sizes().slice(1));
+  rays.origins_m = held.origins.const_data_ptr<double>();
+  rays.sample_of_origin = held.samples.const_data_ptr<int64_t>();
+  rays.directions = held.directions.const_data_ptr<float>();
+  rays.num_samples = grids.size(0);
+  rays.num_origins = origins.size(0);
+  rays.num_directions = directions.size(0);
+  std::copy_n(grid_min.begin(), 3, rays.grid_min);
+  rays.depth_scale = static_cast<float>(voxel_size);
+  rays.voxel_size = static_cast<double>(rays.depth_scale);
+  rays.empty = static_cast<uint8_t>(empty_label);
+  return held;
+}
+
+const uint64_t* words_of(const at::Tensor& masks) {
+  return reinterpret_cast<const uint64_t*>(masks.const_data_ptr<int64_t>());
+}
+
+void set_gt(Held& held, const at::Tensor& gt) {
+  held.gt = gt.contiguous();
+  held.gt_words = ray_cast::make_masks(held.gt, held.rays.empty);
+  held.rays.gt = held.gt.const_data_ptr<uint8_t>();
+  held.rays.gt_words = words_of(held.gt_words);
+  held.rays.cast_gt = true;
+}
+
+void set_pred(Held& held, const at::Tensor& pred) {
+  held.pred = pred.contiguous();
+  held.pred_words = ray_cast::make_masks(held.pred, held.rays.empty);
+  held.rays.pred = held.pred.const_data_ptr<uint8_t>();
+  held.rays.pred_words = words_of(held.pred_words);
+  held.rays.cast_pred = true;
+}
+
+// Where the rays of the ground truth go.
+std::tuple<at::Tensor, at::Tensor> make_gt_rays(Held& held) {
+  const auto options = held.origins.options();
+  const std::array<int64_t, 2> shape{held.rays.num_origins, held.rays.num_directions};
+  at::Tensor label = at::empty(shape, options.dtype(at::kByte));
+  at::Tensor depth = at::empty(shape, options.dtype(at::kFloat));
+  held.rays.gt_label = label.mutable_data_ptr<uint8_t>();
+  held.rays.gt_depth_m = depth.mutable_data_ptr<float>();
+  return {label, depth};
+}
+
+std::tuple<at::Tensor, at::Tensor> label_rays(const at::Tensor& grids, const at::Tensor& origins,
+                                              const at::Tensor& sample_of_origin,
+                                              const at::Tensor& directions,
+                                              at::ArrayRef<double> grid_min, double voxel_size,
+                                              int64_t empty_label) {
+  const c10::DeviceGuard guard(grids.device());
+  Held held = hold_rays(grids, origins, sample_of_origin, directions, grid_min, voxel_size,
+                        empty_label);
+  set_gt(held, grids);
+  auto result = make_gt_rays(held);
+  run_rays(grids.device(), held.rays, Counting{});
+  return result;
+}
+
+Counting make_counting(const at::Tensor& counts, at::ArrayRef<double> thresholds) {
+  Counting counting{};
+  counting.num_thresholds = static_cast<int>(thresholds.size());
+  counting.num_classes = static_cast<int>(counts.size(2));
+  for (size_t h = 0; h < thresholds.size(); ++h) {
+    counting.thresholds_m[h] = static_cast<float>(thresholds[h]);
+  }
+  counting.counts = counts.mutable_data_ptr<int64_t>();
+  return counting;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> ray_iou_counts(
+    const at::Tensor& pred, const std::optional<at::Tensor>& gt, const at::Tensor& origins,
+    const at::Tensor& sample_of_origin, const at::Tensor& directions,
+    at::ArrayRef<double> grid_min, double voxel_size, int64_t empty_label, int64_t num_classes,
+    at::ArrayRef<double> thresholds, const std::optional<at::Tensor>& gt_label,
+    const std::optional<at::Tensor>& gt_depth) {
+  const c10::DeviceGuard guard(pred.device());
+  Held held = hold_rays(pred, origins, sample_of_origin, directions, grid_min, voxel_size,
+                        empty_label);
+  TORCH_CHECK_VALUE(num_classes >= 1 && num_classes <= ray_iou::kMaxClasses,
+                    "num_classes must be in 1..", ray_iou::kMaxClasses, ", got ", num_classes);
+  const auto num_thresholds = static_cast<int64_t>(thresholds.size());
+  TORCH_CHECK_VALUE(num_thresholds >= 1 && num_thresholds <= ray_iou::kMaxThresholds,
+                    "there must be 1 to ", ray_iou::kMaxThresholds, " thresholds, got ",
+                    num_thresholds);
+  TORCH_CHECK_VALUE(gt.has_value() != (gt_label.has_value() && gt_depth.has_value()),
+                    "give either the ground truth's grids or its rays");
+  set_pred(held, pred);
+  at::Tensor label, depth;
+  if (gt.has_value()) {
+    TORCH_CHECK_VALUE(gt->sizes() == pred.sizes() && gt->scalar_type() == at::kByte,
+                      "prediction and ground truth must be uint8 grids of one shape, got ",
+                      pred.sizes(), " and ", gt->scalar_type(), " ", gt->sizes());
+    check_same_device(*gt, "gt", pred, "pred");
+    set_gt(held, *gt);
+    std::tie(label, depth) = make_gt_rays(held);
+  } else {
+    const std::array<int64_t, 2> shape{held.rays.num_origins, held.rays.num_directions};
+    TORCH_CHECK_VALUE(gt_label->sizes() == shape && gt_label->scalar_type() == at::kByte,
+                      "gt_label must be uint8 [", shape[0], ", ", shape[1], "], got ",
+                      gt_label->scalar_type(), " ", gt_label->sizes());
+    TORCH_CHECK_VALUE(gt_depth->sizes() == shape && gt_depth->scalar_type() == at::kFloat,
+                      "gt_depth must be float32 [", shape[0], ", ", shape[1], "], got ",
+                      gt_depth->scalar_type(), " ", gt_depth->sizes());
+    check_same_device(*gt_label, "gt_label", pred, "pred");
+    check_same_device(*gt_depth, "gt_depth", pred, "pred");
+    // Read only: these rays are not cast. Results of an operation share no memory with its inputs,
+    // so none are returned.
+    label = gt_label->contiguous();
+    depth = gt_depth->contiguous();
+    held.rays.gt_label = const_cast<uint8_t*>(label.const_data_ptr<uint8_t>());
+    held.rays.gt_depth_m = const_cast<float*>(depth.const_data_ptr<float>());
+  }
+  at::Tensor counts =
+      at::zeros({pred.size(0), num_thresholds + 2, num_classes}, origins.options().dtype(at::kLong));
+  run_rays(pred.device(), held.rays, make_counting(counts, thresholds));
+  if (gt.has_value()) return {counts, label, depth};
+  return {counts, at::empty({0, 0}, label.options()), at::empty({0, 0}, depth.options())};
+}
+
+}  // namespace
+
+OPUS_REGISTER(m) {
+  m.impl("label_rays", &label_rays);
+  m.impl("ray_iou_counts", &ray_iou_counts);
+}
+
+}  // namespace opus

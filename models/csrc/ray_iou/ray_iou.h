@@ -1,0 +1,152 @@
+// RayIoU's rays and counts: one item is one ray, walked through prediction and ground truth at once.
+#pragma once
+
+#include <math.h>
+
+#include <cstdint>
+
+#include "common/cuda_launch.h"
+#include "common/defs.h"
+#include "ray_cast/ray_cast.h"
+
+namespace opus {
+namespace ray_iou {
+
+constexpr int kMaxThresholds = 8;
+constexpr int kMaxClasses = 256;
+
+// Class and depth of the first occupied voxel. The depth, in metres, is that of the point where the
+// ray leaves the voxel; without a voxel the class is free and the voxel the last of the grid.
+struct RayEnd {
+  uint8_t label;
+  float depth_m;
+};
+
+// Words of two grids, of which either may be left out by a mask of zero.
+struct GridPair {
+  const uint64_t *gt, *pred;
+  uint64_t use_gt, use_pred;
+  OPUS_HD uint64_t operator()(int64_t word) const {
+    return (gt[word] & use_gt) | (pred[word] & use_pred);
+  }
+};
+
+// Origin and unit direction of a ray in voxels. RayIoU's definition hands start and end of a ray
+// over in single precision, in voxels. Rays that graze a voxel's corner turn on that rounding, so it
+// is repeated here step by step.
+OPUS_HD void ray_in_voxels(const double* origin_m, const float* direction, const double* grid_min,
+                           double voxel_size, double* o, double* d) {
+  float along[3];
+  for (int a = 0; a < 3; ++a) {
+    const auto start = static_cast<float>((origin_m[a] - grid_min[a]) / voxel_size);
+    const double end_m = origin_m[a] + static_cast<double>(direction[a]);
+    along[a] = static_cast<float>((end_m - grid_min[a]) / voxel_size) - start;
+    o[a] = static_cast<double>(start);
+  }
+  const float length = sqrtf((along[0] * along[0] + along[1] * along[1]) + along[2] * along[2]);
+  for (int a = 0; a < 3; ++a) d[a] = static_cast<double>(along[a] / length);
+}
+
+// Rays of N origins, D directions each, through the grids of their samples.
+struct Rays {
+  ray_cast::Masks layout;           // its `words` are not used
+  const uint64_t *gt_words, *pred_words;
+  const uint8_t *gt, *pred;         // labels [B, X, Y, Z]
+  const double* origins_m;          // [N, 3]
+  const int64_t* sample_of_origin;  // [N]; an origin outside 0 ... B - 1 sees nothing
+  const float* directions;          // [D, 3]
+  int64_t num_samples, num_origins, num_directions;
+  double grid_min[3];
+  double voxel_size;                // of a cube, rounded to single precision as in the definition
+  float depth_scale;                // the same, for depths
+  uint8_t empty;
+  bool cast_gt, cast_pred;          // what is not cast is not touched
+  uint8_t* gt_label;                // [N, D]; written if cast_gt, read if not
+  float* gt_depth_m;
+
+  OPUS_HD RayEnd end_of(const uint8_t* labels, int64_t sample, const ray_cast::Hit& hit) const {
+    const int* size = layout.size;
+    const int* v = hit.voxel;
+    const int64_t row = (sample * size[0] + v[0]) * size[1] + v[1];
+    return {hit.hit ? labels[row * size[2] + v[2]] : empty,
+            static_cast<float>(hit.t_exit) * depth_scale};
+  }
+
+  OPUS_HD bool is_occupied(const uint64_t* words, const ray_cast::Ray& ray) const {
+    const int* v = ray.v;
+    return words[layout.offset[0] + ray_cast::block_index(layout, 0, v)] >>
+               ray_cast::bit_of(v[0], v[1], v[2]) & 1;
+  }
+
+  // Ends of ray `column` of an origin. One walk serves both grids up to the first voxel that either
+  // occupies, and goes on for the other. `pred` is set where the ground truth is not free.
+  OPUS_HD void cast(int64_t origin, int64_t column, RayEnd& gt_end, RayEnd& pred_end) const {
+    const int64_t r = origin * num_directions + column, sample = sample_of_origin[origin];
+    gt_end = pred_end = {empty, 0.f};
+    if (!cast_gt) gt_end = {gt_label[r], gt_depth_m[r]};
+    if (sample >= 0 && sample < num_samples && (cast_gt || gt_end.label != empty)) {
+      walk(origin, column, sample, gt_end, pred_end);
+    }
+    if (cast_gt) {
+      gt_label[r] = gt_end.label;
+      gt_depth_m[r] = gt_end.depth_m;
+    }
+  }
+
+ private:
+  OPUS_HD void walk(int64_t origin, int64_t column, int64_t sample, RayEnd& gt_end,
+                    RayEnd& pred_end) const {
+    double o[3], d[3];
+    ray_in_voxels(origins_m + 3 * origin, directions + 3 * column, grid_min, voxel_size, o, d);
+    ray_cast::Ray ray;
+    if (!ray_cast::start_ray(layout, o, d, INFINITY, ray)) return;
+    // A grid that is not cast lends its place to the other; its mask keeps it out.
+    const int64_t first_word = sample * layout.total;
+    const uint64_t* any = cast_gt ? gt_words : pred_words;
+    GridPair grid{(cast_gt ? gt_words : any) + first_word, (cast_pred ? pred_words : any) + first_word,
+                  cast_gt ? ~0ull : 0, cast_pred ? ~0ull : 0};
+    while (true) {
+      ray_cast::Hit hit;
+      ray_cast::finish(ray, ray_cast::walk_grid(layout, grid, ray, true), hit);
+      if (grid.use_gt && (!hit.hit || is_occupied(grid.gt, ray))) {
+        gt_end = end_of(gt, sample, hit);
+        grid.use_gt = 0;
+      }
+      if (grid.use_pred && (!hit.hit || is_occupied(grid.pred, ray))) {
+        pred_end = end_of(pred, sample, hit);
+        grid.use_pred = 0;
+      }
+      if (!(grid.use_gt | grid.use_pred)) return;
+    }
+  }
+};
+
+// Counts of one sample: rows 0 ... H - 1 rays whose class agrees and whose depth differs by less than
+// a threshold, by class; row H rays of the ground truth, row H + 1 of the prediction. Rays that are
+// free in the ground truth do not count, nor do labels of num_classes and more.
+struct Counting {
+  int num_classes, num_thresholds;
+  float thresholds_m[kMaxThresholds];
+  int64_t* counts;  // [B, H + 2, num_classes]
+
+  OPUS_HD int size() const { return (num_thresholds + 2) * num_classes; }
+
+  // Calls add(i) for every entry i of a sample's counts that the ray raises by one.
+  template <typename Add>
+  OPUS_HD void count(const RayEnd& gt, const RayEnd& pred, uint8_t empty, const Add& add) const {
+    if (gt.label == empty) return;
+    if (gt.label < num_classes) add(num_thresholds * num_classes + gt.label);
+    if (pred.label < num_classes) add((num_thresholds + 1) * num_classes + pred.label);
+    if (gt.label != pred.label || gt.label >= num_classes) return;
+    const float error = fabsf(pred.depth_m - gt.depth_m);
+    for (int h = 0; h < num_thresholds; ++h) {
+      if (error < thresholds_m[h]) add(h * num_classes + gt.label);
+    }
+  }
+};
+
+// Casts all rays and adds up what they count; `counting.counts` is null where rays alone are wanted.
+void launch_rays_cuda(const Rays& rays, const Counting& counting, CudaStream stream);
+
+}  // namespace ray_iou
+}  // namespace opus

@@ -1,0 +1,249 @@
+"""Rays of RayIoU: class and depth of what they hit, and counts of agreement between two grids.
+
+Liu et al., "Fully Sparse 3D Occupancy Prediction" (SparseOcc, arXiv 2312.17118).
+
+Dimensions:
+    B samples, X Y Z voxels along the axes, N ray origins of all samples together, D directions,
+    K classes (free included), H depth thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._extension import native, on_load, runs_natively
+from .ray_cast import ray_cast_reference
+
+__all__ = [
+    "LabelRays",
+    "label_rays",
+    "label_rays_reference",
+    "ray_iou_counts",
+    "ray_iou_counts_reference",
+]
+
+
+class LabelRays(NamedTuple):
+    """What rays see.
+
+    Attributes:
+        label: uint8 [N, D], class of the first occupied voxel, the free label without one.
+        depth_m: float32 [N, D], distance to where the ray leaves that voxel; without one, to where
+            it leaves the last voxel of the grid; 0 where it misses the grid.
+    """
+
+    label: Tensor
+    depth_m: Tensor
+
+
+def label_rays(
+    grids: Tensor,
+    origins: Tensor,
+    sample_of_origin: Tensor,
+    directions: Tensor,
+    grid_min: Sequence[float],
+    voxel_size: float,
+    empty_label: int,
+) -> LabelRays:
+    """Casts rays through the label grids of their samples.
+
+    Starts and ends of rays are rounded to float32 in voxels, as RayIoU's definition does it. A ray
+    whose origin or direction is not finite sees nothing.
+
+    Args:
+        grids: uint8 [B, X, Y, Z].
+        origins: float64 [N, 3], metres, in the frame of the grids.
+        sample_of_origin: int64 [N], whose grid it looks at; others than 0 ... B - 1 see nothing.
+        directions: float32 [D, 3] unit vectors, the same from every origin.
+        grid_min: lower corner of the grids (x, y, z), metres.
+        voxel_size: edge of a voxel, a cube, metres.
+        empty_label: label of voxels that rays pass through.
+
+    Raises:
+        ValueError: a shape, dtype or size does not fit.
+        ExtensionError: the native extension is not built.
+    """
+    if not runs_natively("label_rays", grids):
+        return label_rays_reference(
+            grids, origins, sample_of_origin, directions, grid_min, voxel_size, empty_label
+        )
+    low, edge = [float(value) for value in grid_min], float(voxel_size)
+    return LabelRays(
+        *native("label_rays")(grids, origins, sample_of_origin, directions, low, edge, empty_label)
+    )
+
+
+def ray_iou_counts(
+    pred: Tensor,
+    gt: Tensor | LabelRays,
+    origins: Tensor,
+    sample_of_origin: Tensor,
+    directions: Tensor,
+    grid_min: Sequence[float],
+    voxel_size: float,
+    empty_label: int,
+    num_classes: int,
+    thresholds_m: Sequence[float],
+) -> tuple[Tensor, LabelRays]:
+    """Casts all rays of a batch through prediction and ground truth and counts their agreement.
+
+    Both grids are walked at once. Rays that are free in the ground truth are not scored; with
+    ``gt`` as rays they are not even cast. Labels of ``num_classes`` and more are counted nowhere.
+
+    Args:
+        pred: uint8 [B, X, Y, Z].
+        gt: the same of the ground truth, or what :func:`label_rays` or an earlier call returned for
+            it with the same rays.
+        origins: See :func:`label_rays`, as the following.
+        sample_of_origin: int64 [N].
+        directions: float32 [D, 3].
+        grid_min: metres.
+        voxel_size: metres.
+        empty_label: label of voxels that rays pass through.
+        num_classes: K, 256 at most.
+        thresholds_m: 1 to 8 depth tolerances, metres.
+
+    Returns:
+        Counts int64 [B, H + 2, K]: by class, rays whose class agrees and whose depth differs by
+        less than threshold h; rays of the ground truth; scored rays of the prediction. And the rays
+        of the ground truth.
+
+    Raises:
+        ValueError: a shape, dtype or size does not fit.
+        ExtensionError: the native extension is not built.
+    """
+    if not runs_natively("ray_iou_counts", pred):
+        return ray_iou_counts_reference(
+            pred, gt, origins, sample_of_origin, directions, grid_min, voxel_size, empty_label,
+            num_classes, thresholds_m,
+        )  # fmt: skip
+    cached = gt if isinstance(gt, LabelRays) else None
+    counts, *rays = native("ray_iou_counts")(
+        pred,
+        None if cached else gt,
+        origins,
+        sample_of_origin,
+        directions,
+        [float(value) for value in grid_min],
+        float(voxel_size),
+        empty_label,
+        num_classes,
+        [float(value) for value in thresholds_m],
+        cached.label if cached else None,
+        cached.depth_m if cached else None,
+    )
+    return counts, cached or LabelRays(*rays)
+
+
+def label_rays_reference(
+    grids: Tensor,
+    origins: Tensor,
+    sample_of_origin: Tensor,
+    directions: Tensor,
+    grid_min: Sequence[float],
+    voxel_size: float,
+    empty_label: int,
+) -> LabelRays:
+    """Plain-torch twin of :func:`label_rays`. Same arguments."""
+    shape = (len(origins), len(directions))
+    label = torch.full(shape, empty_label, dtype=torch.uint8, device=grids.device)
+    depth_m = torch.zeros(shape, dtype=torch.float32, device=grids.device)
+    low = torch.tensor(grid_min, dtype=torch.float64, device=grids.device)
+    # Tensors, not numbers: dividing by a number may become multiplying by its inverse.
+    edge = torch.full_like(low, voxel_size, dtype=torch.float32).double()
+    for i, sample in enumerate(sample_of_origin.tolist()):
+        if not 0 <= sample < len(grids):
+            continue
+        start = ((origins[i] - low) / edge).float()
+        along = ((origins[i] + directions.double() - low) / edge).float() - start
+        x, y, z = along.unbind(-1)
+        # The root of a double, rounded, is that of a float rounded right; torch's own is not.
+        length = ((x * x + y * y) + z * z).double().sqrt().float()
+        along = along / length[:, None]
+        grid = grids[sample]
+        hits = ray_cast_reference(grid[None], start[None], along, (0, 0, 0), (1, 1, 1), empty_label)
+        x, y, z = hits.voxel[0, 0].long().clamp(min=0).unbind(-1)
+        label[i] = torch.where(hits.hit[0, 0], grid[x, y, z], label[i])
+        depth_m[i] = hits.t_exit[0, 0] * edge[0].float()
+    return LabelRays(label, depth_m)
+
+
+def ray_iou_counts_reference(
+    pred: Tensor,
+    gt: Tensor | LabelRays,
+    origins: Tensor,
+    sample_of_origin: Tensor,
+    directions: Tensor,
+    grid_min: Sequence[float],
+    voxel_size: float,
+    empty_label: int,
+    num_classes: int,
+    thresholds_m: Sequence[float],
+) -> tuple[Tensor, LabelRays]:
+    """Plain-torch twin of :func:`ray_iou_counts`. Same arguments."""
+    rays = (origins, sample_of_origin, directions, grid_min, voxel_size, empty_label)
+    true = gt if isinstance(gt, LabelRays) else label_rays_reference(gt, *rays)
+    found = label_rays_reference(pred, *rays)
+    counts = torch.zeros(
+        len(pred), len(thresholds_m) + 2, num_classes, dtype=torch.int64, device=pred.device
+    )
+    error = (found.depth_m - true.depth_m).abs()
+    scored = true.label != empty_label
+    known = (sample_of_origin >= 0) & (sample_of_origin < len(pred))
+    scored = scored & known[:, None]
+    sample = sample_of_origin[:, None].expand_as(scored)
+
+    def add(row: int, label: Tensor, which: Tensor) -> None:
+        which = which & (label < num_classes)
+        entry = sample[which] * num_classes + label[which].long()
+        total = torch.bincount(entry, minlength=len(pred) * num_classes)
+        counts[:, row] += total.view(len(pred), num_classes)
+
+    for h, threshold in enumerate(thresholds_m):
+        add(h, true.label, scored & (found.label == true.label) & (error < threshold))
+    add(len(thresholds_m), true.label, scored)
+    add(len(thresholds_m) + 1, found.label, scored)
+    return counts, true
+
+
+@on_load
+def _register() -> None:
+    @torch.library.register_fake("opus::label_rays")
+    def _(
+        grids: Tensor,
+        origins: Tensor,
+        sample_of_origin: Tensor,
+        directions: Tensor,
+        grid_min: list[float],
+        voxel_size: float,
+        empty_label: int,
+    ) -> tuple[Tensor, Tensor]:
+        shape = (origins.shape[0], directions.shape[0])
+        return directions.new_empty(shape, dtype=torch.uint8), directions.new_empty(shape)
+
+    @torch.library.register_fake("opus::ray_iou_counts")
+    def _(
+        pred: Tensor,
+        gt: Tensor | None,
+        origins: Tensor,
+        sample_of_origin: Tensor,
+        directions: Tensor,
+        grid_min: list[float],
+        voxel_size: float,
+        empty_label: int,
+        num_classes: int,
+        thresholds: list[float],
+        gt_label: Tensor | None,
+        gt_depth: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (origins.shape[0], directions.shape[0]) if gt is not None else (0, 0)
+        counts = (pred.shape[0], len(thresholds) + 2, num_classes)
+        return (
+            origins.new_empty(counts, dtype=torch.int64),
+            directions.new_empty(shape, dtype=torch.uint8),
+            directions.new_empty(shape),
+        )

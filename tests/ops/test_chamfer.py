@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from models.ops import chamfer_terms, chamfer_terms_reference
+
+BETA = 0.2
+
+
+def case(seed: int, n: int, m: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    query, reference = (
+        (torch.randn(k, 3, generator=generator, dtype=torch.float64) * 0.3).to(device, dtype)
+        for k in (n, m)
+    )
+    index = torch.randint(-1, m + 1, (n,), generator=generator).to(device)  # also none of them
+    return query.requires_grad_(), reference.requires_grad_(), index
+
+
+@given(seed=st.integers(0, 2**31), n=st.integers(0, 40), m=st.integers(1, 12))
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.float16, 2e-2), (torch.bfloat16, 1e-1)],
+)
+def test_terms_and_gradients_equal_the_twins(
+    device: str, seed: int, n: int, m: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    query, reference, index = case(seed, n, m, dtype, device)
+    weight = torch.rand(n, device=device) + 0.5
+    results = []
+    for function in (chamfer_terms, chamfer_terms_reference):
+        terms = function(query, reference, index, BETA)
+        grads = torch.autograd.grad((terms * weight).sum(), (query, reference))
+        results.append((terms, *grads))
+    for ours, twin in zip(*results, strict=True):
+        assert ours.dtype == twin.dtype
+        torch.testing.assert_close(ours, twin, rtol=tolerance, atol=tolerance)
+
+
+def test_gradcheck(device: str) -> None:
+    # away from the kinks at 0 and beta
+    query = torch.tensor([[0.05, 1.0, -0.1], [0.3, -0.07, 2.0], [5.0, 5.0, 5.0]], device=device)
+    reference = torch.tensor([[0.0, 0.0, 0.0], [0.7, 0.3, 0.1]], device=device)
+    inputs = [x.double().requires_grad_() for x in (query, reference)]
+    index = torch.tensor([0, 1, 1], device=device)
+    assert torch.autograd.gradcheck(lambda q, r: chamfer_terms(q, r, index, BETA), inputs)
+
+
+def test_by_hand(device: str) -> None:
+    query = torch.tensor([[1.0, 0.1, 0.0]], device=device, requires_grad=True)
+    reference = torch.zeros(1, 3, device=device)
+    terms = chamfer_terms(query, reference, torch.zeros(1, dtype=torch.int64, device=device), BETA)
+    # 1 - 0.1 in x, 0.5 * 0.01 / 0.2 in y
+    assert terms.item() == pytest.approx(0.925)
+    terms.sum().backward()
+    assert query.grad is not None and query.grad[0].tolist() == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_nan_stays_where_it_is(device: str) -> None:
+    query = torch.tensor([[float("nan"), 0, 0], [1.0, 0, 0]], device=device, requires_grad=True)
+    reference = torch.zeros(2, 3, device=device)
+    terms = chamfer_terms(query, reference, torch.tensor([0, 1], device=device), BETA)
+    assert terms.isnan().tolist() == [True, False]
+    terms.sum().backward()
+    assert query.grad is not None and query.grad.isnan().any(1).tolist() == [True, False]
+
+
+def test_backward_keeps_the_arguments_alone() -> None:
+    query, reference, index = case(0, 1000, 50, torch.float32, "cpu")
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        chamfer_terms(query, reference, index, BETA)
+    assert {x.data_ptr() for x in kept} == {x.data_ptr() for x in (query, reference, index)}
+
+
+def test_strided_arguments(device: str) -> None:
+    query, reference, index = case(1, 30, 9, torch.float32, device)
+    strided = (query.detach().t().contiguous().t(), torch.cat([reference.detach()] * 2, 1)[:, :3])
+    ours = chamfer_terms(*strided, index.repeat_interleave(2)[::2], BETA)
+    assert torch.equal(ours, chamfer_terms(query, reference, index, BETA))
+
+
+def test_bad_arguments(device: str) -> None:
+    query, reference, index = case(2, 4, 5, torch.float32, device)
+    with pytest.raises(ValueError, match=r"query must be \[N, 3\], got \[4, 2\]"):
+        chamfer_terms(query[:, :2], reference, index, BETA)
+    with pytest.raises(ValueError, match=r"index must be int64 \[4\], got Int \[4\]"):
+        chamfer_terms(query, reference, index.int(), BETA)
+    with pytest.raises(ValueError, match="one dtype, got Float and Double"):
+        chamfer_terms(query, reference.double(), index, BETA)
+    with pytest.raises(ValueError, match="beta must be positive, got 0"):
+        chamfer_terms(query, reference, index, 0.0)
+
+
+def test_opcheck(device: str) -> None:
+    torch.library.opcheck(
+        torch.ops.opus.chamfer_terms.default, (*case(3, 8, 5, torch.float64, device), BETA)
+    )

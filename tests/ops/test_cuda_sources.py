@@ -1,0 +1,50 @@
+"""The CUDA sources compile without a GPU, without a warning, and spill next to nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts import compile_cuda, native_build
+
+PTXAS = """
+ptxas info    : Compiling entry function '_Z6kernelIfEvPT_' for 'sm_80'
+ptxas info    : Function properties for _Z6kernelIfEvPT_
+    16 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 37 registers, used 1 barriers, 1024 bytes smem, 372 bytes cmem[0]
+ptxas info    : Compiling entry function '_Z6kernelIfEvPT_' for 'sm_90'
+ptxas info    : Function properties for _Z6kernelIfEvPT_
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 12 registers, 372 bytes cmem[0]
+"""
+
+
+def test_report_of_the_assembler_is_read() -> None:
+    first, second = compile_cuda.parse_report(PTXAS)
+    assert first == compile_cuda.KernelUse("kernel<float>", "80", 37, 16, 12, 1024)
+    assert second == compile_cuda.KernelUse("kernel<float>", "90", 12, 0, 0, 0)
+    assert "| `kernel<float>` | 37 / 16 / 12 / 1024 | 12 / 0 / 0 / 0 |" in compile_cuda.report(
+        [first, second]
+    )
+
+
+def test_all_sources_compile_for_all_architectures() -> None:
+    uses = compile_cuda.compile_all(jobs=2)
+    kernels = {use.kernel for use in uses}
+    assert len(kernels) >= len(native_build.find_sources(".cu"))
+    by_architecture = {
+        arch: {use.kernel for use in uses if use.architecture == arch}
+        for arch in native_build.REPORTED_ARCHITECTURES
+    }
+    assert all(own == kernels for own in by_architecture.values())
+    # Two doubles of the tree search go to memory on some architectures, beside its stack.
+    spilling = [use for use in uses if use.spill_bytes > 16]
+    assert not spilling, compile_cuda.report(spilling)
+
+
+def test_a_warning_is_an_error(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_build, "ROOT", tmp_path)
+    (tmp_path / "unused.cu").write_text("void f() { int unused = 1; }\n")
+    cuda_home = native_build.find_cuda_home()
+    assert cuda_home is not None
+    with pytest.raises(compile_cuda.CompileError, match=r"unused\.cu: .*nvcc"):
+        compile_cuda.compile_source("unused.cu", cuda_home, tmp_path)

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from models.ops import (
+    LabelRays,
+    label_rays,
+    label_rays_reference,
+    ray_iou_counts,
+    ray_iou_counts_reference,
+)
+
+MIN, EDGE, FREE, CLASSES = (-4.0, -4.0, -0.4), 0.4, 3, 4
+THRESHOLDS = (0.5, 1.0, 2.0)
+
+
+def scene(seed: int, samples: int, density: float, device: str) -> tuple[Tensor, ...]:
+    """Predictions and ground truths [B, 20, 21, 8], origins, their samples, directions."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (2, samples, 20, 21, 8)
+    labels = torch.randint(0, FREE, shape, generator=generator)
+    grids = torch.where(torch.rand(shape, generator=generator) < density, labels, FREE)
+    grids = grids.to(torch.uint8)
+    count = int(torch.randint(0, 6, (), generator=generator))
+    origins = torch.rand(count, 3, generator=generator, dtype=torch.float64) * 6 - 3
+    sample_of_origin = torch.randint(-1, samples + 1, (count,), generator=generator)
+    directions = torch.randn(40, 3, generator=generator)
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    return tuple(x.to(device) for x in (*grids, origins, sample_of_origin, directions))
+
+
+@given(
+    seed=st.integers(0, 2**31), samples=st.integers(1, 3), density=st.sampled_from([0, 0.02, 0.3])
+)
+def test_native_equals_twin(device: str, seed: int, samples: int, density: float) -> None:
+    """Bit for bit; with cast and with cached rays; origins of no sample see nothing."""
+    pred, gt, *rays = scene(seed, samples, density, device)
+    settings = (*rays, MIN, EDGE, FREE)
+    seen, expected = label_rays(gt, *settings), label_rays_reference(gt, *settings)
+    for ours, theirs in zip(seen, expected, strict=True):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+    for truth in (gt, seen):
+        counts, cast = ray_iou_counts(pred, truth, *settings, CLASSES, THRESHOLDS)
+        twin, _ = ray_iou_counts_reference(pred, truth, *settings, CLASSES, THRESHOLDS)
+        assert torch.equal(counts, twin)
+        assert torch.equal(cast.label, seen.label) and torch.equal(cast.depth_m, seen.depth_m)
+
+
+def one_ray(device: str) -> tuple[Tensor, ...]:
+    """Grids free but for what the test sets, one origin at x = 0 looking along +x."""
+    grids = torch.full((2, 1, 20, 20, 8), FREE, dtype=torch.uint8, device=device)
+    origins = torch.tensor([[0.0, 0.1, 1.0]], dtype=torch.float64, device=device)
+    along = torch.tensor([[1.0, 0.0, 0.0]], device=device)
+    return (*grids, origins, torch.zeros(1, dtype=torch.int64, device=device), along)
+
+
+def test_counts_by_hand(device: str) -> None:
+    pred, gt, *rays = one_ray(device)
+    gt[0, 12, 10, 3] = 1  # x from 0.8 to 1.2 m
+    settings = (*rays, MIN, EDGE, FREE, CLASSES, THRESHOLDS)
+
+    def counts() -> list[list[int]]:
+        return ray_iou_counts(pred, gt, *settings)[0][0].tolist()
+
+    nothing = [[0, 0, 0, 0]] * 3
+    assert counts() == [*nothing, [0, 1, 0, 0], [0, 0, 0, 1]]  # predicted free
+    pred[0, 14, 10, 3] = 1  # 0.8 m too far: within 1 and 2 m
+    assert counts() == [[0] * 4, [0, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]]
+    pred[0, 12, 10, 3] = 2  # the right place, another class
+    assert counts() == [*nothing, [0, 1, 0, 0], [0, 0, 1, 0]]
+    gt[:] = FREE  # nothing to score
+    assert counts() == [[0] * 4] * 5
+
+
+def test_depth_is_to_where_the_ray_leaves(device: str) -> None:
+    _, gt, *rays = one_ray(device)
+    gt[0, 12, 10, 3] = 1
+    seen = label_rays(gt, *rays, MIN, EDGE, FREE)
+    assert seen.label.item() == 1 and seen.depth_m.item() == pytest.approx(1.2, abs=1e-6)
+    gt[:] = FREE
+    seen = label_rays(gt, *rays, MIN, EDGE, FREE)
+    assert seen.label.item() == FREE and seen.depth_m.item() == pytest.approx(4.0, abs=1e-6)
+
+
+def test_rays_that_are_not_finite_see_nothing(device: str) -> None:
+    _, gt, origins, sample, along = one_ray(device)
+    gt[:] = 1
+    for bad in (math.nan, math.inf):
+        broken = torch.full_like(origins, bad)
+        seen = label_rays(gt, broken, sample, along, MIN, EDGE, FREE)
+        assert seen.label.item() == FREE and seen.depth_m.item() == 0
+        seen = label_rays(gt, origins, sample, torch.full_like(along, bad), MIN, EDGE, FREE)
+        assert seen.label.item() == FREE and seen.depth_m.item() == 0
+
+
+def test_labels_beyond_the_classes_are_counted_nowhere(device: str) -> None:
+    pred, gt, *rays = one_ray(device)
+    pred[0, 12, 10, 3] = gt[0, 12, 10, 3] = 200
+    settings = (*rays, MIN, EDGE, FREE, CLASSES, THRESHOLDS)
+    for function in (ray_iou_counts, ray_iou_counts_reference):
+        assert function(pred, gt, *settings)[0].sum() == 0
+
+
+def test_strided_arguments_and_threads(at_threads: Callable[..., Any]) -> None:
+    pred, gt, origins, _, directions = scene(5, 3, 0.05, "cpu")
+    origins = torch.rand(7, 3, dtype=torch.float64) * 6 - 3
+    sample = torch.arange(7) % 3
+    settings = (MIN, EDGE, FREE, CLASSES, THRESHOLDS)
+    plain, _ = at_threads(1, ray_iou_counts, pred, gt, origins, sample, directions, *settings)
+    strided = (
+        pred.transpose(1, 3).contiguous().transpose(1, 3),
+        gt.permute(3, 1, 2, 0).contiguous().permute(3, 1, 2, 0),
+        torch.cat([origins, origins], 1)[:, :3],
+        sample.repeat_interleave(2)[::2],
+        directions.t().contiguous().t(),
+    )
+    assert not any(x.is_contiguous() for x in strided)
+    again, _ = at_threads(2, ray_iou_counts, *strided, *settings)
+    assert torch.equal(again, plain) and plain.sum() > 0
+
+
+def test_nothing_to_cast(device: str) -> None:
+    pred, gt, origins, sample, along = one_ray(device)
+    settings = (MIN, EDGE, FREE, CLASSES, THRESHOLDS)
+    for args in (
+        (pred, gt, origins[:0], sample[:0], along), (pred, gt, origins, sample, along[:0]),
+        (pred[:0], gt[:0], origins, sample, along),
+    ):  # fmt: skip
+        counts, seen = ray_iou_counts(*args, *settings)
+        assert counts.shape == (len(args[0]), 5, CLASSES) and counts.sum() == 0
+        assert seen.label.shape == (len(args[2]), len(args[4]))
+
+
+def test_bad_arguments(device: str) -> None:
+    pred, gt, origins, sample, along = one_ray(device)
+    tail = (MIN, EDGE, FREE, CLASSES, THRESHOLDS)
+
+    def call(*args: Any, tail: tuple[Any, ...] = tail) -> None:
+        ray_iou_counts(*args, *tail)
+
+    with pytest.raises(
+        ValueError, match=r"one shape, got \[1, 20, 20, 8\] and Byte \[1, 20, 20, 7\]"
+    ):
+        call(pred, gt[..., :7], origins, sample, along)
+    with pytest.raises(ValueError, match=r"grids must be uint8 \[G, X, Y, Z\], got Long"):
+        call(pred.long(), gt, origins, sample, along)
+    with pytest.raises(ValueError, match=r"origins must be float64 \[N, 3\], got Float \[1, 3\]"):
+        call(pred, gt, origins.float(), sample, along)
+    with pytest.raises(ValueError, match=r"sample_of_origin must be int64 \[1\], got Long \[2\]"):
+        call(pred, gt, origins, sample.repeat(2), along)
+    with pytest.raises(
+        ValueError, match=r"directions must be float32 \[D, 3\], got Double \[1, 3\]"
+    ):
+        call(pred, gt, origins, sample, along.double())
+    with pytest.raises(ValueError, match=r"gt_label must be uint8 \[1, 1\], got Byte \[1, 2\]"):
+        rays = LabelRays(pred.new_zeros(1, 2), along.new_zeros(1, 2))
+        call(pred, rays, origins, sample, along)
+    with pytest.raises(ValueError, match=r"num_classes must be in 1..256, got 0"):
+        call(pred, gt, origins, sample, along, tail=(MIN, EDGE, FREE, 0, THRESHOLDS))
+    with pytest.raises(ValueError, match="1 to 8 thresholds, got 0"):
+        call(pred, gt, origins, sample, along, tail=(MIN, EDGE, FREE, CLASSES, ()))
+    with pytest.raises(ValueError, match="voxel_size be positive"):
+        call(pred, gt, origins, sample, along, tail=(MIN, 0.0, FREE, CLASSES, THRESHOLDS))
+
+
+def test_opcheck(device: str) -> None:
+    pred, gt, origins, sample, along = one_ray(device)
+    rays = (origins, sample, along, list(MIN), EDGE, FREE)
+    torch.library.opcheck(torch.ops.opus.label_rays.default, (gt, *rays))
+    tail = (CLASSES, list(THRESHOLDS))
+    counts = torch.ops.opus.ray_iou_counts.default
+    torch.library.opcheck(counts, (pred, gt, *rays, *tail, None, None))
+    torch.library.opcheck(counts, (pred, None, *rays, *tail, *label_rays(gt, *rays)))

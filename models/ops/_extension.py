@@ -62,8 +62,13 @@ def load() -> None:
             raise ExtensionError(
                 f"{path.name} does not load with torch {torch.__version__} ({error}): {_FIX}"
             ) from error
-        for register in _on_load:
-            register()
+        try:
+            for register in _on_load:
+                register()
+        except RuntimeError as error:
+            raise ExtensionError(
+                f"{path.name} is older than its sources ({str(error).splitlines()[0]}): {_FIX}"
+            ) from error
         _loaded = True
 
 

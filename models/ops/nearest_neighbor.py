@@ -108,7 +108,8 @@ def nearest_neighbor_reference(
 ) -> tuple[Tensor, Tensor]:
     """Plain-torch twin of :func:`nearest_neighbor`: all pairs, in chunks. Same arguments."""
     if isinstance(reference, PointTree):
-        reference, reference_lengths = reference.points, reference.lengths
+        reference_lengths = reference.lengths
+        reference = reference.points
     _check_arguments(query, reference, query_lengths, reference_lengths)
     query, reference = _searched(query), _searched(reference)
     of_query = _lengths(query, query_lengths, "query")

@@ -31,6 +31,10 @@ struct GridPair {
   }
 };
 
+OPUS_HD float position_in_voxels(double position_m, double low_m, double voxel_size) {
+  return static_cast<float>((position_m - low_m) / voxel_size);
+}
+
 // Origin and unit direction of a ray in voxels. RayIoU's definition hands start and end of a ray
 // over in single precision, in voxels. Rays that graze a voxel's corner turn on that rounding, so it
 // is repeated here step by step.
@@ -38,9 +42,11 @@ OPUS_HD void ray_in_voxels(const double* origin_m, const float* direction, const
                            double voxel_size, double* o, double* d) {
   float along[3];
   for (int a = 0; a < 3; ++a) {
-    const auto start = static_cast<float>((origin_m[a] - grid_min[a]) / voxel_size);
+    // Volatile keeps the rounding: gcc 12 at -O3 (SLP vectorisation) otherwise hands the double on.
+    volatile float rounded = position_in_voxels(origin_m[a], grid_min[a], voxel_size);
+    const float start = rounded;
     const double end_m = origin_m[a] + static_cast<double>(direction[a]);
-    along[a] = static_cast<float>((end_m - grid_min[a]) / voxel_size) - start;
+    along[a] = position_in_voxels(end_m, grid_min[a], voxel_size) - start;
     o[a] = static_cast<double>(start);
   }
   const float length = sqrtf((along[0] * along[0] + along[1] * along[1]) + along[2] * along[2]);

@@ -57,7 +57,7 @@ PICTURES = (
     Picture("overview", "--vis-input --vis-gt --num 6", "overview.png"),
     Picture(
         "film",
-        "--vis-gt --no-difference --scene scene-0916 --format gif --view orbit --scale 0.35",
+        "--vis-gt --no-difference --scene scene-0916 --format gif --view orbit --scale 0.24",
         "*.gif",
     ),
 )

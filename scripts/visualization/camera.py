@@ -98,6 +98,13 @@ class Camera:
         focal = 0.5 * width / math.tan(math.radians(horizontal_fov_deg) / 2)
         return Camera(eye, np.stack([right, down, forward]), focal, width, height)
 
+    def local_directions(self, pixels: Tensor) -> Tensor:
+        """Unit viewing directions [N, 3] in the camera's own axes: right, down, forward."""
+        focal = pixels.new_tensor([self.focal_px, self.focal_px * self.aspect])
+        plane = (pixels - pixels.new_tensor(self.centre)) / focal
+        local = F.pad(plane, (0, 1), value=1.0)
+        return local / local.norm(dim=1, keepdim=True)
+
     def directions(self, pixels: Tensor) -> Tensor:
         """Unit viewing directions.
 
@@ -107,11 +114,7 @@ class Camera:
         Returns:
             [N, 3] in the world frame, of the pixels' type.
         """
-        focal = pixels.new_tensor([self.focal_px, self.focal_px * self.aspect])
-        plane = (pixels - pixels.new_tensor(self.centre)) / focal
-        local = F.pad(plane, (0, 1), value=1.0)
-        local = local / local.norm(dim=1, keepdim=True)
-        return local @ torch.from_numpy(self.rotation).to(pixels)
+        return self.local_directions(pixels) @ torch.from_numpy(self.rotation).to(pixels)
 
     def project(self, points: Array) -> tuple[Array, Array]:
         """Project points.

@@ -197,7 +197,10 @@ class EgoCar:
         if (depth > 0).all():
             first = torch.from_numpy(corners.min(axis=0)).float() - 1
             last = torch.from_numpy(corners.max(axis=0)).float() + 1
-            index = ((pixels >= first) & (pixels <= last)).all(dim=1).nonzero()[:, 0]
+            rows = pixels[:, 1].contiguous()
+            index = ((rows >= first[1]) & (rows <= last[1])).nonzero()[:, 0]
+            near = pixels[index, 0]
+            index = index[(near >= first[0]) & (near <= last[0])]
         directions = camera.directions(pixels[index])
         origin = torch.from_numpy(camera.position).float()
         grid_min = (float(low[0]), float(low[1]), float(low[2]))

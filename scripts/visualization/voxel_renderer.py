@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -248,7 +249,7 @@ class VoxelRenderer:
         # A row more on either side, to see the borders there.
         start, stop = max(first - 1, 0), min(last + 1, camera.height)
         height, width = stop - start, camera.width
-        coarse = self._sample(camera, _raster(start, stop, width, 0.5), over)
+        coarse = self._sample(camera, *_rays(camera, start, stop, 0.5), over)
         image = coarse.colour
         if self._style.smooth_edges:
             border = self._border_pixels(coarse, height, width)
@@ -279,9 +280,9 @@ class VoxelRenderer:
                 needed[down : rows + down, right : width + right] |= border
         corner = needed.reshape(-1).nonzero()[:, 0]
         again = border.reshape(-1).nonzero()[:, 0]
-        raster = _raster(start, start + rows + 1, width + 1, 0.0)
-        colours = image.new_zeros(len(raster), image.shape[1])
-        colours[corner] = self._sample(camera, raster[corner], over).colour
+        pixels, local = _rays(camera, start, start + rows + 1, 0.0)
+        colours = image.new_zeros(len(pixels), image.shape[1])
+        colours[corner] = self._sample(camera, pixels[corner], local[corner], over).colour
         upper_left = again + again.div(width, rounding_mode="floor")
         around = sum(colours[upper_left + step] for step in (0, 1, width + 1, width + 2))
         image[again] = 0.5 * image[again] + 0.125 * around
@@ -299,10 +300,13 @@ class VoxelRenderer:
         border[:-1] |= down
         return border
 
-    def _sample(self, camera: Camera, pixels: Tensor, over: bool) -> _Samples:
-        """Shade one ray per entry of ``pixels`` [N, 2]; see :meth:`_draw_rows`."""
+    def _sample(self, camera: Camera, pixels: Tensor, local: Tensor, over: bool) -> _Samples:
+        """Shade one ray per entry of ``pixels`` [N, 2]; see :meth:`_draw_rows`.
+
+        ``local`` [N, 3] are their unit directions in the camera's own axes.
+        """
         in_grid = camera.transformed(self._ego2grid)
-        directions = in_grid.directions(pixels)
+        directions = local @ torch.from_numpy(in_grid.rotation).to(local)
         hits = ray_cast(
             self._pyramid,
             torch.from_numpy(in_grid.position)[None].float(),
@@ -346,14 +350,43 @@ class VoxelRenderer:
         return np.asarray(list(np.ndindex(2, 2, 2))) * extent + self._grid_min
 
 
-def _raster(first_row: int, last_row: int, width: int, offset: float) -> Tensor:
-    """Columns and rows of a block of pixels: float32 [rows * columns, 2]."""
+def _rays(camera: Camera, first: int, last: int, offset: float) -> tuple[Tensor, Tensor]:
+    """Pixels [N, 2] of some rows and their unit directions [N, 3] in the camera's own axes.
+
+    Args:
+        camera: whose image it is.
+        first: first row.
+        last: one past the last row.
+        offset: 0.5 for the middles of the pixels; 0 for their corners, one more in each row.
+    """
+    return _kept_rays(_Lens(camera), first, last, offset)
+
+
+class _Lens:
+    """What a camera's rays depend on beside its place, as a key of a cache."""
+
+    def __init__(self, camera: Camera) -> None:
+        self.camera = camera
+        c = camera
+        self._key = (c.focal_px, c.aspect, c.centre, c.width, c.height)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Lens) and self._key == other._key
+
+
+# The panels of a sheet, and the pictures of a film, are taken with one lens.
+@lru_cache(maxsize=16)
+def _kept_rays(lens: _Lens, first: int, last: int, offset: float) -> tuple[Tensor, Tensor]:
     rows, columns = torch.meshgrid(
-        torch.arange(first_row, last_row, dtype=torch.float32) + offset,
-        torch.arange(width, dtype=torch.float32) + offset,
+        torch.arange(first, last, dtype=torch.float32) + offset,
+        torch.arange(lens.camera.width + (offset == 0), dtype=torch.float32) + offset,
         indexing="ij",
     )
-    return torch.stack([columns.reshape(-1), rows.reshape(-1)], dim=1)
+    pixels = torch.stack([columns.reshape(-1), rows.reshape(-1)], dim=1)
+    return pixels, lens.camera.local_directions(pixels)
 
 
 def _fog_span(

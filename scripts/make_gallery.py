@@ -54,7 +54,7 @@ PICTURES = (
     Picture("points", f"--vis-points {_MODEL}", "*_points.png"),
     Picture("safe", f"--vis-input --palette safe --theme dark {_MODEL}"),
     Picture("front", f"--view front {_MODEL}", "0*_front.png"),
-    Picture("overview", "--vis-input --vis-gt --num 6", "overview.png"),
+    Picture("overview", "--vis-input --vis-gt --num 6", "overview.png", 1000),
     Picture(
         "film",
         "--vis-gt --no-difference --scene scene-0916 --format gif --view orbit --scale 0.24",

@@ -119,6 +119,7 @@ def _broken_image(folder: Path) -> list[str]:
         (lambda folder: ["--vis-gt", "--index", "2"], ["--index 2", "0 to 1"]),
         (lambda folder: ["--vis-gt", "--num", "0"], ["--num 0"]),
         (lambda folder: ["--vis-gt", "--scale", "99"], ["scale 99"]),
+        (lambda folder: ["--vis-gt", "--vis-points"], ["--vis-points", "--weights"]),
         (_no_labels, ["LoadOcc3DLabels"]),
         (_broken_image, ["CAM_BACK/0.jpg"]),
         (
@@ -143,6 +144,7 @@ def _broken_image(folder: Path) -> list[str]:
         "index",
         "num",
         "scale",
+        "points of no model",
         "no labels",
         "broken image",
         "unknown key",

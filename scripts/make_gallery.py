@@ -57,7 +57,7 @@ PICTURES = (
     Picture("overview", "--vis-input --vis-gt --num 6", "overview.png", 1000),
     Picture(
         "film",
-        "--vis-gt --no-difference --scene scene-0916 --format gif --view orbit --scale 0.24",
+        "--scene scene-0916 --format gif --fps 3 --view orbit --scale 0.36",
         "*.gif",
     ),
 )

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from scripts.runtime.errors import ConfigError
 from scripts.visualization.difference import difference_colours, difference_grid
+from scripts.visualization.ego_car import car_faces
 from scripts.visualization.job import Job
 from scripts.visualization.palette import (
     DIFFERENCE_COLOURS,
@@ -47,7 +48,6 @@ _DIFFERENCE_IDS = 100
 _JPEG_QUALITY = 85
 # Coarse to fine, from the blue to the yellow end of matplotlib's plasma (dark to bright).
 _LAYER_COLOUR_MAP = "plasma"
-_CAR_BOX = ((1.4, 0.0, 0.78), (2.04, 0.865, 0.78))  # middle and half sizes in metres
 
 
 def write(job: Job) -> list[Path]:
@@ -110,11 +110,7 @@ class _Recorder:
         track = np.stack([moment.ego2global[:3, 3] - self._origin for moment in moments])
         self._log("world/track", rr.LineStrips3D([track], radii=0.12, colors=[EGO_COLOUR]), True)
         self._log("world/track/stations", rr.Points3D(track, radii=0.3, colors=[EGO_COLOUR]), True)
-        middle, half = _CAR_BOX
-        car = rr.Boxes3D(
-            centers=[middle], half_sizes=[half], colors=[EGO_COLOUR], fill_mode="solid"
-        )
-        self._log("world/ego/vehicle", car, static=True)
+        self._log("world/ego/vehicle", _car(rr), static=True)
 
     def _log(self, entity: str, content: Any, static: bool = False) -> None:
         self._stream.log(entity, content, static=static)
@@ -218,6 +214,7 @@ class _Recorder:
                     colors=[colours[label]],
                     class_ids=[first_id + label],
                     fill_mode="solid",
+                    show_labels=False,  # a class of few boxes would be labelled for good
                 )
                 self._log(entity, boxes)
                 self._alive.add(entity)
@@ -242,6 +239,27 @@ class _Recorder:
         self._stream.send_blueprint(layout(self._cameras, self._shown))
         self._stream.flush(blocking=True)
         self._rr.disconnect(recording=self._stream)
+
+
+def _car(rr: Any) -> Any:
+    """The ego car as a mesh: two triangles per face of its voxels, smoothly shaded."""
+    car = car_faces()
+    axis, level = car.faces // 2, car.faces % 2
+    count = len(car.cells)
+    corners = np.zeros((count, 4, 3))
+    corners[:] = car.cells[:, None]
+    rows = np.arange(count)
+    corners[rows, :, axis] += level[:, None]
+    for corner, (u, v) in enumerate(((0, 0), (1, 0), (1, 1), (0, 1))):
+        corners[rows, corner, (axis + 1) % 3] += u
+        corners[rows, corner, (axis + 2) % 3] += v
+    first = 4 * rows[:, None]
+    return rr.Mesh3D(
+        vertex_positions=corners.reshape(-1, 3) * car.voxel_m + np.asarray(car.grid_min),
+        triangle_indices=(first + np.array([[0, 1, 2, 0, 2, 3]])).reshape(-1, 3),
+        vertex_normals=car.normals.repeat(4, axis=0),
+        vertex_colors=car.colours[car.labels].repeat(4, axis=0),
+    )
 
 
 def _transform(rr: Any, matrix: NDArray[np.float64]) -> Any:

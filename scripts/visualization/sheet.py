@@ -43,6 +43,7 @@ class SheetOptions:
         palette: name in :data:`scripts.visualization.palette.PALETTES`.
         view: name in :data:`scripts.visualization.camera.VIEWS`.
         turn: how far the orbiting camera has turned, as a share of the full circle.
+        wide: whether all cameras stand in one row, however narrow the sheet.
         overlay: whether the cameras show the voxels over their images.
     """
 
@@ -52,6 +53,7 @@ class SheetOptions:
     palette: str = "field"
     view: str = "chase"
     turn: float = 0.0
+    wide: bool = False
     overlay: bool = False
 
     def __post_init__(self) -> None:

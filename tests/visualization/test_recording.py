@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS
+from PIL import Image
 from torch import Tensor, nn
 
 from scripts.visualization.palette import OCC3D_CLASSES
@@ -59,7 +62,8 @@ class EchoWithQueries(EchoOccupancyModel):
 class Recording:
     """Rows of a recording: what each entity has at each sample."""
 
-    def __init__(self, path) -> None:
+    def __init__(self, path: Path, root: Path) -> None:
+        self.root = root
         recording = rerun.dataframe.load_recording(str(path))
         table = recording.view(index="sample", contents="/**").select().read_all()
         times = {"time": table.column("time").cast("int64").to_pylist()}  # nanoseconds
@@ -98,7 +102,7 @@ def recorded(tmp_path_factory) -> Recording:
     assert main([*command, "--format", "rrd", "--out", str(tmp_path / "out"), *options]) == 0
     (path,) = (tmp_path / "out").iterdir()
     assert path.name == "scene-0916.rrd"
-    return Recording(path)
+    return Recording(path, tmp_path)
 
 
 def visible(grid: np.ndarray) -> Counter:
@@ -164,8 +168,16 @@ def test_ego_lidar_cameras_and_scores(recorded):
     cameras = {e for e in recorded.entities() if e.startswith("world/ego/cameras/")}
     assert len(cameras) == 6
     for camera in cameras:
-        (image, _) = recorded.rows(camera, "Blob")
-        assert bytes(np.array(image, dtype=np.uint8).reshape(-1)[:3]) == b"\xff\xd8\xff"
+        images = [
+            Image.open(io.BytesIO(bytes(np.array(blob, dtype=np.uint8))))
+            for blob in recorded.rows(camera, "Blob")
+        ]
+        name = f"CAM_{camera.rsplit('/', 1)[1].upper()}"
+        for i, image in enumerate(images):
+            with Image.open(recorded.root / "samples" / name / f"{i}.jpg") as original:
+                # Noise is what JPEG keeps worst.
+                difference = np.asarray(image).astype(int) - np.asarray(original)
+            assert np.abs(difference).mean() < 12
         (matrix, _) = recorded.rows(camera, "PinholeProjection")
         # Column by column.
         assert np.allclose(np.reshape(matrix, (3, 3)).T, [[50, 0, 32], [0, 50, 18], [0, 0, 1]])

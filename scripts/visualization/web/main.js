@@ -13,10 +13,15 @@ export function start(meta, data) {
     shown: meta.layers.map((layer) => layer.names.map(() => true)),
   };
   const frame = () => Math.round(state.moment);
+  const hideTip = addTip(stage, meta, state, frame);
+  let pictured = "";
 
   function refresh() {
     const now = meta.frames[frame()], layer = meta.layers[state.layer];
     const began = performance.now();
+    const picture = `${state.moment}/${state.layer}`;
+    if (picture !== pictured) hideTip(); // it speaks of another one
+    pictured = picture;
     stage.show(state.moment, state.layer, state.shown[state.layer]);
     $("sample").textContent = now.title;
     $("scores").replaceChildren(...now.scores.map(([name, value]) => chip(name, value.toFixed(1))));
@@ -91,6 +96,7 @@ export function start(meta, data) {
     refresh();
   };
   const setView = (name, atOnce = calm) => {
+    hideTip();
     stage.goTo(name, atOnce);
     for (const button of $("views").children) press(button, button.dataset.view === name);
   };
@@ -151,7 +157,6 @@ export function start(meta, data) {
     const folded = $("legend").classList.toggle("folded");
     $("legend-button").setAttribute("aria-expanded", String(!folded));
   });
-  addTip(stage, meta, state, frame);
   const meter = addMeter(stage);
   const keys = {
     " ": () => play(!state.playing), arrowleft: () => setFrame(frame() - 1),
@@ -216,6 +221,7 @@ function addTip(stage, meta, state, frame) {
     stage.pick(found.cell);
   });
   $("stage").addEventListener("pointerleave", hide);
+  return hide;
 }
 
 const ahead = (x) => `${Math.abs(x).toFixed(1)} m ${x < 0 ? "behind" : "ahead"}`;

@@ -1,0 +1,141 @@
+"""Rerun's own web viewer, which comes with rerun-sdk, opens a recording in headless Chromium."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.visualization.browser import open_browser, screenshot
+from visualize import main
+
+pytest.importorskip("rerun_cli", reason="no rerun-sdk: run make setup")
+
+ROAD = (0, 207, 191)
+WIDTH, HEIGHT = 1000, 640
+# Places in the window of the pinned release, in pixels.
+PANEL_BUTTON, SEARCH_BUTTON = (926, 13), (158, 139)
+EYE_OF_THE_CLASS = (192, 333)
+FIRST_SAMPLE = (383, 622)
+PANEL_WIDTH = 200
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@contextmanager
+def serve(recording: Path, home: Path) -> Iterator[str]:
+    """Rerun's server for a recording: the page's address."""
+    import rerun_cli
+
+    binary = Path(rerun_cli.__file__).parent / "rerun"
+    web, websocket, sdk = map(str, free_ports(3))
+    command = [str(binary), "--serve-web", "--bind", "127.0.0.1", "--web-viewer-port", web]
+    command += ["--ws-server-port", websocket, "--port", sdk, str(recording)]
+    with open(home / "server.log", "w") as log:
+        server = subprocess.Popen(
+            command, env={"HOME": str(home), "PATH": ""}, stdout=log, stderr=log
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", int(web))) == 0:
+                    break
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{web}/?url=ws://127.0.0.1:{websocket}&renderer=webgl"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def share_of_road(picture: np.ndarray) -> float:
+    view = picture[50:330, PANEL_WIDTH:]
+    return float((np.abs(view - np.array(ROAD)).max(axis=-1) <= 40).mean())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the flags of the software renderer are Linux's"
+)
+def test_recording_in_rerun_s_viewer(config, tmp_path):
+    out = tmp_path / "out"
+    command = ["--config", str(config), "--vis-gt", "--vis-input", "--format", "rrd"]
+    with open_browser() as browser:
+        assert main([*command, "--out", str(out)]) == 0
+        (recording,) = out.iterdir()
+        with serve(recording, tmp_path) as address:
+            operate(browser, address)
+
+
+def operate(browser, address: str) -> None:
+    page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+    # The viewer asks its maker's servers for news: they shall not be asked.
+    page.route(
+        "**/*",
+        lambda route: route.continue_() if "//127.0.0.1" in route.request.url else route.abort(),
+    )
+
+    def until(
+        name: str,
+        condition: Callable[[np.ndarray], bool],
+        act: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:
+        """Act and wait for a picture; act again where nothing has come of it for long."""
+        for _ in range(4):
+            act()
+            deadline = time.monotonic() + 45
+            while time.monotonic() < deadline:
+                page.wait_for_timeout(1000)
+                picture = screenshot(page, f"rrd_{name}")
+                if condition(picture):
+                    return picture
+        raise AssertionError(f"{name} did not come: see outputs/screenshots")
+
+    def click(place: tuple[int, int]) -> None:
+        # The viewer looks at the mouse once per picture, which take their time without a graphics
+        # card; what can be clicked in a row of the tree comes up under the pointer.
+        page.mouse.move(*place)
+        page.wait_for_timeout(2500)
+        page.mouse.down()
+        page.wait_for_timeout(800)
+        page.mouse.up()
+
+    page.goto(address)
+    opened = until("opened", lambda picture: share_of_road(picture) > 0.02)
+
+    scene = slice(50, 340)
+    first = until(
+        "first_sample",
+        lambda picture: np.abs(picture[scene] - opened[scene]).mean() > 2,
+        lambda: click(FIRST_SAMPLE),
+    )
+
+    panel = (slice(50, 600), slice(0, 150))
+    until(
+        "panel",
+        lambda picture: np.abs(picture[panel] - first[panel]).mean() > 5,
+        lambda: click(PANEL_BUTTON),
+    )
+    click(SEARCH_BUTTON)
+    page.wait_for_timeout(2000)
+    page.keyboard.type("driveable", delay=200)  # leaves the tree with the way to this class alone
+    page.wait_for_timeout(3000)
+    before = share_of_road(screenshot(page, "rrd_searched"))
+    until(
+        "without_road",
+        lambda picture: share_of_road(picture) < 0.1 * before,
+        lambda: click(EYE_OF_THE_CLASS),
+    )

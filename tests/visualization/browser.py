@@ -1,11 +1,9 @@
-"""Headless Chromium for tests: found where it is installed, driven by playwright."""
+"""Headless Chromium for tests, which are skipped where there is none."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +11,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts.runtime.errors import ConfigError
+from scripts.visualization import chromium
+
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "outputs" / "screenshots"
-INSTALL = "no Chromium: apt-get install chromium, or .venv/bin/playwright install chromium"
-# A software renderer stands in for the graphics card. Containers' processes may not make
-# sandboxes of their own, and their /dev/shm is often small.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-dev-shm-usage",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--ignore-gpu-blocklist",
-]
-
-
-def find_chromium(playwright: Any) -> str | None:
-    """Path of a Chromium: of $OPUS_CHROMIUM, the system's, or playwright's own."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    own = playwright.chromium.executable_path
-    candidates = [os.environ.get("OPUS_CHROMIUM"), *map(shutil.which, names), own]
-    return next((path for path in candidates if path and Path(path).is_file()), None)
 
 
 @contextmanager
 def open_browser() -> Iterator[Any]:
     """A browser, or a skipped test where there is none."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: run make setup")
-    with sync_api.sync_playwright() as playwright:
-        path = find_chromium(playwright)
-        if path is None:
-            pytest.skip(INSTALL)
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+    with ExitStack() as stack:
         try:
-            yield browser
-        finally:
-            browser.close()
+            browser = stack.enter_context(chromium.open_browser())
+        except ConfigError as error:
+            pytest.skip(str(error))
+        yield browser
 
 
 def screenshot(page: Any, name: str) -> np.ndarray:

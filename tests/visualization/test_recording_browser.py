@@ -110,7 +110,7 @@ def operate(browser, address: str) -> None:
         page.mouse.move(*place)
         page.wait_for_timeout(2500)
         page.mouse.down()
-        page.wait_for_timeout(800)
+        page.wait_for_timeout(250)  # from 0.8 s on it would be no click
         page.mouse.up()
 
     page.goto(address)

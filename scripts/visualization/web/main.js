@@ -168,7 +168,7 @@ export function start(meta, data) {
   window.addEventListener("keydown", (event) => {
     const run = keys[event.key.toLowerCase()];
     if (!run || event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
-    if (event.target.matches("button") && event.key === " ") return; // presses that button
+    if (event.target.matches?.("button") && event.key === " ") return; // presses that button
     event.preventDefault();
     run();
   });

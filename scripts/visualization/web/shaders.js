@@ -3,7 +3,6 @@ import * as THREE from "three";
 import { FULL_SHADE } from "viewer/voxels";
 
 const VOXEL_VERTEX = /* glsl */ `
-in vec3 position;       // corner of the unit square
 in uint cell;           // x, y, z and face, see voxels.js
 in uint label;
 in vec4 light;
@@ -16,12 +15,13 @@ out vec2 place;
 out float away;
 
 void main() {
+  vec2 position = vec2(ivec2((gl_VertexID + 1) >> 1, gl_VertexID >> 1) & 1); // of the unit square
   vec3 base = vec3(cell & 1023u, (cell >> 10) & 1023u, (cell >> 20) & 255u);
   uint face = cell >> 28;
   uint axis = face >> 1;
   bool positive = (face & 1u) == 1u;
   // Anticlockwise seen from outside, whichever way the face looks.
-  vec2 uv = positive ? position.xy : position.yx;
+  vec2 uv = positive ? position : position.yx;
   float level = positive ? 1.0 : 0.0;
   vec3 corner = axis == 0u ? vec3(level, uv.x, uv.y)
     : axis == 1u ? vec3(uv.y, level, uv.x) : vec3(uv.x, uv.y, level);
@@ -57,7 +57,6 @@ void main() {
 }`;
 
 const CAR_VERTEX = /* glsl */ `
-in vec3 position;
 in uint cell;
 in uint label;
 in vec3 facing;
@@ -70,11 +69,12 @@ out vec3 normal;
 out vec3 towards;
 
 void main() {
+  vec2 position = vec2(ivec2((gl_VertexID + 1) >> 1, gl_VertexID >> 1) & 1); // of the unit square
   vec3 base = vec3(cell & 1023u, (cell >> 10) & 1023u, (cell >> 20) & 255u);
   uint face = cell >> 28;
   uint axis = face >> 1;
   bool positive = (face & 1u) == 1u;
-  vec2 uv = positive ? position.xy : position.yx;
+  vec2 uv = positive ? position : position.yx;
   float level = positive ? 1.0 : 0.0;
   vec3 corner = axis == 0u ? vec3(level, uv.x, uv.y)
     : axis == 1u ? vec3(uv.y, level, uv.x) : vec3(uv.x, uv.y, level);
@@ -140,17 +140,41 @@ export function carMaterial(car, toSun) {
   });
 }
 
-/** Instanced unit squares: a face each. */
+/**
+ * Squares, a face each. Every face is given to its four corners, which know themselves by their
+ * number: instances of four corners cost six times as much where the processor draws.
+ *
+ * @param attributes per name an array with `size` values per face; `normalised` ones are shares
+ */
 export function faceGeometry(attributes, count) {
-  const geometry = new THREE.InstancedBufferGeometry();
-  const square = new Float32Array([0, 0, 0, 1, 0, 0, 1, 1, 0, 0, 1, 0]);
-  geometry.setAttribute("position", new THREE.BufferAttribute(square, 3));
-  geometry.setIndex([0, 1, 2, 0, 2, 3]);
+  const geometry = new THREE.BufferGeometry();
   for (const [name, { array, size, normalised }] of Object.entries(attributes)) {
-    const attribute = new THREE.InstancedBufferAttribute(array, size, Boolean(normalised));
+    const corners = new array.constructor(4 * size * count);
+    for (let face = 0, at = 0; face < count; face++) {
+      for (let corner = 0; corner < 4; corner++) {
+        for (let i = 0; i < size; i++) corners[at++] = array[size * face + i];
+      }
+    }
+    const attribute = new THREE.BufferAttribute(corners, size, Boolean(normalised));
     if (!normalised) attribute.gpuType = THREE.IntType; // the shader reads whole numbers
     geometry.setAttribute(name, attribute);
   }
-  geometry.instanceCount = count;
+  geometry.setIndex(cornersOf(count));
+  geometry.setDrawRange(0, 6 * count);
   return geometry;
+}
+
+let shared = null;
+
+/** Two triangles for each of at least so many faces; one list serves all meshes. */
+function cornersOf(count) {
+  if (!shared || shared.count < 6 * count) {
+    const faces = Math.ceil(1.25 * count);
+    const index = new Uint32Array(6 * faces);
+    for (let face = 0; face < faces; face++) {
+      [0, 1, 2, 0, 2, 3].forEach((corner, i) => { index[6 * face + i] = 4 * face + corner; });
+    }
+    shared = new THREE.BufferAttribute(index, 1);
+  }
+  return shared;
 }

@@ -6,7 +6,7 @@ import { carMaterial, faceGeometry, voxelMaterial } from "viewer/shaders";
 
 const FIELD_OF_VIEW = 44.8; // degrees, vertical: that of the chase view of the pictures
 const FOG = 0.42;
-const CACHED_MESHES = 48;
+const CACHED_MESHES = 24;
 const CAR_BOX = [[-0.64, -0.87, 0.05], [3.44, 0.87, 1.53]]; // metres above the ground, ego frame
 
 export class Stage {

@@ -70,7 +70,7 @@ def take_image(
     hits = scene.cast(posed, origin, directions, frame, count_free)
     yaws = {p.index: p.yaw for p in posed}
     pixel = 1.0 / float(camera.intrinsic(width, height)[0, 0])
-    shadows = scene.shadows_at(time_s, posed, rotation[:2, 2])
+    shadows = scene.shadows_at(time_s, posed, frame)
     radiance = scene.shader.colours(View.of(hits, origin, directions, pixel), shadows, yaws)
     return Shot(develop(radiance.reshape(height, width, 3), scene, noise_seed), hits)
 

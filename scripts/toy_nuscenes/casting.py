@@ -73,12 +73,6 @@ class PosedActor:
         """Radius of the ball around its box."""
         return math.hypot(*self.actor.model.size) / 2
 
-    def gap(self, position: np.ndarray) -> float:
-        """Distance from a position [3] to its box, metres; 0 inside."""
-        local = (position - self.centre) @ self.rotation
-        beyond = np.maximum(np.abs(local) - np.array(self.actor.model.size) / 2, 0)
-        return max(0.0, float(np.linalg.norm(beyond)) - 1e-3)
-
     def points(self) -> np.ndarray:
         """Surface points float32 [n, 3] in scene metres."""
         return self.actor.model.surface @ self.rotation.T.astype(np.float32) + self.position.astype(
@@ -86,10 +80,20 @@ class PosedActor:
         )
 
 
-def pose_actor(index: int, actor: Actor, time_s: float) -> PosedActor:
-    """An actor at its pose at a time."""
-    x, y, yaw = actor.motion.pose(time_s)
+def pose_actor(index: int, actor: Actor, pose: tuple[float, float, float]) -> PosedActor:
+    """An actor at a pose x, y, yaw."""
+    x, y, yaw = pose
     return PosedActor(index, actor, np.array([x, y, 0.0]), yaw_rotation(yaw), yaw)
+
+
+def _gaps(actors: list[PosedActor], position: np.ndarray) -> np.ndarray:
+    """Distances [n] from a position [3] to the actors' boxes, metres, 1 mm short; 0 inside."""
+    if not actors:
+        return np.zeros(0)
+    away = position - np.array([p.centre for p in actors])
+    local = np.einsum('ni,nij->nj', away, np.array([p.rotation for p in actors]))
+    beyond = np.maximum(np.abs(local) - np.array([p.actor.model.size for p in actors]) / 2, 0)
+    return np.maximum(np.sqrt(np.einsum('ni,ni->n', beyond, beyond)) - 1e-3, 0)
 
 
 @dataclass
@@ -109,11 +113,11 @@ class _Static:
 
         All of a building's sides are one, because a wall that is askew shows two kinds of faces.
         """
-        side = np.maximum(self.face, 0)
-        level = np.take_along_axis(self.voxel, side[:, None] // 2, 1)[:, 0]
-        plane = (self.slot.astype(np.int32) * 6 + side) * 4096 + level
-        building = world.slots.kind[self.slot] == Kind.BUILDING
-        plane[building] = self.slot[building].astype(np.int32) * 2 + (self.face[building] == 5)
+        side, slot = np.maximum(self.face, 0), self.slot.astype(np.int32)
+        x, y, z = self.voxel.T
+        level = np.where(side < 2, x, np.where(side < 4, y, z))
+        building = (world.slots.kind == Kind.BUILDING)[self.slot]
+        plane = np.where(building, slot * 2 + (side == 5), (slot * 6 + side) * 4096 + level)
         return np.where(self.hit, plane, 0)
 
 
@@ -122,9 +126,9 @@ def _cast_static(world: StaticWorld, origin: np.ndarray, directions: np.ndarray)
     start = torch.tensor(origin[None], dtype=torch.float32)
     result = ray_cast(world.pyramid, start, rays, world.corner, (VOXEL_M,) * 3, EMPTY)
     hit, voxel = result.hit[0, 0].numpy(), result.voxel[0, 0].numpy()
-    rows = np.flatnonzero(hit)
-    slot = np.zeros(len(hit), np.uint8)
-    slot[rows] = world.grid[tuple(np.take(voxel, rows, 0).T)]
+    x, y, z = voxel.T
+    cell = (x * world.grid.shape[1] + y) * world.grid.shape[2] + z
+    slot = np.where(hit, np.take(world.grid.reshape(-1), np.where(hit, cell, 0)), np.uint8(0))
     distance = np.where(hit, result.t_enter[0, 0].numpy(), FAR)
     return _Static(hit, distance, slot, result.face[0, 0].numpy(), voxel)
 
@@ -232,6 +236,7 @@ class ImageFrame:
 
     def candidates(self, actors: list[PosedActor]) -> list[tuple[PosedActor, Window]]:
         """The actors in view with the rows and columns of the pixels that may see them."""
+        actors = self._in_sight(actors)
         if not actors:
             return []
         out = []
@@ -239,6 +244,27 @@ class ImageFrame:
             if row < end_row and column < end:
                 out.append((posed, (slice(row, end_row), slice(column, end))))
         return out
+
+    @cached_property
+    def _sides(self) -> np.ndarray:
+        """Unit normals [2, 2] that point inwards from the left and the right edge of the view."""
+        edges = (np.array([0.0, self.width - 1.0]) - self.intrinsic[0, 2]) / self.intrinsic[0, 0]
+        right, forward = self.rotation[:2, 0], self.rotation[:2, 2]
+        normals = np.stack([right - edges[0] * forward, edges[1] * forward - right])
+        return normals / np.linalg.norm(normals, axis=1, keepdims=True)
+
+    def may_see(self, centre: np.ndarray, radius: float) -> bool:
+        """Whether anything within `radius` metres of the vertical through `centre` [2] may be in
+        view of the camera, which must be level.
+        """
+        return bool((self._sides @ (centre - self.origin[:2]) > -radius).all())
+
+    def _in_sight(self, actors: list[PosedActor]) -> list[PosedActor]:
+        """Those that lie at least in part between the left and the right edge of the view."""
+        away = np.array([p.centre[:2] for p in actors]).reshape(-1, 2) - self.origin[:2]
+        margin = np.array([p.radius for p in actors]) + 0.1
+        inside = (away @ self._sides.T > -margin[:, None]).all(1)
+        return [actors[k] for k in np.flatnonzero(inside)]
 
     def pixels_beyond(self, distance: np.ndarray, window: Window, limit: float) -> np.ndarray:
         """Indices of the pixels of a window whose `distance` float32 [H * W] is above a limit."""
@@ -282,8 +308,9 @@ def cast(
         static = _cast_static_image(world, origin, directions, (image.height, image.width))
     distance = static.distance
     what = np.where(static.hit, np.uint8(What.STATIC), np.uint8(What.NOTHING))
-    down = np.minimum(directions[:, 2], np.float32(-1e-5))
-    plane = np.where(directions[:, 2] < -1e-5, np.float32(-origin[2]) / down, FAR)
+    rise = np.ascontiguousarray(directions[:, 2])
+    down = np.minimum(rise, np.float32(-1e-5))
+    plane = np.where(rise < -1e-5, np.float32(-origin[2]) / down, FAR)
     on_ground = plane < distance
     distance = np.where(on_ground, plane, distance).astype(np.float32)
     what[on_ground] = What.GROUND
@@ -299,7 +326,7 @@ def cast(
     )
     windows = None if image is None else image.candidates(actors)
     candidates = actors if windows is None else [posed for posed, _ in windows]
-    gaps = np.array([p.gap(origin) for p in candidates])
+    gaps = _gaps(candidates, origin)
     for k in np.argsort(gaps, kind='stable'):
         posed, limit = candidates[k], -np.inf if count_free else gaps[k]
         if windows is None or image is None:
@@ -335,6 +362,8 @@ def _cast_actor(
     hits.free_rays[posed.index] += int(np.count_nonzero(hit))
     distance = result.t_enter[0, 0].numpy()
     nearer = np.flatnonzero(hit & (distance < hits.distance[chosen]))
+    if len(nearer) == 0:
+        return
     rows = chosen[nearer]
     hits.what[rows] = What.ACTOR
     hits.distance[rows] = distance[nearer]

@@ -146,7 +146,7 @@ def _shade_wall(
     inside = (du < 0) & (dv < 0) & below
     core = (du < -frame_u) & (dv < -frame_v)
     frame = (du < frame_u) & (dv < frame_v) & ~core & below
-    chance = hash01(np.full(u.shape, b.slot), column, floor, side)
+    chance = hash01(np.array([b.slot]), column, floor, side)
     tone = 1 + np.float32(0.05) * noise_at(51, 2.5, u + np.float32(b.slot * 3.1), v, 0.09)
     if b.brick > 0 and float(size.min()) < 0.08:
         tone = tone + _bricks(u, v) * (np.clip(1.3 - size / 0.06, 0, 1) * b.brick)
@@ -170,7 +170,9 @@ def _shade_wall(
     )
     albedo[window] = times(np.float32(0.7) + np.float32(0.9) * chance[window], _GLASS)
     albedo[curtain] = _CURTAIN
-    lit = window & (np.mod(chance * 17, 1) < b.lit)
+    rest = chance * 17
+    rest -= np.floor(rest)
+    lit = window & (rest < b.lit)
     return _Wall(albedo, window & ~curtain, lit)
 
 

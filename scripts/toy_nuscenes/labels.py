@@ -21,7 +21,7 @@ from scripts.toy_nuscenes.lidar import MAX_RANGE_M
 from scripts.toy_nuscenes.rig import LIDAR_TRANSLATION, lidar_rotation
 from scripts.toy_nuscenes.scene import EgoPose, Scene
 from scripts.toy_nuscenes.statics import EMPTY, VOXEL_M
-from scripts.toy_nuscenes.visibility import OCC3D_RANGE, CameraView, LidarView, Visibility
+from scripts.toy_nuscenes.visibility import LIDAR, OCC3D_RANGE, CameraView, Visibility
 
 FINE_M = 0.2
 OPENOCC_RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
@@ -183,7 +183,8 @@ def _lattice(
     )
     rank[:, :, :first] = _RANK[classes][..., None]
     seen[:, :, :first] = observed.ground[cx // 2, cy // 2][..., None]
-    seen &= inside[..., None]
+    if not inside.all():
+        seen &= inside[..., None]
     _put_actors(scene, time_s, rotation, position, bounds, rank, seen)
     return Lattice(rank, seen, observed.near[cx // 2, cy // 2] & inside)
 
@@ -271,8 +272,9 @@ def openocc_rows(scene: Scene, observed: Observed, time_s: float) -> np.ndarray:
         OPENOCC_RANGE,
     )
     shell = _surface(lattice.rank > 0) & lattice.seen & lattice.near[..., None]
-    x, y, z = np.nonzero(shell)
-    label = _OCC_OF_RANK[lattice.rank[x, y, z]]
+    cells = np.flatnonzero(shell)
+    x, y, z = np.unravel_index(cells, shell.shape)
+    label = _OCC_OF_RANK[lattice.rank.reshape(-1)[cells]]
     return np.stack([z, y, x, label], 1).astype(np.int16)
 
 
@@ -305,7 +307,7 @@ def occ3d(
     for position, rotation, intrinsic in cameras:
         visible.look(position, CameraView(rotation, intrinsic, image_size), camera)
     lidar = np.zeros(solid.shape, bool)
-    visible.look(np.array(LIDAR_TRANSLATION), LidarView(), lidar)
+    visible.look(np.array(LIDAR_TRANSLATION), LIDAR, lidar)
     return Occ3D(semantics, lidar & known, camera & known)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scripts.toy_nuscenes.arrays import f32, thrice, times
-from scripts.toy_nuscenes.noise import noise_at
+from scripts.toy_nuscenes.noise import noise_at, noise_tile
 
 
 @dataclass(frozen=True)
@@ -126,15 +126,20 @@ def sky_colour(light: Light, directions: np.ndarray) -> np.ndarray:
 
 def add_skyline(light: Light, directions: np.ndarray, colour: np.ndarray) -> None:
     """Darkens the lowest part of the sky where far hills and roofs stand before it."""
-    azimuth = np.arctan2(directions[:, 1], directions[:, 0])
+    highest = 0.036 + 0.016 * float(noise_tile(light.seed % 83, 12.0).max())
+    rows = np.flatnonzero(directions[:, 2] < max(0.061, highest))
+    x, y, z = np.take(directions, rows, 0).T
+    azimuth = np.arctan2(y, x)
     zero = np.zeros_like(azimuth)
     hills = 0.035 + 0.016 * noise_at(light.seed % 83, 12.0, azimuth * 40, zero, 0.5)
     roofs = 0.03 + 0.03 * np.sign(
         noise_at(light.seed % 79, 4.0, np.floor(azimuth * 26), zero, 0.25)
     )
     edge = np.maximum(hills, roofs * (np.sin(azimuth * 3 + light.seed) > -0.2))
-    inside = np.clip((edge - directions[:, 2]) * 150, 0, 1)
-    _blend(colour, light.horizon * f32([0.72, 0.78, 0.82]), inside * 0.8)
+    inside = np.clip((edge - z) * 150, 0, 1)
+    low = np.take(colour, rows, 0)
+    _blend(low, light.horizon * f32([0.72, 0.78, 0.82]), inside * 0.8)
+    colour[rows] = low
 
 
 def add_haze(light: Light, colour: np.ndarray, distance: np.ndarray) -> None:

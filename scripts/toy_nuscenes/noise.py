@@ -65,13 +65,16 @@ def noise_at(seed: int, sigma: float, x: np.ndarray, y: np.ndarray, texel_m: flo
 
 
 def hash01(*keys: np.ndarray) -> np.ndarray:
-    """Numbers float32 [n] in [0, 1) that look random but depend on the integer keys [n] alone."""
+    """Numbers float32 [n] in [0, 1) that look random but depend on the integer keys [n] (32 bit)
+    alone.
+    """
     state = np.full(np.broadcast(*keys).shape, 0x9E3779B9, np.uint32)
+    shifted = np.empty_like(state)
     with np.errstate(over='ignore'):
         for key in keys:
-            state ^= np.asarray(key).astype(np.int64).astype(np.uint32)
+            state ^= np.asarray(key).astype(np.int32).astype(np.uint32)
             state *= np.uint32(0x85EBCA6B)
-            state ^= state >> np.uint32(13)
+            state ^= np.right_shift(state, np.uint32(13), out=shifted)
             state *= np.uint32(0xC2B2AE35)
-            state ^= state >> np.uint32(16)
+            state ^= np.right_shift(state, np.uint32(16), out=shifted)
     return (state >> np.uint32(8)).astype(np.float32) / np.float32(1 << 24)

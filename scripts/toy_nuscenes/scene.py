@@ -85,28 +85,29 @@ class Scene:
         x, y, _ = self.layout.ego.pose(time_s)
         near = []
         for index in self.moving:
-            posed = pose_actor(index, self.actors[index], time_s)
-            if math.hypot(posed.position[0] - x, posed.position[1] - y) < SIGHT_M:
-                near.append(posed)
+            pose = self.actors[index].motion.pose(time_s)
+            if math.hypot(pose[0] - x, pose[1] - y) < SIGHT_M:
+                near.append(pose_actor(index, self.actors[index], pose))
         gaps = np.hypot(self.still_places[:, 0] - x, self.still_places[:, 1] - y)
         near += [self.still[k] for k in np.flatnonzero(gaps < SIGHT_M)]
         return sorted(near, key=lambda p: p.index)
 
-    def shadows_at(self, time_s: float, posed: list[PosedActor], forward: np.ndarray) -> Shadows:
-        """The shadows, with those of the moving actors that are near and not behind a viewer.
+    def shadows_at(self, time_s: float, posed: list[PosedActor], frame: ImageFrame) -> Shadows:
+        """The shadows, with those of the moving actors that are near and may be seen in an image.
 
         Args:
             time_s: the moment.
             posed: the actors at that time.
-            forward: direction [2] that the viewer looks in.
+            frame: of the image.
         """
-        here = self.ego(time_s).translation
+        here, forward = self.ego(time_s).translation, frame.rotation[:2, 2]
         moving = [
             p
             for p in posed
             if p.actor.motion.moves
             and math.hypot(p.position[0] - here[0], p.position[1] - here[1]) < SHADOW_SIGHT_M
             and (p.position - here)[:2] @ forward > -p.radius - 3.0
+            and frame.may_see(p.position[:2], self.shadows.reach(p))
         ]
         return self.shadows.with_actors(moving)
 
@@ -132,6 +133,10 @@ def make_scene(seed: int, index: int, duration_s: float) -> Scene:
     world, _ = build_statics(layout, ground)
     actors = place_actors(layout, ground, world, duration_s)
     light = make_light(recipe.light, recipe.seed)
-    still = [pose_actor(k, actor, 0.0) for k, actor in enumerate(actors) if not actor.motion.moves]
+    still = [
+        pose_actor(k, actor, actor.motion.pose(0.0))
+        for k, actor in enumerate(actors)
+        if not actor.motion.moves
+    ]
     shadows = Shadows.of_world(world, layout.upper, light).with_actors(still)
     return Scene(index, duration_s, layout, ground, world, actors, light, shadows, still)

@@ -31,8 +31,9 @@ def light_surface(surface: Surface, light: Light, shadows: Shadows) -> np.ndarra
     normals = surface.normals
     direct = np.maximum(normals @ light.to_sun.astype(np.float32), 0)
     rows = np.flatnonzero(direct > 0.01)
-    outside = np.take(surface.points, rows, 0)
-    outside += np.float32(surface.bias) * np.take(normals, rows, 0)
+    outside = surface.points if len(rows) == len(direct) else np.take(surface.points, rows, 0)
+    if surface.bias:
+        outside = outside + np.float32(surface.bias) * np.take(normals, rows, 0)
     direct[rows] *= shadows.sunlit(outside, 0.12 + 0.9 * surface.bias)
     upward = np.float32(0.5) + np.float32(0.5) * normals[:, 2]
     bounced = _BOUNCE * (light.sun + light.ambient)
@@ -68,9 +69,13 @@ class View:
             points[:, axis] += np.float32(origin[axis])
         return cls(hits, origin, directions, points, pixel)
 
-    def at(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Points and directions [m, 3] of some rays."""
-        return np.take(self.points, rows, 0), np.take(self.directions, rows, 0)
+    def points_at(self, rows: np.ndarray) -> np.ndarray:
+        """Points [m, 3] of some rays."""
+        return np.take(self.points, rows, 0)
+
+    def directions_at(self, rows: np.ndarray) -> np.ndarray:
+        """Directions [m, 3] of some rays."""
+        return np.take(self.directions, rows, 0)
 
 
 @dataclass
@@ -97,7 +102,7 @@ class Shader:
             order.append(rows)
             colours.append(colour)
         rows = np.flatnonzero(view.hits.what == What.NOTHING)
-        _, rays = view.at(rows)
+        rays = view.directions_at(rows)
         sky = sky_colour(self.light, rays)
         add_skyline(self.light, rays, sky)
         where = np.empty(len(view.directions), np.int64)
@@ -111,12 +116,12 @@ class Shader:
         hits = view.hits
         rows = np.flatnonzero(hits.what == What.GROUND)
         if len(rows):
-            points, rays = view.at(rows)
-            slope, distance = -rays[:, 2], hits.distance[rows]
+            points, slope = view.points_at(rows), -np.take(view.directions[:, 2], rows)
+            distance = hits.distance[rows]
             yield rows, shade_ground(self.ground, shadows, points, distance, slope, view.pixel)
         static = np.flatnonzero(hits.what == What.STATIC)
         kinds = self.world.slots.kind[hits.slot[static]]
-        for kind in np.unique(kinds):
+        for kind in np.flatnonzero(np.bincount(kinds)):
             rows = static[kinds == kind]
             if kind == Kind.BUILDING:
                 rows = rows[np.argsort(hits.slot[rows], kind='stable')]
@@ -126,11 +131,12 @@ class Shader:
         rows = np.flatnonzero(hits.what == What.ACTOR)
         if len(rows):
             rows = rows[np.argsort(hits.actor[rows], kind='stable')]
-            yield rows, shade_actors(self.actors, yaws, hits, rows, *view.at(rows), self.light)
+            points, rays = view.points_at(rows), view.directions_at(rows)
+            yield rows, shade_actors(self.actors, yaws, hits, rows, points, rays, self.light)
 
     def _static(self, view: View, rows: np.ndarray, kind: Kind) -> Surface:
         slots, faces = view.hits.slot[rows], np.maximum(view.hits.face[rows], 0)
-        points, _ = view.at(rows)
+        points = view.points_at(rows)
         if kind == Kind.CANOPY:
             return shade_canopy(self.world, slots, points, faces, view.hits.distance[rows])
         return shade_plain(self.world, kind, slots, points, faces)
@@ -142,7 +148,7 @@ class Shader:
         for mine in np.split(rows, np.flatnonzero(np.diff(slots)) + 1):
             building = Building.of_slot(self.world.slots, int(view.hits.slot[mine[0]]))
             size = view.hits.distance[mine] * np.float32(view.pixel)
-            points, rays = view.at(mine)
+            points, rays = view.points_at(mine), view.directions_at(mine)
             face = view.hits.face[mine]
             part = shade_building(building, view.origin, rays, points, face, size, self.light)
             parts.append(part)

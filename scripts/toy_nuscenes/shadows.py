@@ -67,6 +67,13 @@ class Shadows:
         near, wide = cv2.blur(low, (7, 7)), cv2.blur(np.maximum(low, over), (31, 31))
         return cls(canvas, light, height, 1 - 0.45 * near - 0.35 * wide)
 
+    def reach(self, posed: PosedActor) -> float:
+        """Metres from the place of an actor to the furthest points of surfaces that it may darken;
+        `sunlit` is asked about points up to 0.7 m off them.
+        """
+        steep = float(np.hypot(*self.slope))
+        return posed.radius + steep * (posed.actor.model.size[2] + 0.1) + 2.0
+
     def with_actors(self, actors: list[PosedActor]) -> Shadows:
         """A copy with the shadows of actors added."""
         if not actors:
@@ -128,15 +135,19 @@ class Shadows:
         ) / RESOLUTION_M - 0.5
         rows, columns = self.canvas.shape
         column, row = np.floor(u).astype(np.int32), np.floor(v).astype(np.int32)
-        fu, fv = u - column, v - row
         outside = (column < 0) | (row < 0) | (column >= columns - 1) | (row >= rows - 1)
         index = np.clip(row, 0, rows - 2) * columns + np.clip(column, 0, columns - 2)
         flat, level = self.height.reshape(-1), z + np.float32(bias)
-        lit = (flat[index] < level) * (1 - fu) * (1 - fv) + (flat[index + 1] < level) * fu * (
-            1 - fv
+        near, right, low, far = (
+            np.take(flat, index + step) < level for step in (0, 1, columns, columns + 1)
         )
-        lit += (flat[index + columns] < level) * (1 - fu) * fv + (
-            flat[index + columns + 1] < level
-        ) * fu * fv
+        full = near & right & low & far
+        lit = full.astype(np.float32)
+        # Between cells in light and cells in shadow, the share of the former.
+        mixed = np.flatnonzero((near | right | low | far) & ~full)
+        fu, fv = u[mixed] - column[mixed], v[mixed] - row[mixed]
+        share = near[mixed] * (1 - fu) * (1 - fv) + right[mixed] * fu * (1 - fv)
+        share += low[mixed] * (1 - fu) * fv + far[mixed] * fu * fv
+        lit[mixed] = share
         lit[outside] = 1.0
-        return lit.astype(np.float32)
+        return lit

@@ -6,10 +6,10 @@ import datetime
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scripts.toy_nuscenes.annotations import BoxRecord
 from scripts.toy_nuscenes.classes import ATTRIBUTES, CATEGORIES, VISIBILITIES
 from scripts.toy_nuscenes.options import KEY_PERIOD_US, Options, Shot, all_shots
 from scripts.toy_nuscenes.rig import (
@@ -20,6 +20,9 @@ from scripts.toy_nuscenes.rig import (
     matrix_quaternion,
     yaw_quaternion,
 )
+
+if TYPE_CHECKING:  # it comes with torch, which the process that writes the tables does not need
+    from scripts.toy_nuscenes.annotations import BoxRecord
 
 Record = dict[str, object]
 Tables = dict[str, list[Record]]

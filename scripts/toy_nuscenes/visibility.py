@@ -9,6 +9,7 @@ that is looked at from a low angle.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +24,10 @@ OCC3D_VOXEL_M = 0.4
 RAY_STEP_RAD = 0.0063
 """Angle between neighbouring rays: 0.25 m at 40 m, so that every voxel is met by the ray next to
 its centre."""
+
+_DIRECTIONS = [(axis, step) for axis in range(3) for step in (-1, 1)]
+_OFF_SIDE_M = 0.005 * OCC3D_VOXEL_M  # from the middle of a side to the point that is looked at
+_CLEARLY_BEHIND_M = 1.5  # at most 120 m to the side: within 2 mm the line moves less than 0.2 m
 
 
 class View(Protocol):
@@ -85,7 +90,7 @@ class CameraView:
 
 
 class LidarView:
-    """View of the LiDAR: all around, between its lowest and its highest beam."""
+    """View of the LiDAR: all around, between its lowest and its highest beam. `LIDAR` is one."""
 
     def __init__(self) -> None:
         self._low, self._high = np.deg2rad(LIDAR_ELEVATION_DEG)
@@ -94,6 +99,10 @@ class LidarView:
 
     def rays(self) -> np.ndarray:
         """See `View`."""
+        return self._rays
+
+    @cached_property
+    def _rays(self) -> np.ndarray:
         azimuth = (np.arange(self._turns) + 0.5) * (2 * np.pi / self._turns)
         elevation = (
             self._low + (np.arange(self._levels) + 0.5) * (self._high - self._low) / self._levels
@@ -112,6 +121,9 @@ class LidarView:
         return rows, (share[rows] * self._levels).astype(np.int64) * self._turns + turn
 
 
+LIDAR = LidarView()
+
+
 class Visibility:
     """Answers for one label grid what can be seen from where; solid: bool [X, Y, Z]."""
 
@@ -121,25 +133,24 @@ class Visibility:
             torch.from_numpy(np.ascontiguousarray(solid, dtype=np.uint8))[None], 0
         )
         self._low = f32(OCC3D_RANGE[:3])
-        free = np.nonzero(~solid)
-        self._free = np.ravel_multi_index(free, self.shape)
-        self._free_centres = self._centres(free)
+        self._free = np.flatnonzero(~solid)
+        self._free_centres = self._centres(self._free)
         sides, owners = [], []
-        for axis in range(3):
-            for step in (-1, 1):
-                cells = np.nonzero(solid & _neighbour_free(solid, axis, step))
-                centres = self._centres(cells)
-                centres[axis] += np.float32(step * 0.505 * OCC3D_VOXEL_M)
-                sides.append(centres)
-                owners.append(np.ravel_multi_index(cells, self.shape))
+        for axis, step in _DIRECTIONS:
+            cells = np.flatnonzero(solid & _neighbour_free(solid, axis, step))
+            centres = self._centres(cells)
+            centres[axis] += np.float32(step * (0.5 * OCC3D_VOXEL_M + _OFF_SIDE_M))
+            sides.append(centres)
+            owners.append(cells)
         self._sides = np.concatenate(sides, 1)
         self._side_owners = np.concatenate(owners)
+        self._side_ends = np.cumsum([len(cells) for cells in owners])
 
-    def _centres(self, cells: tuple[np.ndarray, ...]) -> np.ndarray:
-        """Centres float32 [3, n] of voxels given by three arrays [n] of indices."""
+    def _centres(self, cells: np.ndarray) -> np.ndarray:
+        """Centres float32 [3, n] of voxels given by flat indices [n]."""
         edge = np.float32(OCC3D_VOXEL_M)
         half = np.float32(0.5)
-        parts = zip(cells, self._low, strict=True)
+        parts = zip(np.unravel_index(cells, self.shape), self._low, strict=True)
         return np.stack([(index.astype(np.float32) + half) * edge + low for index, low in parts])
 
     def _cast(
@@ -157,6 +168,19 @@ class Visibility:
         )
         return hits.hit[0, 0].numpy(), hits.t_enter[0, 0].numpy(), hits.voxel[0, 0].numpy()
 
+    def _may_face(self, position: np.ndarray) -> np.ndarray:
+        """Whether each side [n] can be seen from a position [3] at all, by the way it faces.
+
+        A line that comes from far enough behind a side passes the voxel of the side.
+        """
+        out = np.empty(len(self._side_owners), bool)
+        start = 0
+        for (axis, step), end in zip(_DIRECTIONS, self._side_ends, strict=True):
+            behind = np.float32(step) * (self._sides[axis, start:end] - np.float32(position[axis]))
+            np.less(behind, np.float32(_CLEARLY_BEHIND_M), out=out[start:end])
+            start = end
+        return out
+
     def look(self, position: np.ndarray, view: View, seen: np.ndarray) -> None:
         """Adds to `seen` bool [X, Y, Z] what a sensor at `position` [3] in the label frame sees.
 
@@ -173,7 +197,7 @@ class Visibility:
         vectors = np.take(vectors, inside, 1)
         near = np.einsum('ij,ij->j', vectors, vectors) < np.square(reach[ray])
         flat[self._free[new[inside[near]]]] = True
-        new = np.flatnonzero(~flat[self._side_owners])
+        new = np.flatnonzero(~flat[self._side_owners] & self._may_face(position))
         vectors = np.take(self._sides, new, 1) - here
         inside, _ = view.nearest_ray(vectors)
         blocked, _, _ = self._cast(position, np.ascontiguousarray(vectors[:, inside].T), 1.0)

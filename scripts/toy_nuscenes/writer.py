@@ -15,6 +15,7 @@ import queue
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -208,51 +209,60 @@ def _work(
         news.put(f'{type(error).__name__}: {error}')
 
 
-Workers = list[multiprocessing.process.BaseProcess]
+@dataclass(frozen=True)
+class _Crew:
+    """Worker processes, the queue of their jobs (None: no more) and that of their news."""
+
+    workers: list[multiprocessing.process.BaseProcess]
+    jobs: multiprocessing.Queue
+    news: multiprocessing.Queue
 
 
 @contextmanager
-def _processes(
-    count: int, root: Path, options: Options, todo: list[Job]
-) -> Iterator[tuple[Workers, multiprocessing.Queue]]:
-    """Running worker processes and the queue of their news; they are ended on the way out."""
+def _crew(count: int, root: Path, options: Options) -> Iterator[_Crew]:
+    """Worker processes that have been started; they are ended on the way out."""
     context = multiprocessing.get_context('spawn')
     jobs, news = context.Queue(), context.Queue()
-    for job in [*todo, *([None] * count)]:
-        jobs.put(job)
     arguments = (str(root), options, jobs, news)
-    workers: Workers = [
+    workers: list[multiprocessing.process.BaseProcess] = [
         context.Process(target=_work, args=arguments, daemon=True) for _ in range(count)
     ]
     for worker in workers:
         worker.start()
     try:
-        yield workers, news
+        yield _Crew(workers, jobs, news)
     finally:
         for worker in workers:
             worker.terminate()
             worker.join()
 
 
-def _run_workers(
-    count: int, root: Path, options: Options, todo: list[Job], progress: Progress
-) -> None:
+def _follow(crew: _Crew, todo: list[Job], progress: Progress) -> None:
+    """Hands out the jobs and reports until all are done."""
     go_on = 'finished scenes are kept, run the command again to go on'
-    with _processes(count, root, options, todo) as (workers, news):
-        running = count
-        while running:
-            try:
-                message = news.get(timeout=2)
-            except queue.Empty:
-                if any(worker.exitcode for worker in workers):
-                    raise DataSetError(f'a worker process was killed; {go_on}') from None
-                continue
-            if message is None:
-                running -= 1
-            elif isinstance(message, str):
-                raise DataSetError(f'a worker process failed ({message}); {go_on}')
-            else:
-                progress(message)
+    running = len(crew.workers)
+    for job in [*todo, *([None] * running)]:
+        crew.jobs.put(job)
+    while running:
+        try:
+            message = crew.news.get(timeout=2)
+        except queue.Empty:
+            if any(worker.exitcode for worker in crew.workers):
+                raise DataSetError(f'a worker process was killed; {go_on}') from None
+            continue
+        if message is None:
+            running -= 1
+        elif isinstance(message, str):
+            raise DataSetError(f'a worker process failed ({message}); {go_on}')
+        else:
+            progress(message)
+
+
+def _places(options: Options) -> list[tuple[int, np.ndarray]]:
+    layouts = [
+        make_layout(make_recipe(options.seed, k), options.duration_s) for k in range(options.scenes)
+    ]
+    return place_scenes(layouts)
 
 
 def generate(
@@ -282,19 +292,19 @@ def generate(
         return False
     progress = progress or (lambda _: None)
     names = [SceneNames(options, k, name) for k, name in enumerate(options.scene_names())]
-    layouts = [
-        make_layout(make_recipe(options.seed, k), options.duration_s) for k in range(options.scenes)
+    todo = [
+        k for k, name in enumerate(names) if not (root / '.scenes' / f'{name.name}.json').exists()
     ]
-    places = place_scenes(layouts)
-    done = [(root / '.scenes' / f'{name.name}.json').exists() for name in names]
-    progress(options.samples * sum(done))
-    todo: list[Job] = [(name, *places[k]) for k, name in enumerate(names) if not done[k]]
-    if workers > 0 and todo:
-        _run_workers(min(workers, len(todo)), root, options, todo, progress)
-    elif todo:
-        from scripts.toy_nuscenes.frames import generate_scene
+    progress(options.samples * (len(names) - len(todo)))
+    with _crew(min(workers, len(todo)), root, options) as crew:
+        places = _places(options)  # while the workers start
+        jobs: list[Job] = [(names[k], *places[k]) for k in todo]
+        if crew.workers:
+            _follow(crew, jobs, progress)
+        elif jobs:
+            from scripts.toy_nuscenes.frames import generate_scene
 
-        for job in todo:
-            generate_scene(root, options, *job, progress)
+            for job in jobs:
+                generate_scene(root, options, *job, progress)
     _finish(root, options, places)
     return True

@@ -15,9 +15,10 @@ from scripts.toy_nuscenes.camera import take_image
 from scripts.toy_nuscenes.casting import ImageFrame, What, cast
 from scripts.toy_nuscenes.classes import CATEGORY_TO_OCC, Occ
 from scripts.toy_nuscenes.options import Options
-from scripts.toy_nuscenes.rig import CAMERAS
+from scripts.toy_nuscenes.rig import CAMERAS, Camera
 from scripts.toy_nuscenes.scene import Scene
 from scripts.toy_nuscenes.statics import Kind
+from scripts.toy_nuscenes.visibility import LIDAR, Visibility
 
 LOW, EDGE = np.array([-40.0, -40.0, -1.0]), 0.4
 SHAPE = (200, 200, 16)
@@ -277,3 +278,38 @@ def test_image_casting_equals_casting_every_pixel(small_scene: Scene) -> None:
     )
     assert walls.sum() > 500
     assert np.percentile(np.abs(quick.distance[walls] - full.distance[walls]), 95) < 0.6
+
+
+@pytest.mark.parametrize('camera', CAMERAS[::3], ids=lambda camera: camera.name)
+def test_leaving_out_what_is_out_of_view_changes_no_pixel(
+    small_scene: Scene, monkeypatch: pytest.MonkeyPatch, camera: Camera
+) -> None:
+    """Neither the shadows nor the actors that an image leaves out would have been seen in it."""
+    images = []
+    for time_s in (0.0, 0.5):
+        images.append(take_image(small_scene, camera, time_s, (160, 90), (0,), count_free=True))
+    seen, in_sight = [], ImageFrame._in_sight
+    monkeypatch.setattr(ImageFrame, 'may_see', lambda self, *_: seen.append(0) or True)
+    monkeypatch.setattr(ImageFrame, '_in_sight', lambda self, actors: actors)
+    for image, time_s in zip(images, (0.0, 0.5), strict=True):
+        full = take_image(small_scene, camera, time_s, (160, 90), (0,), count_free=True)
+        assert np.array_equal(full.image, image.image)
+        assert np.array_equal(full.hits.free_rays, image.hits.free_rays)
+    frame = ImageFrame(np.zeros(3), camera.rotation(), camera.intrinsic(160, 90), 90, 160)
+    posed = small_scene.posed(0.0)
+    assert seen and 0 < len(in_sight(frame, posed)) < len(posed)
+
+
+def test_sides_that_look_away_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Casting rays at all sides of voxels, whichever way they face, finds the same seen voxels."""
+    solid = np.random.default_rng(0).random((200, 200, 16)) < 0.01
+    solid[:, :, :3] = True
+    position, masks = np.array([0.9, 0.1, 1.8]), []
+    for _ in range(2):
+        seen = np.zeros(solid.shape, bool)
+        Visibility(solid).look(position, LIDAR, seen)
+        masks.append(seen)
+        monkeypatch.setattr(
+            Visibility, '_may_face', lambda self, _: np.ones(len(self._side_owners), bool)
+        )
+    assert np.array_equal(*masks) and 0.1 < masks[0][solid].mean() < 0.9

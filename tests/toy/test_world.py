@@ -174,6 +174,10 @@ def test_a_box_throws_its_shadow_away_from_the_sun() -> None:
     behind, before = np.array([20, 20]) - 4 * towards, np.array([20, 20]) + 4 * towards
     points = np.float32([(*behind, 0.0), (*before, 0.0), (*behind, 5.9), (20, 20, 6.1)])
     assert np.allclose(shadows.sunlit(points), (0, 1, 1, 1))
+    across = points[0] + np.linspace(0, 8, 400)[:, None] * np.float32([towards[1], -towards[0], 0])
+    share = shadows.sunlit(across.astype(np.float32))
+    assert share.dtype == np.float32 and share.min() == 0 and share.max() == 1
+    assert np.abs(np.diff(share)).max() < 0.2  # it fades between cells
 
 
 def test_full_slot_tables_are_reported() -> None:

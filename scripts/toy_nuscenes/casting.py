@@ -358,9 +358,9 @@ def _cast_actor(
     local = torch.from_numpy(np.take(directions, chosen, 0) @ posed.rotation.astype(np.float32))
     start = torch.from_numpy(((origin - posed.position) @ posed.rotation).astype(np.float32)[None])
     result = ray_cast(model.pyramid, start, local, model.corner, model.voxel, 0)
-    hit = result.hit[0, 0].numpy()
+    hit = result.hit.numpy()[0, 0]
     hits.free_rays[posed.index] += int(np.count_nonzero(hit))
-    distance = result.t_enter[0, 0].numpy()
+    distance = result.t_enter.numpy()[0, 0]
     nearer = np.flatnonzero(hit & (distance < hits.distance[chosen]))
     if len(nearer) == 0:
         return
@@ -368,5 +368,5 @@ def _cast_actor(
     hits.what[rows] = What.ACTOR
     hits.distance[rows] = distance[nearer]
     hits.actor[rows] = posed.index
-    hits.voxel[rows] = np.take(result.voxel[0, 0].numpy(), nearer, 0)
-    hits.face[rows] = result.face[0, 0].numpy()[nearer]
+    hits.voxel[rows] = np.take(result.voxel.numpy()[0, 0], nearer, 0)
+    hits.face[rows] = result.face.numpy()[0, 0][nearer]

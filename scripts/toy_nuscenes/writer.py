@@ -195,9 +195,11 @@ def _work(
 
     import torch
 
+    from scripts.runtime.memory import keep_freed_memory
     from scripts.toy_nuscenes.frames import generate_scene
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends us
+    keep_freed_memory()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     try:

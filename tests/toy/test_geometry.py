@@ -295,7 +295,9 @@ def test_leaving_out_what_is_out_of_view_changes_no_pixel(
         full = take_image(small_scene, camera, time_s, (160, 90), (0,), count_free=True)
         assert np.array_equal(full.image, image.image)
         assert np.array_equal(full.hits.free_rays, image.hits.free_rays)
-    frame = ImageFrame(np.zeros(3), camera.rotation(), camera.intrinsic(160, 90), 90, 160)
+    ego = small_scene.ego(0.0)
+    rotation = ego.rotation @ camera.rotation()
+    frame = ImageFrame(ego.translation, rotation, camera.intrinsic(160, 90), 90, 160)
     posed = small_scene.posed(0.0)
     assert seen and 0 < len(in_sight(frame, posed)) < len(posed)
 

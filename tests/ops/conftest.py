@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,3 +39,17 @@ def at_threads() -> Iterator[Callable[..., Any]]:
 def device(request: pytest.FixtureRequest) -> str:
     """Where the operation runs; on machines without a GPU the second half is skipped."""
     return request.param
+
+
+@pytest.fixture
+def run_in_new_process() -> Callable[..., None]:
+    """Runs Python code in a process of its own, with environment variables given by keyword."""
+
+    def run(code: str, **environment: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300,
+            env={**os.environ, **environment},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    return run

@@ -199,6 +199,29 @@ def test_threads_change_nothing(at_threads: Callable[..., Any]) -> None:
     assert_same(at_threads(1, ray_cast, *args), at_threads(2, ray_cast, *args))
 
 
+def test_without_avx2(run_in_new_process: Callable[..., None]) -> None:
+    """The portable path gives the same bits; the choice is made once per process."""
+    run_in_new_process(
+        """
+import torch
+from models.ops import ray_cast, ray_cast_reference
+from models.ops.ray_cast import _ray_cast
+torch.manual_seed(0)
+grids = (torch.rand(2, 70, 66, 33) < 0.02).to(torch.uint8)
+origins = (torch.rand(5, 3) * 1.2 - 0.1) * torch.tensor([70.0, 66.0, 33.0])
+unit = ((0, 0, 0), (1, 1, 1), 0)
+for directions in (torch.randn(60, 3), torch.randn(60, 3).round()):
+    hits = ray_cast(grids, origins, directions, *unit, 40.0)
+    twin = ray_cast_reference(grids, origins, directions, *unit, 40.0)
+    plain = _ray_cast(grids, origins, directions, *unit, 40.0, False)
+    for a, b, c in zip(hits, twin, plain):
+        assert torch.equal(a, b) and torch.equal(a, c)
+    assert hits.hit.any() and not hits.hit.all()
+""",
+        OPUS_DISABLE_AVX2="1",
+    )
+
+
 def test_strided_arguments() -> None:
     grids = random_grids((20, 40, 30, 2), 0.01).permute(3, 1, 0, 2)
     origins, directions = torch.rand(3, 4).t() * 20, torch.randn(50, 6)[:, ::2]

@@ -1,12 +1,8 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +20,6 @@ from models.ops import (
     sparse_conv_reference,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 # kernel, stride, padding, submanifold
 SETTINGS = [
     (3, 1, 1, True),
@@ -286,15 +281,7 @@ def test_opcheck() -> None:
     )
 
 
-def run_in_new_process(code: str, **environment: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env={**os.environ, **environment},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-
-
-def test_without_avx2() -> None:
+def test_without_avx2(run_in_new_process: Callable[..., None]) -> None:
     """The portable path gives the same results; the choice is made once per process."""
     run_in_new_process(
         """
@@ -316,7 +303,7 @@ for a, b in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(twi
 
 
 @pytest.mark.skipif(find_spec("spconv") is None, reason="spconv is not installed")
-def test_agrees_with_spconv() -> None:
+def test_agrees_with_spconv(run_in_new_process: Callable[..., None]) -> None:
     """spconv's CPU code is right with one thread, in training mode, forward (its backward pass
     needs CUDA): there both give the same voxels and the same sums from the same parameters."""
     run_in_new_process(

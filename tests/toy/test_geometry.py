@@ -288,8 +288,8 @@ def test_leaving_out_what_is_out_of_view_changes_no_pixel(
     images = []
     for time_s in (0.0, 0.5):
         images.append(take_image(small_scene, camera, time_s, (160, 90), (0,), count_free=True))
-    seen, in_sight = [], ImageFrame._in_sight
-    monkeypatch.setattr(ImageFrame, 'may_see', lambda self, *_: seen.append(0) or True)
+    in_sight = ImageFrame._in_sight
+    monkeypatch.setattr(ImageFrame, 'may_see', lambda self, *_: True)
     monkeypatch.setattr(ImageFrame, '_in_sight', lambda self, actors: actors)
     for image, time_s in zip(images, (0.0, 0.5), strict=True):
         full = take_image(small_scene, camera, time_s, (160, 90), (0,), count_free=True)
@@ -299,7 +299,7 @@ def test_leaving_out_what_is_out_of_view_changes_no_pixel(
     rotation = ego.rotation @ camera.rotation()
     frame = ImageFrame(ego.translation, rotation, camera.intrinsic(160, 90), 90, 160)
     posed = small_scene.posed(0.0)
-    assert seen and 0 < len(in_sight(frame, posed)) < len(posed)
+    assert 0 < len(in_sight(frame, posed)) < len(posed)
 
 
 def test_sides_that_look_away_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,4 +314,4 @@ def test_sides_that_look_away_are_hidden(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(
             Visibility, '_may_face', lambda self, _: np.ones(len(self._side_owners), bool)
         )
-    assert np.array_equal(*masks) and 0.1 < masks[0][solid].mean() < 0.9
+    assert np.array_equal(masks[0], masks[1]) and 0.1 < masks[0][solid].mean() < 0.9

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "ray_cast/pyramid.h"
+#include "ray_cast/walk_avx2.h"
 
 namespace opus {
 
@@ -112,6 +113,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> cast_rays
     body.t_enter = t_enter.mutable_data_ptr<scalar_t>();
     body.t_exit = t_exit.mutable_data_ptr<scalar_t>();
     body.face = face.mutable_data_ptr<int8_t>();
+#if defined(OPUS_HAS_AVX2_KERNELS)
+    if (origins.is_cpu() && skip_empty && use_avx2()) {
+      const auto fast = [&body](int64_t r) { body.cast_one(r, ray_cast::avx2::FastWalk{}); };
+      return run_on_cpu(fast, g * o * d, kRaysPerTask);
+    }
+#endif
     run(origins.device(), body, g * o * d, kRaysPerTask);
   });
   return {voxel, hit, t_enter, t_exit, face};

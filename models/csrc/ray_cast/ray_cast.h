@@ -308,13 +308,23 @@ OPUS_HD bool start_ray(const Masks& masks, const double* origin, const double* d
   return init_ray(ray, origin, direction, max_t, masks.size) && enter_grid(ray, masks.size);
 }
 
-template <typename Grid>
+// How `cast` walks; walk_avx2.h has another way that gives the same.
+struct PlainWalk {
+  bool skip_empty;
+
+  template <typename Grid>
+  OPUS_HD bool operator()(const Masks& masks, const Grid& grid, Ray& ray) const {
+    return walk_grid(masks, grid, ray, skip_empty);
+  }
+};
+
+template <typename Grid, typename WalkGrid>
 OPUS_HD Hit cast(const Masks& masks, const Grid& grid, const double* origin,
-                 const double* direction, double max_t, bool skip_empty) {
+                 const double* direction, double max_t, const WalkGrid& walk) {
   Ray ray;
   if (!start_ray(masks, origin, direction, max_t, ray)) return missed();
   Hit out;
-  finish(ray, walk_grid(masks, grid, ray, skip_empty), out);
+  finish(ray, walk(masks, grid, ray), out);
   return out;
 }
 

@@ -95,7 +95,10 @@ struct CastRays {
   T *t_enter, *t_exit;
   int8_t* face;
 
-  OPUS_HD void operator()(int64_t r) const {
+  OPUS_HD void operator()(int64_t r) const { cast_one(r, PlainWalk{skip_empty}); }
+
+  template <typename WalkGrid>
+  OPUS_HD void cast_one(int64_t r, const WalkGrid& walk) const {
     const int64_t line = r / num_directions, grid = line / num_origins;
     const int64_t column = r - line * num_directions, origin_index = line - grid * num_origins;
     const T* origin = origins + 3 * origin_index;
@@ -107,7 +110,7 @@ struct CastRays {
       d[a] = static_cast<double>(direction[a]) / voxel_size[a];
     }
     const OneGrid words{masks.words + grid * masks.total};
-    const Hit result = cast(masks, words, o, d, max_distance, skip_empty);
+    const Hit result = cast(masks, words, o, d, max_distance, walk);
     for (int a = 0; a < 3; ++a) voxel[3 * r + a] = result.voxel[a];
     hit[r] = result.hit;
     t_enter[r] = static_cast<T>(result.t_enter);

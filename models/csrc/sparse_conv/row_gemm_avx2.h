@@ -5,8 +5,9 @@
 // about as much as the products, so these kernels take row addresses.
 #pragma once
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define OPUS_HAS_AVX2_KERNELS 1
+#include "common/avx2.h"
+
+#if defined(OPUS_HAS_AVX2_KERNELS)
 
 #include <immintrin.h>
 
@@ -54,10 +55,6 @@ struct Lanes<double> {
 // 15 of the 16 registers.
 constexpr int kRows = 6;
 constexpr int kVectors = 2;
-
-inline bool is_supported() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
 
 // c[r][0 .. NV vectors) += sum over d of a[r][d] * b[d][0 .. NV vectors), for R rows.
 template <typename T, int R, int NV>

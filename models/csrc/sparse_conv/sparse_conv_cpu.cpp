@@ -9,11 +9,11 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "common/avx2.h"
 #include "common/parallel.h"
 #include "sparse_conv/row_gemm_avx2.h"
 
@@ -25,15 +25,6 @@ constexpr int64_t kRowsPerTask = 192;
 // Pairs that one task of the weight gradient sums up: at least, and so many tasks at most.
 constexpr int64_t kPairsPerTask = 2048;
 constexpr int64_t kMaxWeightTasks = 512;
-
-bool use_avx2() {
-#if defined(OPUS_HAS_AVX2_KERNELS)
-  static const bool supported = avx2::is_supported() && std::getenv("OPUS_DISABLE_AVX2") == nullptr;
-  return supported;
-#else
-  return false;
-#endif
-}
 
 // The pairs of a kernel map; `starts` has one entry more than there are kernel positions.
 struct Pairs {

@@ -34,6 +34,20 @@ TORCH_LIBRARY(opus, m) {
       "Tensor level_weights, int img_h, int img_w, int num_cams, bool permuted, bool need_feats, "
       "bool need_points) -> (Tensor[], Tensor, Tensor)");
 
+  // log_sum [B, H, Q] is what the backward pass needs of the softmax.
+  m.def(
+      "distance_attention(Tensor query, Tensor key, Tensor value, Tensor tau, Tensor centres, "
+      "float dropout_p, int seed) -> (Tensor out, Tensor log_sum)");
+  m.def(
+      "distance_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, "
+      "Tensor tau, Tensor centres, Tensor out, Tensor log_sum, float dropout_p, int seed) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+
+  m.def("adaptive_mixing(Tensor sampled, Tensor parameters, int out_points) -> Tensor");
+  m.def(
+      "adaptive_mixing_backward(Tensor grad, Tensor sampled, Tensor parameters, int out_points) "
+      "-> (Tensor, Tensor)");
+
   // A tree is bytes laid out as nearest_neighbor.h says, one tree behind the other.
   m.def("point_tree(Tensor points, int[] lengths, bool along_curve) -> Tensor");
   m.def(
@@ -57,6 +71,15 @@ TORCH_LIBRARY(opus, m) {
       "Tensor directions, float[3] grid_min, float voxel_size, int empty_label, int num_classes, "
       "float[] thresholds, Tensor? gt_label, Tensor? gt_depth) "
       "-> (Tensor counts, Tensor gt_label, Tensor gt_depth)");
+
+  m.def(
+      "sigmoid_focal_loss(Tensor logits, Tensor labels, Tensor class_weights, "
+      "Tensor? row_weights, float gamma, float alpha) -> Tensor");
+  m.def(
+      "sigmoid_focal_loss_backward(Tensor grad, Tensor logits, Tensor labels, "
+      "Tensor class_weights, Tensor? row_weights, float gamma, float alpha) -> Tensor");
+
+  m.def("unique_voxels(Tensor keys, int num_keys) -> (Tensor unique, Tensor inverse)");
 
   m.def(
       "voxel_max(Tensor features, Tensor voxel_index, int num_voxels) "

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import ops
+
 
 class PackedSelfAttention(nn.Module):
-    """Multi-head self-attention with an additive bias; parameters named as torch's own.
+    """Multi-head self-attention that fades with distance; parameters named as torch's own.
 
     Args:
         embed_dims: C.
@@ -29,13 +31,17 @@ class PackedSelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Attend within ``x`` ``[B, Q, C]`` with logits plus ``bias`` ``[B, H, Q, Q]``."""
+    def forward(self, x: Tensor, tau: Tensor, centres: Tensor) -> Tensor:
+        """Attend within ``x`` ``[B, Q, C]``; logits fall by ``tau`` ``[B, Q, H]`` per metre
+        between ``centres`` ``[B, Q, 3]``.
+        """
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, Q, .]
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=bias, dropout_p=self.dropout if self.training else 0.0
-        )
+        dropout_p, seed = 0.0, 0
+        if self.training and self.dropout > 0:
+            # from torch's generator on the host: reading one on a GPU would wait for it
+            dropout_p, seed = self.dropout, int(torch.randint(2**62, ()))
+        out = ops.distance_attention(q, k, v, tau.transpose(1, 2), centres, dropout_p, seed)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -67,9 +73,5 @@ class ScaleAdaptiveSelfAttention(nn.Module):
             query_feats: ``[B, Q, C]``.
             centres: ``[B, Q, 3]`` in metres; gets no gradient.
         """
-        with torch.no_grad():
-            # not through the matrix product |a|^2 + |b|^2 - 2ab, which cancels for close points
-            distance = torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
-        tau = self.gen_tau(query_feats).transpose(1, 2)  # [B, H, Q]
-        bias = -tau.unsqueeze(-1) * distance.unsqueeze(1)
-        return query_feats + self.dropout(self.attention["attn"](query_feats, bias))
+        attended = self.attention["attn"](query_feats, self.gen_tau(query_feats), centres)
+        return query_feats + self.dropout(attended)

@@ -10,6 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import ops
+
+# Generated parameters that are alive at once where no gradient needs them: 16 MiB in single
+# precision stay in a cache of last level.
+_PARAMETERS_AT_ONCE = 4 * 2**20
+
 
 class AdaptiveMixing(nn.Module):
     """Mix channels, then sampled points, per query and group (AdaMixer, arXiv 2203.16507).
@@ -39,13 +45,28 @@ class AdaptiveMixing(nn.Module):
             sampled: ``[B, Q, G, S_in, c]``.
             query_feats: ``[B, Q, C]``.
         """
-        c, s_in, s_out = self.group_dims, self.in_points, self.out_points
-        # [B*Q*G, ...] from here on: one small matrix product per query and group
-        parameters = self.parameter_generator(query_feats).view(-1, c * c + s_out * s_in)
-        channel_mix = parameters[:, : c * c].unflatten(1, (c, c))
-        point_mix = parameters[:, c * c :].unflatten(1, (s_out, s_in))
-        x = torch.bmm(sampled.reshape(-1, s_in, c), channel_mix)
-        x = F.relu(F.layer_norm(x, (s_in, c)))
-        x = torch.bmm(point_mix, x)
-        x = F.relu(F.layer_norm(x, (s_out, c)))
-        return query_feats + self.out_proj(x.view(*query_feats.shape[:2], -1))
+        queries = query_feats.flatten(0, 1)  # n = B*Q
+        groups = sampled.flatten(0, 1).unbind(1)  # G of [n, S_in, c]
+        # One group after another: all the parameters of all groups are the decoder's largest
+        # tensor, by far, and only the backward pass needs them together.
+        generators = self.parameter_generator.weight.chunk(self.num_groups)
+        biases = self.parameter_generator.bias.chunk(self.num_groups)
+        projections = self.out_proj.weight.chunk(self.num_groups, dim=1)
+        out = query_feats.flatten(0, 1) + self.out_proj.bias
+        for x, weight, bias, projection in zip(
+            groups, generators, biases, projections, strict=True
+        ):
+            mixed = self._mix(x, queries, weight, bias)
+            out = torch.addmm(out, mixed, projection.t())
+        return out.view_as(query_feats)
+
+    def _mix(self, x: Tensor, queries: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Mix one group ``[n, S_in, c]`` of queries ``[n, C]`` to ``[n, S_out * c]``."""
+        size = len(queries)
+        if not torch.is_grad_enabled():
+            size = max(256, _PARAMETERS_AT_ONCE // len(weight))
+        mixed = [
+            ops.adaptive_mixing(some, F.linear(query, weight, bias), self.out_points)
+            for some, query in zip(x.split(size or 1), queries.split(size or 1), strict=True)
+        ]
+        return (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).flatten(1)

@@ -192,7 +192,11 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         init_points = self._initial_points(len(geometry.ego2occ), lidar)
         decoded: DecoderOutput = self.transformer["decoder"](
             init_points,
-            [level.to(dtype) for level in mlvl_feats],
+            # half-precision maps stay so: sampling sums in the precision of the points
+            [
+                level if level.element_size() == 2 and dtype == torch.float32 else level.to(dtype)
+                for level in mlvl_feats
+            ],
             geometry.occ2img().to(dtype),
             geometry.img_hw,
             None if lidar is None else lidar.bev_feats.to(dtype),

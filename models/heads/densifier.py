@@ -140,7 +140,7 @@ class CPDDensifier(GridModule):
         sample = torch.arange(len(index), device=index.device).view(-1, 1, 1)
         x, y, z = index.unbind(-1)
         key = ((sample * x_num + x) * y_num + y) * z_num + z
-        unique, inverse = torch.unique(key.flatten(), return_inverse=True)
+        unique, inverse = ops.unique_voxels(key.flatten(), len(index) * x_num * y_num * z_num)
         rest, z = unique // z_num, unique % z_num
         rest, y = rest // y_num, rest % y_num
         return torch.stack([rest // x_num, rest % x_num, y, z], dim=1), inverse

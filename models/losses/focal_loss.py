@@ -1,13 +1,14 @@
-"""Sigmoid focal loss in plain torch, for machines where mmcv's CUDA-only operation is missing."""
+"""Sigmoid focal loss on any device; mmcv's operation needs CUDA."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+
+from models import ops
 
 
 @MODELS.register_module()
@@ -66,20 +67,7 @@ class SigmoidFocalLoss(nn.Module):
                     f"{logits.shape[1]} classes."
                 )
             weights = self.class_weights.to(logits)
-        # Every class is a negative but one: sum the negatives, then exchange that one. This
-        # touches the [n, K] array a few times less than a one-hot target would.
-        rows = torch.nonzero((labels >= 0) & (labels < logits.shape[1])).squeeze(1)
-        positive = logits[rows, labels[rows]]
-        exchanged = self._positive(positive) - self._negative(positive)
-        negative = self._negative(logits)
-        if row_weights is not None:
-            negative = negative * row_weights.unsqueeze(1)
-            exchanged = exchanged * row_weights[rows]
-        total = negative.sum(0) @ weights + exchanged @ weights[labels[rows]]
+        total = ops.sigmoid_focal_loss(
+            logits, labels, weights, row_weights, self.gamma, self.alpha
+        )
         return self.loss_weight * total / avg_factor
-
-    def _positive(self, logits: Tensor) -> Tensor:
-        return self.alpha * torch.sigmoid(-logits).pow(self.gamma) * F.softplus(-logits)
-
-    def _negative(self, logits: Tensor) -> Tensor:
-        return (1 - self.alpha) * torch.sigmoid(logits).pow(self.gamma) * F.softplus(logits)

@@ -6,7 +6,9 @@ same arguments.
 """
 
 from ._extension import ExtensionError, is_available, library_path
+from .adaptive_mixing import adaptive_mixing, adaptive_mixing_reference
 from .chamfer import chamfer_terms, chamfer_terms_reference
+from .distance_attention import distance_attention, distance_attention_reference
 from .farthest_point_sampling import (
     farthest_point_sampling,
     farthest_point_sampling_reference,
@@ -21,6 +23,7 @@ from .ray_iou import (
     ray_iou_counts,
     ray_iou_counts_reference,
 )
+from .sigmoid_focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_reference
 from .sparse_conv import (
     KernelMap,
     build_kernel_map,
@@ -28,6 +31,7 @@ from .sparse_conv import (
     sparse_conv,
     sparse_conv_reference,
 )
+from .unique_voxels import unique_voxels, unique_voxels_reference
 from .voxel_max import voxel_max, voxel_max_reference
 from .voxel_shading import (
     ShadedHits,
@@ -47,10 +51,14 @@ __all__ = [
     "ShadedHits",
     "VoxelScene",
     "VoxelView",
+    "adaptive_mixing",
+    "adaptive_mixing_reference",
     "build_kernel_map",
     "build_kernel_map_reference",
     "chamfer_terms",
     "chamfer_terms_reference",
+    "distance_attention",
+    "distance_attention_reference",
     "farthest_point_sampling",
     "farthest_point_sampling_reference",
     "is_available",
@@ -65,8 +73,12 @@ __all__ = [
     "ray_cast_reference",
     "ray_iou_counts",
     "ray_iou_counts_reference",
+    "sigmoid_focal_loss",
+    "sigmoid_focal_loss_reference",
     "sparse_conv",
     "sparse_conv_reference",
+    "unique_voxels",
+    "unique_voxels_reference",
     "voxel_max",
     "voxel_max_reference",
     "voxel_shading",

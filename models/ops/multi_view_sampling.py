@@ -20,6 +20,7 @@ __all__ = ["multi_view_sampling", "multi_view_sampling_reference"]
 # Points nearer to a camera's plane than this, in the unit of depth (metres), are invalid.
 _MIN_DEPTH = 1e-5
 _PAIRINGS = ("published", "straight")
+_DTYPES = (torch.float32, torch.float64)
 
 
 def multi_view_sampling(
@@ -43,14 +44,17 @@ def multi_view_sampling(
     ``pairing='published'``: at frame t, group g is weighted with the level weights of group
     ``(t * G + g) // T``, as the published checkpoints expect; ``'straight'``: with its own.
 
-    Points that are not finite give zeros and receive no gradient. CPU tensors go through the
-    native operation, whose results and gradients do not depend on the number of threads; CUDA
-    tensors through the plain-torch twin.
+    Points that are not finite give zeros and receive no gradient. Projection, choice of camera,
+    reading and weighting are one pass; nothing of the size of the samples but the output is
+    written; results and gradients do not depend on the number of threads. CUDA tensors go through
+    the plain-torch twin.
 
     Args:
-        feats: L maps [B, T*N, C, h_l, w_l], float32 or float64, of any strides. The native
-            operation reads channels-last maps as they are and copies others.
-        points: [B, Q, G, P, 3], metres, occ frame; dtype of ``feats``, as the other tensors.
+        feats: L maps [B, T*N, C, h_l, w_l], of any strides. Channels-last maps are read as they
+            are; so are large maps with channels apart, while small ones are regrouped first. The
+            dtype of ``points``, or float16 or bfloat16 beside float32 points: sums are in the
+            dtype of ``points``.
+        points: [B, Q, G, P, 3], metres, occ frame; float32 or float64, as the other tensors.
         occ2img: [B, T*N, 4, 4], frame-major (index ``t * N + n``). Gets no gradient.
         level_weights: [B, Q, G, P, L], after the softmax.
         img_hw: height and width, in pixels, of the images that ``occ2img`` refers to.
@@ -58,18 +62,18 @@ def multi_view_sampling(
         pairing: see above.
 
     Returns:
-        [B, Q, G, T*P, c], frame-major (index ``t * P + p``). Differentiable in ``feats``,
-        ``points`` and ``level_weights``.
+        [B, Q, G, T*P, c] in the dtype of ``points``, frame-major (index ``t * P + p``).
+        Differentiable in ``feats``, ``points`` and ``level_weights``.
 
     Raises:
         ValueError: shapes or dtypes do not fit together, or ``pairing`` is unknown.
         ExtensionError: CPU tensors, and the native extension is not built.
     """
+    _check_arguments(feats, points, occ2img, level_weights, num_cams, pairing)
     if points.is_cuda:
         return multi_view_sampling_reference(
             feats, points, occ2img, level_weights, img_hw, num_cams, pairing
         )
-    _check_arguments(feats, points, occ2img, level_weights, num_cams, pairing)
     height, width = img_hw
     return native("multi_view_sampling")(
         list(feats),
@@ -153,7 +157,7 @@ def _bilinear(
     """Reads one level at pixels of the chosen cameras, zeros where not finite: [B, T, S, c]."""
     B, _, C, h, w = feat.shape
     T = camera.shape[1]
-    maps = feat.reshape(B, T, num_cams, num_groups, C // num_groups, h, w)
+    maps = feat.to(pixel.dtype).reshape(B, T, num_cams, num_groups, C // num_groups, h, w)
     batch = torch.arange(B, device=feat.device)[:, None, None]
     frame = torch.arange(T, device=feat.device)[None, :, None]
 
@@ -212,11 +216,17 @@ def _check_arguments(
         raise ValueError(
             f"level_weights must be {[B, Q, G, P, len(feats)]}, got {list(level_weights.shape)}"
         )
-    dtypes = {tensor.dtype for tensor in (*feats, points, occ2img, level_weights)}
-    if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.float64}:
+    dtype = points.dtype
+    if dtype not in _DTYPES or any(x.dtype != dtype for x in (occ2img, level_weights)):
         raise ValueError(
-            f"feats, points, occ2img and level_weights must share float32 or float64, got "
-            f"{sorted(str(dtype) for dtype in dtypes)}"
+            "points, occ2img and level_weights must share float32 or float64, got "
+            f"{dtype}, {occ2img.dtype} and {level_weights.dtype}"
+        )
+    allowed = {dtype, torch.float16, torch.bfloat16} if dtype == torch.float32 else {dtype}
+    if len({x.dtype for x in feats}) != 1 or feats[0].dtype not in allowed:
+        raise ValueError(
+            f"feats must all be one of {sorted(map(str, allowed))} beside points of {dtype}, got "
+            f"{[str(x.dtype) for x in feats]}"
         )
 
 

@@ -33,11 +33,15 @@ from scripts.golden.report import (
 
 # Everything the models take from models.ops; each has a plain-torch twin.
 OPERATIONS = (
+    "adaptive_mixing",
+    "distance_attention",
     "farthest_point_sampling",
     "multi_view_sampling",
     "nearest_neighbor",
     "build_kernel_map",
+    "sigmoid_focal_loss",
     "sparse_conv",
+    "unique_voxels",
     "voxel_max",
 )
 

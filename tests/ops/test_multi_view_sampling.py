@@ -70,12 +70,18 @@ def with_gradients(function: Callable[..., Tensor], case: Case, pairing: str) ->
     leaves = case.leaves()
     out = function(*case, pairing)
     generator = torch.Generator().manual_seed(1)
-    grad = torch.randn(out.shape, generator=generator, dtype=out.dtype)
+    grad = torch.randn(out.shape, generator=generator, dtype=out.dtype).to(out.device)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
-def assert_equals_twin(case: Case, pairing: str = "published", tolerance: float = 1e-12) -> None:
-    ours, twin = (with_gradients(function, case, pairing) for function in BOTH)
+def assert_equals_twin(
+    case: Case, pairing: str = "published", tolerance: float = 1e-12,
+    device: str = "cpu",
+) -> None:  # fmt: skip
+    feats, *tensors = case[:4]
+    there = Case([x.to(device) for x in feats], *(x.to(device) for x in tensors), *case[4:])
+    ours = [x.cpu() for x in with_gradients(multi_view_sampling, there, pairing)]
+    twin = with_gradients(multi_view_sampling_reference, case, pairing)
     for a, b in zip(ours, twin, strict=True):
         assert a.shape == b.shape and a.isfinite().all()
         scale = max(1.0, float(b.abs().max()) if b.numel() else 0.0)
@@ -155,9 +161,11 @@ def test_native_equals_twin(data: Any) -> None:
     assert_equals_twin(case, data.draw(st.sampled_from(["published", "straight"])))
 
 
-def test_float32() -> None:
-    case = make_case(B=1, Q=200, dtype=torch.float32)
-    assert_equals_twin(case, tolerance=2e-5)
+@pytest.mark.parametrize("pairing", ["published", "straight"])
+@pytest.mark.parametrize("c", [3, 32])
+def test_float32(c: int, pairing: str, device: str) -> None:
+    case = make_case(Q=70, c=c, dtype=torch.float32)
+    assert_equals_twin(case, pairing, tolerance=2e-5, device=device)
 
 
 @pytest.mark.parametrize("pairing", ["published", "straight"])
@@ -222,7 +230,8 @@ def test_map_layouts_agree_and_are_left_alone() -> None:
     padded = [F.pad(x, (1, 2, 3, 4))[..., 3:-4, 1:-2] for x in channels_last]
     for feats in (channels_last, padded):
         before = [x.clone() for x in feats]
-        assert torch.equal(multi_view_sampling(feats, *case[1:]), expected)
+        ours = multi_view_sampling(feats, *case[1:])
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)  # another order of sums
         assert all(torch.equal(a, b) for a, b in zip(before, feats, strict=True))
     strided = case._replace(
         points=case.points.transpose(1, 2).contiguous().transpose(1, 2),
@@ -234,6 +243,38 @@ def test_map_layouts_agree_and_are_left_alone() -> None:
         .transpose(0, 3),
     )
     assert torch.equal(multi_view_sampling(*strided), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("adjacent", [True, False])
+def test_half_precision_maps(dtype: torch.dtype, adjacent: bool) -> None:
+    """Read as they are: the result is that of the same numbers in single precision."""
+    case = make_case(B=1, Q=9, c=20, dtype=torch.float32)
+    feats = [x.to(dtype) for x in case.feats]
+    feats[0][0, 0, 0, 0, :3] = torch.tensor([0.0, -0.0, 6e-8])  # subnormal in 16 bits
+    if adjacent:
+        feats = [
+            x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) for x in feats
+        ]  # fmt: skip
+    half = case._replace(feats=feats)
+    wide = case._replace(feats=[x.float() for x in feats])
+    ours = with_gradients(multi_view_sampling, half, "published")
+    exact = with_gradients(multi_view_sampling, wide, "published")
+    levels = len(feats)
+    for i, (a, b) in enumerate(zip(ours, exact, strict=True)):
+        of_maps = 1 <= i <= levels
+        assert a.dtype == (dtype if of_maps else torch.float32)
+        tolerance = 1e-2 if of_maps else 1e-5  # gradients of maps are rounded to their dtype
+        torch.testing.assert_close(a.float(), b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("maps_large", [True, False])
+def test_maps_with_channels_apart(maps_large: bool) -> None:
+    """Few reads of large maps go without regrouping, many of small maps with it."""
+    sizes = ((30, 40), (20, 16)) if maps_large else ((3, 4), (2, 2))
+    case = make_case(B=1, Q=2 if maps_large else 40, P=1, c=10, sizes=sizes)
+    assert all(x.stride(2) != 1 for x in case.feats)
+    assert_equals_twin(case)
 
 
 def test_partial_gradients() -> None:
@@ -270,6 +311,7 @@ def test_bad_arguments() -> None:
             (([x[:, :, :5] for x in feats], points, occ2img, weights), "do not divide into G=2"),
             ((feats, points, occ2img, weights[..., :2]), r"level_weights must be .* 3\], got"),
             ((feats, points.float(), occ2img, weights), "share float32 or float64"),
+            (([x.half() for x in feats], points, occ2img, weights), "feats must all be one of"),
         ):
             with pytest.raises(ValueError, match=message):
                 function(*args, img_hw, cams)

@@ -18,8 +18,9 @@ BOTH = [voxel_max, voxel_max_reference]
 def with_gradient(function: Callable[..., Tensor], *args: Any) -> tuple[Tensor, Tensor]:
     features = args[0].detach().clone().requires_grad_()
     out = function(features, *args[1:])
-    torch.manual_seed(1)
-    (grad,) = torch.autograd.grad(out, features, torch.randn_like(out))
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(out.shape, generator=generator, dtype=out.dtype).to(out.device)
+    (grad,) = torch.autograd.grad(out, features, weight)
     return out, grad
 
 
@@ -50,6 +51,16 @@ def test_native_equals_twin(data: Any) -> None:
     ours, twin = (with_gradient(function, features, index, m) for function in BOTH)
     for a, b in zip(ours, twin, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def test_float32(device: str) -> None:
+    features = torch.randn(500, 9).round(decimals=1)  # some ties
+    features[::17, 0], features[::19, 1] = math.nan, -0.0
+    index = torch.randint(0, 60, (500,))
+    twin = with_gradient(voxel_max_reference, features, index, 61)
+    ours = with_gradient(voxel_max, features.to(device), index.to(device), 61)
+    for a, b in zip(ours, twin, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=0, atol=0, equal_nan=True)
 
 
 def test_gradcheck() -> None:

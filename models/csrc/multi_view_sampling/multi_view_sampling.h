@@ -10,6 +10,7 @@ namespace multi_view_sampling {
 
 // Depths are clamped to this from below; up to it a point is invalid.
 constexpr double kMinDepth = 1e-5;
+constexpr int kMaxLevels = 16;
 
 template <typename T>
 OPUS_HD bool is_finite(T value) {
@@ -31,15 +32,15 @@ OPUS_HD T transform_row(const T* m, int i, const T* p) {
   return m[4 * i] * p[0] + m[4 * i + 1] * p[1] + m[4 * i + 2] * p[2] + m[4 * i + 3];
 }
 
+// Row 2 gives the depth, which decides first: most cameras look elsewhere.
 template <typename T>
-OPUS_HD Projection<T> project(const T* matrix, const T* point) {
-  const T w = transform_row(matrix, 2, point);
+OPUS_HD Projection<T> project(const T* matrix, const T* point, int camera, T w) {
   Projection<T> projection;
+  projection.camera = camera;
   projection.behind = !(w >= T(kMinDepth));
   projection.depth = w < T(kMinDepth) ? T(kMinDepth) : w;
   projection.u = transform_row(matrix, 0, point) / projection.depth;
   projection.v = transform_row(matrix, 1, point) / projection.depth;
-  projection.camera = w > T(kMinDepth) ? 0 : -1;  // for now: whether the depth is valid
   return projection;
 }
 
@@ -49,10 +50,12 @@ OPUS_HD Projection<T> choose_camera(const T* matrices, int num_cams, const T* po
                                     T height) {
   Projection<T> chosen;
   for (int n = 0; n < num_cams; ++n) {
-    Projection<T> here = project(matrices + 16 * n, point);
-    const bool valid = here.camera == 0 && here.u > T(0) && here.u < width && here.v > T(0) &&
+    const T w = transform_row(matrices + 16 * n, 2, point);
+    const bool in_front = w > T(kMinDepth);
+    if (n > 0 && !in_front) continue;
+    const Projection<T> here = project(matrices + 16 * n, point, n, w);
+    const bool valid = in_front && here.u > T(0) && here.u < width && here.v > T(0) &&
                        here.v < height;
-    here.camera = n;
     if (n == 0 || valid) chosen = here;
     if (valid) break;
   }
@@ -91,6 +94,64 @@ OPUS_HD bool find_taps(T x, T y, int w, int h, Taps<T>& taps) {
 // The group whose level weights weigh group g at frame t.
 OPUS_HD int paired_group(int t, int g, int num_frames, int num_groups, bool permuted) {
   return permuted ? (t * num_groups + g) / num_frames : g;
+}
+
+struct Shape {
+  int64_t batch, images, queries, channels;
+  int frames, cams, groups, points, levels, per_group;
+  int64_t img_h, img_w;
+  bool permuted;
+
+  OPUS_HD int64_t points_per_query() const { return static_cast<int64_t>(groups) * points; }
+  OPUS_HD int64_t samples_per_query() const { return points_per_query() * frames; }
+};
+
+// One level: channel c of texel (image, y, x) lies at image * image_stride + y * row_stride +
+// x * column_stride + c * channel_stride of sample b's data.
+template <typename S>
+struct Level {
+  S* data;
+  int64_t batch_stride, image_stride, channel_stride, row_stride, column_stride;
+  int w, h;
+
+  OPUS_HD S* texel(int64_t b, int64_t image, int y, int x) const {
+    return data + b * batch_stride + image * image_stride + y * row_stride + x * column_stride;
+  }
+};
+
+template <typename T>
+struct Inputs {
+  const T *points, *matrices, *weights;
+
+  OPUS_HD const T* point(const Shape& s, int64_t bq, int64_t gp) const {
+    return points + 3 * (bq * s.points_per_query() + gp);
+  }
+  OPUS_HD Projection<T> camera(const Shape& s, int64_t b, int t, const T* point) const {
+    return choose_camera(matrices + 16 * (b * s.images + t * s.cams), s.cams, point,
+                         static_cast<T>(s.img_w), static_cast<T>(s.img_h));
+  }
+  // Offset of the level weights of frame t, group g, point p.
+  OPUS_HD int64_t weight_row(const Shape& s, int64_t bq, int t, int g, int p) const {
+    const int paired = paired_group(t, g, s.frames, s.groups, s.permuted);
+    return (bq * s.points_per_query() + paired * s.points + p) * s.levels;
+  }
+};
+
+// A sample is one point in one frame; the output has one row for each.
+struct Sample {
+  int g, t, p;
+};
+
+OPUS_HD Sample sample_at(const Shape& s, int index) {
+  return {index / (s.frames * s.points), index / s.points % s.frames, index % s.points};
+}
+
+template <typename S, typename T>
+OPUS_HD bool taps_of(const Shape& s, const Level<S>& level, const Projection<T>& at,
+                     Taps<T>& taps) {
+  const T x = at.u / static_cast<T>(s.img_w) * static_cast<T>(level.w - 1);
+  const T y = at.v / static_cast<T>(s.img_h) * static_cast<T>(level.h - 1);
+  return find_taps(x, y, level.w, level.h, taps);
 }
 
 }  // namespace multi_view_sampling

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/parallel.h"
+#include "voxel_max/voxel_max_check.h"
 
 namespace opus {
 namespace {
@@ -58,12 +59,7 @@ void reduce_voxel(const T* features, int64_t channels, const int64_t* begin, con
 std::tuple<at::Tensor, at::Tensor> voxel_max_cpu(const at::Tensor& features,
                                                  const at::Tensor& voxel_index,
                                                  int64_t num_voxels) {
-  TORCH_CHECK_VALUE(features.dim() == 2, "features must be [n, C], got ", features.sizes());
-  TORCH_CHECK_VALUE(voxel_index.dim() == 1 && voxel_index.size(0) == features.size(0) &&
-                        voxel_index.scalar_type() == at::kLong,
-                    "voxel_index must be int64 [", features.size(0), "], got ",
-                    voxel_index.scalar_type(), " ", voxel_index.sizes());
-  TORCH_CHECK_VALUE(num_voxels >= 0, "num_voxels must not be negative, got ", num_voxels);
+  voxel_max::check(features, voxel_index, num_voxels);
   const at::Tensor f = features.contiguous(), index = voxel_index.contiguous();
   const int64_t n = f.size(0), channels = f.size(1);
   at::Tensor out = at::empty({num_voxels, channels}, f.options());

@@ -1,0 +1,163 @@
+"""Times V2's continuous prediction discretization: points to voxel logits.
+
+    python -m benchmarks.bench_cpd [--device cpu|cuda] [--sizes t] [--threads N] [--repeats N]
+
+76,800 points near a street (all V2 variants give about that many), 64 channels, 17 classes, the
+Occ3D grid. "field" is spconv where it is installed: sorted unique voxels, ``scatter_reduce`` for
+the maxima, spconv's convolutions in training mode (in eval mode its CPU code drops the bias). It
+is right on the CPU with one thread only, so all run with one there, and it has no backward pass
+there: "both" compares with the twin alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import compare
+from benchmarks.decoder_cases import surface_points
+from models import ops
+
+SHAPE, CLASSES = (200, 200, 16), 17
+LOW, EDGE = (-40.0, -40.0, -1.0), 0.4
+
+
+class Weights(nn.Module):
+    """Parameters of the two point networks and the two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList([nn.Linear(38, 32, bias=False), nn.Linear(64, 64, bias=False)])
+        self.norms = nn.ModuleList([nn.BatchNorm1d(32, eps=1e-3), nn.BatchNorm1d(64, eps=1e-3)])
+        self.convs = nn.ParameterList(
+            [torch.randn(64, 3, 3, 3, 64) * 0.03, torch.randn(CLASSES, 3, 3, 3, 64) * 0.03]
+        )
+        self.biases = nn.ParameterList([torch.zeros(64), torch.zeros(CLASSES)])
+
+
+def point_inputs(points: Tensor, feats: Tensor) -> tuple[Tensor, Tensor]:
+    """[n, 38] inputs of the first network and the voxel key of every point."""
+    low = points.new_tensor(LOW)
+    with torch.no_grad():
+        size = points.new_tensor(SHAPE)
+        index = torch.floor((points - low) / EDGE)
+        index = torch.minimum(index.clamp(min=0), size - 1).long()
+    centres = (index + 0.5) * EDGE + low
+    inputs = torch.cat([points - centres, points - points.mean(1, keepdim=True), feats], -1)
+    x, y, z = index.flatten(0, 1).unbind(-1)
+    return inputs.flatten(0, 1), (x * SHAPE[1] + y) * SHAPE[2] + z
+
+
+def coords_of(key: Tensor) -> Tensor:
+    z, rest = key % SHAPE[2], key // SHAPE[2]
+    return torch.stack([torch.zeros_like(key), rest // SHAPE[1], rest % SHAPE[1], z], 1)
+
+
+def voxel_features(
+    w: Weights, points: Tensor, feats: Tensor, find: Callable[..., tuple[Tensor, Tensor]],
+    maximum: Callable[..., Tensor],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x, key = point_inputs(points, feats)
+    unique, voxel = find(key, math.prod(SHAPE))
+    x = F.relu(w.norms[0](w.linears[0](x)))
+    x = torch.cat([x, maximum(x, voxel, len(unique))[voxel]], 1)
+    x = F.relu(w.norms[1](w.linears[1](x)))
+    return maximum(x, voxel, len(unique)), coords_of(unique)
+
+
+def with_ops(w: Weights, points: Tensor, feats: Tensor, suffix: str) -> Tensor:
+    """Through the operations, or with suffix "_reference" their twins."""
+    names = ("unique_voxels", "voxel_max", "build_kernel_map", "sparse_conv")
+    op = {name: getattr(ops, name + suffix) for name in names}
+    x, coords = voxel_features(w, points, feats, op["unique_voxels"], op["voxel_max"])
+    dilated = op["build_kernel_map"](coords, SHAPE, 3, padding=1)
+    x = F.relu(op["sparse_conv"](x, w.convs[0], w.biases[0], dilated))
+    kept = op["build_kernel_map"](dilated.out_coords, SHAPE, 3, subm=True)
+    return op["sparse_conv"](x, w.convs[1], w.biases[1], kept)
+
+
+def scatter_maximum(x: Tensor, voxel: Tensor, count: int) -> Tensor:
+    target = voxel[:, None].expand_as(x)
+    return x.new_zeros(count, x.shape[1]).scatter_reduce(0, target, x, "amax", include_self=False)
+
+
+class Field:
+    """The same through spconv."""
+
+    def __init__(self, w: Weights, device: torch.device) -> None:
+        import spconv.pytorch as spconv
+
+        self.spconv: Any = spconv
+        self.w = w
+        self.convs = [
+            spconv.SparseConv3d(64, 64, 3, padding=1).to(device),
+            spconv.SubMConv3d(64, CLASSES, 3, padding=1).to(device),
+        ]
+        for conv, weight, bias in zip(self.convs, w.convs, w.biases, strict=True):
+            conv.weight.data.copy_(weight)
+            conv.bias.data.copy_(bias)
+
+    def __call__(self, points: Tensor, feats: Tensor) -> Tensor:
+        x, coords = voxel_features(
+            self.w, points, feats, ops.unique_voxels_reference, scatter_maximum
+        )
+        tensor = self.spconv.SparseConvTensor(x, coords.int().contiguous(), list(SHAPE), 1)
+        tensor = self.convs[0](tensor)
+        tensor = tensor.replace_feature(F.relu(tensor.features))
+        out = self.convs[1](tensor)
+        _, x_index, y, z = out.indices.long().unbind(1)
+        order = ((x_index * SHAPE[1] + y) * SHAPE[2] + z).argsort()
+        return out.features[order]
+
+
+def main() -> None:
+    args = compare.parse(__doc__, sizes="t")
+    if args.device.type == "cpu":
+        torch.set_num_threads(1)
+    w = Weights().to(args.device)
+    points = surface_points(76800, 600)[0].to(args.device)
+    feats = torch.randn(600, 128, 32, device=args.device)
+    leaves = [x.requires_grad_() for x in (points, feats, *w.parameters())]
+    with torch.no_grad():
+        coords = voxel_features(w, points, feats, ops.unique_voxels, ops.voxel_max)[1]
+        dilated = ops.build_kernel_map(coords, SHAPE, 3, padding=1)
+        kept = ops.build_kernel_map(dilated.out_coords, SHAPE, 3, subm=True)
+    print(f"76800 points, {len(coords)} voxels, {dilated.num_out} after dilation")
+    gigaflop = 2e-9 * (int(dilated.starts[-1]) * 64 * 64 + int(kept.starts[-1]) * 64 * CLASSES)
+    gigaflop += 2e-9 * 76800 * (38 * 32 + 64 * 64)
+    functions = {
+        "ours": lambda: with_ops(w, points, feats, ""),
+        "twin": lambda: with_ops(w, points, feats, "_reference"),
+    }
+    rows = compare.forward_and_backward("V2-T CPD", functions, leaves, args, gigaflop=gigaflop)
+    if find_spec("spconv") is not None:
+        field = Field(w, args.device)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                field(points, feats), functions["ours"](), rtol=1e-3, atol=1e-3
+            )
+
+            def no_grad(function: Callable[[], Tensor]) -> Callable[[], object]:
+                return torch.no_grad()(function)
+
+            all_three = {name: no_grad(f) for name, f in functions.items()}
+            all_three["field"] = no_grad(lambda: field(points, feats))
+            row = compare.Row(
+                "V2-T CPD forward", compare.measure(all_three, args),
+                compare.peak_mib(all_three, args), gigaflop,
+            )  # fmt: skip
+        compare.report("cpd", [row], args)
+        compare.report("cpd with gradients", rows[1:], args)
+        compare.aim(args, "CPD forward, times spconv on one thread", row.ratio("field"), 3.0)
+    else:
+        compare.report("cpd", rows, args)
+
+
+if __name__ == "__main__":
+    main()

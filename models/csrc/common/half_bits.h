@@ -1,0 +1,40 @@
+// Numbers of 16 bits as they lie in memory, widened to single precision.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "common/defs.h"
+
+namespace opus {
+
+struct HalfBits {  // IEEE 754 binary16
+  uint16_t bits;
+};
+
+struct BrainBits {  // bfloat16: the upper half of a single-precision number
+  uint16_t bits;
+};
+
+OPUS_HD float float_of_bits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+OPUS_HD float widen(BrainBits x) { return float_of_bits(static_cast<uint32_t>(x.bits) << 16); }
+
+OPUS_HD float widen(HalfBits x) {
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
+  const uint32_t rest = x.bits & 0x7fffu;
+  // Exponents are 112 apart. Infinities and NaNs have the highest one; the multiplication also
+  // normalises numbers that are subnormal in 16 bits.
+  const uint32_t wide = rest << 13;
+  if (rest >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | wide);
+  return (sign ? -1.0f : 1.0f) * (float_of_bits(wide) * 5.192296858534828e33f);  // 2^112
+}
+
+OPUS_HD float widen(float x) { return x; }
+OPUS_HD double widen(double x) { return x; }
+
+}  // namespace opus

@@ -1,0 +1,255 @@
+// Vectors of lanes: what the body of a kernel computes with.
+//
+// No include guard: a source file includes this header, and the bodies after it, once for every
+// instruction set, with OPUS_TARGET naming the namespace: `portable` and `avx2` on the host (the
+// second inside `#pragma GCC target`), `device` in CUDA sources. On the host a lane vector is a
+// Pack; on the device each thread is one lane and the vector a plain number. A body written for a
+// type V with these functions so serves all of them.
+#if !defined(OPUS_TARGET)
+#error "define OPUS_TARGET before including common/lanes.h"
+#endif
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "common/defs.h"
+#include "common/half_bits.h"
+
+#if defined(__CUDACC__)
+#define OPUS_BODY __host__ __device__ __forceinline__
+#define OPUS_UNROLL _Pragma("unroll")
+#else
+#define OPUS_BODY inline __attribute__((always_inline))
+#define OPUS_UNROLL
+#endif
+
+namespace opus {
+namespace OPUS_TARGET {
+
+// A count known at compile time, where loops must be unrolled to keep arrays in registers.
+template <int N>
+struct Fixed {
+  static constexpr int value = N;
+  OPUS_BODY constexpr operator int() const { return N; }
+};
+
+template <typename V>
+struct Lanes {  // a plain number is one lane
+  using Scalar = V;
+  using Words = uint32_t;
+  static constexpr int kWidth = 1;
+  static OPUS_BODY V fill(V x) { return x; }
+  template <typename S>
+  static OPUS_BODY V load(const S* p) {
+    return static_cast<V>(widen(*p));
+  }
+  static OPUS_BODY void store(V* p, V x) { *p = x; }
+  static OPUS_BODY void load_words(const uint32_t* p, Words& x) { x = *p; }
+};
+
+#if defined(__CUDACC__)
+OPUS_BODY float fmadd(float a, float b, float c) { return fmaf(a, b, c); }
+OPUS_BODY double fmadd(double a, double b, double c) { return fma(a, b, c); }
+#else
+OPUS_BODY float fmadd(float a, float b, float c) { return a * b + c; }
+OPUS_BODY double fmadd(double a, double b, double c) { return a * b + c; }
+#endif
+OPUS_BODY float larger(float a, float b) { return a > b ? a : b; }
+OPUS_BODY double larger(double a, double b) { return a > b ? a : b; }
+// x where `sign` is above zero, else 0.
+OPUS_BODY float above_zero(float sign, float x) { return sign > 0 ? x : 0.0f; }
+OPUS_BODY double above_zero(double sign, double x) { return sign > 0 ? x : 0.0; }
+// max(x, 0); what is not a number stays so.
+OPUS_BODY float rectified(float x) { return x <= 0 ? 0.0f : x; }
+OPUS_BODY double rectified(double x) { return x <= 0 ? 0.0 : x; }
+OPUS_BODY float sum_of_lanes(float x) { return x; }
+OPUS_BODY double sum_of_lanes(double x) { return x; }
+OPUS_BODY float root(float x) { return ::sqrtf(x); }
+OPUS_BODY double root(double x) { return ::sqrt(x); }
+OPUS_BODY float exponential(float x) { return ::expf(x); }
+OPUS_BODY double exponential(double x) { return ::exp(x); }
+OPUS_BODY float log_one_plus(float x) { return ::log1pf(x); }
+OPUS_BODY double log_one_plus(double x) { return ::log1p(x); }
+// x where `word` reaches the threshold, else 0.
+OPUS_BODY float keep_from(uint32_t word, uint32_t threshold, float x) {
+  return word >= threshold ? x : 0.0f;
+}
+OPUS_BODY double keep_from(uint32_t word, uint32_t threshold, double x) {
+  return word >= threshold ? x : 0.0;
+}
+
+#if !defined(__CUDACC__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors never cross the border of a function
+
+// 32 bytes of numbers; the compiler maps them to what the target has.
+template <typename T>
+struct Pack {
+  typedef T Raw __attribute__((vector_size(32)));
+  static constexpr int kWidth = 32 / sizeof(T);
+  Raw raw;
+
+  OPUS_BODY Pack operator-() const { return {-raw}; }
+  OPUS_BODY Pack& operator+=(const Pack& b) { raw += b.raw; return *this; }
+  OPUS_BODY Pack& operator*=(const Pack& b) { raw *= b.raw; return *this; }
+  friend OPUS_BODY Pack operator+(const Pack& a, const Pack& b) { return {a.raw + b.raw}; }
+  friend OPUS_BODY Pack operator-(const Pack& a, const Pack& b) { return {a.raw - b.raw}; }
+  friend OPUS_BODY Pack operator*(const Pack& a, const Pack& b) { return {a.raw * b.raw}; }
+  friend OPUS_BODY Pack operator/(const Pack& a, const Pack& b) { return {a.raw / b.raw}; }
+};
+
+template <typename T>
+OPUS_BODY Pack<T> load_brain(const BrainBits* p) {
+  Pack<T> x;
+  for (int i = 0; i < Pack<T>::kWidth; ++i) x.raw[i] = widen(p[i]);
+  return x;
+}
+
+template <typename T>
+OPUS_BODY Pack<T> load_half(const HalfBits* p) {
+#if defined(OPUS_TARGET_HAS_AVX2)
+  if constexpr (Pack<T>::kWidth == 8) {
+    __m128i bits;
+    __builtin_memcpy(&bits, p, sizeof(bits));
+    return {(typename Pack<T>::Raw)_mm256_cvtph_ps(bits)};
+  }
+#endif
+  Pack<T> x;
+  for (int i = 0; i < Pack<T>::kWidth; ++i) x.raw[i] = widen(p[i]);
+  return x;
+}
+
+template <typename T>
+struct Lanes<Pack<T>> {
+  using Scalar = T;
+  typedef uint32_t Words __attribute__((vector_size(4 * Pack<T>::kWidth)));
+  static constexpr int kWidth = Pack<T>::kWidth;
+  static OPUS_BODY Pack<T> fill(T x) { return {x - (typename Pack<T>::Raw){}}; }
+  static OPUS_BODY Pack<T> load(const T* p) {
+    Pack<T> x;
+    __builtin_memcpy(&x.raw, p, sizeof(x.raw));
+    return x;
+  }
+  static OPUS_BODY Pack<T> load(const HalfBits* p) { return load_half<T>(p); }
+  static OPUS_BODY Pack<T> load(const BrainBits* p) { return load_brain<T>(p); }
+  static OPUS_BODY void store(T* p, const Pack<T>& x) {
+    __builtin_memcpy(p, &x.raw, sizeof(x.raw));
+  }
+  // Not by value: a bare vector would cross the border of a function.
+  static OPUS_BODY void load_words(const uint32_t* p, Words& x) {
+    __builtin_memcpy(&x, p, sizeof(x));
+  }
+};
+
+#if defined(OPUS_TARGET_HAS_AVX2)  // GCC 12 does not define __AVX2__ after #pragma GCC target
+OPUS_BODY Pack<float> fmadd(const Pack<float>& a, const Pack<float>& b, const Pack<float>& c) {
+  return {(Pack<float>::Raw)_mm256_fmadd_ps((__m256)a.raw, (__m256)b.raw, (__m256)c.raw)};
+}
+OPUS_BODY Pack<double> fmadd(const Pack<double>& a, const Pack<double>& b, const Pack<double>& c) {
+  return {(Pack<double>::Raw)_mm256_fmadd_pd((__m256d)a.raw, (__m256d)b.raw, (__m256d)c.raw)};
+}
+OPUS_BODY Pack<float> root(const Pack<float>& x) {
+  return {(Pack<float>::Raw)_mm256_sqrt_ps((__m256)x.raw)};
+}
+#else
+template <typename T>
+OPUS_BODY Pack<T> fmadd(const Pack<T>& a, const Pack<T>& b, const Pack<T>& c) {
+  return {a.raw * b.raw + c.raw};
+}
+OPUS_BODY Pack<float> root(const Pack<float>& x) {
+  Pack<float> y;
+  for (int i = 0; i < Pack<float>::kWidth; ++i) y.raw[i] = std::sqrt(x.raw[i]);
+  return y;
+}
+#endif
+OPUS_BODY Pack<double> root(const Pack<double>& x) {
+  Pack<double> y;
+  for (int i = 0; i < Pack<double>::kWidth; ++i) y.raw[i] = std::sqrt(x.raw[i]);
+  return y;
+}
+
+template <typename T>
+OPUS_BODY Pack<T> larger(const Pack<T>& a, const Pack<T>& b) {
+  return {a.raw > b.raw ? a.raw : b.raw};
+}
+
+template <typename T>
+OPUS_BODY Pack<T> above_zero(const Pack<T>& sign, const Pack<T>& x) {
+  const typename Pack<T>::Raw zero{};
+  return {sign.raw > zero ? x.raw : zero};
+}
+
+template <typename T>
+OPUS_BODY Pack<T> rectified(const Pack<T>& x) {
+  const typename Pack<T>::Raw zero{};
+  return {x.raw <= zero ? zero : x.raw};
+}
+
+OPUS_BODY Pack<double> exponential(const Pack<double>& x) {
+  Pack<double> y;
+  for (int i = 0; i < Pack<double>::kWidth; ++i) y.raw[i] = std::exp(x.raw[i]);
+  return y;
+}
+
+// exp(x) to 2e-7 of its value for x <= 88, 0 below -87: 2^n times the series of the rest, whose
+// size is at most ln(2)/2.
+OPUS_BODY Pack<float> exponential(const Pack<float>& x) {
+  using F = Pack<float>;
+  typedef int32_t Int __attribute__((vector_size(32)));
+  const float low = -87.0f;
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  const F shifted = fmadd(x, Lanes<F>::fill(1.44269504f), Lanes<F>::fill(magic));
+  const F n = shifted - Lanes<F>::fill(magic);
+  F r = fmadd(n, Lanes<F>::fill(-0.693359375f), x);  // ln(2) in two parts: n times the first
+  r = fmadd(n, Lanes<F>::fill(2.12194440e-4f), r);   // is exact
+  F p = Lanes<F>::fill(1.0f / 5040);
+  for (const float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+    p = fmadd(p, r, Lanes<F>::fill(c));
+  }
+  const Int exponent = ((Int)shifted.raw - (Int)Lanes<F>::fill(magic).raw) << 23;
+  const F value{(F::Raw)((Int)p.raw + exponent)};
+  const F zero = Lanes<F>::fill(0.0f);
+  return {x.raw < Lanes<F>::fill(low).raw ? zero.raw : (x.raw == x.raw ? value.raw : x.raw)};
+}
+
+OPUS_BODY Pack<double> log_one_plus(const Pack<double>& x) {
+  Pack<double> y;
+  for (int i = 0; i < Pack<double>::kWidth; ++i) y.raw[i] = std::log1p(x.raw[i]);
+  return y;
+}
+
+// log(1 + x) for 0 <= x <= 1: 2 artanh(s) with s = x / (2 + x) of at most 1/3.
+OPUS_BODY Pack<float> log_one_plus(const Pack<float>& x) {
+  using F = Pack<float>;
+  const F s = x / (x + Lanes<F>::fill(2.0f)), square = s * s;
+  F p = Lanes<F>::fill(2.0f / 15);
+  for (const float c : {2.0f / 13, 2.0f / 11, 2.0f / 9, 2.0f / 7, 2.0f / 5, 2.0f / 3, 2.0f}) {
+    p = fmadd(p, square, Lanes<F>::fill(c));
+  }
+  return p * s;
+}
+
+OPUS_BODY Pack<float> keep_from(const Lanes<Pack<float>>::Words& words, uint32_t threshold,
+                                const Pack<float>& x) {
+  return {words >= threshold ? x.raw : Pack<float>::Raw{}};
+}
+OPUS_BODY Pack<double> keep_from(const Lanes<Pack<double>>::Words& words, uint32_t threshold,
+                                 const Pack<double>& x) {
+  typedef int64_t Long __attribute__((vector_size(32)));
+  const Long mask = __builtin_convertvector(words >= threshold, Long);
+  return {mask ? x.raw : Pack<double>::Raw{}};
+}
+
+template <typename T>
+OPUS_BODY T sum_of_lanes(const Pack<T>& x) {
+  T total = 0;
+  for (int i = 0; i < Pack<T>::kWidth; ++i) total += x.raw[i];
+  return total;
+}
+
+#pragma GCC diagnostic pop
+#endif  // host
+
+}  // namespace OPUS_TARGET
+}  // namespace opus

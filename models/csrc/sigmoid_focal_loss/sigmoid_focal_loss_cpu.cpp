@@ -1,0 +1,131 @@
+#include <ATen/Dispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "common/parallel.h"
+#include "common/targets.h"
+
+#define OPUS_TARGET portable
+#include "common/lanes.h"
+#include "sigmoid_focal_loss/sigmoid_focal_loss_body.h"
+#include "sigmoid_focal_loss/sigmoid_focal_loss_cpu_kernel.h"
+#undef OPUS_TARGET
+
+#if defined(OPUS_HAS_AVX2_TARGET)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#define OPUS_TARGET_HAS_AVX2
+#define OPUS_TARGET avx2
+#include "common/lanes.h"
+#include "sigmoid_focal_loss/sigmoid_focal_loss_body.h"
+#include "sigmoid_focal_loss/sigmoid_focal_loss_cpu_kernel.h"
+#undef OPUS_TARGET
+#undef OPUS_TARGET_HAS_AVX2
+#pragma GCC pop_options
+#endif
+
+namespace opus {
+namespace {
+
+constexpr int64_t kRowsPerTask = 512;
+constexpr int64_t kMostLanes = 8;
+
+void check(const at::Tensor& logits, const at::Tensor& labels, const at::Tensor& class_weights,
+           const std::optional<at::Tensor>& row_weights) {
+  TORCH_CHECK_VALUE(logits.dim() == 2 && (logits.scalar_type() == at::kFloat ||
+                                          logits.scalar_type() == at::kDouble),
+                    "logits must be float32 or float64 [n, K], got ", logits.scalar_type(), " ",
+                    logits.sizes());
+  TORCH_CHECK_VALUE(labels.dim() == 1 && labels.size(0) == logits.size(0) &&
+                        labels.scalar_type() == at::kLong,
+                    "labels must be int64 [", logits.size(0), "], got ", labels.scalar_type(), " ",
+                    labels.sizes());
+  TORCH_CHECK_VALUE(class_weights.dim() == 1 && class_weights.size(0) == logits.size(1),
+                    "class_weights must be [", logits.size(1), "], got ", class_weights.sizes());
+  if (row_weights.has_value()) {
+    TORCH_CHECK_VALUE(row_weights->dim() == 1 && row_weights->size(0) == logits.size(0),
+                      "row_weights must be [", logits.size(0), "], got ", row_weights->sizes());
+  }
+}
+
+// Inputs without gaps, in one precision.
+struct Prepared {
+  at::Tensor logits, labels, weights, rows;
+
+  Prepared(const at::Tensor& x, const at::Tensor& label, const at::Tensor& class_weights,
+           const std::optional<at::Tensor>& row_weights)
+      : logits(x.contiguous()), labels(label.contiguous()),
+        weights(class_weights.to(x.scalar_type()).contiguous()) {
+    if (row_weights.has_value()) rows = row_weights->to(x.scalar_type()).contiguous();
+  }
+};
+
+// Calls run(problem of type tag T, T()) with weights padded to whole vectors.
+template <typename T, typename Run>
+void with_problem(const Prepared& in, double gamma, double alpha, const Run& run) {
+  const int64_t classes = in.logits.size(1);
+  std::vector<T> padded(num_blocks(classes, kMostLanes) * kMostLanes, T(0));
+  std::copy_n(in.weights.const_data_ptr<T>(), classes, padded.begin());
+  run(in.logits.const_data_ptr<T>(), in.labels.const_data_ptr<int64_t>(), padded.data(),
+      in.rows.defined() ? in.rows.const_data_ptr<T>() : nullptr, classes, static_cast<T>(gamma),
+      static_cast<T>(alpha));
+}
+
+// Sums of blocks of rows, added in their order: the same for any number of threads.
+at::Tensor focal_loss_cpu(const at::Tensor& logits, const at::Tensor& labels,
+                          const at::Tensor& class_weights,
+                          const std::optional<at::Tensor>& row_weights, double gamma,
+                          double alpha) {
+  check(logits, labels, class_weights, row_weights);
+  const Prepared in(logits, labels, class_weights, row_weights);
+  const int64_t n = logits.size(0);
+  std::vector<double> sums(num_blocks(n, kRowsPerTask), 0.0);
+  AT_DISPATCH_FLOATING_TYPES(logits.scalar_type(), "sigmoid_focal_loss", [&] {
+    with_problem<scalar_t>(in, gamma, alpha, [&](auto... fields) {
+      parallel_tasks(static_cast<int64_t>(sums.size()), [&](int64_t task) {
+        const int64_t begin = task * kRowsPerTask, end = std::min(n, begin + kRowsPerTask);
+        sums[task] = OPUS_CALL_TARGET(focal_rows::forward_rows<scalar_t>, {fields...}, begin, end);
+      });
+    });
+  });
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  return at::scalar_tensor(total, logits.options());
+}
+
+at::Tensor focal_loss_backward_cpu(const at::Tensor& grad, const at::Tensor& logits,
+                                   const at::Tensor& labels, const at::Tensor& class_weights,
+                                   const std::optional<at::Tensor>& row_weights, double gamma,
+                                   double alpha) {
+  check(logits, labels, class_weights, row_weights);
+  const Prepared in(logits, labels, class_weights, row_weights);
+  const int64_t n = logits.size(0);
+  at::Tensor result = at::empty(logits.sizes(), in.logits.options());
+  AT_DISPATCH_FLOATING_TYPES(logits.scalar_type(), "sigmoid_focal_loss_backward", [&] {
+    const auto factor = grad.item<scalar_t>();
+    scalar_t* out = result.data_ptr<scalar_t>();
+    with_problem<scalar_t>(in, gamma, alpha, [&](auto... fields) {
+      parallel_tasks(num_blocks(n, kRowsPerTask), [&](int64_t task) {
+        const int64_t begin = task * kRowsPerTask, end = std::min(n, begin + kRowsPerTask);
+        OPUS_CALL_TARGET(focal_rows::backward_rows<scalar_t>, {fields...}, begin, end, factor,
+                         out);
+      });
+    });
+  });
+  return result;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(opus, CPU, m) {
+  m.impl("sigmoid_focal_loss", &focal_loss_cpu);
+  m.impl("sigmoid_focal_loss_backward", &focal_loss_backward_cpu);
+}
+
+}  // namespace opus

@@ -1,0 +1,186 @@
+"""Multi-head self-attention whose logits fall with the distance between queries.
+
+Dimensions:
+    B batch, H heads, Q queries, d channels of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._extension import native, on_load
+
+__all__ = ["distance_attention", "distance_attention_reference"]
+
+_WORD = 0xFFFFFFFF  # 32 bits
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def distance_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tau: Tensor,
+    centres: Tensor,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """Attention with the logits ``q·k / sqrt(d) - tau_q * |centre_q - centre_k|``.
+
+    The scale-adaptive self-attention of SparseBEV (arXiv 2308.09244), as OPUS uses it. Softmax and
+    weighted sum run tile by tile (Dao et al., arXiv 2205.14135) and distances are computed on the
+    fly, so memory grows with Q, not with Q². Queries are visited in the order of their places;
+    blocks of keys so far away that all their weights together are below a rounding error of the
+    result (relative to the largest value) are skipped.
+
+    Dropout decides by a hash of ``seed`` and position, so that the backward pass repeats it
+    without a stored mask. Gradients are summed in a fixed order: results do not depend on the
+    number of threads and repeat bit by bit. What is not finite spreads as it does in the twin.
+
+    CUDA tensors take a mask of all pairs to torch's ``scaled_dot_product_attention``: memory grows
+    with Q² there, and dropout draws from torch's generator instead of ``seed``.
+
+    Args:
+        query: [B, H, Q, d], float32, float64, float16 or bfloat16, of any strides. Sums are in
+            float32 (float64 for float64).
+        key: [B, H, Q, d], same dtype.
+        value: [B, H, Q, d], same dtype.
+        tau: [B, H, Q], 1/metres, of the attending query; any sign.
+        centres: [B, Q, 3], metres. Gets no gradient.
+        dropout_p: probability that an attention weight is dropped, in [0, 1).
+        seed: of the dropout.
+
+    Returns:
+        [B, H, Q, d] in ``query``'s dtype, laid out in memory as [B, Q, H, d]. Differentiable (once)
+        in ``query``, ``key``, ``value`` and ``tau``.
+
+    Raises:
+        ValueError: shapes, dtypes or ``dropout_p`` do not fit.
+        ExtensionError: CPU tensors, and the native extension is not built.
+    """
+    _check_arguments(query, key, value, tau, centres, dropout_p)
+    if query.is_cuda:
+        bias = (-tau[..., None] * _distances(centres.to(tau))[:, None]).to(query.dtype)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=dropout_p
+        )
+    return native("distance_attention")(query, key, value, tau, centres, dropout_p, seed)[0]
+
+
+def distance_attention_reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tau: Tensor,
+    centres: Tensor,
+    dropout_p: float = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """Plain-torch twin of :func:`distance_attention`: a [B, H, Q, Q] mask. Same arguments."""
+    _check_arguments(query, key, value, tau, centres, dropout_p)
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    q, k, v, rate = (tensor.to(dtype) for tensor in (query, key, value, tau))
+    logits = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
+    weights = (logits - rate[..., None] * _distances(centres.to(dtype))[:, None]).softmax(-1)
+    if dropout_p > 0:
+        kept = _kept_weights(weights.shape, dropout_p, seed, weights.device)
+        weights = torch.where(kept, weights / (1 - dropout_p), 0.0)
+    return (weights @ v).to(query.dtype)
+
+
+@torch.no_grad()
+def _distances(centres: Tensor) -> Tensor:
+    """Distances [B, Q, Q] between centres [B, Q, 3]."""
+    # not through the matrix product |a|^2 + |b|^2 - 2ab, which cancels for close points
+    return torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _kept_weights(shape: torch.Size, dropout_p: float, seed: int, device: torch.device) -> Tensor:
+    """Which attention weights [B, H, Q, Q] dropout keeps; the native kernel's hash."""
+    B, H, Q, _ = shape
+    row = torch.arange(B * H * Q, device=device) & _WORD
+    key = torch.arange(Q, device=device) & _WORD
+    row = _mix_bits((row * 0x9E3779B1 + (seed & _WORD)) & _WORD).view(B, H, Q, 1)
+    key = _mix_bits((key * 0x85EBCA77 + (seed >> 32 & _WORD)) & _WORD)
+    return _mix_bits(row ^ key) >= min(int(dropout_p * 2**32), _WORD)
+
+
+def _mix_bits(x: Tensor) -> Tensor:
+    """Finaliser of MurmurHash3 on 32-bit words held in int64."""
+    x = x ^ (x >> 16)
+    x = _multiply_words(x, 0x85EBCA6B)
+    x = x ^ (x >> 13)
+    x = _multiply_words(x, 0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _multiply_words(x: Tensor, factor: int) -> Tensor:
+    """``x * factor`` modulo 2^32; the wrap-around of int64 loses only higher bits."""
+    return (x * factor) & _WORD
+
+
+def _check_arguments(
+    query: Tensor, key: Tensor, value: Tensor, tau: Tensor, centres: Tensor, dropout_p: float
+) -> None:
+    if query.dim() != 4 or query.dtype not in _DTYPES:
+        raise ValueError(
+            f"query must be float32, float64, float16 or bfloat16 [B, H, Q, d], got "
+            f"{query.dtype} {list(query.shape)}"
+        )
+    B, H, Q, _ = query.shape
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.shape != query.shape or tensor.dtype != query.dtype:
+            raise ValueError(
+                f"{name} must be {query.dtype} {list(query.shape)} as query, got {tensor.dtype} "
+                f"{list(tensor.shape)}"
+            )
+    if tau.shape != (B, H, Q):
+        raise ValueError(f"tau must be {[B, H, Q]}, got {list(tau.shape)}")
+    if centres.shape != (B, Q, 3):
+        raise ValueError(f"centres must be {[B, Q, 3]}, got {list(centres.shape)}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must lie in [0, 1), got {dropout_p}")
+
+
+@on_load
+def _register() -> None:
+    @torch.library.register_fake("opus::distance_attention")
+    def _(
+        query: Tensor, key: Tensor, value: Tensor, tau: Tensor, centres: Tensor,
+        dropout_p: float, seed: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        B, H, Q, d = query.shape
+        wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+        return (
+            query.new_empty((B, Q, H, d)).transpose(1, 2),
+            query.new_empty((B, H, Q), dtype=wide),
+        )
+
+    @torch.library.register_fake("opus::distance_attention_backward")
+    def _(
+        grad: Tensor, query: Tensor, key: Tensor, value: Tensor, tau: Tensor, centres: Tensor,
+        out: Tensor, log_sum: Tensor, dropout_p: float, seed: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        B, H, Q, d = query.shape
+        d_query, d_key, d_value = (query.new_empty((B, Q, H, d)).transpose(1, 2) for _ in range(3))
+        return d_query, d_key, d_value, tau.new_empty(tau.shape)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, ctx.dropout_p, ctx.seed = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*tensors, *output)
+
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+        d_query, d_key, d_value, d_tau = torch.ops.opus.distance_attention_backward(
+            grad, *ctx.saved_tensors, ctx.dropout_p, ctx.seed
+        )
+        return d_query, d_key, d_value, d_tau, None, None, None
+
+    torch.library.register_autograd(
+        "opus::distance_attention", backward, setup_context=setup_context
+    )

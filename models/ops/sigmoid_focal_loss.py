@@ -1,0 +1,133 @@
+"""Focal loss over independent sigmoid classifiers, summed.
+
+Dimensions:
+    n rows (points or voxels), K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._extension import native, on_load
+
+__all__ = ["sigmoid_focal_loss", "sigmoid_focal_loss_reference"]
+
+
+def sigmoid_focal_loss(
+    logits: Tensor,
+    labels: Tensor,
+    class_weights: Tensor,
+    row_weights: Tensor | None = None,
+    gamma: float = 2.0,
+    alpha: float = 0.25,
+) -> Tensor:
+    """Weighted sum of the focal loss of every logit (Lin et al., arXiv 1708.02002, Eq. 5).
+
+    A logit x of the row's label gives ``alpha * sigmoid(-x)**gamma * softplus(-x)``, every other
+    ``(1 - alpha) * sigmoid(x)**gamma * softplus(x)``, times the weight of its class and of its
+    row. CPU tensors go through the native operation, one pass that keeps nothing for the backward
+    pass but its inputs and whose sum does not depend on the number of threads; CUDA tensors
+    through the plain-torch twin.
+
+    Args:
+        logits: [n, K], float32 or float64.
+        labels: int64 [n]; outside ``[0, K)`` no class is positive.
+        class_weights: [K].
+        row_weights: [n], or None for 1.
+        gamma: exponent that down-weights easy examples.
+        alpha: weight of positives; negatives get ``1 - alpha``.
+
+    Returns:
+        Scalar, differentiable (once) in ``logits``.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+        ExtensionError: CPU tensors, and the native extension is not built.
+    """
+    if logits.is_cuda:
+        return sigmoid_focal_loss_reference(
+            logits, labels, class_weights, row_weights, gamma, alpha
+        )
+    _check_arguments(logits, labels, class_weights, row_weights)
+    return native("sigmoid_focal_loss")(logits, labels, class_weights, row_weights, gamma, alpha)
+
+
+def sigmoid_focal_loss_reference(
+    logits: Tensor,
+    labels: Tensor,
+    class_weights: Tensor,
+    row_weights: Tensor | None = None,
+    gamma: float = 2.0,
+    alpha: float = 0.25,
+) -> Tensor:
+    """Plain-torch twin of :func:`sigmoid_focal_loss`. Same arguments."""
+    _check_arguments(logits, labels, class_weights, row_weights)
+
+    def positive(x: Tensor) -> Tensor:
+        return alpha * torch.sigmoid(-x).pow(gamma) * -F.logsigmoid(x)
+
+    def negative(x: Tensor) -> Tensor:  # torch's softplus is cut off, its logsigmoid is not
+        return (1 - alpha) * torch.sigmoid(x).pow(gamma) * -F.logsigmoid(-x)
+
+    # Every class is a negative but one: sum the negatives, then exchange that one. This touches
+    # the [n, K] array a few times less than a one-hot target would.
+    weights = class_weights.to(logits)
+    rows = torch.nonzero((labels >= 0) & (labels < logits.shape[1])).squeeze(1)
+    of_label = logits[rows, labels[rows]]
+    exchanged = positive(of_label) - negative(of_label)
+    others = negative(logits)
+    if row_weights is not None:
+        others = others * row_weights.unsqueeze(1)
+        exchanged = exchanged * row_weights[rows]
+    return others.sum(0) @ weights + exchanged @ weights[labels[rows]]
+
+
+def _check_arguments(
+    logits: Tensor, labels: Tensor, class_weights: Tensor, row_weights: Tensor | None
+) -> None:
+    if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"logits must be float32 or float64 [n, K], got {logits.dtype} {list(logits.shape)}"
+        )
+    n, classes = logits.shape
+    if labels.shape != (n,) or labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 [{n}], got {labels.dtype} {list(labels.shape)}")
+    if class_weights.shape != (classes,):
+        raise ValueError(f"class_weights must be [{classes}], got {list(class_weights.shape)}")
+    if row_weights is not None and row_weights.shape != (n,):
+        raise ValueError(f"row_weights must be [{n}], got {list(row_weights.shape)}")
+
+
+@on_load
+def _register() -> None:
+    @torch.library.register_fake("opus::sigmoid_focal_loss")
+    def _(
+        logits: Tensor, labels: Tensor, class_weights: Tensor, row_weights: Tensor | None,
+        gamma: float, alpha: float,
+    ) -> Tensor:  # fmt: skip
+        return logits.new_empty(())
+
+    @torch.library.register_fake("opus::sigmoid_focal_loss_backward")
+    def _(
+        grad: Tensor, logits: Tensor, labels: Tensor, class_weights: Tensor,
+        row_weights: Tensor | None, gamma: float, alpha: float,
+    ) -> Tensor:  # fmt: skip
+        return logits.new_empty(logits.shape)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.gamma, ctx.alpha = inputs
+        ctx.save_for_backward(*tensors)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        d_logits = torch.ops.opus.sigmoid_focal_loss_backward(
+            grad, *ctx.saved_tensors, ctx.gamma, ctx.alpha
+        )
+        return d_logits, None, None, None, None, None
+
+    torch.library.register_autograd(
+        "opus::sigmoid_focal_loss", backward, setup_context=setup_context
+    )

@@ -1,0 +1,59 @@
+"""The voxels that points fall into, each once.
+
+Dimensions:
+    n points, m voxels with a point.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._extension import native, on_load
+
+__all__ = ["unique_voxels", "unique_voxels_reference"]
+
+
+def unique_voxels(keys: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
+    """Sorted unique keys, and where each key is among them.
+
+    CPU tensors go through the native operation, which marks the keys in a bitmap instead of
+    sorting them; CUDA tensors through the plain-torch twin.
+
+    Args:
+        keys: int64 [n], linear index of each point's voxel, in ``[0, num_keys)``.
+        num_keys: voxels of the grid, over the batch; the bitmap takes 1.5 bits for each.
+
+    Returns:
+        int64 [m], ascending, and int64 [n] in ``[0, m)``.
+
+    Raises:
+        ValueError: a shape or dtype does not fit, or a key is out of range (native only).
+        ExtensionError: CPU tensors, and the native extension is not built.
+    """
+    if keys.is_cuda:
+        return unique_voxels_reference(keys, num_keys)
+    _check_arguments(keys, num_keys)
+    return native("unique_voxels")(keys, num_keys)
+
+
+def unique_voxels_reference(keys: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
+    """Plain-torch twin of :func:`unique_voxels`. Same arguments."""
+    _check_arguments(keys, num_keys)
+    unique, inverse = torch.unique(keys, return_inverse=True)
+    return unique, inverse
+
+
+def _check_arguments(keys: Tensor, num_keys: int) -> None:
+    if keys.dim() != 1 or keys.dtype != torch.int64:
+        raise ValueError(f"keys must be int64 [n], got {keys.dtype} {list(keys.shape)}")
+    if num_keys < 0:
+        raise ValueError(f"num_keys must not be negative, got {num_keys}")
+
+
+@on_load
+def _register() -> None:
+    @torch.library.register_fake("opus::unique_voxels")
+    def _(keys: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
+        count = torch.library.get_ctx().new_dynamic_size()
+        return keys.new_empty(count), keys.new_empty(keys.shape)

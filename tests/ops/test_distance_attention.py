@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from models.ops import distance_attention, distance_attention_reference
+
+BOTH = [distance_attention, distance_attention_reference]
+
+
+def make_inputs(
+    B: int = 2, H: int = 3, Q: int = 20, d: int = 8, dtype: torch.dtype = torch.float64,
+    extent_m: float = 10.0, seed: int = 0,
+) -> list[Tensor]:  # fmt: skip
+    """query, key, value, tau, centres."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    query, key, value = (normal(B, H, Q, d).to(dtype) for _ in range(3))
+    tau = (2 * torch.rand(B, H, Q, generator=generator, dtype=torch.float64)).to(dtype)
+    return [query, key, value, tau, (normal(B, Q, 3) * extent_m).to(dtype)]
+
+
+def with_gradients(
+    function: Callable[..., Tensor], inputs: list[Tensor], *args: Any
+) -> list[Tensor]:
+    leaves = [x.detach().requires_grad_() for x in inputs[:4]]
+    out = function(*leaves, inputs[4], *args)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def assert_close_to_twin(
+    inputs: list[Tensor], tolerance: float, *args: Any, device: str = "cpu"
+) -> None:
+    """Against the twin in double precision; errors relative to the largest number."""
+    there = [x.to(device) for x in inputs]
+    ours = [x.cpu() for x in with_gradients(distance_attention, there, *args)]
+    twin = with_gradients(distance_attention_reference, [x.double() for x in inputs], *args)
+    for a, b in zip(ours, twin, strict=True):
+        assert a.shape == b.shape and a.isfinite().all()
+        scale = max(1.0, float(b.abs().max()) if b.numel() else 0.0)
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("function", BOTH)
+def test_agrees_with_the_definition(function: Callable[..., Tensor]) -> None:
+    query, key, value, tau, centres = make_inputs(B=1, H=2, Q=5, d=4)
+    out = function(query, key, value, tau, centres)
+    for h in range(2):
+        for q in range(5):
+            logits = [
+                float(query[0, h, q] @ key[0, h, k]) / 2
+                - float(tau[0, h, q]) * math.dist(centres[0, q], centres[0, k])
+                for k in range(5)
+            ]
+            total = sum(math.exp(x) for x in logits)
+            expected = sum(math.exp(logits[k]) / total * value[0, h, k] for k in range(5))
+            torch.testing.assert_close(out[0, h, q], expected)
+
+
+@given(data=st.data())
+def test_native_equals_twin(data: Any) -> None:
+    inputs = make_inputs(
+        B=data.draw(st.integers(1, 2)), H=data.draw(st.integers(1, 3)),
+        Q=data.draw(st.sampled_from([0, 1, 7, 63, 64, 65, 130])),
+        d=data.draw(st.sampled_from([1, 4, 6, 32])),
+        extent_m=data.draw(st.sampled_from([0.0, 0.1, 10.0, 1000.0])),
+        seed=data.draw(st.integers(0, 2**31)),
+    )  # fmt: skip
+    inputs[3].mul_(data.draw(st.sampled_from([-0.1, 0.0, 1.0, 20.0])))
+    dropout = data.draw(st.sampled_from([0.0, 0.3]))
+    assert_close_to_twin(inputs, 1e-11, dropout, data.draw(st.integers(0, 2**62)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float32, 2e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)],
+)
+def test_other_precisions(dtype: torch.dtype, tolerance: float, device: str) -> None:
+    for d in (6, 32):
+        inputs = make_inputs(Q=150, d=d, dtype=dtype)
+        assert_close_to_twin(inputs, tolerance, device=device)
+        assert distance_attention(*(x.to(device) for x in inputs)).dtype == dtype
+
+
+def test_dropout_in_single_precision() -> None:
+    assert_close_to_twin(make_inputs(Q=150, dtype=torch.float32), 2e-5, 0.2, 2**40 + 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_skipped_does_not_show(dtype: torch.dtype) -> None:
+    """Far blocks of many queries are skipped; with slow fading none is."""
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+    inputs = make_inputs(B=1, H=2, Q=700, d=8, dtype=dtype, extent_m=60.0)
+    inputs[3][:, 1] *= 0.01
+    assert_close_to_twin(inputs, tolerance)
+    inputs[3].neg_()  # attention that grows with distance
+    assert_close_to_twin(inputs, tolerance)
+
+
+def test_gradcheck() -> None:
+    *leaves, centres = make_inputs(B=1, H=2, Q=5, d=3)
+    leaves = [x.requires_grad_() for x in leaves]
+    for dropout in (0.0, 0.4):
+        assert torch.autograd.gradcheck(
+            lambda *x, p=dropout: distance_attention(*x, centres, p, 5), leaves
+        )
+
+
+def test_dropout_keeps_the_expected_part_and_repeats() -> None:
+    inputs = make_inputs(B=1, H=2, Q=300, d=4, dtype=torch.float32, extent_m=0.0)
+    query, key, value, tau, centres = inputs
+    ones = torch.ones_like(value)
+    args = (torch.zeros_like(query), key, ones, tau, centres)
+    kept = distance_attention(*args, 0.25, 7)[..., 0] * 0.75  # uniform weights: the kept part
+    assert abs(float(kept.mean()) - 0.75) < 0.005
+    assert float(kept.std()) == pytest.approx(math.sqrt(0.25 * 0.75 / 300), rel=0.15)
+    assert torch.equal(distance_attention(*args, 0.25, 7), distance_attention(*args, 0.25, 7))
+    assert not torch.equal(distance_attention(*args, 0.25, 7), distance_attention(*args, 0.25, 8))
+
+
+def test_strides() -> None:
+    query, key, value, tau, centres = make_inputs()
+    expected = with_gradients(distance_attention, [query, key, value, tau, centres])
+    packed = torch.stack([query, key, value], 0).permute(1, 3, 0, 2, 4).contiguous()
+    q, k, v = packed.permute(2, 0, 3, 1, 4)  # as the decoder gives them
+    strided = [q, k, v, tau.transpose(1, 2).contiguous().transpose(1, 2),
+               centres.flip(1).flip(1).transpose(0, 1).contiguous().transpose(0, 1)]  # fmt: skip
+    for a, b in zip(with_gradients(distance_attention, strided), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("which", range(5))
+def test_what_is_not_finite_spreads_as_in_the_twin(which: int, bad: float) -> None:
+    inputs = make_inputs(B=1, H=1, Q=150, extent_m=40.0)
+    inputs[which].view(-1)[30] = bad
+    ours, twin = (function(*inputs) for function in BOTH)
+    torch.testing.assert_close(ours, twin, rtol=0, atol=1e-11, equal_nan=True)
+    assert not twin.isfinite().all()
+
+
+def test_huge_logits_do_not_overflow() -> None:
+    inputs = make_inputs(B=1, Q=70, dtype=torch.float32)
+    inputs[0].mul_(1e4)
+    # logits of 50,000 have steps of 0.004, and gradients of the keys are multiples of the queries
+    assert_close_to_twin(inputs, 5e-2)
+
+
+def test_threads_change_nothing(at_threads: Callable[..., Any]) -> None:
+    inputs = make_inputs(B=1, Q=300, dtype=torch.float32)
+    one, two = (at_threads(n, with_gradients, distance_attention, inputs, 0.1, 3) for n in (1, 2))
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_memory_grows_with_queries_alone() -> None:
+    """4,000 queries of 8 heads: a single [8, Q, Q] tensor would take 512 MB."""
+    inputs = make_inputs(B=1, H=8, Q=4000, d=4, dtype=torch.float32, extent_m=60.0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with_gradients(distance_attention, inputs)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 100_000  # KiB
+
+
+def test_bad_arguments() -> None:
+    query, key, value, tau, centres = make_inputs()
+    for function in BOTH:
+        for args, message in (
+            ((query[0], key, value, tau, centres), r"query must be .* \[B, H, Q, d\], got"),
+            ((query.int(), key, value, tau, centres), "query must be float32"),
+            ((query, key[:, :, 1:], value, tau, centres), r"key must be .*\[2, 3, 20, 8\]"),
+            ((query, key, value.float(), tau, centres), "value must be torch.float64"),
+            ((query, key, value, tau[:1], centres), r"tau must be \[2, 3, 20\], got \[1"),
+            ((query, key, value, tau, centres[..., :2]), r"centres must be \[2, 20, 3\]"),
+            ((query, key, value, tau, centres, 1.0), r"dropout_p must lie in \[0, 1\), got 1"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                function(*args)
+
+
+def test_opcheck() -> None:
+    *leaves, centres = make_inputs(B=1, H=2, Q=5, d=4, dtype=torch.float32)
+    leaves = [x.requires_grad_() for x in leaves]
+    torch.library.opcheck(torch.ops.opus.distance_attention.default, (*leaves, centres, 0.1, 3))
+    inputs = [x.detach() for x in (*leaves, centres)]
+    out, log_sum = torch.ops.opus.distance_attention(*inputs, 0.0, 0)
+    torch.library.opcheck(
+        torch.ops.opus.distance_attention_backward.default,
+        (torch.randn(1, 2, 5, 4), *inputs, out, log_sum, 0.0, 0),
+    )

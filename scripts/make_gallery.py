@@ -24,6 +24,7 @@ import visualize
 from scripts import plot_log
 from scripts.demo import DEMO_CONFIG, LONG_CONFIG, make_data
 from scripts.runtime.errors import ConfigError, run_entry_point
+from scripts.visualization.chromium import open_browser
 
 ROOT = Path(__file__).resolve().parents[1]
 INDEX = "9"
@@ -114,6 +115,32 @@ def _save_small(image: Image.Image, path: Path, columns: int) -> Path:
     return path
 
 
+def make_page(config: str, weights: str, out: Path) -> Path:
+    """A page as a browser shows it.
+
+    Raises:
+        ConfigError: Chromium is not installed.
+    """
+    arguments = ["--config", config, "--weights", weights, "--vis-input", "--vis-gt"]
+    arguments += ["--scene", "scene-0916", "--format", "html"]
+    command = shlex.join(["visualize.py", *arguments])
+    print(f"== page: python {command}", flush=True)
+    with open_browser() as browser, tempfile.TemporaryDirectory() as folder:
+        _check(visualize.main([*arguments, "--out", folder]), command)
+        page = browser.new_page(
+            viewport={"width": 1400, "height": 860}, reduced_motion="reduce", offline=True
+        )
+        page.goto(Path(folder, "scene-0916.html").as_uri())
+        page.wait_for_selector("body[data-ready]")
+        for key in ("ArrowRight", "o"):
+            page.keyboard.press(key)
+        page.wait_for_timeout(3000)
+        picture = Path(folder, "page.png")
+        page.screenshot(path=str(picture))
+        with Image.open(picture) as file:
+            return _save_small(file.convert("RGB"), out / "page.jpg", 1400)
+
+
 def make_curves(work_dir: Path, out: Path) -> Path:
     """The curves of the model's training."""
     with tempfile.TemporaryDirectory() as folder:
@@ -140,6 +167,7 @@ def make_gallery(names: Sequence[str], config: str | None, weights: str | None, 
         picture.name: lambda picture=picture: make_picture(picture, config, weights, out)  # type: ignore[misc]
         for picture in PICTURES
     }
+    makers["page"] = lambda: make_page(config, weights, out)
     makers["curves"] = lambda: make_curves(Path(weights).parent, out)
     out.mkdir(parents=True, exist_ok=True)
     for name in names or makers:
@@ -152,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [picture.name for picture in PICTURES] + ["curves"]
+    known = [*(picture.name for picture in PICTURES), "page", "curves"]
     parser.add_argument("--only", nargs="+", choices=known, default=(), help="these pictures alone")
     parser.add_argument("--config", help="of the model, with --weights")
     parser.add_argument("--weights", metavar="CHECKPOINT")

@@ -1,0 +1,61 @@
+"""Farthest-point sampling of 600 out of 40,000 points of a LiDAR sweep.
+
+    python -m benchmarks.bench_farthest_point_sampling [--device cpu|cuda] [--repeats N] [--save]
+
+Peers: the plain loop over samples, each step a few torch operations over all points; on a GPU
+also mmcv's kernel. The points' order in buckets is part of our time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import Report, medians_ms, parse_arguments, peak_memory_mb
+from models.ops import farthest_point_sampling, farthest_point_sampling_reference
+
+NUM_SAMPLES = 600
+
+
+def mmcv_sampling(device: str) -> Callable[[Tensor], object] | None:
+    if device != "cuda":
+        return None
+    try:
+        from mmcv.ops import furthest_point_sample
+    except ImportError:
+        return None
+    return lambda points: furthest_point_sample(points[None], NUM_SAMPLES)
+
+
+def main() -> None:
+    args = parse_arguments(__doc__.splitlines()[0], repeats=7)
+    report = Report("farthest_point_sampling", args)
+    points = torch.randn(40_000, 3) * torch.tensor([20.0, 20.0, 1.0])
+    peer = mmcv_sampling(args.device)
+    report.table(["cloud", "ours ms", "plain loop ms", "mmcv ms", "MB"])
+    for name, cloud in (("float32", points), ("float64", points.double())):
+        cloud = cloud.to(args.device)
+        calls: list[Callable[[], object]] = [
+            lambda p=cloud: farthest_point_sampling(p, NUM_SAMPLES),
+            lambda p=cloud: farthest_point_sampling_reference(p, NUM_SAMPLES),
+        ]
+        if peer is not None and name == "float32":
+            calls.append(lambda p=cloud, f=peer: f(p))
+        own, plain, *rest = medians_ms(calls, args.repeats, args.device)
+        memory = peak_memory_mb(calls[0], args.device)
+        report.row(
+            name, f"{own:.2f}", f"{plain:.1f}", *(f"{time:.2f}" for time in rest or [float("nan")]),
+            "" if memory is None else f"{memory:.1f}",
+        )  # fmt: skip
+        if name == "float32":
+            if args.device == "cpu":
+                report.aim("farthest_point_sampling:speed_over_plain_loop", plain / own, 5)
+            if rest:
+                report.aim("farthest_point_sampling:speed_over_mmcv", rest[0] / own, 1)
+    report.end()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What the benchmarks of the native operations share: arguments, timing, scenes, tables, aims.
+
+Needs torch alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def parse_arguments(description: str, repeats: int, **extra: int) -> argparse.Namespace:
+    """Arguments of every benchmark; ``extra`` adds integers with their defaults."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--note", default="", help="a remark for the table, such as other load")
+    parser.add_argument(
+        "--save", action="store_true", help="write the table under benchmarks/results"
+    )
+    for name, default in extra.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    return args
+
+
+class Report:
+    """Prints lines as they come and keeps them for the results file."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        self.name, self.args = name, args
+        self.lines: list[str] = []
+        self.aims: list[str] = []
+        self.line(f"# {name} on {args.device}\n")
+        command = f"python -m benchmarks.bench_{name} --device {args.device}"
+        self.line(
+            f"`{command} --threads {args.threads} --repeats {args.repeats}`,"
+            f" {hardware(args.device)}, {datetime.now(timezone.utc):%Y-%m-%d},"
+            f" torch {torch.__version__}, commit {_commit()}."
+            f" Medians. {args.note}\n"
+        )
+
+    def line(self, text: str) -> None:
+        print(text, flush=True)
+        self.lines.append(text)
+
+    def table(self, header: Sequence[str]) -> None:
+        self.line("| " + " | ".join(header) + " |")
+        self.line("|---" * len(header) + "|")
+
+    def row(self, *cells: object) -> None:
+        self.line("| " + " | ".join(str(cell) for cell in cells) + " |")
+
+    def aim(self, name: str, measured: float, goal: float) -> None:
+        """Notes ``measured >= goal``; printed at the end."""
+        verdict = "ok" if measured >= goal else "short"
+        self.aims.append(f"AIM {name} {measured:.3g} >= {goal:g} {verdict}")
+
+    def end(self) -> None:
+        self.line("")
+        for aim in self.aims:
+            self.line(aim)
+        if self.args.save:
+            RESULTS.mkdir(exist_ok=True)
+            path = RESULTS / f"{self.name}_{self.args.device}.md"
+            path.write_text("\n".join(self.lines) + "\n")
+
+
+def medians_ms(functions: Sequence[Callable[[], object]], repeats: int, device: str) -> list[float]:
+    """Median wall times in milliseconds; runs alternate, so that other load slows all alike."""
+    times: list[list[float]] = [[] for _ in functions]
+    for function in functions:
+        function()
+    for _ in range(repeats):
+        for own, function in zip(times, functions, strict=True):
+            _synchronize(device)
+            start = time.perf_counter()
+            function()
+            _synchronize(device)
+            own.append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(own) for own in times]
+
+
+def hardware(device: str) -> str:
+    """The processor or GPU, in words."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpu = platform.processor() or platform.machine()
+    names = Path("/proc/cpuinfo")
+    if names.exists():
+        rows = [row for row in names.read_text().splitlines() if row.startswith("model name")]
+        cpu = rows[0].split(":")[1].strip() if rows else cpu
+    return f"{cpu}, {os.cpu_count()} cores"
+
+
+def peak_memory_mb(function: Callable[[], object], device: str) -> float | None:
+    """Memory a call needs on a GPU beyond what is there; None on a CPU."""
+    if device != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def street(size: tuple[int, int, int], edge_m: float, free: int = 17) -> Tensor:
+    """uint8 [X, Y, Z]: bumpy ground, blocks of houses beside a road, trees, cars."""
+    x_size, y_size, z_size = size
+    grid = torch.full(size, free, dtype=torch.uint8)
+    ground = max(1, round(0.8 / edge_m))
+    x, y = torch.meshgrid(torch.arange(x_size), torch.arange(y_size), indexing="ij")
+    height = ground + ((x * edge_m / 17).sin() + (y * edge_m / 11).cos()).round().long()
+    grid[torch.arange(z_size) < height.clamp(min=1)[..., None]] = 11
+    boxes = (("house", 8, 15, 70), ("tree", 1.6, 16, 120), ("car", 2.4, 4, 60))
+    for kind, width_m, label, count in boxes:
+        width = max(1, round(width_m / edge_m))
+        for _ in range(count):
+            i, j = (int(torch.randint(0, n - width, ())) for n in (x_size, y_size))
+            if kind == "house" and abs(j + width // 2 - y_size // 2) * edge_m < 9:
+                continue
+            top = {"house": z_size, "tree": z_size * 3 // 4, "car": ground + round(1.6 / edge_m)}
+            low = ground if kind != "tree" else z_size // 3
+            high = int(torch.randint(low + 1, top[kind] + 1, ())) if top[kind] > low else low + 1
+            grid[i : i + width, j : j + width, low:high] = label
+    return grid
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    return done.stdout.strip() or "unknown"

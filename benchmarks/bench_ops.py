@@ -1,4 +1,4 @@
-"""Times every native CPU operation beside its plain-torch twin.
+"""Times the native CPU operations that have no benchmark of their own beside their plain twins.
 
     python -m benchmarks.bench_ops [--threads N] [--repeats N] [--only NAME]
 
@@ -9,7 +9,6 @@ median wall time of both and their ratio. Take it on a machine that does nothing
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from benchmarks.common import street
 from models import ops
 
 Job = tuple[str, Callable[[], object], Callable[[], object]]
@@ -48,23 +48,6 @@ def forward_and_backward(
     yield f"{name} backward", backward(outs[0]), backward(outs[1])
 
 
-def street(size: tuple[int, int, int], edge_m: float) -> Tensor:
-    """uint8 [1, X, Y, Z]: ground, blocks of houses beside a road, trees."""
-    grid = torch.zeros(1, *size, dtype=torch.uint8)
-    x_size, y_size, z_size = size
-    grid[:, :, :, : max(1, round(0.8 / edge_m))] = 1
-    house, tree = round(8 / edge_m), max(2, round(1.6 / edge_m))
-    for _ in range(150):
-        x, y = (int(torch.randint(0, n - house, ())) for n in (x_size, y_size))
-        if abs(y + house // 2 - y_size // 2) > round(12 / edge_m):
-            grid[0, x : x + house, y : y + house, : int(torch.randint(z_size // 4, z_size, ()))] = 2
-    for _ in range(200):
-        x, y = (int(torch.randint(0, n - tree, ())) for n in (x_size, y_size))
-        crown = torch.rand(tree, tree, z_size // 2) < 0.4
-        grid[0, x : x + tree, y : y + tree, z_size // 4 : z_size // 4 + z_size // 2][crown] = 3
-    return grid
-
-
 def camera_rays(width: int, height: int) -> Tensor:
     v, u = torch.meshgrid(
         (torch.arange(height) - height / 2) / (0.8 * width),
@@ -77,7 +60,7 @@ def camera_rays(width: int, height: int) -> Tensor:
 
 def ray_cast_jobs() -> Iterator[Job]:
     for edge_m, size in ((0.4, (200, 200, 16)), (0.2, (800, 800, 40))):
-        pyramid = ops.OccupancyPyramid(street(size, edge_m), 0)
+        pyramid = ops.OccupancyPyramid(street(size, edge_m, free=0)[None], 0)
         origin = torch.tensor([[0.1 * size[0], 0.5 * size[1], 2.4 / edge_m]]) * edge_m
         rays = camera_rays(80, 45)
         args = (origin, rays, (0, 0, 0), (edge_m,) * 3, 0)
@@ -119,57 +102,6 @@ def sparse_conv_jobs() -> Iterator[Job]:
         )
 
 
-def sampling_jobs() -> Iterator[Job]:
-    frames, cams, groups, points, channels, img_hw = 4, 6, 4, 4, 64, (224, 400)
-    focal, matrices = 0.8 * img_hw[1], []
-    for n in range(frames * cams):
-        s, c = math.sin(math.pi * n / 3), math.cos(math.pi * n / 3)
-        pose = torch.tensor([[s, -c, 0, 0], [0, 0, -1, 1.5], [c, s, 0, 0.3], [0, 0, 0, 1]])
-        pixel = torch.eye(4)
-        pixel[0, 0] = pixel[1, 1] = focal
-        pixel[0, 2], pixel[1, 2] = img_hw[1] / 2, img_hw[0] / 2
-        matrices.append(pixel @ pose)
-    occ2img = torch.stack(matrices)[None]
-    maps = [
-        torch.randn(1, frames * cams, channels, img_hw[0] // s, img_hw[1] // s)
-        for s in (4, 8, 16, 32)
-    ]
-    where = torch.rand(1, 300, groups, points, 3) * torch.tensor([80, 80, 6.4])
-    where = where - torch.tensor([40, 40, 1])
-    weights = torch.randn(1, 300, groups, points, 4).softmax(-1)
-
-    def call(function: Function) -> Function:
-        return lambda p, w, *f: function(f, p, occ2img, w, img_hw, cams)
-
-    yield from forward_and_backward(
-        "multi_view_sampling 300 queries, 24 images",
-        call(ops.multi_view_sampling),
-        call(ops.multi_view_sampling_reference),
-        [where, weights, *maps],
-    )
-
-
-def nearest_neighbor_jobs() -> Iterator[Job]:
-    flat = torch.randperm(200 * 200)[:20000]
-    reference = torch.stack([flat // 200, flat % 200, torch.randint(0, 3, (20000,))], 1) * 0.4 - 40
-    query = reference[torch.randint(0, 20000, (300,))].repeat_interleave(32, 0)
-    query = query + torch.randn(len(query), 3)
-    yield (
-        "nearest_neighbor 9,600 -> 20,000",
-        lambda: ops.nearest_neighbor(query, reference),
-        lambda: ops.nearest_neighbor_reference(query, reference),
-    )
-
-
-def farthest_point_jobs() -> Iterator[Job]:
-    points = torch.randn(34000, 3) * torch.tensor([20.0, 20.0, 1.0])  # a LiDAR sweep
-    yield (
-        "farthest_point_sampling 34,000 -> 600",
-        lambda: ops.farthest_point_sampling(points, 600),
-        lambda: ops.farthest_point_sampling_reference(points, 600),
-    )
-
-
 def voxel_max_jobs() -> Iterator[Job]:
     index = torch.randint(0, 10000, (40000,))
     yield from forward_and_backward(
@@ -190,10 +122,7 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {args.threads} threads, median of {args.repeats}")
     print(f"{'operation':<48} {'native ms':>10} {'twin ms':>10} {'ratio':>7}")
-    for jobs in (
-        ray_cast_jobs, sparse_conv_jobs, sampling_jobs, nearest_neighbor_jobs,
-        farthest_point_jobs, voxel_max_jobs,
-    ):  # fmt: skip
+    for jobs in (ray_cast_jobs, sparse_conv_jobs, voxel_max_jobs):
         for name, native, twin in jobs():
             if args.only in name:
                 ours = median_ms(native, args.repeats)

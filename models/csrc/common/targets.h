@@ -1,28 +1,13 @@
 // Host code compiled for more than one instruction set, chosen at run time.
 #pragma once
 
-#include <cstdlib>
+#include "common/avx2.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// clang has no pragma for a whole file's target.
+#if defined(OPUS_HAS_AVX2_KERNELS) && !defined(__clang__)
 #define OPUS_HAS_AVX2_TARGET 1
 #include <immintrin.h>
 #endif
-
-namespace opus {
-
-// Whether the processor has AVX2 and FMA, and OPUS_DISABLE_AVX2 is not set.
-inline bool use_avx2() {
-#if defined(OPUS_HAS_AVX2_TARGET)
-  static const bool supported = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                                __builtin_cpu_supports("f16c") &&
-                                std::getenv("OPUS_DISABLE_AVX2") == nullptr;
-  return supported;
-#else
-  return false;
-#endif
-}
-
-}  // namespace opus
 
 // Calls a function that is defined in the namespaces opus::portable and opus::avx2.
 #if defined(OPUS_HAS_AVX2_TARGET)

@@ -16,24 +16,9 @@
 #include "distance_attention/distance_attention_check.h"
 #include "distance_attention/distance_attention_tiles.h"
 
-#define OPUS_TARGET portable
-#include "common/lanes.h"
-#include "distance_attention/distance_attention_body.h"
-#include "distance_attention/distance_attention_cpu_kernel.h"
-#undef OPUS_TARGET
-
-#if defined(OPUS_HAS_AVX2_TARGET)
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#define OPUS_TARGET_HAS_AVX2
-#define OPUS_TARGET avx2
-#include "common/lanes.h"
-#include "distance_attention/distance_attention_body.h"
-#include "distance_attention/distance_attention_cpu_kernel.h"
-#undef OPUS_TARGET
-#undef OPUS_TARGET_HAS_AVX2
-#pragma GCC pop_options
-#endif
+#define OPUS_BODY_HEADER "distance_attention/distance_attention_body.h"
+#define OPUS_KERNEL_HEADER "distance_attention/distance_attention_cpu_kernel.h"
+#include "common/for_each_target.h"
 
 namespace opus {
 namespace {

@@ -11,24 +11,9 @@
 #include "common/parallel.h"
 #include "common/targets.h"
 
-#define OPUS_TARGET portable
-#include "common/lanes.h"
-#include "sigmoid_focal_loss/sigmoid_focal_loss_body.h"
-#include "sigmoid_focal_loss/sigmoid_focal_loss_cpu_kernel.h"
-#undef OPUS_TARGET
-
-#if defined(OPUS_HAS_AVX2_TARGET)
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#define OPUS_TARGET_HAS_AVX2
-#define OPUS_TARGET avx2
-#include "common/lanes.h"
-#include "sigmoid_focal_loss/sigmoid_focal_loss_body.h"
-#include "sigmoid_focal_loss/sigmoid_focal_loss_cpu_kernel.h"
-#undef OPUS_TARGET
-#undef OPUS_TARGET_HAS_AVX2
-#pragma GCC pop_options
-#endif
+#define OPUS_BODY_HEADER "sigmoid_focal_loss/sigmoid_focal_loss_body.h"
+#define OPUS_KERNEL_HEADER "sigmoid_focal_loss/sigmoid_focal_loss_cpu_kernel.h"
+#include "common/for_each_target.h"
 
 namespace opus {
 namespace {

@@ -1,0 +1,25 @@
+// Includes OPUS_BODY_HEADER and then OPUS_KERNEL_HEADER, the names of two headers, once for every
+// instruction set: what they define stands in the namespaces opus::portable and opus::avx2 (see
+// targets.h). Every source file includes this once for its own headers, hence no guard.
+
+#define OPUS_TARGET portable
+#include "common/lanes.h"
+#include OPUS_BODY_HEADER
+#include OPUS_KERNEL_HEADER
+#undef OPUS_TARGET
+
+#if defined(OPUS_HAS_AVX2_TARGET)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#define OPUS_TARGET_HAS_AVX2
+#define OPUS_TARGET avx2
+#include "common/lanes.h"
+#include OPUS_BODY_HEADER
+#include OPUS_KERNEL_HEADER
+#undef OPUS_TARGET
+#undef OPUS_TARGET_HAS_AVX2
+#pragma GCC pop_options
+#endif
+
+#undef OPUS_BODY_HEADER
+#undef OPUS_KERNEL_HEADER

@@ -27,8 +27,8 @@ pytest: setup
 
 bench: setup  ## all benchmarks of the native operations (BENCH="--device cuda" on a GPU)
 	@set -e; for file in benchmarks/bench_*.py; do \
-	  if grep -q '^def main' $$file && grep -qE 'benchmarks.common|import compare' $$file; then \
-	    $(PY) -m benchmarks.$$(basename $$file .py) $(BENCH); fi; done
+	  if grep -q benchmarks.common $$file; then \
+	    $(PY) $$file $(BENCH); fi; done
 
 cuda-report: setup  ## compile the CUDA sources (no GPU needed); registers and spills per kernel
 	$(PY) -m scripts.compile_cuda

@@ -1,6 +1,6 @@
 """Times adaptive mixing, its generated parameters included, against plain torch.
 
-    python -m benchmarks.bench_adaptive_mixing [--device cpu|cuda] [--dtype float32|…]
+    python benchmarks/bench_adaptive_mixing.py [--device cpu|cuda] [--dtype float32|…]
         [--sizes t,s,m,l] [--threads N] [--repeats N]
 
 "field" generates the parameters of all queries and groups at once, then multiplies, normalises and
@@ -10,13 +10,19 @@ operation ``adaptive_mixing``. "twin" is the same with the operation's twin.
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
+
 from benchmarks import compare
+from benchmarks.common import Report, parse_arguments
 from benchmarks.decoder_cases import CHANNELS, FRAMES, GROUPS, MIXED_POINTS, VARIANTS
 from models import ops
 
@@ -44,7 +50,7 @@ def by_groups(
     return torch.stack(parts, 1)
 
 
-def bench(name: str, args: compare.Arguments) -> list[compare.Row]:
+def bench(name: str, args: argparse.Namespace) -> list[compare.Row]:
     variant = VARIANTS[name]
     Q, s_in = variant.queries, FRAMES * variant.points
     per_group = c * c + s_in * MIXED_POINTS
@@ -71,11 +77,16 @@ def bench(name: str, args: compare.Arguments) -> list[compare.Row]:
 
 
 def main() -> None:
-    args = compare.parse(
-        __doc__, sizes="t,s,m,l", dtypes=("float32", "float16", "bfloat16")
-    )  # fmt: skip
-    rows = [row for name in args.sizes for row in bench(name, args)]
-    compare.report("adaptive_mixing", rows, args)
+    args = parse_arguments(
+        __doc__, repeats=7, sizes="t,s,m,l", dtypes=("float32", "float16", "bfloat16")
+    )
+    report = Report("adaptive_mixing", args)
+    rows = [row for name in args.sizes.split(",") for row in bench(name, args)]
+    compare.add_table(report, rows)
+    for row in rows:
+        name = f"adaptive_mixing:{row.case}_over_field".replace(" ", "_")
+        report.aim(name, row.ratio("field"), 1)
+    report.end()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Matching and location loss of a training step of V2-T, forward and backward.
 
-    python -m benchmarks.bench_chamfer [--device cpu|cuda] [--repeats N] [--decoder 1] [--save]
+    python benchmarks/bench_chamfer.py [--device cpu|cuda] [--repeats N] [--decoder 1] [--save]
 
 Six terms: the initial points (600) and five layers (600 queries of 8, 16, 32, 64, 128 points)
 against 40,000 voxels of a street, whose tree is built once. ``--decoder 1`` also times the forward
@@ -9,10 +9,14 @@ pass of the whole decoder (8 frames of 6 cameras, 704 x 256) for the aim; it nee
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
 
 from benchmarks.bench_nearest_neighbor import points
 from benchmarks.common import Report, medians_ms, parse_arguments
@@ -68,7 +72,7 @@ def decoder_forward(device: str) -> float:
 
 
 def main() -> None:
-    args = parse_arguments(__doc__.splitlines()[0], repeats=5, decoder=0)
+    args = parse_arguments(__doc__, repeats=5, decoder=0)
     report = Report("chamfer", args)
     pred, voxels = (x.to(args.device) for x in points((200, 200, 16), 0.4, 40_000))
     layers = [pred.view(600, 128, 3)[:, :n].reshape(-1, 3).requires_grad_() for n in LAYERS]

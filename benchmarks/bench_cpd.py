@@ -1,6 +1,6 @@
 """Times V2's continuous prediction discretization: points to voxel logits.
 
-    python -m benchmarks.bench_cpd [--device cpu|cuda] [--sizes t] [--threads N] [--repeats N]
+    python benchmarks/bench_cpd.py [--device cpu|cuda] [--repeats N]
 
 76,800 points near a street (all V2 variants give about that many), 64 channels, 17 classes, the
 Occ3D grid. "field" is spconv where it is installed: sorted unique voxels, ``scatter_reduce`` for
@@ -12,15 +12,20 @@ there: "both" compares with the twin alone.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
+
 from benchmarks import compare
+from benchmarks.common import Report, parse_arguments
 from benchmarks.decoder_cases import surface_points
 from models import ops
 
@@ -117,9 +122,11 @@ class Field:
 
 
 def main() -> None:
-    args = compare.parse(__doc__, sizes="t")
-    if args.device.type == "cpu":
+    args = parse_arguments(__doc__, repeats=7)
+    if args.device == "cpu":
+        args.threads = 1
         torch.set_num_threads(1)
+    report = Report("cpd", args)
     w = Weights().to(args.device)
     points = surface_points(76800, 600)[0].to(args.device)
     feats = torch.randn(600, 128, 32, device=args.device)
@@ -128,7 +135,7 @@ def main() -> None:
         coords = voxel_features(w, points, feats, ops.unique_voxels, ops.voxel_max)[1]
         dilated = ops.build_kernel_map(coords, SHAPE, 3, padding=1)
         kept = ops.build_kernel_map(dilated.out_coords, SHAPE, 3, subm=True)
-    print(f"76800 points, {len(coords)} voxels, {dilated.num_out} after dilation")
+    report.line(f"76800 points, {len(coords)} voxels, {dilated.num_out} after dilation.\n")
     gigaflop = 2e-9 * (int(dilated.starts[-1]) * 64 * 64 + int(kept.starts[-1]) * 64 * CLASSES)
     gigaflop += 2e-9 * 76800 * (38 * 32 + 64 * 64)
     functions = {
@@ -142,21 +149,14 @@ def main() -> None:
             torch.testing.assert_close(
                 field(points, feats), functions["ours"](), rtol=1e-3, atol=1e-3
             )
-
-            def no_grad(function: Callable[[], Tensor]) -> Callable[[], object]:
-                return torch.no_grad()(function)
-
-            all_three = {name: no_grad(f) for name, f in functions.items()}
-            all_three["field"] = no_grad(lambda: field(points, feats))
-            row = compare.Row(
-                "V2-T CPD forward", compare.measure(all_three, args),
-                compare.peak_mib(all_three, args), gigaflop,
-            )  # fmt: skip
-        compare.report("cpd", [row], args)
-        compare.report("cpd with gradients", rows[1:], args)
-        compare.aim(args, "CPD forward, times spconv on one thread", row.ratio("field"), 3.0)
-    else:
-        compare.report("cpd", rows, args)
+        functions["field"] = lambda: field(points, feats)
+        forward = {name: compare.without_gradients(f) for name, f in functions.items()}
+        row = compare.measure("V2-T CPD forward", forward, args, gigaflop)
+        compare.add_table(report, [row])
+        rows = rows[1:]
+        report.aim("cpd:forward_over_spconv", row.ratio("field"), 3.0)
+    compare.add_table(report, rows)
+    report.end()
 
 
 if __name__ == "__main__":

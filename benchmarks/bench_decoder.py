@@ -1,6 +1,6 @@
 """Times the whole decoder and head of a variant, native operations against their plain twins.
 
-    python -m benchmarks.bench_decoder [--device cpu|cuda] [--sizes t] [--threads N] [--repeats N]
+    python benchmarks/bench_decoder.py [--device cpu|cuda] [--sizes t] [--threads N] [--repeats N]
 
 One sample, 704 x 256, 8 frames, evaluation mode: from the feature maps to voxel logits (queries,
 sampling, mixing, attention, CPD). Needs the whole environment, not torch alone.
@@ -8,15 +8,20 @@ sampling, mixing, attention, CPD). Needs the whole environment, not torch alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import sys
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
+
 import models.register
 from benchmarks import compare
+from benchmarks.common import Report, parse_arguments
 from benchmarks.decoder_cases import IMG_HW, VARIANTS, camera_matrices, feature_maps
 from models.heads import CameraGeometry
 from scripts.golden.heads import plain_operations
@@ -34,7 +39,7 @@ def build_head(size: str) -> nn.Module:
     return head
 
 
-def compare_paths(size: str, args: compare.Arguments) -> compare.Row:
+def compare_paths(size: str, args: argparse.Namespace) -> compare.Row:
     head = build_head(size).to(args.device)
     feats = [x.to(args.device) for x in feature_maps(True)]
     ego2img = camera_matrices()[None].to(args.device)
@@ -48,20 +53,19 @@ def compare_paths(size: str, args: compare.Arguments) -> compare.Row:
         with plain_operations():
             return ours()
 
-    functions: dict[str, Callable[[], object]] = {"ours": ours, "twin": twins}
-    times = compare.measure(functions, args)
     name = f"{VARIANTS[size].name} decoder and head"
-    return compare.Row(name, times, compare.peak_mib(functions, args))
+    return compare.measure(name, {"ours": ours, "twin": twins}, args)
 
 
 def main() -> None:
-    args = compare.parse(__doc__, sizes="t")
+    args = parse_arguments(__doc__, repeats=7, sizes="t")
     assert models.register
-    for size in args.sizes:
-        row = compare_paths(size, args)
-        compare.report("decoder", [row], args)
-        name = VARIANTS[size].name
-        compare.aim(args, f"decoder {name}, times plain twins", row.ratio("twin"), 3.0)
+    report = Report("decoder", args)
+    rows = [compare_paths(size, args) for size in args.sizes.split(",")]
+    compare.add_table(report, rows)
+    for row in rows:
+        report.aim(f"decoder:{row.case}_over_plain_twins".replace(" ", "_"), row.ratio("twin"), 3.0)
+    report.end()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Times distance-biased self-attention against its twin and a materialised mask.
 
-    python -m benchmarks.bench_distance_attention [--device cpu|cuda] [--dtype float32|…]
+    python benchmarks/bench_distance_attention.py [--device cpu|cuda] [--dtype float32|…]
         [--sizes t,s,m,l] [--threads N] [--repeats N]
 
 "mask" builds the bias [B, H, Q, Q] and gives it to torch's ``scaled_dot_product_attention``. tau is
@@ -10,11 +10,18 @@ skipped.
 
 from __future__ import annotations
 
+import argparse
+import sys
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
+
 from benchmarks import compare
+from benchmarks.common import Report, parse_arguments
 from benchmarks.decoder_cases import CHANNELS, HEADS, VARIANTS, query_centres
 from models import ops
 
@@ -26,7 +33,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, tau: Tensor, centres: Tens
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
-def bench(name: str, fades: bool, args: compare.Arguments) -> list[compare.Row]:
+def bench(name: str, fades: bool, args: argparse.Namespace) -> list[compare.Row]:
     variant = VARIANTS[name]
     Q, d = variant.queries, CHANNELS // HEADS
     dtype = getattr(torch, args.dtype)
@@ -49,26 +56,27 @@ def bench(name: str, fades: bool, args: compare.Arguments) -> list[compare.Row]:
 
 
 def main() -> None:
-    args = compare.parse(
-        __doc__, sizes="t,s,m,l", dtypes=("float32", "float16", "bfloat16")
-    )  # fmt: skip
-    rows = [row for name in args.sizes for row in bench(name, True, args)]
-    rows += bench(args.sizes[-1], False, args)
-    compare.report("distance_attention", rows, args)
-    largest = VARIANTS[args.sizes[-1]]
+    args = parse_arguments(
+        __doc__, repeats=7, sizes="t,s,m,l", dtypes=("float32", "float16", "bfloat16")
+    )
+    report = Report("distance_attention", args)
+    sizes = args.sizes.split(",")
+    rows = [row for name in sizes for row in bench(name, True, args)]
+    rows += bench(sizes[-1], False, args)
+    compare.add_table(report, rows)
+    smallest, largest = VARIANTS[sizes[0]], VARIANTS[sizes[-1]]
     for case in (largest.name, f"{largest.name} no fading"):
         for kind in ("forward", "both"):
-            row = compare.row_of(rows, f"{case} {kind}")
-            assert row is not None
-            aim = f"attention {kind} {case}, times the materialised mask"
-            compare.aim(args, aim, row.ratio("mask"), 2.0)
-    first = compare.row_of(rows, f"{VARIANTS[args.sizes[0]].name} both")
-    last = compare.row_of(rows, f"{largest.name} both")
-    if first and last and first is not last:
+            ratio = compare.row_of(rows, f"{case} {kind}").ratio("mask")
+            name = f"distance_attention:{case}_{kind}_over_mask".replace(" ", "_")
+            report.aim(name, ratio, 2.0)
+    if smallest is not largest:
         # linear memory grows as Q does, that of the mask as Q squared
-        growth = largest.queries / VARIANTS[args.sizes[0]].queries
-        grown = last.mib["ours"] / max(first.mib["ours"], 1.0)
-        compare.aim(args, "attention memory, growth of Q over growth of peak", growth / grown, 0.8)
+        first = compare.row_of(rows, f"{smallest.name} both").mib["ours"]
+        last = compare.row_of(rows, f"{largest.name} both").mib["ours"]
+        growth = largest.queries / smallest.queries / (last / max(first, 1.0))
+        report.aim("distance_attention:growth_of_Q_over_growth_of_peak_memory", growth, 0.8)
+    report.end()
 
 
 if __name__ == "__main__":

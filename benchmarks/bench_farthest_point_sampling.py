@@ -1,6 +1,6 @@
 """Farthest-point sampling of 600 out of 40,000 points of a LiDAR sweep.
 
-    python -m benchmarks.bench_farthest_point_sampling [--device cpu|cuda] [--repeats N] [--save]
+    python benchmarks/bench_farthest_point_sampling.py [--device cpu|cuda] [--repeats N] [--save]
 
 Peers: the plain loop over samples, each step a few torch operations over all points; on a GPU
 also mmcv's kernel. The points' order in buckets is part of our time.
@@ -8,10 +8,14 @@ also mmcv's kernel. The points' order in buckets is part of our time.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
 
 from benchmarks.common import Report, medians_ms, parse_arguments, peak_memory_mb
 from models.ops import farthest_point_sampling, farthest_point_sampling_reference
@@ -30,7 +34,7 @@ def mmcv_sampling(device: str) -> Callable[[Tensor], object] | None:
 
 
 def main() -> None:
-    args = parse_arguments(__doc__.splitlines()[0], repeats=7)
+    args = parse_arguments(__doc__, repeats=7)
     report = Report("farthest_point_sampling", args)
     points = torch.randn(40_000, 3) * torch.tensor([20.0, 20.0, 1.0])
     peer = mmcv_sampling(args.device)
@@ -47,7 +51,7 @@ def main() -> None:
         memory = peak_memory_mb(calls[0], args.device)
         report.row(
             name, f"{own:.2f}", f"{plain:.1f}", *(f"{time:.2f}" for time in rest or [float("nan")]),
-            "" if memory is None else f"{memory:.1f}",
+            f"{memory:.1f}",
         )  # fmt: skip
         if name == "float32":
             if args.device == "cpu":

@@ -1,6 +1,6 @@
 """Times multi-scale multi-view sampling against its twin and per-level ``grid_sample``.
 
-    python -m benchmarks.bench_multi_view_sampling [--device cpu|cuda] [--dtype float32|float16]
+    python benchmarks/bench_multi_view_sampling.py [--device cpu|cuda] [--dtype float32|float16]
         [--sizes t,s,m,l,v1t,v1l] [--threads N] [--repeats N]
 
 "field" is how published code does it without its own CUDA kernel: project into every camera, pick
@@ -10,11 +10,18 @@ depth axis is the camera, weight, sum.
 
 from __future__ import annotations
 
+import argparse
+import sys
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
+
 from benchmarks import compare
+from benchmarks.common import Report, parse_arguments
 from benchmarks.decoder_cases import (
     CAMS,
     CHANNELS,
@@ -62,7 +69,7 @@ def field_sampling(
     return out.permute(0, 4, 2, 1, 5, 3).flatten(3, 4)
 
 
-def bench(name: str, args: compare.Arguments) -> list[compare.Row]:
+def bench(name: str, args: argparse.Namespace) -> list[compare.Row]:
     variant = VARIANTS[name]
     dtype = getattr(torch, args.dtype)
     feats = [x.to(args.device) for x in feature_maps(True, dtype)]
@@ -93,16 +100,20 @@ def bench(name: str, args: compare.Arguments) -> list[compare.Row]:
 
 
 def main() -> None:
-    args = compare.parse(__doc__, sizes="t,s,m,l", dtypes=("float32", "float16", "bfloat16"))
-    rows = [row for name in args.sizes for row in bench(name, args)]
-    compare.report("multi_view_sampling", rows, args)
-    for name in args.sizes:
+    args = parse_arguments(
+        __doc__, repeats=7, sizes="t,s,m,l,v1t,v1l", dtypes=("float32", "float16", "bfloat16")
+    )
+    report = Report("multi_view_sampling", args)
+    sizes = args.sizes.split(",")
+    rows = [row for name in sizes for row in bench(name, args)]
+    compare.add_table(report, rows)
+    wanted = (5.0, 4.0) if args.device == "cpu" else (4.0, 4.0)
+    for name in sizes:
         case = VARIANTS[name].name
-        for kind, wanted in (("forward", 5.0), ("both", 4.0)):
-            row = compare.row_of(rows, f"{case} {kind}")
-            assert row is not None
-            aim = f"sampling {kind} {case}, times per-level grid_sample"
-            compare.aim(args, aim, row.ratio("field"), wanted)
+        for kind, goal in zip(("forward", "both"), wanted, strict=True):
+            ratio = compare.row_of(rows, f"{case} {kind}").ratio("field")
+            report.aim(f"multi_view_sampling:{case}_{kind}_over_grid_sample", ratio, goal)
+    report.end()
 
 
 if __name__ == "__main__":

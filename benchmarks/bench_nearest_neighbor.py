@@ -1,6 +1,6 @@
 """Nearest neighbours of a Chamfer loss: 76,800 points against occupied voxels, both directions.
 
-    python -m benchmarks.bench_nearest_neighbor [--device cpu|cuda] [--repeats N] [--save]
+    python benchmarks/bench_nearest_neighbor.py [--device cpu|cuda] [--repeats N] [--save]
 
 76,800 points are what every V2 model predicts (V2-T: 600 queries of 128). Points lie about the
 voxels with a deviation of 1 m. Building structures is part of every time. Peers: scipy's k-d tree
@@ -9,10 +9,14 @@ with as many workers as torch threads on a CPU; mmcv's knn and the tiled all-pai
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
 
 from benchmarks.common import Report, medians_ms, parse_arguments, peak_memory_mb, street
 from models.ops import PointTree, nearest_neighbor
@@ -53,7 +57,7 @@ def peers(device: str, threads: int) -> dict[str, Callable[[Tensor, Tensor], obj
 
 
 def main() -> None:
-    args = parse_arguments(__doc__.splitlines()[0], repeats=9)
+    args = parse_arguments(__doc__, repeats=9)
     report = Report("nearest_neighbor", args)
     others = peers(args.device, args.threads)
     report.table(["case", "ours ms", "prepared ms", "MB", *(f"{name} ms" for name in others)])
@@ -69,7 +73,7 @@ def main() -> None:
             calls += [lambda f=f, q=q, r=r: f(q, r) for f in others.values()]
             own, prepared, *times = medians_ms(calls, args.repeats, args.device)
             memory = peak_memory_mb(calls[0], args.device)
-            cells = [f"{own:.1f}", f"{prepared:.1f}", "" if memory is None else f"{memory:.0f}"]
+            cells = [f"{own:.1f}", f"{prepared:.1f}", f"{memory:.0f}"]
             report.row(f"{name}, {direction}", *cells, *(f"{time:.1f}" for time in times))
             for peer, time in zip(others, times, strict=True):
                 worst[peer] = min(worst[peer], time / own)

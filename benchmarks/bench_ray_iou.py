@@ -1,6 +1,6 @@
 """RayIoU of whole samples: 8 origins of 14,040 rays through prediction and ground truth.
 
-    python -m benchmarks.bench_ray_iou [--device cpu|cuda] [--samples 200] [--save]
+    python benchmarks/bench_ray_iou.py [--device cpu|cuda] [--samples 200] [--save]
 
 Street scenes of Occ3D's grid; predictions have voxels lost, moved, mislabelled and invented. The
 scheme that walks every ray to the grid's exit before it searches is timed as its walk alone: single
@@ -11,10 +11,14 @@ by one" casts each grid's rays with early exit and without skipping.
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
 
 from benchmarks.common import Report, medians_ms, parse_arguments, street
 from models.ops import OccupancyPyramid, label_rays, ray_iou_counts
@@ -50,7 +54,7 @@ def predicted(gt: Tensor) -> Tensor:
 
 
 def main() -> None:
-    args = parse_arguments(__doc__.splitlines()[0], repeats=1, samples=200)
+    args = parse_arguments(__doc__, repeats=1, samples=200)
     report = Report("ray_iou", args)
     scenes = [street((200, 200, 16), EDGE) for _ in range(min(args.samples, 20))]
     gts = torch.stack(scenes).to(args.device)

@@ -1,6 +1,6 @@
 """Times PNG sheets on one thread: six cameras, prediction, ground truth, difference, legend.
 
-    python -m benchmarks.bench_sheet [--samples 16] [--widths 1600 4800] [--out FILE.md]
+    python benchmarks/bench_sheet.py [--samples 16] [--widths 1600 4800] [--out FILE.md]
 
 Ground truth and images are those of the toy data set (scripts/make_toy_nuscenes.py), the images
 enlarged to nuScenes' 1600 x 900; predictions are the ground truth with voxels lost, moved,
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
 
 from benchmarks.bench_scoring import FREE, plausible
 from loaders.info_io import CAMERAS, load_infos
@@ -117,7 +120,7 @@ def heading(args: argparse.Namespace) -> str:
     note = f"{args.note}\n\n" if args.note else ""
     return (
         "# Drawing sheets\n\n"
-        f"`python -m benchmarks.bench_sheet --samples {args.samples} --widths {widths}`, "
+        f"`python benchmarks/bench_sheet.py --samples {args.samples} --widths {widths}`, "
         f"{time.strftime('%Y-%m-%d')}, {processor()} ({os.cpu_count()} cores, "
         f"{platform.machine()}), one thread, no GPU, {versions}, commit {git_commit()}.\n\n{note}"
         "| width in pixels | CPU time per sheet | sheets per core-second | PNG file |\n"

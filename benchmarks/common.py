@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import resource
 import statistics
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -22,9 +25,24 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def parse_arguments(description: str, repeats: int, **extra: int) -> argparse.Namespace:
-    """Arguments of every benchmark; ``extra`` adds integers with their defaults."""
-    parser = argparse.ArgumentParser(description=description)
+def parse_arguments(
+    description: str,
+    repeats: int,
+    sizes: str | None = None,
+    dtypes: Sequence[str] | None = None,
+    **extra: int,
+) -> argparse.Namespace:
+    """Parse the command line of a benchmark and set threads and seed.
+
+    Args:
+        description: The module's docstring; its first line is shown.
+        repeats: Default number of runs of each function.
+        sizes: Default of ``--sizes``, comma-separated (keys of ``decoder_cases.VARIANTS``); None
+            for a benchmark without that argument.
+        dtypes: Choices of ``--dtype``, the default first; None for none.
+        **extra: Further integer arguments with their defaults.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--repeats", type=int, default=repeats)
@@ -32,9 +50,15 @@ def parse_arguments(description: str, repeats: int, **extra: int) -> argparse.Na
     parser.add_argument(
         "--save", action="store_true", help="write the table under benchmarks/results"
     )
+    if sizes:
+        parser.add_argument("--sizes", default=sizes, help="comma-separated: t, s, m, l, v1t, v1l")
+    if dtypes:
+        parser.add_argument("--dtype", choices=dtypes, default=dtypes[0])
     for name, default in extra.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here; use --device cpu")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     return args
@@ -47,13 +71,17 @@ class Report:
         self.name, self.args = name, args
         self.lines: list[str] = []
         self.aims: list[str] = []
+        #: Measured GFLOP/s of a float32 matrix product and GB/s of a copy.
+        self.gigaflops, self.bandwidth = ceilings(args.device)
         self.line(f"# {name} on {args.device}\n")
-        command = f"python -m benchmarks.bench_{name} --device {args.device}"
+        given = vars(args).items()
+        told = [f"--{key} {value}" for key, value in given if key not in ("note", "save")]
         self.line(
-            f"`{command} --threads {args.threads} --repeats {args.repeats}`,"
+            f"`python benchmarks/bench_{name}.py {' '.join(told)}`,"
             f" {hardware(args.device)}, {datetime.now(timezone.utc):%Y-%m-%d},"
-            f" torch {torch.__version__}, commit {_commit()}."
-            f" Medians. {args.note}\n"
+            f" torch {torch.__version__}, commit {_commit()}. Medians. Ceilings measured in the"
+            f" same run: {self.gigaflops:.0f} GFLOP/s (float32 matrix product),"
+            f" {self.bandwidth:.1f} GB/s (copy). {args.note}\n"
         )
 
     def line(self, text: str) -> None:
@@ -78,23 +106,79 @@ class Report:
             self.line(aim)
         if self.args.save:
             RESULTS.mkdir(exist_ok=True)
-            path = RESULTS / f"{self.name}_{self.args.device}.md"
+            dtype = getattr(self.args, "dtype", "float32")
+            kind = self.args.device if dtype == "float32" else f"{self.args.device}_{dtype}"
+            path = RESULTS / f"{self.name}_{kind}.md"
             path.write_text("\n".join(self.lines) + "\n")
 
 
 def medians_ms(functions: Sequence[Callable[[], object]], repeats: int, device: str) -> list[float]:
-    """Median wall times in milliseconds; runs alternate, so that other load slows all alike."""
+    """Median wall times in milliseconds; runs alternate, so that other load slows all alike.
+
+    Functions ten times slower than the first run a third as often, thrice at least.
+    """
     times: list[list[float]] = [[] for _ in functions]
     for function in functions:
         function()
-    for _ in range(repeats):
+    for turn in range(repeats):
         for own, function in zip(times, functions, strict=True):
+            slow = own and min(own) > 10 * min(times[0])
+            if slow and turn >= max(3, repeats // 3):
+                continue
             _synchronize(device)
             start = time.perf_counter()
             function()
             _synchronize(device)
             own.append(1e3 * (time.perf_counter() - start))
     return [statistics.median(own) for own in times]
+
+
+def peak_memory_mb(function: Callable[[], object], device: str) -> float:
+    """Return the MiB that a call holds at most above what was held before."""
+    with _watched(device) as peak:
+        kept = function()
+        _synchronize(device)
+    del kept
+    return peak[0]
+
+
+@contextmanager
+def _watched(device: str) -> Iterator[list[float]]:
+    """Yield a list that afterwards holds the MiB that were held at most above the start."""
+    peak: list[float] = []
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield peak
+        peak.append((torch.cuda.max_memory_allocated() - before) / 2**20)
+        return
+    page = resource.getpagesize()
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page
+
+    before, most, done = resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            most[0] = max(most[0], resident())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield peak
+    done.set()
+    thread.join()
+    peak.append(max(0.0, (most[0] - before) / 2**20))
+
+
+def ceilings(device: str) -> tuple[float, float]:
+    """Measured GFLOP/s of a matrix product and GB/s of a copy (read and written)."""
+    size = 1024 if device == "cpu" else 8192
+    a = torch.randn(size, size, device=device)
+    source = torch.randn(2**25, device=device)
+    target = torch.empty_like(source)
+    product, copy = medians_ms([lambda: a @ a, lambda: target.copy_(source)], 7, device)
+    return 2e-9 * size**3 / product * 1e3, 2e-9 * 4 * source.numel() / copy * 1e3
 
 
 def hardware(device: str) -> str:
@@ -107,17 +191,6 @@ def hardware(device: str) -> str:
         rows = [row for row in names.read_text().splitlines() if row.startswith("model name")]
         cpu = rows[0].split(":")[1].strip() if rows else cpu
     return f"{cpu}, {os.cpu_count()} cores"
-
-
-def peak_memory_mb(function: Callable[[], object], device: str) -> float | None:
-    """Memory a call needs on a GPU beyond what is there; None on a CPU."""
-    if device != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    function()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def street(size: tuple[int, int, int], edge_m: float, free: int = 17) -> Tensor:

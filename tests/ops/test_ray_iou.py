@@ -54,6 +54,49 @@ def test_native_equals_twin(device: str, seed: int, samples: int, density: float
         assert torch.equal(cast.label, seen.label) and torch.equal(cast.depth_m, seen.depth_m)
 
 
+@pytest.mark.parametrize("height", [1, 15, 16, 30, 31, 32, 63, 70])
+def test_any_height_and_origins_outside(device: str, height: int) -> None:
+    """Grids lie in words of 32 voxels and their shell: heights about these bounds."""
+    generator = torch.Generator().manual_seed(height)
+    shape = (2, 1, 13, 9, height)
+    occupied = torch.rand(shape, generator=generator) < 0.02 + 0.2 / height
+    labels = torch.randint(0, FREE, shape, generator=generator)
+    pred, gt = torch.where(occupied, labels, FREE).to(device, torch.uint8)
+    reach = torch.tensor([13.0, 9.0, height], dtype=torch.float64)
+    origins = (torch.rand(12, 3, generator=generator, dtype=torch.float64) * 1.6 - 0.3) * reach
+    along = torch.cat([torch.randn(200, 3, generator=generator), torch.eye(3), -torch.eye(3)])
+    rays = (
+        origins.to(device), torch.zeros(12, dtype=torch.int64, device=device),
+        (along / along.norm(dim=1, keepdim=True)).to(device), (0.0, 0.0, 0.0), 1.0, FREE,
+    )  # fmt: skip
+    counts, seen = ray_iou_counts(pred, gt, *rays, CLASSES, THRESHOLDS)
+    expected = ray_iou_counts_reference(pred, gt, *rays, CLASSES, THRESHOLDS)
+    assert torch.equal(counts, expected[0]) and counts.sum() > 0
+    assert torch.equal(seen.label, expected[1].label)
+    assert torch.equal(seen.depth_m, expected[1].depth_m)
+
+
+def test_without_avx2(run_in_new_process: Callable[..., None]) -> None:
+    """The portable walk gives the same; the choice is made once per process."""
+    run_in_new_process(
+        """
+import torch
+from models.ops import ray_iou_counts, ray_iou_counts_reference
+torch.manual_seed(0)
+grids = torch.where(torch.rand(2, 2, 40, 33, 17) < 0.02, 1, 3).to(torch.uint8)
+origins = torch.rand(7, 3, dtype=torch.float64) * 16 - 2
+directions = torch.nn.functional.normalize(torch.randn(100, 3))
+rays = (origins, torch.arange(7) % 2, directions, (0.0, 0.0, 0.0), 0.4, 3, 4, (1.0, 2.0))
+for truth in (grids[1], ray_iou_counts(grids[1], grids[1], *rays)[1]):
+    counts, seen = ray_iou_counts(grids[0], truth, *rays)
+    twin, expected = ray_iou_counts_reference(grids[0], truth, *rays)
+    assert torch.equal(counts, twin) and counts.sum() > 0
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected))
+""",
+        OPUS_DISABLE_AVX2="1",
+    )
+
+
 def one_ray(device: str) -> tuple[Tensor, ...]:
     """Grids free but for what the test sets, one origin at x = 0 looking along +x."""
     grids = torch.full((2, 1, 20, 20, 8), FREE, dtype=torch.uint8, device=device)

@@ -9,7 +9,9 @@
 #include <array>
 #include <optional>
 #include <tuple>
+#include <vector>
 
+#include "ray_cast/packet_avx2.h"
 #include "ray_cast/pyramid.h"
 
 namespace opus {
@@ -22,29 +24,105 @@ using ray_iou::Rays;
 constexpr int64_t kRaysPerTask = 1024;
 
 // Counts of one task, added to those of its sample at the end: integers, so any order will do.
-void run_rays_cpu(const Rays& rays, const Counting& counting) {
+class TaskCounts {
+ public:
+  TaskCounts(const Rays& rays, const Counting& counting) : rays_(rays), counting_(counting) {
+    std::fill_n(own_.begin(), counting.size(), 0);
+  }
+
+  void add(const RayEnd& gt, const RayEnd& pred) {
+    if (counting_.counts == nullptr) return;
+    counting_.count(gt, pred, rays_.empty, [this](int entry) { ++own_[entry]; });
+  }
+
+  void hand_over(int64_t sample) const {
+    if (counting_.counts == nullptr || sample < 0 || sample >= rays_.num_samples) return;
+    int64_t* counts = counting_.counts + sample * counting_.size();
+    for (int i = 0; i < counting_.size(); ++i) {
+      if (own_[i] != 0) __atomic_fetch_add(counts + i, own_[i], __ATOMIC_RELAXED);
+    }
+  }
+
+ private:
+  const Rays& rays_;
+  const Counting& counting_;
+  std::array<int, (ray_iou::kMaxThresholds + 2) * ray_iou::kMaxClasses> own_;
+};
+
+// Calls cast(origin, first ray, end of its rays, counts) for every task.
+template <typename Cast>
+void for_tasks(const Rays& rays, const Counting& counting, const Cast& cast) {
   const int64_t chunks = num_blocks(rays.num_directions, kRaysPerTask);
   parallel_tasks(rays.num_origins * chunks, [&](int64_t task) {
     const int64_t origin = task / chunks, begin = (task - origin * chunks) * kRaysPerTask;
-    const int64_t end = std::min(rays.num_directions, begin + kRaysPerTask);
-    std::array<int, (ray_iou::kMaxThresholds + 2) * ray_iou::kMaxClasses> own;
-    std::fill_n(own.begin(), counting.size(), 0);
+    TaskCounts counts(rays, counting);
+    cast(origin, begin, std::min(rays.num_directions, begin + kRaysPerTask), counts);
+    counts.hand_over(rays.sample_of_origin[origin]);
+  });
+}
+
+void run_rays_cpu(const Rays& rays, const Counting& counting) {
+  for_tasks(rays, counting, [&](int64_t origin, int64_t begin, int64_t end, TaskCounts& counts) {
     for (int64_t column = begin; column < end; ++column) {
       RayEnd gt, pred;
       rays.cast(origin, column, gt, pred);
-      if (counting.counts == nullptr) continue;
-      counting.count(gt, pred, rays.empty, [&](int entry) { ++own[entry]; });
-    }
-    const int64_t sample = rays.sample_of_origin[origin];
-    if (counting.counts == nullptr || sample < 0 || sample >= rays.num_samples) return;
-    int64_t* counts = counting.counts + sample * counting.size();
-    for (int i = 0; i < counting.size(); ++i) {
-      if (own[i] != 0) __atomic_fetch_add(counts + i, own[i], __ATOMIC_RELAXED);
+      counts.add(gt, pred);
     }
   });
 }
 
+#if defined(OPUS_HAS_AVX2_KERNELS)
+namespace packet = ray_cast::packet;
+static_assert(ray_iou::kGt == packet::RowBits::kFirst && ray_iou::kPred == packet::RowBits::kSecond);
+
+// The same, four rays abreast.
+void run_packets(const Rays& rays, const Counting& counting) {
+  const int64_t voxels =
+      static_cast<int64_t>(rays.layout.size[0]) * rays.layout.size[1] * rays.layout.size[2];
+  std::vector<packet::RowBits> rows(rays.num_samples, packet::RowBits(rays.layout.size));
+  for (int64_t sample = 0; sample < rays.num_samples; ++sample) {
+    if (rays.cast_gt) rows[sample].fill(rays.gt + sample * voxels, rays.empty, ray_iou::kGt);
+    if (rays.cast_pred) rows[sample].fill(rays.pred + sample * voxels, rays.empty, ray_iou::kPred);
+  }
+  for_tasks(rays, counting, [&](int64_t origin, int64_t begin, int64_t end, TaskCounts& counts) {
+    RayEnd gt[packet::kWidth], pred[packet::kWidth];
+    uint64_t wanted[packet::kWidth];
+    const int64_t sample = rays.sample_of_origin[origin];
+    const auto done = [&](int64_t column, int slot) {
+      rays.keep(origin, column, gt[slot]);
+      counts.add(gt[slot], pred[slot]);
+    };
+    const auto start = [&](int64_t column, int slot, ray_cast::Ray& ray) {
+      wanted[slot] = rays.start(origin, column, ray, gt[slot], pred[slot]);
+      if (wanted[slot] == 0) done(column, slot);
+      return wanted[slot];
+    };
+    const auto meet = [&](int64_t column, int slot, const ray_cast::Ray& ray, uint64_t met) {
+      ray_cast::Hit hit;
+      ray_cast::finish(ray, met != 0, hit);
+      wanted[slot] = rays.settle(sample, hit, met, wanted[slot], gt[slot], pred[slot]);
+      if (wanted[slot] == 0) done(column, slot);
+      return wanted[slot];
+    };
+    const bool known = sample >= 0 && sample < rays.num_samples;
+    packet::walk(rows[known ? sample : 0], begin, end, start, meet);
+  });
+}
+#endif
+
+bool uses_packets(c10::Device device) {
+#if defined(OPUS_HAS_AVX2_KERNELS)
+  return !device.is_cuda() && use_avx2();
+#else
+  return false;
+#endif
+}
+
 void run_rays(c10::Device device, const Rays& rays, const Counting& counting) {
+  if (rays.num_origins == 0 || rays.num_directions == 0) return;
+#if defined(OPUS_HAS_AVX2_KERNELS)
+  if (uses_packets(device) && rays.num_samples > 0) return run_packets(rays, counting);
+#endif
   if (!device.is_cuda()) return run_rays_cpu(rays, counting);
   if constexpr (kWithCuda) ray_iou::launch_rays_cuda(rays, counting, current_stream(device));
 }
@@ -109,17 +187,21 @@ const uint64_t* words_of(const at::Tensor& masks) {
 
 void set_gt(Held& held, const at::Tensor& gt) {
   held.gt = gt.contiguous();
-  held.gt_words = ray_cast::make_masks(held.gt, held.rays.empty);
   held.rays.gt = held.gt.const_data_ptr<uint8_t>();
-  held.rays.gt_words = words_of(held.gt_words);
+  if (!uses_packets(gt.device())) {
+    held.gt_words = ray_cast::make_masks(held.gt, held.rays.empty);
+    held.rays.gt_words = words_of(held.gt_words);
+  }
   held.rays.cast_gt = true;
 }
 
 void set_pred(Held& held, const at::Tensor& pred) {
   held.pred = pred.contiguous();
-  held.pred_words = ray_cast::make_masks(held.pred, held.rays.empty);
   held.rays.pred = held.pred.const_data_ptr<uint8_t>();
-  held.rays.pred_words = words_of(held.pred_words);
+  if (!uses_packets(pred.device())) {
+    held.pred_words = ray_cast::make_masks(held.pred, held.rays.empty);
+    held.rays.pred_words = words_of(held.pred_words);
+  }
   held.rays.cast_pred = true;
 }
 

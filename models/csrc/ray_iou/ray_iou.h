@@ -22,12 +22,16 @@ struct RayEnd {
   float depth_m;
 };
 
-// Words of two grids, of which either may be left out by a mask of zero.
+// What a ray looks for: its end in the ground truth, in the prediction, or both. Where the two grids
+// lie in one array of words, these are the bits of a voxel.
+constexpr uint64_t kGt = 1, kPred = 1ull << 32;
+
+// Words of two grids, of which those that are not looked for do not count.
 struct GridPair {
   const uint64_t *gt, *pred;
-  uint64_t use_gt, use_pred;
+  uint64_t wanted;
   OPUS_HD uint64_t operator()(int64_t word) const {
-    return (gt[word] & use_gt) | (pred[word] & use_pred);
+    return (wanted & kGt ? gt[word] : 0) | (wanted & kPred ? pred[word] : 0);
   }
 };
 
@@ -87,43 +91,56 @@ struct Rays {
   // Ends of ray `column` of an origin. One walk serves both grids up to the first voxel that either
   // occupies, and goes on for the other. `pred` is set where the ground truth is not free.
   OPUS_HD void cast(int64_t origin, int64_t column, RayEnd& gt_end, RayEnd& pred_end) const {
-    const int64_t r = origin * num_directions + column, sample = sample_of_origin[origin];
-    gt_end = pred_end = {empty, 0.f};
-    if (!cast_gt) gt_end = {gt_label[r], gt_depth_m[r]};
-    if (sample >= 0 && sample < num_samples && (cast_gt || gt_end.label != empty)) {
-      walk(origin, column, sample, gt_end, pred_end);
-    }
-    if (cast_gt) {
-      gt_label[r] = gt_end.label;
-      gt_depth_m[r] = gt_end.depth_m;
-    }
-  }
-
- private:
-  OPUS_HD void walk(int64_t origin, int64_t column, int64_t sample, RayEnd& gt_end,
-                    RayEnd& pred_end) const {
-    double o[3], d[3];
-    ray_in_voxels(origins_m + 3 * origin, directions + 3 * column, grid_min, voxel_size, o, d);
     ray_cast::Ray ray;
-    if (!ray_cast::start_ray(layout, o, d, INFINITY, ray)) return;
-    // A grid that is not cast lends its place to the other; its mask keeps it out.
-    const int64_t first_word = sample * layout.total;
-    const uint64_t* any = cast_gt ? gt_words : pred_words;
-    GridPair grid{(cast_gt ? gt_words : any) + first_word, (cast_pred ? pred_words : any) + first_word,
-                  cast_gt ? ~0ull : 0, cast_pred ? ~0ull : 0};
-    while (true) {
+    uint64_t wanted = start(origin, column, ray, gt_end, pred_end);
+    const int64_t sample = sample_of_origin[origin];
+    const int64_t first_word = wanted == 0 ? 0 : sample * layout.total;
+    // A grid that is not cast is not read.
+    GridPair grid{cast_gt ? gt_words + first_word : nullptr,
+                  cast_pred ? pred_words + first_word : nullptr, wanted};
+    while (wanted != 0) {
       ray_cast::Hit hit;
       ray_cast::finish(ray, ray_cast::walk_grid(layout, grid, ray, true), hit);
-      if (grid.use_gt && (!hit.hit || is_occupied(grid.gt, ray))) {
-        gt_end = end_of(gt, sample, hit);
-        grid.use_gt = 0;
-      }
-      if (grid.use_pred && (!hit.hit || is_occupied(grid.pred, ray))) {
-        pred_end = end_of(pred, sample, hit);
-        grid.use_pred = 0;
-      }
-      if (!(grid.use_gt | grid.use_pred)) return;
+      uint64_t met = 0;
+      if (hit.hit && wanted & kGt && is_occupied(grid.gt, ray)) met |= kGt;
+      if (hit.hit && wanted & kPred && is_occupied(grid.pred, ray)) met |= kPred;
+      grid.wanted = wanted = settle(sample, hit, met, wanted, gt_end, pred_end);
     }
+    keep(origin, column, gt_end);
+  }
+
+  // Sets up a ray in the first voxel of the grid and says what it looks for; 0 if nothing.
+  OPUS_HD uint64_t start(int64_t origin, int64_t column, ray_cast::Ray& ray, RayEnd& gt_end,
+                         RayEnd& pred_end) const {
+    const int64_t r = origin * num_directions + column, sample = sample_of_origin[origin];
+    gt_end = pred_end = {empty, 0.f};
+    if (!cast_gt) {
+      gt_end = {gt_label[r], gt_depth_m[r]};
+      if (gt_end.label == empty) return 0;
+    }
+    if (sample < 0 || sample >= num_samples) return 0;
+    double o[3], d[3];
+    ray_in_voxels(origins_m + 3 * origin, directions + 3 * column, grid_min, voxel_size, o, d);
+    if (!ray_cast::start_ray(layout, o, d, INFINITY, ray)) return 0;
+    return (cast_gt ? kGt : 0) | (cast_pred ? kPred : 0);
+  }
+
+  // Notes the ends of a ray in its current voxel, which is the first one that the grids `met` occupy
+  // or, if `met` is 0, its last one. Returns what the ray still looks for.
+  OPUS_HD uint64_t settle(int64_t sample, const ray_cast::Hit& hit, uint64_t met, uint64_t wanted,
+                          RayEnd& gt_end, RayEnd& pred_end) const {
+    const uint64_t settled = hit.hit ? met : wanted;
+    if (settled & kGt) gt_end = end_of(gt, sample, hit);
+    if (settled & kPred) pred_end = end_of(pred, sample, hit);
+    return wanted & ~settled;
+  }
+
+  // Writes the ground truth's end where it was cast.
+  OPUS_HD void keep(int64_t origin, int64_t column, const RayEnd& gt_end) const {
+    if (!cast_gt) return;
+    const int64_t r = origin * num_directions + column;
+    gt_label[r] = gt_end.label;
+    gt_depth_m[r] = gt_end.depth_m;
   }
 };
 

@@ -150,7 +150,9 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda *args: sparse_conv(*args, kernel_map), inputs)
 
 
-@pytest.mark.parametrize(("c_in", "c_out"), [(1, 1), (64, 18), (5, 16), (16, 4), (24, 40)])
+@pytest.mark.parametrize(
+    ("c_in", "c_out"), [(1, 1), (64, 18), (64, 17), (7, 9), (5, 16), (16, 4), (24, 40)]
+)
 def test_channel_counts(c_in: int, c_out: int) -> None:
     coords = random_coords((6, 7, 5), 0.4)
     kernel_map = build_kernel_map(coords, (6, 7, 5), 3, subm=True)

@@ -35,6 +35,11 @@ struct Lanes<float> {
   OPUS_AVX2_INLINE static Vector fma(Vector a, Vector b, Vector c) {
     return _mm256_fmadd_ps(a, b, c);
   }
+  OPUS_AVX2_INLINE static float sum(Vector v) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  }
 };
 
 template <>
@@ -48,6 +53,10 @@ struct Lanes<double> {
   OPUS_AVX2_INLINE static Vector add(Vector a, Vector b) { return _mm256_add_pd(a, b); }
   OPUS_AVX2_INLINE static Vector fma(Vector a, Vector b, Vector c) {
     return _mm256_fmadd_pd(a, b, c);
+  }
+  OPUS_AVX2_INLINE static double sum(Vector v) {
+    const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
   }
 };
 
@@ -96,10 +105,10 @@ OPUS_AVX2_INLINE void multiply_rows(int rows, const T* const* a, int64_t depth, 
 }
 
 // c[to[p]] += a[from[p]] * b for `count` pairs with distinct `to`; b is [depth, columns], columns a
-// multiple of the vector width.
+// multiple of the vector width, and rows of c lie ldc >= columns apart.
 template <typename T>
 OPUS_AVX2 void multiply_scattered(const int32_t* from, const int32_t* to, int64_t count, const T* a,
-                                  int64_t depth, const T* b, int64_t columns, T* c) {
+                                  int64_t depth, const T* b, int64_t columns, T* c, int64_t ldc) {
   constexpr int kWidth = Lanes<T>::kWidth;
   for (int64_t column = 0; column < columns;) {
     const bool wide = column + kVectors * kWidth <= columns;
@@ -109,7 +118,7 @@ OPUS_AVX2 void multiply_scattered(const int32_t* from, const int32_t* to, int64_
       T* target[kRows];
       for (int r = 0; r < rows; ++r) {
         source[r] = a + from[p + r] * depth;
-        target[r] = c + to[p + r] * columns + column;
+        target[r] = c + to[p + r] * ldc + column;
       }
       if (wide) {
         multiply_rows<T, kVectors>(rows, source, depth, b + column, columns, target);
@@ -118,6 +127,34 @@ OPUS_AVX2 void multiply_scattered(const int32_t* from, const int32_t* to, int64_
       }
     }
     column += wide ? kVectors * kWidth : kWidth;
+  }
+}
+
+// c[to[p] * ldc] += dot product of a[from[p]] and b, both of `depth` elements: one column, for which
+// whole vectors of columns would be a waste.
+template <typename T>
+OPUS_AVX2 void dot_scattered(const int32_t* from, const int32_t* to, int64_t count, const T* a,
+                             int64_t depth, const T* b, T* c, int64_t ldc) {
+  using L = Lanes<T>;
+  constexpr int kAtOnce = 4;
+  for (int64_t p = 0; p < count; p += kAtOnce) {
+    const int rows = static_cast<int>(std::min<int64_t>(kAtOnce, count - p));
+    const T* source[kAtOnce];
+    typename L::Vector sum[kAtOnce];
+    for (int r = 0; r < kAtOnce; ++r) {
+      source[r] = a + from[p + std::min(r, rows - 1)] * depth;
+      sum[r] = L::zero();
+    }
+    int64_t d = 0;
+    for (; d + L::kWidth <= depth; d += L::kWidth) {
+      const typename L::Vector factor = L::load(b + d);
+      for (int r = 0; r < kAtOnce; ++r) sum[r] = L::fma(L::load(source[r] + d), factor, sum[r]);
+    }
+    for (int r = 0; r < rows; ++r) {
+      T total = L::sum(sum[r]);
+      for (int64_t rest = d; rest < depth; ++rest) total += source[r][rest] * b[rest];
+      c[to[p + r] * ldc] += total;
+    }
   }
 }
 

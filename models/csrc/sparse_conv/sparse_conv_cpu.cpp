@@ -94,22 +94,34 @@ at::Tensor pad_columns(const at::Tensor& tensor) {
                       : at::constant_pad_nd(tensor, {0, missing}).contiguous();
 }
 
-// As multiply_with_torch; b is [K, depth, columns] and c [rows, columns], both padded.
+// Columns that a product by vectors leaves over, if they are so few that dot products are cheaper.
+constexpr int64_t kMaxDots = 2;
+
+// As multiply_with_torch. b is [K, depth, columns], columns a multiple of the vector width; the
+// columns of c after them are those of b's continuation `dots`, [further columns, K, depth].
 template <typename T>
 void multiply_with_avx2(const int32_t* from, const int32_t* to, const Pairs& pairs,
-                        const at::Tensor& a, const at::Tensor& b, at::Tensor& c) {
+                        const at::Tensor& a, const at::Tensor& b, const at::Tensor& dots,
+                        at::Tensor& c) {
   const T* a_data = a.const_data_ptr<T>();
   const T* b_data = b.const_data_ptr<T>();
+  const T* dot_data = dots.const_data_ptr<T>();
   T* c_data = c.data_ptr<T>();
-  const int64_t rows = c.size(0), columns = c.size(1), depth = a.size(1);
+  const int64_t rows = c.size(0), ldc = c.size(1), depth = a.size(1), columns = b.size(2);
   parallel_tasks(num_blocks(rows, kRowsPerTask), [&](int64_t task) {
     const int64_t first_row = task * kRowsPerTask, end_row = first_row + kRowsPerTask;
     for (int64_t k = 0; k < pairs.positions; ++k) {
       const int32_t* end_k = to + pairs.starts[k + 1];
       const int32_t* first = std::lower_bound(to + pairs.starts[k], end_k, first_row);
       const int32_t* last = std::lower_bound(first, end_k, end_row);
-      avx2::multiply_scattered<T>(from + (first - to), first, last - first, a_data, depth,
-                                  b_data + k * depth * columns, columns, c_data);
+      const int32_t* source = from + (first - to);
+      avx2::multiply_scattered<T>(source, first, last - first, a_data, depth,
+                                  b_data + k * depth * columns, columns, c_data, ldc);
+      for (int64_t column = columns; column < ldc; ++column) {
+        const T* factors = dot_data + ((column - columns) * pairs.positions + k) * depth;
+        avx2::dot_scattered<T>(source, first, last - first, a_data, depth, factors,
+                               c_data + column, ldc);
+      }
     }
   });
 }
@@ -158,14 +170,18 @@ at::Tensor multiply(const at::Tensor& list, const at::Tensor& starts, bool forwa
   const Pairs pairs = view_pairs(list, starts);
 #if defined(OPUS_HAS_AVX2_KERNELS)
   if (use_avx2()) {
-    const int64_t columns = c.size(1);
-    at::Tensor padded = pad_columns(c);
-    const at::Tensor rows = a.contiguous(), factors = pad_columns(b);
+    const int64_t columns = c.size(1), rest = columns % vector_width(a.scalar_type());
+    const bool by_dots = rest != 0 && rest <= kMaxDots;
+    const int64_t whole = by_dots ? columns - rest : columns;
+    at::Tensor sums = by_dots ? c.contiguous() : pad_columns(c);
+    const at::Tensor rows = a.contiguous(), factors = pad_columns(b.narrow(2, 0, whole));
+    const at::Tensor dots = b.narrow(2, whole, columns - whole).permute({2, 0, 1}).contiguous();
     AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "sparse_conv", [&] {
       multiply_with_avx2<scalar_t>(forward ? pairs.in : pairs.out,
-                                   forward ? pairs.out : pairs.in, pairs, rows, factors, padded);
+                                   forward ? pairs.out : pairs.in, pairs, rows, factors, dots,
+                                   sums);
     });
-    return padded.narrow(1, 0, columns).contiguous();
+    return sums.narrow(1, 0, columns).contiguous();
   }
 #endif
   multiply_with_torch(pairs, forward, list, a, b, c);

@@ -66,21 +66,24 @@ def coords_of(key: Tensor) -> Tensor:
 
 def voxel_features(
     w: Weights, points: Tensor, feats: Tensor, find: Callable[..., tuple[Tensor, Tensor]],
-    maximum: Callable[..., Tensor],
+    maximum: Callable[..., Tensor], rectify_voxels: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """With ``rectify_voxels`` the last ReLU follows the maximum, as in the project's head."""
     x, key = point_inputs(points, feats)
     unique, voxel = find(key, math.prod(SHAPE))
     x = F.relu(w.norms[0](w.linears[0](x)))
     x = torch.cat([x, maximum(x, voxel, len(unique))[voxel]], 1)
-    x = F.relu(w.norms[1](w.linears[1](x)))
-    return maximum(x, voxel, len(unique)), coords_of(unique)
+    x = w.norms[1](w.linears[1](x))
+    if rectify_voxels:
+        return F.relu(maximum(x, voxel, len(unique))), coords_of(unique)
+    return maximum(F.relu(x), voxel, len(unique)), coords_of(unique)
 
 
 def with_ops(w: Weights, points: Tensor, feats: Tensor, suffix: str) -> Tensor:
     """Through the operations, or with suffix "_reference" their twins."""
     names = ("unique_voxels", "voxel_max", "build_kernel_map", "sparse_conv")
     op = {name: getattr(ops, name + suffix) for name in names}
-    x, coords = voxel_features(w, points, feats, op["unique_voxels"], op["voxel_max"])
+    x, coords = voxel_features(w, points, feats, op["unique_voxels"], op["voxel_max"], True)
     dilated = op["build_kernel_map"](coords, SHAPE, 3, padding=1)
     x = F.relu(op["sparse_conv"](x, w.convs[0], w.biases[0], dilated))
     kept = op["build_kernel_map"](dilated.out_coords, SHAPE, 3, subm=True)
@@ -110,7 +113,7 @@ class Field:
 
     def __call__(self, points: Tensor, feats: Tensor) -> Tensor:
         x, coords = voxel_features(
-            self.w, points, feats, ops.unique_voxels_reference, scatter_maximum
+            self.w, points, feats, ops.unique_voxels_reference, scatter_maximum, False
         )
         tensor = self.spconv.SparseConvTensor(x, coords.int().contiguous(), list(SHAPE), 1)
         tensor = self.convs[0](tensor)
@@ -132,7 +135,7 @@ def main() -> None:
     feats = torch.randn(600, 128, 32, device=args.device)
     leaves = [x.requires_grad_() for x in (points, feats, *w.parameters())]
     with torch.no_grad():
-        coords = voxel_features(w, points, feats, ops.unique_voxels, ops.voxel_max)[1]
+        coords = voxel_features(w, points, feats, ops.unique_voxels, ops.voxel_max, True)[1]
         dilated = ops.build_kernel_map(coords, SHAPE, 3, padding=1)
         kept = ops.build_kernel_map(dilated.out_coords, SHAPE, 3, subm=True)
     report.line(f"76800 points, {len(coords)} voxels, {dilated.num_out} after dilation.\n")

@@ -25,6 +25,7 @@ from scripts import plot_log
 from scripts.demo import DEMO_CONFIG, LONG_CONFIG, make_data
 from scripts.runtime.errors import ConfigError, run_entry_point
 from scripts.visualization.chromium import open_browser
+from scripts.visualization.rerun_viewer import open_viewer, serve_recording, wait_for_colour
 
 ROOT = Path(__file__).resolve().parents[1]
 INDEX = "9"
@@ -48,6 +49,8 @@ class Picture:
     columns: int = 1400
 
 
+_ROAD = (0, 207, 191)
+"""Colour of driveable surface, which every sample shows."""
 _MODEL = f"--vis-gt --index {INDEX}"
 PICTURES = (
     Picture("sheet", f"--vis-input {_MODEL}"),
@@ -141,6 +144,24 @@ def make_page(config: str, weights: str, out: Path) -> Path:
             return _save_small(file.convert("RGB"), out / "page.jpg", 1400)
 
 
+def make_recording(config: str, weights: str, out: Path) -> Path:
+    """A recording as Rerun's viewer opens it.
+
+    Raises:
+        ConfigError: Chromium or Rerun's viewer is not installed, or does not draw.
+    """
+    arguments = ["--config", config, "--weights", weights, "--vis-input", "--vis-gt"]
+    arguments += ["--vis-points", "--scene", "scene-0916", "--format", "rrd"]
+    command = shlex.join(["visualize.py", *arguments])
+    print(f"== recording: python {command}", flush=True)
+    with open_browser() as browser, tempfile.TemporaryDirectory() as folder:
+        _check(visualize.main([*arguments, "--out", folder]), command)
+        with serve_recording(Path(folder, "scene-0916.rrd"), Path(folder)) as address:
+            page = open_viewer(browser, address, 1600, 1000)
+            picture = wait_for_colour(page, _ROAD, 0.01)
+    return _save_small(picture, out / "recording.jpg", 1400)
+
+
 def make_curves(work_dir: Path, out: Path) -> Path:
     """The curves of the model's training."""
     with tempfile.TemporaryDirectory() as folder:
@@ -168,6 +189,7 @@ def make_gallery(names: Sequence[str], config: str | None, weights: str | None, 
         for picture in PICTURES
     }
     makers["page"] = lambda: make_page(config, weights, out)
+    makers["recording"] = lambda: make_recording(config, weights, out)
     makers["curves"] = lambda: make_curves(Path(weights).parent, out)
     out.mkdir(parents=True, exist_ok=True)
     for name in names or makers:
@@ -180,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [*(picture.name for picture in PICTURES), "page", "curves"]
+    known = [*(picture.name for picture in PICTURES), "page", "recording", "curves"]
     parser.add_argument("--only", nargs="+", choices=known, default=(), help="these pictures alone")
     parser.add_argument("--config", help="of the model, with --weights")
     parser.add_argument("--weights", metavar="CHECKPOINT")

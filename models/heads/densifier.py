@@ -54,10 +54,11 @@ class PFNLayer(nn.Module):
 
     def forward(self, x: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
         """Map points ``[n, in]`` of voxels ``[n]`` to ``[n, out]``, or if last to ``[V, out]``."""
-        x = F.relu(self.norm(self.linear(x)))
+        x = self.norm(self.linear(x))
+        if self.last:  # the order of maximum and ReLU is free, and there are fewer voxels
+            return F.relu(ops.voxel_max(x, voxel_index, num_voxels))
+        x = F.relu(x)
         maximum = ops.voxel_max(x, voxel_index, num_voxels)
-        if self.last:
-            return maximum
         return torch.cat([x, maximum.index_select(0, voxel_index)], dim=1)
 
 

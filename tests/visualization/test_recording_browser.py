@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from scripts.visualization.rerun_viewer import open_viewer, serve_recording, share_of_colour
 from tests.visualization.browser import open_browser, screenshot
 from visualize import main
 
@@ -27,43 +24,8 @@ FIRST_SAMPLE = (383, 622)
 PANEL_WIDTH = 200
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
-@contextmanager
-def serve(recording: Path, home: Path) -> Iterator[str]:
-    """Rerun's server for a recording: the page's address."""
-    import rerun_cli
-
-    binary = Path(rerun_cli.__file__).parent / "rerun"
-    web, websocket, sdk = map(str, free_ports(3))
-    command = [str(binary), "--serve-web", "--bind", "127.0.0.1", "--web-viewer-port", web]
-    command += ["--ws-server-port", websocket, "--port", sdk, str(recording)]
-    with open(home / "server.log", "w") as log:
-        server = subprocess.Popen(
-            command, env={"HOME": str(home), "PATH": ""}, stdout=log, stderr=log
-        )
-    try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", int(web))) == 0:
-                    break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{web}/?url=ws://127.0.0.1:{websocket}&renderer=webgl"
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
 def share_of_road(picture: np.ndarray) -> float:
-    view = picture[50:330, PANEL_WIDTH:]
-    return float((np.abs(view - np.array(ROAD)).max(axis=-1) <= 40).mean())
+    return share_of_colour(picture[50:330, PANEL_WIDTH:], ROAD)
 
 
 @pytest.mark.slow
@@ -76,17 +38,12 @@ def test_recording_in_rerun_s_viewer(config, tmp_path):
     with open_browser() as browser:
         assert main([*command, "--out", str(out)]) == 0
         (recording,) = out.iterdir()
-        with serve(recording, tmp_path) as address:
+        with serve_recording(recording, tmp_path) as address:
             operate(browser, address)
 
 
 def operate(browser, address: str) -> None:
-    page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-    # The viewer asks its maker's servers for news: they shall not be asked.
-    page.route(
-        "**/*",
-        lambda route: route.continue_() if "//127.0.0.1" in route.request.url else route.abort(),
-    )
+    page = open_viewer(browser, address, WIDTH, HEIGHT)
 
     def until(
         name: str,
@@ -113,7 +70,6 @@ def operate(browser, address: str) -> None:
         page.wait_for_timeout(250)  # from 0.8 s on it would be no click
         page.mouse.up()
 
-    page.goto(address)
     opened = until("opened", lambda picture: share_of_road(picture) > 0.02)
 
     scene = slice(50, 340)

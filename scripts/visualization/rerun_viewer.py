@@ -1,0 +1,120 @@
+"""Rerun's own web viewer, which comes with rerun-sdk, for pictures of recordings."""
+
+from __future__ import annotations
+
+import io
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from scripts.runtime.errors import ConfigError
+
+START_SECONDS = 60
+
+
+@contextmanager
+def serve_recording(recording: Path, home: Path) -> Iterator[str]:
+    """Serve a recording to browsers on this machine while the context lasts.
+
+    Args:
+        recording: Path of the ``.rrd`` file.
+        home: Folder for the server's settings and its log, ``server.log``.
+
+    Yields:
+        The page's address.
+
+    Raises:
+        ConfigError: rerun-sdk has no viewer here, or its server does not start.
+    """
+    try:
+        import rerun_cli
+    except ImportError as error:
+        raise ConfigError("no rerun-sdk: run make setup") from error
+    binary = Path(rerun_cli.__file__).parent / "rerun"
+    web, websocket, sdk = _free_ports(3)
+    command = [str(binary), "--serve-web", "--bind", "127.0.0.1", "--web-viewer-port", str(web)]
+    command += ["--ws-server-port", str(websocket), "--port", str(sdk), str(recording)]
+    log_path = home / "server.log"
+    with log_path.open("w") as log:
+        server = subprocess.Popen(
+            command, env={"HOME": str(home), "PATH": ""}, stdout=log, stderr=log
+        )
+    try:
+        if not _answers(web):
+            raise ConfigError(f"Rerun's viewer did not start: see {log_path}")
+        yield f"http://127.0.0.1:{web}/?url=ws://127.0.0.1:{websocket}&renderer=webgl"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def _answers(port: int) -> bool:
+    """Whether something listens within the time a server may take to start."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return True
+        time.sleep(0.2)
+    return False
+
+
+def open_viewer(browser: Any, address: str, width: int, height: int) -> Any:
+    """Open the viewer in a browser of :func:`scripts.visualization.chromium.open_browser`.
+
+    The viewer asks its maker's servers for news; these requests are blocked.
+
+    Returns:
+        playwright's ``Page``.
+    """
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.route(
+        "**/*",
+        lambda route: route.continue_() if "//127.0.0.1" in route.request.url else route.abort(),
+    )
+    page.goto(address)
+    return page
+
+
+def share_of_colour(picture: NDArray[np.integer], colour: tuple[int, int, int]) -> float:
+    """Share of the pixels [H, W, 3] that differ from a colour by 40 of 255 at most, as shaded."""
+    return float((np.abs(picture.astype(int) - np.array(colour)).max(axis=-1) <= 40).mean())
+
+
+def wait_for_colour(
+    page: Any, colour: tuple[int, int, int], share: float, seconds: float = 120
+) -> Image.Image:
+    """Take pictures of a page until one shows enough of a colour, and return the next one.
+
+    Raises:
+        ConfigError: None does in time.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        page.wait_for_timeout(1000)
+        seen = _picture(page)
+        if share_of_colour(np.asarray(seen), colour) > share:
+            page.wait_for_timeout(5000)  # labels and images come after the voxels
+            return _picture(page)
+    raise ConfigError(f"Rerun's viewer has not drawn the recording within {seconds:.0f} s")
+
+
+def _picture(page: Any) -> Image.Image:
+    with Image.open(io.BytesIO(page.screenshot())) as file:
+        return file.convert("RGB")

@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# The axes of a grid in the order in which they lie in memory here.
+_GRID_AXES = (2, 0, 1)
+
 
 @dataclass(frozen=True)
 class LightTable:
@@ -65,7 +68,19 @@ def sun_visibility(
     Returns:
         float32 [X, Y, Z] in [0, 1]; meaningful in cells that are not opaque.
     """
-    free = (~opaque).float().permute(2, 0, 1).contiguous()
+    return _sun_by_layers(_z_first(opaque), to_sun, voxel_size).permute(1, 2, 0)
+
+
+def _z_first(grid: Tensor) -> Tensor:
+    """[X, Y, Z] -> contiguous [Z, X, Y]: the innermost loops run over a long axis."""
+    return grid.permute(_GRID_AXES).contiguous()
+
+
+def _sun_by_layers(
+    opaque: Tensor, to_sun: tuple[float, float, float], voxel_size: tuple[float, float, float]
+) -> Tensor:
+    """:func:`sun_visibility` of cells [Z, X, Y]."""
+    free = (~opaque).float()
     depth = len(free)
     dx = to_sun[0] / to_sun[2] * voxel_size[2] / voxel_size[0]
     dy = to_sun[1] / to_sun[2] * voxel_size[2] / voxel_size[1]
@@ -76,18 +91,18 @@ def sun_visibility(
         if z + 1 < depth:
             here = here * _shift(light[z + 1] * free[z + 1], dx, dy)
         light[z] = here
-    return light.permute(1, 2, 0)
+    return light
 
 
 def sky_openness(opaque: Tensor, radius: int = 3) -> Tensor:
     """Ambient light from the wider neighbourhood: 1 in the open, less between tall things.
 
     Args:
-        opaque: bool [X, Y, Z].
+        opaque: bool [X, Y, Z], or with the axes in any other order.
         radius: half the side of the neighbourhood in voxels.
 
     Returns:
-        float32 [X, Y, Z] in [0, 1].
+        float32 in [0, 1], of the same shape.
     """
     size = 2 * radius + 1
     # Only surfaces count: a roof must not be darker because the house under it is filled.
@@ -96,7 +111,7 @@ def sky_openness(opaque: Tensor, radius: int = 3) -> Tensor:
         n = buried.shape[axis] - 2
         around = buried.narrow(axis, 0, n) & buried.narrow(axis, 2, n)
         buried = buried.narrow(axis, 1, n) & around
-    count = (opaque & ~buried).float()
+    count = (opaque & ~buried).short()
     for axis in range(3):
         count = _box_sum(count, axis, radius)
     # One full layer of ground (or wall) beside a cell is the open country: no darkening.
@@ -105,12 +120,13 @@ def sky_openness(opaque: Tensor, radius: int = 3) -> Tensor:
 
 def _box_sum(field: Tensor, axis: int, radius: int) -> Tensor:
     """Sums over the elements up to ``radius`` away along an axis; nothing lies outside."""
-    n = field.shape[axis]
-    # A difference of running sums: many times faster than pooling.
-    total = torch.cat([torch.zeros_like(field.narrow(axis, 0, 1)), field.cumsum(axis)], dim=axis)
-    place = torch.arange(n)
-    above = total.index_select(axis, (place + radius + 1).clamp(max=n))
-    return above - total.index_select(axis, (place - radius).clamp(min=0))
+    pad = [0] * 6
+    pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = radius
+    padded, n = F.pad(field, pad), field.shape[axis]
+    total = padded.narrow(axis, 0, n).clone()
+    for step in range(1, 2 * radius + 1):
+        total += padded.narrow(axis, step, n)
+    return total
 
 
 def _corner_sums(cells: Tensor, axis: int) -> Tensor:
@@ -137,19 +153,21 @@ def build_light_table(
         extra_opaque: bool [X, Y, Z] cells that throw shadows without being drawn (the ego car).
         occlusion: darkness of the crease between two faces.
     """
-    opaque = occupied if extra_opaque is None else occupied | extra_opaque
+    drawn = _z_first(occupied)
+    opaque = drawn if extra_opaque is None else drawn | _z_first(extra_opaque)
     pad = (1, 1, 1, 1, 1, 1)
-    free = F.pad((~occupied).float(), pad, value=1.0)
-    sun = F.pad(sun_visibility(opaque, to_sun, voxel_size), pad, value=1.0) * free
+    free = F.pad((~drawn).float(), pad, value=1.0)
+    sun = F.pad(_sun_by_layers(opaque, to_sun, voxel_size), pad, value=1.0) * free
     sky = F.pad(sky_openness(opaque), pad, value=1.0) * free
     blocks, strides = [], []
     for axis in range(3):
-        count = _corner_sums(free, axis)
+        across = _GRID_AXES.index(axis)
+        count = _corner_sums(free, across)
         inverse = 1.0 / count.clamp_min(1.0)
         crease = 1.0 - occlusion * (1.0 - 0.25 * count)
-        block = torch.stack(
-            [_corner_sums(sun, axis) * inverse, _corner_sums(sky, axis) * inverse * crease], dim=-1
-        )
-        strides.append((block.shape[1] * block.shape[2], block.shape[2], 1))
+        block = torch.empty(*count.shape, 2)  # ten times faster than stacking
+        torch.mul(_corner_sums(sun, across), inverse, out=block[..., 0])
+        torch.mul(_corner_sums(sky, across), inverse.mul_(crease), out=block[..., 1])
+        strides.append((block.shape[2], 1, block.shape[1] * block.shape[2]))
         blocks.append(block.reshape(-1, 2))
     return LightTable((blocks[0], blocks[1], blocks[2]), tuple(strides))

@@ -1,8 +1,9 @@
-// Walking rays four abreast, one in each lane of AVX2 registers, through grids that lie in bits.
+// Walking rays eight abreast, in the lanes of two sets of AVX2 registers, through grids that lie in
+// bits.
 //
 // Every lane takes the single steps of ray_cast.h's walk, the same operations in the same order,
-// therefore the same bits. A lane whose ray has ended takes the next one, so that none waits for
-// another. Grids have a shell of occupied voxels around them: leaving one is meeting its shell.
+// therefore the same bits. A lane whose ray has ended soon takes the next one, so that none waits
+// for another. Grids have a shell of occupied voxels around them: leaving one is meeting its shell.
 #pragma once
 
 #include "common/avx2.h"
@@ -95,9 +96,10 @@ class RowBits {
   std::vector<uint64_t> words_;
 };
 
-constexpr int kWidth = 4;
+// A step waits for the one before it; two independent ones at once hide that.
+constexpr int kLanes = 4, kSets = 2, kWidth = kLanes * kSets;
 
-// Four rays. A lane at rest has `wanted` 0 and no step: it stays where it is, at t = 0.
+// Eight rays. A lane at rest has `wanted` 0 and no step: it stays where it is, at t = 0.
 struct alignas(32) Packet {
   double base[3][kWidth], inv[3][kWidth], step[3][kWidth];
   double boundary[3][kWidth];  // the next one on each axis
@@ -131,50 +133,73 @@ inline void set(Packet& packet, int lane, const RowBits& rows, const Ray& ray, u
   packet.max_t[lane] = ray.max_t;
 }
 
-// Steps all lanes until one or more of them meet what they want, or pass their max_t. Returns these
-// lanes as bits; they stand in the voxel in question.
-OPUS_AVX2_INLINE int advance(Packet& packet, const uint64_t* words) {
-  __m256d boundary[3], base[3], inv[3], step[3];
-  __m256i bit_step[3];
+// What the steps of four lanes need of a packet.
+struct Set {
+  __m256d boundary[3], base[3], inv[3], step[3], max_t;
+  __m256i bit_step[3], bit, wanted;
+};
+
+OPUS_AVX2_INLINE __m256i load(const void* p) {
+  return _mm256_load_si256(static_cast<const __m256i*>(p));
+}
+
+OPUS_AVX2_INLINE void load(const Packet& packet, int first, Set& set) {
   for (int a = 0; a < 3; ++a) {
-    boundary[a] = _mm256_load_pd(packet.boundary[a]);
-    base[a] = _mm256_load_pd(packet.base[a]);
-    inv[a] = _mm256_load_pd(packet.inv[a]);
-    step[a] = _mm256_load_pd(packet.step[a]);
-    bit_step[a] = _mm256_load_si256(reinterpret_cast<const __m256i*>(packet.bit_step[a]));
+    set.boundary[a] = _mm256_load_pd(packet.boundary[a] + first);
+    set.base[a] = _mm256_load_pd(packet.base[a] + first);
+    set.inv[a] = _mm256_load_pd(packet.inv[a] + first);
+    set.step[a] = _mm256_load_pd(packet.step[a] + first);
+    set.bit_step[a] = load(packet.bit_step[a] + first);
   }
-  const __m256i wanted = _mm256_load_si256(reinterpret_cast<const __m256i*>(packet.wanted));
-  const __m256d max_t = _mm256_load_pd(packet.max_t);
-  __m256i bit = _mm256_load_si256(reinterpret_cast<const __m256i*>(packet.bit));
+  set.bit = load(packet.bit + first);
+  set.wanted = load(packet.wanted + first);
+  set.max_t = _mm256_load_pd(packet.max_t + first);
+}
+
+// One step of four lanes. Returns, as bits, those that stay where they are: they meet in their voxel
+// what they want, or the next one is beyond their max_t.
+OPUS_AVX2_INLINE int advance(Set& set, const uint64_t* words) {
+  const __m256i word = _mm256_i64gather_epi64(reinterpret_cast<const long long*>(words),
+                                              _mm256_srli_epi64(set.bit, 5), 8);
+  const __m256i shift = _mm256_and_si256(set.bit, _mm256_set1_epi64x(31));
+  const __m256i met = _mm256_and_si256(_mm256_srlv_epi64(word, shift), set.wanted);
+  __m256d t[3];
+  for (int a = 0; a < 3; ++a) {
+    t[a] = _mm256_mul_pd(_mm256_sub_pd(set.boundary[a], set.base[a]), set.inv[a]);
+  }
+  const __m256d y_first = _mm256_cmp_pd(t[1], t[0], _CMP_LT_OQ);
+  const __m256d least = _mm256_blendv_pd(t[0], t[1], y_first);
+  const __m256d z_first = _mm256_cmp_pd(t[2], least, _CMP_LT_OQ);
+  const __m256d t_event = _mm256_blendv_pd(least, t[2], z_first);
+  const __m256i none = _mm256_cmpeq_epi64(met, _mm256_setzero_si256());
+  const __m256d goes_on = _mm256_and_pd(_mm256_cmp_pd(t_event, set.max_t, _CMP_LE_OQ),
+                                        _mm256_castsi256_pd(none));
+  const __m256d moves[3] = {_mm256_andnot_pd(_mm256_or_pd(y_first, z_first), goes_on),
+                            _mm256_and_pd(_mm256_andnot_pd(z_first, y_first), goes_on),
+                            _mm256_and_pd(z_first, goes_on)};
+  for (int a = 0; a < 3; ++a) {
+    set.boundary[a] = _mm256_add_pd(set.boundary[a], _mm256_and_pd(moves[a], set.step[a]));
+    const __m256i moved = _mm256_and_si256(_mm256_castpd_si256(moves[a]), set.bit_step[a]);
+    set.bit = _mm256_add_epi64(set.bit, moved);
+  }
+  return ~_mm256_movemask_pd(goes_on) & 15;
+}
+
+// Steps all lanes until two of them, or all that are walking, have ended. Returns those as bits.
+OPUS_AVX2_INLINE int advance(Packet& packet, int walking, const uint64_t* words) {
+  Set set[kSets];
+  for (int i = 0; i < kSets; ++i) load(packet, i * kLanes, set[i]);
   int ended = 0;
-  while (true) {
-    const __m256i word = _mm256_i64gather_epi64(reinterpret_cast<const long long*>(words),
-                                                _mm256_srli_epi64(bit, 5), 8);
-    const __m256i shift = _mm256_and_si256(bit, _mm256_set1_epi64x(31));
-    const __m256i met = _mm256_and_si256(_mm256_srlv_epi64(word, shift), wanted);
-    __m256d t[3];
-    for (int a = 0; a < 3; ++a) {
-      t[a] = _mm256_mul_pd(_mm256_sub_pd(boundary[a], base[a]), inv[a]);
-    }
-    const __m256d y_first = _mm256_cmp_pd(t[1], t[0], _CMP_LT_OQ);
-    const __m256d least = _mm256_blendv_pd(t[0], t[1], y_first);
-    const __m256d z_first = _mm256_cmp_pd(t[2], least, _CMP_LT_OQ);
-    const __m256d t_event = _mm256_blendv_pd(least, t[2], z_first);
-    const __m256i none = _mm256_cmpeq_epi64(met, _mm256_setzero_si256());
-    const __m256d goes_on = _mm256_and_pd(_mm256_cmp_pd(t_event, max_t, _CMP_LE_OQ),
-                                          _mm256_castsi256_pd(none));
-    ended = ~_mm256_movemask_pd(goes_on) & 15;
-    if (ended != 0) break;
-    const __m256d moves[3] = {_mm256_andnot_pd(_mm256_or_pd(y_first, z_first),
-                                               _mm256_castsi256_pd(_mm256_set1_epi64x(-1))),
-                              _mm256_andnot_pd(z_first, y_first), z_first};
-    for (int a = 0; a < 3; ++a) {
-      boundary[a] = _mm256_add_pd(boundary[a], _mm256_and_pd(moves[a], step[a]));
-      bit = _mm256_add_epi64(bit, _mm256_and_si256(_mm256_castpd_si256(moves[a]), bit_step[a]));
-    }
+  while ((ended & (ended - 1)) == 0 && ended != walking) {
+    ended = 0;
+    for (int i = 0; i < kSets; ++i) ended |= advance(set[i], words) << (i * kLanes);
   }
-  for (int a = 0; a < 3; ++a) _mm256_store_pd(packet.boundary[a], boundary[a]);
-  _mm256_store_si256(reinterpret_cast<__m256i*>(packet.bit), bit);
+  for (int i = 0; i < kSets; ++i) {
+    for (int a = 0; a < 3; ++a) {
+      _mm256_store_pd(packet.boundary[a] + i * kLanes, set[i].boundary[a]);
+    }
+    _mm256_store_si256(reinterpret_cast<__m256i*>(packet.bit + i * kLanes), set[i].bit);
+  }
   return ended;
 }
 
@@ -203,7 +228,7 @@ OPUS_AVX2 void walk(const RowBits& rows, int64_t begin, int64_t end, const Start
   };
   for (int lane = 0; lane < kWidth; ++lane) fill_lane(lane);
   while (walking != 0) {
-    for (int ended = advance(packet, rows.words()); ended != 0; ended &= ended - 1) {
+    for (int ended = advance(packet, walking, rows.words()); ended != 0; ended &= ended - 1) {
       const int lane = __builtin_ctz(ended);
       Ray& own = ray[lane];
       for (int a = 0; a < 3; ++a) {

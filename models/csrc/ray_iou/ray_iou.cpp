@@ -75,7 +75,7 @@ void run_rays_cpu(const Rays& rays, const Counting& counting) {
 namespace packet = ray_cast::packet;
 static_assert(ray_iou::kGt == packet::RowBits::kFirst && ray_iou::kPred == packet::RowBits::kSecond);
 
-// The same, four rays abreast.
+// The same, eight rays abreast.
 void run_packets(const Rays& rays, const Counting& counting) {
   const int64_t voxels =
       static_cast<int64_t>(rays.layout.size[0]) * rays.layout.size[1] * rays.layout.size[2];
@@ -88,12 +88,13 @@ void run_packets(const Rays& rays, const Counting& counting) {
     RayEnd gt[packet::kWidth], pred[packet::kWidth];
     uint64_t wanted[packet::kWidth];
     const int64_t sample = rays.sample_of_origin[origin];
+    const ray_iou::Start from = rays.start_of(origin);
     const auto done = [&](int64_t column, int slot) {
       rays.keep(origin, column, gt[slot]);
       counts.add(gt[slot], pred[slot]);
     };
     const auto start = [&](int64_t column, int slot, ray_cast::Ray& ray) {
-      wanted[slot] = rays.start(origin, column, ray, gt[slot], pred[slot]);
+      wanted[slot] = rays.set_up(origin, from, column, ray, gt[slot], pred[slot]);
       if (wanted[slot] == 0) done(column, slot);
       return wanted[slot];
     };

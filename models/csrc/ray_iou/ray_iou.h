@@ -39,19 +39,30 @@ OPUS_HD float position_in_voxels(double position_m, double low_m, double voxel_s
   return static_cast<float>((position_m - low_m) / voxel_size);
 }
 
-// Origin and unit direction of a ray in voxels. RayIoU's definition hands start and end of a ray
-// over in single precision, in voxels. Rays that graze a voxel's corner turn on that rounding, so it
-// is repeated here step by step.
-OPUS_HD void ray_in_voxels(const double* origin_m, const float* direction, const double* grid_min,
-                           double voxel_size, double* o, double* d) {
+// Where the rays of an origin start. RayIoU's definition hands start and end of a ray over in single
+// precision, in voxels. Rays that graze a voxel's corner turn on that rounding, so it is repeated
+// here step by step.
+struct Start {
+  float voxel[3];
+};
+
+// Volatile keeps a rounding: gcc 12 at -O3 (SLP vectorisation) otherwise hands the double on.
+OPUS_HD Start start_in_voxels(const double* origin_m, const double* grid_min, double voxel_size) {
+  Start start;
+  for (int a = 0; a < 3; ++a) {
+    volatile float rounded = position_in_voxels(origin_m[a], grid_min[a], voxel_size);
+    start.voxel[a] = rounded;
+  }
+  return start;
+}
+
+// Unit direction of a ray in voxels, likewise.
+OPUS_HD void direction_in_voxels(const double* origin_m, const Start& start, const float* direction,
+                                 const double* grid_min, double voxel_size, double* d) {
   float along[3];
   for (int a = 0; a < 3; ++a) {
-    // Volatile keeps the rounding: gcc 12 at -O3 (SLP vectorisation) otherwise hands the double on.
-    volatile float rounded = position_in_voxels(origin_m[a], grid_min[a], voxel_size);
-    const float start = rounded;
     const double end_m = origin_m[a] + static_cast<double>(direction[a]);
-    along[a] = position_in_voxels(end_m, grid_min[a], voxel_size) - start;
-    o[a] = static_cast<double>(start);
+    along[a] = position_in_voxels(end_m, grid_min[a], voxel_size) - start.voxel[a];
   }
   const float length = sqrtf((along[0] * along[0] + along[1] * along[1]) + along[2] * along[2]);
   for (int a = 0; a < 3; ++a) d[a] = static_cast<double>(along[a] / length);
@@ -92,7 +103,7 @@ struct Rays {
   // occupies, and goes on for the other. `pred` is set where the ground truth is not free.
   OPUS_HD void cast(int64_t origin, int64_t column, RayEnd& gt_end, RayEnd& pred_end) const {
     ray_cast::Ray ray;
-    uint64_t wanted = start(origin, column, ray, gt_end, pred_end);
+    uint64_t wanted = set_up(origin, start_of(origin), column, ray, gt_end, pred_end);
     const int64_t sample = sample_of_origin[origin];
     const int64_t first_word = wanted == 0 ? 0 : sample * layout.total;
     // A grid that is not cast is not read.
@@ -109,9 +120,13 @@ struct Rays {
     keep(origin, column, gt_end);
   }
 
+  OPUS_HD Start start_of(int64_t origin) const {
+    return start_in_voxels(origins_m + 3 * origin, grid_min, voxel_size);
+  }
+
   // Sets up a ray in the first voxel of the grid and says what it looks for; 0 if nothing.
-  OPUS_HD uint64_t start(int64_t origin, int64_t column, ray_cast::Ray& ray, RayEnd& gt_end,
-                         RayEnd& pred_end) const {
+  OPUS_HD uint64_t set_up(int64_t origin, const Start& from, int64_t column, ray_cast::Ray& ray,
+                          RayEnd& gt_end, RayEnd& pred_end) const {
     const int64_t r = origin * num_directions + column, sample = sample_of_origin[origin];
     gt_end = pred_end = {empty, 0.f};
     if (!cast_gt) {
@@ -120,7 +135,9 @@ struct Rays {
     }
     if (sample < 0 || sample >= num_samples) return 0;
     double o[3], d[3];
-    ray_in_voxels(origins_m + 3 * origin, directions + 3 * column, grid_min, voxel_size, o, d);
+    for (int a = 0; a < 3; ++a) o[a] = static_cast<double>(from.voxel[a]);
+    direction_in_voxels(origins_m + 3 * origin, from, directions + 3 * column, grid_min, voxel_size,
+                        d);
     if (!ray_cast::start_ray(layout, o, d, INFINITY, ray)) return 0;
     return (cast_gt ? kGt : 0) | (cast_pred ? kPred : 0);
   }

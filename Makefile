@@ -4,7 +4,7 @@ PY := .venv/bin/python
 DEMO ?=
 GALLERY ?=
 BENCH ?=
-.PHONY: help setup test lint types pytest bench cuda-report sanitize compute-sanitizer demo \
+.PHONY: help setup test lint types pytest bench cuda-report cuda-emulation sanitize compute-sanitizer demo \
         toy-train gallery family env-report clean clean-all
 .DEFAULT_GOAL := help
 
@@ -32,6 +32,9 @@ bench: setup  ## all benchmarks of the native operations (BENCH="--device cuda" 
 
 cuda-report: setup  ## compile the CUDA sources (no GPU needed); registers and spills per kernel
 	$(PY) -m scripts.compile_cuda
+
+cuda-emulation: setup  ## the decoder's CUDA kernels, run on the CPU, in the tests of a GPU
+	$(PY) -m scripts.emulate_cuda
 
 sanitize: setup  ## the operations' tests on a CPU build with address and undefined-behaviour checks
 	$(PY) -m scripts.sanitize

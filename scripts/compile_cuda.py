@@ -55,39 +55,55 @@ class CompileError(RuntimeError):
     """There is no CUDA compiler, or it refuses a source."""
 
 
-def compile_source(source: str, cuda_home: Path, folder: Path) -> list[KernelUse]:
-    """Compiles one ``.cu`` file for all reported architectures.
+def compile_source(
+    source: str,
+    cuda_home: Path,
+    folder: Path,
+    architectures: Sequence[str] = native_build.REPORTED_ARCHITECTURES,
+) -> list[KernelUse]:
+    """Compiles one ``.cu`` file.
 
     Args:
         source: Path relative to the project.
         cuda_home: Toolkit.
         folder: Takes the object file.
+        architectures: Compute capabilities, "90" for 9.0.
 
     Raises:
         CompileError: The compiler found something, a warning will do.
     """
     command = [str(cuda_home / "bin" / "nvcc"), *native_build.nvcc_flags(), "-DOPUS_WITH_CUDA"]
     command += ["-Xptxas", "-v", "-I", str(native_build.CSRC), "-c", source]
-    for arch in native_build.REPORTED_ARCHITECTURES:
+    for arch in architectures:
         command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
     command += ["-o", str(folder / (source.replace("/", "_") + ".o"))]
     return parse_report(_run(command, source))
 
 
-def check_host_source(source: str, cuda_home: Path) -> None:
-    """Checks a C++ file of CUDA builds against torch's and CUDA's headers.
+def check_host_sources(sources: Sequence[str], cuda_home: Path, folder: Path) -> None:
+    """Checks C++ files of CUDA builds against torch's and CUDA's headers.
+
+    Args:
+        sources: Paths relative to the project.
+        cuda_home: Toolkit.
+        folder: Takes torch's headers, read once for all files.
 
     Raises:
         CompileError: The compiler found something, a warning will do.
     """
     from torch.utils import cpp_extension
 
-    command = ["g++", "-std=c++20", "-fsyntax-only", *native_build.warning_flags()]
+    command = ["g++", "-std=c++20", *native_build.warning_flags()]
     command += ["-DOPUS_WITH_CUDA", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]
     command += ["-I", str(native_build.CSRC), "-isystem", str(cuda_home / "include")]
     for path in cpp_extension.include_paths():
         command += ["-isystem", path]
-    _run([*command, source], source)
+    prelude = folder / "prelude.h"
+    lines = [f"#include {header}\n" for header in native_build.torch_headers(sources)]
+    prelude.write_text("".join(lines), encoding="utf-8")
+    _run([*command, "-x", "c++-header", str(prelude)], "torch's headers")
+    for source in sources:
+        _run([*command, "-fsyntax-only", "-include", str(prelude), source], source)
 
 
 def parse_report(text: str) -> list[KernelUse]:
@@ -130,7 +146,11 @@ def report(uses: Sequence[KernelUse]) -> str:
     return "\n".join(lines)
 
 
-def compile_all(pattern: str = "", jobs: int = 1) -> list[KernelUse]:
+def compile_all(
+    pattern: str = "",
+    jobs: int = 1,
+    architectures: Sequence[str] = native_build.REPORTED_ARCHITECTURES,
+) -> list[KernelUse]:
     """Compiles all CUDA sources whose path holds ``pattern``.
 
     Raises:
@@ -142,11 +162,13 @@ def compile_all(pattern: str = "", jobs: int = 1) -> list[KernelUse]:
     kernels = [path for path in native_build.find_sources(".cu") if pattern in path]
     hosts = [path for path in native_build.find_sources("_cuda.cpp") if pattern in path]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
-        checks = [pool.submit(check_host_source, path, cuda_home) for path in hosts]
-        tables = [pool.submit(compile_source, p, cuda_home, Path(folder)) for p in kernels]
-        for check in checks:
+        to = Path(folder)
+        check = pool.submit(check_host_sources, hosts, cuda_home, to) if hosts else None
+        tables = [pool.submit(compile_source, p, cuda_home, to, architectures) for p in kernels]
+        uses = [use for table in tables for use in table.result()]
+        if check:
             check.result()
-        return [use for table in tables for use in table.result()]
+    return uses
 
 
 def main() -> None:

@@ -6,8 +6,10 @@ Needs the standard library alone until a function asks torch for its paths.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +41,12 @@ def cpu_sources() -> list[str]:
 def cuda_sources() -> list[str]:
     """What a CUDA build has besides: kernels, and C++ that needs CUDA's headers."""
     return find_sources(".cu") + find_sources("_cuda.cpp")
+
+
+def torch_headers(sources: Sequence[str]) -> list[str]:
+    """Torch's headers that sources include, as they write them: ``<torch/library.h>``."""
+    text = "".join((ROOT / source).read_text(encoding="utf-8") for source in sources)
+    return sorted(set(re.findall(r"#include (<(?:ATen|torch)/[^>]+>)", text)))
 
 
 def warning_flags() -> list[str]:

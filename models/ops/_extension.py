@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +89,29 @@ def native(name: str) -> Any:
         ) from error
 
 
-def runs_natively(name: str, tensor: Tensor) -> bool:
+# What kernels of GPUs take that compute in single precision.
+SINGLE_AND_HALF = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def runs_natively(name: str, tensor: Tensor, on_gpu: Collection[torch.dtype] | None = None) -> bool:
     """Whether ``opus::name`` has a kernel for the device of ``tensor``; warns once where not.
 
     A library built on a machine without a CUDA toolkit has none for GPUs: there the plain-torch
     twin has to do, which is right and slow.
+
+    Args:
+        name: The operation.
+        tensor: Its first argument.
+        on_gpu: Dtypes of ``tensor`` that the kernels of GPUs take, where not all; the twin has to
+            do for others.
 
     Raises:
         ExtensionError: the library is missing, does not load, or is older than this operation.
     """
     native(name)
     key = tensor.device.type.upper()
+    if key != "CPU" and on_gpu is not None and tensor.dtype not in on_gpu:
+        return False
     if key == "CPU" or torch._C._dispatch_has_kernel_for_dispatch_key(f"opus::{name}", key):
         return True
     warnings.warn(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._extension import native, on_load
+from ._extension import SINGLE_AND_HALF, native, on_load, runs_natively
 
 __all__ = ["adaptive_mixing", "adaptive_mixing_reference"]
 
@@ -25,8 +25,9 @@ def adaptive_mixing(sampled: Tensor, parameters: Tensor, out_points: int) -> Ten
 
     The core of AdaMixer (arXiv 2203.16507). A row of ``parameters`` holds M [c, c], then
     S [S_out, S_in]; ``norm`` is a layer norm over both axes without affine part. The two products
-    and what follows each are one pass over a group while it lies in cache; nothing but the inputs
-    is kept for the backward pass. CUDA tensors go through the plain-torch twin.
+    and what follows each are one pass over a group while it lies in cache, on a GPU in shared
+    memory; nothing but the inputs is kept for the backward pass. On a GPU float64 goes through the
+    twin.
 
     Args:
         sampled: x, [n, S_in, c], float32, float64, float16 or bfloat16; rows may lie at any
@@ -39,10 +40,10 @@ def adaptive_mixing(sampled: Tensor, parameters: Tensor, out_points: int) -> Ten
 
     Raises:
         ValueError: shapes or dtypes do not fit.
-        ExtensionError: CPU tensors, and the native extension is not built.
+        ExtensionError: the native extension is not built.
     """
     _check_arguments(sampled, parameters, out_points)
-    if sampled.is_cuda:
+    if not runs_natively("adaptive_mixing", sampled, on_gpu=SINGLE_AND_HALF):
         return adaptive_mixing_reference(sampled, parameters, out_points)
     return native("adaptive_mixing")(sampled, parameters, out_points)
 

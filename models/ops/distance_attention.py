@@ -10,15 +10,15 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ._extension import native, on_load
+from ._extension import SINGLE_AND_HALF, native, on_load, runs_natively
 
 __all__ = ["distance_attention", "distance_attention_reference"]
 
 _WORD = 0xFFFFFFFF  # 32 bits
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_MOST_CHANNELS_ON_GPU = 32  # of a head; they stay in a thread's registers
 
 
 def distance_attention(
@@ -42,8 +42,8 @@ def distance_attention(
     without a stored mask. Gradients are summed in a fixed order: results do not depend on the
     number of threads and repeat bit by bit. What is not finite spreads as it does in the twin.
 
-    CUDA tensors take a mask of all pairs to torch's ``scaled_dot_product_attention``: memory grows
-    with Q² there, and dropout draws from torch's generator instead of ``seed``.
+    On a GPU heads of more than 32 channels and float64 go through the twin, whose memory grows
+    with Q².
 
     Args:
         query: [B, H, Q, d], float32, float64, float16 or bfloat16, of any strides. Sums are in
@@ -61,14 +61,12 @@ def distance_attention(
 
     Raises:
         ValueError: shapes, dtypes or ``dropout_p`` do not fit.
-        ExtensionError: CPU tensors, and the native extension is not built.
+        ExtensionError: the native extension is not built.
     """
     _check_arguments(query, key, value, tau, centres, dropout_p)
-    if query.is_cuda:
-        bias = (-tau[..., None] * _distances(centres.to(tau))[:, None]).to(query.dtype)
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias, dropout_p=dropout_p
-        )
+    is_wide = query.is_cuda and query.shape[3] > _MOST_CHANNELS_ON_GPU
+    if is_wide or not runs_natively("distance_attention", query, on_gpu=SINGLE_AND_HALF):
+        return distance_attention_reference(query, key, value, tau, centres, dropout_p, seed)
     return native("distance_attention")(query, key, value, tau, centres, dropout_p, seed)[0]
 
 
@@ -86,18 +84,16 @@ def distance_attention_reference(
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     q, k, v, rate = (tensor.to(dtype) for tensor in (query, key, value, tau))
     logits = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
-    weights = (logits - rate[..., None] * _distances(centres.to(dtype))[:, None]).softmax(-1)
+    with torch.no_grad():
+        # not through the matrix product |a|^2 + |b|^2 - 2ab, which cancels for close points
+        distance = torch.cdist(
+            centres.to(dtype), centres.to(dtype), compute_mode="donot_use_mm_for_euclid_dist"
+        )
+    weights = (logits - rate[..., None] * distance[:, None]).softmax(-1)
     if dropout_p > 0:
         kept = _kept_weights(weights.shape, dropout_p, seed, weights.device)
         weights = torch.where(kept, weights / (1 - dropout_p), 0.0)
     return (weights @ v).to(query.dtype)
-
-
-@torch.no_grad()
-def _distances(centres: Tensor) -> Tensor:
-    """Distances [B, Q, Q] between centres [B, Q, 3]."""
-    # not through the matrix product |a|^2 + |b|^2 - 2ab, which cancels for close points
-    return torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _kept_weights(shape: torch.Size, dropout_p: float, seed: int, device: torch.device) -> Tensor:

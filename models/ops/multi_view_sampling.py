@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._extension import native, on_load
+from ._extension import native, on_load, runs_natively
 
 __all__ = ["multi_view_sampling", "multi_view_sampling_reference"]
 
@@ -46,8 +46,10 @@ def multi_view_sampling(
 
     Points that are not finite give zeros and receive no gradient. Projection, choice of camera,
     reading and weighting are one pass; nothing of the size of the samples but the output is
-    written; results and gradients do not depend on the number of threads. CUDA tensors go through
-    the plain-torch twin.
+    written. Results, and gradients on the CPU, do not depend on the number of threads and repeat
+    bit by bit. On a GPU atomic additions sum the gradients of the maps in any order, under
+    ``torch.use_deterministic_algorithms`` as whole numbers, whose sum is the same in every order.
+    float64 goes through the twin there.
 
     Args:
         feats: L maps [B, T*N, C, h_l, w_l], of any strides. Channels-last maps are read as they
@@ -67,10 +69,10 @@ def multi_view_sampling(
 
     Raises:
         ValueError: shapes or dtypes do not fit together, or ``pairing`` is unknown.
-        ExtensionError: CPU tensors, and the native extension is not built.
+        ExtensionError: the native extension is not built.
     """
     _check_arguments(feats, points, occ2img, level_weights, num_cams, pairing)
-    if points.is_cuda:
+    if not runs_natively("multi_view_sampling", points, on_gpu=(torch.float32,)):
         return multi_view_sampling_reference(
             feats, points, occ2img, level_weights, img_hw, num_cams, pairing
         )

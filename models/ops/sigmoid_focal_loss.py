@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._extension import native, on_load
+from ._extension import native, on_load, runs_natively
 
 __all__ = ["sigmoid_focal_loss", "sigmoid_focal_loss_reference"]
 
@@ -29,9 +29,8 @@ def sigmoid_focal_loss(
 
     A logit x of the row's label gives ``alpha * sigmoid(-x)**gamma * softplus(-x)``, every other
     ``(1 - alpha) * sigmoid(x)**gamma * softplus(x)``, times the weight of its class and of its
-    row. CPU tensors go through the native operation, one pass that keeps nothing for the backward
-    pass but its inputs and whose sum does not depend on the number of threads; CUDA tensors
-    through the plain-torch twin.
+    row. One pass that keeps nothing for the backward pass but its inputs; the sum does not depend
+    on the number of threads. On a GPU float64 goes through the twin.
 
     Args:
         logits: [n, K], float32 or float64.
@@ -46,13 +45,13 @@ def sigmoid_focal_loss(
 
     Raises:
         ValueError: a shape or dtype does not fit.
-        ExtensionError: CPU tensors, and the native extension is not built.
+        ExtensionError: the native extension is not built.
     """
-    if logits.is_cuda:
+    _check_arguments(logits, labels, class_weights, row_weights)
+    if not runs_natively("sigmoid_focal_loss", logits, on_gpu=(torch.float32,)):
         return sigmoid_focal_loss_reference(
             logits, labels, class_weights, row_weights, gamma, alpha
         )
-    _check_arguments(logits, labels, class_weights, row_weights)
     return native("sigmoid_focal_loss")(logits, labels, class_weights, row_weights, gamma, alpha)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._extension import native, on_load
+from ._extension import native, on_load, runs_natively
 
 __all__ = ["unique_voxels", "unique_voxels_reference"]
 
@@ -17,23 +17,24 @@ __all__ = ["unique_voxels", "unique_voxels_reference"]
 def unique_voxels(keys: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
     """Sorted unique keys, and where each key is among them.
 
-    CPU tensors go through the native operation, which marks the keys in a bitmap instead of
-    sorting them; CUDA tensors through the plain-torch twin.
+    The native operation marks the keys in a bitmap instead of sorting them. On a GPU it waits for
+    the device once, since the result decides a shape.
 
     Args:
         keys: int64 [n], linear index of each point's voxel, in ``[0, num_keys)``.
-        num_keys: voxels of the grid, over the batch; the bitmap takes 1.5 bits for each.
+        num_keys: voxels of the grid, over the batch; the bitmap takes 1.5 bits for each, on a GPU
+            4 bits.
 
     Returns:
         int64 [m], ascending, and int64 [n] in ``[0, m)``.
 
     Raises:
         ValueError: a shape or dtype does not fit, or a key is out of range (native only).
-        ExtensionError: CPU tensors, and the native extension is not built.
+        ExtensionError: the native extension is not built.
     """
-    if keys.is_cuda:
-        return unique_voxels_reference(keys, num_keys)
     _check_arguments(keys, num_keys)
+    if not runs_natively("unique_voxels", keys):
+        return unique_voxels_reference(keys, num_keys)
     return native("unique_voxels")(keys, num_keys)
 
 

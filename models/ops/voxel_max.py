@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._extension import native, on_load
+from ._extension import native, on_load, runs_natively
 
 __all__ = ["voxel_max", "voxel_max_reference"]
 
@@ -23,7 +23,8 @@ def voxel_max(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
     winner alone. A NaN wins over every number (the first NaN does), so that it is not hidden.
     Voxels without points are 0 and pass no gradient.
 
-    CPU tensors go through the native operation; CUDA tensors through the plain-torch twin.
+    On a GPU points with an index out of range are left out: to name them would need a wait for the
+    device. float64 goes through the twin there.
 
     Args:
         features: [n, C], float32 or float64.
@@ -34,13 +35,13 @@ def voxel_max(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
         [m, C], differentiable in ``features``.
 
     Raises:
-        ValueError: a shape or dtype does not fit, or an index is out of range (native only; the
+        ValueError: a shape or dtype does not fit, or an index is out of range (on the CPU; the
             twin leaves that to torch).
-        ExtensionError: CPU tensors, and the native extension is not built.
+        ExtensionError: the native extension is not built.
     """
-    if features.is_cuda:
-        return voxel_max_reference(features, voxel_index, num_voxels)
     _check_arguments(features, voxel_index, num_voxels)
+    if not runs_natively("voxel_max", features, on_gpu=(torch.float32,)):
+        return voxel_max_reference(features, voxel_index, num_voxels)
     return native("voxel_max")(features, voxel_index, num_voxels)[0]
 
 

@@ -27,15 +27,16 @@ def test_report_of_the_assembler_is_read() -> None:
     )
 
 
-def test_all_sources_compile_for_all_architectures() -> None:
-    uses = compile_cuda.compile_all(jobs=2)
-    kernels = {use.kernel for use in uses}
-    assert len(kernels) >= len(native_build.find_sources(".cu"))
-    by_architecture = {
-        arch: {use.kernel for use in uses if use.architecture == arch}
-        for arch in native_build.REPORTED_ARCHITECTURES
-    }
-    assert all(own == kernels for own in by_architecture.values())
+def test_all_sources_compile() -> None:
+    """For the newest architecture alone, to take little time; `make cuda-report` takes all."""
+    newest = native_build.REPORTED_ARCHITECTURES[-1]
+    uses = compile_cuda.compile_all(jobs=2, architectures=(newest,))
+    assert {use.architecture for use in uses} == {newest}
+    text = " ".join(use.kernel for use in uses)
+    for kernel in ("sampling_forward", "attention_forward", "mixing_forward", "find_keys",
+                   "mark_keys", "sum_losses", "tiled_kernel", "sample_kernel"):  # fmt: skip
+        assert kernel in text
+    assert len(uses) >= len(native_build.find_sources(".cu"))
     # Two doubles of the tree search go to memory on some architectures, beside its stack.
     spilling = [use for use in uses if use.spill_bytes > 16]
     assert not spilling, compile_cuda.report(spilling)

@@ -95,19 +95,36 @@ def test_other_precisions(dtype: torch.dtype, tolerance: float, device: str) -> 
         assert distance_attention(*(x.to(device) for x in inputs)).dtype == dtype
 
 
-def test_dropout_in_single_precision() -> None:
-    assert_close_to_twin(make_inputs(Q=150, dtype=torch.float32), 2e-5, 0.2, 2**40 + 3)
+def test_dropout_in_single_precision(device: str) -> None:
+    inputs = make_inputs(Q=150, dtype=torch.float32)
+    assert_close_to_twin(inputs, 2e-5, 0.2, 2**40 + 3, device=device)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_what_is_skipped_does_not_show(dtype: torch.dtype) -> None:
-    """Far blocks of many queries are skipped; with slow fading none is."""
-    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
-    inputs = make_inputs(B=1, H=2, Q=700, d=8, dtype=dtype, extent_m=60.0)
+@pytest.mark.parametrize("queries", [0, 1, 8, 31, 32, 33, 129])
+def test_tiles_in_single_precision(queries: int, device: str) -> None:
+    inputs = make_inputs(B=1, H=2, Q=queries, d=5, dtype=torch.float32)
+    assert_close_to_twin(inputs, 2e-5, device=device)
+
+
+def make_far_queries(queries: int, dtype: torch.dtype) -> list[Tensor]:
+    """Far blocks are skipped by the first head; by the second, where fading is slow, none is."""
+    inputs = make_inputs(B=1, H=2, Q=queries, d=8, dtype=dtype, extent_m=60.0)
     inputs[3][:, 1] *= 0.01
-    assert_close_to_twin(inputs, tolerance)
-    inputs[3].neg_()  # attention that grows with distance
-    assert_close_to_twin(inputs, tolerance)
+    return inputs
+
+
+@pytest.mark.parametrize("sign", [1, -1])  # -1: attention that grows with distance
+def test_what_is_skipped_does_not_show(sign: int) -> None:
+    inputs = make_far_queries(700, torch.float64)
+    inputs[3].mul_(sign)
+    assert_close_to_twin(inputs, 1e-12)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_is_skipped_in_single_precision_does_not_show(sign: int, device: str) -> None:
+    inputs = make_far_queries(1030, torch.float32)  # so many that a GPU sorts them by their places
+    inputs[3].mul_(sign)
+    assert_close_to_twin(inputs, 2e-5, device=device)
 
 
 def test_gradcheck() -> None:
@@ -131,8 +148,8 @@ def test_dropout_keeps_the_expected_part_and_repeats() -> None:
     assert not torch.equal(distance_attention(*args, 0.25, 7), distance_attention(*args, 0.25, 8))
 
 
-def test_strides() -> None:
-    query, key, value, tau, centres = make_inputs()
+def test_strides(device: str) -> None:
+    query, key, value, tau, centres = (x.to(device) for x in make_inputs(dtype=torch.float32))
     expected = with_gradients(distance_attention, [query, key, value, tau, centres])
     packed = torch.stack([query, key, value], 0).permute(1, 3, 0, 2, 4).contiguous()
     q, k, v = packed.permute(2, 0, 3, 1, 4)  # as the decoder gives them
@@ -152,11 +169,31 @@ def test_what_is_not_finite_spreads_as_in_the_twin(which: int, bad: float) -> No
     assert not twin.isfinite().all()
 
 
-def test_huge_logits_do_not_overflow() -> None:
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("which", range(5))
+def test_what_is_not_finite_in_single_precision(which: int, bad: float, device: str) -> None:
+    # Far apart, but where a weight that underflows would hide an infinite value.
+    extent_m = 4.0 if which == 2 else 40.0
+    inputs = make_inputs(B=1, H=2, Q=97, dtype=torch.float32, extent_m=extent_m)
+    inputs[which].view(-1)[-1] = bad  # in a tile with one query
+    ours = distance_attention(*(x.to(device) for x in inputs)).cpu()
+    twin = distance_attention_reference(*inputs)
+    torch.testing.assert_close(ours, twin, rtol=0, atol=2e-5, equal_nan=True)
+    assert not twin.isfinite().all()
+
+
+def test_huge_logits_do_not_overflow(device: str) -> None:
     inputs = make_inputs(B=1, Q=70, dtype=torch.float32)
     inputs[0].mul_(1e4)
     # logits of 50,000 have steps of 0.004, and gradients of the keys are multiples of the queries
-    assert_close_to_twin(inputs, 5e-2)
+    assert_close_to_twin(inputs, 5e-2, device=device)
+
+
+def test_results_repeat(device: str) -> None:
+    inputs = [x.to(device) for x in make_inputs(Q=150, dtype=torch.float32)]
+    first, second = (with_gradients(distance_attention, inputs, 0.1, 3) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_threads_change_nothing(at_threads: Callable[..., Any]) -> None:
@@ -173,6 +210,17 @@ def test_memory_grows_with_queries_alone() -> None:
     with_gradients(distance_attention, inputs)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 100_000  # KiB
+
+
+@pytest.mark.cuda
+def test_memory_of_a_gpu_grows_with_queries_alone() -> None:
+    inputs = [
+        x.cuda() for x in make_inputs(B=1, H=8, Q=4000, d=32, dtype=torch.float32, extent_m=60.0)
+    ]
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with_gradients(distance_attention, inputs)
+    assert torch.cuda.max_memory_allocated() - before < 128 * 2**20  # one [8, Q, Q] takes 488 MiB
 
 
 def test_bad_arguments() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -74,12 +74,18 @@ def with_gradients(function: Callable[..., Tensor], case: Case, pairing: str) ->
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
+def on_device(case: Case, device: str) -> Case:
+    """A copy whose tensors lie in memory as those of ``case`` do."""
+    feats, *tensors = case[:4]
+    moved = [x.detach().to(device) for x in feats]
+    return Case(moved, *(x.detach().to(device) for x in tensors), *case[4:])
+
+
 def assert_equals_twin(
     case: Case, pairing: str = "published", tolerance: float = 1e-12,
     device: str = "cpu",
 ) -> None:  # fmt: skip
-    feats, *tensors = case[:4]
-    there = Case([x.to(device) for x in feats], *(x.to(device) for x in tensors), *case[4:])
+    there = on_device(case, device)
     ours = [x.cpu() for x in with_gradients(multi_view_sampling, there, pairing)]
     twin = with_gradients(multi_view_sampling_reference, case, pairing)
     for a, b in zip(ours, twin, strict=True):
@@ -168,6 +174,36 @@ def test_float32(c: int, pairing: str, device: str) -> None:
     assert_equals_twin(case, pairing, tolerance=2e-5, device=device)
 
 
+def channels_last(case: Case) -> Case:
+    feats = [x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) for x in case.feats]
+    return case._replace(feats=feats)
+
+
+@pytest.mark.parametrize("c", [1, 6, 20, 64, 132])
+def test_channels_last_in_single_precision(c: int, device: str) -> None:
+    """More and fewer channels than the lanes of a warp, in whole quads and not."""
+    assert_equals_twin(
+        channels_last(make_case(B=1, Q=9, T=3, c=c, dtype=torch.float32)), tolerance=2e-5,
+        device=device,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"Q": 0}, {"P": 0}, {"Q": 1, "G": 1, "P": 1, "T": 1, "N": 1}, {"P": 45}, {"P": 430}]
+)
+def test_numbers_of_samples_in_single_precision(sizes: dict[str, int], device: str) -> None:
+    """None, one, more of a query than threads of a block, more than shared memory holds."""
+    case = make_case(**{"B": 1, "Q": 2, "T": 3, **sizes}, dtype=torch.float32)
+    assert_equals_twin(channels_last(case), tolerance=2e-5, device=device)
+
+
+@pytest.mark.parametrize("levels", [1, 16])
+def test_numbers_of_levels_in_single_precision(levels: int, device: str) -> None:
+    sizes = tuple((1 + i % 5, 2 + i % 7) for i in range(levels))
+    case = make_case(B=1, Q=5, sizes=sizes, dtype=torch.float32)
+    assert_equals_twin(case, tolerance=2e-5, device=device)
+
+
 @pytest.mark.parametrize("pairing", ["published", "straight"])
 def test_gradcheck(pairing: str) -> None:
     case = make_case(B=1, T=2, N=2, Q=2, G=2, P=2, c=2, sizes=((4, 5), (2, 3)))
@@ -199,18 +235,27 @@ def test_image_borders() -> None:
 
 @pytest.mark.parametrize("function", BOTH)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_points_that_are_not_finite(function: Callable[..., Tensor], bad: float) -> None:
-    case = make_case(B=1, Q=4, G=1, P=3, sizes=((8, 12), (1, 1)))
+def test_points_that_are_not_finite(
+    function: Callable[..., Tensor], bad: float, device: str
+) -> None:
+    case = make_case(B=1, Q=4, G=1, P=3, sizes=((8, 12), (1, 1)), dtype=torch.float32)
     case.points[0, 1, 0, 0, 0] = bad
     case.points[0, 2, 0, 1, 2] = bad
     case.points[0, 3, 0, 2] = bad
-    out, *grads = with_gradients(function, case, "published")
+    out, *grads = (x.cpu() for x in with_gradients(function, on_device(case, device), "published"))
     out = out.unflatten(3, (2, 3))
     for q, p in ((1, 0), (2, 1), (3, 2)):
         assert (out[0, q, 0, :, p] == 0).all()
         assert (grads[2][0, q, 0, p] == 0).all()
     assert all(x.isfinite().all() for x in (out, *grads))
     assert (out[0, 0] != 0).any()
+
+
+def test_huge_coordinates_in_single_precision(device: str) -> None:
+    case = make_case(B=1, Q=6, dtype=torch.float32)
+    case.points[0, 0] = 1e38
+    case.points[0, 1, :, :, 2] = -1e30
+    assert_equals_twin(case, tolerance=2e-5, device=device)
 
 
 def test_huge_coordinates() -> None:
@@ -247,9 +292,9 @@ def test_map_layouts_agree_and_are_left_alone() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("adjacent", [True, False])
-def test_half_precision_maps(dtype: torch.dtype, adjacent: bool) -> None:
+def test_half_precision_maps(dtype: torch.dtype, adjacent: bool, device: str) -> None:
     """Read as they are: the result is that of the same numbers in single precision."""
-    case = make_case(B=1, Q=9, c=20, dtype=torch.float32)
+    case = on_device(make_case(B=1, Q=9, c=20, dtype=torch.float32), device)
     feats = [x.to(dtype) for x in case.feats]
     feats[0][0, 0, 0, 0, :3] = torch.tensor([0.0, -0.0, 6e-8])  # subnormal in 16 bits
     if adjacent:
@@ -269,16 +314,91 @@ def test_half_precision_maps(dtype: torch.dtype, adjacent: bool) -> None:
 
 
 @pytest.mark.parametrize("maps_large", [True, False])
-def test_maps_with_channels_apart(maps_large: bool) -> None:
+def test_maps_with_channels_apart(maps_large: bool, device: str) -> None:
     """Few reads of large maps go without regrouping, many of small maps with it."""
     sizes = ((30, 40), (20, 16)) if maps_large else ((3, 4), (2, 2))
-    case = make_case(B=1, Q=2 if maps_large else 40, P=1, c=10, sizes=sizes)
+    case = make_case(
+        B=1, Q=2 if maps_large else 40, P=1, c=12, sizes=sizes, dtype=torch.float32
+    )  # fmt: skip
     assert all(x.stride(2) != 1 for x in case.feats)
-    assert_equals_twin(case)
+    assert_equals_twin(case, tolerance=2e-5, device=device)
+
+
+def test_strided_maps_in_single_precision(device: str) -> None:
+    """Channels adjacent, but texels at no multiple of four numbers, or at odd distances."""
+    case = channels_last(make_case(B=1, Q=5, c=8, dtype=torch.float32))
+    for channels in (1, 4):  # that lie between texels and are no part of the map
+        feats = [F.pad(x, (1, 2, 3, 4, 0, channels)) for x in case.feats]
+        last = [x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) for x in feats]
+        padded = [x[:, :, :16, 3:-4, 1:-2].to(device) for x in last]
+        assert all(x.stride(4) == 16 + channels for x in padded)
+        there = on_device(case, device)._replace(feats=padded)
+        ours = [x.cpu() for x in with_gradients(multi_view_sampling, there, "published")]
+        twin = with_gradients(multi_view_sampling_reference, case, "published")
+        for a, b in zip(ours, twin, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def test_forward_repeats(device: str) -> None:
+    case = on_device(make_case(Q=30, c=8, dtype=torch.float32), device)
+    assert torch.equal(multi_view_sampling(*case), multi_view_sampling(*case))
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.parametrize("c", [6, 8])
+@pytest.mark.usefixtures("deterministic")
+def test_deterministic_gradients(c: int, device: str) -> None:
+    """Many samples meet in few texels; gradients of very different sizes, and one of a NaN."""
+    case = make_case(Q=40, c=c, sizes=((2, 3), (1, 1)), dtype=torch.float32)
+    assert_equals_twin(channels_last(case), tolerance=2e-5, device=device)
+    there = on_device(case, device)
+    first, second = (with_gradients(multi_view_sampling, there, "published") for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    for factor in (1e-30, 1e30):
+        leaves = there.leaves()
+        out, reference = multi_view_sampling(*there), multi_view_sampling_reference(*there)
+        grad = torch.full_like(out, factor)
+        (ours,) = torch.autograd.grad(out, leaves[:1], grad, retain_graph=True)
+        (twin,) = torch.autograd.grad(reference, leaves[:1], grad)
+        torch.testing.assert_close(ours / factor, twin / factor, rtol=2e-5, atol=2e-5)
+        grad.select(4, 0).fill_(math.nan)  # of one channel
+        (spoilt,) = torch.autograd.grad(out, leaves[:1], grad)
+        assert spoilt[:, :, 0].isnan().any() and not spoilt[:, :, 1:c].isnan().any()
+        assert torch.equal(spoilt[:, :, 1:c], ours[:, :, 1:c])
+
+
+@pytest.mark.cuda
+def test_streams_and_devices() -> None:
+    """Kernels run on the current stream of the tensors' device, not of the current device."""
+    case = on_device(make_case(Q=400, c=64, dtype=torch.float32), "cpu")
+    expected = multi_view_sampling(*case)
+    for index in range(torch.cuda.device_count()):
+        device = f"cuda:{index}"
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.stream(stream), torch.cuda.device(0):
+            torch.cuda._sleep(10**7)  # tensors are not there yet when the kernel is launched
+            out = multi_view_sampling(*on_device(case, device))
+        stream.synchronize()
+        torch.testing.assert_close(out.cpu(), expected, rtol=0, atol=1e-5)
 
 
 def test_partial_gradients() -> None:
     case = make_case()
+    check_partial_gradients(case, 1e-7)
+
+
+def test_partial_gradients_in_single_precision(device: str) -> None:
+    check_partial_gradients(on_device(make_case(dtype=torch.float32), device), 1e-5)
+
+
+def check_partial_gradients(case: Case, tolerance: float) -> None:
     expected = with_gradients(multi_view_sampling_reference, case, "published")[1:]
     for wanted in range(5):
         leaves = [x.detach().clone() for x in (*case.feats, case.points, case.level_weights)]
@@ -287,8 +407,8 @@ def test_partial_gradients() -> None:
             leaves[:3], leaves[3], case.occ2img, leaves[4], case.img_hw, case.num_cams
         )
         grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
-        (ours,) = torch.autograd.grad(out, leaves[wanted], grad)
-        torch.testing.assert_close(ours, expected[wanted])
+        (ours,) = torch.autograd.grad(out, leaves[wanted], grad.to(out.device))
+        torch.testing.assert_close(ours, expected[wanted], rtol=tolerance, atol=tolerance)
 
 
 def test_threads_change_nothing(at_threads: Callable[..., Any]) -> None:

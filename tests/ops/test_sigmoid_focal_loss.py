@@ -57,15 +57,28 @@ def test_native_equals_twin(data: Any) -> None:
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("with_rows", [True, False])
+@pytest.mark.parametrize("n", [0, 1, 700])
+def test_float32(n: int, with_rows: bool, device: str) -> None:
+    logits, labels = 4 * torch.randn(17, n).t(), torch.randint(-1, 19, (n,))
+    args = (labels, 5 * torch.rand(17), torch.rand(n) if with_rows else None, 1.5, 0.3)
+    twin = with_gradient(sigmoid_focal_loss_reference, logits.double(), *args)
+    there = [x.to(device) if isinstance(x, torch.Tensor) else x for x in (logits, *args)]
+    ours = with_gradient(sigmoid_focal_loss, *there)
+    for a, b in zip(ours, twin, strict=True):
+        torch.testing.assert_close(a.cpu().double(), b, rtol=2e-5, atol=2e-6)
+    assert torch.equal(with_gradient(sigmoid_focal_loss, *there)[0], ours[0])  # repeats
+
+
 def test_gradcheck() -> None:
     logits = torch.randn(4, 11, dtype=torch.float64, requires_grad=True)
     labels, weights = torch.tensor([0, 10, 3, 11]), torch.rand(11)
     assert torch.autograd.gradcheck(lambda x: sigmoid_focal_loss(x, labels, weights), (logits,))
 
 
-def test_extreme_logits_and_nan() -> None:
-    logits = torch.tensor([[200.0, -200.0], [1e5, -1e5]], dtype=torch.float32)
-    labels, weights = torch.tensor([1, 0]), torch.ones(2)
+def test_extreme_logits_and_nan(device: str) -> None:
+    logits = torch.tensor([[200.0, -200.0], [1e5, -1e5]], dtype=torch.float32, device=device)
+    labels, weights = torch.tensor([1, 0], device=device), torch.ones(2, device=device)
     ours, twin = (with_gradient(function, logits, labels, weights) for function in BOTH)
     assert ours[0].item() == pytest.approx(twin[0].item())
     torch.testing.assert_close(ours[1], twin[1])

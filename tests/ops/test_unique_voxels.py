@@ -14,16 +14,32 @@ BOTH = [unique_voxels, unique_voxels_reference]
 
 
 @pytest.mark.parametrize("function", BOTH)
-def test_known_answer(function: Callable[..., Any]) -> None:
-    unique, inverse = function(torch.tensor([70, 3, 70, 0, 3]), 71)
+def test_known_answer(function: Callable[..., Any], device: str) -> None:
+    unique, inverse = function(torch.tensor([70, 3, 70, 0, 3], device=device), 71)
     assert unique.tolist() == [0, 3, 70] and inverse.tolist() == [2, 1, 2, 0, 1]
 
 
 @given(keys=st.lists(st.integers(0, 300)), more=st.integers(1, 5000))
-def test_definition(keys: list[int], more: int) -> None:
-    unique, inverse = unique_voxels(torch.tensor(keys, dtype=torch.int64), 300 + more)
+def test_definition(device: str, keys: list[int], more: int) -> None:
+    on_device = torch.tensor(keys, dtype=torch.int64, device=device)
+    unique, inverse = unique_voxels(on_device, 301 + more)
     assert unique.tolist() == sorted(set(keys))
     assert unique[inverse].tolist() == keys
+
+
+def test_words_and_gaps(device: str) -> None:
+    """First and last bits of words, full words, and long runs without a key."""
+    keys = torch.cat([torch.arange(64, 96), torch.tensor([0, 31, 32, 5000, 99999, 31])])
+    unique, inverse = unique_voxels(keys.to(device), 100000)
+    assert unique.tolist() == sorted(set(keys.tolist()))
+    assert torch.equal(unique.cpu()[inverse.cpu()], keys)
+
+
+def test_first_key_out_of_range_is_named(device: str) -> None:
+    keys = torch.arange(1000) % 9
+    keys[[700, 701, 20]] = torch.tensor([9, -1, 10**15])
+    with pytest.raises(ValueError, match=r"keys\[20\] is 1000000000000000, expected 0 <= key <"):
+        unique_voxels(keys.to(device), 9)
 
 
 def test_strides_and_threads(at_threads: Callable[..., Any]) -> None:

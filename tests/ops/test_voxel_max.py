@@ -25,9 +25,10 @@ def with_gradient(function: Callable[..., Tensor], *args: Any) -> tuple[Tensor, 
 
 
 @pytest.mark.parametrize("function", BOTH)
-def test_known_answer(function: Callable[..., Tensor]) -> None:
-    features = torch.tensor([[1.0, 5.0], [3.0, 5.0], [-2.0, -1.0]], requires_grad=True)
-    out = function(features, torch.tensor([2, 2, 0]), 4)
+def test_known_answer(function: Callable[..., Tensor], device: str) -> None:
+    features = torch.tensor([[1.0, 5.0], [3.0, 5.0], [-2.0, -1.0]], device=device)
+    features.requires_grad_()
+    out = function(features, torch.tensor([2, 2, 0], device=device), 4)
     assert out.tolist() == [[-2, -1], [0, 0], [3, 5], [0, 0]]
     out.sum().backward()
     assert features.grad is not None
@@ -69,20 +70,35 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda x: voxel_max(x, index, 6), (features,))
 
 
-def test_nan_is_not_hidden() -> None:
-    features = torch.tensor([[1.0], [math.nan], [2.0], [math.nan]])
-    out, grad = with_gradient(voxel_max, features, torch.zeros(4, dtype=torch.int64), 1)
+def test_nan_is_not_hidden(device: str) -> None:
+    features = torch.tensor([[1.0], [math.nan], [2.0], [math.nan]], device=device)
+    index = torch.zeros(4, dtype=torch.int64, device=device)
+    out, grad = with_gradient(voxel_max, features, index, 1)
     assert out.isnan().item()
     assert grad.flatten().bool().tolist() == [False, True, False, False]
 
 
-def test_no_points_and_strides() -> None:
-    empty = voxel_max(torch.empty(0, 3), torch.empty(0, dtype=torch.int64), 2)
-    assert empty.tolist() == [[0, 0, 0], [0, 0, 0]]
-    assert voxel_max(torch.empty(0, 3), torch.empty(0, dtype=torch.int64), 0).shape == (0, 3)
-    features, index = torch.randn(5, 40).t(), torch.randint(0, 9, (80,))[::2]
-    ours, twin = (with_gradient(function, features, index, 9) for function in BOTH)
+def test_no_points_and_strides(device: str) -> None:
+    nothing, none = torch.empty(0, 3, device=device), torch.empty(0, dtype=torch.int64)
+    assert voxel_max(nothing, none.to(device), 2).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert voxel_max(nothing, none.to(device), 0).shape == (0, 3)
+    features, index = torch.randn(5, 40).to(device).t(), torch.randint(0, 9, (80,))[::2]
+    args = (features, index.to(device), 9)
+    ours, twin = (with_gradient(function, *args) for function in BOTH)
     assert torch.equal(ours[0], twin[0]) and torch.equal(ours[1], twin[1])
+
+
+@pytest.mark.parametrize("channels", [1, 64, 70])
+def test_many_points_of_one_voxel(channels: int, device: str) -> None:
+    """Ties of infinities and of zeros of both signs, all met at once."""
+    values = torch.tensor([-math.inf, -1.0, -0.0, 0.0, 1.0, math.inf])
+    for top in range(len(values)):
+        features = values[torch.randint(0, top + 1, (300, channels))]
+        index = torch.randint(0, 2, (300,))
+        twin = with_gradient(voxel_max_reference, features, index, 2)
+        ours = with_gradient(voxel_max, features.to(device), index.to(device), 2)
+        for a, b in zip(ours, twin, strict=True):
+            assert torch.equal(a.cpu(), b)
 
 
 def test_threads_change_nothing(at_threads: Callable[..., Any]) -> None:

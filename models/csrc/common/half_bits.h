@@ -1,4 +1,4 @@
-// Numbers of 16 bits as they lie in memory, widened to single precision.
+// Numbers as they lie in memory, of 16 bits too, widened to what is computed in.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +22,20 @@ OPUS_HD float float_of_bits(uint32_t bits) {
   return value;
 }
 
+OPUS_HD uint32_t bits_of_float(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
 OPUS_HD float widen(BrainBits x) { return float_of_bits(static_cast<uint32_t>(x.bits) << 16); }
 
 OPUS_HD float widen(HalfBits x) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
+  return value;
+#else
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t rest = x.bits & 0x7fffu;
   // Exponents are 112 apart. Infinities and NaNs have the highest one; the multiplication also
@@ -32,9 +43,19 @@ OPUS_HD float widen(HalfBits x) {
   const uint32_t wide = rest << 13;
   if (rest >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | wide);
   return (sign ? -1.0f : 1.0f) * (float_of_bits(wide) * 5.192296858534828e33f);  // 2^112
+#endif
 }
 
 OPUS_HD float widen(float x) { return x; }
 OPUS_HD double widen(double x) { return x; }
+
+// How the numbers of a tensor lie in memory, where that is not part of a kernel's type.
+enum class Storage { kFloat, kHalf, kBrain };
+
+OPUS_HD float number_at(const void* data, Storage storage, int64_t i) {
+  if (storage == Storage::kHalf) return widen(static_cast<const HalfBits*>(data)[i]);
+  if (storage == Storage::kBrain) return widen(static_cast<const BrainBits*>(data)[i]);
+  return static_cast<const float*>(data)[i];
+}
 
 }  // namespace opus

@@ -3,7 +3,7 @@
 // No include guard: a source file includes this header, and the bodies after it, once for every
 // instruction set, with OPUS_TARGET naming the namespace: `portable` and `avx2` on the host (the
 // second inside `#pragma GCC target`), `device` in CUDA sources. On the host a lane vector is a
-// Pack; on the device each thread is one lane and the vector a plain number. A body written for a
+// Pack; on the device it is what one thread holds, a plain number or a Quad. A body written for a
 // type V with these functions so serves all of them.
 #if !defined(OPUS_TARGET)
 #error "define OPUS_TARGET before including common/lanes.h"
@@ -18,14 +18,27 @@
 
 #if defined(__CUDACC__)
 #define OPUS_BODY __host__ __device__ __forceinline__
-#define OPUS_UNROLL _Pragma("unroll")
 #else
 #define OPUS_BODY inline __attribute__((always_inline))
+#endif
+#if defined(__CUDA_ARCH__)  // the host's compiler, which nvcc calls too, does not know the word
+#define OPUS_UNROLL _Pragma("unroll")
+#define OPUS_NO_UNROLL _Pragma("unroll 1")
+#else
 #define OPUS_UNROLL
+#define OPUS_NO_UNROLL
 #endif
 
 namespace opus {
 namespace OPUS_TARGET {
+
+// What comes after reads shared memory itself, where a GPU's compiler would rather keep in registers
+// what was read before, and run out of them. The lanes of a warp pass it together.
+OPUS_BODY void read_anew() {
+#if defined(__CUDA_ARCH__)
+  __syncwarp();
+#endif
+}
 
 // A count known at compile time, where loops must be unrolled to keep arrays in registers.
 template <int N>
@@ -250,6 +263,57 @@ OPUS_BODY T sum_of_lanes(const Pack<T>& x) {
 
 #pragma GCC diagnostic pop
 #endif  // host
+
+#if defined(__CUDACC__)
+
+// Four numbers of one thread that memory gives and takes at once; their address is a multiple of
+// their size.
+struct alignas(16) Quad {
+  float x[4];
+
+  OPUS_BODY Quad& operator+=(const Quad& b) { return *this = *this + b; }
+  friend OPUS_BODY Quad operator+(const Quad& a, const Quad& b) {
+    return {{a.x[0] + b.x[0], a.x[1] + b.x[1], a.x[2] + b.x[2], a.x[3] + b.x[3]}};
+  }
+  friend OPUS_BODY Quad operator-(const Quad& a, const Quad& b) {
+    return {{a.x[0] - b.x[0], a.x[1] - b.x[1], a.x[2] - b.x[2], a.x[3] - b.x[3]}};
+  }
+  friend OPUS_BODY Quad operator*(const Quad& a, const Quad& b) {
+    return {{a.x[0] * b.x[0], a.x[1] * b.x[1], a.x[2] * b.x[2], a.x[3] * b.x[3]}};
+  }
+};
+
+template <>
+struct Lanes<Quad> {
+  using Scalar = float;
+  static constexpr int kWidth = 4;
+  static OPUS_BODY Quad fill(float x) { return {{x, x, x, x}}; }
+  static OPUS_BODY Quad load(const float* p) { return *reinterpret_cast<const Quad*>(p); }
+  template <typename S>
+  static OPUS_BODY Quad load(const S* p) {
+    struct alignas(4 * sizeof(S)) Four {
+      S x[4];
+    };
+    const Four four = *reinterpret_cast<const Four*>(p);
+    return {{widen(four.x[0]), widen(four.x[1]), widen(four.x[2]), widen(four.x[3])}};
+  }
+  static OPUS_BODY void store(float* p, const Quad& x) { *reinterpret_cast<Quad*>(p) = x; }
+};
+
+OPUS_BODY Quad fmadd(const Quad& a, const Quad& b, const Quad& c) {
+  return {{fmadd(a.x[0], b.x[0], c.x[0]), fmadd(a.x[1], b.x[1], c.x[1]),
+           fmadd(a.x[2], b.x[2], c.x[2]), fmadd(a.x[3], b.x[3], c.x[3])}};
+}
+OPUS_BODY Quad above_zero(const Quad& sign, const Quad& a) {
+  return {{above_zero(sign.x[0], a.x[0]), above_zero(sign.x[1], a.x[1]),
+           above_zero(sign.x[2], a.x[2]), above_zero(sign.x[3], a.x[3])}};
+}
+OPUS_BODY Quad rectified(const Quad& a) {
+  return {{rectified(a.x[0]), rectified(a.x[1]), rectified(a.x[2]), rectified(a.x[3])}};
+}
+OPUS_BODY float sum_of_lanes(const Quad& a) { return (a.x[0] + a.x[1]) + (a.x[2] + a.x[3]); }
+
+#endif  // CUDA
 
 }  // namespace OPUS_TARGET
 }  // namespace opus

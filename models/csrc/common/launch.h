@@ -8,6 +8,7 @@
 
 #include "common/cuda_launch.h"
 #include "common/defs.h"
+#include "common/half_bits.h"
 #include "common/parallel.h"
 
 namespace opus {
@@ -36,6 +37,27 @@ inline void check_same_device(const at::Tensor& a, const char* a_name, const at:
                               const char* b_name) {
   TORCH_CHECK_VALUE(a.device() == b.device(), a_name, " and ", b_name,
                     " must be on one device, got ", a.device(), " and ", b.device());
+}
+
+// Of tensors that CUDA kernels read as numbers of 16 or 32 bits and compute with in single precision.
+inline Storage storage_of(const at::Tensor& tensor, const char* name) {
+  const at::ScalarType type = tensor.scalar_type();
+  TORCH_CHECK_VALUE(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, name,
+                    " must be float32, float16 or bfloat16 on CUDA, got ", type);
+  return type == at::kHalf       ? Storage::kHalf
+         : type == at::kBFloat16 ? Storage::kBrain
+                                 : Storage::kFloat;
+}
+
+// Whether four adjacent numbers from the start on lie at a multiple of their size.
+inline bool starts_at_quad(const at::Tensor& tensor) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % (4 * tensor.element_size()) == 0;
+}
+
+// Without gaps, from a multiple of 16 bytes on; copied where it is not so.
+inline at::Tensor aligned(const at::Tensor& tensor) {
+  const at::Tensor whole = tensor.contiguous();
+  return starts_at_quad(whole) ? whole : whole.clone();
 }
 
 }  // namespace opus

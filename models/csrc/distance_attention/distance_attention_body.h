@@ -181,6 +181,7 @@ OPUS_BODY void query_gradient(const V* query, const V* grad, const T* keys, cons
       d_tau[i] = fmadd(-weight, j < valid ? away : Lanes<V>::fill(T(0)), d_tau[i]);
     }
   }
+  read_anew();
   add_rows<NQ, ND>(weights, keys, count, depth, d_query);
 }
 
@@ -210,6 +211,7 @@ OPUS_BODY void key_gradient(const V* key, const V* value, const T* queries, cons
       product = dropped<kDrop>(dropout, key_hash[i], row_hash[j], p);
     }
   }
+  read_anew();
   add_rows<NQ, ND>(weights, queries, count, depth, d_key);
   add_rows<NQ, ND>(products, grads, count, depth, d_value);
 }

@@ -9,7 +9,7 @@ using namespace multi_view_sampling;
 
 // sum[v] += weight * texel over reads, for NV vectors of adjacent channels.
 template <int NV, typename V, typename S, typename T, typename Count>
-OPUS_BODY void add_reads(const S* const* texels, const T* weights, Count count, int first,
+OPUS_BODY void add_reads(const S* const* texels, const T* weights, Count count, int64_t first,
                          V* sum) {
   OPUS_UNROLL
   for (int i = 0; i < count; ++i) {
@@ -34,15 +34,19 @@ OPUS_BODY void add_adjacent(T weight, const T* grad, int first, T* texel) {
   }
 }
 
-// Adds the products of grad with the four texels, lane by lane, to dot.
+// Adds the products of grad with the four texels, lane by lane, to dot. The channels that meet start
+// at `of_grad` and `of_texel`.
 template <int NV, typename V, typename S, typename T>
-OPUS_BODY void dot_adjacent(const S* const* texels, const T* grad, int first, V* dot) {
+OPUS_BODY void dot_adjacent(const S* const* texels, const T* grad, int of_grad, int64_t of_texel,
+                            V* dot) {
   OPUS_UNROLL
   for (int v = 0; v < NV; ++v) {
-    const int at = first + v * Lanes<V>::kWidth;
-    const V g = Lanes<V>::load(grad + at);
+    const int at = v * Lanes<V>::kWidth;
+    const V g = Lanes<V>::load(grad + of_grad + at);
     OPUS_UNROLL
-    for (int k = 0; k < 4; ++k) dot[k] = fmadd(g, Lanes<V>::load(texels[k] + at), dot[k]);
+    for (int k = 0; k < 4; ++k) {
+      dot[k] = fmadd(g, Lanes<V>::load(texels[k] + of_texel + at), dot[k]);
+    }
   }
 }
 

@@ -64,6 +64,24 @@ inline Shape check(at::TensorList feats, const at::Tensor& points, const at::Ten
           permuted};
 }
 
+// A map whose channels lie apart is regrouped where it has fewer texels than are read from it, over
+// this: reading a texel so costs as many cache lines as it has channels.
+constexpr int64_t kReadsPerTexel = 2;
+
+// The maps as they are to be read.
+inline std::vector<at::Tensor> readable(at::TensorList feats, const Shape& s) {
+  std::vector<at::Tensor> result;
+  for (const at::Tensor& feat : feats) {
+    const bool adjacent = feat.stride(2) == 1 || feat.size(2) == 1;
+    const int64_t texels = s.batch * s.images * feat.size(3) * feat.size(4);
+    const int64_t reads = s.batch * s.queries * s.points * s.frames * 4;
+    result.push_back(adjacent || texels > kReadsPerTexel * reads
+                         ? feat
+                         : feat.permute({0, 1, 3, 4, 2}).contiguous().permute({0, 1, 4, 2, 3}));
+  }
+  return result;
+}
+
 // S is the type that the numbers are read as, of the size of the maps' own.
 template <typename S>
 std::vector<Level<S>> view_levels(at::TensorList feats) {

@@ -21,27 +21,11 @@ namespace {
 using multi_view_sampling::Inputs;
 using multi_view_sampling::Level;
 using multi_view_sampling::Projection;
+using multi_view_sampling::readable;
 using multi_view_sampling::Shape;
 using multi_view_sampling::view_levels;
 
 constexpr int64_t kQueriesPerTask = 8;
-// A map whose channels lie apart is regrouped where it has fewer texels than are read from it, over
-// this: reading a texel so costs as many cache lines as it has channels.
-constexpr int64_t kReadsPerTexel = 2;
-
-// The maps as they are to be read.
-std::vector<at::Tensor> readable(at::TensorList feats, const Shape& s) {
-  std::vector<at::Tensor> result;
-  for (const at::Tensor& feat : feats) {
-    const bool adjacent = feat.stride(2) == 1 || feat.size(2) == 1;
-    const int64_t texels = s.batch * s.images * feat.size(3) * feat.size(4);
-    const int64_t reads = s.batch * s.queries * s.points * s.frames * 4;
-    result.push_back(adjacent || texels > kReadsPerTexel * reads
-                         ? feat
-                         : feat.permute({0, 1, 3, 4, 2}).contiguous().permute({0, 1, 4, 2, 3}));
-  }
-  return result;
-}
 
 // Calls run(tag of the type that maps are read as, tag of the type that is computed in).
 template <typename Run>

@@ -123,7 +123,7 @@ void dots(const S* const* texels, const T* grad, const Shape& s, int64_t channel
     V sums[4];
     for (int k = 0; k < 4; ++k) sums[k] = Lanes<V>::fill(T(0));
     first = for_each_chunk<V>(s.per_group, [&](auto vectors, int at) {
-      dot_adjacent<decltype(vectors)::value, V>(texels, grad, at, sums);
+      dot_adjacent<decltype(vectors)::value, V>(texels, grad, at, at, sums);
     });
     for (int k = 0; k < 4; ++k) dot[k] = sum_of_lanes(sums[k]);
   }

@@ -10,6 +10,7 @@
 
 #include "common/parallel.h"
 #include "common/targets.h"
+#include "sigmoid_focal_loss/sigmoid_focal_loss_check.h"
 
 #define OPUS_BODY_HEADER "sigmoid_focal_loss/sigmoid_focal_loss_body.h"
 #define OPUS_KERNEL_HEADER "sigmoid_focal_loss/sigmoid_focal_loss_cpu_kernel.h"
@@ -18,38 +19,11 @@
 namespace opus {
 namespace {
 
+using sigmoid_focal_loss::check;
+using sigmoid_focal_loss::Prepared;
+
 constexpr int64_t kRowsPerTask = 512;
 constexpr int64_t kMostLanes = 8;
-
-void check(const at::Tensor& logits, const at::Tensor& labels, const at::Tensor& class_weights,
-           const std::optional<at::Tensor>& row_weights) {
-  TORCH_CHECK_VALUE(logits.dim() == 2 && (logits.scalar_type() == at::kFloat ||
-                                          logits.scalar_type() == at::kDouble),
-                    "logits must be float32 or float64 [n, K], got ", logits.scalar_type(), " ",
-                    logits.sizes());
-  TORCH_CHECK_VALUE(labels.dim() == 1 && labels.size(0) == logits.size(0) &&
-                        labels.scalar_type() == at::kLong,
-                    "labels must be int64 [", logits.size(0), "], got ", labels.scalar_type(), " ",
-                    labels.sizes());
-  TORCH_CHECK_VALUE(class_weights.dim() == 1 && class_weights.size(0) == logits.size(1),
-                    "class_weights must be [", logits.size(1), "], got ", class_weights.sizes());
-  if (row_weights.has_value()) {
-    TORCH_CHECK_VALUE(row_weights->dim() == 1 && row_weights->size(0) == logits.size(0),
-                      "row_weights must be [", logits.size(0), "], got ", row_weights->sizes());
-  }
-}
-
-// Inputs without gaps, in one precision.
-struct Prepared {
-  at::Tensor logits, labels, weights, rows;
-
-  Prepared(const at::Tensor& x, const at::Tensor& label, const at::Tensor& class_weights,
-           const std::optional<at::Tensor>& row_weights)
-      : logits(x.contiguous()), labels(label.contiguous()),
-        weights(class_weights.to(x.scalar_type()).contiguous()) {
-    if (row_weights.has_value()) rows = row_weights->to(x.scalar_type()).contiguous();
-  }
-};
 
 // Calls run(problem of type tag T, T()) with weights padded to whole vectors.
 template <typename T, typename Run>

@@ -6,16 +6,7 @@ namespace OPUS_TARGET {
 namespace focal_rows {
 
 using namespace focal_body;
-
-template <typename T>
-struct Problem {
-  const T* logits;         // [n, classes]
-  const int64_t* labels;   // [n]
-  const T* class_weights;  // [classes, padded with zeros to whole vectors]
-  const T* row_weights;    // [n] or null
-  int64_t classes;
-  T gamma, alpha;
-};
+using sigmoid_focal_loss::Problem;
 
 // Calls visit(row, first class, plus, minus, class weights) for all vectors of rows begin .. end.
 template <typename T, typename Visit>

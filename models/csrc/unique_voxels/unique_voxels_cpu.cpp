@@ -8,18 +8,15 @@
 
 #include "common/parallel.h"
 #include "sparse_conv/ranked_bitmap.h"
+#include "unique_voxels/unique_voxels_check.h"
 
 namespace opus {
 namespace {
 
-constexpr int64_t kMaxVoxels = int64_t(1) << 34;  // 2 GiB of bits
 constexpr int64_t kKeysPerTask = 8192;
 
 std::tuple<at::Tensor, at::Tensor> unique_voxels_cpu(const at::Tensor& keys, int64_t num_keys) {
-  TORCH_CHECK_VALUE(keys.dim() == 1 && keys.scalar_type() == at::kLong, "keys must be int64 [n], got ",
-                    keys.scalar_type(), " ", keys.sizes());
-  TORCH_CHECK_VALUE(num_keys >= 0 && num_keys <= kMaxVoxels, "num_keys must lie in [0, ",
-                    kMaxVoxels, "], got ", num_keys);
+  unique_voxels::check(keys, num_keys);
   const at::Tensor contiguous = keys.contiguous();
   const int64_t* key = contiguous.const_data_ptr<int64_t>();
   const int64_t n = contiguous.size(0);

@@ -1,0 +1,60 @@
+// Launchers of distance-biased attention on CUDA; needs neither CUDA's headers nor torch's.
+#pragma once
+
+#include <cstdint>
+
+#include "common/cuda_launch.h"
+#include "common/defs.h"
+#include "common/half_bits.h"
+#include "distance_attention/distance_attention.h"
+
+namespace opus {
+namespace distance_attention {
+
+constexpr int kCudaDepth = 32;  // channels of a packed row; heads may have fewer
+constexpr int kCudaTile = 32;   // rows of a tile: one for each lane of a warp
+
+// [B, H, Q, depth], of any strides.
+struct RowsView {
+  const void* data;
+  Storage storage;
+  int64_t batch_stride, head_stride, row_stride, channel_stride;
+};
+
+// Rows in the order of their places, in whole tiles; rows past the last query are zero.
+struct Packed {
+  float *query, *key, *value, *grad;  // [batch, heads, rows, kCudaDepth]
+  float *tau, *log_sum, *delta;       // [batch, heads, rows]
+  float *query_norm, *self_logit;     // times the scale
+  float* key_norm;                    // largest of a tile, [batch, heads, tiles]
+  float* centre;                      // [batch, rows, 3]
+  float* box;                         // [batch, tiles, 6], lower then upper corner
+  int64_t* row;                       // which query it is, [batch, rows]
+};
+
+struct CudaArguments {
+  int64_t batch, heads, queries, tiles;
+  int depth;
+  float scale, negligible_gap;
+  Dropout dropout;
+  // as they come
+  RowsView query, key, value;
+  const float *tau, *centres;  // [B, H, Q] and [B, Q, 3]
+  const int64_t* order;        // [B, Q], or null where rows stay in their order
+  // the backward pass's, else null
+  RowsView grad, result;
+  const float* log_sum_in;     // [B, H, Q]
+  Packed packed;
+  float *out, *log_sum;        // [B, Q, H, depth] and [B, H, Q]
+  float *d_query, *d_key, *d_value, *d_tau;
+
+  OPUS_HD int64_t rows() const { return tiles * kCudaTile; }
+};
+
+// Fills `packed`; the other launchers read it alone.
+void pack_cuda(const CudaArguments& arguments, bool backward, CudaStream stream);
+void forward_cuda(const CudaArguments& arguments, CudaStream stream);
+void backward_cuda(const CudaArguments& arguments, CudaStream stream);
+
+}  // namespace distance_attention
+}  // namespace opus

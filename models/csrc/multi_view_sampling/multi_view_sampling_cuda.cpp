@@ -1,0 +1,188 @@
+// Compiled into CUDA builds only.
+#include <ATen/Context.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/clamp.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "common/launch.h"
+#include "multi_view_sampling/multi_view_sampling_check.h"
+#include "multi_view_sampling/multi_view_sampling_cuda.h"
+
+namespace opus {
+namespace {
+
+using multi_view_sampling::CudaArguments;
+using multi_view_sampling::Level;
+using multi_view_sampling::Shape;
+using multi_view_sampling::view_levels;
+
+constexpr int64_t kSharedBytes = 48 * 1024;   // of a block, on every device
+constexpr int64_t kBlocksWithoutShared = 1024;  // enough for any GPU
+
+bool reads_quads(const std::vector<at::Tensor>& maps, const Shape& s) {
+  bool result = s.per_group % 4 == 0;
+  for (const at::Tensor& map : maps) {
+    result = result && map.stride(2) == 1 && starts_at_quad(map);
+    for (const int64_t axis : {0, 1, 3, 4}) result = result && map.stride(axis) % 4 == 0;
+  }
+  return result;
+}
+
+// Inputs as the kernels read them; owns what the arguments point to.
+struct Prepared {
+  std::vector<at::Tensor> maps;
+  at::Tensor points, matrices, weights, grad, parts;
+  CudaArguments arguments{};
+
+  Prepared(const Shape& s, at::TensorList feats, const at::Tensor& p, const at::Tensor& m,
+           const at::Tensor& w)
+      : maps(multi_view_sampling::readable(feats, s)), points(p.contiguous()),
+        matrices(m.contiguous()), weights(w.contiguous()) {
+    arguments.shape = s;
+    arguments.storage = storage_of(maps[0], "feats");
+    const std::vector<Level<const void>> levels = view_levels<const void>(maps);
+    std::copy(levels.begin(), levels.end(), arguments.levels);
+    arguments.quads = reads_quads(maps, s);
+    arguments.inputs = {points.const_data_ptr<float>(), matrices.const_data_ptr<float>(),
+                        weights.const_data_ptr<float>()};
+  }
+
+  void add_backward(const at::Tensor& d_out) {
+    const Shape& s = arguments.shape;
+    grad = aligned(d_out);
+    arguments.grad = grad.const_data_ptr<float>();
+    arguments.num_blocks = s.batch * s.queries;
+    const int64_t size = multi_view_sampling::parts_per_query(s);
+    if (size * static_cast<int64_t>(sizeof(float)) <= kSharedBytes) return;
+    arguments.num_blocks = std::min(arguments.num_blocks, kBlocksWithoutShared);
+    parts = at::empty({arguments.num_blocks * size}, points.options());
+    arguments.parts = parts.mutable_data_ptr<float>();
+  }
+};
+
+// Gradients of the maps, in the layout that is read fastest and in single precision.
+struct MapGradients {
+  std::vector<at::Tensor> maps, fixed;
+  at::Tensor scale;
+
+  MapGradients(at::TensorList feats, CudaArguments& a, const at::Tensor& d_out,
+               const at::Tensor& weights) {
+    const Shape& s = a.shape;
+    const bool any_order = !at::globalContext().deterministicAlgorithms() || d_out.numel() == 0;
+    if (!any_order) scale = scale_for(s, d_out, weights);
+    for (const at::Tensor& feat : feats) {
+      maps.push_back(
+          at::zeros({s.batch, s.images, feat.size(3), feat.size(4), s.channels}, d_out.options()));
+      if (any_order) continue;
+      const at::Tensor& map = maps.back();
+      fixed.push_back(at::zeros(map.sizes(), map.options().dtype(at::kLong)));
+      a.d_fixed[fixed.size() - 1] = fixed.back().mutable_data_ptr<int64_t>();
+    }
+    for (at::Tensor& map : maps) map = map.permute({0, 1, 4, 2, 3});
+    const std::vector<Level<float>> levels = view_levels<float>(maps);
+    std::copy(levels.begin(), levels.end(), a.d_levels);
+    a.need_maps = true;
+    if (!any_order) a.scale = scale.const_data_ptr<float>();
+  }
+
+  // Of the maps' own dtype.
+  std::vector<at::Tensor> finish(at::ScalarType type, CudaStream stream) {
+    for (size_t l = 0; l < fixed.size(); ++l) {
+      const multi_view_sampling::AddFixed body{fixed[l].const_data_ptr<int64_t>(),
+                                               scale.const_data_ptr<float>(),
+                                               maps[l].mutable_data_ptr<float>()};
+      launch_cuda(body, fixed[l].numel(), stream);
+    }
+    for (at::Tensor& map : maps) map = map.to(type);
+    return maps;
+  }
+
+ private:
+  // A power of two that keeps the sum of a texel within 62 bits: a point adds to it once a frame at
+  // most, its largest gradient times the largest weight.
+  static at::Tensor scale_for(const Shape& s, const at::Tensor& d_out, const at::Tensor& weights) {
+    const auto largest = [](const at::Tensor& x) {
+      return at::where(at::isfinite(x), x, 0.0).abs().amax().to(at::kDouble);
+    };
+    const at::Tensor bound =
+        largest(d_out).mul(largest(weights)).mul(static_cast<double>(s.queries * s.points));
+    const at::Tensor bits = at::clamp(bound.log2().neg().add(61.0).floor(), -120.0, 120.0);
+    return bits.exp2().to(at::kFloat);
+  }
+};
+
+Shape check_all(at::TensorList feats, const at::Tensor& points, const at::Tensor& occ2img,
+                const at::Tensor& level_weights, int64_t img_h, int64_t img_w, int64_t num_cams,
+                bool permuted) {
+  const Shape s = multi_view_sampling::check(feats, points, occ2img, level_weights, img_h, img_w,
+                                             num_cams, permuted);
+  for (const at::Tensor& feat : feats) check_same_device(points, "points", feat, "feats");
+  check_same_device(points, "points", occ2img, "occ2img");
+  check_same_device(points, "points", level_weights, "level_weights");
+  TORCH_CHECK_VALUE(points.scalar_type() == at::kFloat, "points must be float32 on CUDA, got ",
+                    points.scalar_type());
+  return s;
+}
+
+at::Tensor sampling_cuda(at::TensorList feats, const at::Tensor& points, const at::Tensor& occ2img,
+                         const at::Tensor& level_weights, int64_t img_h, int64_t img_w,
+                         int64_t num_cams, bool permuted) {
+  const Shape s =
+      check_all(feats, points, occ2img, level_weights, img_h, img_w, num_cams, permuted);
+  const c10::DeviceGuard guard(points.device());
+  Prepared prepared(s, feats, points, occ2img, level_weights);
+  at::Tensor out = at::empty(
+      {s.batch, s.queries, s.groups, static_cast<int64_t>(s.frames) * s.points, s.per_group},
+      points.options());
+  prepared.arguments.out = out.mutable_data_ptr<float>();
+  multi_view_sampling::forward_cuda(prepared.arguments, current_stream(points.device()));
+  return out;
+}
+
+std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor> sampling_backward_cuda(
+    const at::Tensor& grad, at::TensorList feats, const at::Tensor& points,
+    const at::Tensor& occ2img, const at::Tensor& level_weights, int64_t img_h, int64_t img_w,
+    int64_t num_cams, bool permuted, bool need_feats, bool need_points) {
+  const Shape s =
+      check_all(feats, points, occ2img, level_weights, img_h, img_w, num_cams, permuted);
+  TORCH_CHECK_VALUE(grad.numel() == s.batch * s.queries * s.samples_per_query() * s.per_group,
+                    "grad must have the shape of the output, got ", grad.sizes());
+  check_same_device(points, "points", grad, "grad");
+  const c10::DeviceGuard guard(points.device());
+  Prepared prepared(s, feats, points, occ2img, level_weights);
+  prepared.add_backward(grad);
+  CudaArguments& a = prepared.arguments;
+  std::optional<MapGradients> d_maps;
+  if (need_feats) d_maps.emplace(feats, a, prepared.grad, prepared.weights);
+  at::Tensor d_points = at::empty({0}, points.options());
+  at::Tensor d_weights = at::empty({0}, points.options());
+  if (need_points) {
+    d_points = at::zeros(points.sizes(), points.options());
+    d_weights = at::zeros(level_weights.sizes(), points.options());
+    a.d_points = d_points.mutable_data_ptr<float>();
+    a.d_weights = d_weights.mutable_data_ptr<float>();
+  }
+  const CudaStream stream = current_stream(points.device());
+  multi_view_sampling::backward_cuda(a, stream);
+  std::vector<at::Tensor> d_feats;
+  if (need_feats) d_feats = d_maps->finish(feats[0].scalar_type(), stream);
+  return {d_feats, d_points, d_weights};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(opus, CUDA, m) {
+  m.impl("multi_view_sampling", &sampling_cuda);
+  m.impl("multi_view_sampling_backward", &sampling_backward_cuda);
+}
+
+}  // namespace opus

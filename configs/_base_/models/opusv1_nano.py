@@ -12,7 +12,7 @@ model = dict(
         embed_dims=64,
         num_levels=3,
         num_query=600,
-        score_thr=0.35,
+        score_thr=0.45,
         max_spread_m=3.0,
         # Points start metres away from their query instead of having to learn it.
         decoder=dict(

@@ -6,5 +6,5 @@ model = dict(
     pts_middle_encoder={{_base_.pts_middle_encoder}},
     pts_backbone={{_base_.pts_backbone}},
     pts_neck={{_base_.pts_neck}},
-    pts_bbox_head=dict(use_lidar=True, decoder=dict(mixed_points=None)),
+    pts_bbox_head=dict(use_lidar=True, score_thr=0.35, decoder=dict(mixed_points=None)),
 )

@@ -6,6 +6,7 @@ Needs torch alone.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import platform
 import resource
@@ -152,6 +153,7 @@ def _watched(device: str) -> Iterator[list[float]]:
         yield peak
         peak.append((torch.cuda.max_memory_allocated() - before) / 2**20)
         return
+    _return_freed_memory()
     page = resource.getpagesize()
 
     def resident() -> int:
@@ -169,6 +171,14 @@ def _watched(device: str) -> Iterator[list[float]]:
     done.set()
     thread.join()
     peak.append(max(0.0, (most[0] - before) / 2**20))
+
+
+def _return_freed_memory() -> None:
+    """Have glibc give freed blocks back, which a call would otherwise take without being seen."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        pass  # another C library
 
 
 def ceilings(device: str) -> tuple[float, float]:

@@ -11,10 +11,10 @@ by one" casts each grid's rays with early exit and without skipping.
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,14 +33,10 @@ def directions() -> Tensor:
     pitches = [-(math.pi / 2 - math.atan(k)) for k in range(1, 11)]
     while pitches[-1] < 0.21:
         pitches.append(2 * pitches[-1] - pitches[-2])
-    pitch = np.array(pitches)[:, None]
-    azimuth = np.radians(np.arange(360.0))
-    axes = (
-        np.cos(pitch) * np.cos(azimuth),
-        np.cos(pitch) * np.sin(azimuth),
-        np.sin(pitch) + 0 * azimuth,
-    )
-    return torch.from_numpy(np.stack(axes, -1).reshape(-1, 3).astype(np.float32))
+    pitch = torch.tensor(pitches, dtype=torch.float64)[:, None]
+    azimuth = torch.arange(360, dtype=torch.float64).deg2rad()
+    axes = (pitch.cos() * azimuth.cos(), pitch.cos() * azimuth.sin(), pitch.sin() + 0 * azimuth)
+    return torch.stack(axes, -1).view(-1, 3).float()
 
 
 def predicted(gt: Tensor) -> Tensor:
@@ -87,7 +83,7 @@ def main() -> None:
         scene = i % len(scenes)
         calls = [lambda f=job, s=scene: f(s) for job in jobs]
         rows.append(medians_ms(calls, args.repeats, args.device))
-    full, short, plain, walk = (float(np.median(column)) for column in zip(*rows, strict=True))
+    full, short, plain, walk = (statistics.median(column) for column in zip(*rows, strict=True))
     report.table(["what", "ms a sample", "samples/s"])
     names = ("both grids cast", "ground truth cached", "one by one", "walk to the exit")
     for name, time in zip(names, (full, short, plain, walk), strict=True):

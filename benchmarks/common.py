@@ -6,6 +6,7 @@ Needs torch alone.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import platform
 import resource
@@ -153,6 +154,7 @@ def _watched(device: str) -> Iterator[list[float]]:
         peak.append((torch.cuda.max_memory_allocated() - before) / 2**20)
         return
     page = resource.getpagesize()
+    _give_back_free_memory()
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * page
@@ -169,6 +171,13 @@ def _watched(device: str) -> Iterator[list[float]]:
     done.set()
     thread.join()
     peak.append(max(0.0, (most[0] - before) / 2**20))
+
+
+def _give_back_free_memory() -> None:
+    """Return what earlier calls freed to the system, so that taking it again is seen."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 def ceilings(device: str) -> tuple[float, float]:

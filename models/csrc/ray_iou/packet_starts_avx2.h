@@ -22,54 +22,40 @@ namespace ray_iou {
 class PacketStarts {
  public:
   PacketStarts(const Rays& rays, int64_t origin)
-      : rays_(rays), origin_m_(rays.origins_m + 3 * origin), from_(rays.start_of(origin)) {
+      : rays_(rays), number_(origin), origin_m_(rays.origins_m + 3 * origin),
+        from_(rays.start_of(origin)) {
     for (int a = 0; a < 3; ++a) {
-      const double o = from_.voxel[a];
-      starts_inside_ &= o >= 0 && o < rays.layout.size[a];
-      const int v = starts_inside_ ? static_cast<int>(o) : 0;
-      v_[a][0] = v;
-      v_[a][1] = -1 - v;
-      base_[a][0] = o;
-      base_[a][1] = -o;
+      o_[a] = from_.voxel[a];
+      starts_inside_ &= o_[a] >= 0 && o_[a] < rays.layout.size[a];
+      v_[a] = starts_inside_ ? static_cast<int>(o_[a]) : 0;
     }
   }
 
-  const Start& from() const { return from_; }
-
-  // Sets up a ray, and others up to `end` with it. False for those that start_ray() has to look
-  // at: from outside, parallel to a plane of the grid, or not finite.
-  bool start(int64_t column, int64_t end, ray_cast::packet::Start& out) {
-    if (!starts_inside_) return false;
-    if (column >= ready_) prepare(column, std::min(end, column + kAhead));
-    const int64_t i = column - first_;
-    if (unusual_[i]) return false;
-    out.signs = signs_[i];
-    for (int a = 0; a < 3; ++a) {
-      const int mirrored = out.signs >> a & 1;
-      out.v[a] = v_[a][mirrored];
-      out.base[a] = base_[a][mirrored];
-      out.d[a] = d_[a][i];
-      out.inv[a] = inv_[a][i];
+  // Puts rays `columns`, four at most, into a set; those that miss the grid stay at rest.
+  OPUS_AVX2 void start(const int32_t* columns, int count, const ray_cast::packet::EmptySquares& maps,
+                       ray_cast::packet::Set& set) const {
+    int usual = 0;
+    if (starts_inside_) usual = start_four(columns, count, maps, set);
+    for (int lane = 0; lane < ray_cast::packet::kLanes; ++lane) {
+      set.item[lane] = lane < count ? columns[lane] : -1;
+      if ((usual >> lane & 1) != 0 && lane < count) continue;
+      ray_cast::Ray ray;
+      if (lane < count && rays_.start(number_, from_, columns[lane], ray)) {
+        place(maps, ray, rays_.to_cast(), lane, set);
+      } else {
+        rest(set, lane);
+      }
     }
-    return true;
   }
 
  private:
-  static constexpr int kAhead = 64;
-
-  // Columns behind the last are computed as the last one.
-  OPUS_AVX2 void prepare(int64_t begin, int64_t end) {
-    first_ = begin;
-    ready_ = end;
-    for (int64_t i = 0; i < end - begin; i += 4) {
-      const float* row[4];
-      for (int k = 0; k < 4; ++k) row[k] = rays_.directions + 3 * std::min(begin + i + k, end - 1);
-      prepare_four(i, row);
-    }
-  }
-
-  OPUS_AVX2 inline __attribute__((always_inline)) void prepare_four(int64_t i,
-                                                                    const float* const* row) {
+  // All from the origin's voxel. Returns, as bits, the rays that are neither parallel to a plane of
+  // the grid nor anything but finite; start_ray() has to look at the others.
+  OPUS_AVX2 int start_four(const int32_t* columns, int count,
+                           const ray_cast::packet::EmptySquares& maps,
+                           ray_cast::packet::Set& set) const {
+    const float* row[4];
+    for (int k = 0; k < 4; ++k) row[k] = rays_.directions + 3 * columns[std::min(k, count - 1)];
     __m128 along[3];
     for (int a = 0; a < 3; ++a) {
       const __m128 direction = _mm_set_ps(row[3][a], row[2][a], row[1][a], row[0][a]);
@@ -81,31 +67,27 @@ class PacketStarts {
     const __m128 plane =
         _mm_add_ps(_mm_mul_ps(along[0], along[0]), _mm_mul_ps(along[1], along[1]));
     const __m128 length = _mm_sqrt_ps(_mm_add_ps(plane, _mm_mul_ps(along[2], along[2])));
-    int negative[3], usual = 15;
+    __m256d d[3], sign[3];
+    __m256d usual = _mm256_castsi256_pd(_mm256_set1_epi64x(-1));
     for (int a = 0; a < 3; ++a) {
       const __m256d signed_d = _mm256_cvtps_pd(_mm_div_ps(along[a], length));
-      const __m256d d = _mm256_andnot_pd(_mm256_set1_pd(-0.), signed_d);
-      _mm256_storeu_pd(d_[a] + i, d);
-      _mm256_storeu_pd(inv_[a] + i, _mm256_div_pd(_mm256_set1_pd(1.), d));
-      negative[a] = _mm256_movemask_pd(signed_d);
-      usual &= _mm256_movemask_pd(_mm256_cmp_pd(d, _mm256_setzero_pd(), _CMP_GT_OQ)) &
-               _mm256_movemask_pd(_mm256_cmp_pd(d, _mm256_set1_pd(1.5), _CMP_LT_OQ));
+      sign[a] = _mm256_and_pd(_mm256_set1_pd(-0.), signed_d);
+      d[a] = _mm256_xor_pd(signed_d, sign[a]);
+      const __m256d above = _mm256_cmp_pd(d[a], _mm256_setzero_pd(), _CMP_GT_OQ);
+      const __m256d below = _mm256_cmp_pd(d[a], _mm256_set1_pd(2), _CMP_LT_OQ);
+      usual = _mm256_and_pd(usual, _mm256_and_pd(above, below));
     }
-    for (int k = 0; k < 4; ++k) {
-      signs_[i + k] = static_cast<uint8_t>((negative[0] >> k & 1) | (negative[1] >> k & 1) << 1 |
-                                           (negative[2] >> k & 1) << 2);
-      unusual_[i + k] = (usual >> k & 1) == 0;
-    }
+    place(maps, o_, v_, d, sign, rays_.to_cast(), set);
+    return _mm256_movemask_pd(usual);
   }
 
   const Rays& rays_;
+  int64_t number_;
   const double* origin_m_;
   Start from_;
+  double o_[3];
+  int v_[3];
   bool starts_inside_ = true;
-  double v_[3][2], base_[3][2];  // as they are, and mirrored
-  int64_t first_ = 0, ready_ = -1;
-  double d_[3][kAhead], inv_[3][kAhead];  // without signs
-  uint8_t signs_[kAhead], unusual_[kAhead];
 };
 
 #undef OPUS_AVX2

@@ -76,21 +76,26 @@ class Task {
         origin_(origin),
         first_label_(sample * rays.layout.size[0] * rays.layout.size[1] * rays.layout.size[2]),
         begin_(begin),
-        end_(end),
-        directions_(rays, origin) {
-    for (int64_t i = 0; i < end - begin; ++i) {
-      gt_[i] = rays.known_gt(origin, begin + i);
-      pred_[i] = {rays.empty, 0.f};
+        end_(end) {
+    for (int64_t column = begin; column < end; ++column) {
+      const RayEnd gt = rays.known_gt(origin, column);
+      gt_[column - begin] = gt;
+      pred_[column - begin] = {rays.empty, 0.f};
+      columns_[count_] = static_cast<int32_t>(column);
+      count_ += rays.cast_gt || gt.label != rays.empty;
     }
   }
 
   void walk(const packet::EmptySquares& maps) {
-    const auto start = [this](int64_t column, packet::Start& ray) { return begin(column, ray); };
-    const auto meet = [this](int64_t column, unsigned settled, const packet::End& end) {
-      if (settled & ray_iou::kGt) gt_[column - begin_] = end_in(rays_.gt, end);
-      if (settled & ray_iou::kPred) pred_[column - begin_] = end_in(rays_.pred, end);
+    const ray_iou::PacketStarts starts(rays_, origin_);
+    const auto begin = [&](int64_t i, int64_t end, packet::Set& set) {
+      starts.start(columns_.data() + i, static_cast<int>(end - i), maps, set);
     };
-    packet::walk(maps, begin_, end_, start, meet);
+    const auto meet = [this](const packet::Set& set, const packet::Ends& ends) {
+      if (rays_.cast_gt) take(rays_.gt, 0, set, ends, gt_.data());
+      if (rays_.cast_pred) take(rays_.pred, 1, set, ends, pred_.data());
+    };
+    packet::walk(maps, count_, rays_.to_cast(), begin, meet);
   }
 
   void hand_over(TaskCounts& counts) const {
@@ -101,24 +106,20 @@ class Task {
   }
 
  private:
-  unsigned begin(int64_t column, packet::Start& start) {
-    if (!rays_.cast_gt && gt_[column - begin_].label == rays_.empty) return 0;
-    if (directions_.start(column, end_, start)) return rays_.to_cast();
-    ray_cast::Ray ray;
-    if (!rays_.start(origin_, directions_.from(), column, ray)) return 0;
-    start = packet::start_of(ray);
-    return rays_.to_cast();
-  }
-
-  RayEnd end_in(const uint8_t* labels, const packet::End& end) const {
-    return {end.met != 0 ? labels[first_label_ + end.label] : rays_.empty,
-            rays_.depth_m(end.t_exit)};
+  void take(const uint8_t* labels, int which, const packet::Set& set, const packet::Ends& ends,
+            RayEnd* out) const {
+    for (int lane = 0; lane < packet::kLanes; ++lane) {
+      if (set.item[lane] < 0) continue;
+      const uint8_t label = labels[first_label_ + ends.label[which][lane]];
+      out[set.item[lane] - begin_] = {ends.occupied[which] >> lane & 1 ? label : rays_.empty,
+                                      rays_.depth_m(ends.t_exit[which][lane])};
+    }
   }
 
   const Rays& rays_;
-  int64_t origin_, first_label_, begin_, end_;
-  ray_iou::PacketStarts directions_;
+  int64_t origin_, first_label_, begin_, end_, count_ = 0;
   std::array<RayEnd, kRaysPerTask> gt_, pred_;
+  std::array<int32_t, kRaysPerTask + 1> columns_;  // of the rays to be walked
 };
 
 // The same, many rays abreast; sample by sample, so that the maps of one lie in the caches.

@@ -43,7 +43,9 @@ def match(layers: list[Tensor], voxels: Tensor, shared: bool = True) -> Matches:
     return matches
 
 
-def loss(layers: list[Tensor], voxels: Tensor, matches: Matches, native: bool) -> tuple[Tensor, ...]:
+def loss(
+    layers: list[Tensor], voxels: Tensor, matches: Matches, native: bool
+) -> tuple[Tensor, ...]:
     """All terms forward and backward; returns the gradients."""
     terms_of = chamfer_terms if native else chamfer_terms_reference
     total = torch.zeros((), device=voxels.device)

@@ -78,7 +78,7 @@ def test_any_height_and_origins_outside(device: str, height: int) -> None:
 
 @pytest.mark.parametrize("density", [0.0, 0.002, 0.02])
 def test_crossings_at_one_time(device: str, density: float) -> None:
-    """Rays through edges and corners of voxels cross several boundaries at once; lattice origins."""
+    """Rays through edges and corners of voxels, which cross several boundaries at once."""
     generator = torch.Generator().manual_seed(1)
     shape = (2, 1, 40, 37, 16)
     occupied = torch.rand(shape, generator=generator) < density
@@ -105,9 +105,7 @@ def test_long_ways_through_empty_space(device: str) -> None:
     generator = torch.Generator().manual_seed(2)
     grids = torch.full((2, 2, 150, 90, 20), FREE, dtype=torch.uint8)
     for row in torch.rand(60, 4, generator=generator).tolist():
-        grid, x, y, z = (
-            int(part * size) for part, size in zip(row, (4, 147, 87, 20), strict=True)
-        )
+        grid, x, y, z = (int(part * size) for part, size in zip(row, (4, 147, 87, 20), strict=True))
         grids[grid // 2, grid % 2, x : x + 3, y : y + 3, z:] = grid % FREE
     grids[..., 0] = 1
     origins = torch.rand(4, 3, generator=generator, dtype=torch.float64)

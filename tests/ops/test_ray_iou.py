@@ -56,7 +56,7 @@ def test_native_equals_twin(device: str, seed: int, samples: int, density: float
 
 @pytest.mark.parametrize("height", [1, 15, 16, 30, 31, 32, 63, 70])
 def test_any_height_and_origins_outside(device: str, height: int) -> None:
-    """Grids lie in words of 32 voxels and their shell: heights about these bounds."""
+    """Rows of 16 voxels, words of 4: heights about their bounds."""
     generator = torch.Generator().manual_seed(height)
     shape = (2, 1, 13, 9, height)
     occupied = torch.rand(shape, generator=generator) < 0.02 + 0.2 / height

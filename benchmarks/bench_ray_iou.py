@@ -11,16 +11,17 @@ by one" casts each grid's rays with early exit and without skipping.
 from __future__ import annotations
 
 import math
+import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
 
-from benchmarks.common import Report, medians_ms, parse_arguments, street
+from benchmarks.common import Report, medians_ms, parse_arguments, peak_memory_mb, street
 from models.ops import OccupancyPyramid, label_rays, ray_iou_counts
 from models.ops.ray_cast import _ray_cast
 
@@ -33,14 +34,10 @@ def directions() -> Tensor:
     pitches = [-(math.pi / 2 - math.atan(k)) for k in range(1, 11)]
     while pitches[-1] < 0.21:
         pitches.append(2 * pitches[-1] - pitches[-2])
-    pitch = np.array(pitches)[:, None]
-    azimuth = np.radians(np.arange(360.0))
-    axes = (
-        np.cos(pitch) * np.cos(azimuth),
-        np.cos(pitch) * np.sin(azimuth),
-        np.sin(pitch) + 0 * azimuth,
-    )
-    return torch.from_numpy(np.stack(axes, -1).reshape(-1, 3).astype(np.float32))
+    pitch = torch.tensor(pitches, dtype=torch.float64)[:, None]
+    azimuth = torch.arange(360, dtype=torch.float64).deg2rad()
+    axes = (pitch.cos() * azimuth.cos(), pitch.cos() * azimuth.sin(), pitch.sin() + 0 * azimuth)
+    return torch.stack(axes, -1).view(-1, 3).float()
 
 
 def predicted(gt: Tensor) -> Tensor:
@@ -56,42 +53,37 @@ def predicted(gt: Tensor) -> Tensor:
 def main() -> None:
     args = parse_arguments(__doc__, repeats=1, samples=200)
     report = Report("ray_iou", args)
-    scenes = [street((200, 200, 16), EDGE) for _ in range(min(args.samples, 20))]
-    gts = torch.stack(scenes).to(args.device)
-    preds = torch.stack([predicted(scene) for scene in scenes]).to(args.device)
     rays = directions().to(args.device)
     origins = torch.stack([torch.linspace(-30, 30, 8), torch.zeros(8), torch.full((8,), 1.8)], 1)
     origins = origins.double().to(args.device)
     sample = torch.zeros(8, dtype=torch.int64, device=args.device)
     tail = (MIN, EDGE, FREE, 18, THRESHOLDS)
-    cached = [label_rays(gt[None], origins, sample, rays, MIN, EDGE, FREE) for gt in gts]
-    empty = OccupancyPyramid(torch.full_like(gts[:1], FREE), FREE)
     cast = (origins, rays.double(), MIN, (EDGE,) * 3, FREE, math.inf)
+    free = torch.full((1, 200, 200, 16), FREE, dtype=torch.uint8, device=args.device)
+    empty = OccupancyPyramid(free, FREE)
 
-    def both(i: int) -> object:
-        return ray_iou_counts(preds[i : i + 1], gts[i : i + 1], origins, sample, rays, *tail)
+    def one_by_one(pred: Tensor, gt: Tensor) -> object:
+        return _ray_cast(OccupancyPyramid(torch.cat([pred, gt]), FREE), *cast, False)
 
-    def with_cache(i: int) -> object:
-        return ray_iou_counts(preds[i : i + 1], cached[i], origins, sample, rays, *tail)
-
-    def to_the_exit(_: int) -> object:
-        return [_ray_cast(empty, *cast, False) for _ in range(2)]
-
-    def one_by_one(i: int) -> object:
-        grids = OccupancyPyramid(torch.stack([preds[i], gts[i]]), FREE)
-        return _ray_cast(grids, *cast, False)
-
-    jobs = (both, with_cache, one_by_one, to_the_exit)
     rows = []
-    for i in range(args.samples):
-        scene = i % len(scenes)
-        calls = [lambda f=job, s=scene: f(s) for job in jobs]
+    for _ in range(args.samples):
+        scene = street((200, 200, 16), EDGE)
+        pred, gt = predicted(scene)[None].to(args.device), scene[None].to(args.device)
+        cached = label_rays(gt, origins, sample, rays, MIN, EDGE, FREE)
+        calls: list[Callable[[], object]] = [
+            lambda p=pred, g=gt: ray_iou_counts(p, g, origins, sample, rays, *tail),
+            lambda p=pred, g=cached: ray_iou_counts(p, g, origins, sample, rays, *tail),
+            lambda p=pred, g=gt: one_by_one(p, g),
+            lambda: [_ray_cast(empty, *cast, False) for _ in range(2)],
+        ]
         rows.append(medians_ms(calls, args.repeats, args.device))
-    full, short, plain, walk = (float(np.median(column)) for column in zip(*rows, strict=True))
-    report.table(["what", "ms a sample", "samples/s"])
+    times = [statistics.median(column) for column in zip(*rows, strict=True)]
+    full, short, _, walk = times
+    report.table(["what", "ms a sample", "samples/s", "MB"])
     names = ("both grids cast", "ground truth cached", "one by one", "walk to the exit")
-    for name, time in zip(names, (full, short, plain, walk), strict=True):
-        report.row(name, f"{time:.2f}", f"{1e3 / time:.1f}")
+    for name, time, call in zip(names, times, calls, strict=True):
+        memory = peak_memory_mb(call, args.device)
+        report.row(name, f"{time:.2f}", f"{1e3 / time:.1f}", f"{memory:.1f}")
     if args.device == "cpu":
         report.aim("ray_iou:samples_per_s_both_grids", 1e3 / full, 60)
         report.aim("ray_iou:samples_per_s_cached", 1e3 / short, 100)

@@ -153,8 +153,8 @@ def _watched(device: str) -> Iterator[list[float]]:
         yield peak
         peak.append((torch.cuda.max_memory_allocated() - before) / 2**20)
         return
-    _return_freed_memory()
     page = resource.getpagesize()
+    _give_back_free_memory()
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * page
@@ -173,12 +173,11 @@ def _watched(device: str) -> Iterator[list[float]]:
     peak.append(max(0.0, (most[0] - before) / 2**20))
 
 
-def _return_freed_memory() -> None:
-    """Have glibc give freed blocks back, which a call would otherwise take without being seen."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):
-        pass  # another C library
+def _give_back_free_memory() -> None:
+    """Return what earlier calls freed to the system, so that taking it again is seen."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 def ceilings(device: str) -> tuple[float, float]:

@@ -168,7 +168,7 @@ def label_rays_reference(
         hits = ray_cast_reference(grid[None], start[None], along, (0, 0, 0), (1, 1, 1), empty_label)
         x, y, z = hits.voxel[0, 0].long().clamp(min=0).unbind(-1)
         label[i] = torch.where(hits.hit[0, 0], grid[x, y, z], label[i])
-        depth_m[i] = hits.t_exit[0, 0] * edge[0].float()
+        depth_m[i] = hits.t_exit[0, 0] * edge[0].float() + 0.0  # no zero with a sign
     return LabelRays(label, depth_m)
 
 

@@ -83,6 +83,28 @@ def test_samples_of_a_batch_are_searched_apart(device: str, data: Any) -> None:
         first_query, first = first_query + n, first + m
 
 
+@pytest.mark.parametrize("number", [*range(1, 42), 81, 160, 161, 1281, 5000])
+def test_trees_of_any_depth(device: str, number: int) -> None:
+    reference = torch.rand(number, 3, device=device).mul(6).round()  # many ties
+    query = torch.cat([reference + 0.25, torch.rand(100, 3, device=device) * 8 - 1])
+    assert_same(query, reference)
+
+
+def test_without_avx2(run_in_new_process: Callable[..., None]) -> None:
+    """The portable search gives the same; the choice is made once per process."""
+    run_in_new_process(
+        """
+import torch
+from models.ops import nearest_neighbor, nearest_neighbor_reference
+torch.manual_seed(0)
+query, reference = torch.rand(500, 3), torch.rand(2000, 3).mul(30).round() / 30
+ours, twin = (f(query, reference) for f in (nearest_neighbor, nearest_neighbor_reference))
+assert all(torch.equal(a, b) for a, b in zip(ours, twin))
+""",
+        OPUS_DISABLE_AVX2="1",
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_searched_in_float32(device: str, dtype: torch.dtype) -> None:
     query = torch.randn(50, 3, device=device).to(dtype)

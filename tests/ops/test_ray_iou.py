@@ -56,7 +56,7 @@ def test_native_equals_twin(device: str, seed: int, samples: int, density: float
 
 @pytest.mark.parametrize("height", [1, 15, 16, 30, 31, 32, 63, 70])
 def test_any_height_and_origins_outside(device: str, height: int) -> None:
-    """Grids lie in words of 32 voxels and their shell: heights about these bounds."""
+    """Rows of 16 voxels, words of 4: heights about their bounds."""
     generator = torch.Generator().manual_seed(height)
     shape = (2, 1, 13, 9, height)
     occupied = torch.rand(shape, generator=generator) < 0.02 + 0.2 / height
@@ -74,6 +74,65 @@ def test_any_height_and_origins_outside(device: str, height: int) -> None:
     assert torch.equal(counts, expected[0]) and counts.sum() > 0
     assert torch.equal(seen.label, expected[1].label)
     assert torch.equal(seen.depth_m, expected[1].depth_m)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.002, 0.02])
+def test_crossings_at_one_time(device: str, density: float) -> None:
+    """Rays through edges and corners of voxels, which cross several boundaries at once."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (2, 1, 40, 37, 16)
+    occupied = torch.rand(shape, generator=generator) < density
+    labels = torch.randint(0, FREE, shape, generator=generator)
+    pred, gt = torch.where(occupied, labels, FREE).to(device, torch.uint8)
+    steps = torch.tensor([-3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0])
+    along = torch.cartesian_prod(steps, steps, steps)
+    along = along[along.norm(dim=1) > 0]
+    lattice = torch.tensor([0.0, 0.5, 7.0, 15.0, 20.5, 36.0, 40.0], dtype=torch.float64)
+    origins = torch.cartesian_prod(lattice[::2], lattice[1:5:2], lattice[1:4:2])
+    rays = (
+        origins.to(device), torch.zeros(len(origins), dtype=torch.int64, device=device),
+        along.to(device), (0.0, 0.0, 0.0), 1.0, FREE,
+    )  # fmt: skip
+    counts, seen = ray_iou_counts(pred, gt, *rays, CLASSES, THRESHOLDS)
+    expected = ray_iou_counts_reference(pred, gt, *rays, CLASSES, THRESHOLDS)
+    assert torch.equal(counts, expected[0])
+    assert torch.equal(seen.label, expected[1].label)
+    assert torch.equal(seen.depth_m, expected[1].depth_m)
+
+
+def test_long_ways_through_empty_space(device: str) -> None:
+    """Squares larger than the largest that is kept; many rays, so that lanes are filled anew."""
+    generator = torch.Generator().manual_seed(2)
+    grids = torch.full((2, 2, 150, 90, 20), FREE, dtype=torch.uint8)
+    for row in torch.rand(60, 4, generator=generator).tolist():
+        grid, x, y, z = (int(part * size) for part, size in zip(row, (4, 147, 87, 20), strict=True))
+        grids[grid // 2, grid % 2, x : x + 3, y : y + 3, z:] = grid % FREE
+    grids[..., 0] = 1
+    origins = torch.rand(4, 3, generator=generator, dtype=torch.float64)
+    origins = origins * torch.tensor([60.0, 36.0, 6.0]) + torch.tensor([0.0, 0.0, 1.0])
+    along = torch.randn(1100, 3, generator=generator) * torch.tensor([1.0, 1.0, 0.1])
+    rays = (
+        origins.to(device), torch.tensor([1, 0, 0, 1], device=device),
+        torch.nn.functional.normalize(along).to(device), (0.0, 0.0, 0.0), 0.4, FREE,
+    )  # fmt: skip
+    pred, gt = grids.to(device)
+    for truth in (gt, label_rays(gt, *rays)):
+        counts, seen = ray_iou_counts(pred, truth, *rays, CLASSES, THRESHOLDS)
+        expected = ray_iou_counts_reference(pred, truth, *rays, CLASSES, THRESHOLDS)
+        assert torch.equal(counts, expected[0]) and counts.sum() > 0
+        assert torch.equal(seen.label, expected[1].label)
+        assert torch.equal(seen.depth_m, expected[1].depth_m)
+
+
+def test_grids_that_are_too_wide_for_maps(device: str) -> None:
+    """Where positions in the maps of empty squares would need more than 32 bits."""
+    grids = torch.full((1, 6000, 6000, 1), FREE, dtype=torch.uint8, device=device)
+    grids[0, 5800, 3000] = 2
+    origins = torch.tensor([[100.5, 3000.5, 0.5]], dtype=torch.float64, device=device)
+    along = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], device=device)
+    sample = torch.zeros(1, dtype=torch.int64, device=device)
+    seen = label_rays(grids, origins, sample, along, (0.0, 0.0, 0.0), 1.0, FREE)
+    assert seen.label.tolist() == [[2, FREE]] and seen.depth_m.tolist() == [[5700.5, 2999.5]]
 
 
 def test_without_avx2(run_in_new_process: Callable[..., None]) -> None:

@@ -1,6 +1,8 @@
 // SmoothL1 distances between points and their nearest neighbours: one item is one point.
 #pragma once
 
+#include <math.h>
+
 #include <cstdint>
 
 #include "common/cuda_launch.h"
@@ -9,18 +11,26 @@
 namespace opus {
 namespace chamfer {
 
-// SmoothL1 of a difference, summed over the axes by the caller.
+OPUS_HD float magnitude(float x) { return fabsf(x); }
+OPUS_HD double magnitude(double x) { return fabs(x); }
+OPUS_HD float with_sign_of(float y, float x) { return copysignf(x, y); }
+OPUS_HD double with_sign_of(double y, double x) { return copysign(x, y); }
+
+// SmoothL1 of a difference, summed over the axes by the caller: size^2 / (2 beta) below beta,
+// size - beta / 2 from there on. Both functions are written so that compilers find a minimum in
+// them and no branch, which no processor could foresee. A NaN stays one.
 template <typename T>
 OPUS_HD T smooth_l1(T difference, T beta) {
-  const T size = difference < 0 ? -difference : difference;
-  return size < beta ? T(0.5) * size * size / beta : size - T(0.5) * beta;
+  const T size = magnitude(difference);
+  const T bounded = beta < size ? beta : size;
+  return bounded / beta * (size - T(0.5) * bounded);
 }
 
-// Its derivative; a NaN stays one.
+// Its derivative.
 template <typename T>
 OPUS_HD T smooth_l1_slope(T difference, T beta) {
-  const T size = difference < 0 ? -difference : difference;
-  return size < beta ? difference / beta : (difference < 0 ? T(-1) : (difference > 0 ? T(1) : difference));
+  const T size = magnitude(difference);
+  return with_sign_of(difference, (beta < size ? beta : size) / beta);
 }
 
 // What both directions of the computation read: pairs of point i and reference index[i]. A pair
@@ -45,8 +55,8 @@ struct Terms {
 
   OPUS_HD void operator()(int64_t i) const {
     T sum = 0;
-    for (int a = 0; pairs.exists(i) && a < 3; ++a) {
-      sum += smooth_l1(pairs.difference(i, a), pairs.beta);
+    if (pairs.exists(i)) {
+      for (int a = 0; a < 3; ++a) sum += smooth_l1(pairs.difference(i, a), pairs.beta);
     }
     terms[i] = sum;
   }
@@ -62,13 +72,15 @@ struct Gradients {
 
   OPUS_HD void operator()(int64_t i) const {
     const bool exists = pairs.exists(i);
-    for (int a = 0; a < 3; ++a) {
-      const T value =
-          exists ? grad[i] * smooth_l1_slope(pairs.difference(i, a), pairs.beta) : T(0);
-      if (grad_query != nullptr) grad_query[3 * i + a] = value;
-      if (grad_reference != nullptr && exists) {
-        Add::add(grad_reference + 3 * pairs.index[i] + a, -value);
+    T value[3] = {0, 0, 0};
+    if (exists) {
+      for (int a = 0; a < 3; ++a) {
+        value[a] = grad[i] * smooth_l1_slope(pairs.difference(i, a), pairs.beta);
       }
+    }
+    for (int a = 0; grad_query != nullptr && a < 3; ++a) grad_query[3 * i + a] = value[a];
+    for (int a = 0; grad_reference != nullptr && exists && a < 3; ++a) {
+      Add::add(grad_reference + 3 * pairs.index[i] + a, -value[a]);
     }
   }
 };

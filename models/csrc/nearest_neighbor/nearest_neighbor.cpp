@@ -7,10 +7,12 @@
 
 #include <algorithm>
 #include <tuple>
+#include <type_traits>
 
 #include "common/curve_order.h"
 #include "common/launch.h"
 #include "nearest_neighbor/median_tree.h"
+#include "nearest_neighbor/search_avx2.h"
 #include "nearest_neighbor/tiled.h"
 
 namespace opus {
@@ -106,6 +108,16 @@ at::Tensor point_tree(const at::Tensor& points, at::IntArrayRef lengths, bool al
 }
 
 template <typename T>
+void search_tree(const Tree<T>& tree, const T* q, Nearest<T>& best) {
+#if defined(OPUS_HAS_AVX2_KERNELS)
+  if constexpr (std::is_same_v<T, float>) {
+    if (use_avx2()) return nearest_neighbor::avx2::search(tree, q, best);
+  }
+#endif
+  nearest_neighbor::search(tree, q, best);
+}
+
+template <typename T>
 void search_on_cpu(const Search<T>& body, int64_t count) {
   parallel_tasks(num_blocks(count, kQueriesPerTask), [&](int64_t task) {
     const int64_t end = std::min(count, (task + 1) * kQueriesPerTask);
@@ -118,7 +130,7 @@ void search_on_cpu(const Search<T>& body, int64_t count) {
         if (previous >= 0) {
           nearest_neighbor::scan(body.tree.points, previous, previous + 1, q, best);
         }
-        nearest_neighbor::search(body.tree, q, best);
+        search_tree(body.tree, q, best);
         if (best.slot >= 0) previous = best.slot;
       }
       body.write(i, best);

@@ -1,9 +1,17 @@
-// Walking rays eight abreast, in the lanes of two sets of AVX2 registers, through grids that lie in
-// bits.
+// Walking rays many abreast, in the lanes of AVX2 registers, through two grids at once, from one
+// patch of empty voxels to the next.
 //
-// Every lane takes the single steps of ray_cast.h's walk, the same operations in the same order,
-// therefore the same bits. A lane whose ray has ended soon takes the next one, so that none waits
-// for another. Grids have a shell of occupied voxels around them: leaving one is meeting its shell.
+// Every voxel knows the largest square of empty voxels that begins at it, within its layer and
+// towards where the ray goes. A ray leaves this square in one step. The voxel in which it does is
+// found by the crossings that ray_cast.h compares, ordered alike: the walk ends where single steps
+// would, with the same bits.
+//
+// Rays are walked upwards on every axis. Where one goes down, the axis is mirrored: voxel v becomes
+// -1 - v, boundary k becomes -k, and origin and direction change their sign. The time of a crossing,
+// (k - o) * (1 / d), keeps every bit.
+//
+// Four rays are walked in step until all have ended; they had better be neighbours. Several such sets
+// take turns, for a step waits for the one before it.
 #pragma once
 
 #include "common/avx2.h"
@@ -14,6 +22,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "common/parallel.h"
@@ -23,226 +32,353 @@ namespace opus {
 namespace ray_cast {
 namespace packet {
 
-#define OPUS_AVX2 __attribute__((target("avx2")))
-#define OPUS_AVX2_INLINE inline __attribute__((always_inline, target("avx2")))
+#define OPUS_AVX2 __attribute__((target("avx2,fma")))
+#define OPUS_AVX2_INLINE inline __attribute__((always_inline, target("avx2,fma")))
 
-// Two grids of one size: bit k of a word is a voxel of the first, bit 32 + k the same voxel of the
-// second. A row along z takes as many words as its voxels and the shell need, and no others.
-class RowBits {
+// What a ray looks for: the first occupied voxel of either grid, or of both.
+constexpr unsigned kFirst = 1, kSecond = 2;
+
+constexpr int kLanes = 4;
+
+// Sides of empty squares in two grids of one size. There are four maps, for the signs of x and y,
+// each with x and y mirrored. A byte holds the side in the first grid (low half) and in the second;
+// occupied voxels have side 0, and so have the voxels behind the grid on every axis.
+class EmptySquares {
  public:
-  static constexpr uint64_t kFirst = 1, kSecond = 1ull << 32;
+  static constexpr int kMaxSide = 15;
 
-  // Without any grid: all is shell. `size` voxels along x, y, z.
-  explicit RowBits(const int* size)
-      : size_{size[0], size[1], size[2]},
-        row_words_((size[2] + 2 + 31) / 32),
-        words_((size[0] + 2) * (size[1] + 2) * row_words_, ~0ull) {
-    stride_[1] = 32 * row_words_;
-    stride_[0] = (size[1] + 2) * stride_[1];
-    stride_[2] = 1;
+  // Whether positions in the maps of a grid are numbers of 32 bits.
+  static bool fits(const int* size) {
+    const double columns = (size[0] + 1.) * (size[1] + 1.);
+    return kQuadrants * columns * (size[2] + 1.) < (1u << 31) - 4 * kRow;
   }
 
-  // Lays the occupied voxels of labels [X, Y, Z] into `which` of the two grids.
-  void fill(const uint8_t* labels, uint8_t empty, uint64_t which) {
-    const int half = which == kFirst ? 0 : 1;
-    parallel_tasks(num_blocks(size_[0], 25), [&](int64_t task) {
-      const int end = least_of<int>(size_[0], 25 * (task + 1));
-      for (int x = 25 * task; x < end; ++x) {
-        for (int y = 0; y < size_[1]; ++y) {
-          const uint8_t* row = labels + (static_cast<int64_t>(x) * size_[1] + y) * size_[2];
-          fill_row(row, empty, words_.data() + (position(x, y, -1) >> 5), half);
-        }
+  explicit EmptySquares(const int* size)
+      : size_{size[0], size[1], size[2]},
+        y_stride_(size[2] + 1),
+        x_stride_((size[1] + 1) * y_stride_),
+        map_bytes_((size[0] + 1) * x_stride_),
+        memory_(new uint8_t[kQuadrants * map_bytes_ + 2 * kRow]) {
+    std::memset(memory_.get(), 0, kRow);
+    std::memset(memory_.get() + kRow + kQuadrants * map_bytes_, 0, kRow);
+  }
+
+  // Takes two grids [X, Y, Z] of labels over. They may be the same.
+  void fill(const uint8_t* first, const uint8_t* second, uint8_t empty) {
+    parallel_tasks(kQuadrants, [&](int64_t quadrant) {
+      for (int z = 0; z < size_[2]; z += kRow) {
+        fill_map(first, second, empty, static_cast<int>(quadrant), z);
       }
     });
   }
 
-  // Of a voxel: the number of its bit, counted as if there were one grid of 32-bit words.
-  int64_t position(int x, int y, int z) const {
-    return (x + 1) * stride_[0] + (y + 1) * stride_[1] + (z + 1);
-  }
-  int64_t stride(int axis) const { return stride_[axis]; }
-  const uint64_t* words() const { return words_.data(); }
-  bool is_outside(int axis, int v) const { return v < 0 || v >= size_[axis]; }
+  const uint8_t* bytes() const { return memory_.get() + kRow; }
+  int size(int axis) const { return size_[axis]; }
+  double x_stride() const { return static_cast<double>(x_stride_); }
+  double y_stride() const { return static_cast<double>(y_stride_); }
+  // Of the maps for rays that go down x or y: where voxel -1 - v is found from, v mirrored.
+  double mirrored_x() const { return static_cast<double>(size_[0] * x_stride_ + map_bytes_); }
+  double mirrored_y() const { return static_cast<double>(size_[1] * y_stride_ + 2 * map_bytes_); }
 
  private:
-  void fill_row(const uint8_t* row, uint8_t empty, uint64_t* words, int half) const {
-    for (int z = -1; z < size_[2];) {  // bit 0 of the first word is shell
-      const int first = z < 0 ? 0 : z, shift = z < 0 ? 1 : 0;
-      const int count = least_of(32 - shift, size_[2] - first);
-      const uint32_t above = count + shift < 32 ? ~0u << (count + shift) : 0;
-      const uint32_t bits = above | occupied(row + first, count, empty) << shift | (z < 0);
-      uint32_t halves[2];
-      std::memcpy(halves, words, sizeof(halves));
-      halves[half] = bits;
-      std::memcpy(words++, halves, sizeof(halves));
-      z = first + count;
+  static constexpr int kQuadrants = 4;
+  static constexpr int kRow = 16;  // voxels along z in a register
+
+  // Of 16 voxels along z, of which the last may lie behind the column.
+  static __m128i load_row(const uint8_t* labels, int64_t at, int64_t total) {
+    if (at + kRow <= total) return load_bytes(labels + at);
+    uint8_t row[kRow] = {};
+    std::memcpy(row, labels + at, total - at);
+    return load_bytes(row);
+  }
+
+  static __m128i load_bytes(const uint8_t* from) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  }
+  static void store_bytes(uint8_t* to, __m128i row) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), row);
+  }
+
+  // A square that begins at a voxel is as large as the least of those that begin at the next voxels
+  // along x, along y and along both, and one more.
+  OPUS_AVX2 void fill_map(const uint8_t* first, const uint8_t* second, uint8_t empty, int quadrant,
+                          int z) {
+    uint8_t* map = memory_.get() + kRow + quadrant * map_bytes_;
+    const int64_t total = static_cast<int64_t>(size_[0]) * size_[1] * size_[2];
+    const __m256i free_label = _mm256_set1_epi8(static_cast<char>(empty));
+    const __m256i one = _mm256_set1_epi8(1), most = _mm256_set1_epi8(kMaxSide);
+    const int count = least_of(kRow, size_[2] - z);
+    std::memset(map + size_[0] * x_stride_, 0, x_stride_);
+    std::vector<uint8_t> before(2 * kRow * size_[1], 0);  // sides at the next x
+    for (int x = size_[0] - 1; x >= 0; --x) {
+      const int64_t from_x = static_cast<int64_t>(quadrant & 1 ? size_[0] - 1 - x : x) * size_[1];
+      uint8_t* column = map + x * x_stride_ + size_[1] * y_stride_;
+      std::memset(column, 0, y_stride_);
+      __m256i next_y = _mm256_setzero_si256(), next_both = next_y;
+      for (int y = size_[1] - 1; y >= 0; --y) {
+        const int64_t at = (from_x + (quadrant & 2 ? size_[1] - 1 - y : y)) * size_[2] + z;
+        const __m256i labels = _mm256_set_m128i(load_row(second, at, total),
+                                                load_row(first, at, total));
+        auto* kept = reinterpret_cast<__m256i*>(before.data() + 2 * kRow * y);
+        const __m256i next_x = _mm256_loadu_si256(kept);
+        const __m256i least = _mm256_min_epu8(_mm256_min_epu8(next_x, next_both), next_y);
+        const __m256i grown = _mm256_min_epu8(_mm256_add_epi8(least, one), most);
+        const __m256i side = _mm256_and_si256(grown, _mm256_cmpeq_epi8(labels, free_label));
+        _mm256_storeu_si256(kept, side);
+        next_both = next_x;
+        next_y = side;
+        column -= y_stride_;
+        const __m128i both =
+            _mm_or_si128(_mm256_castsi256_si128(side),
+                         _mm_slli_epi16(_mm256_extracti128_si256(side, 1), 4));
+        store_row(column + z, both, count);
+        column[size_[2]] = 0;
+      }
     }
   }
 
-  static uint32_t occupied(const uint8_t* labels, int count, uint8_t empty) {
-    uint32_t bits = 0;
-    int i = 0;
-    for (; i + 16 <= count; i += 16) {
-      const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(labels + i));
-      const __m128i free = _mm_cmpeq_epi8(sixteen, _mm_set1_epi8(static_cast<char>(empty)));
-      bits |= (~static_cast<uint32_t>(_mm_movemask_epi8(free)) & 0xFFFFu) << i;
-    }
-    for (; i < count; ++i) bits |= static_cast<uint32_t>(labels[i] != empty) << i;
-    return bits;
+  // What lies behind the column belongs to the next one.
+  static void store_row(uint8_t* to, __m128i row, int count) {
+    if (count == kRow) return store_bytes(to, row);
+    uint8_t bytes[kRow];
+    store_bytes(bytes, row);
+    std::memcpy(to, bytes, count);
   }
 
   int size_[3];
-  int64_t row_words_, stride_[3];
-  std::vector<uint64_t> words_;
+  int64_t y_stride_, x_stride_, map_bytes_;
+  std::unique_ptr<uint8_t[]> memory_;
 };
 
-// A step waits for the one before it; two independent ones at once hide that.
-constexpr int kLanes = 4, kSets = 2, kWidth = kLanes * kSets;
-
-// Eight rays. A lane at rest has `wanted` 0 and no step: it stays where it is, at t = 0.
-struct alignas(32) Packet {
-  double base[3][kWidth], inv[3][kWidth], step[3][kWidth];
-  double boundary[3][kWidth];  // the next one on each axis
-  int64_t bit_step[3][kWidth];
-  int64_t bit[kWidth];         // of the current voxel
-  uint64_t wanted[kWidth];     // what ends the walk: RowBits::kFirst, kSecond, or both
-  double max_t[kWidth];
+// Four rays, mirrored. One at rest stands on a byte that is always 0.
+struct alignas(32) Set {
+  double v[3][kLanes], base[3][kLanes], inv[3][kLanes], d[3][kLanes];
+  double end[3][kLanes];                  // the first voxel behind the grid
+  double offset[kLanes], z_stride[kLanes];  // of a voxel's byte, as x_stride() and y_stride()
+  double label_offset[kLanes], label_stride[3][kLanes];  // of its label in a grid [X, Y, Z]
+  double met_at[3][kLanes];               // where the ray met the first of two grids
+  int32_t ignored[kLanes];                // all bits of a half set: not, or no longer, looked for
+  int64_t item[kLanes];                   // -1 at rest
 };
 
-inline void rest(Packet& packet, int lane) {
-  for (int a = 0; a < 3; ++a) {
-    packet.base[a][lane] = packet.inv[a][lane] = packet.step[a][lane] = 0;
-    packet.boundary[a][lane] = 0;
-    packet.bit_step[a][lane] = 0;
-  }
-  packet.bit[lane] = 0;
-  packet.wanted[lane] = 0;
-  packet.max_t[lane] = 0;
+constexpr int32_t kIgnoreFirst = 15, kIgnoreSecond = 240, kIgnoreBoth = 255;
+
+inline int32_t ignored_by(unsigned wanted) {
+  return (wanted & kFirst ? 0 : kIgnoreFirst) | (wanted & kSecond ? 0 : kIgnoreSecond);
 }
 
-inline void set(Packet& packet, int lane, const RowBits& rows, const Ray& ray, uint64_t wanted) {
+inline void rest(Set& set, int lane) {
   for (int a = 0; a < 3; ++a) {
-    packet.base[a][lane] = ray.base[a];
-    packet.inv[a][lane] = ray.inv[a];
-    packet.step[a][lane] = ray.step[a];
-    packet.boundary[a][lane] = ray.v[a] + (ray.step[a] > 0);
-    packet.bit_step[a][lane] = ray.step[a] * rows.stride(a);
+    set.v[a][lane] = set.base[a][lane] = set.inv[a][lane] = set.d[a][lane] = 0;
+    set.end[a][lane] = set.label_stride[a][lane] = set.met_at[a][lane] = 0;
   }
-  packet.bit[lane] = rows.position(ray.v[0], ray.v[1], ray.v[2]);
-  packet.wanted[lane] = wanted;
-  packet.max_t[lane] = ray.max_t;
+  set.offset[lane] = -1;
+  set.z_stride[lane] = set.label_offset[lane] = 0;
+  set.ignored[lane] = 0;
+  set.item[lane] = -1;
 }
 
-// What the steps of four lanes need of a packet.
-struct Set {
-  __m256d boundary[3], base[3], inv[3], step[3], max_t;
-  __m256i bit_step[3], bit, wanted;
+// Puts a ray into a lane; `set.item` is the caller's.
+inline void place(const EmptySquares& maps, const Ray& ray, unsigned wanted, int lane, Set& set) {
+  const double label_stride[3] = {static_cast<double>(maps.size(1)) * maps.size(2),
+                                  static_cast<double>(maps.size(2)), 1};
+  bool mirrored[3];
+  set.label_offset[lane] = 0;
+  for (int a = 0; a < 3; ++a) {
+    mirrored[a] = ray.step[a] < 0;
+    set.v[a][lane] = set.met_at[a][lane] = mirrored[a] ? -1 - ray.v[a] : ray.v[a];
+    set.base[a][lane] = mirrored[a] ? -ray.base[a] : ray.base[a];
+    set.inv[a][lane] = mirrored[a] ? -ray.inv[a] : ray.inv[a];
+    set.d[a][lane] = mirrored[a] ? -ray.d[a] : ray.d[a];
+    set.end[a][lane] = mirrored[a] ? 0 : maps.size(a);
+    set.label_stride[a][lane] = mirrored[a] ? -label_stride[a] : label_stride[a];
+    set.label_offset[lane] -= mirrored[a] ? label_stride[a] : 0;
+  }
+  set.offset[lane] = (mirrored[0] ? maps.mirrored_x() : 0) + (mirrored[1] ? maps.mirrored_y() : 0) -
+                     (mirrored[2] ? 1 : 0);
+  set.z_stride[lane] = mirrored[2] ? -1 : 1;
+  set.ignored[lane] = ignored_by(wanted);
+}
+
+// The same for four rays from one voxel, of which none is parallel to a plane of the grid: origin,
+// voxel, and direction without the sign of `sign`.
+OPUS_AVX2_INLINE void place(const EmptySquares& maps, const double* origin, const int* voxel,
+                            const __m256d* d, const __m256d* sign, unsigned wanted, Set& set) {
+  const double label_stride[3] = {static_cast<double>(maps.size(1)) * maps.size(2),
+                                  static_cast<double>(maps.size(2)), 1};
+  const __m256d zero = _mm256_setzero_pd();
+  __m256d label_offset = zero;
+  for (int a = 0; a < 3; ++a) {  // blendv goes by the sign
+    const __m256d v = _mm256_blendv_pd(_mm256_set1_pd(voxel[a]), _mm256_set1_pd(-1. - voxel[a]),
+                                       sign[a]);
+    const __m256d stride = _mm256_set1_pd(label_stride[a]);
+    _mm256_store_pd(set.v[a], v);
+    _mm256_store_pd(set.met_at[a], v);
+    _mm256_store_pd(set.base[a], _mm256_xor_pd(_mm256_set1_pd(origin[a]), sign[a]));
+    _mm256_store_pd(set.inv[a], _mm256_div_pd(_mm256_set1_pd(1), d[a]));
+    _mm256_store_pd(set.d[a], d[a]);
+    _mm256_store_pd(set.end[a], _mm256_blendv_pd(_mm256_set1_pd(maps.size(a)), zero, sign[a]));
+    _mm256_store_pd(set.label_stride[a], _mm256_xor_pd(stride, sign[a]));
+    label_offset = _mm256_sub_pd(label_offset, _mm256_blendv_pd(zero, stride, sign[a]));
+  }
+  const __m256d x = _mm256_blendv_pd(zero, _mm256_set1_pd(maps.mirrored_x()), sign[0]);
+  const __m256d y = _mm256_blendv_pd(zero, _mm256_set1_pd(maps.mirrored_y()), sign[1]);
+  const __m256d z = _mm256_blendv_pd(zero, _mm256_set1_pd(-1), sign[2]);
+  _mm256_store_pd(set.offset, _mm256_add_pd(_mm256_add_pd(x, y), z));
+  _mm256_store_pd(set.z_stride, _mm256_xor_pd(_mm256_set1_pd(1), sign[2]));
+  _mm256_store_pd(set.label_offset, label_offset);
+  _mm_store_si128(reinterpret_cast<__m128i*>(set.ignored), _mm_set1_epi32(ignored_by(wanted)));
+}
+
+struct Strides {
+  __m256d x, y;
 };
 
-OPUS_AVX2_INLINE __m256i load(const void* p) {
-  return _mm256_load_si256(static_cast<const __m256i*>(p));
+// One step of a set. Returns, as bits, the rays that have ended: they have met in some voxel what
+// they looked for, or are behind the grid.
+OPUS_AVX2_INLINE int advance(Set& set, const uint8_t* map, const Strides& strides) {
+  const __m256d x = _mm256_load_pd(set.v[0]), y = _mm256_load_pd(set.v[1]);
+  const __m256d z = _mm256_load_pd(set.v[2]);
+  const __m256d base_x = _mm256_load_pd(set.base[0]), base_y = _mm256_load_pd(set.base[1]);
+  const __m256d inv_x = _mm256_load_pd(set.inv[0]), inv_y = _mm256_load_pd(set.inv[1]);
+  const __m256d one = _mm256_set1_pd(1);
+  // Whole numbers: nothing is rounded.
+  const __m256d in_column =
+      _mm256_fmadd_pd(z, _mm256_load_pd(set.z_stride), _mm256_load_pd(set.offset));
+  const __m256d place = _mm256_fmadd_pd(x, strides.x, _mm256_fmadd_pd(y, strides.y, in_column));
+  const __m128i byte = _mm_i32gather_epi32(reinterpret_cast<const int*>(map),
+                                           _mm256_cvttpd_epi32(place), 1);
+  auto* ignored_at = reinterpret_cast<__m128i*>(set.ignored);
+  const __m128i ignored = _mm_load_si128(ignored_at), none = _mm_setzero_si128();
+  const __m128i half = _mm_set1_epi32(EmptySquares::kMaxSide);
+  const __m128i sides = _mm_or_si128(byte, ignored);
+  const __m128i first = _mm_and_si128(sides, half);
+  const __m128i second = _mm_and_si128(_mm_srli_epi32(sides, 4), half);
+  const __m128i side = _mm_min_epi32(first, second);
+  // Where one grid is met and another one is still looked for, the place is noted.
+  const __m128i met = _mm_cmpeq_epi32(side, none);
+  const __m128i met_first =
+      _mm_and_si128(_mm_cmpeq_epi32(first, none), _mm_set1_epi32(kIgnoreFirst));
+  const __m128i met_second =
+      _mm_and_si128(_mm_cmpeq_epi32(second, none), _mm_set1_epi32(kIgnoreSecond));
+  const __m128i settled = _mm_or_si128(ignored, _mm_or_si128(met_first, met_second));
+  const __m128i ended = _mm_and_si128(met, _mm_cmpeq_epi32(settled, _mm_set1_epi32(kIgnoreBoth)));
+  const __m128i noted = _mm_andnot_si128(ended, met);
+  _mm_store_si128(ignored_at, _mm_blendv_epi8(ignored, settled, noted));
+  const __m256d notes = _mm256_castsi256_pd(_mm256_cvtepi32_epi64(noted));
+  _mm256_store_pd(set.met_at[0], _mm256_blendv_pd(_mm256_load_pd(set.met_at[0]), x, notes));
+  _mm256_store_pd(set.met_at[1], _mm256_blendv_pd(_mm256_load_pd(set.met_at[1]), y, notes));
+  _mm256_store_pd(set.met_at[2], _mm256_blendv_pd(_mm256_load_pd(set.met_at[2]), z, notes));
+  // The first crossing out of the square, by (t, axis).
+  const __m256d reach = _mm256_cvtepi32_pd(side);
+  const __m256d to_x = _mm256_add_pd(x, reach), to_y = _mm256_add_pd(y, reach);
+  const __m256d t_x = _mm256_mul_pd(_mm256_sub_pd(to_x, base_x), inv_x);
+  const __m256d t_y = _mm256_mul_pd(_mm256_sub_pd(to_y, base_y), inv_y);
+  const __m256d t_z = _mm256_mul_pd(
+      _mm256_sub_pd(_mm256_add_pd(z, one), _mm256_load_pd(set.base[2])),
+      _mm256_load_pd(set.inv[2]));
+  const __m256d y_first = _mm256_cmp_pd(t_y, t_x, _CMP_LT_OQ);
+  const __m256d least = _mm256_min_pd(t_y, t_x);
+  const __m256d z_first = _mm256_cmp_pd(t_z, least, _CMP_LT_OQ);
+  const __m256d t = _mm256_min_pd(t_z, least);
+  // Of the boundaries in x and y the position leaves only the nearest one open.
+  const __m256d near_x = _mm256_round_pd(_mm256_fmadd_pd(_mm256_load_pd(set.d[0]), t, base_x),
+                                         _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256d near_y = _mm256_round_pd(_mm256_fmadd_pd(_mm256_load_pd(set.d[1]), t, base_y),
+                                         _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256d t_near_x = _mm256_mul_pd(_mm256_sub_pd(near_x, base_x), inv_x);
+  const __m256d t_near_y = _mm256_mul_pd(_mm256_sub_pd(near_y, base_y), inv_y);
+  // Crossings at t come before this one on the same or an earlier axis.
+  const __m256d crossed_x = _mm256_cmp_pd(t_near_x, t, _CMP_LE_OQ);
+  const __m256d crossed_y = _mm256_blendv_pd(_mm256_cmp_pd(t_near_y, t, _CMP_LT_OQ),
+                                             _mm256_cmp_pd(t_near_y, t, _CMP_LE_OQ),
+                                             _mm256_or_pd(y_first, z_first));
+  const __m256d next_x = _mm256_max_pd(_mm256_sub_pd(near_x, _mm256_andnot_pd(crossed_x, one)), x);
+  const __m256d next_y = _mm256_max_pd(_mm256_sub_pd(near_y, _mm256_andnot_pd(crossed_y, one)), y);
+  const __m256d next_z = _mm256_add_pd(z, _mm256_and_pd(z_first, one));
+  const __m256d stays = _mm256_castsi256_pd(_mm256_cvtepi32_epi64(met));
+  _mm256_store_pd(set.v[0], _mm256_blendv_pd(next_x, x, stays));
+  _mm256_store_pd(set.v[1], _mm256_blendv_pd(next_y, y, stays));
+  _mm256_store_pd(set.v[2], _mm256_blendv_pd(next_z, z, stays));
+  return _mm_movemask_ps(_mm_castsi128_ps(ended));
 }
 
-OPUS_AVX2_INLINE void load(const Packet& packet, int first, Set& set) {
+// Where the walks of a set have led to, in the first grid and in the second: the voxel's place in a
+// grid of labels, when the ray leaves it, and whether it is occupied; if not, it is the last one.
+struct alignas(32) Ends {
+  double t_exit[2][kLanes];
+  int32_t label[2][kLanes];
+  int occupied[2];  // a bit a lane
+};
+
+struct Exit {
+  __m256d t, label;
+};
+
+OPUS_AVX2_INLINE Exit exit_of(const Set& set, const __m256d* v) {
+  __m256d t[3], label = _mm256_load_pd(set.label_offset);
   for (int a = 0; a < 3; ++a) {
-    set.boundary[a] = _mm256_load_pd(packet.boundary[a] + first);
-    set.base[a] = _mm256_load_pd(packet.base[a] + first);
-    set.inv[a] = _mm256_load_pd(packet.inv[a] + first);
-    set.step[a] = _mm256_load_pd(packet.step[a] + first);
-    set.bit_step[a] = load(packet.bit_step[a] + first);
+    const __m256d boundary = _mm256_add_pd(v[a], _mm256_set1_pd(1));
+    t[a] = _mm256_mul_pd(_mm256_sub_pd(boundary, _mm256_load_pd(set.base[a])),
+                         _mm256_load_pd(set.inv[a]));
+    label = _mm256_fmadd_pd(v[a], _mm256_load_pd(set.label_stride[a]), label);
   }
-  set.bit = load(packet.bit + first);
-  set.wanted = load(packet.wanted + first);
-  set.max_t = _mm256_load_pd(packet.max_t + first);
+  return {_mm256_min_pd(_mm256_min_pd(t[0], t[1]), t[2]), label};
 }
 
-// One step of four lanes. Returns, as bits, those that stay where they are: they meet in their voxel
-// what they want, or the next one is beyond their max_t.
-OPUS_AVX2_INLINE int advance(Set& set, const uint64_t* words) {
-  const __m256i word = _mm256_i64gather_epi64(reinterpret_cast<const long long*>(words),
-                                              _mm256_srli_epi64(set.bit, 5), 8);
-  const __m256i shift = _mm256_and_si256(set.bit, _mm256_set1_epi64x(31));
-  const __m256i met = _mm256_and_si256(_mm256_srlv_epi64(word, shift), set.wanted);
-  __m256d t[3];
+OPUS_AVX2_INLINE void finish(const Set& set, unsigned wanted, Ends& ends) {
+  __m256d last[3], noted[3], inside = _mm256_castsi256_pd(_mm256_set1_epi64x(-1));
   for (int a = 0; a < 3; ++a) {
-    t[a] = _mm256_mul_pd(_mm256_sub_pd(set.boundary[a], set.base[a]), set.inv[a]);
+    const __m256d v = _mm256_load_pd(set.v[a]);
+    const __m256d own = _mm256_cmp_pd(v, _mm256_load_pd(set.end[a]), _CMP_LT_OQ);
+    inside = _mm256_and_pd(inside, own);
+    last[a] = _mm256_sub_pd(v, _mm256_andnot_pd(own, _mm256_set1_pd(1)));
+    noted[a] = _mm256_load_pd(set.met_at[a]);
   }
-  const __m256d y_first = _mm256_cmp_pd(t[1], t[0], _CMP_LT_OQ);
-  const __m256d least = _mm256_blendv_pd(t[0], t[1], y_first);
-  const __m256d z_first = _mm256_cmp_pd(t[2], least, _CMP_LT_OQ);
-  const __m256d t_event = _mm256_blendv_pd(least, t[2], z_first);
-  const __m256i none = _mm256_cmpeq_epi64(met, _mm256_setzero_si256());
-  const __m256d goes_on = _mm256_and_pd(_mm256_cmp_pd(t_event, set.max_t, _CMP_LE_OQ),
-                                        _mm256_castsi256_pd(none));
-  const __m256d moves[3] = {_mm256_andnot_pd(_mm256_or_pd(y_first, z_first), goes_on),
-                            _mm256_and_pd(_mm256_andnot_pd(z_first, y_first), goes_on),
-                            _mm256_and_pd(z_first, goes_on)};
-  for (int a = 0; a < 3; ++a) {
-    set.boundary[a] = _mm256_add_pd(set.boundary[a], _mm256_and_pd(moves[a], set.step[a]));
-    const __m256i moved = _mm256_and_si256(_mm256_castpd_si256(moves[a]), set.bit_step[a]);
-    set.bit = _mm256_add_epi64(set.bit, moved);
+  const Exit at_last = exit_of(set, last), at_noted = exit_of(set, noted);
+  const __m128i ignored = _mm_load_si128(reinterpret_cast<const __m128i*>(set.ignored));
+  const __m128i notes = _mm_andnot_si128(_mm_set1_epi32(ignored_by(wanted)), ignored);
+  for (int which = 0; which < 2; ++which) {
+    const __m128i bits = _mm_set1_epi32(which == 0 ? kIgnoreFirst : kIgnoreSecond);
+    const __m256d is_noted = _mm256_castsi256_pd(
+        _mm256_cvtepi32_epi64(_mm_cmpeq_epi32(_mm_and_si128(notes, bits), bits)));
+    _mm256_store_pd(ends.t_exit[which], _mm256_blendv_pd(at_last.t, at_noted.t, is_noted));
+    const __m256d label = _mm256_blendv_pd(at_last.label, at_noted.label, is_noted);
+    _mm_store_si128(reinterpret_cast<__m128i*>(ends.label[which]), _mm256_cvttpd_epi32(label));
+    ends.occupied[which] = _mm256_movemask_pd(_mm256_or_pd(inside, is_noted));
   }
-  return ~_mm256_movemask_pd(goes_on) & 15;
 }
 
-// Steps all lanes until two of them, or all that are walking, have ended. Returns those as bits.
-OPUS_AVX2_INLINE int advance(Packet& packet, int walking, const uint64_t* words) {
-  Set set[kSets];
-  for (int i = 0; i < kSets; ++i) load(packet, i * kLanes, set[i]);
-  int ended = 0;
-  while ((ended & (ended - 1)) == 0 && ended != walking) {
-    ended = 0;
-    for (int i = 0; i < kSets; ++i) ended |= advance(set[i], words) << (i * kLanes);
-  }
-  for (int i = 0; i < kSets; ++i) {
-    for (int a = 0; a < 3; ++a) {
-      _mm256_store_pd(packet.boundary[a] + i * kLanes, set[i].boundary[a]);
-    }
-    _mm256_store_si256(reinterpret_cast<__m256i*>(packet.bit + i * kLanes), set[i].bit);
-  }
-  return ended;
-}
+// Sets that take turns.
+constexpr int kSets = 4;
 
-// Walks rays begin ... end - 1. `start(i, slot, ray)` sets up ray i in its slot, 0 ... kWidth - 1,
-// and says what it looks for (0: nothing, the ray is done). `meet(i, slot, ray, met)` is told that
-// the ray stands in a voxel that the grids `met` occupy, or with `met` 0 in its last one; it returns
-// what the ray still looks for.
-template <typename Start, typename Meet>
-OPUS_AVX2 void walk(const RowBits& rows, int64_t begin, int64_t end, const Start& start,
+// Walks rays 0 ... count - 1, which all look for `wanted`. `begin(i, end, set)` puts rays i ...
+// end - 1, four at most, into a set, or leaves lanes at rest; `meet(set, ends)` is told how they
+// ended.
+template <typename Begin, typename Meet>
+OPUS_AVX2 void walk(const EmptySquares& maps, int64_t count, unsigned wanted, const Begin& begin,
                     const Meet& meet) {
-  Packet packet;
-  Ray ray[kWidth];
-  int64_t item[kWidth];
+  const Strides strides{_mm256_set1_pd(maps.x_stride()), _mm256_set1_pd(maps.y_stride())};
+  const uint8_t* bytes = maps.bytes();
+  Set sets[kSets];
+  int64_t next = 0;
   int walking = 0;
-  const auto fill_lane = [&](int lane) {
-    for (; begin < end; ++begin) {
-      const uint64_t wanted = start(begin, lane, ray[lane]);
-      if (wanted == 0) continue;
-      set(packet, lane, rows, ray[lane], wanted);
-      item[lane] = begin++;
-      walking |= 1 << lane;
-      return;
-    }
-    rest(packet, lane);
-    walking &= ~(1 << lane);
+  const auto start = [&](Set& set) {
+    begin(next, least_of(count, next + kLanes), set);
+    next += kLanes;
   };
-  for (int lane = 0; lane < kWidth; ++lane) fill_lane(lane);
-  while (walking != 0) {
-    for (int ended = advance(packet, walking, rows.words()); ended != 0; ended &= ended - 1) {
-      const int lane = __builtin_ctz(ended);
-      Ray& own = ray[lane];
-      for (int a = 0; a < 3; ++a) {
-        own.v[a] = static_cast<int>(packet.boundary[a][lane]) - (own.step[a] > 0);
+  while (walking < kSets && next < count) start(sets[walking++]);
+  while (walking > 0) {
+    for (int i = 0; i < walking; ++i) {
+      if (__builtin_expect(advance(sets[i], bytes, strides) != (1 << kLanes) - 1, 1)) continue;
+      Ends ends;
+      finish(sets[i], wanted, ends);
+      meet(sets[i], ends);
+      if (next < count) {
+        start(sets[i]);
+      } else {
+        sets[i--] = sets[--walking];
       }
-      const int64_t bit = packet.bit[lane];
-      uint64_t met = rows.words()[bit >> 5] >> (bit & 31) & packet.wanted[lane];
-      for (int a = 0; a < 3; ++a) {
-        if (!rows.is_outside(a, own.v[a])) continue;
-        own.v[a] -= own.step[a];  // back from the shell
-        met = 0;
-      }
-      packet.wanted[lane] = meet(item[lane], lane, own, met);
-      if (packet.wanted[lane] == 0) fill_lane(lane);
     }
   }
 }

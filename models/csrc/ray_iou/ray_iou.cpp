@@ -13,6 +13,7 @@
 
 #include "ray_cast/packet_avx2.h"
 #include "ray_cast/pyramid.h"
+#include "ray_iou/packet_starts_avx2.h"
 
 namespace opus {
 namespace {
@@ -49,71 +50,114 @@ class TaskCounts {
   std::array<int, (ray_iou::kMaxThresholds + 2) * ray_iou::kMaxClasses> own_;
 };
 
-// Calls cast(origin, first ray, end of its rays, counts) for every task.
-template <typename Cast>
-void for_tasks(const Rays& rays, const Counting& counting, const Cast& cast) {
+void run_rays_cpu(const Rays& rays, const Counting& counting) {
   const int64_t chunks = num_blocks(rays.num_directions, kRaysPerTask);
   parallel_tasks(rays.num_origins * chunks, [&](int64_t task) {
     const int64_t origin = task / chunks, begin = (task - origin * chunks) * kRaysPerTask;
     TaskCounts counts(rays, counting);
-    cast(origin, begin, std::min(rays.num_directions, begin + kRaysPerTask), counts);
-    counts.hand_over(rays.sample_of_origin[origin]);
-  });
-}
-
-void run_rays_cpu(const Rays& rays, const Counting& counting) {
-  for_tasks(rays, counting, [&](int64_t origin, int64_t begin, int64_t end, TaskCounts& counts) {
-    for (int64_t column = begin; column < end; ++column) {
+    for (int64_t i = begin; i < std::min(rays.num_directions, begin + kRaysPerTask); ++i) {
       RayEnd gt, pred;
-      rays.cast(origin, column, gt, pred);
+      rays.cast(origin, i, gt, pred);
       counts.add(gt, pred);
     }
+    counts.hand_over(rays.sample_of_origin[origin]);
   });
 }
 
 #if defined(OPUS_HAS_AVX2_KERNELS)
 namespace packet = ray_cast::packet;
-static_assert(ray_iou::kGt == packet::RowBits::kFirst && ray_iou::kPred == packet::RowBits::kSecond);
+static_assert(ray_iou::kGt == packet::kFirst && ray_iou::kPred == packet::kSecond);
 
-// The same, eight rays abreast.
+// Rays of one task, of one origin, that are walked many abreast.
+class Task {
+ public:
+  Task(const Rays& rays, int64_t origin, int64_t sample, int64_t begin, int64_t end)
+      : rays_(rays),
+        origin_(origin),
+        first_label_(sample * rays.layout.size[0] * rays.layout.size[1] * rays.layout.size[2]),
+        begin_(begin),
+        end_(end) {
+    for (int64_t column = begin; column < end; ++column) {
+      const RayEnd gt = rays.known_gt(origin, column);
+      gt_[column - begin] = gt;
+      pred_[column - begin] = {rays.empty, 0.f};
+      columns_[count_] = static_cast<int32_t>(column);
+      count_ += rays.cast_gt || gt.label != rays.empty;
+    }
+  }
+
+  void walk(const packet::EmptySquares& maps) {
+    const ray_iou::PacketStarts starts(rays_, origin_);
+    const auto begin = [&](int64_t i, int64_t end, packet::Set& set) {
+      starts.start(columns_.data() + i, static_cast<int>(end - i), maps, set);
+    };
+    const auto meet = [this](const packet::Set& set, const packet::Ends& ends) {
+      if (rays_.cast_gt) take(rays_.gt, 0, set, ends, gt_.data());
+      if (rays_.cast_pred) take(rays_.pred, 1, set, ends, pred_.data());
+    };
+    packet::walk(maps, count_, rays_.to_cast(), begin, meet);
+  }
+
+  void hand_over(TaskCounts& counts) const {
+    for (int64_t i = 0; i < end_ - begin_; ++i) {
+      rays_.keep(origin_, begin_ + i, gt_[i]);
+      counts.add(gt_[i], pred_[i]);
+    }
+  }
+
+ private:
+  void take(const uint8_t* labels, int which, const packet::Set& set, const packet::Ends& ends,
+            RayEnd* out) const {
+    for (int lane = 0; lane < packet::kLanes; ++lane) {
+      if (set.item[lane] < 0) continue;
+      const uint8_t label = labels[first_label_ + ends.label[which][lane]];
+      out[set.item[lane] - begin_] = {ends.occupied[which] >> lane & 1 ? label : rays_.empty,
+                                      rays_.depth_m(ends.t_exit[which][lane])};
+    }
+  }
+
+  const Rays& rays_;
+  int64_t origin_, first_label_, begin_, end_, count_ = 0;
+  std::array<RayEnd, kRaysPerTask> gt_, pred_;
+  std::array<int32_t, kRaysPerTask + 1> columns_;  // of the rays to be walked
+};
+
+// The same, many rays abreast; sample by sample, so that the maps of one lie in the caches.
 void run_packets(const Rays& rays, const Counting& counting) {
   const int64_t voxels =
       static_cast<int64_t>(rays.layout.size[0]) * rays.layout.size[1] * rays.layout.size[2];
-  std::vector<packet::RowBits> rows(rays.num_samples, packet::RowBits(rays.layout.size));
-  for (int64_t sample = 0; sample < rays.num_samples; ++sample) {
-    if (rays.cast_gt) rows[sample].fill(rays.gt + sample * voxels, rays.empty, ray_iou::kGt);
-    if (rays.cast_pred) rows[sample].fill(rays.pred + sample * voxels, rays.empty, ray_iou::kPred);
-  }
-  for_tasks(rays, counting, [&](int64_t origin, int64_t begin, int64_t end, TaskCounts& counts) {
-    RayEnd gt[packet::kWidth], pred[packet::kWidth];
-    uint64_t wanted[packet::kWidth];
+  const int64_t chunks = num_blocks(rays.num_directions, kRaysPerTask);
+  packet::EmptySquares maps(rays.layout.size);
+  std::vector<std::vector<int64_t>> origins(rays.num_samples);
+  for (int64_t origin = 0; origin < rays.num_origins; ++origin) {
     const int64_t sample = rays.sample_of_origin[origin];
-    const ray_iou::Start from = rays.start_of(origin);
-    const auto done = [&](int64_t column, int slot) {
-      rays.keep(origin, column, gt[slot]);
-      counts.add(gt[slot], pred[slot]);
-    };
-    const auto start = [&](int64_t column, int slot, ray_cast::Ray& ray) {
-      wanted[slot] = rays.set_up(origin, from, column, ray, gt[slot], pred[slot]);
-      if (wanted[slot] == 0) done(column, slot);
-      return wanted[slot];
-    };
-    const auto meet = [&](int64_t column, int slot, const ray_cast::Ray& ray, uint64_t met) {
-      ray_cast::Hit hit;
-      ray_cast::finish(ray, met != 0, hit);
-      wanted[slot] = rays.settle(sample, hit, met, wanted[slot], gt[slot], pred[slot]);
-      if (wanted[slot] == 0) done(column, slot);
-      return wanted[slot];
-    };
-    const bool known = sample >= 0 && sample < rays.num_samples;
-    packet::walk(rows[known ? sample : 0], begin, end, start, meet);
-  });
+    if (sample >= 0 && sample < rays.num_samples) {
+      origins[sample].push_back(origin);
+    } else {
+      rays.keep_nothing(origin);
+    }
+  }
+  for (int64_t sample = 0; sample < rays.num_samples; ++sample) {
+    if (origins[sample].empty()) continue;
+    const uint8_t* gt = (rays.cast_gt ? rays.gt : rays.pred) + sample * voxels;
+    maps.fill(gt, rays.cast_pred ? rays.pred + sample * voxels : gt, rays.empty);
+    parallel_tasks(static_cast<int64_t>(origins[sample].size()) * chunks, [&](int64_t number) {
+      const int64_t begin = number % chunks * kRaysPerTask;
+      Task task(rays, origins[sample][number / chunks], sample, begin,
+                std::min(rays.num_directions, begin + kRaysPerTask));
+      task.walk(maps);
+      TaskCounts counts(rays, counting);
+      task.hand_over(counts);
+      counts.hand_over(sample);
+    });
+  }
 }
 #endif
 
-bool uses_packets(c10::Device device) {
+// Whether rays through grids of this size are walked by run_packets(), which needs no masks.
+bool uses_packets(c10::Device device, const Rays& rays) {
 #if defined(OPUS_HAS_AVX2_KERNELS)
-  return !device.is_cuda() && use_avx2();
+  return !device.is_cuda() && use_avx2() && packet::EmptySquares::fits(rays.layout.size);
 #else
   return false;
 #endif
@@ -122,7 +166,7 @@ bool uses_packets(c10::Device device) {
 void run_rays(c10::Device device, const Rays& rays, const Counting& counting) {
   if (rays.num_origins == 0 || rays.num_directions == 0) return;
 #if defined(OPUS_HAS_AVX2_KERNELS)
-  if (uses_packets(device) && rays.num_samples > 0) return run_packets(rays, counting);
+  if (uses_packets(device, rays) && rays.num_samples > 0) return run_packets(rays, counting);
 #endif
   if (!device.is_cuda()) return run_rays_cpu(rays, counting);
   if constexpr (kWithCuda) ray_iou::launch_rays_cuda(rays, counting, current_stream(device));
@@ -189,7 +233,7 @@ const uint64_t* words_of(const at::Tensor& masks) {
 void set_gt(Held& held, const at::Tensor& gt) {
   held.gt = gt.contiguous();
   held.rays.gt = held.gt.const_data_ptr<uint8_t>();
-  if (!uses_packets(gt.device())) {
+  if (!uses_packets(gt.device(), held.rays)) {
     held.gt_words = ray_cast::make_masks(held.gt, held.rays.empty);
     held.rays.gt_words = words_of(held.gt_words);
   }
@@ -199,7 +243,7 @@ void set_gt(Held& held, const at::Tensor& gt) {
 void set_pred(Held& held, const at::Tensor& pred) {
   held.pred = pred.contiguous();
   held.rays.pred = held.pred.const_data_ptr<uint8_t>();
-  if (!uses_packets(pred.device())) {
+  if (!uses_packets(pred.device(), held.rays)) {
     held.pred_words = ray_cast::make_masks(held.pred, held.rays.empty);
     held.rays.pred_words = words_of(held.pred_words);
   }

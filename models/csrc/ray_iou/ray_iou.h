@@ -22,14 +22,13 @@ struct RayEnd {
   float depth_m;
 };
 
-// What a ray looks for: its end in the ground truth, in the prediction, or both. Where the two grids
-// lie in one array of words, these are the bits of a voxel.
-constexpr uint64_t kGt = 1, kPred = 1ull << 32;
+// What a ray looks for: its end in the ground truth, in the prediction, or both.
+constexpr unsigned kGt = 1, kPred = 2;
 
 // Words of two grids, of which those that are not looked for do not count.
 struct GridPair {
   const uint64_t *gt, *pred;
-  uint64_t wanted;
+  unsigned wanted;
   OPUS_HD uint64_t operator()(int64_t word) const {
     return (wanted & kGt ? gt[word] : 0) | (wanted & kPred ? pred[word] : 0);
   }
@@ -89,8 +88,12 @@ struct Rays {
     const int* size = layout.size;
     const int* v = hit.voxel;
     const int64_t row = (sample * size[0] + v[0]) * size[1] + v[1];
-    return {hit.hit ? labels[row * size[2] + v[2]] : empty,
-            static_cast<float>(hit.t_exit) * depth_scale};
+    return {hit.hit ? labels[row * size[2] + v[2]] : empty, depth_m(hit.t_exit)};
+  }
+
+  // Adding zero takes the sign off one: a ray may be walked mirrored.
+  OPUS_HD float depth_m(double t_exit) const {
+    return static_cast<float>(t_exit) * depth_scale + 0.f;
   }
 
   OPUS_HD bool is_occupied(const uint64_t* words, const ray_cast::Ray& ray) const {
@@ -103,7 +106,7 @@ struct Rays {
   // occupies, and goes on for the other. `pred` is set where the ground truth is not free.
   OPUS_HD void cast(int64_t origin, int64_t column, RayEnd& gt_end, RayEnd& pred_end) const {
     ray_cast::Ray ray;
-    uint64_t wanted = set_up(origin, start_of(origin), column, ray, gt_end, pred_end);
+    unsigned wanted = set_up(origin, column, ray, gt_end, pred_end);
     const int64_t sample = sample_of_origin[origin];
     const int64_t first_word = wanted == 0 ? 0 : sample * layout.total;
     // A grid that is not cast is not read.
@@ -112,7 +115,7 @@ struct Rays {
     while (wanted != 0) {
       ray_cast::Hit hit;
       ray_cast::finish(ray, ray_cast::walk_grid(layout, grid, ray, true), hit);
-      uint64_t met = 0;
+      unsigned met = 0;
       if (hit.hit && wanted & kGt && is_occupied(grid.gt, ray)) met |= kGt;
       if (hit.hit && wanted & kPred && is_occupied(grid.pred, ray)) met |= kPred;
       grid.wanted = wanted = settle(sample, hit, met, wanted, gt_end, pred_end);
@@ -124,29 +127,40 @@ struct Rays {
     return start_in_voxels(origins_m + 3 * origin, grid_min, voxel_size);
   }
 
-  // Sets up a ray in the first voxel of the grid and says what it looks for; 0 if nothing.
-  OPUS_HD uint64_t set_up(int64_t origin, const Start& from, int64_t column, ray_cast::Ray& ray,
-                          RayEnd& gt_end, RayEnd& pred_end) const {
-    const int64_t r = origin * num_directions + column, sample = sample_of_origin[origin];
-    gt_end = pred_end = {empty, 0.f};
-    if (!cast_gt) {
-      gt_end = {gt_label[r], gt_depth_m[r]};
-      if (gt_end.label == empty) return 0;
-    }
-    if (sample < 0 || sample >= num_samples) return 0;
+  OPUS_HD unsigned to_cast() const { return (cast_gt ? kGt : 0) | (cast_pred ? kPred : 0); }
+
+  // The end of a ray in the ground truth, as far as it is known before casting.
+  OPUS_HD RayEnd known_gt(int64_t origin, int64_t column) const {
+    if (cast_gt) return {empty, 0.f};
+    const int64_t r = origin * num_directions + column;
+    return {gt_label[r], gt_depth_m[r]};
+  }
+
+  // Sets up a ray in the first voxel of the grid; false where it misses.
+  OPUS_HD bool start(int64_t origin, const Start& from, int64_t column, ray_cast::Ray& ray) const {
     double o[3], d[3];
     for (int a = 0; a < 3; ++a) o[a] = static_cast<double>(from.voxel[a]);
     direction_in_voxels(origins_m + 3 * origin, from, directions + 3 * column, grid_min, voxel_size,
                         d);
-    if (!ray_cast::start_ray(layout, o, d, INFINITY, ray)) return 0;
-    return (cast_gt ? kGt : 0) | (cast_pred ? kPred : 0);
+    return ray_cast::start_ray(layout, o, d, INFINITY, ray);
+  }
+
+  // The same, and says what the ray looks for; 0 if nothing.
+  OPUS_HD unsigned set_up(int64_t origin, int64_t column, ray_cast::Ray& ray, RayEnd& gt_end,
+                          RayEnd& pred_end) const {
+    const int64_t sample = sample_of_origin[origin];
+    gt_end = known_gt(origin, column);
+    pred_end = {empty, 0.f};
+    if (!cast_gt && gt_end.label == empty) return 0;
+    if (sample < 0 || sample >= num_samples) return 0;
+    return start(origin, start_of(origin), column, ray) ? to_cast() : 0;
   }
 
   // Notes the ends of a ray in its current voxel, which is the first one that the grids `met` occupy
   // or, if `met` is 0, its last one. Returns what the ray still looks for.
-  OPUS_HD uint64_t settle(int64_t sample, const ray_cast::Hit& hit, uint64_t met, uint64_t wanted,
+  OPUS_HD unsigned settle(int64_t sample, const ray_cast::Hit& hit, unsigned met, unsigned wanted,
                           RayEnd& gt_end, RayEnd& pred_end) const {
-    const uint64_t settled = hit.hit ? met : wanted;
+    const unsigned settled = hit.hit ? met : wanted;
     if (settled & kGt) gt_end = end_of(gt, sample, hit);
     if (settled & kPred) pred_end = end_of(pred, sample, hit);
     return wanted & ~settled;
@@ -158,6 +172,13 @@ struct Rays {
     const int64_t r = origin * num_directions + column;
     gt_label[r] = gt_end.label;
     gt_depth_m[r] = gt_end.depth_m;
+  }
+
+  // Of an origin without a sample.
+  OPUS_HD void keep_nothing(int64_t origin) const {
+    for (int64_t column = 0; column < num_directions; ++column) {
+      keep(origin, column, {empty, 0.f});
+    }
   }
 };
 

@@ -132,7 +132,7 @@ if ! is_done mmcv "$key"; then
     mkdir -p "$WHEELS"
     part=$(mktemp -d "$WHEELS/.building.XXXXXX")
     trap 'rm -rf "$part"' EXIT
-    run "$mmcv from source with $MAX_JOBS compilers (about 12 minutes on two cores, once)" mmcv_build \
+    run "$mmcv from source with $MAX_JOBS compilers (9 to 12 minutes on two cores, once)" mmcv_build \
       env "${MMCV_ENV[@]}" "$PY" -m pip wheel -v --progress-bar off --no-build-isolation --no-deps \
       --no-cache-dir -w "$part" "$mmcv"
     mv "$part"/mmcv-*.whl "$WHEELS/"

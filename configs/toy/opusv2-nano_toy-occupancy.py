@@ -5,6 +5,7 @@ _base_ = [
     "../_base_/schedules/adamw_toy.py",
 ]
 
+max_epochs = 20
 model = dict(
     pts_bbox_head=dict(
         pc_range={{_base_.pc_range}},

@@ -201,6 +201,9 @@ class EgoCar:
             index = ((rows >= first[1]) & (rows <= last[1])).nonzero()[:, 0]
             near = pixels[index, 0]
             index = index[(near >= first[0]) & (near <= last[0])]
+        if not len(index):
+            nothing = torch.zeros(0)
+            return index, nothing.view(0, 3), index, nothing
         directions = camera.directions(pixels[index])
         origin = torch.from_numpy(camera.position).float()
         grid_min = (float(low[0]), float(low[1]), float(low[2]))

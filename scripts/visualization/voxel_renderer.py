@@ -1,16 +1,16 @@
 """Shaded pictures of a voxel grid: one native ray per pixel, more where edges need smoothing.
 
-Every ray is cast by :func:`models.ops.ray_cast` and shaded by :func:`models.ops.voxel_shading`.
-Light, voxel edges and fog are evaluated analytically at the hit point, so one sample per pixel
-suffices inside a surface; only pixels on a silhouette or a colour border are sampled again.
+Rays are cast and shaded by :func:`models.ops.voxel_shading`, with light that
+:func:`models.ops.voxel_light` has made once per grid. Light, voxel edges and fog are evaluated
+analytically at the hit point, so one sample per pixel suffices inside a surface; only pixels on a
+silhouette or a colour border are sampled again.
 
-Dimension letters: X, Y, Z voxels; H, W image; N rays (or pixels).
+Dimension letters: X, Y, Z voxels; H, W image.
 Frames: cameras come in the ego frame and are moved into the grid's ("occ") frame here.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,14 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.ops import OccupancyPyramid, VoxelScene, VoxelView, ray_cast, voxel_shading
+from models.ops import OccupancyPyramid, VoxelScene, VoxelView, voxel_light, voxel_shading
 from scripts.visualization.camera import Camera
 from scripts.visualization.ego_car import EgoCar
-from scripts.visualization.lighting import build_light_table
 from scripts.visualization.palette import Theme
 
 _NOT_DRAWN = 255
-_BACKGROUND, _CAR = -1, 1 << 30
+_CAR = 1 << 30
 # Part of the ego frame that the car occupies, [low, high] in metres above the ground.
 _EGO_BOX = np.array([[-0.64, -0.87, 0.05], [3.44, 0.87, 1.53]])
 
@@ -41,6 +40,7 @@ class RenderStyle:
         ambient: share of ambient light on a horizontal face in the open; the sun gives the rest,
             so an open horizontal face shows exactly its class colour.
         side_ambient: ambient light of vertical faces relative to horizontal ones.
+        occlusion: darkness of the crease between two faces.
         edge_strength: how much darker voxel edges are.
         edge_width_px: width of voxel edges in pixels of a 600-pixel-high image.
         fog: share of the background in the colour at the far end of the scene.
@@ -50,6 +50,7 @@ class RenderStyle:
     to_sun: tuple[float, float, float] = (-0.66, 0.56, 1.05)
     ambient: float = 0.60
     side_ambient: float = 0.90
+    occlusion: float = 0.72
     edge_strength: float = 0.26
     edge_width_px: float = 1.0
     fog: float = 0.42
@@ -61,8 +62,8 @@ class _Samples:
     """Shaded rays.
 
     Attributes:
-        colour: float32 [N, 3] in [0, 1]; over an image [N, 4], see :meth:`_draw_rows`.
-        key: int32 [N] label and plane drawn as one number; below zero the background, from
+        colour: float32 [H, W, 3] in [0, 1]; over an image [H, W, 4], see :meth:`_draw_rows`.
+        key: int32 [H, W] label and plane drawn as one number; below zero the background, from
             :data:`_CAR` on the ego car.
     """
 
@@ -169,20 +170,22 @@ class VoxelRenderer:
         return float(np.median(tops[np.isfinite(tops)]) + 0.5 * self._voxel_size[2])
 
     def _light_scene(self, occupied: Tensor) -> VoxelScene:
-        car_cells = None
+        opaque = occupied
         if self._car is not None:
             lift = np.array([0.0, 0.0, self._car.ground_m])
             where, cells = self._cells_in_box(_EGO_BOX[0] + lift, _EGO_BOX[1] + lift)
             inside = (cells >= _EGO_BOX[0] + lift) & (cells <= _EGO_BOX[1] + lift)
-            car_cells = torch.zeros_like(occupied)
-            car_cells[where] = torch.from_numpy(inside.all(axis=-1))
-        table = build_light_table(occupied, self._to_sun, self._voxel_size, extra_opaque=car_cells)
+            opaque = occupied.clone()
+            opaque[where] |= torch.from_numpy(inside.all(axis=-1))
+        x, y, z = self._to_sun
+        layer = self._voxel_size[2] / z
+        slope = (x * layer / self._voxel_size[0], y * layer / self._voxel_size[1])
         return VoxelScene(
-            self._labels,
+            self._pyramid,
+            voxel_light(occupied, opaque, slope),
             self._albedo,
-            table.blocks,
-            table.strides,
             [self._brightness(face) for face in range(6)],
+            self._style.occlusion,
             self._grid_min,
             self._voxel_size,
         )
@@ -248,15 +251,14 @@ class VoxelRenderer:
         """
         # A row more on either side, to see the borders there.
         start, stop = max(first - 1, 0), min(last + 1, camera.height)
-        height, width = stop - start, camera.width
-        coarse = self._sample(camera, *_rays(camera, start, stop, 0.5), over)
+        coarse = self._sample(camera, *_rays(camera, start, stop, 0.5), None, over)
         image = coarse.colour
         if self._style.smooth_edges:
-            border = self._border_pixels(coarse, height, width)
+            border = self._border_pixels(coarse.key)
             border[: first - start] = False
-            border[height - (stop - last) :] = False
+            border[len(border) - (stop - last) :] = False
             self._smooth(image, border, camera, start, over)
-        return image.reshape(height, width, -1)[first - start : last - start]
+        return image[first - start : last - start]
 
     def _smooth(
         self, image: Tensor, border: Tensor, camera: Camera, start: int, over: bool
@@ -267,8 +269,8 @@ class VoxelRenderer:
         instead of four. A corner counts an eighth in each of its pixels, the middle a half.
 
         Args:
-            image: float32 [rows * W, channels].
-            border: bool [rows, W].
+            image: float32 [H, W, channels] rows of the picture.
+            border: bool [H, W].
             camera: in the ego frame.
             start: the picture's row that is the first here.
             over: see :meth:`_draw_rows`.
@@ -278,19 +280,17 @@ class VoxelRenderer:
         for down in (0, 1):
             for right in (0, 1):
                 needed[down : rows + down, right : width + right] |= border
-        corner = needed.reshape(-1).nonzero()[:, 0]
+        corners = self._sample(camera, *_rays(camera, start, start + rows + 1, 0.0), needed, over)
+        colours = corners.colour.reshape(-1, image.shape[2])
         again = border.reshape(-1).nonzero()[:, 0]
-        pixels, local = _rays(camera, start, start + rows + 1, 0.0)
-        colours = image.new_zeros(len(pixels), image.shape[1])
-        colours[corner] = self._sample(camera, pixels[corner], local[corner], over).colour
         upper_left = again + again.div(width, rounding_mode="floor")
         around = sum(colours[upper_left + step] for step in (0, 1, width + 1, width + 2))
-        image[again] = 0.5 * image[again] + 0.125 * around
+        pixels = image.view(-1, image.shape[2])
+        pixels[again] = 0.5 * pixels[again] + 0.125 * around
 
     @staticmethod
-    def _border_pixels(samples: _Samples, height: int, width: int) -> Tensor:
+    def _border_pixels(key: Tensor) -> Tensor:
         """Pixels that show something else than a direct neighbour: bool [H, W]."""
-        key = samples.key.reshape(height, width)
         border = key >= _CAR
         across = key[:, 1:] != key[:, :-1]
         border[:, 1:] |= across
@@ -300,33 +300,29 @@ class VoxelRenderer:
         border[:-1] |= down
         return border
 
-    def _sample(self, camera: Camera, pixels: Tensor, local: Tensor, over: bool) -> _Samples:
-        """Shade one ray per entry of ``pixels`` [N, 2]; see :meth:`_draw_rows`.
+    def _sample(
+        self, camera: Camera, pixels: Tensor, local: Tensor, wanted: Tensor | None, over: bool
+    ) -> _Samples:
+        """Shade one ray per entry of ``pixels`` [H, W, 2]; see :meth:`_draw_rows`.
 
-        ``local`` [N, 3] are their unit directions in the camera's own axes.
+        ``local`` [H, W, 3] are their unit directions in the camera's own axes. Where ``wanted``
+        [H, W] is given and false, the result means nothing.
         """
         in_grid = camera.transformed(self._ego2grid)
         directions = local @ torch.from_numpy(in_grid.rotation).to(local)
-        hits = ray_cast(
-            self._pyramid,
-            torch.from_numpy(in_grid.position)[None].float(),
-            directions,
-            self._grid_min,
-            self._voxel_size,
-            empty_label=_NOT_DRAWN,
-        )
         view = self._view(in_grid, 0.0 if over else self._style.fog)
-        colour, key = voxel_shading(self._scene, view, hits, directions)
+        colour, key, distance = voxel_shading(self._scene, view, directions, wanted)
         if over:
             return _Samples(colour, key)
-        share = (pixels[:, 1:] / camera.height).clamp(0, 1)
+        share = (pixels[:, :1, 1:] / camera.height).clamp(0, 1)
         sky = torch.lerp(self._sky_top, self._sky_bottom, share)
-        colour = torch.addcmul(colour[:, :3], 1 - colour[:, 3:], sky)
+        colour = torch.addcmul(colour[..., :3], 1 - colour[..., 3:], sky)
         if self._car is not None:
-            distance = torch.where(hits.hit[0, 0], hits.t_enter[0, 0], math.inf)
-            index, paint, part, _ = self._car.draw(camera, pixels, distance)
-            colour[index] = paint
-            key[index] = (_CAR + part).int()
+            index, paint, part, _ = self._car.draw(
+                camera, pixels.view(-1, 2), distance.view(-1)
+            )
+            colour.view(-1, 3)[index] = paint
+            key.view(-1)[index] = (_CAR + part).int()
         return _Samples(colour, key)
 
     def _view(self, camera: Camera, fog: float) -> VoxelView:
@@ -351,7 +347,7 @@ class VoxelRenderer:
 
 
 def _rays(camera: Camera, first: int, last: int, offset: float) -> tuple[Tensor, Tensor]:
-    """Pixels [N, 2] of some rows and their unit directions [N, 3] in the camera's own axes.
+    """Pixels [H, W, 2] of some rows and their unit directions [H, W, 3] in the camera's own axes.
 
     Args:
         camera: whose image it is.
@@ -385,8 +381,9 @@ def _kept_rays(lens: _Lens, first: int, last: int, offset: float) -> tuple[Tenso
         torch.arange(lens.camera.width + (offset == 0), dtype=torch.float32) + offset,
         indexing="ij",
     )
-    pixels = torch.stack([columns.reshape(-1), rows.reshape(-1)], dim=1)
-    return pixels, lens.camera.local_directions(pixels)
+    pixels = torch.stack([columns, rows], dim=2)
+    local = lens.camera.local_directions(pixels.view(-1, 2))
+    return pixels, local.view(*rows.shape, 3)
 
 
 def _fog_span(

@@ -1,0 +1,222 @@
+// Voxel shading on the host: rays are cast tile by tile; what they hit is shaded by the vector, faces
+// of one axis together. No include guard.
+
+namespace opus {
+namespace OPUS_TARGET {
+namespace shading {
+
+using ray_cast::Hit;
+using ray_cast::Masks;
+using ray_cast::Ray;
+using ray_cast::Walk;
+using voxel_shading::Box;
+using voxel_shading::kTile;
+using voxel_shading::Picture;
+
+// Sunlight and ambient light at the corners of a face, [light][along the second axis][the first].
+struct Corners {
+  float light[2][2][2];
+};
+
+// Of the face whose front is the cell at `front`, the entries to its neighbours in the face's plane
+// being `du` and `dv` apart.
+inline Corners corners_of(const float* front, int64_t du, int64_t dv, float occlusion) {
+  float cell[3][3][2], free[3][3];  // [along v][along u]
+  for (int j = 0; j < 3; ++j) {
+    for (int i = 0; i < 3; ++i) {
+      const float* at = front + (i - 1) * du + (j - 1) * dv;
+      cell[j][i][0] = at[0];
+      cell[j][i][1] = at[1];
+      free[j][i] = at[1] > 0 ? 1.f : 0.f;  // ambient light reaches every free cell
+    }
+  }
+  Corners corners;
+  for (int j = 0; j < 2; ++j) {
+    for (int i = 0; i < 2; ++i) {
+      const float count = (free[j][i] + free[j][i + 1]) + (free[j + 1][i] + free[j + 1][i + 1]);
+      const float inverse = 1.f / std::max(count, 1.f);
+      const float crease = 1.f - occlusion * (1.f - 0.25f * count);
+      float sum[2];
+      for (int k = 0; k < 2; ++k) {
+        sum[k] = (cell[j][i][k] + cell[j][i + 1][k]) + (cell[j + 1][i][k] + cell[j + 1][i + 1][k]);
+      }
+      corners.light[0][j][i] = sum[0] * inverse;
+      corners.light[1][j][i] = sum[1] * (inverse * crease);
+    }
+  }
+  return corners;
+}
+
+// Neighbouring rays see the same few faces: their corners are worth keeping.
+class FaceLight {
+ public:
+  explicit FaceLight(const Scene& scene) : scene_(scene) { std::fill_n(kept_, kSlots, -1); }
+
+  const Corners& of(const int* voxel, int number, const int* axes) {
+    const int64_t* stride = scene_.stride;
+    int64_t front = 0;  // cells have a border
+    for (int a = 0; a < 3; ++a) front += (voxel[a] + 1) * stride[a];
+    front += number % 2 ? stride[axes[0]] : -stride[axes[0]];
+    const int64_t face = 8 * front + number;
+    // Neighbours along any axis go into slots of their own.
+    const int slot = (voxel[0] + 8 * voxel[1] + 64 * voxel[2] + 89 * number) & (kSlots - 1);
+    if (kept_[slot] != face) {
+      kept_[slot] = face;
+      corners_[slot] = corners_of(scene_.light + front, stride[axes[1]], stride[axes[2]],
+                                  scene_.occlusion);
+    }
+    return corners_[slot];
+  }
+
+ private:
+  static constexpr int kSlots = 256;
+  const Scene& scene_;
+  int64_t kept_[kSlots];
+  Corners corners_[kSlots];
+};
+
+// Shades and empties a batch of faces of one axis.
+inline void flush(const Scene& scene, const View& view, const Picture& picture, int axis,
+                  Batch& batch) {
+  const int axes[3] = {axis, (axis + 1) % 3, (axis + 2) % 3};
+  float factor[Batch::kRoom], alpha[Batch::kRoom];
+  for (int i = 0; i < batch.count; i += L::kWidth) {
+    const Shade shade = shade_lanes(scene, view, batch, axes, i);
+    L::store(factor + i, shade.colour);
+    L::store(alpha + i, shade.alpha);
+  }
+  for (int i = 0; i < batch.count; ++i) {
+    const float* albedo = scene.albedo + 3 * batch.label[i];
+    float* colour = picture.colour + 4 * batch.ray[i];
+    for (int k = 0; k < 3; ++k) colour[k] = factor[i] * albedo[k];
+    colour[3] = alpha[i];
+  }
+  batch.count = 0;
+}
+
+// A ray that starts inside a voxel enters no face: the one it looks through.
+inline int face_looked_through(const float* d) {
+  int main = 0;
+  for (int a = 1; a < 3; ++a) main = std::fabs(d[a]) > std::fabs(d[main]) ? a : main;
+  return 2 * main + (d[main] < 0);
+}
+
+// Casts and shades the tiles that one thread is given.
+class Tiles {
+ public:
+  Tiles(const Scene& scene, const View& view, const Picture& picture)
+      : scene_(scene), view_(view), picture_(picture), light_(scene) {
+    for (int a = 0; a < 3; ++a) {
+      origin_[a] = (static_cast<double>(view.position[a]) - scene.grid_min_m[a]) /
+                   scene.voxel_size_m[a];
+    }
+  }
+
+  // Rays of rows [first, last), at most kTile.
+  void draw_rows(int64_t first, int64_t last) {
+    const int64_t begin = first * picture_.width, end = last * picture_.width;
+    std::fill(picture_.colour + 4 * begin, picture_.colour + 4 * end, 0.f);
+    std::fill(picture_.key + begin, picture_.key + end, -1);
+    std::fill(picture_.distance + begin, picture_.distance + end,
+              std::numeric_limits<float>::infinity());
+    for (int64_t column = 0; column < picture_.width; column += kTile) {
+      draw_tile(first, last, column, std::min(picture_.width, column + kTile));
+    }
+    for (int axis = 0; axis < 3; ++axis) flush(scene_, view_, picture_, axis, batches_[axis]);
+  }
+
+ private:
+  void draw_tile(int64_t top, int64_t bottom, int64_t left, int64_t right) {
+    int count = 0;
+    for (int64_t row = top; row < bottom; ++row) {
+      for (int64_t index = row * picture_.width + left; index < row * picture_.width + right;
+           ++index) {
+        if (picture_.wanted != nullptr && !picture_.wanted[index]) continue;
+        const float* direction = picture_.directions + 3 * index;
+        double d[3];
+        for (int a = 0; a < 3; ++a) {
+          d[a] = static_cast<double>(direction[a]) / scene_.voxel_size_m[a];
+        }
+        index_[count] = index;
+        count += init_ray(rays_[count], origin_, d, std::numeric_limits<double>::infinity(),
+                          scene_.masks.size);
+      }
+    }
+    Box part;
+    if (count == 0 ||
+        !part_to_walk(scene_.masks, voxel_shading::beam_of(rays_, count), rays_[0], part)) {
+      return;
+    }
+    for (int i = 0; i < count; ++i) {
+      Ray& ray = rays_[i];
+      if (enter_part(ray, part, scene_.masks.size) && walk(ray)) add(ray, index_[i]);
+    }
+  }
+
+  // To the first occupied voxel: mostly a near one, for which it does not pay to look ahead.
+  bool walk(Ray& ray) const {
+    const Masks& masks = scene_.masks;
+    for (int i = 0; i < kNearBlocks; ++i) {
+      const int64_t block = ray_cast::block_index(masks, 0, ray.v);
+      const Walk found = walk_block(masks, ray, masks.words[masks.offset[0] + block]);
+      if (found != Walk::kOn) return found == Walk::kHit;
+    }
+    const ray_cast::OneGrid grid{masks.words};
+#if defined(OPUS_TARGET_HAS_AVX2)
+    return ray_cast::avx2::walk_grid(masks, grid, ray);
+#else
+    return walk_grid(masks, grid, ray, true);
+#endif
+  }
+
+  void add(const Ray& ray, int64_t index) {
+    Hit hit;
+    finish(ray, true, hit);
+    const float* d = picture_.directions + 3 * index;
+    const int number = hit.face < 0 ? face_looked_through(d) : hit.face;
+    const int axes[3] = {number / 2, (number / 2 + 1) % 3, (number / 2 + 2) % 3};
+    const int* size = scene_.masks.size;
+    const int64_t row = static_cast<int64_t>(hit.voxel[0]) * size[1] + hit.voxel[1];
+    const uint8_t label = scene_.labels[row * size[2] + hit.voxel[2]];
+    TORCH_CHECK_VALUE(label < scene_.num_classes, "a ray hit label ", static_cast<int>(label),
+                      ", albedo has ", scene_.num_classes, " colours");
+    picture_.key[index] = (hit.voxel[axes[0]] * 8 + number) * 256 + label;
+    picture_.distance[index] = static_cast<float>(hit.t_enter);
+    Batch& batch = batches_[axes[0]];
+    const int i = batch.count++;
+    batch.t[i] = static_cast<float>(hit.t_enter);
+    batch.ray[i] = index;
+    batch.label[i] = label;
+    for (int a = 0; a < 3; ++a) {
+      batch.d[a][i] = d[a];
+      batch.voxel[a][i] = static_cast<float>(hit.voxel[a]);
+    }
+    const float* corners = &light_.of(hit.voxel, number, axes).light[0][0][0];
+    for (int k = 0; k < 8; ++k) batch.corner[k][i] = corners[k];
+    for (int k = 0; k < 2; ++k) batch.brightness[k][i] = scene_.brightness[number][k];
+    if (batch.count == Batch::kRoom) flush(scene_, view_, picture_, axes[0], batch);
+  }
+
+  static constexpr int kNearBlocks = 4;
+
+  const Scene& scene_;
+  const View& view_;
+  const Picture& picture_;
+  double origin_[3];
+  FaceLight light_;
+  Batch batches_[3];
+  Ray rays_[kTile * kTile];
+  int64_t index_[kTile * kTile];
+};
+
+inline void draw_rows(const Scene& scene, const View& view, const Picture& picture, int64_t first,
+                      int64_t last) {
+  Tiles tiles(scene, view, picture);
+  for (int64_t row = first; row < last; row += kTile) {
+    tiles.draw_rows(row, std::min(last, row + kTile));
+  }
+}
+
+}  // namespace shading
+}  // namespace OPUS_TARGET
+}  // namespace opus

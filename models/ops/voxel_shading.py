@@ -75,8 +75,8 @@ class ShadedRays(NamedTuple):
     """What is seen along each ray.
 
     Attributes:
-        colour: float32 [H, W, 4], red, green, blue times the last, which is one less the fog; 0
-            where nothing is hit.
+        colour: float32 [H, W, 4], red, green, blue before the background, and the share that is
+            not the background's: one less the fog where something is hit, else 0.
         key: int32 [H, W], one number for label and plane of the face: ``(8 * index along the normal
             + face) * 256 + label``; -1 where nothing is hit.
         distance: float32 [H, W], metres; infinite where nothing is hit.
@@ -88,7 +88,11 @@ class ShadedRays(NamedTuple):
 
 
 def voxel_shading(
-    scene: VoxelScene, view: VoxelView, directions: Tensor, wanted: Tensor | None = None
+    scene: VoxelScene,
+    view: VoxelView,
+    directions: Tensor,
+    background: Tensor,
+    wanted: Tensor | None = None,
 ) -> ShadedRays:
     """Cast rays as :func:`ray_cast` does, and shade what they hit.
 
@@ -98,17 +102,18 @@ def voxel_shading(
     Args:
         scene: what is hit.
         view: from where.
-        directions: float32 [H, W, 3], unit length.
+        directions: float32 [H, W, 3] in the camera's own axes (right, down, forward), unit length.
+        background: float32 [H, 3] red, green, blue behind the rays of each row.
         wanted: bool [H, W] which rays to cast; the others hit nothing. None: all.
 
     Raises:
         ValueError: a shape or dtype does not fit.
         ExtensionError: CPU tensors, and the native extension is not built.
     """
-    _check_arguments(scene, directions, wanted)
+    _check_arguments(scene, directions, background, wanted)
     masks = scene.pyramid.masks
     if directions.is_cuda or masks is None:
-        return voxel_shading_reference(scene, view, directions, wanted)
+        return voxel_shading_reference(scene, view, directions, background, wanted)
     numbers = [*view.position, *(c for row in view.rotation for c in row), view.focal_px]
     return ShadedRays(
         *native("voxel_shading")(
@@ -118,6 +123,7 @@ def voxel_shading(
             scene.albedo,
             directions,
             wanted,
+            background,
             [float(b) for row in scene.brightness for b in row],
             float(scene.occlusion),
             [float(value) for value in (*scene.grid_min, *scene.voxel_size)],
@@ -129,22 +135,31 @@ def voxel_shading(
 
 
 def voxel_shading_reference(
-    scene: VoxelScene, view: VoxelView, directions: Tensor, wanted: Tensor | None = None
+    scene: VoxelScene,
+    view: VoxelView,
+    directions: Tensor,
+    background: Tensor,
+    wanted: Tensor | None = None,
 ) -> ShadedRays:
     """Plain-torch twin of :func:`voxel_shading`. Same arguments."""
-    _check_arguments(scene, directions, wanted)
+    _check_arguments(scene, directions, background, wanted)
     shape = directions.shape[:2]
-    flat = directions.reshape(-1, 3)
-    colour = flat.new_zeros(len(flat), 4)
-    key = torch.full((len(flat),), -1, dtype=torch.int32, device=flat.device)
-    distance = flat.new_full((len(flat),), math.inf)
-    chosen = torch.arange(len(flat), device=flat.device)
+    behind = background[:, None].expand(*shape, 3).reshape(-1, 3)
+    colour = torch.cat([behind, torch.zeros_like(behind[:, :1])], dim=1)
+    local = directions.reshape(-1, 3)
+    key = torch.full((len(local),), -1, dtype=torch.int32, device=local.device)
+    distance = local.new_full((len(local),), math.inf)
+    chosen = torch.arange(len(local), device=local.device)
     if wanted is not None:
         chosen = chosen[wanted.reshape(-1)]
+    # Not a matrix product: its sums are rounded in another way.
+    right, down, forward = local.new_tensor(view.rotation)
+    x, y, z = (local[:, i, None] for i in range(3))
+    rays = x * right + y * down + z * forward
     hits = ray_cast_reference(
         scene.pyramid.grids,
-        flat.new_tensor([list(view.position)]),
-        flat[chosen],
+        local.new_tensor([list(view.position)]),
+        rays[chosen],
         scene.grid_min,
         scene.voxel_size,
         scene.pyramid.empty_label,
@@ -152,19 +167,24 @@ def voxel_shading_reference(
     hit = hits.hit[0, 0]
     found = chosen[hit]
     distance[found] = hits.t_enter[0, 0][hit]
-    colour[found], key[found] = _shade(
+    seen, key[found] = _shade(
         scene, view, hits.voxel[0, 0][hit].long(), distance[found], hits.face[0, 0][hit].long(),
-        flat[found],
+        rays[found], local[found],
     )  # fmt: skip
+    colour[found] = torch.cat([seen[:, :3] + (1 - seen[:, 3:]) * behind[found], seen[:, 3:]], dim=1)
     return ShadedRays(
         colour.reshape(*shape, 4), key.reshape(shape), distance.reshape(shape)
     )
 
 
 def _shade(
-    scene: VoxelScene, view: VoxelView, voxel: Tensor, distance: Tensor, face: Tensor, rays: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Colours [n, 4] and keys [n] of hits."""
+    scene: VoxelScene, view: VoxelView, voxel: Tensor, distance: Tensor, face: Tensor,
+    rays: Tensor, local: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Colours [n, 4], not yet before a background, and keys [n] of hits.
+
+    Directions [n, 3] are ``rays`` in the grid's axes and ``local`` in the camera's.
+    """
     # A ray that starts inside a voxel enters no face: take the one it looks through.
     main = rays.abs().argmax(dim=1)
     looking = 2 * main + (rays.gather(1, main[:, None])[:, 0] < 0).long()
@@ -174,7 +194,7 @@ def _shade(
     place = (distance[:, None] * rays / size + (eye - low) / size - voxel).clamp(0, 1)
     place = place.gather(1, axes[:, 1:])
     shade = _light(scene, face, axes, voxel, place)
-    shade = shade * _edge_shade(scene, view, axes, place, distance, rays)
+    shade = shade * _edge_shade(scene, view, axes, place, distance, local)
     depth = ((distance - view.fog[1]) / view.fog[2]).clamp(0, 1)
     alpha = (1 - view.fog[0] * depth * depth)[:, None]
     label = scene.labels[voxel[:, 0], voxel[:, 1], voxel[:, 2]].long()
@@ -214,7 +234,7 @@ def _corner(scene: VoxelScene, front: Tensor, to_u: Tensor, to_v: Tensor) -> Ten
 
 
 def _edge_shade(
-    scene: VoxelScene, view: VoxelView, axes: Tensor, place: Tensor, distance: Tensor, rays: Tensor
+    scene: VoxelScene, view: VoxelView, axes: Tensor, place: Tensor, distance: Tensor, local: Tensor
 ) -> Tensor:
     """Brightness factor [n] of the lines along voxel edges.
 
@@ -222,12 +242,11 @@ def _edge_shade(
     pixels (lines would then only make the surface darker and shimmer).
     """
     strength, line_width, scale = view.edges
-    rotation = rays.new_tensor(view.rotation)
-    local = rays @ rotation.T
+    rotation = local.new_tensor(view.rotation)
     x, y = local[:, :1] / local[:, 2:], local[:, 1:2] / local[:, 2:]
     px_per_m = view.focal_px * (x * x + y * y + 1).sqrt() / distance[:, None].clamp_min(1e-3)
     # d(pixel) for a step of one voxel along the two axes of the face: [n, 2]
-    edge = rays.new_tensor(scene.voxel_size)[axes[:, 1:]] * px_per_m
+    edge = local.new_tensor(scene.voxel_size)[axes[:, 1:]] * px_per_m
     right, down, forward = (row[axes[:, 1:]] for row in rotation)
     step_x, step_y = (right - x * forward) * edge, (down - y * forward) * edge
     area = (step_x[:, 0] * step_y[:, 1] - step_y[:, 0] * step_x[:, 1]).abs()[:, None]
@@ -241,15 +260,20 @@ def _edge_shade(
     return 1 - strength * line
 
 
-def _check_arguments(scene: VoxelScene, directions: Tensor, wanted: Tensor | None) -> None:
+def _check_arguments(
+    scene: VoxelScene, directions: Tensor, background: Tensor, wanted: Tensor | None
+) -> None:
     if directions.ndim != 3 or directions.shape[2] != 3 or directions.dtype != torch.float32:
         raise ValueError(
             f"directions must be float32 [H, W, 3], got {directions.dtype} "
             f"{list(directions.shape)}"
         )
-    if wanted is not None and (
-        wanted.shape != directions.shape[:2] or wanted.dtype != torch.bool
-    ):
+    if background.shape != (len(directions), 3) or background.dtype != torch.float32:
+        raise ValueError(
+            f"background must be float32 [{len(directions)}, 3], got {background.dtype} "
+            f"{list(background.shape)}"
+        )
+    if wanted is not None and (wanted.shape != directions.shape[:2] or wanted.dtype != torch.bool):
         raise ValueError(
             f"wanted must be bool {list(directions.shape[:2])}, got {wanted.dtype} "
             f"{list(wanted.shape)}"

@@ -62,7 +62,7 @@ class _Samples:
     """Shaded rays.
 
     Attributes:
-        colour: float32 [H, W, 3] in [0, 1]; over an image [H, W, 4], see :meth:`_draw_rows`.
+        colour: float32 [H, W, 4], see :meth:`VoxelRenderer._draw_rows`.
         key: int32 [H, W] label and plane drawn as one number; below zero the background, from
             :data:`_CAR` on the ego car.
     """
@@ -114,6 +114,9 @@ class VoxelRenderer:
         self._pyramid = OccupancyPyramid(self._labels[None], _NOT_DRAWN)
         self._grid_min = (float(grid_min[0]), float(grid_min[1]), float(grid_min[2]))
         self._voxel_size = (float(voxel_size[0]), float(voxel_size[1]), float(voxel_size[2]))
+        extent = np.asarray(grid.shape) * self._voxel_size
+        # The grid's eight corners [8, 3] in its own frame.
+        self._corners = np.asarray(list(np.ndindex(2, 2, 2))) * extent + self._grid_min
         # Black would swallow every shade and line; lift it a little.
         self._albedo = 0.07 + 0.93 * torch.from_numpy(colours.astype(np.float32)) / 255
         self._sky_top = torch.tensor(theme.sky_top) / 255
@@ -227,7 +230,7 @@ class VoxelRenderer:
         drawn = self._draw_rows(camera, 0, camera.height, over=True)
         cover = opacity * drawn[..., 3:]
         mixed = opacity * drawn[..., :3] + (1 - cover) * (torch.from_numpy(image.copy()) / 255)
-        return (mixed.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        return _eight_bits(mixed)
 
     def render_rows(self, camera: Camera, first: int, last: int) -> NDArray[np.uint8]:
         """Draw some rows of the picture; they do not depend on which others are drawn with them.
@@ -240,14 +243,13 @@ class VoxelRenderer:
         Returns:
             uint8 [last - first, W, 3] sRGB.
         """
-        drawn = self._draw_rows(camera, first, last, over=False)
-        return (drawn.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        return _eight_bits(self._draw_rows(camera, first, last, over=False)[..., :3])
 
     def _draw_rows(self, camera: Camera, first: int, last: int, over: bool) -> Tensor:
-        """Rows of the picture with smooth borders: float32 [rows, W, 3].
+        """Rows of the picture with smooth borders: float32 [rows, W, 4].
 
-        With ``over`` [rows, W, 4]: voxels alone, without car, fog and background, their colour
-        multiplied by the share of the pixel that they cover; the fourth channel is that share.
+        With ``over`` voxels alone, without car, fog and background, their colour multiplied by the
+        share of the pixel that they cover; the fourth channel is that share.
         """
         # A row more on either side, to see the borders there.
         start, stop = max(first - 1, 0), min(last + 1, camera.height)
@@ -257,19 +259,19 @@ class VoxelRenderer:
             border = self._border_pixels(coarse.key)
             border[: first - start] = False
             border[len(border) - (stop - last) :] = False
-            self._smooth(image, border, camera, start, over)
+            image = self._smoothed(image, border, camera, start, over)
         return image[first - start : last - start]
 
-    def _smooth(
+    def _smoothed(
         self, image: Tensor, border: Tensor, camera: Camera, start: int, over: bool
-    ) -> None:
-        """Sample the corners of border pixels too, in place.
+    ) -> Tensor:
+        """The picture with the corners of border pixels sampled too.
 
         Pixels that touch share their corners, so that this takes little more than one ray a pixel
         instead of four. A corner counts an eighth in each of its pixels, the middle a half.
 
         Args:
-            image: float32 [H, W, channels] rows of the picture.
+            image: float32 [H, W, 4] rows of the picture.
             border: bool [H, W].
             camera: in the ego frame.
             start: the picture's row that is the first here.
@@ -280,13 +282,11 @@ class VoxelRenderer:
         for down in (0, 1):
             for right in (0, 1):
                 needed[down : rows + down, right : width + right] |= border
-        corners = self._sample(camera, *_rays(camera, start, start + rows + 1, 0.0), needed, over)
-        colours = corners.colour.reshape(-1, image.shape[2])
-        again = border.reshape(-1).nonzero()[:, 0]
-        upper_left = again + again.div(width, rounding_mode="floor")
-        around = sum(colours[upper_left + step] for step in (0, 1, width + 1, width + 2))
-        pixels = image.view(-1, image.shape[2])
-        pixels[again] = 0.5 * pixels[again] + 0.125 * around
+        rays = _rays(camera, start, start + rows + 1, 0.0)
+        corners = self._sample(camera, *rays, needed, over).colour
+        across = corners[:, 1:] + corners[:, :-1]
+        around = across[1:] + across[:-1]
+        return torch.where(border[..., None], 0.5 * image + 0.125 * around, image)
 
     @staticmethod
     def _border_pixels(key: Tensor) -> Tensor:
@@ -308,21 +308,15 @@ class VoxelRenderer:
         ``local`` [H, W, 3] are their unit directions in the camera's own axes. Where ``wanted``
         [H, W] is given and false, the result means nothing.
         """
-        in_grid = camera.transformed(self._ego2grid)
-        directions = local @ torch.from_numpy(in_grid.rotation).to(local)
-        view = self._view(in_grid, 0.0 if over else self._style.fog)
-        colour, key, distance = voxel_shading(self._scene, view, directions, wanted)
-        if over:
-            return _Samples(colour, key)
-        share = (pixels[:, :1, 1:] / camera.height).clamp(0, 1)
+        view = self._view(camera.transformed(self._ego2grid), 0.0 if over else self._style.fog)
+        share = (pixels[:, 0, 1:] / camera.height).clamp(0, 1)
         sky = torch.lerp(self._sky_top, self._sky_bottom, share)
-        colour = torch.addcmul(colour[..., :3], 1 - colour[..., 3:], sky)
-        if self._car is not None:
-            index, paint, part, _ = self._car.draw(
-                camera, pixels.view(-1, 2), distance.view(-1)
-            )
-            colour.view(-1, 3)[index] = paint
-            key.view(-1)[index] = (_CAR + part).int()
+        sky = torch.zeros_like(sky) if over else sky
+        colour, key, distance = voxel_shading(self._scene, view, local, sky, wanted)
+        if self._car is not None and not over:
+            row, column, paint, part, _ = self._car.draw(camera, pixels, distance)
+            colour[row, column, :3] = paint
+            key[row, column] = (_CAR + part).int()
         return _Samples(colour, key)
 
     def _view(self, camera: Camera, fog: float) -> VoxelView:
@@ -337,13 +331,14 @@ class VoxelRenderer:
             camera.rotation.tolist(),
             camera.focal_px,
             edges,
-            _fog_span(fog, camera.position, self._corners()),
+            _fog_span(fog, camera.position, self._corners),
         )
 
-    def _corners(self) -> NDArray[np.float64]:
-        """The grid's eight corners [8, 3] in its own frame."""
-        extent = np.asarray(self._labels.shape) * self._voxel_size
-        return np.asarray(list(np.ndindex(2, 2, 2))) * extent + self._grid_min
+
+def _eight_bits(image: Tensor) -> NDArray[np.uint8]:
+    """[0, 1] -> 0..255."""
+    pixels: NDArray[np.uint8] = (image.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return pixels
 
 
 def _rays(camera: Camera, first: int, last: int, offset: float) -> tuple[Tensor, Tensor]:

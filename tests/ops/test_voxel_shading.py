@@ -64,7 +64,7 @@ def pinhole(
     position: tuple[float, float, float], target: tuple[float, float, float], height: int,
     width: int, focal_px: float,
 ) -> tuple[VoxelView, Tensor]:  # fmt: skip
-    """A camera's view and the directions [H, W, 3] of its pixels."""
+    """A camera's view and the directions [H, W, 3] of its pixels in its own axes."""
     forward = unit(torch.tensor(target) - torch.tensor(position)).double()
     right = torch.linalg.cross(forward, torch.tensor([0.0, 0.03, 1.0], dtype=torch.float64))
     right = right / right.norm()
@@ -76,11 +76,29 @@ def pinhole(
     )
     local = torch.stack([columns / focal_px, rows / focal_px, torch.ones_like(rows)], dim=2)
     view = VoxelView(position, rotation.tolist(), focal_px, (0.3, 1.5, 0.8), (0.5, 2.0, 30.0))
-    return view, unit(local @ rotation.float())
+    return view, unit(local)
+
+
+def in_grid(view: VoxelView, directions: Tensor) -> Tensor:
+    """Directions of the camera's axes in the grid's, in single precision as they are cast."""
+    right, down, forward = torch.tensor(view.rotation)
+    x, y, z = directions.split(1, dim=-1)
+    return x * right + y * down + z * forward
+
+
+def towards(view: VoxelView, targets: Tensor) -> Tensor:
+    """Unit directions in the camera's axes to places of the grid's frame."""
+    away = targets.double() - torch.tensor(view.position, dtype=torch.float64)
+    return unit(away @ torch.tensor(view.rotation, dtype=torch.float64).T).float()
+
+
+def sky(height: int) -> Tensor:
+    return torch.linspace(0.2, 0.9, 3 * height).view(height, 3)
 
 
 def expect_equal(scene: VoxelScene, view: VoxelView, directions: Tensor, **more: Any) -> Any:
-    native, twin = (shade(scene, view, directions, **more) for shade in IMPLEMENTATIONS)
+    behind = sky(len(directions))
+    native, twin = (shade(scene, view, directions, behind, **more) for shade in IMPLEMENTATIONS)
     assert torch.equal(native.key, twin.key)
     assert torch.equal(native.distance, twin.distance)
     # A point where two faces meet may be rounded to either side of an edge's line.
@@ -94,7 +112,7 @@ def test_native_equals_twin(position: tuple[float, float, float]) -> None:
     """Rays that have nothing in common, in no order."""
     scene, view = make_scene(1, sparse_labels(1)), make_view(2, position)
     aim = torch.rand(50, 80, 3) * torch.tensor([3.6, 3.5, 1.5]) + torch.tensor(GRID_MIN)
-    seen = expect_equal(scene, view, unit(aim - torch.tensor(position)))
+    seen = expect_equal(scene, view, towards(view, aim))
     assert 0.2 < (seen.key >= 0).float().mean() <= 1.0
     assert len((seen.key[seen.key >= 0] // 256 % 8).unique()) >= 3
 
@@ -121,10 +139,9 @@ def test_beams_of_a_camera_hit_what_single_rays_hit(
     position, target = camera
     scene = make_scene(3, sparse_labels(4, size, share))
     view, directions = pinhole(position, target, 45, 70, 40.0 if position[2] < 60 else 400.0)
-    seen = voxel_shading(scene, view, directions)
-    hits = ray_cast(
-        scene.labels[None], torch.tensor([position]), directions.view(-1, 3), GRID_MIN, VOXEL, EMPTY
-    )
+    seen = voxel_shading(scene, view, directions, sky(45))
+    rays = in_grid(view, directions).view(-1, 3)
+    hits = ray_cast(scene.labels[None], torch.tensor([position]), rays, GRID_MIN, VOXEL, EMPTY)
     hit = hits.hit[0, 0]
     assert torch.equal((seen.key >= 0).view(-1), hit)
     assert torch.equal(seen.distance.view(-1)[hit], hits.t_enter[0, 0][hit])
@@ -150,18 +167,20 @@ def test_only_wanted_rays_are_cast(shade: Any) -> None:
     view, directions = pinhole((-20.0, 1.0, 14.0), (4.0, 3.0, 0.0), 45, 70, 60.0)
     wanted = torch.rand(45, 70, generator=torch.Generator().manual_seed(1)) < 0.3
     wanted[20:30, 10:40] = False
-    seen, whole = shade(scene, view, directions, wanted), shade(scene, view, directions)
+    whole = shade(scene, view, directions, sky(45))
+    seen = shade(scene, view, directions, sky(45), wanted)
     for some, every in zip(seen, whole, strict=True):
         assert torch.equal(some[wanted], every[wanted])
     assert (seen.key[wanted] >= 0).any()
     assert (seen.key[~wanted] == -1).all() and seen.distance[~wanted].isinf().all()
-    assert (seen.colour[~wanted] == 0).all()
+    behind = torch.nn.functional.pad(sky(45), (0, 1))[:, None].expand_as(seen.colour)
+    assert torch.equal(seen.colour[~wanted], behind[~wanted])
 
 
 def test_what_is_no_direction_hits_nothing() -> None:
     scene = make_scene(1, sparse_labels(1))
     view = make_view(2, (-6.0, 0.3, 0.2))
-    directions = torch.tensor([1.0, 0.0, 0.0]).repeat(16, 16, 1)
+    directions = towards(view, torch.tensor([0.0, 0.3, 0.2])).repeat(16, 16, 1)
     directions[3, 4] = 0
     directions[5, 6, 1] = math.nan
     directions[7, 8, 2] = math.inf
@@ -176,16 +195,17 @@ def test_threads_and_instruction_sets_change_nothing(
 ) -> None:
     scene = make_scene(5, sparse_labels(6, (31, 26, 9), 0.05))
     view, directions = pinhole((-20.0, 1.0, 14.0), (4.0, 3.0, 0.0), 90, 70, 60.0)
-    one, three = (at_threads(n, voxel_shading, scene, view, directions) for n in (1, 3))
+    one, three = (at_threads(n, voxel_shading, scene, view, directions, sky(90)) for n in (1, 3))
     for a, b in zip(one, three, strict=True):
         assert torch.equal(a, b)
-    torch.save([list(one), list(scene[1:]), scene.labels, list(view), directions], tmp_path / "x")
+    arguments = [directions, sky(90)]
+    torch.save([list(one), list(scene[1:]), scene.labels, list(view), arguments], tmp_path / "x")
     code = f"""
 import torch
 from models.ops import OccupancyPyramid, VoxelScene, VoxelView, voxel_shading
-expected, rest, labels, view, directions = torch.load({str(tmp_path / "x")!r})
+expected, rest, labels, view, arguments = torch.load({str(tmp_path / "x")!r})
 scene = VoxelScene(OccupancyPyramid(labels[None], {EMPTY}), *rest)
-for a, b in zip(voxel_shading(scene, VoxelView(*view), directions), expected):
+for a, b in zip(voxel_shading(scene, VoxelView(*view), *arguments), expected):
     assert torch.equal(a, b)
 """
     run_in_new_process(code, OPUS_DISABLE_AVX2="1")
@@ -202,8 +222,11 @@ def test_a_face_by_hand(shade: Any) -> None:
     rotation = [[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, -1.0]]
     view = VoxelView(eye, rotation, 400.0, (0.3, 2.0, 1.0), (0.5, 2.0, 8.0))
     target = torch.tensor([[-0.2, 0.25, 0.4], [-0.3, 0.25, 0.4], [-0.001, 0.25, 0.4], [5, 5, 0.4]])
-    seen = shade(scene, view, unit(target - torch.tensor(eye))[None])
+    behind = torch.tensor([[0.1, 0.5, 0.9]])
+    seen = shade(scene, view, towards(view, target)[None], behind)
     colour = seen.colour[0]
+    assert colour[3].tolist() == pytest.approx([0.1, 0.5, 0.9, 0.0])
+    colour = torch.cat([colour[:, :3] - (1 - colour[:, 3:]) * behind, colour[:, 3:]], dim=1)
     fog = 1 - 0.5 * ((4.0 - 2.0) / 8.0) ** 2
     # Cells of the layer above the voxel, which lie one further in the light.
     cells = scene.light[3 + 1]
@@ -224,7 +247,6 @@ def test_a_face_by_hand(shade: Any) -> None:
     # 0.001 m from the edge is 0.1 pixels: the line covers the pixel wholly.
     edge = scene.albedo[2] * brightness(0.9975) * (1 - 0.3) * fog
     torch.testing.assert_close(colour[2, :3], edge, rtol=2e-3, atol=1e-4)
-    assert colour[3].tolist() == [0.0] * 4
     assert seen.key[0].tolist() == [(8 * 2 + 5) * 256 + 2] * 3 + [-1]
     torch.testing.assert_close(seen.distance[0, 0], torch.tensor(4.0))
 
@@ -250,11 +272,11 @@ def test_crease_between_ground_and_wall_by_hand(shade: Any) -> None:
     view = VoxelView(eye, rotation, 100.0, (0.0, 0.0, 1.0), (0.0, 1.0, 1.0))
     # Close to the two corners of voxel (2, 2, 0) at y = 2: one in the open, one at the wall.
     target = torch.tensor([[2.0001, 2.0001, 1.0], [2.9999, 2.0001, 1.0]])
-    directions = unit(target - torch.tensor(eye))[None]
+    directions = towards(view, target)[None]
 
     def light(sun: float, ambient: float) -> list[float]:
         lit = scene._replace(brightness=[(sun, ambient)] * 6)
-        seen = shade(lit, view, directions)
+        seen = shade(lit, view, directions, torch.zeros(1, 3))
         assert seen.key[0].tolist() == [5 * 256, 5 * 256]
         return seen.colour[0, :, 0].tolist()
 
@@ -266,25 +288,27 @@ def test_crease_between_ground_and_wall_by_hand(shade: Any) -> None:
 @pytest.mark.parametrize("shade", IMPLEMENTATIONS)
 def test_wrong_arguments_are_named(shade: Any) -> None:
     scene, view = make_scene(1, sparse_labels(1)), make_view(2, (-6.0, 0.0, 0.0))
-    directions = unit(torch.rand(5, 6, 3) + 0.1)
+    directions, behind = unit(torch.rand(5, 6, 3) + 0.1), sky(5)
     with pytest.raises(ValueError, match=r"directions must be float32 \[H, W, 3\], got torch.fl"):
-        shade(scene, view, directions.double())
+        shade(scene, view, directions.double(), behind)
     with pytest.raises(ValueError, match=r"directions must be float32 \[H, W, 3\]"):
-        shade(scene, view, directions[0])
+        shade(scene, view, directions[0], behind)
+    with pytest.raises(ValueError, match=r"background must be float32 \[5, 3\]"):
+        shade(scene, view, directions, behind[:4])
     with pytest.raises(ValueError, match=r"wanted must be bool \[5, 6\]"):
-        shade(scene, view, directions, torch.ones(6, 5, dtype=torch.bool))
+        shade(scene, view, directions, behind, torch.ones(6, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"albedo must be float32 \[C, 3\]"):
-        shade(scene._replace(albedo=scene.albedo[:, :2]), view, directions)
+        shade(scene._replace(albedo=scene.albedo[:, :2]), view, directions, behind)
     with pytest.raises(ValueError, match=r"light must be float32 \[7, 11, 9, 2\]"):
-        shade(scene._replace(light=scene.light[1:]), view, directions)
+        shade(scene._replace(light=scene.light[1:]), view, directions, behind)
     two = OccupancyPyramid(scene.labels.expand(2, *SIZE).contiguous(), EMPTY)
     with pytest.raises(ValueError, match="one grid, got 2"):
-        shade(scene._replace(pyramid=two), view, directions)
+        shade(scene._replace(pyramid=two), view, directions, behind)
 
 
 def test_labels_beyond_the_colours_are_refused() -> None:
     scene, view = make_scene(1, sparse_labels(1)), make_view(2, (-6.0, 0.3, 3.0))
     aim = torch.rand(10, 10, 3) * torch.tensor([3.6, 3.5, 1.5]) + torch.tensor(GRID_MIN)
-    directions = unit(aim - torch.tensor(view.position))
     with pytest.raises(ValueError, match="albedo has 1 colours"):
-        voxel_shading(scene._replace(albedo=scene.albedo[:1]), view, directions)
+        few = scene._replace(albedo=scene.albedo[:1])
+        voxel_shading(few, view, towards(view, aim), sky(10))

@@ -31,8 +31,9 @@ struct View {
 };
 
 struct Picture {
-  const float* directions;  // [H, W, 3]
+  const float* directions;  // [H, W, 3], in the camera's axes
   const bool* wanted;       // [H, W]; null: all
+  const float* background;  // [H, 3]
   int64_t height, width;
   float* colour;    // [H, W, 4]
   int32_t* key;     // [H, W]
@@ -40,7 +41,7 @@ struct Picture {
 };
 
 // Rays of a tile lie close together, so that they make a narrow beam.
-constexpr int kTile = 8;
+constexpr int kTile = 5;
 
 }  // namespace voxel_shading
 }  // namespace opus

@@ -21,8 +21,9 @@ struct Batch {
   static constexpr int kRoom = 64;
   int count = 0;
   float t[kRoom] = {};
-  float d[3][kRoom] = {};
-  float voxel[3][kRoom] = {};
+  float local[3][kRoom] = {};   // direction in the camera's axes
+  float across[2][kRoom] = {};  // direction along the two axes of the plane
+  float voxel[2][kRoom] = {};   // likewise
   float brightness[2][kRoom] = {};
   float corner[8][kRoom] = {};  // [light][along the second axis of the plane][along the first]
   int64_t ray[kRoom] = {};
@@ -49,12 +50,7 @@ OPUS_BODY V light_on(const Batch& batch, int i, const V& u, const V& v) {
 // Lines along voxel edges: of one width on the screen wherever they are, none where voxels are
 // but a few pixels.
 OPUS_BODY V edge_shade(const Scene& scene, const View& view, const int* axes, const V* place,
-                       const V& t, const V* d) {
-  V local[3];
-  for (int i = 0; i < 3; ++i) {
-    const float* row = view.rotation[i];
-    local[i] = L::fill(row[0]) * d[0] + L::fill(row[1]) * d[1] + L::fill(row[2]) * d[2];
-  }
+                       const V& t, const V* local) {
   const V x = local[0] / local[2], y = local[1] / local[2];
   const V px_per_m = L::fill(view.focal_px) * root(x * x + y * y + L::fill(1.f)) /
                      larger(t, L::fill(1e-3f));
@@ -85,19 +81,21 @@ OPUS_BODY V edge_shade(const Scene& scene, const View& view, const int* axes, co
 OPUS_BODY Shade shade_lanes(const Scene& scene, const View& view, const Batch& batch,
                             const int* axes, int i) {
   const V t = L::load(batch.t + i);
-  const V d[3] = {L::load(batch.d[0] + i), L::load(batch.d[1] + i), L::load(batch.d[2] + i)};
+  const V local[3] = {L::load(batch.local[0] + i), L::load(batch.local[1] + i),
+                      L::load(batch.local[2] + i)};
   V place[2];
   for (int k = 0; k < 2; ++k) {
     const int a = axes[1 + k];
     const V size = L::fill(scene.voxel_size[a]);
     const V start = L::fill((view.position[a] - scene.grid_min[a]) / scene.voxel_size[a]);
-    place[k] = clip(t * d[a] / size + start - L::load(batch.voxel[a] + i), 0.f, 1.f);
+    const V along = t * L::load(batch.across[k] + i) / size;
+    place[k] = clip(along + start - L::load(batch.voxel[k] + i), 0.f, 1.f);
   }
   const V depth =
       clip((t - L::fill(view.fog_start_m)) / L::fill(view.fog_length_m), 0.f, 1.f);
   const V alpha = L::fill(1.f) - L::fill(view.fog_strength) * depth * depth;
   const V light = light_on(batch, i, place[0], place[1]);
-  return {alpha * (light * edge_shade(scene, view, axes, place, t, d)), alpha};
+  return {alpha * (light * edge_shade(scene, view, axes, place, t, local)), alpha};
 }
 
 }  // namespace shading

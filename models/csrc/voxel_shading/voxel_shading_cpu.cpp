@@ -99,9 +99,9 @@ View make_view(at::ArrayRef<double> camera, at::ArrayRef<double> edges, at::Arra
 std::tuple<at::Tensor, at::Tensor, at::Tensor> voxel_shading_cpu(
     const at::Tensor& masks, const at::Tensor& labels, const at::Tensor& light,
     const at::Tensor& albedo, const at::Tensor& directions,
-    const std::optional<at::Tensor>& wanted, at::ArrayRef<double> brightness, double occlusion,
-    at::ArrayRef<double> grid, at::ArrayRef<double> camera, at::ArrayRef<double> edges,
-    at::ArrayRef<double> fog) {
+    const std::optional<at::Tensor>& wanted, const at::Tensor& background,
+    at::ArrayRef<double> brightness, double occlusion, at::ArrayRef<double> grid, at::ArrayRef<double> camera,
+    at::ArrayRef<double> edges, at::ArrayRef<double> fog) {
   const at::Tensor masks_c = masks.contiguous(), labels_c = labels.contiguous();
   const at::Tensor light_c = light.contiguous(), albedo_c = albedo.contiguous();
   const Scene scene =
@@ -112,7 +112,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> voxel_shading_cpu(
                     "directions must be float32 [H, W, 3], got ", directions.scalar_type(), " ",
                     directions.sizes());
   const int64_t h = directions.size(0), w = directions.size(1);
+  TORCH_CHECK_VALUE(background.sizes() == at::IntArrayRef({h, 3}) &&
+                        background.scalar_type() == at::kFloat,
+                    "background must be float32 [", h, ", 3], got ", background.scalar_type(), " ",
+                    background.sizes());
   const at::Tensor directions_c = directions.contiguous();
+  const at::Tensor background_c = background.contiguous();
   const at::Tensor wanted_c = wanted ? wanted->contiguous() : at::Tensor();
   TORCH_CHECK_VALUE(!wanted || (wanted_c.sizes() == at::IntArrayRef({h, w}) &&
                                 wanted_c.scalar_type() == at::kBool),
@@ -123,6 +128,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> voxel_shading_cpu(
   at::Tensor distance = at::empty({h, w}, directions.options());
   const Picture picture{directions_c.const_data_ptr<float>(),
                         wanted ? wanted_c.const_data_ptr<bool>() : nullptr,
+                        background_c.const_data_ptr<float>(),
                         h,
                         w,
                         colour.mutable_data_ptr<float>(),

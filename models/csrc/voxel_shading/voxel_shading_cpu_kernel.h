@@ -87,8 +87,8 @@ inline void flush(const Scene& scene, const View& view, const Picture& picture, 
   }
   for (int i = 0; i < batch.count; ++i) {
     const float* albedo = scene.albedo + 3 * batch.label[i];
-    float* colour = picture.colour + 4 * batch.ray[i];
-    for (int k = 0; k < 3; ++k) colour[k] = factor[i] * albedo[k];
+    float* colour = picture.colour + 4 * batch.ray[i];  // as yet the background
+    for (int k = 0; k < 3; ++k) colour[k] = factor[i] * albedo[k] + (1.f - alpha[i]) * colour[k];
     colour[3] = alpha[i];
   }
   batch.count = 0;
@@ -115,7 +115,16 @@ class Tiles {
   // Rays of rows [first, last), at most kTile.
   void draw_rows(int64_t first, int64_t last) {
     const int64_t begin = first * picture_.width, end = last * picture_.width;
-    std::fill(picture_.colour + 4 * begin, picture_.colour + 4 * end, 0.f);
+    for (int64_t row = first; row < last; ++row) {
+      const float* sky = picture_.background + 3 * row;
+      float* colour = picture_.colour + 4 * row * picture_.width;
+      for (int64_t i = 0; i < picture_.width; ++i, colour += 4) {
+        colour[0] = sky[0];
+        colour[1] = sky[1];
+        colour[2] = sky[2];
+        colour[3] = 0;
+      }
+    }
     std::fill(picture_.key + begin, picture_.key + end, -1);
     std::fill(picture_.distance + begin, picture_.distance + end,
               std::numeric_limits<float>::infinity());
@@ -132,10 +141,13 @@ class Tiles {
       for (int64_t index = row * picture_.width + left; index < row * picture_.width + right;
            ++index) {
         if (picture_.wanted != nullptr && !picture_.wanted[index]) continue;
-        const float* direction = picture_.directions + 3 * index;
+        const float* local = picture_.directions + 3 * index;
+        const auto& axes = view_.rotation;
         double d[3];
         for (int a = 0; a < 3; ++a) {
-          d[a] = static_cast<double>(direction[a]) / scene_.voxel_size_m[a];
+          const float along = local[0] * axes[0][a] + local[1] * axes[1][a] + local[2] * axes[2][a];
+          direction_[count][a] = along;
+          d[a] = static_cast<double>(along) / scene_.voxel_size_m[a];
         }
         index_[count] = index;
         count += init_ray(rays_[count], origin_, d, std::numeric_limits<double>::infinity(),
@@ -149,7 +161,7 @@ class Tiles {
     }
     for (int i = 0; i < count; ++i) {
       Ray& ray = rays_[i];
-      if (enter_part(ray, part, scene_.masks.size) && walk(ray)) add(ray, index_[i]);
+      if (enter_part(ray, part, scene_.masks.size) && walk(ray)) add(ray, i);
     }
   }
 
@@ -169,10 +181,12 @@ class Tiles {
 #endif
   }
 
-  void add(const Ray& ray, int64_t index) {
+  // The hit of a ray of the tile.
+  void add(const Ray& ray, int number_in_tile) {
     Hit hit;
     finish(ray, true, hit);
-    const float* d = picture_.directions + 3 * index;
+    const int64_t index = index_[number_in_tile];
+    const float* d = direction_[number_in_tile];
     const int number = hit.face < 0 ? face_looked_through(d) : hit.face;
     const int axes[3] = {number / 2, (number / 2 + 1) % 3, (number / 2 + 2) % 3};
     const int* size = scene_.masks.size;
@@ -187,10 +201,11 @@ class Tiles {
     batch.t[i] = static_cast<float>(hit.t_enter);
     batch.ray[i] = index;
     batch.label[i] = label;
-    for (int a = 0; a < 3; ++a) {
-      batch.d[a][i] = d[a];
-      batch.voxel[a][i] = static_cast<float>(hit.voxel[a]);
+    for (int k = 0; k < 2; ++k) {
+      batch.across[k][i] = d[axes[1 + k]];
+      batch.voxel[k][i] = static_cast<float>(hit.voxel[axes[1 + k]]);
     }
+    for (int k = 0; k < 3; ++k) batch.local[k][i] = picture_.directions[3 * index + k];
     const float* corners = &light_.of(hit.voxel, number, axes).light[0][0][0];
     for (int k = 0; k < 8; ++k) batch.corner[k][i] = corners[k];
     for (int k = 0; k < 2; ++k) batch.brightness[k][i] = scene_.brightness[number][k];
@@ -206,6 +221,7 @@ class Tiles {
   FaceLight light_;
   Batch batches_[3];
   Ray rays_[kTile * kTile];
+  float direction_[kTile * kTile][3];  // of the rays, in the grid's axes
   int64_t index_[kTile * kTile];
 };
 

@@ -88,8 +88,8 @@ TORCH_LIBRARY(opus, m) {
 
   m.def("voxel_light(Tensor drawn, Tensor opaque, float[2] sun_slope) -> Tensor");
   m.def(
-      "voxel_shading(Tensor masks, Tensor labels, Tensor light, Tensor albedo, Tensor directions, "
-      "Tensor? wanted, Tensor background, float[12] brightness, float occlusion, float[6] grid, "
-      "float[13] camera, float[3] edges, float[3] fog) "
+      "voxel_shading(Tensor masks, Tensor labels, int empty_label, Tensor light, Tensor albedo, "
+      "Tensor directions, Tensor? wanted, Tensor background, float[12] brightness, "
+      "float occlusion, float[6] grid, float[13] camera, float[3] edges, float[3] fog) "
       "-> (Tensor colour, Tensor key, Tensor distance)");
 }

@@ -119,6 +119,7 @@ def voxel_shading(
         *native("voxel_shading")(
             masks,
             scene.labels,
+            scene.pyramid.empty_label,
             scene.light,
             scene.albedo,
             directions,
@@ -299,6 +300,7 @@ def _register() -> None:
     def _(
         masks: Tensor,
         labels: Tensor,
+        empty_label: int,
         light: Tensor,
         albedo: Tensor,
         directions: Tensor,

@@ -12,6 +12,7 @@ namespace voxel_shading {
 struct Scene {
   ray_cast::Masks masks;
   const uint8_t* labels;   // [X, Y, Z]
+  uint8_t empty_label;
   const float* light;      // [Z + 2, X + 2, Y + 2, 2]: sunlight and ambient light of cells, 0 in voxels
   int64_t stride[3];       // numbers of `light` to skip per step in x, y, z
   const float* albedo;     // [C, 3]

@@ -18,6 +18,13 @@
 #include "ray_cast/walk_avx2.h"
 #include "voxel_shading/beam.h"
 
+#if defined(OPUS_HAS_AVX2_TARGET)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#include "voxel_shading/abreast_avx2.h"
+#pragma GCC pop_options
+#endif
+
 #define OPUS_BODY_HEADER "voxel_shading/voxel_shading_body.h"
 #define OPUS_KERNEL_HEADER "voxel_shading/voxel_shading_cpu_kernel.h"
 #include "common/for_each_target.h"
@@ -43,9 +50,9 @@ void set_light(Scene& scene, const at::Tensor& light, at::IntArrayRef size) {
 }
 
 // `grid`: lower corner and voxel size in metres.
-Scene make_scene(const at::Tensor& masks, const at::Tensor& labels, const at::Tensor& light,
-                 const at::Tensor& albedo, at::ArrayRef<double> brightness, double occlusion,
-                 at::ArrayRef<double> grid) {
+Scene make_scene(const at::Tensor& masks, const at::Tensor& labels, int64_t empty_label,
+                 const at::Tensor& light, const at::Tensor& albedo,
+                 at::ArrayRef<double> brightness, double occlusion, at::ArrayRef<double> grid) {
   TORCH_CHECK_VALUE(labels.dim() == 3 && labels.scalar_type() == at::kByte,
                     "labels must be uint8 [X, Y, Z], got ", labels.scalar_type(), " ",
                     labels.sizes());
@@ -59,7 +66,9 @@ Scene make_scene(const at::Tensor& masks, const at::Tensor& labels, const at::Te
                     "albedo must be float32 [C, 3], got ", albedo.scalar_type(), " ",
                     albedo.sizes());
   scene.masks.words = reinterpret_cast<const uint64_t*>(masks.const_data_ptr<int64_t>());
+  ray_cast::check_empty_label(empty_label);
   scene.labels = labels.const_data_ptr<uint8_t>();
+  scene.empty_label = static_cast<uint8_t>(empty_label);
   set_light(scene, light, labels.sizes());
   scene.albedo = albedo.const_data_ptr<float>();
   scene.num_classes = albedo.size(0);
@@ -97,15 +106,15 @@ View make_view(at::ArrayRef<double> camera, at::ArrayRef<double> edges, at::Arra
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> voxel_shading_cpu(
-    const at::Tensor& masks, const at::Tensor& labels, const at::Tensor& light,
-    const at::Tensor& albedo, const at::Tensor& directions,
+    const at::Tensor& masks, const at::Tensor& labels, int64_t empty_label,
+    const at::Tensor& light, const at::Tensor& albedo, const at::Tensor& directions,
     const std::optional<at::Tensor>& wanted, const at::Tensor& background,
     at::ArrayRef<double> brightness, double occlusion, at::ArrayRef<double> grid, at::ArrayRef<double> camera,
     at::ArrayRef<double> edges, at::ArrayRef<double> fog) {
   const at::Tensor masks_c = masks.contiguous(), labels_c = labels.contiguous();
   const at::Tensor light_c = light.contiguous(), albedo_c = albedo.contiguous();
   const Scene scene =
-      make_scene(masks_c, labels_c, light_c, albedo_c, brightness, occlusion, grid);
+      make_scene(masks_c, labels_c, empty_label, light_c, albedo_c, brightness, occlusion, grid);
   const View view = make_view(camera, edges, fog);
   TORCH_CHECK_VALUE(directions.dim() == 3 && directions.size(2) == 3 &&
                         directions.scalar_type() == at::kFloat,

@@ -129,14 +129,17 @@ class Tiles {
     std::fill(picture_.distance + begin, picture_.distance + end,
               std::numeric_limits<float>::infinity());
     for (int64_t column = 0; column < picture_.width; column += kTile) {
-      draw_tile(first, last, column, std::min(picture_.width, column + kTile));
+      enter_tile(first, last, column, std::min(picture_.width, column + kTile));
+      if (waiting_ + kTile * kTile > kRoom) walk_all();
     }
+    walk_all();
     for (int axis = 0; axis < 3; ++axis) flush(scene_, view_, picture_, axis, batches_[axis]);
   }
 
  private:
-  void draw_tile(int64_t top, int64_t bottom, int64_t left, int64_t right) {
-    int count = 0;
+  // Puts a tile's rays, as far as they come near anything, among those that wait to be walked.
+  void enter_tile(int64_t top, int64_t bottom, int64_t left, int64_t right) {
+    int count = waiting_;
     for (int64_t row = top; row < bottom; ++row) {
       for (int64_t index = row * picture_.width + left; index < row * picture_.width + right;
            ++index) {
@@ -154,16 +157,65 @@ class Tiles {
                           scene_.masks.size);
       }
     }
+    const Ray* rays = rays_ + waiting_;
+    if (count == waiting_) return;
     Box part;
-    if (count == 0 ||
-        !part_to_walk(scene_.masks, voxel_shading::beam_of(rays_, count), rays_[0], part)) {
-      return;
-    }
-    for (int i = 0; i < count; ++i) {
-      Ray& ray = rays_[i];
-      if (enter_part(ray, part, scene_.masks.size) && walk(ray)) add(ray, i);
+    const voxel_shading::Beam beam = voxel_shading::beam_of(rays, count - waiting_);
+    if (!part_to_walk(scene_.masks, beam, rays[0], part)) return;
+    for (int i = waiting_; i < count; ++i) {
+      if (!enter_part(rays_[i], part, scene_.masks.size)) continue;
+      if (i != waiting_) {
+        rays_[waiting_] = rays_[i];
+        index_[waiting_] = index_[i];
+        std::copy_n(direction_[i], 3, direction_[waiting_]);
+      }
+      ++waiting_;
     }
   }
+
+  void walk_all() {
+#if defined(OPUS_TARGET_HAS_AVX2)
+    const int* size = scene_.masks.size;
+    if (static_cast<int64_t>(size[0]) * size[1] * size[2] % 4 == 0) return walk_abreast();
+#endif
+    for (int i = 0; i < waiting_; ++i) {
+      if (walk(rays_[i])) add(rays_[i], i);
+    }
+    waiting_ = 0;
+  }
+
+#if defined(OPUS_TARGET_HAS_AVX2)
+  void walk_abreast() {
+    using voxel_shading::kAbreast;
+    voxel_shading::Abreast lanes;
+    int ray_of[kAbreast], next = 0, walking = 0;
+    for (int lane = 0; lane < kAbreast; ++lane) walking |= refill(lanes, lane, ray_of, next);
+    while (walking) {
+      int ended = advance(lanes, walking, scene_.labels, scene_.empty_label);
+      for (; ended; ended &= ended - 1) {
+        const int lane = __builtin_ctz(ended), i = ray_of[lane];
+        get(lanes, lane, rays_[i]);
+        const bool hit = scene_.labels[lanes.voxel[lane]] != scene_.empty_label;
+        // One that is about to leave the grid takes its last steps alone.
+        if (hit || walk(rays_[i])) add(rays_[i], i);
+        walking &= ~(1 << lane);
+        walking |= refill(lanes, lane, ray_of, next);
+      }
+    }
+    waiting_ = 0;
+  }
+
+  // Gives a lane the next ray, or rest where there is none. Returns the lane's bit if it has one.
+  int refill(voxel_shading::Abreast& lanes, int lane, int* ray_of, int& next) const {
+    if (next == waiting_) {
+      rest(lanes, lane);
+      return 0;
+    }
+    set(lanes, lane, rays_[next], scene_.masks.size);
+    ray_of[lane] = next++;
+    return 1 << lane;
+  }
+#endif
 
   // To the first occupied voxel: mostly a near one, for which it does not pay to look ahead.
   bool walk(Ray& ray) const {
@@ -181,12 +233,12 @@ class Tiles {
 #endif
   }
 
-  // The hit of a ray of the tile.
-  void add(const Ray& ray, int number_in_tile) {
+  // The hit of one of the rays.
+  void add(const Ray& ray, int place) {
     Hit hit;
     finish(ray, true, hit);
-    const int64_t index = index_[number_in_tile];
-    const float* d = direction_[number_in_tile];
+    const int64_t index = index_[place];
+    const float* d = direction_[place];
     const int number = hit.face < 0 ? face_looked_through(d) : hit.face;
     const int axes[3] = {number / 2, (number / 2 + 1) % 3, (number / 2 + 2) % 3};
     const int* size = scene_.masks.size;
@@ -212,7 +264,7 @@ class Tiles {
     if (batch.count == Batch::kRoom) flush(scene_, view_, picture_, axes[0], batch);
   }
 
-  static constexpr int kNearBlocks = 4;
+  static constexpr int kNearBlocks = 4, kRoom = 128;
 
   const Scene& scene_;
   const View& view_;
@@ -220,9 +272,11 @@ class Tiles {
   double origin_[3];
   FaceLight light_;
   Batch batches_[3];
-  Ray rays_[kTile * kTile];
-  float direction_[kTile * kTile][3];  // of the rays, in the grid's axes
-  int64_t index_[kTile * kTile];
+  // Rays that have come to where they have to be walked, and room for those of the next tile.
+  int waiting_ = 0;
+  Ray rays_[kRoom];
+  float direction_[kRoom][3];  // of the rays, in the grid's axes
+  int64_t index_[kRoom];
 };
 
 inline void draw_rows(const Scene& scene, const View& view, const Picture& picture, int64_t first,

@@ -135,9 +135,7 @@ def _box_sum(field: Tensor, axis: int) -> Tensor:
 def _check_arguments(drawn: Tensor, opaque: Tensor, sun_slope: Sequence[float]) -> None:
     for name, grid in (("drawn", drawn), ("opaque", opaque)):
         if grid.ndim != 3 or grid.dtype != torch.bool or grid.numel() == 0:
-            raise ValueError(
-                f"{name} must be bool [X, Y, Z], got {grid.dtype} {list(grid.shape)}"
-            )
+            raise ValueError(f"{name} must be bool [X, Y, Z], got {grid.dtype} {list(grid.shape)}")
     if drawn.shape != opaque.shape:
         raise ValueError(
             "drawn and opaque must have one shape, got "

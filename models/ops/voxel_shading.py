@@ -173,9 +173,7 @@ def voxel_shading_reference(
         rays[found], local[found],
     )  # fmt: skip
     colour[found] = torch.cat([seen[:, :3] + (1 - seen[:, 3:]) * behind[found], seen[:, 3:]], dim=1)
-    return ShadedRays(
-        colour.reshape(*shape, 4), key.reshape(shape), distance.reshape(shape)
-    )
+    return ShadedRays(colour.reshape(*shape, 4), key.reshape(shape), distance.reshape(shape))
 
 
 def _shade(
@@ -266,8 +264,7 @@ def _check_arguments(
 ) -> None:
     if directions.ndim != 3 or directions.shape[2] != 3 or directions.dtype != torch.float32:
         raise ValueError(
-            f"directions must be float32 [H, W, 3], got {directions.dtype} "
-            f"{list(directions.shape)}"
+            f"directions must be float32 [H, W, 3], got {directions.dtype} {list(directions.shape)}"
         )
     if background.shape != (len(directions), 3) or background.dtype != torch.float32:
         raise ValueError(

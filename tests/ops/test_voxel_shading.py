@@ -230,9 +230,7 @@ def test_a_face_by_hand(shade: Any) -> None:
     fog = 1 - 0.5 * ((4.0 - 2.0) / 8.0) ** 2
     # Cells of the layer above the voxel, which lie one further in the light.
     cells = scene.light[3 + 1]
-    corners = [
-        cells[4 + i : 6 + i, 3 + j : 5 + j].mean(dim=(0, 1)) for i in (0, 1) for j in (0, 1)
-    ]
+    corners = [cells[4 + i : 6 + i, 3 + j : 5 + j].mean(dim=(0, 1)) for i in (0, 1) for j in (0, 1)]
     sun, ambient = scene.brightness[5]
 
     def brightness(along_x: float) -> Tensor:

@@ -18,6 +18,16 @@ from PIL import Image
 from scripts.runtime.errors import ConfigError
 
 START_SECONDS = 60
+# The viewer asks for the 8 colour attachments that every graphics card has and uses fewer; the
+# software renderer of recent Chromium has 6, at which it would give up.
+_MORE_ATTACHMENTS = """
+const ask = WebGL2RenderingContext.prototype.getParameter;
+WebGL2RenderingContext.prototype.getParameter = function (name) {
+  const value = ask.call(this, name);
+  const most = [this.MAX_COLOR_ATTACHMENTS, this.MAX_DRAW_BUFFERS];
+  return most.includes(name) ? Math.max(value, 8) : value;
+};
+"""
 
 
 @contextmanager
@@ -84,6 +94,7 @@ def open_viewer(browser: Any, address: str, width: int, height: int) -> Any:
         playwright's ``Page``.
     """
     page = browser.new_page(viewport={"width": width, "height": height})
+    page.add_init_script(_MORE_ATTACHMENTS)
     page.route(
         "**/*",
         lambda route: route.continue_() if "//127.0.0.1" in route.request.url else route.abort(),

@@ -7,6 +7,7 @@ cars, Renault Zoe: 4.08 m long, 1.73 m wide, 1.56 m high, wheelbase 2.59 m.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -184,7 +185,7 @@ class EgoCar:
 
         Args:
             camera: in the ego frame.
-            pixels: float32 [H, W, 2] column and row, rising along W and H.
+            pixels: float32 [H, W, 2] column and row of a part of the raster.
             nearest: float32 [H, W] distance at which something else already covers the ray.
 
         Returns:
@@ -256,8 +257,11 @@ def _rows_and_columns(
     if not (depth > 0).all() or not pixels.numel():
         return 0, 0, 0, 0
     (left, top), (right, bottom) = corners.min(axis=0) - 1, corners.max(axis=0) + 1
-    columns, rows = pixels[0, :, 0].contiguous(), pixels[:, 0, 1].contiguous()
-    first_row, first_column = torch.searchsorted(rows, top), torch.searchsorted(columns, left)
-    last_row = torch.searchsorted(rows, bottom, right=True)
-    last_column = torch.searchsorted(columns, right, right=True)
-    return int(first_row), int(first_column), int(last_row), int(last_column)
+    height, width = pixels.shape[:2]
+    x, y = pixels[0, 0].tolist()
+    return (
+        min(max(math.ceil(top - y), 0), height),
+        min(max(math.ceil(left - x), 0), width),
+        min(max(math.floor(bottom - y) + 1, 0), height),
+        min(max(math.floor(right - x) + 1, 0), width),
+    )

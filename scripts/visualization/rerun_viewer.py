@@ -18,6 +18,7 @@ from PIL import Image
 from scripts.runtime.errors import ConfigError
 
 START_SECONDS = 60
+_REST_SECONDS = 8
 # The viewer asks for the 8 colour attachments that every graphics card has and uses fewer; the
 # software renderer of recent Chromium has 6, at which it would give up.
 _MORE_ATTACHMENTS = """
@@ -111,7 +112,9 @@ def share_of_colour(picture: NDArray[np.integer], colour: tuple[int, int, int]) 
 def wait_for_colour(
     page: Any, colour: tuple[int, int, int], share: float, seconds: float = 120
 ) -> Image.Image:
-    """Take pictures of a page until one shows enough of a colour, and return the next one.
+    """Take pictures of a page until one shows enough of a colour, and return it once it rests.
+
+    Voxels come before images and labels, and the first sample before the last.
 
     Raises:
         ConfigError: None does in time.
@@ -119,11 +122,20 @@ def wait_for_colour(
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         page.wait_for_timeout(1000)
-        seen = _picture(page)
-        if share_of_colour(np.asarray(seen), colour) > share:
-            page.wait_for_timeout(5000)  # labels and images come after the voxels
-            return _picture(page)
+        if share_of_colour(np.asarray(_picture(page)), colour) > share:
+            return _resting_picture(page, deadline)
     raise ConfigError(f"Rerun's viewer has not drawn the recording within {seconds:.0f} s")
+
+
+def _resting_picture(page: Any, deadline: float) -> Image.Image:
+    """The picture of a page once it has not changed for some seconds, or at the deadline."""
+    before, since = _picture(page), time.monotonic()
+    while time.monotonic() < deadline and time.monotonic() - since < _REST_SECONDS:
+        page.wait_for_timeout(1000)
+        now = _picture(page)
+        if now != before:
+            before, since = now, time.monotonic()
+    return before
 
 
 def _picture(page: Any) -> Image.Image:

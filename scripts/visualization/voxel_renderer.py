@@ -253,17 +253,18 @@ class VoxelRenderer:
         """
         # A row more on either side, to see the borders there.
         start, stop = max(first - 1, 0), min(last + 1, camera.height)
-        coarse = self._sample(camera, *_rays(camera, start, stop, 0.5), None, over)
+        view = self._view(camera.transformed(self._ego2grid), 0.0 if over else self._style.fog)
+        coarse = self._sample(camera, view, *_rays(camera, start, stop, 0.5), None, over)
         image = coarse.colour
         if self._style.smooth_edges:
             border = self._border_pixels(coarse.key)
             border[: first - start] = False
             border[len(border) - (stop - last) :] = False
-            image = self._smoothed(image, border, camera, start, over)
+            image = self._smoothed(image, border, camera, view, start, over)
         return image[first - start : last - start]
 
     def _smoothed(
-        self, image: Tensor, border: Tensor, camera: Camera, start: int, over: bool
+        self, image: Tensor, border: Tensor, camera: Camera, view: VoxelView, start: int, over: bool
     ) -> Tensor:
         """The picture with the corners of border pixels sampled too.
 
@@ -274,6 +275,7 @@ class VoxelRenderer:
             image: float32 [H, W, 4] rows of the picture.
             border: bool [H, W].
             camera: in the ego frame.
+            view: of that camera.
             start: the picture's row that is the first here.
             over: see :meth:`_draw_rows`.
         """
@@ -283,10 +285,12 @@ class VoxelRenderer:
             for right in (0, 1):
                 needed[down : rows + down, right : width + right] |= border
         rays = _rays(camera, start, start + rows + 1, 0.0)
-        corners = self._sample(camera, *rays, needed, over).colour
+        corners = self._sample(camera, view, *rays, needed, over).colour
         across = corners[:, 1:] + corners[:, :-1]
         around = across[1:] + across[:-1]
-        return torch.where(border[..., None], 0.5 * image + 0.125 * around, image)
+        # Half of the middle and an eighth of the four corners, without choosing pixel by pixel.
+        share = 0.125 * border[..., None].float()
+        return torch.addcmul(image, share, torch.sub(around, image, alpha=4))
 
     @staticmethod
     def _border_pixels(key: Tensor) -> Tensor:
@@ -301,14 +305,19 @@ class VoxelRenderer:
         return border
 
     def _sample(
-        self, camera: Camera, pixels: Tensor, local: Tensor, wanted: Tensor | None, over: bool
+        self,
+        camera: Camera,
+        view: VoxelView,
+        pixels: Tensor,
+        local: Tensor,
+        wanted: Tensor | None,
+        over: bool,
     ) -> _Samples:
         """Shade one ray per entry of ``pixels`` [H, W, 2]; see :meth:`_draw_rows`.
 
         ``local`` [H, W, 3] are their unit directions in the camera's own axes. Where ``wanted``
         [H, W] is given and false, the result means nothing.
         """
-        view = self._view(camera.transformed(self._ego2grid), 0.0 if over else self._style.fog)
         share = (pixels[:, 0, 1:] / camera.height).clamp(0, 1)
         sky = torch.lerp(self._sky_top, self._sky_bottom, share)
         sky = torch.zeros_like(sky) if over else sky

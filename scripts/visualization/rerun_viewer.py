@@ -18,7 +18,9 @@ from PIL import Image
 from scripts.runtime.errors import ConfigError
 
 START_SECONDS = 60
-_REST_SECONDS = 8
+# Without a graphics card a picture of a whole scene takes half a minute on a busy machine, and
+# samples arrive between pictures.
+_REST_SECONDS = 45
 # The viewer asks for the 8 colour attachments that every graphics card has and uses fewer; the
 # software renderer of recent Chromium has 6, at which it would give up.
 _MORE_ATTACHMENTS = """
@@ -110,7 +112,7 @@ def share_of_colour(picture: NDArray[np.integer], colour: tuple[int, int, int]) 
 
 
 def wait_for_colour(
-    page: Any, colour: tuple[int, int, int], share: float, seconds: float = 120
+    page: Any, colour: tuple[int, int, int], share: float, seconds: float = 420
 ) -> Image.Image:
     """Take pictures of a page until one shows enough of a colour, and return it once it rests.
 

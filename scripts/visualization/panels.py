@@ -19,7 +19,7 @@ from scripts.visualization.workers import parallel_map
 
 # Pixels of a strip that one of several threads draws: enough strips to keep all busy to the end,
 # few enough that the rows that neighbouring strips both look at do not matter. A single thread
-# loses 8 % of its time to the beginnings of so many strips.
+# loses a tenth of its time to the beginnings of so many strips.
 _STRIP_PIXELS, _STRIP_PIXELS_ALONE = 60_000, 250_000
 
 

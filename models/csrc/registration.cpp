@@ -86,9 +86,10 @@ TORCH_LIBRARY(opus, m) {
       "-> (Tensor maximum, Tensor winner)");
   m.def("voxel_max_backward(Tensor grad, Tensor winner, int num_points) -> Tensor");
 
+  m.def("voxel_light(Tensor drawn, Tensor opaque, float[2] sun_slope) -> Tensor");
   m.def(
-      "voxel_shading(Tensor labels, Tensor voxel, Tensor hit, Tensor distance, Tensor face, "
-      "Tensor directions, Tensor light_x, Tensor light_y, Tensor light_z, Tensor albedo, "
-      "int[9] strides, float[12] brightness, float[6] grid, float[13] camera, float[3] edges, "
-      "float[3] fog) -> (Tensor colour, Tensor key)");
+      "voxel_shading(Tensor masks, Tensor labels, int empty_label, Tensor light, Tensor albedo, "
+      "Tensor directions, Tensor? wanted, Tensor background, float[12] brightness, "
+      "float occlusion, float[6] grid, float[13] camera, float[3] edges, float[3] fog) "
+      "-> (Tensor colour, Tensor key, Tensor distance)");
 }

@@ -32,9 +32,10 @@ from .sparse_conv import (
     sparse_conv_reference,
 )
 from .unique_voxels import unique_voxels, unique_voxels_reference
+from .voxel_light import voxel_light, voxel_light_reference
 from .voxel_max import voxel_max, voxel_max_reference
 from .voxel_shading import (
-    ShadedHits,
+    ShadedRays,
     VoxelScene,
     VoxelView,
     voxel_shading,
@@ -48,7 +49,7 @@ __all__ = [
     "OccupancyPyramid",
     "PointTree",
     "RayHits",
-    "ShadedHits",
+    "ShadedRays",
     "VoxelScene",
     "VoxelView",
     "adaptive_mixing",
@@ -79,6 +80,8 @@ __all__ = [
     "sparse_conv_reference",
     "unique_voxels",
     "unique_voxels_reference",
+    "voxel_light",
+    "voxel_light_reference",
     "voxel_max",
     "voxel_max_reference",
     "voxel_shading",

@@ -1,11 +1,15 @@
-"""Colours of ray hits on voxel faces: baked light, lines along voxel edges, fog.
+"""Pictures of label grids: rays from one place, and the colours of what they hit.
+
+Light, lines along voxel edges and fog are evaluated at the point that a ray hits.
 
 Dimensions:
-    X Y Z voxels along the axes, N rays, C classes.
+    X Y Z voxels along the axes, H W rays (those of a picture lie as its pixels do), C classes,
+    n rays that hit.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,34 +17,39 @@ import torch
 from torch import Tensor
 
 from ._extension import native, on_load
-from .ray_cast import RayHits
+from .ray_cast import OccupancyPyramid, ray_cast_reference
 
-__all__ = ["ShadedHits", "VoxelScene", "VoxelView", "voxel_shading", "voxel_shading_reference"]
+__all__ = ["ShadedRays", "VoxelScene", "VoxelView", "voxel_shading", "voxel_shading_reference"]
 
 
 class VoxelScene(NamedTuple):
     """What rays hit.
 
     Attributes:
-        labels: uint8 [X, Y, Z], indices into ``albedo`` wherever a ray may hit.
+        pyramid: of labels uint8 [1, X, Y, Z], indices into ``albedo`` wherever they are not empty.
+        light: float32 [Z + 2, X + 2, Y + 2, 2] as :func:`voxel_light` makes it: sunlight and
+            ambient light of the cells, with a border of one around them. Where the second is 0
+            there is no free cell.
         albedo: float32 [C, 3].
-        light: for each axis of a face's normal, float32 [entries, 2]: sunlight and ambient light at
-            the corners of faces. The coordinate along the axis is that of the cell in front of the
-            face plus one, the other two are the corner's.
-        strides: for each axis of a face's normal, the entries per step in x, y, z.
         brightness: [6][2] how bright sunlight and ambient light make a face of the orientations
             -x, +x, -y, +y, -z, +z.
+        occlusion: darkness of the crease between two faces.
         grid_min: lower corner of the grid (x, y, z), metres.
         voxel_size: edge lengths of a voxel (x, y, z), metres.
     """
 
-    labels: Tensor
+    pyramid: OccupancyPyramid
+    light: Tensor
     albedo: Tensor
-    light: tuple[Tensor, Tensor, Tensor]
-    strides: Sequence[Sequence[int]]
     brightness: Sequence[Sequence[float]]
+    occlusion: float
     grid_min: Sequence[float]
     voxel_size: Sequence[float]
+
+    @property
+    def labels(self) -> Tensor:
+        """uint8 [X, Y, Z]."""
+        return self.pyramid.grids[0]
 
 
 class VoxelView(NamedTuple):
@@ -62,53 +71,62 @@ class VoxelView(NamedTuple):
     fog: tuple[float, float, float]
 
 
-class ShadedHits(NamedTuple):
+class ShadedRays(NamedTuple):
     """What is seen along each ray.
 
     Attributes:
-        colour: float32 [N, 4], red, green, blue times the last, which is one less the fog; 0 where
-            nothing is hit.
-        key: int32 [N], one number for label and plane of the face: ``(8 * index along the normal +
-            face) * 256 + label``; -1 where nothing is hit.
+        colour: float32 [H, W, 4], red, green, blue before the background, and the share that is
+            not the background's: one less the fog where something is hit, else 0.
+        key: int32 [H, W], one number for label and plane of the face: ``(8 * index along the normal
+            + face) * 256 + label``; -1 where nothing is hit.
+        distance: float32 [H, W], metres; infinite where nothing is hit.
     """
 
     colour: Tensor
     key: Tensor
+    distance: Tensor
 
 
 def voxel_shading(
-    scene: VoxelScene, view: VoxelView, hits: RayHits, directions: Tensor
-) -> ShadedHits:
-    """Shade the hits of one origin in one grid.
+    scene: VoxelScene,
+    view: VoxelView,
+    directions: Tensor,
+    background: Tensor,
+    wanted: Tensor | None = None,
+) -> ShadedRays:
+    """Cast rays as :func:`ray_cast` does, and shade what they hit.
 
-    CPU tensors go through the native operation; CUDA tensors through the plain-torch twin.
+    CPU tensors go through the native operation, which is fast where neighbouring rays have much in
+    common; CUDA tensors through the plain-torch twin.
 
     Args:
-        scene: what was hit.
+        scene: what is hit.
         view: from where.
-        hits: of :func:`ray_cast`, with G = O = 1 and float32 distances.
-        directions: float32 [N, 3], unit length.
+        directions: float32 [H, W, 3] in the camera's own axes (right, down, forward), unit length.
+        background: float32 [H, 3] red, green, blue behind the rays of each row.
+        wanted: bool [H, W] which rays to cast; the others hit nothing. None: all.
 
     Raises:
         ValueError: a shape or dtype does not fit.
         ExtensionError: CPU tensors, and the native extension is not built.
     """
-    _check_arguments(scene, hits, directions)
-    if directions.is_cuda:
-        return voxel_shading_reference(scene, view, hits, directions)
+    _check_arguments(scene, directions, background, wanted)
+    masks = scene.pyramid.masks
+    if directions.is_cuda or masks is None:
+        return voxel_shading_reference(scene, view, directions, background, wanted)
     numbers = [*view.position, *(c for row in view.rotation for c in row), view.focal_px]
-    return ShadedHits(
+    return ShadedRays(
         *native("voxel_shading")(
+            masks,
             scene.labels,
-            hits.voxel[0, 0],
-            hits.hit[0, 0],
-            hits.t_enter[0, 0],
-            hits.face[0, 0],
-            directions,
-            *scene.light,
+            scene.pyramid.empty_label,
+            scene.light,
             scene.albedo,
-            [int(s) for row in scene.strides for s in row],
+            directions,
+            wanted,
+            background,
             [float(b) for row in scene.brightness for b in row],
+            float(scene.occlusion),
             [float(value) for value in (*scene.grid_min, *scene.voxel_size)],
             [float(value) for value in numbers],
             [float(value) for value in view.edges],
@@ -118,13 +136,54 @@ def voxel_shading(
 
 
 def voxel_shading_reference(
-    scene: VoxelScene, view: VoxelView, hits: RayHits, directions: Tensor
-) -> ShadedHits:
+    scene: VoxelScene,
+    view: VoxelView,
+    directions: Tensor,
+    background: Tensor,
+    wanted: Tensor | None = None,
+) -> ShadedRays:
     """Plain-torch twin of :func:`voxel_shading`. Same arguments."""
-    _check_arguments(scene, hits, directions)
+    _check_arguments(scene, directions, background, wanted)
+    shape = directions.shape[:2]
+    behind = background[:, None].expand(*shape, 3).reshape(-1, 3)
+    colour = torch.cat([behind, torch.zeros_like(behind[:, :1])], dim=1)
+    local = directions.reshape(-1, 3)
+    key = torch.full((len(local),), -1, dtype=torch.int32, device=local.device)
+    distance = local.new_full((len(local),), math.inf)
+    chosen = torch.arange(len(local), device=local.device)
+    if wanted is not None:
+        chosen = chosen[wanted.reshape(-1)]
+    # Not a matrix product: its sums are rounded in another way.
+    right, down, forward = local.new_tensor(view.rotation)
+    x, y, z = (local[:, i, None] for i in range(3))
+    rays = x * right + y * down + z * forward
+    hits = ray_cast_reference(
+        scene.pyramid.grids,
+        local.new_tensor([list(view.position)]),
+        rays[chosen],
+        scene.grid_min,
+        scene.voxel_size,
+        scene.pyramid.empty_label,
+    )
     hit = hits.hit[0, 0]
-    voxel, distance = hits.voxel[0, 0][hit].long(), hits.t_enter[0, 0][hit]
-    face, rays = hits.face[0, 0][hit].long(), directions[hit]
+    found = chosen[hit]
+    distance[found] = hits.t_enter[0, 0][hit]
+    seen, key[found] = _shade(
+        scene, view, hits.voxel[0, 0][hit].long(), distance[found], hits.face[0, 0][hit].long(),
+        rays[found], local[found],
+    )  # fmt: skip
+    colour[found] = torch.cat([seen[:, :3] + (1 - seen[:, 3:]) * behind[found], seen[:, 3:]], dim=1)
+    return ShadedRays(colour.reshape(*shape, 4), key.reshape(shape), distance.reshape(shape))
+
+
+def _shade(
+    scene: VoxelScene, view: VoxelView, voxel: Tensor, distance: Tensor, face: Tensor,
+    rays: Tensor, local: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Colours [n, 4], not yet before a background, and keys [n] of hits.
+
+    Directions [n, 3] are ``rays`` in the grid's axes and ``local`` in the camera's.
+    """
     # A ray that starts inside a voxel enters no face: take the one it looks through.
     main = rays.abs().argmax(dim=1)
     looking = 2 * main + (rays.gather(1, main[:, None])[:, 0] < 0).long()
@@ -134,35 +193,47 @@ def voxel_shading_reference(
     place = (distance[:, None] * rays / size + (eye - low) / size - voxel).clamp(0, 1)
     place = place.gather(1, axes[:, 1:])
     shade = _light(scene, face, axes, voxel, place)
-    shade = shade * _edge_shade(scene, view, axes, place, distance, rays)
+    shade = shade * _edge_shade(scene, view, axes, place, distance, local)
     depth = ((distance - view.fog[1]) / view.fog[2]).clamp(0, 1)
     alpha = (1 - view.fog[0] * depth * depth)[:, None]
     label = scene.labels[voxel[:, 0], voxel[:, 1], voxel[:, 2]].long()
-    colour = directions.new_zeros(len(directions), 4)
-    colour[hit] = torch.cat([scene.albedo[label] * shade[:, None] * alpha, alpha], dim=1)
-    key = torch.full((len(directions),), -1, dtype=torch.int32, device=directions.device)
+    colour = torch.cat([scene.albedo[label] * shade[:, None] * alpha, alpha], dim=1)
     plane = 8 * voxel.gather(1, axes[:, :1])[:, 0] + face
-    key[hit] = (plane * 256 + label).int()
-    return ShadedHits(colour, key)
+    return colour, (plane * 256 + label).int()
 
 
 def _light(scene: VoxelScene, face: Tensor, axes: Tensor, voxel: Tensor, place: Tensor) -> Tensor:
     """Brightness [n] of points at ``place`` [n, 2] of faces, bilinear between their corners."""
-    strides = torch.tensor(scene.strides, device=face.device)[axes[:, 0]]
-    step = strides.gather(1, axes)
-    entry = (voxel * strides).sum(dim=1) + 2 * step[:, 0] * (face % 2)
-    starts = [0, len(scene.light[0]), len(scene.light[0]) + len(scene.light[1])]
-    table = torch.cat(scene.light)
-    entry = entry + torch.tensor(starts, device=face.device)[axes[:, 0]]
+    step = torch.eye(3, dtype=torch.long, device=face.device)[axes]  # [n, 3, 3]
+    # The cell before the face; cells have a border of one.
+    front = voxel + 1 + step[:, 0] * (2 * (face % 2) - 1)[:, None]
+    corners = [
+        [_corner(scene, front, i * step[:, 1], j * step[:, 2]) for i in (-1, 1)] for j in (-1, 1)
+    ]
     u, v = place[:, :1], place[:, 1:]
-    low = torch.lerp(table[entry], table[entry + step[:, 1]], u)
-    entry = entry + step[:, 2]
-    high = torch.lerp(table[entry], table[entry + step[:, 1]], u)
+    low, high = (torch.lerp(first, second, u) for first, second in corners)
     return (torch.lerp(low, high, v) * place.new_tensor(scene.brightness)[face]).sum(dim=1)
 
 
+def _corner(scene: VoxelScene, front: Tensor, to_u: Tensor, to_v: Tensor) -> Tensor:
+    """Sunlight and ambient light [n, 2] of a face's corner: of the free cells around it.
+
+    Args:
+        scene: whose light it is.
+        front: int64 [n, 3] cells before the faces.
+        to_u: int64 [n, 3] from there to the cell beyond one edge of the corner.
+        to_v: int64 [n, 3] beyond the other.
+    """
+    around = [front, front + to_u, front + to_v, front + to_u + to_v]
+    cells = torch.stack([scene.light[z, x, y] for x, y, z in (c.unbind(1) for c in around)])
+    count = (cells[..., 1] > 0).sum(dim=0)
+    sun, ambient = (cells.sum(dim=0) / count.clamp_min(1)[:, None]).unbind(1)
+    crease = 1 - scene.occlusion * (1 - 0.25 * count)
+    return torch.stack([sun, ambient * crease], dim=1)
+
+
 def _edge_shade(
-    scene: VoxelScene, view: VoxelView, axes: Tensor, place: Tensor, distance: Tensor, rays: Tensor
+    scene: VoxelScene, view: VoxelView, axes: Tensor, place: Tensor, distance: Tensor, local: Tensor
 ) -> Tensor:
     """Brightness factor [n] of the lines along voxel edges.
 
@@ -170,12 +241,11 @@ def _edge_shade(
     pixels (lines would then only make the surface darker and shimmer).
     """
     strength, line_width, scale = view.edges
-    rotation = rays.new_tensor(view.rotation)
-    local = rays @ rotation.T
+    rotation = local.new_tensor(view.rotation)
     x, y = local[:, :1] / local[:, 2:], local[:, 1:2] / local[:, 2:]
     px_per_m = view.focal_px * (x * x + y * y + 1).sqrt() / distance[:, None].clamp_min(1e-3)
     # d(pixel) for a step of one voxel along the two axes of the face: [n, 2]
-    edge = rays.new_tensor(scene.voxel_size)[axes[:, 1:]] * px_per_m
+    edge = local.new_tensor(scene.voxel_size)[axes[:, 1:]] * px_per_m
     right, down, forward = (row[axes[:, 1:]] for row in rotation)
     step_x, step_y = (right - x * forward) * edge, (down - y * forward) * edge
     area = (step_x[:, 0] * step_y[:, 1] - step_y[:, 0] * step_x[:, 1]).abs()[:, None]
@@ -189,20 +259,31 @@ def _edge_shade(
     return 1 - strength * line
 
 
-def _check_arguments(scene: VoxelScene, hits: RayHits, directions: Tensor) -> None:
-    count = len(directions)
-    if directions.shape != (count, 3) or directions.dtype != torch.float32:
+def _check_arguments(
+    scene: VoxelScene, directions: Tensor, background: Tensor, wanted: Tensor | None
+) -> None:
+    if directions.ndim != 3 or directions.shape[2] != 3 or directions.dtype != torch.float32:
         raise ValueError(
-            f"directions must be float32 [N, 3], got {directions.dtype} {list(directions.shape)}"
+            f"directions must be float32 [H, W, 3], got {directions.dtype} {list(directions.shape)}"
         )
-    if hits.hit.shape != (1, 1, count) or hits.t_enter.dtype != torch.float32:
+    if background.shape != (len(directions), 3) or background.dtype != torch.float32:
         raise ValueError(
-            f"hits must be float32 [1, 1, {count}] as the directions, got {hits.t_enter.dtype} "
-            f"{list(hits.hit.shape)}"
+            f"background must be float32 [{len(directions)}, 3], got {background.dtype} "
+            f"{list(background.shape)}"
         )
-    if scene.labels.ndim != 3 or scene.labels.dtype != torch.uint8:
+    if wanted is not None and (wanted.shape != directions.shape[:2] or wanted.dtype != torch.bool):
         raise ValueError(
-            f"labels must be uint8 [X, Y, Z], got {scene.labels.dtype} {list(scene.labels.shape)}"
+            f"wanted must be bool {list(directions.shape[:2])}, got {wanted.dtype} "
+            f"{list(wanted.shape)}"
+        )
+    if len(scene.pyramid.grids) != 1:
+        raise ValueError(f"the pyramid must be of one grid, got {len(scene.pyramid.grids)}")
+    nx, ny, nz = scene.labels.shape
+    light = scene.light
+    if light.shape != (nz + 2, nx + 2, ny + 2, 2) or light.dtype != torch.float32:
+        raise ValueError(
+            f"light must be float32 {[nz + 2, nx + 2, ny + 2, 2]}, got {light.dtype} "
+            f"{list(light.shape)}"
         )
     if scene.albedo.ndim != 2 or scene.albedo.shape[1] != 3 or scene.albedo.dtype != torch.float32:
         raise ValueError(
@@ -214,13 +295,17 @@ def _check_arguments(scene: VoxelScene, hits: RayHits, directions: Tensor) -> No
 def _register() -> None:
     @torch.library.register_fake("opus::voxel_shading")
     def _(
+        masks: Tensor,
         labels: Tensor,
-        voxel: Tensor,
-        hit: Tensor,
-        distance: Tensor,
-        face: Tensor,
+        empty_label: int,
+        light: Tensor,
+        albedo: Tensor,
         directions: Tensor,
         *rest: object,
-    ) -> tuple[Tensor, Tensor]:
-        count = directions.shape[0]
-        return directions.new_empty((count, 4)), directions.new_empty((count,), dtype=torch.int32)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        shape = directions.shape[:2]
+        return (
+            directions.new_empty((*shape, 4)),
+            directions.new_empty(shape, dtype=torch.int32),
+            directions.new_empty(shape),
+        )

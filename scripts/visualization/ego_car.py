@@ -7,8 +7,10 @@ cars, Renault Zoe: 4.08 m long, 1.73 m wide, 1.56 m high, wheelbase 2.59 m.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 import torch
@@ -178,30 +180,26 @@ class EgoCar:
 
     def draw(
         self, camera: Camera, pixels: Tensor, nearest: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Shade the rays that see the car.
 
         Args:
             camera: in the ego frame.
-            pixels: float32 [N, 2] column and row.
-            nearest: float32 [N] distance at which something else already covers the ray.
+            pixels: float32 [H, W, 2] column and row of a part of the raster.
+            nearest: float32 [H, W] distance at which something else already covers the ray.
 
         Returns:
-            int64 [n] the rays that see the car, float32 [n, 3] their colours, int64 [n] the part
-            seen and float32 [n] its distance in metres.
+            int64 [n] and [n] rows and columns of the rays that see the car, float32 [n, 3] their
+            colours, int64 [n] the part seen and float32 [n] its distance in metres.
         """
         low = np.asarray(_MIN) + np.array([0.0, 0.0, self.ground_m])
         extent = np.asarray(_SHAPE) * _VOXEL_M
-        corners, depth = camera.project(low + np.asarray(list(np.ndindex(2, 2, 2))) * extent)
-        index = torch.zeros(0, dtype=torch.int64)
-        if (depth > 0).all():
-            first = torch.from_numpy(corners.min(axis=0)).float() - 1
-            last = torch.from_numpy(corners.max(axis=0)).float() + 1
-            rows = pixels[:, 1].contiguous()
-            index = ((rows >= first[1]) & (rows <= last[1])).nonzero()[:, 0]
-            near = pixels[index, 0]
-            index = index[(near >= first[0]) & (near <= last[0])]
-        directions = camera.directions(pixels[index])
+        top, left, bottom, right = _rows_and_columns(camera, low, low + extent, pixels)
+        looked_at = pixels[top:bottom, left:right]
+        if not looked_at.numel():
+            none = torch.zeros(0)
+            return none.long(), none.long(), none.view(0, 3), none.long(), none
+        directions = camera.directions(looked_at.reshape(-1, 2))
         origin = torch.from_numpy(camera.position).float()
         grid_min = (float(low[0]), float(low[1]), float(low[2]))
         car = car_model()
@@ -209,14 +207,16 @@ class EgoCar:
             car.pyramid, origin[None], directions, grid_min, (_VOXEL_M,) * 3, empty_label=_EMPTY
         )
         distance = hits.t_enter[0, 0]
-        seen = (hits.hit[0, 0] & (distance < nearest[index])).nonzero()[:, 0]
-        index, directions, distance = index[seen], directions[seen], distance[seen]
+        free = distance < nearest[top:bottom, left:right].reshape(-1)
+        seen = (hits.hit[0, 0] & free).nonzero()[:, 0]
+        directions, distance = directions[seen], distance[seen]
         voxel = hits.voxel[0, 0][seen].long()
         label = car.labels[voxel[:, 0], voxel[:, 1], voxel[:, 2]].long()
         points = origin + distance[:, None] * directions
         place = (points - torch.tensor(grid_min)) / torch.from_numpy(extent).float() * 2 - 1
         colour = self._shade(car, label, place, directions)
-        return index, colour, label, distance
+        row = top + seen.div(right - left, rounding_mode="floor")
+        return row, left + seen % (right - left), colour, label, distance
 
     def _shade(self, car: CarModel, label: Tensor, place: Tensor, directions: Tensor) -> Tensor:
         """Paint, glass and tyres: diffuse light and a soft highlight.
@@ -242,3 +242,26 @@ class EgoCar:
         half = F.normalize(self._to_sun - directions, dim=1)
         gloss = (normals * half).sum(dim=1).clamp_min(0.0) ** 40
         return car.colours[label] * shade[:, None] + 0.35 * gloss[:, None]
+
+
+def _rows_and_columns(
+    camera: Camera, low: NDArray[np.float64], high: NDArray[np.float64], pixels: Tensor
+) -> tuple[int, int, int, int]:
+    """Which of the pixels [H, W, 2] may see a box of the ego frame.
+
+    Returns:
+        First row and column, and one past the last row and column; none if the box reaches behind
+        the camera.
+    """
+    corners, depth = camera.project(np.array(list(product(*zip(low, high, strict=True)))))
+    if not (depth > 0).all() or not pixels.numel():
+        return 0, 0, 0, 0
+    (left, top), (right, bottom) = corners.min(axis=0) - 1, corners.max(axis=0) + 1
+    height, width = pixels.shape[:2]
+    x, y = pixels[0, 0].tolist()
+    return (
+        min(max(math.ceil(top - y), 0), height),
+        min(max(math.ceil(left - x), 0), width),
+        min(max(math.floor(bottom - y) + 1, 0), height),
+        min(max(math.floor(right - x) + 1, 0), width),
+    )

@@ -18,6 +18,19 @@ from PIL import Image
 from scripts.runtime.errors import ConfigError
 
 START_SECONDS = 60
+# Without a graphics card a picture of a whole scene takes half a minute on a busy machine, and
+# samples arrive between pictures.
+_REST_SECONDS = 45
+# The viewer asks for the 8 colour attachments that every graphics card has and uses fewer; the
+# software renderer of recent Chromium has 6, at which it would give up.
+_MORE_ATTACHMENTS = """
+const ask = WebGL2RenderingContext.prototype.getParameter;
+WebGL2RenderingContext.prototype.getParameter = function (name) {
+  const value = ask.call(this, name);
+  const most = [this.MAX_COLOR_ATTACHMENTS, this.MAX_DRAW_BUFFERS];
+  return most.includes(name) ? Math.max(value, 8) : value;
+};
+"""
 
 
 @contextmanager
@@ -84,6 +97,7 @@ def open_viewer(browser: Any, address: str, width: int, height: int) -> Any:
         playwright's ``Page``.
     """
     page = browser.new_page(viewport={"width": width, "height": height})
+    page.add_init_script(_MORE_ATTACHMENTS)
     page.route(
         "**/*",
         lambda route: route.continue_() if "//127.0.0.1" in route.request.url else route.abort(),
@@ -98,9 +112,11 @@ def share_of_colour(picture: NDArray[np.integer], colour: tuple[int, int, int]) 
 
 
 def wait_for_colour(
-    page: Any, colour: tuple[int, int, int], share: float, seconds: float = 120
+    page: Any, colour: tuple[int, int, int], share: float, seconds: float = 420
 ) -> Image.Image:
-    """Take pictures of a page until one shows enough of a colour, and return the next one.
+    """Take pictures of a page until one shows enough of a colour, and return it once it rests.
+
+    Voxels come before images and labels, and the first sample before the last.
 
     Raises:
         ConfigError: None does in time.
@@ -108,11 +124,20 @@ def wait_for_colour(
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         page.wait_for_timeout(1000)
-        seen = _picture(page)
-        if share_of_colour(np.asarray(seen), colour) > share:
-            page.wait_for_timeout(5000)  # labels and images come after the voxels
-            return _picture(page)
+        if share_of_colour(np.asarray(_picture(page)), colour) > share:
+            return _resting_picture(page, deadline)
     raise ConfigError(f"Rerun's viewer has not drawn the recording within {seconds:.0f} s")
+
+
+def _resting_picture(page: Any, deadline: float) -> Image.Image:
+    """The picture of a page once it has not changed for some seconds, or at the deadline."""
+    before, since = _picture(page), time.monotonic()
+    while time.monotonic() < deadline and time.monotonic() - since < _REST_SECONDS:
+        page.wait_for_timeout(1000)
+        now = _picture(page)
+        if now != before:
+            before, since = now, time.monotonic()
+    return before
 
 
 def _picture(page: Any) -> Image.Image:

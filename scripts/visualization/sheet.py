@@ -254,9 +254,8 @@ def camera_rows(
 
 def _camera_picture(camera: CameraImage, width: int, height: int) -> Image.Image:
     """One input image with its name in the corner."""
-    picture = camera.image.convert("RGB").resize(
-        (width, height), Image.Resampling.LANCZOS, reducing_gap=2.0
-    )
+    image = camera.image if camera.image.mode == "RGB" else camera.image.convert("RGB")
+    picture = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
     name = short_name(camera.name).replace("_", " ").lower()
     # Readable in a small picture, and no more than that in a large one.
     size = max(7, round(min(width / 26, 8 + width / 80)))

@@ -1,16 +1,16 @@
 """Shaded pictures of a voxel grid: one native ray per pixel, more where edges need smoothing.
 
-Every ray is cast by :func:`models.ops.ray_cast` and shaded by :func:`models.ops.voxel_shading`.
-Light, voxel edges and fog are evaluated analytically at the hit point, so one sample per pixel
-suffices inside a surface; only pixels on a silhouette or a colour border are sampled again.
+Rays are cast and shaded by :func:`models.ops.voxel_shading`, with light that
+:func:`models.ops.voxel_light` has made once per grid. Light, voxel edges and fog are evaluated
+analytically at the hit point, so one sample per pixel suffices inside a surface; only pixels on a
+silhouette or a colour border are sampled again.
 
-Dimension letters: X, Y, Z voxels; H, W image; N rays (or pixels).
+Dimension letters: X, Y, Z voxels; H, W image.
 Frames: cameras come in the ego frame and are moved into the grid's ("occ") frame here.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,14 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.ops import OccupancyPyramid, VoxelScene, VoxelView, ray_cast, voxel_shading
+from models.ops import OccupancyPyramid, VoxelScene, VoxelView, voxel_light, voxel_shading
 from scripts.visualization.camera import Camera
 from scripts.visualization.ego_car import EgoCar
-from scripts.visualization.lighting import build_light_table
 from scripts.visualization.palette import Theme
 
 _NOT_DRAWN = 255
-_BACKGROUND, _CAR = -1, 1 << 30
+_CAR = 1 << 30
 # Part of the ego frame that the car occupies, [low, high] in metres above the ground.
 _EGO_BOX = np.array([[-0.64, -0.87, 0.05], [3.44, 0.87, 1.53]])
 
@@ -41,6 +40,7 @@ class RenderStyle:
         ambient: share of ambient light on a horizontal face in the open; the sun gives the rest,
             so an open horizontal face shows exactly its class colour.
         side_ambient: ambient light of vertical faces relative to horizontal ones.
+        occlusion: darkness of the crease between two faces.
         edge_strength: how much darker voxel edges are.
         edge_width_px: width of voxel edges in pixels of a 600-pixel-high image.
         fog: share of the background in the colour at the far end of the scene.
@@ -50,6 +50,7 @@ class RenderStyle:
     to_sun: tuple[float, float, float] = (-0.66, 0.56, 1.05)
     ambient: float = 0.60
     side_ambient: float = 0.90
+    occlusion: float = 0.72
     edge_strength: float = 0.26
     edge_width_px: float = 1.0
     fog: float = 0.42
@@ -61,8 +62,8 @@ class _Samples:
     """Shaded rays.
 
     Attributes:
-        colour: float32 [N, 3] in [0, 1]; over an image [N, 4], see :meth:`_draw_rows`.
-        key: int32 [N] label and plane drawn as one number; below zero the background, from
+        colour: float32 [H, W, 4], see :meth:`VoxelRenderer._draw_rows`.
+        key: int32 [H, W] label and plane drawn as one number; below zero the background, from
             :data:`_CAR` on the ego car.
     """
 
@@ -113,6 +114,9 @@ class VoxelRenderer:
         self._pyramid = OccupancyPyramid(self._labels[None], _NOT_DRAWN)
         self._grid_min = (float(grid_min[0]), float(grid_min[1]), float(grid_min[2]))
         self._voxel_size = (float(voxel_size[0]), float(voxel_size[1]), float(voxel_size[2]))
+        extent = np.asarray(grid.shape) * self._voxel_size
+        # The grid's eight corners [8, 3] in its own frame.
+        self._corners = np.asarray(list(np.ndindex(2, 2, 2))) * extent + self._grid_min
         # Black would swallow every shade and line; lift it a little.
         self._albedo = 0.07 + 0.93 * torch.from_numpy(colours.astype(np.float32)) / 255
         self._sky_top = torch.tensor(theme.sky_top) / 255
@@ -169,20 +173,22 @@ class VoxelRenderer:
         return float(np.median(tops[np.isfinite(tops)]) + 0.5 * self._voxel_size[2])
 
     def _light_scene(self, occupied: Tensor) -> VoxelScene:
-        car_cells = None
+        opaque = occupied
         if self._car is not None:
             lift = np.array([0.0, 0.0, self._car.ground_m])
             where, cells = self._cells_in_box(_EGO_BOX[0] + lift, _EGO_BOX[1] + lift)
             inside = (cells >= _EGO_BOX[0] + lift) & (cells <= _EGO_BOX[1] + lift)
-            car_cells = torch.zeros_like(occupied)
-            car_cells[where] = torch.from_numpy(inside.all(axis=-1))
-        table = build_light_table(occupied, self._to_sun, self._voxel_size, extra_opaque=car_cells)
+            opaque = occupied.clone()
+            opaque[where] |= torch.from_numpy(inside.all(axis=-1))
+        x, y, z = self._to_sun
+        layer = self._voxel_size[2] / z
+        slope = (x * layer / self._voxel_size[0], y * layer / self._voxel_size[1])
         return VoxelScene(
-            self._labels,
+            self._pyramid,
+            voxel_light(occupied, opaque, slope),
             self._albedo,
-            table.blocks,
-            table.strides,
             [self._brightness(face) for face in range(6)],
+            self._style.occlusion,
             self._grid_min,
             self._voxel_size,
         )
@@ -224,7 +230,7 @@ class VoxelRenderer:
         drawn = self._draw_rows(camera, 0, camera.height, over=True)
         cover = opacity * drawn[..., 3:]
         mixed = opacity * drawn[..., :3] + (1 - cover) * (torch.from_numpy(image.copy()) / 255)
-        return (mixed.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        return _eight_bits(mixed)
 
     def render_rows(self, camera: Camera, first: int, last: int) -> NDArray[np.uint8]:
         """Draw some rows of the picture; they do not depend on which others are drawn with them.
@@ -237,39 +243,39 @@ class VoxelRenderer:
         Returns:
             uint8 [last - first, W, 3] sRGB.
         """
-        drawn = self._draw_rows(camera, first, last, over=False)
-        return (drawn.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        return _eight_bits(self._draw_rows(camera, first, last, over=False)[..., :3])
 
     def _draw_rows(self, camera: Camera, first: int, last: int, over: bool) -> Tensor:
-        """Rows of the picture with smooth borders: float32 [rows, W, 3].
+        """Rows of the picture with smooth borders: float32 [rows, W, 4].
 
-        With ``over`` [rows, W, 4]: voxels alone, without car, fog and background, their colour
-        multiplied by the share of the pixel that they cover; the fourth channel is that share.
+        With ``over`` voxels alone, without car, fog and background, their colour multiplied by the
+        share of the pixel that they cover; the fourth channel is that share.
         """
         # A row more on either side, to see the borders there.
         start, stop = max(first - 1, 0), min(last + 1, camera.height)
-        height, width = stop - start, camera.width
-        coarse = self._sample(camera, *_rays(camera, start, stop, 0.5), over)
+        view = self._view(camera.transformed(self._ego2grid), 0.0 if over else self._style.fog)
+        coarse = self._sample(camera, view, *_rays(camera, start, stop, 0.5), None, over)
         image = coarse.colour
         if self._style.smooth_edges:
-            border = self._border_pixels(coarse, height, width)
+            border = self._border_pixels(coarse.key)
             border[: first - start] = False
-            border[height - (stop - last) :] = False
-            self._smooth(image, border, camera, start, over)
-        return image.reshape(height, width, -1)[first - start : last - start]
+            border[len(border) - (stop - last) :] = False
+            image = self._smoothed(image, border, camera, view, start, over)
+        return image[first - start : last - start]
 
-    def _smooth(
-        self, image: Tensor, border: Tensor, camera: Camera, start: int, over: bool
-    ) -> None:
-        """Sample the corners of border pixels too, in place.
+    def _smoothed(
+        self, image: Tensor, border: Tensor, camera: Camera, view: VoxelView, start: int, over: bool
+    ) -> Tensor:
+        """The picture with the corners of border pixels sampled too.
 
         Pixels that touch share their corners, so that this takes little more than one ray a pixel
         instead of four. A corner counts an eighth in each of its pixels, the middle a half.
 
         Args:
-            image: float32 [rows * W, channels].
-            border: bool [rows, W].
+            image: float32 [H, W, 4] rows of the picture.
+            border: bool [H, W].
             camera: in the ego frame.
+            view: of that camera.
             start: the picture's row that is the first here.
             over: see :meth:`_draw_rows`.
         """
@@ -278,19 +284,17 @@ class VoxelRenderer:
         for down in (0, 1):
             for right in (0, 1):
                 needed[down : rows + down, right : width + right] |= border
-        corner = needed.reshape(-1).nonzero()[:, 0]
-        again = border.reshape(-1).nonzero()[:, 0]
-        pixels, local = _rays(camera, start, start + rows + 1, 0.0)
-        colours = image.new_zeros(len(pixels), image.shape[1])
-        colours[corner] = self._sample(camera, pixels[corner], local[corner], over).colour
-        upper_left = again + again.div(width, rounding_mode="floor")
-        around = sum(colours[upper_left + step] for step in (0, 1, width + 1, width + 2))
-        image[again] = 0.5 * image[again] + 0.125 * around
+        rays = _rays(camera, start, start + rows + 1, 0.0)
+        corners = self._sample(camera, view, *rays, needed, over).colour
+        across = corners[:, 1:] + corners[:, :-1]
+        around = across[1:] + across[:-1]
+        # Half of the middle and an eighth of the four corners, without choosing pixel by pixel.
+        share = 0.125 * border[..., None].float()
+        return torch.addcmul(image, share, torch.sub(around, image, alpha=4))
 
     @staticmethod
-    def _border_pixels(samples: _Samples, height: int, width: int) -> Tensor:
+    def _border_pixels(key: Tensor) -> Tensor:
         """Pixels that show something else than a direct neighbour: bool [H, W]."""
-        key = samples.key.reshape(height, width)
         border = key >= _CAR
         across = key[:, 1:] != key[:, :-1]
         border[:, 1:] |= across
@@ -300,33 +304,28 @@ class VoxelRenderer:
         border[:-1] |= down
         return border
 
-    def _sample(self, camera: Camera, pixels: Tensor, local: Tensor, over: bool) -> _Samples:
-        """Shade one ray per entry of ``pixels`` [N, 2]; see :meth:`_draw_rows`.
+    def _sample(
+        self,
+        camera: Camera,
+        view: VoxelView,
+        pixels: Tensor,
+        local: Tensor,
+        wanted: Tensor | None,
+        over: bool,
+    ) -> _Samples:
+        """Shade one ray per entry of ``pixels`` [H, W, 2]; see :meth:`_draw_rows`.
 
-        ``local`` [N, 3] are their unit directions in the camera's own axes.
+        ``local`` [H, W, 3] are their unit directions in the camera's own axes. Where ``wanted``
+        [H, W] is given and false, the result means nothing.
         """
-        in_grid = camera.transformed(self._ego2grid)
-        directions = local @ torch.from_numpy(in_grid.rotation).to(local)
-        hits = ray_cast(
-            self._pyramid,
-            torch.from_numpy(in_grid.position)[None].float(),
-            directions,
-            self._grid_min,
-            self._voxel_size,
-            empty_label=_NOT_DRAWN,
-        )
-        view = self._view(in_grid, 0.0 if over else self._style.fog)
-        colour, key = voxel_shading(self._scene, view, hits, directions)
-        if over:
-            return _Samples(colour, key)
-        share = (pixels[:, 1:] / camera.height).clamp(0, 1)
+        share = (pixels[:, 0, 1:] / camera.height).clamp(0, 1)
         sky = torch.lerp(self._sky_top, self._sky_bottom, share)
-        colour = torch.addcmul(colour[:, :3], 1 - colour[:, 3:], sky)
-        if self._car is not None:
-            distance = torch.where(hits.hit[0, 0], hits.t_enter[0, 0], math.inf)
-            index, paint, part, _ = self._car.draw(camera, pixels, distance)
-            colour[index] = paint
-            key[index] = (_CAR + part).int()
+        sky = torch.zeros_like(sky) if over else sky
+        colour, key, distance = voxel_shading(self._scene, view, local, sky, wanted)
+        if self._car is not None and not over:
+            row, column, paint, part, _ = self._car.draw(camera, pixels, distance)
+            colour[row, column, :3] = paint
+            key[row, column] = (_CAR + part).int()
         return _Samples(colour, key)
 
     def _view(self, camera: Camera, fog: float) -> VoxelView:
@@ -341,17 +340,18 @@ class VoxelRenderer:
             camera.rotation.tolist(),
             camera.focal_px,
             edges,
-            _fog_span(fog, camera.position, self._corners()),
+            _fog_span(fog, camera.position, self._corners),
         )
 
-    def _corners(self) -> NDArray[np.float64]:
-        """The grid's eight corners [8, 3] in its own frame."""
-        extent = np.asarray(self._labels.shape) * self._voxel_size
-        return np.asarray(list(np.ndindex(2, 2, 2))) * extent + self._grid_min
+
+def _eight_bits(image: Tensor) -> NDArray[np.uint8]:
+    """[0, 1] -> 0..255."""
+    pixels: NDArray[np.uint8] = (image.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return pixels
 
 
 def _rays(camera: Camera, first: int, last: int, offset: float) -> tuple[Tensor, Tensor]:
-    """Pixels [N, 2] of some rows and their unit directions [N, 3] in the camera's own axes.
+    """Pixels [H, W, 2] of some rows and their unit directions [H, W, 3] in the camera's own axes.
 
     Args:
         camera: whose image it is.
@@ -385,8 +385,9 @@ def _kept_rays(lens: _Lens, first: int, last: int, offset: float) -> tuple[Tenso
         torch.arange(lens.camera.width + (offset == 0), dtype=torch.float32) + offset,
         indexing="ij",
     )
-    pixels = torch.stack([columns.reshape(-1), rows.reshape(-1)], dim=1)
-    return pixels, lens.camera.local_directions(pixels)
+    pixels = torch.stack([columns, rows], dim=2)
+    local = lens.camera.local_directions(pixels.view(-1, 2))
+    return pixels, local.view(*rows.shape, 3)
 
 
 def _fog_span(

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from scripts.visualization.camera import Camera, chase_view, top_view
-from scripts.visualization.lighting import build_light_table, sun_visibility
 from scripts.visualization.palette import OCC3D_CLASSES, THEMES, class_colours
 from scripts.visualization.panels import render_all
 from scripts.visualization.voxel_renderer import RenderStyle, VoxelRenderer
@@ -170,32 +169,6 @@ def test_ego_car_stands_in_the_middle_and_throws_a_shadow():
     assert (body[0].min() >= 44) and (body[0].max() <= 88)
     assert (body[1].min() >= 69) and (body[1].max() <= 91)
     assert changed[1].max() > 93, "no shadow to the right"
-
-
-def test_light_under_a_roof_and_beside_a_wall():
-    opaque = torch.zeros(12, 12, 8, dtype=torch.bool)
-    opaque[3:9, 3:9, 6] = True
-    light = sun_visibility(opaque, (0.0, 0.0, 1.0), (1.0, 1.0, 1.0))
-    assert light[3:9, 3:9, :6].max() == 0
-    assert light[:3].min() == 1 and light[:, :, 7].min() == 1
-    # At 45 degrees the shadow moves on by one voxel per layer, away from the sun.
-    slanted = sun_visibility(opaque, (-1.0, 0.0, 1.0), (1.0, 1.0, 1.0))
-    assert slanted[8, 6, 3] < 0.2 and slanted[11, 6, 3] < 0.3 and slanted[3, 6, 3] > 0.8
-
-
-def test_light_table_by_hand():
-    """Corner values of an upper face whose one neighbour is a wall."""
-    occupied = torch.zeros(5, 5, 4, dtype=torch.bool)
-    occupied[:, :, 0] = True
-    occupied[3, :, 1] = True
-    table = build_light_table(occupied, (0.0, 0.0, 1.0), (1.0, 1.0, 1.0), occlusion=0.8)
-    step = table.strides[2]
-    # The upper face of voxel (2, 2, 0); the cell before it has the index z = 1, in the block 2.
-    corner = 2 * step[0] + 2 * step[1] + 2 * step[2]
-    open_side, wall_side = table.blocks[2][corner], table.blocks[2][corner + step[0]]
-    assert open_side[0] == wall_side[0] == 1, "the wall does not block a sun overhead"
-    ratio = float(wall_side[1] / open_side[1])
-    assert ratio == pytest.approx(1 - 0.8 * 0.5, rel=0.2), "half of the corner is wall"
 
 
 def test_nothing_to_draw_is_background_only():

@@ -1,0 +1,137 @@
+// Walking rays eight abreast, in the lanes of two sets of AVX2 registers, through labels.
+//
+// Every lane takes the single steps of ray_cast.h's walk, the same operations in the same order. A
+// lane whose ray has ended soon takes the next one. Included for the AVX2 target alone.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <limits>
+
+#include "ray_cast/ray_cast.h"
+
+namespace opus {
+namespace voxel_shading {
+
+// A step waits for the one before it; two independent ones at once hide that.
+constexpr int kLanes = 4, kSets = 2, kAbreast = kLanes * kSets;
+
+// Eight rays in the grid. A lane at rest has a limit of minus infinity: it stays where it is.
+struct alignas(32) Abreast {
+  double boundary[3][kAbreast];  // the next one on each axis
+  double base[3][kAbreast], inv[3][kAbreast], step[3][kAbreast];
+  double limit[kAbreast];  // when the ray leaves the grid
+  int64_t stride[3][kAbreast], voxel[kAbreast];  // in the labels
+};
+
+inline void rest(Abreast& rays, int lane) {
+  for (int a = 0; a < 3; ++a) {
+    rays.boundary[a][lane] = rays.base[a][lane] = rays.inv[a][lane] = rays.step[a][lane] = 0;
+    rays.stride[a][lane] = 0;
+  }
+  rays.limit[lane] = -std::numeric_limits<double>::infinity();
+  rays.voxel[lane] = 0;
+}
+
+inline void set(Abreast& rays, int lane, const ray_cast::Ray& ray, const int* size) {
+  const int64_t stride[3] = {static_cast<int64_t>(size[1]) * size[2], size[2], 1};
+  double t_exit[3];
+  int64_t voxel = 0;
+  for (int a = 0; a < 3; ++a) {
+    rays.boundary[a][lane] = ray.v[a] + (ray.step[a] > 0);
+    rays.base[a][lane] = ray.base[a];
+    rays.inv[a][lane] = ray.inv[a];
+    rays.step[a][lane] = ray.step[a];
+    rays.stride[a][lane] = ray.step[a] * stride[a];
+    voxel += ray.v[a] * stride[a];
+    t_exit[a] = crossing(ray, a, ray.step[a] > 0 ? size[a] : 0);
+  }
+  rays.limit[lane] = ray_cast::least(t_exit);
+  rays.voxel[lane] = voxel;
+}
+
+// Takes a ray's place back from its lane.
+inline void get(const Abreast& rays, int lane, ray_cast::Ray& ray) {
+  for (int a = 0; a < 3; ++a) {
+    ray.v[a] = static_cast<int>(rays.boundary[a][lane]) - (ray.step[a] > 0);
+  }
+}
+
+// What the steps of four lanes need.
+struct Set {
+  __m256d boundary[3], base[3], inv[3], step[3], limit;
+  __m256i stride[3], voxel;
+};
+
+inline __m256i load_whole(const int64_t* p) {
+  return _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
+}
+
+inline Set load(const Abreast& rays, int first) {
+  Set set;
+  for (int a = 0; a < 3; ++a) {
+    set.boundary[a] = _mm256_load_pd(rays.boundary[a] + first);
+    set.base[a] = _mm256_load_pd(rays.base[a] + first);
+    set.inv[a] = _mm256_load_pd(rays.inv[a] + first);
+    set.step[a] = _mm256_load_pd(rays.step[a] + first);
+    set.stride[a] = load_whole(rays.stride[a] + first);
+  }
+  set.limit = _mm256_load_pd(rays.limit + first);
+  set.voxel = load_whole(rays.voxel + first);
+  return set;
+}
+
+// One step of four lanes. Returns, as bits, those that stay where they are: they are in an occupied
+// voxel, or leave the grid with the next step.
+inline __attribute__((always_inline)) int advance(Set& set, const uint8_t* labels, __m256i empty) {
+  // Four labels at once, of which one is wanted.
+  const __m128i four = _mm256_i64gather_epi32(reinterpret_cast<const int*>(labels),
+                                              _mm256_srli_epi64(set.voxel, 2), 4);
+  const __m256i bits = _mm256_slli_epi64(_mm256_and_si256(set.voxel, _mm256_set1_epi64x(3)), 3);
+  const __m256i label = _mm256_and_si256(_mm256_srlv_epi64(_mm256_cvtepu32_epi64(four), bits),
+                                         _mm256_set1_epi64x(255));
+  __m256d t[3];
+  for (int a = 0; a < 3; ++a) {
+    t[a] = _mm256_mul_pd(_mm256_sub_pd(set.boundary[a], set.base[a]), set.inv[a]);
+  }
+  const __m256d y_first = _mm256_cmp_pd(t[1], t[0], _CMP_LT_OQ);
+  const __m256d nearer = _mm256_blendv_pd(t[0], t[1], y_first);
+  const __m256d z_first = _mm256_cmp_pd(t[2], nearer, _CMP_LT_OQ);
+  const __m256d t_event = _mm256_blendv_pd(nearer, t[2], z_first);
+  const __m256d goes_on = _mm256_and_pd(_mm256_cmp_pd(t_event, set.limit, _CMP_LT_OQ),
+                                        _mm256_castsi256_pd(_mm256_cmpeq_epi64(label, empty)));
+  const __m256d moves[3] = {_mm256_andnot_pd(_mm256_or_pd(y_first, z_first), goes_on),
+                            _mm256_and_pd(_mm256_andnot_pd(z_first, y_first), goes_on),
+                            _mm256_and_pd(z_first, goes_on)};
+  for (int a = 0; a < 3; ++a) {
+    set.boundary[a] = _mm256_add_pd(set.boundary[a], _mm256_and_pd(moves[a], set.step[a]));
+    const __m256i moved = _mm256_and_si256(_mm256_castpd_si256(moves[a]), set.stride[a]);
+    set.voxel = _mm256_add_epi64(set.voxel, moved);
+  }
+  return ~_mm256_movemask_pd(goes_on) & 15;
+}
+
+// Steps all lanes until two of them, or all that are walking, have ended. Returns those as bits.
+// Labels are read by the four: their number must be a multiple of that.
+inline int advance(Abreast& rays, int walking, const uint8_t* labels, uint8_t empty_label) {
+  const __m256i empty = _mm256_set1_epi64x(empty_label);
+  Set set[kSets];
+  for (int i = 0; i < kSets; ++i) set[i] = load(rays, i * kLanes);
+  int ended = 0;
+  while ((ended & (ended - 1)) == 0 && ended != walking) {
+    ended = 0;
+    for (int i = 0; i < kSets; ++i) ended |= advance(set[i], labels, empty) << (i * kLanes);
+    ended &= walking;
+  }
+  for (int i = 0; i < kSets; ++i) {
+    for (int a = 0; a < 3; ++a) {
+      _mm256_store_pd(rays.boundary[a] + i * kLanes, set[i].boundary[a]);
+    }
+    _mm256_store_si256(reinterpret_cast<__m256i*>(rays.voxel + i * kLanes), set[i].voxel);
+  }
+  return ended;
+}
+
+}  // namespace voxel_shading
+}  // namespace opus

@@ -4,7 +4,8 @@
 
 76,800 points near a street (all V2 variants give about that many), 64 channels, 17 classes, the
 Occ3D grid. "field" is spconv where it is installed: sorted unique voxels, ``scatter_reduce`` for
-the maxima, spconv's convolutions in training mode (in eval mode its CPU code drops the bias). It
+the maxima, points and their voxel's maximum concatenated for the second network, spconv's
+convolutions in training mode (in eval mode its CPU code drops the bias). It
 is right on the CPU with one thread only, so all run with one there, and it has no backward pass
 there: "both" compares with the twin alone.
 """
@@ -66,17 +67,21 @@ def coords_of(key: Tensor) -> Tensor:
 
 def voxel_features(
     w: Weights, points: Tensor, feats: Tensor, find: Callable[..., tuple[Tensor, Tensor]],
-    maximum: Callable[..., Tensor], rectify_voxels: bool,
+    maximum: Callable[..., Tensor], by_voxels: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """With ``rectify_voxels`` the last ReLU follows the maximum, as in the project's head."""
+    """With ``by_voxels`` as in the project's head: what the points of a voxel share is multiplied
+    once for them, and the last ReLU follows the maximum.
+    """
     x, key = point_inputs(points, feats)
     unique, voxel = find(key, math.prod(SHAPE))
-    x = F.relu(w.norms[0](w.linears[0](x)))
-    x = torch.cat([x, maximum(x, voxel, len(unique))[voxel]], 1)
-    x = w.norms[1](w.linears[1](x))
-    if rectify_voxels:
-        return F.relu(maximum(x, voxel, len(unique))), coords_of(unique)
-    return maximum(F.relu(x), voxel, len(unique)), coords_of(unique)
+    x = F.relu(w.norms[0](w.linears[0](x)), inplace=True)
+    maxima = maximum(x, voxel, len(unique))
+    if by_voxels:
+        of_point, of_voxel = w.linears[1].weight.split(32, dim=1)
+        x = F.linear(maxima, of_voxel).index_select(0, voxel).addmm_(x, of_point.t())
+        return F.relu(maximum(w.norms[1](x), voxel, len(unique))), coords_of(unique)
+    x = w.norms[1](w.linears[1](torch.cat([x, maxima[voxel]], 1)))
+    return maximum(F.relu(x, inplace=True), voxel, len(unique)), coords_of(unique)
 
 
 def with_ops(w: Weights, points: Tensor, feats: Tensor, suffix: str) -> Tensor:
@@ -85,7 +90,7 @@ def with_ops(w: Weights, points: Tensor, feats: Tensor, suffix: str) -> Tensor:
     op = {name: getattr(ops, name + suffix) for name in names}
     x, coords = voxel_features(w, points, feats, op["unique_voxels"], op["voxel_max"], True)
     dilated = op["build_kernel_map"](coords, SHAPE, 3, padding=1)
-    x = F.relu(op["sparse_conv"](x, w.convs[0], w.biases[0], dilated))
+    x = F.relu(op["sparse_conv"](x, w.convs[0], w.biases[0], dilated), inplace=True)
     kept = op["build_kernel_map"](dilated.out_coords, SHAPE, 3, subm=True)
     return op["sparse_conv"](x, w.convs[1], w.biases[1], kept)
 
@@ -117,7 +122,7 @@ class Field:
         )
         tensor = self.spconv.SparseConvTensor(x, coords.int().contiguous(), list(SHAPE), 1)
         tensor = self.convs[0](tensor)
-        tensor = tensor.replace_feature(F.relu(tensor.features))
+        tensor = tensor.replace_feature(F.relu(tensor.features, inplace=True))
         out = self.convs[1](tensor)
         _, x_index, y, z = out.indices.long().unbind(1)
         order = ((x_index * SHAPE[1] + y) * SHAPE[2] + z).argsort()

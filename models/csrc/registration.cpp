@@ -82,7 +82,7 @@ TORCH_LIBRARY(opus, m) {
   m.def("unique_voxels(Tensor keys, int num_keys) -> (Tensor unique, Tensor inverse)");
 
   m.def(
-      "voxel_max(Tensor features, Tensor voxel_index, int num_voxels) "
+      "voxel_max(Tensor features, Tensor voxel_index, int num_voxels, bool with_winner) "
       "-> (Tensor maximum, Tensor winner)");
   m.def("voxel_max_backward(Tensor grad, Tensor winner, int num_points) -> Tensor");
 

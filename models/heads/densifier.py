@@ -39,7 +39,7 @@ class PFNLayer(nn.Module):
         in_channels: Channels of a point.
         out_channels: Channels of the result. All but the last layer spend half of them on the
             point and half on the maximum of its voxel.
-        last: Return one row per voxel instead of one per point.
+        last: Whether voxels alone are wanted.
         bn_momentum: Part of a batch's statistics in the running ones.
     """
 
@@ -52,14 +52,31 @@ class PFNLayer(nn.Module):
         self.linear = nn.Linear(in_channels, units, bias=False)
         self.norm = nn.BatchNorm1d(units, eps=1e-3, momentum=bn_momentum)
 
-    def forward(self, x: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
-        """Map points ``[n, in]`` of voxels ``[n]`` to ``[n, out]``, or if last to ``[V, out]``."""
-        x = self.norm(self.linear(x))
+    def forward(
+        self, points: Tensor, voxels: Tensor | None, voxel_index: Tensor, num_voxels: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return features of points ``[n, units]`` and their maxima over voxels ``[V, units]``.
+
+        Args:
+            points: ``[n, C]``.
+            voxels: ``[V, in - C]``, input that the points of a voxel share, after ``points`` in
+                the order of channels; None if there is none.
+            voxel_index: ``[n]``, the voxel of each point.
+            num_voxels: V.
+        """
+        x = self.norm(self._linear(points, voxels, voxel_index))
         if self.last:  # the order of maximum and ReLU is free, and there are fewer voxels
-            return F.relu(ops.voxel_max(x, voxel_index, num_voxels))
-        x = F.relu(x)
-        maximum = ops.voxel_max(x, voxel_index, num_voxels)
-        return torch.cat([x, maximum.index_select(0, voxel_index)], dim=1)
+            return x, F.relu(ops.voxel_max(x, voxel_index, num_voxels))
+        x = F.relu(x, inplace=True)
+        return x, ops.voxel_max(x, voxel_index, num_voxels)
+
+    def _linear(self, points: Tensor, voxels: Tensor | None, voxel_index: Tensor) -> Tensor:
+        if voxels is None:
+            return self.linear(points)
+        # the part of the product that the points of a voxel share is computed once for them
+        of_point, of_voxel = self.linear.weight.split([points.shape[1], voxels.shape[1]], dim=1)
+        shared = F.linear(voxels, of_voxel).index_select(0, voxel_index)
+        return shared.addmm_(points, of_point.t())
 
 
 @MODELS.register_module()
@@ -117,13 +134,18 @@ class CPDDensifier(GridModule):
         from_query = points - points.mean(2, keepdim=True)
         x = torch.cat([from_voxel, from_query, point_feats], dim=-1).flatten(0, 2)
         coords, voxel_of_point = self._unique_voxels(index)
+        maxima: Tensor | None = None
         for layer in self.pfn_layers:
-            x = layer(x, voxel_of_point, len(coords))
-        voxels = SparseTensor(x, coords, self.grid_shape, len(points))
+            x, maxima = layer(x, maxima, voxel_of_point, len(coords))
+        assert maxima is not None
+        voxels = SparseTensor(maxima, coords, self.grid_shape, len(points))
         dilate, _, classify = self.cls_branch
         voxels = dilate(voxels)
         active = SparseTensor(
-            F.relu(voxels.features), voxels.coords, voxels.spatial_shape, voxels.batch_size
+            F.relu(voxels.features, inplace=True),
+            voxels.coords,
+            voxels.spatial_shape,
+            voxels.batch_size,
         )
         voxels = classify(active)
         return VoxelLogits(voxels.coords, torch.nan_to_num(voxels.features))

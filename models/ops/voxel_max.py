@@ -42,7 +42,8 @@ def voxel_max(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
     _check_arguments(features, voxel_index, num_voxels)
     if not runs_natively("voxel_max", features, on_gpu=(torch.float32,)):
         return voxel_max_reference(features, voxel_index, num_voxels)
-    return native("voxel_max")(features, voxel_index, num_voxels)[0]
+    with_winner = torch.is_grad_enabled() and features.requires_grad
+    return native("voxel_max")(features, voxel_index, num_voxels, with_winner)[0]
 
 
 def voxel_max_reference(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
@@ -83,9 +84,14 @@ def _check_arguments(features: Tensor, voxel_index: Tensor, num_voxels: int) -> 
 @on_load
 def _register() -> None:
     @torch.library.register_fake("opus::voxel_max")
-    def _(features: Tensor, voxel_index: Tensor, num_voxels: int) -> tuple[Tensor, Tensor]:
-        shape = (num_voxels, features.shape[1])
-        return features.new_empty(shape), features.new_empty(shape, dtype=torch.int64)
+    def _(
+        features: Tensor, voxel_index: Tensor, num_voxels: int, with_winner: bool
+    ) -> tuple[Tensor, Tensor]:
+        channels = features.shape[1]
+        return (
+            features.new_empty((num_voxels, channels)),
+            features.new_empty((num_voxels * with_winner, channels), dtype=torch.int64),
+        )
 
     @torch.library.register_fake("opus::voxel_max_backward")
     def _(grad: Tensor, winner: Tensor, num_points: int) -> Tensor:
@@ -98,6 +104,6 @@ def _register() -> None:
 
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
         (winner,) = ctx.saved_tensors
-        return torch.ops.opus.voxel_max_backward(grad, winner, ctx.num_points), None, None
+        return torch.ops.opus.voxel_max_backward(grad, winner, ctx.num_points), None, None, None
 
     torch.library.register_autograd("opus::voxel_max", backward, setup_context=setup_context)

@@ -45,10 +45,13 @@ def device(request: pytest.FixtureRequest) -> str:
 def run_in_new_process() -> Callable[..., None]:
     """Runs Python code in a process of its own, with environment variables given by keyword."""
 
+    # with sanitizers loading torch alone takes minutes of a busy machine
+    seconds = 1800 if "ASAN_OPTIONS" in os.environ else 300
+
     def run(code: str, **environment: str) -> None:
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300,
-            env={**os.environ, **environment},
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+            timeout=seconds, env={**os.environ, **environment},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
 

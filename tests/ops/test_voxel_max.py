@@ -64,6 +64,17 @@ def test_float32(device: str) -> None:
         torch.testing.assert_close(a.cpu(), b, rtol=0, atol=0, equal_nan=True)
 
 
+def test_without_gradient(device: str) -> None:
+    """Maxima without winners are the same."""
+    features = torch.randn(300, 41).round(decimals=1).to(device)
+    features[::23, 40], features[::7, 3] = math.nan, math.inf
+    index = torch.randint(0, 90, (300,), device=device)
+    expected = voxel_max(features.clone().requires_grad_(), index, 91).detach()
+    torch.testing.assert_close(
+        voxel_max(features, index, 91), expected, rtol=0, atol=0, equal_nan=True
+    )
+
+
 def test_gradcheck() -> None:
     features = torch.randn(12, 3, dtype=torch.float64, requires_grad=True)
     index = torch.randint(0, 5, (12,))
@@ -124,6 +135,7 @@ def test_bad_arguments() -> None:
 def test_opcheck() -> None:
     features = torch.randn(6, 3, requires_grad=True)
     index = torch.tensor([0, 0, 1, 3, 3, 3])
-    torch.library.opcheck(torch.ops.opus.voxel_max.default, (features, index, 5))
-    winner = torch.ops.opus.voxel_max(features.detach(), index, 5)[1]
+    torch.library.opcheck(torch.ops.opus.voxel_max.default, (features, index, 5, True))
+    torch.library.opcheck(torch.ops.opus.voxel_max.default, (features.detach(), index, 5, False))
+    winner = torch.ops.opus.voxel_max(features.detach(), index, 5, True)[1]
     torch.library.opcheck(torch.ops.opus.voxel_max_backward.default, (torch.randn(5, 3), winner, 6))

@@ -4,6 +4,7 @@
 // A team mixes one group of one query. On the host it is one thread whose vectors hold several
 // channels; on the device a block of threads with one channel each. Team gives
 //     rank(), size()  which member this is, and of how many
+//     kAlone          whether it is the only one
 //     sync()          what has been written so far can be read by all
 //     sum(V)          the sum over all lanes of all members, to everyone
 // Matrices are row-major with a leading dimension; in scratch, columns past the real ones, up to
@@ -116,8 +117,14 @@ OPUS_BODY void multiply(const Team& team, const T* a, int a_row, int a_step, con
 template <typename V, typename Team, typename Visit>
 OPUS_BODY void for_each_vector(const Team& team, int rows, int columns, const Visit& visit) {
   const int vectors = vectors_for<V>(columns);
-  for (int i = team.rank(); i < rows * vectors; i += team.size()) {
-    visit(i / vectors, i % vectors * Lanes<V>::kWidth);
+  if constexpr (Team::kAlone) {  // without the divisions, which take longer than most visits
+    for (int row = 0; row < rows; ++row) {
+      for (int vector = 0; vector < vectors; ++vector) visit(row, vector * Lanes<V>::kWidth);
+    }
+  } else {
+    for (int i = team.rank(); i < rows * vectors; i += team.size()) {
+      visit(i / vectors, i % vectors * Lanes<V>::kWidth);
+    }
   }
 }
 

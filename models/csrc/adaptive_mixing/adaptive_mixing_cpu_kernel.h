@@ -9,6 +9,7 @@ using namespace mixing_body;
 constexpr int NR = 4, NC = 2;
 
 struct Alone {
+  static constexpr bool kAlone = true;
   OPUS_BODY int rank() const { return 0; }
   OPUS_BODY int size() const { return 1; }
   OPUS_BODY void sync() const {}

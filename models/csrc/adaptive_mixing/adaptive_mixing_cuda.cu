@@ -25,6 +25,7 @@ constexpr unsigned kAll = 0xffffffffu;
 struct Block {
   float* partial;  // [kWarps]
 
+  static constexpr bool kAlone = false;
   __device__ int rank() const { return static_cast<int>(threadIdx.x); }
   __device__ int size() const { return kBlock; }
   __device__ void sync() const { __syncthreads(); }

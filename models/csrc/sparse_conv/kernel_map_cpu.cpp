@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <bit>
 #include <memory>
 #include <tuple>
 #include <utility>
@@ -20,15 +21,14 @@ using sparse_conv::Geometry;
 // 2 GiB of bits: 163 grids of 41 x 1600 x 1600.
 constexpr int64_t kMaxVoxels = int64_t(1) << 34;
 constexpr int64_t kInputsPerTask = 1024;
-constexpr int64_t kSerialPairs = 65536;
+constexpr int64_t kMostInRun = 32;  // bits of Hits
 
 // The sets of input and output voxels of a map.
 struct Sets {
-  const int64_t* coords;  // [n, 4]
+  const int64_t* coords;       // [n, 4]
   int64_t n;
-  RankedBitmap in, out;       // `out` is empty for a submanifold map
-  std::vector<int32_t> order;  // index of the input voxel with a given rank
-  bool sorted;                 // whether the inputs come in the order of their rank
+  RankedBitmap in, out;        // `out` is empty for a submanifold map
+  std::vector<int32_t> order;  // index of the input voxel with a given rank; empty if that is it
 };
 
 int64_t checked_volume(const int64_t* coords, int64_t n, const Geometry& geometry,
@@ -63,69 +63,137 @@ RankedBitmap mark_inputs(const int64_t* coords, int64_t n, const Geometry& geome
   return set;
 }
 
-// The outputs that one input reaches, axis by axis: -1 where a kernel index leads nowhere.
+std::vector<int32_t> order_of(const Sets& sets, const Geometry& geometry) {
+  std::vector<int32_t> order(sets.n + 1);  // one more: where ranks are read ahead
+  bool sorted = true;
+  for (int64_t i = 0; i < sets.n; ++i) {
+    const int64_t* c = sets.coords + 4 * i;
+    const int64_t rank = sets.in.rank(sparse_conv::linear_index(geometry.in_shape, c[0], c + 1));
+    order[rank] = static_cast<int32_t>(i);
+    sorted &= rank == i;
+  }
+  if (sorted) order.clear();
+  return order;
+}
+
+// Adjacent positions of a kernel that differ along the last axis alone, at most kMostInRun. The
+// outputs that an input reaches through them are adjacent too, in the opposite order: bit b of what
+// is said about a run stands for the position `last - b`.
+struct Run {
+  int64_t k0, k1, k2;  // of the first position
+  int64_t count, first, last;
+};
+
+std::vector<Run> make_runs(const Geometry& geometry) {
+  std::vector<Run> runs;
+  int64_t first = 0;
+  for (int64_t k0 = 0; k0 < geometry.kernel[0]; ++k0) {
+    for (int64_t k1 = 0; k1 < geometry.kernel[1]; ++k1) {
+      for (int64_t k2 = 0; k2 < geometry.kernel[2]; k2 += kMostInRun) {
+        const int64_t count = std::min(kMostInRun, geometry.kernel[2] - k2);
+        runs.push_back({k0, k1, k2, count, first, first + count - 1});
+        first += count;
+      }
+    }
+  }
+  return runs;
+}
+
+// The outputs that one input reaches, run by run.
 class Reach {
  public:
-  explicit Reach(const Geometry& geometry) : geometry_(geometry) {
-    for (int a = 0; a < 3; ++a) out_[a].resize(geometry.kernel[a]);
+  Reach(const Geometry& geometry, const std::vector<Run>& runs) : geometry_(geometry), runs_(runs) {
+    for (int a = 0; a < 2; ++a) out_[a].resize(geometry.kernel[a]);
+    along_.resize(num_blocks(geometry.kernel[2], kMostInRun));
   }
 
-  // Calls visit(position, key) for every kernel position, key -1 where it reaches nothing.
+  // Calls visit(run, key, count, bits) for the first `num_runs` runs: the outputs in the grid are
+  // key .. key + count, and belong to `bits` of the run.
   template <typename Visit>
-  void for_each_position(const int64_t* coords, const Visit& visit) {
-    const int64_t* shape = geometry_.out_shape;
-    for (int a = 0; a < 3; ++a) {
+  void for_each_run(const int64_t* coords, int64_t num_runs, const Visit& visit) {
+    for (int a = 0; a < 2; ++a) {
       for (int64_t k = 0; k < geometry_.kernel[a]; ++k) {
         out_[a][k] = sparse_conv::reach(geometry_, a, coords[1 + a], k);
       }
     }
-    int64_t position = 0;
-    for (const int64_t d0 : out_[0]) {
-      for (const int64_t d1 : out_[1]) {
-        const int64_t row = ((coords[0] * shape[0] + d0) * shape[1] + d1) * shape[2];
-        const bool reaches = d0 >= 0 && d1 >= 0;
-        for (const int64_t d2 : out_[2]) visit(position++, reaches && d2 >= 0 ? row + d2 : -1);
-      }
+    for (size_t i = 0; i < along_.size(); ++i) along_[i] = along_last_axis(coords[3], runs_[i]);
+    const int64_t* shape = geometry_.out_shape;
+    for (int64_t r = 0; r < num_runs; ++r) {
+      const Along& along = along_[runs_[r].k2 / kMostInRun];
+      const int64_t d0 = out_[0][runs_[r].k0], d1 = out_[1][runs_[r].k1];
+      const int64_t row = ((coords[0] * shape[0] + d0) * shape[1] + d1) * shape[2];
+      const bool inside = d0 >= 0 && d1 >= 0;
+      visit(r, row + along.lowest, inside ? along.count : 0, inside ? along.bits : 0);
     }
   }
 
  private:
+  struct Along {
+    int64_t lowest;
+    int count;
+    uint32_t bits;
+  };
+
+  Along along_last_axis(int64_t in, const Run& run) const {
+    Along along{0, 0, 0};
+    for (int64_t bit = run.count - 1; bit >= 0; --bit) {
+      const int64_t out = sparse_conv::reach(geometry_, 2, in, run.k2 + run.count - 1 - bit);
+      if (out < 0) continue;
+      along.lowest = out;
+      along.bits |= uint32_t(1) << bit;
+      ++along.count;
+    }
+    return along;
+  }
+
   const Geometry& geometry_;
-  std::vector<int64_t> out_[3];
+  const std::vector<Run>& runs_;
+  std::vector<int64_t> out_[2];
+  std::vector<Along> along_;
 };
 
-RankedBitmap mark_outputs(const int64_t* coords, int64_t n, const Geometry& geometry) {
+RankedBitmap mark_outputs(const int64_t* coords, int64_t n, const Geometry& geometry,
+                          const std::vector<Run>& runs) {
   RankedBitmap set(checked_volume(coords, n, geometry, geometry.out_shape));
-  Reach reach(geometry);
+  Reach reach(geometry, runs);
+  const auto num_runs = static_cast<int64_t>(runs.size());
   for (int64_t i = 0; i < n; ++i) {
-    reach.for_each_position(coords + 4 * i, [&](int64_t, int64_t key) {
-      if (key >= 0) set.set(key);
+    reach.for_each_run(coords + 4 * i, num_runs, [&](int64_t, int64_t key, int count, uint32_t) {
+      if (count > 0) set.set_window(key, count);
     });
   }
   return set;
 }
 
-// reached[k * n + i]: the output that input i reaches through kernel position k, or -1.
-std::unique_ptr<int32_t[]> find_outputs(const Sets& sets, const Geometry& geometry, bool subm) {
-  const int64_t positions = geometry.kernel[0] * geometry.kernel[1] * geometry.kernel[2];
-  std::unique_ptr<int32_t[]> reached(new int32_t[positions * sets.n]);  // left uninitialised
-  int32_t* const table = reached.get();
+// Which active outputs an input reaches through a run: their bits, and the rank of the first.
+struct Hits {
+  uint32_t bits;
+  int32_t rank;
+};
+
+// [num_runs, n]
+std::unique_ptr<Hits[]> find_outputs(const Sets& sets, const Geometry& geometry,
+                                     const std::vector<Run>& runs, int64_t num_runs, bool subm) {
+  std::unique_ptr<Hits[]> hits(new Hits[num_runs * sets.n]);  // left uninitialised
+  Hits* const table = hits.get();
+  const RankedBitmap& set = subm ? sets.in : sets.out;
   parallel_tasks(num_blocks(sets.n, kInputsPerTask), [&](int64_t task) {
     const int64_t end = std::min(sets.n, (task + 1) * kInputsPerTask);
-    Reach reach(geometry);
+    Reach reach(geometry, runs);
     for (int64_t i = task * kInputsPerTask; i < end; ++i) {
-      reach.for_each_position(sets.coords + 4 * i, [&](int64_t position, int64_t key) {
-        int32_t index = -1;
-        if (key >= 0 && !subm) {
-          index = static_cast<int32_t>(sets.out.rank(key));
-        } else if (key >= 0 && sets.in.test(key)) {
-          index = sets.order[sets.in.rank(key)];
-        }
-        table[position * sets.n + i] = index;
+      reach.for_each_run(sets.coords + 4 * i, num_runs, [&](int64_t run, int64_t key, int count,
+                                                            uint32_t bits) {
+        Hits& here = table[run * sets.n + i];
+        here = {0, 0};
+        if (count == 0) return;
+        // Outputs of a dilating map are all active; those of a submanifold map, whose stride is 1,
+        // have adjacent bits.
+        if (subm) bits = set.window(key, count) << std::countr_zero(bits);
+        here = {bits, static_cast<int32_t>(set.rank(key))};
       });
     }
   });
-  return reached;
+  return hits;
 }
 
 at::Tensor output_coords(const RankedBitmap& out, int64_t m, const Geometry& geometry,
@@ -143,38 +211,105 @@ at::Tensor output_coords(const RankedBitmap& out, int64_t m, const Geometry& geo
   return coords;
 }
 
-// Pairs of all kernel positions one after another; those of a position in the order in which
-// `nth(position, j)` gives them, for j in [0, count): a pair (in, out) or out = -1 for none.
-template <typename Nth>
-at::Tensor list_pairs(const std::vector<int64_t>& starts, int64_t count, const Nth& nth,
-                      const at::TensorOptions& options) {
-  const auto positions = static_cast<int64_t>(starts.size()) - 1;
+// Where a list takes its pairs from.
+struct Source {
+  const Hits* hits;  // [num_runs, n]
+  const std::vector<Run>& runs;
+  int64_t num_runs, n;
+  const int32_t* order;  // of the inputs; null: as they come
+  const int32_t* index;  // of the output with a given rank; null: the rank itself
+  bool mirrored;         // a submanifold map's pairs turned: what input i reaches, reaches i through
+                         // the opposite position
+  int64_t positions() const { return runs.back().last + 1; }
+  int64_t listed() const { return runs[num_runs - 1].last + 1; }
+  int64_t tasks() const { return num_blocks(n, kInputsPerTask); }
+  int64_t position_of(const Run& run, int64_t bit) const {
+    return mirrored ? positions() - 1 - (run.last - bit) : run.last - bit;
+  }
+};
+
+// kCount is run.count, or 0 where that is not known at compile time.
+template <int64_t kCount>
+void list_run(const Source& source, const Run& run, const Hits* hits, int64_t begin, int64_t end,
+              const int64_t* starts, const int64_t* ends, int32_t* in, int32_t* out) {
+  const int64_t count = kCount != 0 ? kCount : run.count;
+  int64_t next[kMostInRun], last[kMostInRun];
+  for (int64_t bit = 0; bit < count; ++bit) {
+    next[bit] = starts[source.position_of(run, bit)];
+    last[bit] = ends[source.position_of(run, bit)];
+  }
+  if (source.mirrored) std::swap(in, out);
+  for (int64_t i = begin; i < end; ++i) {
+    const int32_t from = source.order != nullptr ? source.order[i] : static_cast<int32_t>(i);
+    const Hits here = hits[from];
+    int32_t rank = here.rank;
+    for (int64_t bit = 0; bit < count; ++bit) {
+      const auto hit = static_cast<int32_t>(here.bits >> bit & 1);
+      if (next[bit] < last[bit]) {  // overwritten if it is no pair: a branch would be unpredictable
+        in[next[bit]] = from;
+        out[next[bit]] = source.index != nullptr ? source.index[rank] : rank;
+      }
+      next[bit] += hit;
+      rank += hit;
+    }
+  }
+}
+
+// Pairs [2, R] of all kernel positions one after another, and where each position's begin. Positions
+// that the source does not list are the opposite of those it does, of a map whose pairs are in the
+// same order either way.
+std::pair<at::Tensor, std::vector<int64_t>> list_pairs(const Source& source,
+                                                       const at::TensorOptions& options) {
+  const int64_t positions = source.positions(), listed = source.listed(), tasks = source.tasks();
+  // Pairs of each task, then where those begin; after the last task, where the position ends.
+  std::vector<int64_t> next((tasks + 1) * positions, 0);
+  const auto of_task = [&](int64_t task, const auto& visit) {
+    const int64_t begin = task * kInputsPerTask, end = std::min(source.n, begin + kInputsPerTask);
+    for (int64_t r = 0; r < source.num_runs; ++r) {
+      visit(source.runs[r], source.hits + r * source.n, begin, end);
+    }
+  };
+  parallel_tasks(tasks, [&](int64_t task) {
+    int64_t* counts = next.data() + task * positions;
+    of_task(task, [&](const Run& run, const Hits* hits, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const uint32_t bits = hits[source.order != nullptr ? source.order[i] : i].bits;
+        for (int64_t bit = 0; bit < run.count; ++bit) {
+          counts[source.position_of(run, bit)] += bits >> bit & 1;
+        }
+      }
+    });
+  });
+  std::vector<int64_t> starts(positions + 1, 0);
+  for (int64_t position = 0; position < positions; ++position) {
+    const int64_t turned = positions - 1 - position;
+    int64_t total = starts[position];
+    if (position >= listed) total += starts[turned + 1] - starts[turned];
+    for (int64_t task = 0; task <= tasks; ++task) {
+      total += std::exchange(next[task * positions + position], total);
+    }
+    starts[position + 1] = total;
+  }
   at::Tensor pairs = at::empty({2, starts.back()}, options.dtype(at::kInt));
   int32_t* in = pairs.data_ptr<int32_t>();
   int32_t* out = in + starts.back();
-  parallel_tasks_if(positions * count > kSerialPairs, positions, [&](int64_t position) {
-    int64_t next = starts[position];
-    for (int64_t j = 0; j < count; ++j) {
-      const auto [from, to] = nth(position, j);
-      if (next == starts[position + 1]) break;
-      in[next] = from;  // overwritten if it is no pair: a branch would be unpredictable
-      out[next] = to;
-      next += (from >= 0) & (to >= 0);
-    }
+  parallel_tasks(tasks, [&](int64_t task) {
+    const int64_t *begins = next.data() + task * positions, *ends = begins + positions;
+    of_task(task, [&](const Run& run, const Hits* hits, int64_t begin, int64_t end) {
+      if (run.count == 3) {
+        list_run<3>(source, run, hits, begin, end, begins, ends, in, out);
+      } else {
+        list_run<0>(source, run, hits, begin, end, begins, ends, in, out);
+      }
+    });
   });
-  return pairs;
-}
-
-std::vector<int64_t> count_pairs(const int32_t* reached, int64_t positions, int64_t n) {
-  std::vector<int64_t> starts(positions + 1, 0);
-  parallel_tasks_if(positions * n > kSerialPairs, positions, [&](int64_t position) {
-    const int32_t* begin = reached + position * n;
-    starts[position + 1] = std::count_if(begin, begin + n, [](int32_t out) { return out >= 0; });
+  parallel_tasks(positions - listed, [&](int64_t task) {
+    const int64_t position = listed + task, turned = positions - 1 - position;
+    const int64_t begin = starts[turned], end = starts[turned + 1];
+    std::copy(in + begin, in + end, out + starts[position]);
+    std::copy(out + begin, out + end, in + starts[position]);
   });
-  for (int64_t position = 0; position < positions; ++position) {
-    starts[position + 1] += starts[position];
-  }
-  return starts;
+  return {pairs, starts};
 }
 
 Geometry make_geometry(at::IntArrayRef shape, at::IntArrayRef kernel, at::IntArrayRef stride,
@@ -207,50 +342,33 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kernel_map_cpu(
   const Geometry geometry = make_geometry(spatial_shape, kernel_size, stride, padding, subm);
   const at::Tensor c = coords.contiguous();
   const int64_t n = c.size(0);
-  const int64_t positions = kernel_size[0] * kernel_size[1] * kernel_size[2];
   const int64_t* rows = c.const_data_ptr<int64_t>();
-  Sets sets{rows, n, mark_inputs(rows, n, geometry), RankedBitmap(0), std::vector<int32_t>(n),
-            true};
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t key = sparse_conv::linear_index(geometry.in_shape, rows[4 * i], rows + 4 * i + 1);
-    const int64_t rank = sets.in.rank(key);
-    sets.order[rank] = static_cast<int32_t>(i);
-    sets.sorted &= rank == i;
-  }
+  Sets sets{rows, n, mark_inputs(rows, n, geometry), RankedBitmap(0), {}};
+  sets.order = order_of(sets, geometry);
+  const bool sorted = sets.order.empty();
+  const std::vector<Run> runs = make_runs(geometry);
+  auto num_runs = static_cast<int64_t>(runs.size());
   at::Tensor out_coords = at::empty({0, 4}, c.options());
   if (!subm) {
-    sets.out = mark_outputs(rows, n, geometry);
+    sets.out = mark_outputs(rows, n, geometry, runs);
     const int64_t m = sets.out.index();
     out_coords = output_coords(sets.out, m, geometry, c.options());
+  } else if (sorted) {
+    num_runs = num_runs / 2 + 1;  // the others are these, turned
   }
 
-  const std::unique_ptr<int32_t[]> reached = find_outputs(sets, geometry, subm);
-  const std::vector<int64_t> starts = count_pairs(reached.get(), positions, n);
-  using Pair = std::pair<int32_t, int32_t>;
-  const at::Tensor by_in = list_pairs(
-      starts, n,
-      [&](int64_t position, int64_t j) {
-        return Pair(static_cast<int32_t>(j), reached[position * n + j]);
-      },
-      c.options());
+  const std::unique_ptr<Hits[]> hits = find_outputs(sets, geometry, runs, num_runs, subm);
+  const int32_t* order = sorted ? nullptr : sets.order.data();
+  const Source source{hits.get(), runs, num_runs, n, nullptr, subm ? order : nullptr, false};
+  const auto [by_in, starts] = list_pairs(source, c.options());
   // With sorted inputs a kernel position shifts all keys alike: both orders are one, given once.
   at::Tensor by_out = at::empty({2, 0}, c.options().dtype(at::kInt));
-  if (!sets.sorted && subm) {
-    by_out = list_pairs(
-        starts, n,
-        [&](int64_t position, int64_t j) {  // the mirrored position leads back to the input
-          return Pair(reached[(positions - 1 - position) * n + j], static_cast<int32_t>(j));
-        },
-        c.options());
-  } else if (!sets.sorted) {
-    by_out = list_pairs(
-        starts, n,
-        [&](int64_t position, int64_t j) {
-          return Pair(sets.order[j], reached[position * n + sets.order[j]]);
-        },
-        c.options());
+  if (!sorted && subm) {
+    by_out = list_pairs({hits.get(), runs, num_runs, n, nullptr, order, true}, c.options()).first;
+  } else if (!sorted) {
+    by_out = list_pairs({hits.get(), runs, num_runs, n, order, nullptr, false}, c.options()).first;
   }
-  at::Tensor start_tensor = at::empty({positions + 1}, c.options());
+  at::Tensor start_tensor = at::empty({static_cast<int64_t>(starts.size())}, c.options());
   std::copy(starts.begin(), starts.end(), start_tensor.data_ptr<int64_t>());
   return {out_coords, by_out, by_in, start_tensor};
 }

@@ -24,6 +24,21 @@ class RankedBitmap {
   bool test(int64_t i) const { return words_[i >> 6] >> (i & 63) & 1; }
   void set(int64_t i) { words_[i >> 6] |= uint64_t(1) << (i & 63); }
 
+  // Members among i .. i + count as bits 0 .. count; all of these lie in the map, count <= 32.
+  uint32_t window(int64_t i, int count) const {
+    const int shift = static_cast<int>(i & 63);
+    uint64_t bits = words_[i >> 6] >> shift;
+    if (shift + count > 64) bits |= words_[(i >> 6) + 1] << (64 - shift);
+    return static_cast<uint32_t>(bits & ((uint64_t(1) << count) - 1));
+  }
+  // Sets i .. i + count; all of these lie in the map, count <= 32.
+  void set_window(int64_t i, int count) {
+    const int shift = static_cast<int>(i & 63);
+    const uint64_t bits = (uint64_t(1) << count) - 1;
+    words_[i >> 6] |= bits << shift;
+    if (shift + count > 64) words_[(i >> 6) + 1] |= bits >> (64 - shift);
+  }
+
   // Call after the last set() and before rank(). Returns the number of members.
   int64_t index() {
     before_.resize(words_.size());

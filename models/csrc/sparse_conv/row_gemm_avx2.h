@@ -67,14 +67,13 @@ constexpr int kVectors = 2;
 
 // c[r][0 .. NV vectors) += sum over d of a[r][d] * b[d][0 .. NV vectors), for R rows.
 template <typename T, int R, int NV>
-OPUS_AVX2_INLINE void multiply_block(const T* const* a, int64_t depth, const T* b, int64_t ldb,
-                                     T* const* c) {
+OPUS_AVX2_INLINE void multiply_block(const T* const* a, int64_t depth, const T* b, T* const* c) {
   using L = Lanes<T>;
   typename L::Vector sum[R][NV];
   for (int r = 0; r < R; ++r) {
     for (int j = 0; j < NV; ++j) sum[r][j] = L::zero();
   }
-  for (int64_t d = 0; d < depth; ++d, b += ldb) {
+  for (int64_t d = 0; d < depth; ++d, b += NV * L::kWidth) {
     typename L::Vector column[NV];
     for (int j = 0; j < NV; ++j) column[j] = L::load(b + j * L::kWidth);
     for (int r = 0; r < R; ++r) {
@@ -90,72 +89,92 @@ OPUS_AVX2_INLINE void multiply_block(const T* const* a, int64_t depth, const T* 
   }
 }
 
-template <typename T, int NV>
-OPUS_AVX2_INLINE void multiply_rows(int rows, const T* const* a, int64_t depth, const T* b,
-                                    int64_t ldb, T* const* c) {
-  switch (rows) {
-    case 6: return multiply_block<T, 6, NV>(a, depth, b, ldb, c);
-    case 5: return multiply_block<T, 5, NV>(a, depth, b, ldb, c);
-    case 4: return multiply_block<T, 4, NV>(a, depth, b, ldb, c);
-    case 3: return multiply_block<T, 3, NV>(a, depth, b, ldb, c);
-    case 2: return multiply_block<T, 2, NV>(a, depth, b, ldb, c);
-    case 1: return multiply_block<T, 1, NV>(a, depth, b, ldb, c);
-    default: return;
-  }
-}
-
-// c[to[p]] += a[from[p]] * b for `count` pairs with distinct `to`; b is [depth, columns], columns a
-// multiple of the vector width, and rows of c lie ldc >= columns apart.
-template <typename T>
-OPUS_AVX2 void multiply_scattered(const int32_t* from, const int32_t* to, int64_t count, const T* a,
-                                  int64_t depth, const T* b, int64_t columns, T* c, int64_t ldc) {
-  constexpr int kWidth = Lanes<T>::kWidth;
-  for (int64_t column = 0; column < columns;) {
-    const bool wide = column + kVectors * kWidth <= columns;
-    for (int64_t p = 0; p < count; p += kRows) {
-      const int rows = static_cast<int>(std::min<int64_t>(kRows, count - p));
-      const T* source[kRows];
-      T* target[kRows];
-      for (int r = 0; r < rows; ++r) {
-        source[r] = a + from[p + r] * depth;
-        target[r] = c + to[p + r] * ldc + column;
-      }
-      if (wide) {
-        multiply_rows<T, kVectors>(rows, source, depth, b + column, columns, target);
-      } else {
-        multiply_rows<T, 1>(rows, source, depth, b + column, columns, target);
-      }
-    }
-    column += wide ? kVectors * kWidth : kWidth;
-  }
-}
-
-// c[to[p] * ldc] += dot product of a[from[p]] and b, both of `depth` elements: one column, for which
-// whole vectors of columns would be a waste.
-template <typename T>
-OPUS_AVX2 void dot_scattered(const int32_t* from, const int32_t* to, int64_t count, const T* a,
-                             int64_t depth, const T* b, T* c, int64_t ldc) {
+// One column, for which whole vectors of columns would be a waste: the lanes of c[r], one vector,
+// together += dot product of a[r] and b, for R rows.
+template <typename T, int R>
+OPUS_AVX2_INLINE void dot_block(const T* const* a, int64_t depth, const T* b, T* const* c) {
   using L = Lanes<T>;
-  constexpr int kAtOnce = 4;
-  for (int64_t p = 0; p < count; p += kAtOnce) {
-    const int rows = static_cast<int>(std::min<int64_t>(kAtOnce, count - p));
-    const T* source[kAtOnce];
-    typename L::Vector sum[kAtOnce];
-    for (int r = 0; r < kAtOnce; ++r) {
-      source[r] = a + from[p + std::min(r, rows - 1)] * depth;
-      sum[r] = L::zero();
-    }
-    int64_t d = 0;
-    for (; d + L::kWidth <= depth; d += L::kWidth) {
-      const typename L::Vector factor = L::load(b + d);
-      for (int r = 0; r < kAtOnce; ++r) sum[r] = L::fma(L::load(source[r] + d), factor, sum[r]);
-    }
-    for (int r = 0; r < rows; ++r) {
-      T total = L::sum(sum[r]);
-      for (int64_t rest = d; rest < depth; ++rest) total += source[r][rest] * b[rest];
-      c[to[p + r] * ldc] += total;
-    }
+  typename L::Vector sum[R];
+  for (int r = 0; r < R; ++r) sum[r] = L::load(c[r]);
+  int64_t d = 0;
+  for (; d + L::kWidth <= depth; d += L::kWidth) {
+    const typename L::Vector factor = L::load(b + d);
+    for (int r = 0; r < R; ++r) sum[r] = L::fma(L::load(a[r] + d), factor, sum[r]);
   }
+  for (int r = 0; r < R; ++r) {
+    L::store(c[r], sum[r]);
+    for (int64_t rest = d; rest < depth; ++rest) c[r][0] += a[r][rest] * b[rest];
+  }
+}
+
+// The rows of a result that a task computes, `count` from `first` on: NV vectors of columns, and
+// `dots` single ones, [dots, count, one vector] whose lanes are to be summed. `factors` of the dots
+// lie `factor_stride` apart.
+template <typename T>
+struct RowSums {
+  T* vectors;
+  T* lanes;
+  int64_t first, count;
+  int dots;
+  const T* factors;
+  int64_t factor_stride;
+};
+
+template <typename T, int R, int NV>
+OPUS_AVX2_INLINE void add_block(const T* const* a, const int32_t* to, int64_t depth, const T* b,
+                                const RowSums<T>& sums) {
+  constexpr int kWidth = Lanes<T>::kWidth;
+  T* target[R];
+  for (int r = 0; r < R; ++r) target[r] = sums.vectors + (to[r] - sums.first) * NV * kWidth;
+  multiply_block<T, R, NV>(a, depth, b, target);
+  for (int i = 0; i < sums.dots; ++i) {
+    T* lanes = sums.lanes + i * sums.count * kWidth;
+    for (int r = 0; r < R; ++r) target[r] = lanes + (to[r] - sums.first) * kWidth;
+    dot_block<T, R>(a, depth, sums.factors + i * sums.factor_stride, target);
+  }
+}
+
+template <typename T>
+inline void prefetch_row(const T* row, int64_t length) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < length; i += kLine) __builtin_prefetch(row + i);
+}
+
+// Adds a[from[p]] * b to the rows to[p] of the sums, for `count` pairs with distinct `to`; b is
+// [depth, NV vectors].
+template <typename T, int NV>
+OPUS_AVX2 void add_products(const int32_t* from, const int32_t* to, int64_t count, const T* a,
+                            int64_t depth, const T* b, bool prefetches, const RowSums<T>& sums) {
+  if (count == 0) return;
+  // Blocks of like size: the last one, if it took what is left, would have too few sums under way
+  // to hide the latency of each.
+  const int64_t blocks = (count + kRows - 1) / kRows, least = count / blocks;
+  const int64_t larger = count - blocks * least;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int rows = static_cast<int>(least + (block < larger));
+    const T* source[kRows];
+    for (int r = 0; r < rows; ++r) source[r] = a + from[r] * depth;
+    if (prefetches) {
+      const int64_t end = std::min<int64_t>(count, rows + kRows);
+      for (int64_t p = rows; p < end; ++p) prefetch_row(a + from[p] * depth, depth);
+    }
+    switch (rows) {
+      case 6: add_block<T, 6, NV>(source, to, depth, b, sums); break;
+      case 5: add_block<T, 5, NV>(source, to, depth, b, sums); break;
+      case 4: add_block<T, 4, NV>(source, to, depth, b, sums); break;
+      case 3: add_block<T, 3, NV>(source, to, depth, b, sums); break;
+      case 2: add_block<T, 2, NV>(source, to, depth, b, sums); break;
+      default: add_block<T, 1, NV>(source, to, depth, b, sums); break;
+    }
+    from += rows;
+    to += rows;
+    count -= rows;
+  }
+}
+
+template <typename T>
+OPUS_AVX2 T sum_of_lanes(const T* lanes) {
+  return Lanes<T>::sum(Lanes<T>::load(lanes));
 }
 
 // w[r][0 .. NV vectors) += sum over p of a[p][r] * b[p][0 .. NV vectors), for R rows of w.
@@ -192,12 +211,6 @@ OPUS_AVX2_INLINE void outer_rows(int rows, const T* const* a, const T* const* b,
     case 1: return outer_block<T, 1, NV>(a, b, count, row, column, w, ldw);
     default: return;
   }
-}
-
-template <typename T>
-inline void prefetch_row(const T* row, int64_t length) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t i = 0; i < length; i += kLine) __builtin_prefetch(row + i);
 }
 
 // w += sum over pairs of (row a_of[p] of a)^T * (row b_of[p] of b); w is [rows, columns], a has

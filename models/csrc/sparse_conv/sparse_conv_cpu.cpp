@@ -20,8 +20,9 @@
 namespace opus {
 namespace {
 
-// Rows of the result that one task computes, small enough to stay in cache over all positions.
-constexpr int64_t kRowsPerTask = 192;
+// Rows of the result that one task computes: 16 KiB of sums stay in the first-level cache over all
+// positions.
+constexpr int64_t kRowsPerTask = 256;
 // Pairs that one task of the weight gradient sums up: at least, and so many tasks at most.
 constexpr int64_t kPairsPerTask = 2048;
 constexpr int64_t kMaxWeightTasks = 512;
@@ -97,30 +98,108 @@ at::Tensor pad_columns(const at::Tensor& tensor) {
 // Columns that a product by vectors leaves over, if they are so few that dot products are cheaper.
 constexpr int64_t kMaxDots = 2;
 
-// As multiply_with_torch. b is [K, depth, columns], columns a multiple of the vector width; the
-// columns of c after them are those of b's continuation `dots`, [further columns, K, depth].
+// Columns of a product: `whole` by vectors, two at a time and one at the end if that suffices, then
+// `dots` by dot products.
+struct Columns {
+  int64_t all, whole, dots, pair;  // pair: numbers in two vectors
+
+  Columns(int64_t columns, int64_t width) : all(columns), pair(2 * width) {
+    const int64_t rest = columns % width;
+    dots = columns > width && rest <= kMaxDots ? rest : 0;
+    whole = columns - dots;
+  }
+  // Numbers in the vectors of the columns from `first` on.
+  int64_t width_at(int64_t first) const { return whole - first > pair / 2 ? pair : pair / 2; }
+  int64_t padded() const { return (whole + pair / 2 - 1) / (pair / 2) * (pair / 2); }
+};
+
+// b [K, depth, columns] as the kernels read it: for every block of columns [K, depth, width], with
+// zeros beyond the last column, then for the dots [dots, K, depth].
+template <typename T>
+at::Tensor pack_factors(const at::Tensor& b, const Columns& columns) {
+  const int64_t positions = b.size(0), depth = b.size(1), rows = positions * depth;
+  at::Tensor packed = at::empty({rows * (columns.padded() + columns.dots)}, b.options());
+  const T* from = b.const_data_ptr<T>();
+  T* to = packed.data_ptr<T>();
+  const int64_t step_k = b.stride(0), step_d = b.stride(1), step = b.stride(2);
+  parallel_tasks(positions, [&](int64_t k) {
+    for (int64_t first = 0; first < columns.whole; first += columns.pair) {
+      const int64_t width = columns.width_at(first);
+      const int64_t real = std::min(width, columns.whole - first);
+      for (int64_t d = 0; d < depth; ++d) {
+        const T* source = from + k * step_k + d * step_d + first * step;
+        T* target = to + rows * first + (k * depth + d) * width;
+        for (int64_t j = 0; j < real; ++j) target[j] = source[j * step];
+        std::fill(target + real, target + width, T(0));
+      }
+    }
+    for (int64_t i = 0; i < columns.dots; ++i) {
+      const T* source = from + k * step_k + (columns.whole + i) * step;
+      T* target = to + rows * (columns.padded() + i) + k * depth;
+      for (int64_t d = 0; d < depth; ++d) target[d] = source[d * step_d];
+    }
+  });
+  return packed;
+}
+
+// The pairs of one kernel position within a task's rows.
+struct Segment {
+  const int32_t *from, *to;
+  int64_t count;
+};
+
+// Rows of c: `bias` (null: zeros) and the products of all positions; see pack_factors.
 template <typename T>
 void multiply_with_avx2(const int32_t* from, const int32_t* to, const Pairs& pairs,
-                        const at::Tensor& a, const at::Tensor& b, const at::Tensor& dots,
-                        at::Tensor& c) {
+                        const at::Tensor& a, const T* factors, const Columns& columns,
+                        const T* bias, at::Tensor& c) {
+  constexpr int kWidth = avx2::Lanes<T>::kWidth;
   const T* a_data = a.const_data_ptr<T>();
-  const T* b_data = b.const_data_ptr<T>();
-  const T* dot_data = dots.const_data_ptr<T>();
   T* c_data = c.data_ptr<T>();
-  const int64_t rows = c.size(0), ldc = c.size(1), depth = a.size(1), columns = b.size(2);
+  const int64_t rows = c.size(0), depth = a.size(1), size = pairs.positions * depth;
   parallel_tasks(num_blocks(rows, kRowsPerTask), [&](int64_t task) {
-    const int64_t first_row = task * kRowsPerTask, end_row = first_row + kRowsPerTask;
+    const int64_t first_row = task * kRowsPerTask, end_row = std::min(rows, first_row + kRowsPerTask);
+    std::vector<Segment> segments(pairs.positions);
     for (int64_t k = 0; k < pairs.positions; ++k) {
       const int32_t* end_k = to + pairs.starts[k + 1];
       const int32_t* first = std::lower_bound(to + pairs.starts[k], end_k, first_row);
       const int32_t* last = std::lower_bound(first, end_k, end_row);
-      const int32_t* source = from + (first - to);
-      avx2::multiply_scattered<T>(source, first, last - first, a_data, depth,
-                                  b_data + k * depth * columns, columns, c_data, ldc);
-      for (int64_t column = columns; column < ldc; ++column) {
-        const T* factors = dot_data + ((column - columns) * pairs.positions + k) * depth;
-        avx2::dot_scattered<T>(source, first, last - first, a_data, depth, factors,
-                               c_data + column, ldc);
+      segments[k] = {from + (first - to), first, last - first};
+    }
+    alignas(64) T vectors[kRowsPerTask * 2 * kWidth], lanes[kRowsPerTask * kMaxDots * kWidth];
+    avx2::RowSums<T> sums{vectors, lanes, first_row, kRowsPerTask, 0, nullptr, size};
+    for (int64_t column = 0; column < columns.whole; column += columns.pair) {
+      const int64_t width = columns.width_at(column);
+      const int64_t real = std::min(width, columns.whole - column);
+      for (int64_t row = 0; row < end_row - first_row; ++row) {
+        T* sum = vectors + row * width;
+        std::fill_n(sum, width, T(0));
+        if (bias != nullptr) std::copy_n(bias + column, real, sum);
+      }
+      // While the first columns are computed, a comes into the cache, and the dots are taken.
+      const bool at_first = column == 0;
+      sums.dots = at_first ? static_cast<int>(columns.dots) : 0;
+      if (at_first) std::fill_n(lanes, columns.dots * kRowsPerTask * kWidth, T(0));
+      for (int64_t k = 0; k < pairs.positions; ++k) {
+        const Segment& s = segments[k];
+        const T* b = factors + size * column + k * depth * width;
+        sums.factors = factors + size * columns.padded() + k * depth;
+        if (width == 2 * kWidth) {
+          avx2::add_products<T, 2>(s.from, s.to, s.count, a_data, depth, b, at_first, sums);
+        } else {
+          avx2::add_products<T, 1>(s.from, s.to, s.count, a_data, depth, b, at_first, sums);
+        }
+      }
+      for (int64_t row = first_row; row < end_row; ++row) {
+        std::copy_n(vectors + (row - first_row) * width, real, c_data + row * columns.all + column);
+      }
+    }
+    for (int64_t i = 0; i < columns.dots; ++i) {
+      const int64_t column = columns.whole + i;
+      for (int64_t row = first_row; row < end_row; ++row) {
+        const T* sum = lanes + (i * kRowsPerTask + row - first_row) * kWidth;
+        c_data[row * columns.all + column] =
+            avx2::sum_of_lanes(sum) + (bias != nullptr ? bias[column] : T(0));
       }
     }
   });
@@ -164,26 +243,28 @@ at::Tensor weight_gradient_with_avx2(const Pairs& pairs, const at::Tensor& grad,
 
 #endif  // OPUS_HAS_AVX2_KERNELS
 
-// Fills c (zeros, or the bias in every row) with the products; b is [K, depth, columns].
+// [rows, columns]: `bias` (undefined: zeros) and the products; b is [K, depth, columns].
 at::Tensor multiply(const at::Tensor& list, const at::Tensor& starts, bool forward,
-                    const at::Tensor& a, const at::Tensor& b, at::Tensor c) {
+                    const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias,
+                    int64_t rows) {
   const Pairs pairs = view_pairs(list, starts);
 #if defined(OPUS_HAS_AVX2_KERNELS)
-  if (use_avx2()) {
-    const int64_t columns = c.size(1), rest = columns % vector_width(a.scalar_type());
-    const bool by_dots = rest != 0 && rest <= kMaxDots;
-    const int64_t whole = by_dots ? columns - rest : columns;
-    at::Tensor sums = by_dots ? c.contiguous() : pad_columns(c);
-    const at::Tensor rows = a.contiguous(), factors = pad_columns(b.narrow(2, 0, whole));
-    const at::Tensor dots = b.narrow(2, whole, columns - whole).permute({2, 0, 1}).contiguous();
+  if (use_avx2() && a.size(1) > 0 && b.size(2) > 0) {
+    at::Tensor c = at::empty({rows, b.size(2)}, a.options());
+    const Columns columns(b.size(2), vector_width(a.scalar_type()));
+    const at::Tensor source = a.contiguous(), start = bias.defined() ? bias.contiguous() : bias;
     AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "sparse_conv", [&] {
-      multiply_with_avx2<scalar_t>(forward ? pairs.in : pairs.out,
-                                   forward ? pairs.out : pairs.in, pairs, rows, factors, dots,
-                                   sums);
+      const at::Tensor factors = pack_factors<scalar_t>(b, columns);
+      multiply_with_avx2<scalar_t>(forward ? pairs.in : pairs.out, forward ? pairs.out : pairs.in,
+                                   pairs, source, factors.const_data_ptr<scalar_t>(), columns,
+                                   start.defined() ? start.const_data_ptr<scalar_t>() : nullptr,
+                                   c);
     });
-    return sums.narrow(1, 0, columns).contiguous();
+    return c;
   }
 #endif
+  at::Tensor c = at::zeros({rows, b.size(2)}, a.options());
+  if (bias.defined()) c += bias;
   multiply_with_torch(pairs, forward, list, a, b, c);
   return c;
 }
@@ -218,14 +299,14 @@ at::Tensor sparse_conv_cpu(const at::Tensor& features, const at::Tensor& weight,
                            const at::Tensor& pairs_by_in, const at::Tensor& starts,
                            int64_t num_out) {
   check_arguments(features, weight, pairs, pairs_by_in, starts);
-  const int64_t c_out = weight.size(0);
-  at::Tensor out = at::zeros({num_out, c_out}, features.options());
-  if (bias.has_value() && bias->defined()) {
-    TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == c_out, "bias must be [", c_out,
-                      "], got ", bias->sizes());
-    out += *bias;
-  }
-  return multiply(pairs, starts, true, features, matrices(weight, true), out);
+  const at::Tensor start = bias.value_or(at::Tensor());
+  TORCH_CHECK_VALUE(!start.defined() ||
+                        (start.dim() == 1 && start.size(0) == weight.size(0) &&
+                         start.scalar_type() == features.scalar_type()),
+                    "bias must be ", features.scalar_type(), " [", weight.size(0), "], got ",
+                    start.defined() ? start.scalar_type() : features.scalar_type(), " ",
+                    start.defined() ? start.sizes() : at::IntArrayRef());
+  return multiply(pairs, starts, true, features, matrices(weight, true), start, num_out);
 }
 
 std::tuple<at::Tensor, at::Tensor> sparse_conv_backward_cpu(
@@ -239,7 +320,7 @@ std::tuple<at::Tensor, at::Tensor> sparse_conv_backward_cpu(
   at::Tensor grad_weight = at::empty({0}, weight.options());
   if (need_features) {
     grad_features = multiply(pairs_by_in, starts, false, grad, matrices(weight, false),
-                             at::zeros(features.sizes(), features.options()));
+                             at::Tensor(), features.size(0));
   }
   if (need_weight) {
     grad_weight = weight_gradient(view_pairs(pairs, starts), pairs, grad, features)

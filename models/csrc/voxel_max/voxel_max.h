@@ -39,11 +39,11 @@ struct ReadKeys {
   const float* features;  // [n, channels]
   int64_t channels;
   float* maximum;
-  int64_t* winner;
+  int64_t* winner;  // null where it is not wanted
 
   OPUS_HD void operator()(int64_t i) const {
     const int64_t point = candidate_index(keys[i]);
-    winner[i] = point;
+    if (winner != nullptr) winner[i] = point;
     maximum[i] = point < 0 ? 0.0f : features[point * channels + i % channels];
   }
 };

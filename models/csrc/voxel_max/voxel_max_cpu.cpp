@@ -11,7 +11,12 @@
 #include <vector>
 
 #include "common/parallel.h"
+#include "common/targets.h"
 #include "voxel_max/voxel_max_check.h"
+
+#define OPUS_BODY_HEADER "voxel_max/voxel_max.h"
+#define OPUS_KERNEL_HEADER "voxel_max/voxel_max_cpu_kernel.h"
+#include "common/for_each_target.h"
 
 namespace opus {
 namespace {
@@ -36,46 +41,23 @@ Groups group_points(const int64_t* voxel_of, int64_t num_points, int64_t num_vox
   return groups;
 }
 
-template <typename T>
-void reduce_voxel(const T* features, int64_t channels, const int64_t* begin, const int64_t* end,
-                  T* out, int64_t* winner) {
-  if (begin == end) {
-    std::fill_n(out, channels, T(0));
-    std::fill_n(winner, channels, int64_t(-1));
-    return;
-  }
-  std::copy_n(features + *begin * channels, channels, out);
-  std::fill_n(winner, channels, *begin);
-  for (const int64_t* point = begin + 1; point < end; ++point) {
-    const T* row = features + *point * channels;
-    for (int64_t c = 0; c < channels; ++c) {
-      const bool replaces = voxel_max::beats(row[c], out[c]);
-      out[c] = replaces ? row[c] : out[c];
-      winner[c] = replaces ? *point : winner[c];
-    }
-  }
-}
-
 std::tuple<at::Tensor, at::Tensor> voxel_max_cpu(const at::Tensor& features,
                                                  const at::Tensor& voxel_index,
-                                                 int64_t num_voxels) {
+                                                 int64_t num_voxels, bool with_winner) {
   voxel_max::check(features, voxel_index, num_voxels);
   const at::Tensor f = features.contiguous(), index = voxel_index.contiguous();
   const int64_t n = f.size(0), channels = f.size(1);
   at::Tensor out = at::empty({num_voxels, channels}, f.options());
-  at::Tensor winner = at::empty({num_voxels, channels}, f.options().dtype(at::kLong));
+  at::Tensor winner = at::empty({with_winner ? num_voxels : 0, channels}, index.options());
   const Groups groups = group_points(index.const_data_ptr<int64_t>(), n, num_voxels);
-  int64_t* winners = winner.data_ptr<int64_t>();
+  int64_t* winners = with_winner ? winner.data_ptr<int64_t>() : nullptr;
   AT_DISPATCH_FLOATING_TYPES(f.scalar_type(), "voxel_max", [&] {
     const scalar_t* values = f.const_data_ptr<scalar_t>();
     scalar_t* maxima = out.data_ptr<scalar_t>();
     parallel_tasks(num_blocks(num_voxels, kVoxelsPerTask), [&](int64_t task) {
-      const int64_t end = std::min(num_voxels, (task + 1) * kVoxelsPerTask);
-      for (int64_t v = task * kVoxelsPerTask; v < end; ++v) {
-        reduce_voxel(values, channels, groups.order.data() + groups.starts[v],
-                     groups.order.data() + groups.starts[v + 1], maxima + v * channels,
-                     winners + v * channels);
-      }
+      const int64_t begin = task * kVoxelsPerTask, end = std::min(num_voxels, begin + kVoxelsPerTask);
+      OPUS_CALL_TARGET(voxel_maxima::reduce_voxels, values, channels, groups.starts.data(),
+                       groups.order.data(), begin, end, maxima, winners);
     });
   });
   return {out, winner};

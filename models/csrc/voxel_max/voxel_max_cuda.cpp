@@ -15,7 +15,7 @@ namespace {
 
 std::tuple<at::Tensor, at::Tensor> voxel_max_cuda(const at::Tensor& features,
                                                   const at::Tensor& voxel_index,
-                                                  int64_t num_voxels) {
+                                                  int64_t num_voxels, bool with_winner) {
   voxel_max::check(features, voxel_index, num_voxels);
   check_same_device(features, "features", voxel_index, "voxel_index");
   TORCH_CHECK_VALUE(features.scalar_type() == at::kFloat, "features must be float32 on CUDA, got ",
@@ -27,14 +27,14 @@ std::tuple<at::Tensor, at::Tensor> voxel_max_cuda(const at::Tensor& features,
                     " rows on CUDA, got ", n);
   const at::Tensor keys = at::zeros({num_voxels, channels}, index.options());
   at::Tensor maximum = at::empty({num_voxels, channels}, f.options());
-  at::Tensor winner = at::empty({num_voxels, channels}, index.options());
+  at::Tensor winner = at::empty({with_winner ? num_voxels : 0, channels}, index.options());
   auto* key_data = reinterpret_cast<uint64_t*>(keys.mutable_data_ptr<int64_t>());
   const auto* values = f.const_data_ptr<float>();
   const CudaStream stream = current_stream(f.device());
   voxel_max::find_keys_cuda(values, index.const_data_ptr<int64_t>(), n, channels, num_voxels,
                             key_data, stream);
   const voxel_max::ReadKeys body{key_data, values, channels, maximum.mutable_data_ptr<float>(),
-                                 winner.mutable_data_ptr<int64_t>()};
+                                 with_winner ? winner.mutable_data_ptr<int64_t>() : nullptr};
   launch_cuda(body, maximum.numel(), stream);
   return {maximum, winner};
 }

@@ -28,7 +28,8 @@ def expected_error(checkpoint: dict) -> float:
     from tiny_parts import TinyDataset
 
     weight, bias = (checkpoint["state_dict"][f"linear.{name}"] for name in ("weight", "bias"))
-    items = [TinyDataset()[index] for index in range(22)]
+    dataset = TinyDataset()
+    items = [dataset[index] for index in range(len(dataset))]
     errors = [item["inputs"] @ weight[0] + bias[0] - item["data_samples"].target for item in items]
     return torch.stack(errors).abs().mean().item()
 

@@ -116,15 +116,15 @@ class Report:
 def medians_ms(functions: Sequence[Callable[[], object]], repeats: int, device: str) -> list[float]:
     """Median wall times in milliseconds; runs alternate, so that other load slows all alike.
 
-    Functions ten times slower than the first run a third as often, thrice at least.
+    Functions ten times slower than the first run a third as often, thrice at least; those of more
+    than two seconds twice.
     """
     times: list[list[float]] = [[] for _ in functions]
     for function in functions:
         function()
     for turn in range(repeats):
         for own, function in zip(times, functions, strict=True):
-            slow = own and min(own) > 10 * min(times[0])
-            if slow and turn >= max(3, repeats // 3):
+            if own and turn >= _most_turns(min(own), min(times[0]), repeats):
                 continue
             _synchronize(device)
             start = time.perf_counter()
@@ -132,6 +132,12 @@ def medians_ms(functions: Sequence[Callable[[], object]], repeats: int, device: 
             _synchronize(device)
             own.append(1e3 * (time.perf_counter() - start))
     return [statistics.median(own) for own in times]
+
+
+def _most_turns(own_ms: float, first_ms: float, repeats: int) -> int:
+    if own_ms > 2000:
+        return 2
+    return max(3, repeats // 3) if own_ms > 10 * first_ms else repeats
 
 
 def peak_memory_mb(function: Callable[[], object], device: str) -> float:

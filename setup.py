@@ -3,8 +3,8 @@
     python setup.py build_ext --inplace          # in the source tree
     pip install -e . --no-build-isolation        # as an editable package
 
-The CPU sources are always built. Where torch was built with CUDA and a CUDA toolkit is found, the
-CUDA sources go into the same library.
+The CPU sources are always built. Where torch was built with CUDA, a CUDA toolkit is found and there
+is a GPU to build for, the CUDA sources go into the same library.
 
 Environment switches:
     OPUS_NATIVE_ARCH=1  compile for this machine's processor (the library is then not portable;
@@ -12,7 +12,8 @@ Environment switches:
     OPUS_WERROR=0       do not turn compiler warnings into errors
     OPUS_SANITIZE=1     check addresses and undefined behaviour at run time (scripts/sanitize.py)
     OPUS_CPU_ONLY=1     leave CUDA sources out even where they could be built
-    TORCH_CUDA_ARCH_LIST  GPU architectures to build for (those of this machine by default)
+    TORCH_CUDA_ARCH_LIST  GPU architectures to build for (by default those of this machine's GPUs;
+                        name some, such as "8.0;9.0", to build on a machine without one)
     MAX_JOBS=N          number of compile jobs (all cores by default)
 """
 
@@ -66,21 +67,40 @@ def openmp_link_flags() -> list[str]:
     return [str(bundled[0])] if bundled else ["-fopenmp"]
 
 
+def toolkit_to_use() -> "Path | None":
+    """The CUDA toolkit that the CUDA sources are to be built with; None: they are left out."""
+    if torch.version.cuda is None or is_enabled("OPUS_CPU_ONLY"):
+        return None
+    # PyPI's torch is a CUDA build wherever it is installed: that says nothing of a GPU.
+    if not torch.cuda.is_available() and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        print("setup.py: no GPU found and TORCH_CUDA_ARCH_LIST not set, building for the CPU alone")
+        return None
+    try:
+        toolkit = native_build.find_cuda_home(torch.version.cuda)
+    except ValueError as error:
+        raise SystemExit(f"setup.py: {error}") from error
+    if toolkit is None:
+        print(
+            f"setup.py: no toolkit of torch's CUDA {torch.version.cuda} found, building for the "
+            "CPU alone; CUDA tensors will take the slow way. Install one, or set CUDA_HOME"
+        )
+    return toolkit
+
+
 def native_extension() -> "cpp_extension.Extension":
-    with_cuda = (
-        torch.version.cuda is not None
-        and cpp_extension.CUDA_HOME is not None
-        and not is_enabled("OPUS_CPU_ONLY")
-    )
+    toolkit = toolkit_to_use()
     compile_args = {"cxx": host_flags()}
     sources, kwargs = native_build.cpu_sources(), {}
-    if with_cuda:
+    if toolkit is not None:
+        cpp_extension.CUDA_HOME = str(toolkit)
+        build = native_build.ROOT / "build" / "cuda_libraries"
+        kwargs["library_dirs"] = [str(native_build.cuda_library_folder(toolkit, build))]
         compile_args["nvcc"] = native_build.nvcc_flags()
         sources = sources + native_build.cuda_sources()
         kwargs["define_macros"] = [("OPUS_WITH_CUDA", None)]
         # Warnings of CUDA's own headers, too, are not ours.
-        compile_args["cxx"] += ["-isystem", str(Path(cpp_extension.CUDA_HOME, "include"))]
-    extension_type = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
+        compile_args["cxx"] += ["-isystem", str(toolkit / "include")]
+    extension_type = cpp_extension.CUDAExtension if toolkit else cpp_extension.CppExtension
     return extension_type(
         name="models.ops._C",
         sources=sources,

@@ -158,9 +158,9 @@ def compile_all(
     """
     cuda_home = native_build.find_cuda_home()
     if cuda_home is None:
-        raise CompileError("no CUDA compiler found: pip install -r requirements/cpu.txt brings one")
+        raise CompileError("no CUDA compiler: pip install -r requirements/nvcc.txt brings one")
     kernels = [path for path in native_build.find_sources(".cu") if pattern in path]
-    hosts = [path for path in native_build.find_sources("_cuda.cpp") if pattern in path]
+    hosts = [path for path in native_build.find_sources("_cuda_host.cpp") if pattern in path]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
         to = Path(folder)
         check = pool.submit(check_host_sources, hosts, cuda_home, to) if hosts else None

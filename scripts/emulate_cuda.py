@@ -39,7 +39,7 @@ OPUS_INSTANTIATE_LAUNCH(opus::MortonCodes<float>);
 
 def emulated_operations() -> list[str]:
     """Names of the operations whose CUDA launchers stand in a C++ file of their own."""
-    launchers = (Path(path) for path in native_build.find_sources("_cuda.cpp"))
+    launchers = (Path(path) for path in native_build.find_sources("_cuda_host.cpp"))
     return sorted(path.parent.name for path in launchers if path.parent.name != "common")
 
 
@@ -56,7 +56,7 @@ def build(folder: Path, sanitized: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     operations = emulated_operations()
     csrc = native_build.CSRC.as_posix()
-    launchers = [f"{csrc}/{name}/{name}_cuda.cpp" for name in operations]
+    launchers = [f"{csrc}/{name}/{name}_cuda_host.cpp" for name in operations]
     kernels = [f"{csrc}/{name}/{name}_cuda.cu" for name in operations]
     kernels.append(str(folder / "bodies.cu"))
     flags = ["-std=c++20", "-g1", "-fPIC", "-march=native", native_build.NO_FUSED_HOST]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,12 +36,12 @@ def find_sources(suffix: str) -> list[str]:
 
 def cpu_sources() -> list[str]:
     """C++ sources of a build without CUDA."""
-    return [path for path in find_sources(".cpp") if not path.endswith("_cuda.cpp")]
+    return [path for path in find_sources(".cpp") if not path.endswith("_cuda_host.cpp")]
 
 
 def cuda_sources() -> list[str]:
     """What a CUDA build has besides: kernels, and C++ that needs CUDA's headers."""
-    return find_sources(".cu") + find_sources("_cuda.cpp")
+    return find_sources(".cu") + find_sources("_cuda_host.cpp")
 
 
 def torch_headers(sources: Sequence[str]) -> list[str]:
@@ -64,14 +65,69 @@ def nvcc_flags() -> list[str]:
     return flags
 
 
-def find_cuda_home() -> Path | None:
-    """Folder of a CUDA toolkit: of CUDA_HOME, the pip packages of requirements/cpu.txt, or PATH."""
-    candidates = [Path(os.environ["CUDA_HOME"])] if os.environ.get("CUDA_HOME") else []
+def find_cuda_home(version: str | None = None) -> Path | None:
+    """Folder of a CUDA toolkit: of CUDA_HOME, the pip packages of requirements/*.txt, or PATH.
+
+    Args:
+        version: CUDA version of torch, such as "13.0": of several toolkits the first with the same
+            major version is taken, as torch builds with no other. None: the first one.
+
+    Raises:
+        ValueError: CUDA_HOME names a folder without a toolkit.
+    """
+    chosen = os.environ.get("CUDA_HOME")
+    if chosen and not _is_toolkit(Path(chosen)):
+        raise ValueError(
+            f"CUDA_HOME is '{chosen}', which has no bin/nvcc and include/cuda_runtime_api.h: name "
+            "the folder of a CUDA toolkit, or unset it"
+        )
+    candidates = [Path(chosen)] if chosen else []
     candidates += sorted(Path(sysconfig.get_paths()["purelib"], "nvidia").glob("cu[0-9]*"))
     for compiler in (shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"):
         if compiler:
             candidates.append(Path(compiler).resolve().parents[1])
-    for candidate in candidates:
-        if os.access(candidate / "bin" / "nvcc", os.X_OK):
-            return candidate
-    return None
+    found = [path for path in candidates if _is_toolkit(path)]
+    if chosen or version is None:
+        return found[0] if found else None
+    major = version.partition(".")[0]
+    return next((path for path in found if cuda_version(path).partition(".")[0] == major), None)
+
+
+def cuda_version(cuda_home: Path) -> str:
+    """Version of a toolkit as its compiler tells it, "13.0"."""
+    told = subprocess.run(
+        [str(cuda_home / "bin" / "nvcc"), "--version"], capture_output=True, text=True, check=True
+    )
+    found = re.search(r"release (\d+\.\d+)", told.stdout)
+    return found.group(1) if found else ""
+
+
+def _is_toolkit(folder: Path) -> bool:
+    # A lone nvcc may be a wrapper in a folder of programs.
+    header = folder / "include" / "cuda_runtime_api.h"
+    return os.access(folder / "bin" / "nvcc", os.X_OK) and header.is_file()
+
+
+def cuda_library_folder(cuda_home: Path, build: Path) -> Path:
+    """A folder in which the linker finds ``libcudart.so``.
+
+    The toolkit's own, or, for the pip packages, which have libraries under their full names alone
+    (``libcudart.so.13``), one in ``build`` with a link to it.
+
+    Raises:
+        FileNotFoundError: the toolkit has no CUDA runtime.
+    """
+    for folder in (cuda_home / "lib64", cuda_home / "lib"):
+        if (folder / "libcudart.so").exists():
+            return folder
+    libraries = sorted((cuda_home / "lib").glob("libcudart.so.*"))
+    if not libraries:
+        raise FileNotFoundError(
+            f"{cuda_home} has no libcudart.so: install the whole CUDA toolkit, or the packages of "
+            "requirements/nvcc.txt"
+        )
+    build.mkdir(parents=True, exist_ok=True)
+    link = build / "libcudart.so"
+    link.unlink(missing_ok=True)
+    link.symlink_to(libraries[-1])
+    return build

@@ -149,13 +149,14 @@ case "$DEVICE" in
   *) device_requirements=requirements/cpu.txt ;;
 esac
 key="$(hash_of requirements/packages.txt requirements/openmm.txt requirements/dev.txt \
-  "$device_requirements" "$LOCK")-$DEVICE-${OPUS_SPCONV:-}"
+  requirements/nvcc.txt "$device_requirements" "$LOCK")-$DEVICE-${OPUS_SPCONV:-}"
 if ! is_done packages "$key"; then
   device_list="$STAMPS/device.txt"
   cp "$device_requirements" "$device_list"
   [ -z "${OPUS_SPCONV:-}" ] || { sed -i '/^spconv/d' "$device_list"; echo "$OPUS_SPCONV" >>"$device_list"; }
   run "packages ($DEVICE)" packages pip_install "${TORCH_INDEX[@]/#--index-url/--extra-index-url}" \
-    -r requirements/packages.txt -r "$device_list" -r requirements/dev.txt
+    -r requirements/packages.txt -r "$device_list" -r requirements/nvcc.txt \
+    -r requirements/dev.txt
   run "mmengine, mmdet, mmdet3d" openmm "$PY" -m pip install --progress-bar off --no-deps \
     -r requirements/openmm.txt
   if "$PY" -m pip show -q opencv-python >/dev/null 2>&1; then
@@ -168,8 +169,12 @@ fi
 
 # 4. the project's own extension, in place. Also rebuilt when its library has been removed.
 key="$(find setup.py scripts/native_build.py models/csrc -type f | LC_ALL=C sort | xargs cat | sha256sum | cut -c1-16)"
-key="$key-$TORCH-cp$PY_TAG-${OPUS_NATIVE_ARCH:-0}"
+key="$key-$TORCH-cp$PY_TAG-${OPUS_NATIVE_ARCH:-0}-$DEVICE-${TORCH_CUDA_ARCH_LIST:-}"
 if [ -z "$(first_file models/ops '*.so')" ] || ! is_done extension "$key"; then
+  # An image for GPU machines may be made on one without: for A100, RTX 40 and L40, H100, and later.
+  if [ "$DEVICE" = cuda ] && [ -z "${TORCH_CUDA_ARCH_LIST:-}" ] && ! nvidia-smi -L >/dev/null 2>&1; then
+    export TORCH_CUDA_ARCH_LIST="8.0;8.9;9.0+PTX"
+  fi
   # A warning of a compiler that was never tried must not stop a user: -Werror is for developers.
   run "native extension (models/csrc)" extension \
     env OPUS_WERROR="${OPUS_WERROR:-0}" "$PY" setup.py build_ext --inplace

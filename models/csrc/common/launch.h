@@ -13,7 +13,7 @@
 
 namespace opus {
 
-// The stream that torch's current one of a CUDA device stands for; see stream_cuda.cpp.
+// The stream that torch's current one of a CUDA device stands for; see stream_cuda_host.cpp.
 CudaStream current_stream(c10::Device device);
 
 // body(i) for every i in [0, count), by tasks of `grain` items where a CPU runs them.

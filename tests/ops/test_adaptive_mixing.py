@@ -116,6 +116,23 @@ def test_rows_at_a_distance(device: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+def test_gradients_at_a_distance(device: str) -> None:
+    """Of one group of [n, G, S, c], as of outputs that were stacked, and of a sum."""
+    sampled, parameters, s_out = make_inputs(6, s_in=8, dtype=torch.float32)
+    leaves = [x.to(device).requires_grad_() for x in (sampled, parameters)]
+    out = adaptive_mixing(*leaves, s_out)
+    both = torch.randn(6, 2, *out.shape[1:]).to(device)
+    turned = torch.randn(6, out.shape[2], s_out).to(device).transpose(1, 2)
+    for grad in (both[:, 1], turned, torch.ones(1, 1, 1, device=device).expand_as(out)):
+        assert not grad.is_contiguous()
+        apart, dense = (
+            torch.autograd.grad(out, leaves, g, retain_graph=True)
+            for g in (grad, grad.contiguous())
+        )
+        for a, b in zip(apart, dense, strict=True):
+            assert torch.equal(a, b)
+
+
 def test_nan_stays_in_its_group(device: str) -> None:
     sampled, parameters, s_out = make_inputs(4, s_in=8, dtype=torch.float32)
     sampled[1, 0, 0] = math.nan

@@ -84,28 +84,28 @@ OPUS_BODY void multiply(const Team& team, const T* a, int a_row, int a_step, con
     const T* right[NC];
     V sum[NR][NC];
     // Rows and vectors past the end repeat the last ones, and are not stored.
-    OPUS_UNROLL
+    OPUS_UNROLL_ALWAYS
     for (int j = 0; j < NC; ++j) right[j] = b + (first + (j < across_rest ? j : 0)) * kWidth;
-    OPUS_UNROLL
+    OPUS_UNROLL_ALWAYS
     for (int r = 0; r < NR; ++r) {
       left[r] = a + (row + (r < rest ? r : 0)) * a_row;
-      OPUS_UNROLL
+      OPUS_UNROLL_ALWAYS
       for (int j = 0; j < NC; ++j) sum[r][j] = Lanes<V>::fill(T(0));
     }
     for (int d = 0; d < depth; ++d) {
       V column[NC];
-      OPUS_UNROLL
+      OPUS_UNROLL_ALWAYS
       for (int j = 0; j < NC; ++j) column[j] = Lanes<V>::load(right[j] + d * ldb);
-      OPUS_UNROLL
+      OPUS_UNROLL_ALWAYS
       for (int r = 0; r < NR; ++r) {
         const V value = Lanes<V>::fill(left[r][d * a_step]);
-        OPUS_UNROLL
+        OPUS_UNROLL_ALWAYS
         for (int j = 0; j < NC; ++j) sum[r][j] = fmadd(value, column[j], sum[r][j]);
       }
     }
-    OPUS_UNROLL
+    OPUS_UNROLL_ALWAYS
     for (int r = 0; r < NR; ++r) {
-      OPUS_UNROLL
+      OPUS_UNROLL_ALWAYS
       for (int j = 0; j < NC; ++j) {
         if (r < rest && j < across_rest) store(row + r, (first + j) * kWidth, sum[r][j]);
       }
@@ -128,25 +128,63 @@ OPUS_BODY void for_each_vector(const Team& team, int rows, int columns, const Vi
   }
 }
 
-// Layer norm over all elements without affine part, in place; returns 1 / deviation.
-template <typename V, typename Team, typename T>
-OPUS_BODY T normalise(const Team& team, const Matrix<T>& x, int rows, int columns) {
+// Sums that visit(row, first column, sums) adds up over all vectors of a matrix. A team of one adds to
+// four in turn: each addition to the same would wait for the one before.
+template <int N, typename V, typename Team, typename Visit>
+OPUS_BODY void add_up(const Team& team, int rows, int columns, V (&sums)[N], const Visit& visit) {
+  constexpr int kWidth = Lanes<V>::kWidth, kTurns = Team::kAlone ? 4 : 1;
+  V partial[kTurns][N];
+  OPUS_UNROLL_ALWAYS
+  for (int turn = 0; turn < kTurns; ++turn) {
+    OPUS_UNROLL_ALWAYS
+    for (int i = 0; i < N; ++i) partial[turn][i] = Lanes<V>::fill(typename Lanes<V>::Scalar(0));
+  }
+  if constexpr (Team::kAlone) {
+    const int vectors = vectors_for<V>(columns);
+    for (int row = 0; row < rows; ++row) {
+      int vector = 0;
+      for (; vector + kTurns <= vectors; vector += kTurns) {
+        OPUS_UNROLL_ALWAYS
+        for (int turn = 0; turn < kTurns; ++turn) {
+          visit(row, (vector + turn) * kWidth, partial[turn]);
+        }
+      }
+      for (; vector < vectors; ++vector) visit(row, vector * kWidth, partial[0]);
+    }
+  } else {
+    for_each_vector<V>(team, rows, columns,
+                       [&](int row, int first) { visit(row, first, partial[0]); });
+  }
+  for (int i = 0; i < N; ++i) {
+    sums[i] = partial[0][i];
+    for (int turn = 1; turn < kTurns; ++turn) sums[i] += partial[turn][i];
+  }
+}
+
+// Layer norm over all elements without affine part: calls store(row, first column, normalised) for
+// all vectors, with zeros as padding. Returns 1 / deviation.
+template <typename V, typename Team, typename T, typename Store>
+OPUS_BODY T normalise(const Team& team, const Matrix<T>& x, int rows, int columns,
+                      const Store& store) {
   const T count = static_cast<T>(rows * columns), epsilon = static_cast<T>(1e-5);
-  V total = Lanes<V>::fill(T(0)), squares = Lanes<V>::fill(T(0));
-  for_each_vector<V>(team, rows, columns, [&](int row, int first) {
-    total += Lanes<V>::load(x.data + row * x.ld + first);
+  const auto at = [&](int row, int first) {
+    return Lanes<V>::load(x.data + row * x.ld + first);
+  };
+  V total[1], squares[1];
+  add_up(team, rows, columns, total, [&](int row, int first, V(&sum)[1]) {
+    sum[0] += at(row, first);
   });
-  const T mean = team.sum(total) / count;
-  for_each_vector<V>(team, rows, columns, [&](int row, int first) {
-    T* at = x.data + row * x.ld + first;
-    const V delta = (Lanes<V>::load(at) - Lanes<V>::fill(mean)) * real_columns<V>(first, columns);
-    Lanes<V>::store(at, delta);
-    squares = fmadd(delta, delta, squares);
+  const T mean = team.sum(total[0]) / count;
+  const auto delta = [&](int row, int first) {
+    return (at(row, first) - Lanes<V>::fill(mean)) * real_columns<V>(first, columns);
+  };
+  add_up(team, rows, columns, squares, [&](int row, int first, V(&sum)[1]) {
+    const V d = delta(row, first);
+    sum[0] = fmadd(d, d, sum[0]);
   });
-  const T inverse = T(1) / root(team.sum(squares) / count + epsilon);
+  const T inverse = T(1) / root(team.sum(squares[0]) / count + epsilon);
   for_each_vector<V>(team, rows, columns, [&](int row, int first) {
-    T* at = x.data + row * x.ld + first;
-    Lanes<V>::store(at, Lanes<V>::load(at) * Lanes<V>::fill(inverse));
+    store(row, first, delta(row, first) * Lanes<V>::fill(inverse));
   });
   team.sync();
   return inverse;
@@ -157,16 +195,16 @@ template <typename V, typename Team, typename T>
 OPUS_BODY void normalise_backward(const Team& team, const Matrix<T>& grad, const Matrix<T>& y,
                                   T inverse, int rows, int columns) {
   const T count = static_cast<T>(rows * columns);
-  V first_sum = Lanes<V>::fill(T(0)), second_sum = Lanes<V>::fill(T(0));
-  for_each_vector<V>(team, rows, columns, [&](int row, int first) {
+  V sums[2];
+  add_up(team, rows, columns, sums, [&](int row, int first, V(&sum)[2]) {
     const V value = Lanes<V>::load(y.data + row * y.ld + first);
     T* at = grad.data + row * grad.ld + first;
     const V g = above_zero(value, Lanes<V>::load(at));
     Lanes<V>::store(at, g);
-    first_sum += g;
-    second_sum = fmadd(g, value, second_sum);
+    sum[0] += g;
+    sum[1] = fmadd(g, value, sum[1]);
   });
-  const T mean = team.sum(first_sum) / count, slope = team.sum(second_sum) / count;
+  const T mean = team.sum(sums[0]) / count, slope = team.sum(sums[1]) / count;
   for_each_vector<V>(team, rows, columns, [&](int row, int first) {
     const V value = Lanes<V>::load(y.data + row * y.ld + first);
     T* at = grad.data + row * grad.ld + first;
@@ -176,24 +214,32 @@ OPUS_BODY void normalise_backward(const Team& team, const Matrix<T>& grad, const
   team.sync();
 }
 
-// to[j][i] = from[i][j], and zeros up to whole vectors.
+// to[j][i] = from[i][j], and zeros up to whole vectors; so has `from` whole vectors.
 template <typename V, typename Team, typename T>
 OPUS_BODY void transpose(const Team& team, const T* from, int ld, int rows, int columns,
                          const Matrix<T>& to) {
-  const int padded = vectors_for<V>(rows) * Lanes<V>::kWidth;
-  for (int i = team.rank(); i < columns * padded; i += team.size()) {
-    const int j = i / padded, k = i % padded;
-    to.data[j * to.ld + k] = k < rows ? from[k * ld + j] : T(0);
+  constexpr int kWidth = Lanes<V>::kWidth;
+  if constexpr (Team::kAlone) {  // square by square in registers: a division per number takes longer
+    for (int row = 0; row < rows; row += kWidth) {
+      for (int first = 0; first < columns; first += kWidth) {
+        V square[kWidth];
+        for (int i = 0; i < kWidth; ++i) {
+          square[i] = row + i < rows ? Lanes<V>::load(from + (row + i) * ld + first)
+                                     : Lanes<V>::fill(T(0));
+        }
+        turn(square);
+        for (int i = 0; i < kWidth && first + i < columns; ++i) {
+          Lanes<V>::store(to.data + (first + i) * to.ld + row, square[i]);
+        }
+      }
+    }
+  } else {
+    const int padded = vectors_for<V>(rows) * kWidth;
+    for (int i = team.rank(); i < columns * padded; i += team.size()) {
+      const int j = i / padded, k = i % padded;
+      to.data[j * to.ld + k] = k < rows ? from[k * ld + j] : T(0);
+    }
   }
-}
-
-template <typename V, typename Team, typename T>
-OPUS_BODY void rectify(const Team& team, const Matrix<T>& from, int rows, int columns,
-                       const Matrix<T>& to) {
-  for_each_vector<V>(team, rows, columns, [&](int row, int first) {
-    Lanes<V>::store(to.data + row * to.ld + first,
-                    rectified(Lanes<V>::load(from.data + row * from.ld + first)));
-  });
 }
 
 // out [s_out, c] = ReLU(norm(S ReLU(norm(x M)))). u and z are scratch of [s_in, c] and [s_out, c].
@@ -203,15 +249,13 @@ OPUS_BODY void mix(const Team& team, const Sizes& n, const Matrix<const T>& x,
                    const Store& store) {
   multiply<NR, NC, V>(team, x.data, x.ld, 1, m.data, m.ld, n.s_in, n.c, n.c, Scratch<T>{u});
   team.sync();
-  normalise<V>(team, u, n.s_in, n.c);
-  rectify<V>(team, u, n.s_in, n.c, u);
-  team.sync();
+  normalise<V>(team, u, n.s_in, n.c, [&](int row, int first, const V& x) {
+    Lanes<V>::store(u.data + row * u.ld + first, rectified(x));
+  });
   multiply<NR, NC, V>(team, s, n.s_in, 1, u.data, u.ld, n.s_out, n.s_in, n.c, Scratch<T>{z});
   team.sync();
-  normalise<V>(team, z, n.s_out, n.c);
-  for_each_vector<V>(team, n.s_out, n.c, [&](int row, int first) {
-    store(row, first, rectified(Lanes<V>::load(z.data + row * z.ld + first)));
-  });
+  normalise<V>(team, z, n.s_out, n.c,
+               [&](int row, int first, const V& x) { store(row, first, rectified(x)); });
 }
 
 // Scratch of the backward pass.
@@ -231,14 +275,15 @@ OPUS_BODY void mix_backward(const Team& team, const Sizes& n, const Matrix<const
                             const StoreX& store_x, const StoreM& store_m, const StoreS& store_s) {
   multiply<NR, NC, V>(team, x.data, x.ld, 1, m.data, m.ld, n.s_in, n.c, n.c, Scratch<T>{b.u});
   team.sync();
-  const T inverse_u = normalise<V>(team, b.u, n.s_in, n.c);
-  rectify<V>(team, b.u, n.s_in, n.c, b.h);
-  team.sync();
+  const T inverse_u = normalise<V>(team, b.u, n.s_in, n.c, [&](int row, int first, const V& x) {
+    Lanes<V>::store(b.u.data + row * b.u.ld + first, x);
+    Lanes<V>::store(b.h.data + row * b.h.ld + first, rectified(x));
+  });
   multiply<NR, NC, V>(team, s, n.s_in, 1, b.h.data, b.h.ld, n.s_out, n.s_in, n.c,
                       Scratch<T>{b.z});
   transpose<V>(team, b.h.data, b.h.ld, n.s_in, n.c, b.h_turned);
   team.sync();
-  const T inverse_z = normalise<V>(team, b.z, n.s_out, n.c);
+  const T inverse_z = normalise<V>(team, b.z, n.s_out, n.c, Scratch<T>{b.z});
   normalise_backward<V>(team, b.grad, b.z, inverse_z, n.s_out, n.c);
   multiply<NR, NC, V>(team, b.grad.data, b.grad.ld, 1, b.h_turned.data, b.h_turned.ld, n.s_out,
                       n.c, n.s_in, store_s);

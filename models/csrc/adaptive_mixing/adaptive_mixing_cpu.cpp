@@ -46,7 +46,8 @@ void backward(const Shape& s, const at::Tensor& grad, const at::Tensor& x,
   parallel_tasks(num_blocks(s.count, kRowsPerTask), [&](int64_t task) {
     const int64_t begin = task * kRowsPerTask, end = std::min(s.count, begin + kRowsPerTask);
     OPUS_CALL_TARGET(mixing_rows::backward_rows, {s.s_in, s.s_out, s.c}, x_data, x.stride(0),
-                     p_data, parameters.stride(0), g_data, begin, end, dx_data, dp_data);
+                     p_data, parameters.stride(0), g_data, grad.stride(0), begin, end, dx_data,
+                     dp_data);
   });
 }
 
@@ -74,7 +75,7 @@ std::tuple<at::Tensor, at::Tensor> mixing_backward_cpu(const at::Tensor& grad,
   const at::ScalarType type = computed_in(sampled);
   const at::Tensor x = with_whole_rows(sampled.to(type));
   const at::Tensor p = with_whole_rows(parameters.to(type));
-  const at::Tensor g = grad.to(type).contiguous();
+  const at::Tensor g = with_whole_rows(grad.to(type));
   at::Tensor d_x = at::empty(x.sizes(), x.options()), d_p = at::empty(p.sizes(), x.options());
   if (type == at::kDouble) {
     backward<double>(s, g, x, p, d_x, d_p);

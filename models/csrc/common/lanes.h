@@ -28,6 +28,12 @@
 #define OPUS_UNROLL
 #define OPUS_NO_UNROLL
 #endif
+// The same where the host's compiler, left alone, would keep an array of sums in memory.
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
+#define OPUS_UNROLL_ALWAYS _Pragma("GCC unroll 8")
+#else
+#define OPUS_UNROLL_ALWAYS OPUS_UNROLL
+#endif
 
 namespace opus {
 namespace OPUS_TARGET {
@@ -253,6 +259,38 @@ OPUS_BODY Pack<double> keep_from(const Lanes<Pack<double>>::Words& words, uint32
   const Long mask = __builtin_convertvector(words >= threshold, Long);
   return {mask ? x.raw : Pack<double>::Raw{}};
 }
+
+// As many vectors as each has lanes: rows become columns.
+template <typename T>
+OPUS_BODY void turn(Pack<T> (&rows)[Pack<T>::kWidth]) {
+  for (int i = 0; i < Pack<T>::kWidth; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const T upper = rows[j].raw[i];
+      rows[j].raw[i] = rows[i].raw[j];
+      rows[i].raw[j] = upper;
+    }
+  }
+}
+
+#if defined(OPUS_TARGET_HAS_AVX2)
+OPUS_BODY void turn(Pack<float> (&rows)[8]) {
+  __m256 pair[8], four[8];
+  for (int i = 0; i < 8; i += 2) {
+    pair[i] = _mm256_unpacklo_ps((__m256)rows[i].raw, (__m256)rows[i + 1].raw);
+    pair[i + 1] = _mm256_unpackhi_ps((__m256)rows[i].raw, (__m256)rows[i + 1].raw);
+  }
+  for (int i = 0; i < 8; i += 4) {  // columns i .. i + 4 of half a register are four[i ..]
+    four[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
+    four[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xee);
+    four[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
+    four[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i].raw = (Pack<float>::Raw)_mm256_permute2f128_ps(four[i], four[i + 4], 0x20);
+    rows[i + 4].raw = (Pack<float>::Raw)_mm256_permute2f128_ps(four[i], four[i + 4], 0x31);
+  }
+}
+#endif
 
 template <typename T>
 OPUS_BODY T sum_of_lanes(const Pack<T>& x) {

@@ -77,7 +77,7 @@ std::tuple<at::Tensor, at::Tensor> chamfer_terms_backward(
     const auto* from = g.const_data_ptr<scalar_t>();
     auto* to_query = need_query ? grad_query.mutable_data_ptr<scalar_t>() : nullptr;
     auto* to_reference = need_reference ? grad_reference.mutable_data_ptr<scalar_t>() : nullptr;
-    if (q.is_cuda()) {
+    if (runs_on_gpu(q.device())) {
       if constexpr (kWithCuda) {
         chamfer::launch_gradients_cuda(pairs, from, to_query, to_reference, q.size(0),
                                        current_stream(q.device()));

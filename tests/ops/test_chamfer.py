@@ -41,6 +41,29 @@ def test_terms_and_gradients_equal_the_twins(
         torch.testing.assert_close(ours, twin, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_references_that_many_points_share(
+    device: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    query, reference, index = case(4, 3000, 5, dtype, device)
+    grads = [
+        torch.autograd.grad(function(query, reference, index, BETA).sum(), reference)[0]
+        for function in (chamfer_terms, chamfer_terms_reference)
+    ]
+    torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance)
+
+
+def test_no_points(device: str) -> None:
+    for n, m in ((0, 5), (4, 0), (0, 0)):
+        query, reference = (torch.ones(k, 3, device=device, requires_grad=True) for k in (n, m))
+        index = torch.zeros(n, dtype=torch.int64, device=device)
+        terms = chamfer_terms(query, reference, index, BETA)
+        assert terms.tolist() == [0.0] * n
+        terms.sum().backward()
+        assert query.grad is not None and query.grad.shape == (n, 3) and not query.grad.any()
+        assert reference.grad is not None and reference.grad.shape == (m, 3)
+
+
 def test_gradcheck(device: str) -> None:
     # away from the kinks at 0 and beta
     query = torch.tensor([[0.05, 1.0, -0.1], [0.3, -0.07, 2.0], [5.0, 5.0, 5.0]], device=device)

@@ -38,11 +38,15 @@ inline int64_t most_shared_bytes() {
 template <typename... Parameters, typename... Arguments>
 void launch_kernel(const char* what, void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
                    int64_t shared_bytes, CudaStream stream, const Arguments&... arguments) {
-  constexpr int64_t kGrantedUnasked = 48 * 1024;
-  if (shared_bytes > kGrantedUnasked) {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared_bytes)),
-               what);
+  if (shared_bytes > 0) {
+    // Unasked it is granted what static arrays leave of 48 KiB.
+    cudaFuncAttributes granted{};
+    check_cuda(cudaFuncGetAttributes(&granted, kernel), what);
+    if (shared_bytes > granted.maxDynamicSharedSizeBytes) {
+      check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(shared_bytes)),
+                 what);
+    }
   }
   kernel<<<blocks, threads, static_cast<size_t>(shared_bytes), stream>>>(arguments...);
   check_cuda(cudaGetLastError(), what);

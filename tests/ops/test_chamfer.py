@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from hypothesis import given
@@ -51,6 +53,35 @@ def test_references_that_many_points_share(
         for function in (chamfer_terms, chamfer_terms_reference)
     ]
     torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.parametrize("need_query", [True, False])
+@pytest.mark.usefixtures("deterministic")
+def test_deterministic_gradients(device: str, need_query: bool) -> None:
+    query, reference, index = case(5, 2000, 3, torch.float32, device)
+    query.requires_grad_(need_query)
+    leaves = [x for x in (query, reference) if x.requires_grad]
+
+    def grads(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(function(query, reference, index, BETA).sum(), leaves)
+
+    first, twin = grads(chamfer_terms), grads(chamfer_terms_reference)
+    torch.testing.assert_close(first, twin, rtol=1e-4, atol=1e-4)
+    for _ in range(3):
+        assert all(map(torch.equal, grads(chamfer_terms), first))
+    index[:] = 3  # none of them
+    assert not any(x.any() for x in grads(chamfer_terms))
+    none = reference[:0].detach().requires_grad_()
+    terms = chamfer_terms(query, none, index, BETA)
+    assert torch.autograd.grad(terms.sum(), none)[0].shape == (0, 3)
 
 
 def test_no_points(device: str) -> None:

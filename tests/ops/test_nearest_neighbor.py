@@ -243,6 +243,8 @@ def test_contract_of_the_native_operations(device: str) -> None:
         native("point_tree")(points, [5, -1], False)
     with pytest.raises(ValueError, match=r"tree must be the \d+ bytes .* got Byte \[3\]"):
         native("nearest_in_tree")(points, [4], tree[:3], [4])
+    with pytest.raises(ValueError, match="tree must start at a multiple of 16 bytes"):
+        native("nearest_in_tree")(points, [4], torch.cat([tree[:1], tree])[1:], [4])
     with pytest.raises(ValueError, match=r"tree must be the \d+ bytes of point_tree for Double"):
         native("nearest_in_tree")(points.double(), [4], tree, [4])
     with pytest.raises(ValueError, match="sample 0 has 4 queries and no reference point"):

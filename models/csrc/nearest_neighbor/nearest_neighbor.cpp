@@ -171,6 +171,8 @@ std::tuple<at::Tensor, at::Tensor> nearest_in_tree(const at::Tensor& query,
                       " bytes of point_tree for ", query.scalar_type(), " points and lengths ",
                       lengths, ", got ", tree.scalar_type(), " ", tree.sizes());
     auto* memory = const_cast<uint8_t*>(tree.const_data_ptr<uint8_t>());
+    TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(memory) % alignof(Point<scalar_t>) == 0,
+                      "tree must start at a multiple of ", alignof(Point<scalar_t>), " bytes");
     int64_t first = 0, first_query = 0;
     for (size_t b = 0; b < lengths.size(); ++b) {
       const Search<scalar_t> body{tree_at<scalar_t>(memory, lengths[b]),

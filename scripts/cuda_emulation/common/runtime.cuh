@@ -1,6 +1,7 @@
 // Stands in for models/csrc/common/runtime.cuh where CUDA sources are compiled for the CPU: the
-// blocks of a grid run one after another, the threads of a block take turns, each until it waits
-// for others. See scripts/emulate_cuda.py.
+// blocks of a grid run one after another, and so do the warps of a block, each until it waits for
+// the block; the threads of a warp take turns, each until it waits for others. See
+// scripts/emulate_cuda.py.
 //
 // A run ends with an error where a thread ends while others wait for it, where threads wait for
 // each other at different places of the source, where a grid is larger than GPUs take, and where
@@ -177,6 +178,20 @@ inline bool release(int first, int last, State state) {
   return true;
 }
 
+// A warp goes as far as it can get without the others, so that they show what they miss.
+inline void run_warp(int warp) {
+  const int first = warp * kWarp, last = std::min(first + kWarp, block.count);
+  do {
+    for (int turn = 0; turn < last - first; ++turn) {
+      block.current = first + static_cast<int>(at_turn(turn, last - first));
+      Thread& thread = block.threads[block.current];
+      if (thread.state != State::kReady) continue;
+      threadIdx = thread.index;
+      go(block.scheduler, thread.place);
+    }
+  } while (release(first, last, State::kWaitsForWarp));
+}
+
 inline void run_block() {
   for (int i = 0; i < block.count; ++i) {
     Thread& thread = block.threads[i];
@@ -184,22 +199,10 @@ inline void run_block() {
     thread.state = State::kReady;
     thread.exchanges = 0;
   }
-  for (bool alive = true; alive;) {
-    alive = false;
-    for (int k = 0; k < block.count; ++k) {
-      block.current = static_cast<int>(at_turn(k, block.count));
-      Thread& thread = block.threads[block.current];
-      if (thread.state != State::kReady) continue;
-      alive = true;
-      threadIdx = thread.index;
-      go(block.scheduler, thread.place);
-    }
-    for (int first = 0; first < block.count; first += kWarp) {
-      const int last = std::min(first + kWarp, block.count);
-      alive = release(first, last, State::kWaitsForWarp) || alive;
-    }
-    alive = release(0, block.count, State::kWaitsForBlock) || alive;
-  }
+  const auto warps = static_cast<int>(num_blocks(block.count, kWarp));
+  do {
+    for (int turn = 0; turn < warps; ++turn) run_warp(static_cast<int>(at_turn(turn, warps)));
+  } while (release(0, block.count, State::kWaitsForBlock));
   for (int i = 0; i < block.count; ++i) {
     const Thread& thread = block.threads[i];
     if (thread.state != State::kDone) {

@@ -65,14 +65,10 @@ def bench(name: str, args: argparse.Namespace) -> list[compare.Row]:
         "twin": lambda: by_groups(ops.adaptive_mixing_reference, *leaves),
         "field": lambda: field_mixing(*leaves),
     }
-    with torch.no_grad():
-        expected = functions["field"]()
-        for function in functions.values():
-            torch.testing.assert_close(function(), expected, rtol=2e-2, atol=2e-2)
     generated = 2e-9 * Q * CHANNELS * GROUPS * per_group
     mixed = 2e-9 * Q * GROUPS * (s_in * c * c + MIXED_POINTS * s_in * c)
     return compare.forward_and_backward(
-        variant.name, functions, leaves, args, gigaflop=generated + mixed
+        variant.name, functions, leaves, args, gigaflop=generated + mixed, tolerance=2e-2
     )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
 
 from benchmarks.bench_nearest_neighbor import points
-from benchmarks.common import Report, medians_ms, parse_arguments
+from benchmarks.common import Report, parse_arguments, timings
 from models.ops import PointTree, chamfer_terms, chamfer_terms_reference, nearest_neighbor
 
 BETA = 0.2
@@ -99,8 +99,10 @@ def main() -> None:
         "terms alone, ours": lambda: loss(layers, voxels, matches, True),
         "terms alone, plain": lambda: loss(layers, voxels, matches, False),
     }
-    taken = medians_ms(list(calls.values()), args.repeats, args.device)
-    times = dict(zip(calls, taken, strict=True))
+    measured = timings(list(calls.values()), args.repeats, args.device)
+    report.note_runs("step", dict(zip(calls, measured, strict=True)))
+    report.tell_runs()
+    times = {case: timing.ms for case, timing in zip(calls, measured, strict=True)}
     report.table(["step of six terms", "ms"])
     for case, time_ms in times.items():
         report.row(case, f"{time_ms:.1f}")

@@ -146,24 +146,20 @@ def main() -> None:
     report.line(f"76800 points, {len(coords)} voxels, {dilated.num_out} after dilation.\n")
     gigaflop = 2e-9 * (int(dilated.starts[-1]) * 64 * 64 + int(kept.starts[-1]) * 64 * CLASSES)
     gigaflop += 2e-9 * 76800 * (38 * 32 + 64 * 64)
-    functions = {
+    functions: compare.Functions = {
         "ours": lambda: with_ops(w, points, feats, ""),
         "twin": lambda: with_ops(w, points, feats, "_reference"),
     }
-    rows = compare.forward_and_backward("V2-T CPD", functions, leaves, args, gigaflop=gigaflop)
+    with_field = dict(functions)
     if find_spec("spconv") is not None:
         field = Field(w, args.device)
-        with torch.no_grad():
-            torch.testing.assert_close(
-                field(points, feats), functions["ours"](), rtol=1e-3, atol=1e-3
-            )
-        functions["field"] = lambda: field(points, feats)
-        forward = {name: compare.without_gradients(f) for name, f in functions.items()}
-        row = compare.measure("V2-T CPD forward", forward, args, gigaflop)
-        compare.add_table(report, [row])
-        rows = rows[1:]
-        report.aim("cpd:forward_over_spconv", row.ratio("field"), 3.0)
-    compare.add_table(report, rows)
+        with_field["field"] = lambda: field(points, feats)
+    forward = compare.forward("V2-T CPD", with_field, args, gigaflop, tolerance=1e-3)
+    compare.add_table(report, [forward])
+    if "field" in with_field:
+        report.aim("cpd:forward_over_spconv", forward.ratio("field"), 3.0)
+    grad = torch.randn(dilated.num_out, CLASSES, device=args.device)
+    compare.add_table(report, [compare.both("V2-T CPD", functions, leaves, grad, args)])
     report.end()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
 
-from benchmarks.common import Report, medians_ms, parse_arguments, peak_memory_mb
+from benchmarks.common import Report, parse_arguments, timings
 from models.ops import farthest_point_sampling, farthest_point_sampling_reference
 
 NUM_SAMPLES = 600
@@ -41,17 +41,18 @@ def main() -> None:
     report.table(["cloud", "ours ms", "plain loop ms", "mmcv ms", "MB"])
     for name, cloud in (("float32", points), ("float64", points.double())):
         cloud = cloud.to(args.device)
-        calls: list[Callable[[], object]] = [
-            lambda p=cloud: farthest_point_sampling(p, NUM_SAMPLES),
-            lambda p=cloud: farthest_point_sampling_reference(p, NUM_SAMPLES),
-        ]
+        calls: dict[str, Callable[[], object]] = {
+            "ours": lambda p=cloud: farthest_point_sampling(p, NUM_SAMPLES),
+            "plain loop": lambda p=cloud: farthest_point_sampling_reference(p, NUM_SAMPLES),
+        }
         if peer is not None and name == "float32":
-            calls.append(lambda p=cloud, f=peer: f(p))
-        own, plain, *rest = medians_ms(calls, args.repeats, args.device)
-        memory = peak_memory_mb(calls[0], args.device)
+            calls["mmcv"] = lambda p=cloud, f=peer: f(p)
+        measured = timings(list(calls.values()), args.repeats, args.device)
+        report.note_runs(name, dict(zip(calls, measured, strict=True)))
+        own, plain, *rest = (timing.ms for timing in measured)
         report.row(
             name, f"{own:.2f}", f"{plain:.1f}", *(f"{time:.2f}" for time in rest or [float("nan")]),
-            f"{memory:.1f}",
+            f"{measured[0].mib:.1f}",
         )  # fmt: skip
         if name == "float32":
             if args.device == "cpu":

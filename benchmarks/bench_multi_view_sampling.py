@@ -87,15 +87,11 @@ def bench(name: str, args: argparse.Namespace) -> list[compare.Row]:
         ),
         "field": lambda: field_sampling(wide, points, occ2img, weights),
     }
-    with torch.no_grad():
-        expected = functions["twin"]()
-        for function in functions.values():
-            torch.testing.assert_close(function(), expected, rtol=2e-3, atol=2e-3)
     # every texel that a sample touches once, and the output
     reads = variant.queries * GROUPS * variant.points * FRAMES
     moved = reads * CHANNELS / GROUPS * (4 * len(feats) * feats[0].element_size() + 4)
     return compare.forward_and_backward(
-        variant.name, functions, leaves, args, gigabytes=1e-9 * moved
+        variant.name, functions, leaves, args, gigabytes=1e-9 * moved, tolerance=2e-3
     )
 
 

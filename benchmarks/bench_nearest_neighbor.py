@@ -18,7 +18,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
 
-from benchmarks.common import Report, medians_ms, parse_arguments, peak_memory_mb, street
+from benchmarks.common import Report, parse_arguments, street, timings
 from models.ops import PointTree, nearest_neighbor
 from models.ops._extension import native
 
@@ -69,12 +69,17 @@ def main() -> None:
             ("voxels to points", voxels, pred),
         ):
             tree = PointTree(r)
-            calls = [lambda q=q, r=r: nearest_neighbor(q, r), lambda q=q, t=tree: t.nearest(q)]
-            calls += [lambda f=f, q=q, r=r: f(q, r) for f in others.values()]
-            own, prepared, *times = medians_ms(calls, args.repeats, args.device)
-            memory = peak_memory_mb(calls[0], args.device)
-            cells = [f"{own:.1f}", f"{prepared:.1f}", f"{memory:.0f}"]
-            report.row(f"{name}, {direction}", *cells, *(f"{time:.1f}" for time in times))
+            calls = {
+                "ours": lambda q=q, r=r: nearest_neighbor(q, r),
+                "prepared": lambda q=q, t=tree: t.nearest(q),
+                **{name: lambda f=f, q=q, r=r: f(q, r) for name, f in others.items()},
+            }
+            measured = timings(list(calls.values()), args.repeats, args.device)
+            case = f"{name}, {direction}"
+            report.note_runs(case, dict(zip(calls, measured, strict=True)))
+            own, prepared, *times = (timing.ms for timing in measured)
+            cells = [f"{own:.1f}", f"{prepared:.1f}", f"{measured[0].mib:.0f}"]
+            report.row(case, *cells, *(f"{time:.1f}" for time in times))
             for peer, time in zip(others, times, strict=True):
                 worst[peer] = min(worst[peer], time / own)
     goals = {"scipy": 1.0, "mmcv knn": 10.0, "tiled all pairs": 1.0}

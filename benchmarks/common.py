@@ -14,8 +14,9 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+#: Seconds that the timed runs of one function take at most, so that ``make bench`` ends within 20
+#: minutes of two cores: baselines take up to ten seconds a run in the large sizes.
+BUDGET_S = 5.0
 
 
 def parse_arguments(
@@ -72,6 +76,7 @@ class Report:
         self.name, self.args = name, args
         self.lines: list[str] = []
         self.aims: list[str] = []
+        self.few_runs: list[str] = []
         #: Measured GFLOP/s of a float32 matrix product and GB/s of a copy.
         self.gigaflops, self.bandwidth = ceilings(args.device)
         self.line(f"# {name} on {args.device}\n")
@@ -80,8 +85,10 @@ class Report:
         self.line(
             f"`python benchmarks/bench_{name}.py {' '.join(told)}`,"
             f" {hardware(args.device)}, {datetime.now(timezone.utc):%Y-%m-%d},"
-            f" torch {torch.__version__}, commit {_commit()}. Medians. Ceilings measured in the"
-            f" same run: {self.gigaflops:.0f} GFLOP/s (float32 matrix product),"
+            f" torch {torch.__version__}, commit {_commit()}. Medians of up to {args.repeats} runs"
+            f" after a first, as many as fit into {BUDGET_S:g} s, one at least; a first of more"
+            f" than {2 * BUDGET_S:g} s stands alone. Ceilings measured in the same run:"
+            f" {self.gigaflops:.0f} GFLOP/s (float32 matrix product),"
             f" {self.bandwidth:.1f} GB/s (copy). {args.note}\n"
         )
 
@@ -96,6 +103,18 @@ class Report:
     def row(self, *cells: object) -> None:
         self.line("| " + " | ".join(str(cell) for cell in cells) + " |")
 
+    def note_runs(self, case: str, of: Mapping[str, Timing]) -> None:
+        """Notes which functions of a case were too slow for all runs; see :meth:`tell_runs`."""
+        for name, timing in of.items():
+            if timing.runs < self.args.repeats:
+                self.few_runs.append(f"{case} {name} {timing.runs or 'the first alone'}")
+
+    def tell_runs(self) -> None:
+        """Writes what was noted, above its table where that is not written yet."""
+        if self.few_runs:
+            self.line(f"Fewer runs than {self.args.repeats}: {'; '.join(self.few_runs)}.\n")
+        self.few_runs.clear()
+
     def aim(self, name: str, measured: float, goal: float) -> None:
         """Notes ``measured >= goal``; printed at the end."""
         verdict = "ok" if measured >= goal else "short"
@@ -103,6 +122,7 @@ class Report:
 
     def end(self) -> None:
         self.line("")
+        self.tell_runs()
         for aim in self.aims:
             self.line(aim)
         if self.args.save:
@@ -113,31 +133,66 @@ class Report:
             path.write_text("\n".join(self.lines) + "\n")
 
 
-def medians_ms(functions: Sequence[Callable[[], object]], repeats: int, device: str) -> list[float]:
-    """Median wall times in milliseconds; runs alternate, so that other load slows all alike.
+@dataclass(frozen=True)
+class Timing:
+    """What was measured of a function."""
 
-    Functions ten times slower than the first run a third as often, thrice at least; those of more
-    than two seconds twice.
+    ms: float  # median wall time
+    runs: int  # that the median is of; 0: too slow for any but the first call, which is told
+    mib: float  # held at most above what was held before
+    result: object  # of the first call
+
+
+def timings(functions: Sequence[Callable[[], object]], repeats: int, device: str) -> list[Timing]:
+    """Time and memory of functions; runs alternate, so that other load slows all alike.
+
+    The first call of each warms up, and tells how many runs, up to ``repeats``, fit into
+    ``BUDGET_S``. One takes place in any case unless it would take twice that: then the first call
+    is all there is. Memory is that of the first call if it took a second, next to which what a
+    first call sets up is nothing, else of a run of
+    its own, since to watch it costs time.
     """
-    times: list[list[float]] = [[] for _ in functions]
+    results, first, mib = [], [], []
     for function in functions:
-        function()
+        with _watched(device) as peak:
+            ms, result = _timed(function, device)
+        results.append(result)
+        first.append(ms)
+        mib.append(peak[0] if ms >= 1000 else peak_memory_mb(function, device))
+    times = _alternating_runs(functions, first, repeats, device)
+    return [
+        Timing(statistics.median(own or [once]), len(own), peak_mib, result)
+        for own, once, peak_mib, result in zip(times, first, mib, results, strict=True)
+    ]
+
+
+def medians_ms(functions: Sequence[Callable[[], object]], repeats: int, device: str) -> list[float]:
+    """Median wall times in milliseconds, as :func:`timings` takes them, without the memory."""
+    first = [_timed(function, device)[0] for function in functions]
+    times = _alternating_runs(functions, first, repeats, device)
+    return [statistics.median(own or [once]) for own, once in zip(times, first, strict=True)]
+
+
+def _alternating_runs(
+    functions: Sequence[Callable[[], object]], first_ms: list[float], repeats: int, device: str
+) -> list[list[float]]:
+    """Milliseconds of the runs that the budget allows each function."""
+    budget_ms = 1e3 * BUDGET_S
+    wanted = [min(repeats, max(int(ms <= 2 * budget_ms), int(budget_ms / ms))) for ms in first_ms]
+    times: list[list[float]] = [[] for _ in functions]
     for turn in range(repeats):
-        for own, function in zip(times, functions, strict=True):
-            if own and turn >= _most_turns(min(own), min(times[0]), repeats):
-                continue
-            _synchronize(device)
-            start = time.perf_counter()
-            function()
-            _synchronize(device)
-            own.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(own) for own in times]
+        for own, runs, function in zip(times, wanted, functions, strict=True):
+            if turn < runs:
+                own.append(_timed(function, device)[0])
+    return times
 
 
-def _most_turns(own_ms: float, first_ms: float, repeats: int) -> int:
-    if own_ms > 2000:
-        return 2
-    return max(3, repeats // 3) if own_ms > 10 * first_ms else repeats
+def _timed(function: Callable[[], object], device: str) -> tuple[float, object]:
+    _synchronize(device)
+    start = time.perf_counter()
+    result = function()
+    _synchronize(device)
+    return 1e3 * (time.perf_counter() - start), result
 
 
 def peak_memory_mb(function: Callable[[], object], device: str) -> float:

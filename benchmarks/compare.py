@@ -9,37 +9,58 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.common import Report, medians_ms, peak_memory_mb
+from benchmarks.common import Report, Timing, timings
 
 Functions = dict[str, Callable[[], Tensor]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """Milliseconds and peak MiB of every function in one case; the first is called "ours"."""
+    """Timings of every function in one case; the first is called "ours"."""
 
     case: str
-    ms: dict[str, float]
-    mib: dict[str, float]
+    of: dict[str, Timing]
     gigaflop: float = 0.0  # of work that must be done
     gigabytes: float = 0.0  # that must be moved
 
     def ratio(self, other: str) -> float:
-        return self.ms[other] / self.ms["ours"]
+        return self.of[other].ms / self.of["ours"].ms
 
 
 def measure(
     case: str, functions: dict[str, Callable[[], object]], args: argparse.Namespace,
     gigaflop: float = 0.0, gigabytes: float = 0.0,
 ) -> Row:  # fmt: skip
-    times = medians_ms(list(functions.values()), args.repeats, args.device)
-    return Row(
-        case,
-        dict(zip(functions, times, strict=True)),
-        {name: peak_memory_mb(function, args.device) for name, function in functions.items()},
-        gigaflop,
-        gigabytes,
-    )
+    measured = timings(list(functions.values()), args.repeats, args.device)
+    of = dict(zip(functions, measured, strict=True))
+    return Row(case, of, gigaflop, gigabytes)
+
+
+def forward(
+    case: str, functions: Functions, args: argparse.Namespace, gigaflop: float = 0.0,
+    gigabytes: float = 0.0, tolerance: float = 0.0,
+) -> Row:  # fmt: skip
+    """A row without gradients. With a tolerance results must be close to those of "twin"."""
+    calls = {name: without_gradients(function) for name, function in functions.items()}
+    row = measure(f"{case} forward", calls, args, gigaflop, gigabytes)
+    if tolerance:
+        expected = row.of["twin"].result
+        for timing in row.of.values():
+            torch.testing.assert_close(timing.result, expected, rtol=tolerance, atol=tolerance)
+    return row
+
+
+def both(
+    case: str, functions: Functions, leaves: list[Tensor], grad: Tensor, args: argparse.Namespace
+) -> Row:
+    """A row forward and backward, with the gradients of all leaves; ``grad`` is the output's."""
+
+    def with_gradients(function: Callable[[], Tensor]) -> Callable[[], object]:
+        # without the gradients as results, which would stay in memory
+        return lambda: bool(torch.autograd.grad(function(), leaves, grad))
+
+    calls = {name: with_gradients(function) for name, function in functions.items()}
+    return measure(f"{case} both", calls, args)
 
 
 def without_gradients(function: Callable[[], Tensor]) -> Callable[[], object]:
@@ -48,37 +69,32 @@ def without_gradients(function: Callable[[], Tensor]) -> Callable[[], object]:
 
 def forward_and_backward(
     case: str, functions: Functions, leaves: list[Tensor], args: argparse.Namespace,
-    gigaflop: float = 0.0, gigabytes: float = 0.0,
+    gigaflop: float = 0.0, gigabytes: float = 0.0, tolerance: float = 0.0,
 ) -> list[Row]:  # fmt: skip
     """One row without gradients, and one with those by all leaves."""
-
-    def both(function: Callable[[], Tensor]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(function(), leaves, grad)
-
-    forward = {name: without_gradients(function) for name, function in functions.items()}
-    with torch.no_grad():
-        grad = torch.randn_like(next(iter(functions.values()))())
-    gradients = {name: both(function) for name, function in functions.items()}
-    return [
-        measure(f"{case} forward", forward, args, gigaflop, gigabytes),
-        measure(f"{case} both", gradients, args),
-    ]
+    row = forward(case, functions, args, gigaflop, gigabytes, tolerance)
+    out = row.of["ours"].result
+    assert isinstance(out, Tensor)
+    return [row, both(case, functions, leaves, torch.randn_like(out), args)]
 
 
 def add_table(report: Report, rows: list[Row]) -> None:
     """Add rows of the same functions to a report."""
-    names = list(rows[0].ms)
+    for row in rows:
+        report.note_runs(row.case, row.of)
+    report.tell_runs()
+    names = list(rows[0].of)
     times, memory = [f"{name} ms" for name in names], [f"{name} MiB" for name in names]
     report.table(["case", *times, *memory, "of the ceiling"])
     for row in rows:
         share = []
-        seconds = 1e-3 * row.ms["ours"]
+        seconds = 1e-3 * row.of["ours"].ms
         if row.gigaflop:
             share.append(f"{row.gigaflop / seconds / report.gigaflops:.0%} of GFLOP/s")
         if row.gigabytes:
             share.append(f"{row.gigabytes / seconds / report.bandwidth:.0%} of GB/s")
-        cells = [f"{row.ms[name]:.1f}" for name in names]
-        cells += [f"{row.mib[name]:.0f}" for name in names]
+        cells = [f"{row.of[name].ms:.1f}" for name in names]
+        cells += [f"{row.of[name].mib:.0f}" for name in names]
         report.row(row.case, *cells, ", ".join(share))
     report.line("")
 

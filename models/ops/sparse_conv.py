@@ -30,6 +30,9 @@ __all__ = [
 
 Triple = tuple[int, int, int]
 
+#: Voxels of a set: the indices of pairs are int32.
+_MAX_ACTIVE = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class KernelMap:
@@ -92,7 +95,8 @@ def build_kernel_map(
         The map, to be passed to :func:`sparse_conv`.
 
     Raises:
-        ValueError: a shape, dtype or setting does not fit.
+        ValueError: a shape, dtype or setting does not fit, or the input or output voxels are more
+            than int32 can number (2**31 - 1; grids, pairs and features may be larger).
         RuntimeError: coordinates repeat or lie outside the grid.
         ExtensionError: CPU tensors, and the native extension is not built.
     """
@@ -137,6 +141,7 @@ def build_kernel_map_reference(
     else:
         keys = torch.cat([key for _, key in hits]).unique()
         order = torch.arange(len(keys), device=coords.device)
+        _check_active(len(keys), "output")
         out_coords = _from_linear(keys, out_shape)
 
     by_out, by_in, starts = [], [], [0]
@@ -266,6 +271,7 @@ def _settings(
             f"coords must be int64 [n, 4] (batch, d0, d1, d2), got {coords.dtype} "
             f"{list(coords.shape)}"
         )
+    _check_active(len(coords), "input")
     shape = _triple("spatial_shape", spatial_shape, 1)
     kernel = _triple("kernel_size", kernel_size, 1)
     step = _triple("stride", stride, 1)
@@ -278,6 +284,14 @@ def _settings(
             )
         pad = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
     return shape, kernel, step, pad
+
+
+def _check_active(count: int, kind: str) -> None:
+    if count > _MAX_ACTIVE:
+        raise ValueError(
+            f"a kernel map may have up to {_MAX_ACTIVE} {kind} voxels, whose indices are int32, "
+            f"got {count}"
+        )
 
 
 def _check_conv(

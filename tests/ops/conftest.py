@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +41,38 @@ def at_threads() -> Iterator[Callable[..., Any]]:
 def device(request: pytest.FixtureRequest) -> str:
     """Where the operation runs; on machines without a GPU the second half is skipped."""
     return request.param
+
+
+@pytest.fixture
+def needs_memory() -> Callable[[float], None]:
+    """Skips the test where less memory is free than the GiB that it takes."""
+
+    def check(gib: float) -> None:
+        free = free_memory_gib()
+        if free < gib:
+            pytest.skip(f"takes {gib} GiB of memory, {free:.1f} GiB are known to be free")
+
+    return check
+
+
+def free_memory_gib() -> float:
+    """Of the machine, and within the limit of its control group; 0 where Linux does not say."""
+    table = Path("/proc/meminfo")
+    if not table.exists():
+        return 0.0
+    (line,) = (row for row in table.read_text().splitlines() if row.startswith("MemAvailable"))
+    free = int(line.split()[1]) / 2**20
+    limit, used = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current"))
+    if limit.exists() and limit.read_text().strip() != "max":
+        free = min(free, (int(limit.read_text()) - int(used.read_text())) / 2**30)
+    return free
+
+
+@pytest.fixture
+def lazy_zeros() -> Callable[..., Tensor]:
+    """Makes float32 zeros that take memory only where they are written."""
+    # calloc's, while torch writes its zeros
+    return lambda *shape: torch.from_numpy(np.zeros(shape, np.float32))
 
 
 @pytest.fixture

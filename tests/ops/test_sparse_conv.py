@@ -19,6 +19,7 @@ from models.ops import (
     sparse_conv,
     sparse_conv_reference,
 )
+from models.ops._extension import native
 
 # kernel, stride, padding, submanifold
 SETTINGS = [
@@ -341,3 +342,70 @@ for cls, stride, padding, subm in (
 """,
         OMP_NUM_THREADS="1",
     )
+
+
+@pytest.mark.parametrize("subm", [True, False])
+def test_grid_of_more_voxels_than_32_bits_can_number(
+    subm: bool, needs_memory: Callable[[float], None]
+) -> None:
+    needs_memory(3)
+    shape = (1500, 1024, 1500)  # two of them, 4.6e9 voxels: 0.9 GB of bits and ranks a set
+    coords = random_coords((3, 4, 5), 0.6)
+    far = torch.tensor(shape) - torch.tensor([3, 4, 5])
+    coords = torch.cat([coords, coords + torch.cat([torch.tensor([0]), far])])
+    coords = coords[torch.randperm(len(coords))]
+    ours, twin = (
+        build(coords, shape, 3, 1, 1, subm)
+        for build in (build_kernel_map, build_kernel_map_reference)
+    )
+    assert_same_map(ours, twin)
+
+
+def test_features_of_more_elements_than_32_bits_can_number(
+    lazy_zeros: Callable[..., Tensor], needs_memory: Callable[[float], None]
+) -> None:
+    """The gradient of the features is the product that the forward pass is, of as many rows."""
+    needs_memory(10)
+    c_in, c_out = 512, 9
+    n = 2**31 // c_in + 2
+    features = lazy_zeros(n, c_in)
+    features[0], features[n - 1] = torch.randn(2, c_in)
+    assert features.numel() > 2**31
+    features.requires_grad_()
+    weight = torch.randn(c_out, 1, 1, 1, c_in, requires_grad=True)
+    pairs = torch.tensor([[n - 1, 0], [0, 1]], dtype=torch.int32)
+    few = KernelMap(
+        torch.zeros(2, 4, dtype=torch.int64), (1, 1, 2), (1, 1, 1), n, pairs, pairs.flip(1),
+        torch.tensor([0, 2]),
+    )  # fmt: skip
+    out = sparse_conv(features, weight, None, few)
+    x, flat = features.detach()[[n - 1, 0]], weight.detach().view(c_out, c_in)
+    torch.testing.assert_close(out, x @ flat.t(), rtol=1e-4, atol=1e-4)
+    grad = torch.randn(2, c_out)
+    d_features, d_weight = torch.autograd.grad(out, (features, weight), grad)
+    torch.testing.assert_close(d_weight.view(c_out, c_in), grad.t() @ x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(d_features[[n - 1, 0]], grad @ flat, rtol=1e-4, atol=1e-4)
+    assert not d_features[1:9].any() and not d_features[n - 9 : n - 1].any()
+
+
+def test_more_voxels_than_32_bits_can_number_are_refused() -> None:
+    many = 2**31
+    coords = torch.zeros(1, 4, dtype=torch.int64).expand(many, 4)
+    sentence = f"up to {many - 1} {{}} voxels, whose indices are int32, got {many}"
+    for build in (build_kernel_map, build_kernel_map_reference):
+        with pytest.raises(ValueError, match=sentence.format("input")):
+            build(coords, (4, 4, 4), 3, subm=True)
+    with pytest.raises(ValueError, match=sentence.format("input")):
+        native("kernel_map")(coords, [4] * 3, [3] * 3, [1] * 3, [1] * 3, True)
+    # 2,048 voxels that dilate to 1,024 x 1,024 each
+    coords = torch.zeros(2048, 4, dtype=torch.int64)
+    coords[:, 1] = torch.arange(2048)
+    with pytest.raises(ValueError, match=sentence.format("output")):
+        build_kernel_map(coords, (2048, 1, 1), (1, 1024, 1024), padding=(0, 1023, 1023))
+
+    pairs, starts = torch.zeros(2, 0, dtype=torch.int32), torch.zeros(2, dtype=torch.int64)
+    features, weight = torch.zeros(1, 1).expand(many, 1), torch.zeros(1, 1, 1, 1, 1)
+    with pytest.raises(ValueError, match=f"int32, got {many} and 3"):
+        native("sparse_conv")(features, weight, None, pairs, pairs, starts, 3)
+    with pytest.raises(ValueError, match=f"int32, got 3 and {many}"):
+        native("sparse_conv")(features[:3], weight, None, pairs, pairs, starts, many)

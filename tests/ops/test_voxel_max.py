@@ -139,3 +139,35 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.opus.voxel_max.default, (features.detach(), index, 5, False))
     winner = torch.ops.opus.voxel_max(features.detach(), index, 5, True)[1]
     torch.library.opcheck(torch.ops.opus.voxel_max_backward.default, (torch.randn(5, 3), winner, 6))
+
+
+def test_more_elements_than_32_bits_can_number(
+    lazy_zeros: Callable[..., Tensor], needs_memory: Callable[[float], None]
+) -> None:
+    needs_memory(10)
+    channels = 4096
+    n = 2**31 // channels + 2
+    features = lazy_zeros(n, channels)
+    features[n - 2 :, 4090] = torch.tensor([3.0, 2.0])
+    features[n - 1, 4091:] = 1.0
+    assert features.numel() > 2**31
+    index = torch.zeros(n, dtype=torch.int64)
+    index[n - 2 :] = 1
+    features.requires_grad_()
+    out = voxel_max(features, index, 2)
+    assert not out[0].any() and out[1, 4090:].tolist() == [3, 1, 1, 1, 1, 1]
+    (grad,) = torch.autograd.grad(out, features, torch.arange(2.0 * channels).view(2, channels))
+    assert grad[n - 2, 4089:].tolist() == [8185, 8186, 0, 0, 0, 0, 0]
+    assert grad[n - 1, 4089:].tolist() == [0, 0, 8187, 8188, 8189, 8190, 8191]
+    assert torch.equal(grad[0], torch.arange(4096.0)) and not grad[1].any()
+
+
+def test_more_maxima_than_32_bits_can_number(needs_memory: Callable[[float], None]) -> None:
+    needs_memory(10)
+    channels = 4096
+    voxels = 2**31 // channels + 2
+    features = torch.arange(2.0 * channels).view(2, channels)
+    out = voxel_max(features, torch.tensor([voxels - 1, 3]), voxels)
+    assert out.numel() > 2**31
+    assert torch.equal(out[[3, voxels - 1]], features.flip(0))
+    assert not out[:3].any() and not out[4:9].any() and not out[voxels - 9 : voxels - 1].any()

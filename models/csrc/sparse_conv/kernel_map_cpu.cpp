@@ -31,6 +31,12 @@ struct Sets {
   std::vector<int32_t> order;  // index of the input voxel with a given rank; empty if that is it
 };
 
+void check_active(int64_t count, const char* kind) {
+  TORCH_CHECK_VALUE(count <= sparse_conv::kMaxActive, "a kernel map may have up to ",
+                    sparse_conv::kMaxActive, " ", kind, " voxels, whose indices are int32, got ",
+                    count);
+}
+
 int64_t checked_volume(const int64_t* coords, int64_t n, const Geometry& geometry,
                        const int64_t* shape) {
   int64_t batch = 0;
@@ -339,6 +345,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kernel_map_cpu(
   TORCH_CHECK_VALUE(coords.dim() == 2 && coords.size(1) == 4 && coords.scalar_type() == at::kLong,
                     "coords must be int64 [n, 4], got ", coords.scalar_type(), " ",
                     coords.sizes());
+  check_active(coords.size(0), "input");
   const Geometry geometry = make_geometry(spatial_shape, kernel_size, stride, padding, subm);
   const at::Tensor c = coords.contiguous();
   const int64_t n = c.size(0);
@@ -352,6 +359,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kernel_map_cpu(
   if (!subm) {
     sets.out = mark_outputs(rows, n, geometry, runs);
     const int64_t m = sets.out.index();
+    check_active(m, "output");
     out_coords = output_coords(sets.out, m, geometry, c.options());
   } else if (sorted) {
     num_runs = num_runs / 2 + 1;  // the others are these, turned

@@ -2,11 +2,16 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "common/defs.h"
 
 namespace opus {
 namespace sparse_conv {
+
+// Voxels of a set: pairs name them by numbers of 32 bits. Everything else that is counted, pairs,
+// numbers of features and voxels of a grid, may be more.
+constexpr int64_t kMaxActive = std::numeric_limits<int32_t>::max();
 
 struct Geometry {
   int64_t in_shape[3], out_shape[3], kernel[3], stride[3], padding[3];

@@ -16,6 +16,7 @@
 #include "common/avx2.h"
 #include "common/parallel.h"
 #include "sparse_conv/row_gemm_avx2.h"
+#include "sparse_conv/sparse_conv.h"
 
 namespace opus {
 namespace {
@@ -40,8 +41,12 @@ Pairs view_pairs(const at::Tensor& pairs, const at::Tensor& starts) {
 }
 
 void check_arguments(const at::Tensor& features, const at::Tensor& weight, const at::Tensor& pairs,
-                     const at::Tensor& pairs_by_in, const at::Tensor& starts) {
+                     const at::Tensor& pairs_by_in, const at::Tensor& starts, int64_t num_out) {
   TORCH_CHECK_VALUE(features.dim() == 2, "features must be [n, C_in], got ", features.sizes());
+  TORCH_CHECK_VALUE(std::max(features.size(0), num_out) <= sparse_conv::kMaxActive,
+                    "there may be up to ", sparse_conv::kMaxActive,
+                    " input and output voxels, whose indices are int32, got ", features.size(0),
+                    " and ", num_out);
   TORCH_CHECK_VALUE(weight.dim() == 5 && weight.size(4) == features.size(1),
                     "weight must be [C_out, k0, k1, k2, ", features.size(1), "], got ",
                     weight.sizes());
@@ -298,7 +303,7 @@ at::Tensor sparse_conv_cpu(const at::Tensor& features, const at::Tensor& weight,
                            const std::optional<at::Tensor>& bias, const at::Tensor& pairs,
                            const at::Tensor& pairs_by_in, const at::Tensor& starts,
                            int64_t num_out) {
-  check_arguments(features, weight, pairs, pairs_by_in, starts);
+  check_arguments(features, weight, pairs, pairs_by_in, starts, num_out);
   const at::Tensor start = bias.value_or(at::Tensor());
   TORCH_CHECK_VALUE(!start.defined() ||
                         (start.dim() == 1 && start.size(0) == weight.size(0) &&
@@ -313,9 +318,9 @@ std::tuple<at::Tensor, at::Tensor> sparse_conv_backward_cpu(
     const at::Tensor& grad, const at::Tensor& features, const at::Tensor& weight,
     const at::Tensor& pairs, const at::Tensor& pairs_by_in, const at::Tensor& starts,
     bool need_features, bool need_weight) {
-  check_arguments(features, weight, pairs, pairs_by_in, starts);
   TORCH_CHECK_VALUE(grad.dim() == 2 && grad.size(1) == weight.size(0), "grad must be [m, ",
                     weight.size(0), "], got ", grad.sizes());
+  check_arguments(features, weight, pairs, pairs_by_in, starts, grad.size(0));
   at::Tensor grad_features = at::empty({0}, features.options());
   at::Tensor grad_weight = at::empty({0}, weight.options());
   if (need_features) {

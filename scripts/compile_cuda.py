@@ -4,7 +4,7 @@
 
 Every ``.cu`` file of ``models/csrc`` is compiled for the architectures that the project reports,
 warnings are errors. The table gives registers and spills of a thread and static shared memory of
-a block, as the assembler tells them. C++ sources of CUDA builds are checked, not compiled.
+a block, as the assembler tells them. C++ sources that start kernels are checked, not compiled.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def compile_source(
 
 
 def check_host_sources(sources: Sequence[str], cuda_home: Path, folder: Path) -> None:
-    """Checks C++ files of CUDA builds against torch's and CUDA's headers.
+    """Checks C++ files as those of a CUDA build against torch's and CUDA's headers.
 
     Args:
         sources: Paths relative to the project.
@@ -160,7 +160,8 @@ def compile_all(
     if cuda_home is None:
         raise CompileError("no CUDA compiler: pip install -r requirements/nvcc.txt brings one")
     kernels = [path for path in native_build.find_sources(".cu") if pattern in path]
-    hosts = [path for path in native_build.find_sources("_cuda_host.cpp") if pattern in path]
+    launchers = {*native_build.find_sources("_cuda_host.cpp"), *native_build.cuda_launchers()}
+    hosts = sorted(path for path in launchers if pattern in path)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
         to = Path(folder)
         check = pool.submit(check_host_sources, hosts, cuda_home, to) if hosts else None

@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
 
+from scripts import native_build
 from scripts.runtime.environment import distribution_version, git_commit, package_versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,13 +65,18 @@ def machine_findings() -> Iterator[Finding]:
         "" if compiler else "apt install g++",
         is_needed=True,
     )
-    nvcc = shutil.which("nvcc")
-    yield Finding(
-        "CUDA toolkit",
-        _first_line([nvcc, "--version"], last=True)
-        if nvcc
-        else "none (only GPU machines need one)",
-    )
+    yield _toolkit_finding()
+
+
+def _toolkit_finding() -> Finding:
+    name = "CUDA toolkit"
+    try:
+        toolkit = native_build.find_cuda_home()
+    except ValueError as error:
+        return Finding(name, str(error))
+    if toolkit is None:
+        return Finding(name, "none", "pip install -r requirements/nvcc.txt (GPU machines, tests)")
+    return Finding(name, f"{native_build.cuda_version(toolkit)} in {toolkit}")
 
 
 def built_findings() -> Iterator[Finding]:
@@ -85,7 +91,9 @@ def built_findings() -> Iterator[Finding]:
                 name for name in torch._C._dispatch_get_all_op_names() if "opus::" in name
             ]
             names = ", ".join(sorted({name.split("::")[1].split(".")[0] for name in registered}))
-            yield Finding("native extension", f"{libraries[0].name}: {names}")
+            has = torch._C._dispatch_has_kernel_for_dispatch_key
+            devices = "CPU and GPU" if has("opus::nearest_in_tree", "CUDA") else "the CPU alone"
+            yield Finding("native extension", f"{libraries[0].name}, for {devices}: {names}")
         except (OSError, RuntimeError) as error:
             yield Finding(
                 "native extension",
@@ -135,14 +143,14 @@ def _imported(name: str, module: str, remedy: str, is_needed: bool = False) -> F
     return Finding(name, "ok", is_needed=is_needed)
 
 
-def _first_line(command: list[str], last: bool = False) -> str:
+def _first_line(command: list[str]) -> str:
     try:
         lines = subprocess.run(
             command, capture_output=True, text=True, timeout=20, check=True
         ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError) as error:
         return f"does not run ({error})"
-    return (lines[-1] if last else lines[0]).strip() if lines else "says nothing"
+    return lines[0].strip() if lines else "says nothing"
 
 
 def _memory_gb() -> float:

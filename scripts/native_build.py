@@ -44,6 +44,20 @@ def cuda_sources() -> list[str]:
     return find_sources(".cu") + find_sources("_cuda_host.cpp")
 
 
+def cuda_launchers() -> list[str]:
+    """C++ sources that start CUDA kernels, one for each ``.cu`` file.
+
+    Those of operations whose kernels of a GPU differ much from the CPU's (``_cuda_host.cpp``), and
+    those that serve both devices.
+    """
+    stems = [path.removesuffix("_cuda.cu") for path in find_sources(".cu")]
+    apart = [f"{stem}_cuda_host.cpp" for stem in stems]
+    return [
+        own if (ROOT / own).is_file() else f"{stem}.cpp"
+        for own, stem in zip(apart, stems, strict=True)
+    ]
+
+
 def torch_headers(sources: Sequence[str]) -> list[str]:
     """Torch's headers that sources include, as they write them: ``<torch/library.h>``."""
     text = "".join((ROOT / source).read_text(encoding="utf-8") for source in sources)

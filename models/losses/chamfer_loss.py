@@ -72,6 +72,8 @@ class ChamferLoss(nn.Module):
         rare_weight: See ``rare_classes``.
     """
 
+    rare_labels: Tensor
+
     def __init__(
         self,
         beta: float = 0.2,
@@ -88,7 +90,7 @@ class ChamferLoss(nn.Module):
         self.density_aware = density_aware
         self.far_distance_m = far_distance_m
         self.far_weight = far_weight
-        self.rare_classes = tuple(rare_classes)
+        self.register_buffer("rare_labels", torch.tensor(rare_classes).long(), persistent=False)
         self.rare_weight = rare_weight
 
     def forward(
@@ -128,24 +130,22 @@ class ChamferLoss(nn.Module):
 
     def _one_way(
         self, query: Tensor, reference: Tensor, index: Tensor, weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | float]:
         """Return the sum of the terms from query to reference and what to divide it by."""
         terms = ops.chamfer_terms(query, reference, index, self.beta)
+        share: Tensor | None = None
+        divisor: Tensor | float = float(len(terms))
         if self.density_aware:
             share = torch.bincount(index, minlength=len(reference))[index].to(terms).reciprocal()
             divisor = share.sum()
-        else:
-            share, divisor = None, terms.new_tensor(float(len(terms)))
         for factor in (weights, share):
             if factor is not None:
                 terms = terms * factor
         return terms.sum(), divisor
 
     def _gt_weights(self, gt: OccupiedPoints, squared_distance: Tensor) -> Tensor:
-        weights = torch.ones_like(squared_distance)
         far = gt.visible & (squared_distance > self.far_distance_m**2)
-        weights[far] = self.far_weight
-        rare_classes = gt.labels.new_tensor(self.rare_classes)
-        rare = (gt.labels[:, None] == rare_classes).any(1) & gt.visible  # isin sorts: slower
-        weights[rare] = weights[rare].clamp(min=self.rare_weight)
-        return weights
+        rare = (gt.labels[:, None] == self.rare_labels).any(1) & gt.visible  # isin sorts: slower
+        # Indexing by a mask would make the host wait for a GPU in every layer.
+        weights = torch.ones_like(squared_distance).masked_fill(far, self.far_weight)
+        return torch.where(rare, weights.clamp(min=self.rare_weight), weights)

@@ -22,7 +22,8 @@ def chamfer_terms(query: Tensor, reference: Tensor, index: Tensor, beta: float) 
 
     Differentiable in both point sets. The backward pass keeps the arguments alone and computes the
     differences anew. Gradients of a reference that several points share are added in the order of
-    the points on a CPU, in any order on a GPU.
+    the points on a CPU; in any order on a GPU, but under ``torch.use_deterministic_algorithms`` in
+    one that repeats.
 
     Args:
         query: [N, 3], float32 or float64; float16 and bfloat16 are computed in float32.

@@ -198,8 +198,9 @@ def ray_iou_counts_reference(
     sample = sample_of_origin[:, None].expand_as(scored)
 
     def add(row: int, label: Tensor, which: Tensor) -> None:
+        label = label.long()  # 256 classes are no number of 8 bits
         which = which & (label < num_classes)
-        entry = sample[which] * num_classes + label[which].long()
+        entry = sample[which] * num_classes + label[which]
         total = torch.bincount(entry, minlength=len(pred) * num_classes)
         counts[:, row] += total.view(len(pred), num_classes)
 

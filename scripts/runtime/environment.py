@@ -40,6 +40,11 @@ def package_versions() -> dict[str, str]:
         version = distribution_version(name)
         if version is not None:
             found[name] = version
+    if "torch" in found:
+        import torch  # takes seconds: not for those who ask for something else
+
+        # That of the distribution may leave out the build, "+cpu" or "+cu130".
+        found["torch"] = torch.__version__
     return found
 
 

@@ -40,7 +40,9 @@ def test_golden_ego2img(golden, i):
     names = ("ego2global_rotation", "ego2global_translation", "sensor2global_rotation",
              "sensor2global_translation", "cam_intrinsic")  # fmt: skip
     got = ego2img_from_poses(*(golden[f"ego2img/{i}.{name}"] for name in names))
-    np.testing.assert_array_equal(got.astype(np.float32), golden[f"ego2img/{i}.ego2img"])
+    # Processors add up a matrix product in orders of their own: what cancels out differs.
+    expected = golden[f"ego2img/{i}.ego2img"]
+    np.testing.assert_allclose(got.astype(np.float32), expected, rtol=1e-7, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", ["test", "0", "1", "2", "3"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from hypothesis import given
@@ -39,6 +41,58 @@ def test_terms_and_gradients_equal_the_twins(
     for ours, twin in zip(*results, strict=True):
         assert ours.dtype == twin.dtype
         torch.testing.assert_close(ours, twin, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_references_that_many_points_share(
+    device: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    query, reference, index = case(4, 3000, 5, dtype, device)
+    grads = [
+        torch.autograd.grad(function(query, reference, index, BETA).sum(), reference)[0]
+        for function in (chamfer_terms, chamfer_terms_reference)
+    ]
+    torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.parametrize("need_query", [True, False])
+@pytest.mark.usefixtures("deterministic")
+def test_deterministic_gradients(device: str, need_query: bool) -> None:
+    query, reference, index = case(5, 2000, 3, torch.float32, device)
+    query.requires_grad_(need_query)
+    leaves = [x for x in (query, reference) if x.requires_grad]
+
+    def grads(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(function(query, reference, index, BETA).sum(), leaves)
+
+    first, twin = grads(chamfer_terms), grads(chamfer_terms_reference)
+    torch.testing.assert_close(first, twin, rtol=1e-4, atol=1e-4)
+    for _ in range(3):
+        assert all(map(torch.equal, grads(chamfer_terms), first))
+    index[:] = 3  # none of them
+    assert not any(x.any() for x in grads(chamfer_terms))
+    none = reference[:0].detach().requires_grad_()
+    terms = chamfer_terms(query, none, index, BETA)
+    assert torch.autograd.grad(terms.sum(), none)[0].shape == (0, 3)
+
+
+def test_no_points(device: str) -> None:
+    for n, m in ((0, 5), (4, 0), (0, 0)):
+        query, reference = (torch.ones(k, 3, device=device, requires_grad=True) for k in (n, m))
+        index = torch.zeros(n, dtype=torch.int64, device=device)
+        terms = chamfer_terms(query, reference, index, BETA)
+        assert terms.tolist() == [0.0] * n
+        terms.sum().backward()
+        assert query.grad is not None and query.grad.shape == (n, 3) and not query.grad.any()
+        assert reference.grad is not None and reference.grad.shape == (m, 3)
 
 
 def test_gradcheck(device: str) -> None:

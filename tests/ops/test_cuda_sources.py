@@ -34,7 +34,8 @@ def test_all_sources_compile() -> None:
     assert {use.architecture for use in uses} == {newest}
     text = " ".join(use.kernel for use in uses)
     for kernel in ("sampling_forward", "attention_forward", "mixing_forward", "find_keys",
-                   "mark_keys", "sum_losses", "tiled_kernel", "sample_kernel"):  # fmt: skip
+                   "mark_keys", "sum_losses", "tiled_kernel", "sample_kernel", "rays_kernel",
+                   "CastRays", "Search", "AddAtomic"):  # fmt: skip
         assert kernel in text
     assert len(uses) >= len(native_build.find_sources(".cu"))
     # Two doubles of the tree search go to memory on some architectures, beside its stack.

@@ -17,23 +17,30 @@ BOTH = [farthest_point_sampling, farthest_point_sampling_reference]
 
 
 @pytest.mark.parametrize("function", BOTH)
-def test_known_answer(function: Callable[..., Tensor]) -> None:
+def test_known_answer(function: Callable[..., Tensor], device: str) -> None:
     points = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, -2], [0, 0, 1.0]])
+    points = points.to(device)
     # 2 and 3 are equally far: the lowest index wins; then 1 and 4
     assert function(points, 5).tolist() == [0, 2, 3, 1, 4]
 
 
 @pytest.mark.parametrize("function", BOTH)
-def test_more_samples_than_points_repeat_the_first(function: Callable[..., Tensor]) -> None:
-    assert function(torch.tensor([[0.0, 0, 0], [1, 0, 0]]), 4).tolist() == [0, 1, 0, 0]
-    assert function(torch.ones(1, 3), 0).shape == (0,)
+def test_more_samples_than_points_repeat_the_first(
+    function: Callable[..., Tensor], device: str
+) -> None:
+    points = torch.tensor([[0.0, 0, 0], [1, 0, 0]], device=device)
+    assert function(points, 4).tolist() == [0, 1, 0, 0]
+    assert function(torch.ones(1, 3, device=device), 0).shape == (0,)
 
 
 @pytest.mark.parametrize("function", BOTH)
-def test_points_that_are_not_finite_are_passed_over(function: Callable[..., Tensor]) -> None:
+def test_points_that_are_not_finite_are_passed_over(
+    function: Callable[..., Tensor], device: str
+) -> None:
     nan, inf = math.nan, math.inf
     points = torch.tensor([[nan, 0, 0], [0, 0, 0], [inf, 0, 0], [1, 0, 0], [3, 0, -inf]])
-    assert function(points, 4).tolist() == [0, 1, 3, 1]
+    assert function(points.to(device), 4).tolist() == [0, 1, 3, 1]
+    assert function(torch.full((200, 3), nan, device=device), 3).tolist() == [0, 0, 0]
 
 
 @given(data=st.data())
@@ -51,8 +58,19 @@ def test_native_equals_twin(device: str, data: Any) -> None:
     assert torch.equal(ours, twin)
 
 
-def test_every_sample_is_the_farthest() -> None:
-    points = torch.randn(300, 3, dtype=torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_more_buckets_than_a_block_has_warps(device: str, dtype: torch.dtype) -> None:
+    """Warps of a GPU go round; clouds of different lengths, ties, points that are not finite."""
+    lengths = [4097, 13, 9000]
+    points = torch.randn(sum(lengths), 3, dtype=dtype) * 8
+    points[4110:] = points[4110:].round()
+    points[5000:6000:7, 1] = math.inf
+    ours, twin = (function(points.to(device), 40, lengths) for function in BOTH)
+    assert torch.equal(ours, twin)
+
+
+def test_every_sample_is_the_farthest(device: str) -> None:
+    points = torch.randn(300, 3, dtype=torch.float64, device=device)
     index = farthest_point_sampling(points, 50)
     assert len(index.unique()) == 50
     distances = torch.cdist(points, points)
@@ -61,8 +79,8 @@ def test_every_sample_is_the_farthest() -> None:
         torch.testing.assert_close(to_chosen[index[i]], to_chosen.max())
 
 
-def test_strided_input() -> None:
-    points = torch.randn(40, 5)[:, :3]
+def test_strided_input(device: str) -> None:
+    points = torch.randn(40, 5, device=device)[:, :3]
     assert torch.equal(
         farthest_point_sampling(points, 9), farthest_point_sampling(points.contiguous(), 9)
     )
@@ -91,8 +109,8 @@ def test_clouds_of_a_batch_are_sampled_apart(device: str, lengths: list[int]) ->
 
 
 @pytest.mark.parametrize("function", BOTH)
-def test_no_cloud(function: Callable[..., Tensor]) -> None:
-    assert function(torch.zeros(0, 3), 4, []).shape == (0, 4)
+def test_no_cloud(function: Callable[..., Tensor], device: str) -> None:
+    assert function(torch.zeros(0, 3, device=device), 4, []).shape == (0, 4)
 
 
 def test_half_precision_is_measured_in_float32(device: str) -> None:

@@ -189,10 +189,18 @@ def test_channels_last_in_single_precision(c: int, device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"Q": 0}, {"P": 0}, {"Q": 1, "G": 1, "P": 1, "T": 1, "N": 1}, {"P": 45}, {"P": 430}]
-)
+    "sizes",
+    [
+        {"Q": 0}, {"P": 0}, {"Q": 1, "G": 1, "P": 1, "T": 1, "N": 1}, {"P": 45}, {"P": 320},
+        {"P": 430},
+    ],
+)  # fmt: skip
 def test_numbers_of_samples_in_single_precision(sizes: dict[str, int], device: str) -> None:
-    """None, one, more of a query than threads of a block, more than shared memory holds."""
+    """None, one, more of a query than threads of a block.
+
+    Last as many as fill 45 of the 48 KiB of shared memory that a block gets without asking, its
+    static arrays included, and more than that.
+    """
     case = make_case(**{"B": 1, "Q": 2, "T": 3, **sizes}, dtype=torch.float32)
     assert_equals_twin(channels_last(case), tolerance=2e-5, device=device)
 

@@ -35,10 +35,13 @@ def brute_force(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     return native("nearest_by_brute_force")(query, reference)
 
 
+ALL = [nearest_neighbor, nearest_neighbor_reference, along_curve, brute_force]
+
+
 def test_known_answer(device: str) -> None:
     reference = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0]], device=device)
     query = torch.tensor([[0.9, 0, 0], [0, 5, 0], [0.5, 0, 0]], device=device)  # the last: a tie
-    for function in (nearest_neighbor, nearest_neighbor_reference, along_curve, brute_force):
+    for function in ALL:
         index, squared = function(query, reference)
         assert index.tolist() == [1, 2, 0]
         torch.testing.assert_close(squared.cpu(), torch.tensor([0.01, 9.0, 0.25]))
@@ -65,6 +68,18 @@ def test_native_equals_twin(device: str, data: Any) -> None:
     for function in (along_curve, brute_force):
         for ours, theirs in zip(function(query, reference), expected, strict=True):
             assert torch.equal(ours, theirs), function.__name__
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_brute_force_by_many_tiles(device: str, dtype: torch.dtype) -> None:
+    """Tiles of 256 references, blocks of 256 queries; the last of both are not full."""
+    for n, m in ((600, 1000), (256, 512), (257, 255), (1, 769)):
+        query, reference = torch.rand(n, 3, dtype=dtype), torch.rand(m, 3, dtype=dtype)
+        for points in (reference, reference.mul(4).round() / 4):
+            args = (query.to(device), points.to(device))
+            expected = nearest_neighbor_reference(*args)
+            for ours, theirs in zip(brute_force(*args), expected, strict=True):
+                assert torch.equal(ours, theirs)
 
 
 @given(data=st.data())
@@ -156,21 +171,22 @@ def test_degenerate_distributions_stay_right_and_fast(kind: str) -> None:
     assert torch.equal(squared[some], expected_squared)
 
 
-@pytest.mark.parametrize("function", [nearest_neighbor, nearest_neighbor_reference])
-def test_points_that_are_not_finite(function: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("function", ALL)
+def test_points_that_are_not_finite(function: Callable[..., Any], device: str) -> None:
     nan, inf = math.nan, math.inf
-    query = torch.tensor([[nan, 0, 0], [inf, 0, 0], [0, 0, 0], [0, -inf, nan]])
-    reference = torch.tensor([[nan, 0, 0], [inf, 0, 0], [3, 0, 0], [0, 2, 0]])
+    query = torch.tensor([[nan, 0, 0], [inf, 0, 0], [0, 0, 0], [0, -inf, nan]], device=device)
+    reference = torch.tensor([[nan, 0, 0], [inf, 0, 0], [3, 0, 0], [0, 2, 0]], device=device)
     index, squared = function(query, reference)
     assert index.tolist() == [0, 0, 3, 0]
     assert squared.tolist() == [inf, inf, 4.0, inf]
-    index, squared = function(query, torch.full((2, 3), nan))
+    index, squared = function(query, torch.full((2, 3), nan, device=device))
     assert index.tolist() == [0] * 4 and squared.tolist() == [inf] * 4
 
 
-@pytest.mark.parametrize("function", [nearest_neighbor, nearest_neighbor_reference])
-def test_overflowing_distances_tie(function: Callable[..., Any]) -> None:
-    index, squared = function(torch.zeros(2, 3), torch.full((3, 3), 1e30))
+@pytest.mark.parametrize("function", ALL)
+def test_overflowing_distances_tie(function: Callable[..., Any], device: str) -> None:
+    query, reference = torch.zeros(2, 3, device=device), torch.full((3, 3), 1e30, device=device)
+    index, squared = function(query, reference)
     assert index.tolist() == [0, 0] and squared.tolist() == [math.inf] * 2
 
 
@@ -227,6 +243,8 @@ def test_contract_of_the_native_operations(device: str) -> None:
         native("point_tree")(points, [5, -1], False)
     with pytest.raises(ValueError, match=r"tree must be the \d+ bytes .* got Byte \[3\]"):
         native("nearest_in_tree")(points, [4], tree[:3], [4])
+    with pytest.raises(ValueError, match="tree must start at a multiple of 16 bytes"):
+        native("nearest_in_tree")(points, [4], torch.cat([tree[:1], tree])[1:], [4])
     with pytest.raises(ValueError, match=r"tree must be the \d+ bytes of point_tree for Double"):
         native("nearest_in_tree")(points.double(), [4], tree, [4])
     with pytest.raises(ValueError, match="sample 0 has 4 queries and no reference point"):

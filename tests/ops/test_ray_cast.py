@@ -67,14 +67,14 @@ def test_golden_rayiou_rays(device: str, which: str) -> None:
 )
 @pytest.mark.parametrize("cast", [ray_cast, ray_cast_reference])
 def test_axis_parallel_rays(
-    cast: Callable[..., RayHits], direction: tuple[int, ...], face: int, origin: tuple[float, ...]
-) -> None:
-    grids = torch.zeros(1, 11, 11, 11, dtype=torch.uint8)
+    cast: Callable[..., RayHits], direction: tuple[int, ...], face: int,
+    origin: tuple[float, ...], device: str,
+) -> None:  # fmt: skip
+    grids = torch.zeros(1, 11, 11, 11, dtype=torch.uint8, device=device)
     grids[0, 5, 5, 5] = 3
-    hits = cast(
-        grids, torch.tensor([origin]) * 0.5 - 2, 2 * torch.tensor([direction]).float(),
-        (-2, -2, -2), (0.5, 0.5, 0.5), 0,
-    )  # fmt: skip
+    origins = torch.tensor([origin], device=device) * 0.5 - 2
+    directions = 2 * torch.tensor([direction], device=device).float()
+    hits = cast(grids, origins, directions, (-2, -2, -2), (0.5, 0.5, 0.5), 0)
     assert hits.hit.item() and hits.voxel.flatten().tolist() == [5, 5, 5]
     assert hits.face.item() == face
     # 4.75 and 5.75 voxels of 0.5 m, in units of a direction of length 2
@@ -83,17 +83,19 @@ def test_axis_parallel_rays(
 
 
 @pytest.mark.parametrize("cast", [ray_cast, ray_cast_reference])
-def test_start_in_occupied_voxel(cast: Callable[..., RayHits]) -> None:
-    grids = torch.ones(1, 3, 3, 3, dtype=torch.uint8)
-    hits = cast(grids, torch.tensor([[1.5, 1.5, 1.5]]), torch.tensor([[0.0, 1.0, 0.0]]), *UNIT)
+def test_start_in_occupied_voxel(cast: Callable[..., RayHits], device: str) -> None:
+    grids = torch.ones(1, 3, 3, 3, dtype=torch.uint8, device=device)
+    origins, directions = torch.tensor([[[1.5, 1.5, 1.5]], [[0.0, 1.0, 0.0]]], device=device)
+    hits = cast(grids, origins, directions, *UNIT)
     assert hits.voxel.flatten().tolist() == [1, 1, 1] and hits.hit.item()
     assert (hits.t_enter.item(), hits.t_exit.item(), hits.face.item()) == (0.0, 0.5, -1)
 
 
 @pytest.mark.parametrize("cast", [ray_cast, ray_cast_reference])
-def test_no_hit_ends_in_last_voxel(cast: Callable[..., RayHits]) -> None:
-    grids = torch.zeros(1, 70, 9, 9, dtype=torch.uint8)
-    hits = cast(grids, torch.tensor([[0.5, 4.5, 4.5]]), torch.tensor([[1.0, 0.0, 0.0]]), *UNIT)
+def test_no_hit_ends_in_last_voxel(cast: Callable[..., RayHits], device: str) -> None:
+    grids = torch.zeros(1, 70, 9, 9, dtype=torch.uint8, device=device)
+    origins, directions = torch.tensor([[[0.5, 4.5, 4.5]], [[1.0, 0.0, 0.0]]], device=device)
+    hits = cast(grids, origins, directions, *UNIT)
     assert hits.voxel.flatten().tolist() == [69, 4, 4] and not hits.hit.item()
     assert (hits.t_enter.item(), hits.t_exit.item(), hits.face.item()) == (68.5, 69.5, 0)
 
@@ -115,21 +117,23 @@ def test_no_hit_ends_in_last_voxel(cast: Callable[..., RayHits]) -> None:
     ],
 )
 def test_rays_that_miss(
-    cast: Callable[..., RayHits], origin: tuple[float, ...], direction: tuple[float, ...]
-) -> None:
-    grids = torch.ones(1, 3, 3, 3, dtype=torch.uint8)
-    hits = cast(grids, torch.tensor([origin]), torch.tensor([direction]), *UNIT)
+    cast: Callable[..., RayHits], origin: tuple[float, ...], direction: tuple[float, ...],
+    device: str,
+) -> None:  # fmt: skip
+    grids = torch.ones(1, 3, 3, 3, dtype=torch.uint8, device=device)
+    origins, directions = torch.tensor([[origin], [direction]], device=device)
+    hits = cast(grids, origins, directions, *UNIT)
     assert hits.voxel.flatten().tolist() == [-1, -1, -1]
     assert not hits.hit.item() and hits.face.item() == -1
     assert hits.t_enter.item() == hits.t_exit.item() == 0
 
 
 @pytest.mark.parametrize("cast", [ray_cast, ray_cast_reference])
-def test_enters_from_outside(cast: Callable[..., RayHits]) -> None:
-    grids = torch.ones(1, 3, 3, 3, dtype=torch.uint8)
+def test_enters_from_outside(cast: Callable[..., RayHits], device: str) -> None:
+    grids = torch.ones(1, 3, 3, 3, dtype=torch.uint8, device=device)
     origins = torch.tensor([[-2.0, 1.5, 1.5], [3.0, 1.5, 1.5], [1.5, 1.5, 1e6]])
     directions = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
-    hits = cast(grids, origins, directions, *UNIT)
+    hits = cast(grids, origins.to(device), directions.to(device), *UNIT)
     ends = [hits.voxel[0, i, i].tolist() for i in range(3)]
     assert ends == [[0, 1, 1], [2, 1, 1], [1, 1, 2]]
     assert [hits.face[0, i, i].item() for i in range(3)] == [0, 1, 5]
@@ -141,11 +145,11 @@ def test_enters_from_outside(cast: Callable[..., RayHits]) -> None:
     ("max_distance", "last", "hit"), [(40.49, 40, False), (40.5, 41, True), (0.0, 0, False)]
 )
 def test_max_distance(
-    cast: Callable[..., RayHits], max_distance: float, last: int, hit: bool
+    cast: Callable[..., RayHits], max_distance: float, last: int, hit: bool, device: str
 ) -> None:
-    grids = torch.zeros(1, 70, 3, 3, dtype=torch.uint8)
+    grids = torch.zeros(1, 70, 3, 3, dtype=torch.uint8, device=device)
     grids[0, 41] = 1
-    origin, direction = torch.tensor([[0.5, 1.5, 1.5]]), torch.tensor([[1.0, 0.0, 0.0]])
+    origin, direction = torch.tensor([[[0.5, 1.5, 1.5]], [[1.0, 0.0, 0.0]]], device=device)
     hits = cast(grids, origin, direction, *UNIT, max_distance)
     assert hits.voxel.flatten().tolist() == [last, 1, 1] and hits.hit.item() == hit
 
@@ -222,18 +226,19 @@ for directions in (torch.randn(60, 3), torch.randn(60, 3).round()):
     )
 
 
-def test_strided_arguments() -> None:
-    grids = random_grids((20, 40, 30, 2), 0.01).permute(3, 1, 0, 2)
-    origins, directions = torch.rand(3, 4).t() * 20, torch.randn(50, 6)[:, ::2]
+def test_strided_arguments(device: str) -> None:
+    grids = random_grids((20, 40, 30, 2), 0.01).to(device).permute(3, 1, 0, 2)
+    origins = torch.rand(3, 4, device=device).t() * 20
+    directions = torch.randn(50, 6, device=device)[:, ::2]
     plain = ray_cast(grids.contiguous(), origins.contiguous(), directions.contiguous(), *UNIT)
     assert_same(ray_cast(grids, origins, directions, *UNIT), plain)
 
 
 @pytest.mark.parametrize(("g", "o", "d"), [(0, 2, 3), (1, 0, 3), (1, 2, 0)])
 @pytest.mark.parametrize("cast", [ray_cast, ray_cast_reference])
-def test_no_rays(cast: Callable[..., RayHits], g: int, o: int, d: int) -> None:
-    grids = torch.ones(g, 2, 2, 2, dtype=torch.uint8)
-    hits = cast(grids, torch.ones(o, 3), torch.ones(d, 3), *UNIT)
+def test_no_rays(cast: Callable[..., RayHits], g: int, o: int, d: int, device: str) -> None:
+    grids = torch.ones(g, 2, 2, 2, dtype=torch.uint8, device=device)
+    hits = cast(grids, torch.ones(o, 3, device=device), torch.ones(d, 3, device=device), *UNIT)
     assert hits.voxel.shape == (g, o, d, 3) and hits.t_exit.shape == (g, o, d)
 
 

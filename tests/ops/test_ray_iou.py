@@ -135,6 +135,45 @@ def test_grids_that_are_too_wide_for_maps(device: str) -> None:
     assert seen.label.tolist() == [[2, FREE]] and seen.depth_m.tolist() == [[5700.5, 2999.5]]
 
 
+def test_more_origins_than_a_grid_of_a_gpu_has_rows(device: str) -> None:
+    """Blocks go round; what they count of an origin is of its own sample."""
+    pred, gt, *_ = scene(7, 2, 0.3, device)
+    number = 66000
+    origins = torch.rand(number, 3, dtype=torch.float64) * 6 - 3
+    sample = torch.randint(-1, 3, (number,))
+    directions = torch.randn(3, 3).to(device)
+    settings = (MIN, EDGE, FREE, CLASSES, THRESHOLDS)
+    parts = [
+        ray_iou_counts(pred, gt, own.to(device), of.to(device), directions, *settings)
+        for own, of in zip(origins.split(40000), sample.split(40000), strict=True)
+    ]
+    rays = (origins.to(device), sample.to(device), directions)
+    counts, seen = ray_iou_counts(pred, gt, *rays, *settings)
+    assert torch.equal(counts, parts[0][0] + parts[1][0]) and counts.sum() > 0
+    assert torch.equal(seen.label, torch.cat([part[1].label for part in parts]))
+    assert torch.equal(seen.depth_m, torch.cat([part[1].depth_m for part in parts]))
+    assert torch.equal(ray_iou_counts(pred, seen, *rays, *settings)[0], counts)
+
+
+@pytest.mark.parametrize("classes", [1, 255, 256])
+def test_any_number_of_classes_and_thresholds(device: str, classes: int) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    shape = (2, 1, 20, 21, 8)
+    labels = torch.randint(0, 256, shape, generator=generator)
+    grids = torch.where(torch.rand(shape, generator=generator) < 0.05, labels, 255)
+    pred, gt = grids.to(device, torch.uint8)
+    rays = (
+        torch.zeros(1, 3, dtype=torch.float64, device=device),
+        torch.zeros(1, dtype=torch.int64, device=device),
+        torch.randn(300, 3, generator=generator).to(device),
+    )
+    thresholds = tuple(0.5 * (h + 1) for h in range(8))
+    for truth in (gt, label_rays(gt, *rays, MIN, EDGE, 255)):
+        settings = (*rays, MIN, EDGE, 255, classes, thresholds)
+        counts, _ = ray_iou_counts(pred, truth, *settings)
+        assert torch.equal(counts, ray_iou_counts_reference(pred, truth, *settings)[0])
+
+
 def test_without_avx2(run_in_new_process: Callable[..., None]) -> None:
     """The portable walk gives the same; the choice is made once per process."""
     run_in_new_process(

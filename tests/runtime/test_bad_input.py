@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,8 @@ class _Harmful:
 def test_checkpoint_that_would_run_code_is_refused(run: Runner, tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "extra": _Harmful()}, tmp_path / "harm.pth")
     sentence = run.val(tmp_path / "harm.pth")
-    assert "holds an object of class io.open, which is not loaded for safety" in sentence
+    # Python 3.12 tells the module by another name.
+    assert re.search(r"holds an object of class _?io\.open, which is not loaded for", sentence)
 
 
 class _GetsAttribute:

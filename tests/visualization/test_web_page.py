@@ -144,6 +144,7 @@ def test_page_in_a_browser(page_file, samples):
 
         def settled(name: str) -> np.ndarray:
             page.wait_for_timeout(250)
+            page.wait_for_selector("#stage[data-sharp='true']")
             return screenshot(page, f"html_{name}")
 
         def legend(row: str) -> tuple[bool, str]:

@@ -1,8 +1,11 @@
 #include "chamfer/chamfer.h"
 
+#include <ATen/Context.h>
 #include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/clamp.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/index_put.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -57,6 +60,15 @@ at::Tensor chamfer_terms(const at::Tensor& query, const at::Tensor& reference,
   return terms;
 }
 
+// Gradients of the references from those of the queries, whose opposites they are, in an order that
+// repeats. Pairs that do not exist add zero.
+void add_in_order(at::Tensor& grad_reference, const at::Tensor& grad_query,
+                  const at::Tensor& index) {
+  if (grad_reference.size(0) == 0) return;
+  const at::Tensor known = at::clamp(index, 0, grad_reference.size(0) - 1);
+  at::index_put_(grad_reference, {known}, grad_query.neg(), /*accumulate=*/true);
+}
+
 // Either gradient is empty where it is not needed.
 std::tuple<at::Tensor, at::Tensor> chamfer_terms_backward(
     const at::Tensor& grad, const at::Tensor& query, const at::Tensor& reference,
@@ -70,14 +82,18 @@ std::tuple<at::Tensor, at::Tensor> chamfer_terms_backward(
   const c10::DeviceGuard guard(query.device());
   const at::Tensor q = query.contiguous(), r = reference.contiguous(), i = index.contiguous();
   const at::Tensor g = grad.contiguous();
-  at::Tensor grad_query = at::empty({need_query ? q.size(0) : 0, 3}, q.options());
+  // Atomic additions of a GPU come in any order.
+  const bool in_order = need_reference && runs_on_gpu(q.device()) &&
+                        at::globalContext().deterministicAlgorithms();
+  at::Tensor grad_query = at::empty({need_query || in_order ? q.size(0) : 0, 3}, q.options());
   at::Tensor grad_reference = at::zeros({need_reference ? r.size(0) : 0, 3}, q.options());
   AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "chamfer_terms_backward", [&] {
     const auto pairs = pairs_of<scalar_t>(q, r, i, beta);
     const auto* from = g.const_data_ptr<scalar_t>();
-    auto* to_query = need_query ? grad_query.mutable_data_ptr<scalar_t>() : nullptr;
-    auto* to_reference = need_reference ? grad_reference.mutable_data_ptr<scalar_t>() : nullptr;
-    if (q.is_cuda()) {
+    auto* to_query = need_query || in_order ? grad_query.mutable_data_ptr<scalar_t>() : nullptr;
+    auto* to_reference =
+        need_reference && !in_order ? grad_reference.mutable_data_ptr<scalar_t>() : nullptr;
+    if (runs_on_gpu(q.device())) {
       if constexpr (kWithCuda) {
         chamfer::launch_gradients_cuda(pairs, from, to_query, to_reference, q.size(0),
                                        current_stream(q.device()));
@@ -90,7 +106,8 @@ std::tuple<at::Tensor, at::Tensor> chamfer_terms_backward(
     const int64_t task = need_reference ? std::max<int64_t>(1, q.size(0)) : kPointsPerTask;
     run_on_cpu(body, q.size(0), task);
   });
-  return {grad_query, grad_reference};
+  if (in_order) add_in_order(grad_reference, grad_query, i);
+  return {need_query ? grad_query : at::empty({0, 3}, q.options()), grad_reference};
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ OPUS_HD uint32_t bits_of_float(float value) {
 OPUS_HD float widen(BrainBits x) { return float_of_bits(static_cast<uint32_t>(x.bits) << 16); }
 
 OPUS_HD float widen(HalfBits x) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) && !defined(OPUS_EMULATES_CUDA)
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
   return value;

@@ -16,6 +16,16 @@ namespace opus {
 // The stream that torch's current one of a CUDA device stands for; see stream_cuda_host.cpp.
 CudaStream current_stream(c10::Device device);
 
+// Whether kernels of a GPU work on a device's tensors. Where those are emulated (see
+// scripts/emulate_cuda.py), they work on the CPU's.
+inline bool runs_on_gpu(c10::Device device) {
+#if defined(OPUS_EMULATES_CUDA)
+  return device.is_cpu();
+#else
+  return device.is_cuda();
+#endif
+}
+
 // body(i) for every i in [0, count), by tasks of `grain` items where a CPU runs them.
 template <typename Body>
 void run_on_cpu(const Body& body, int64_t count, int64_t grain) {
@@ -28,7 +38,7 @@ void run_on_cpu(const Body& body, int64_t count, int64_t grain) {
 // The same on the device of the operation's tensors. The caller holds a c10::DeviceGuard for it.
 template <typename Body>
 void run(c10::Device device, const Body& body, int64_t count, int64_t grain) {
-  if (!device.is_cuda()) return run_on_cpu(body, count, grain);
+  if (!runs_on_gpu(device)) return run_on_cpu(body, count, grain);
   if constexpr (kWithCuda) launch_cuda(body, count, current_stream(device));
 }
 
@@ -63,7 +73,7 @@ inline at::Tensor aligned(const at::Tensor& tensor) {
 }  // namespace opus
 
 // Registers a function that serves both devices, in namespace scope: OPUS_REGISTER(m) { m.impl(…); }
-#if defined(OPUS_WITH_CUDA)
+#if defined(OPUS_WITH_CUDA) && !defined(OPUS_EMULATES_CUDA)
 #define OPUS_REGISTER(m)                               \
   static void opus_register_kernels(torch::Library&);  \
   TORCH_LIBRARY_IMPL(opus, CPU, m) { opus_register_kernels(m); }  \

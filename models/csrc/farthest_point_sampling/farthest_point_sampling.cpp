@@ -163,7 +163,7 @@ at::Tensor farthest_points(const at::Tensor& points, at::IntArrayRef lengths,
         const at::Tensor cloud = rows.narrow(0, first, lengths[i]);
         batch.clouds[batch.num_clouds++] = make_cloud<scalar_t>(cloud, held);
       }
-      if (!rows.is_cuda()) {
+      if (!runs_on_gpu(rows.device())) {
         sample_on_cpu(batch);
       } else if constexpr (kWithCuda) {
         farthest_point_sampling::launch_cuda(batch, current_stream(rows.device()));

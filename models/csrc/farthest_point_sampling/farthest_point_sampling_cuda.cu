@@ -67,8 +67,8 @@ __global__ void __launch_bounds__(kTeamThreads) sample_kernel(const Batch<T> bat
 
 template <typename T>
 void launch_cuda(const Batch<T>& batch, CudaStream stream) {
-  sample_kernel<T><<<batch.num_clouds, kTeamThreads, 0, stream>>>(batch);
-  check_launch("farthest_point_sampling");
+  launch_kernel("farthest_point_sampling", sample_kernel<T>,
+                dim3(static_cast<unsigned>(batch.num_clouds)), dim3(kTeamThreads), 0, stream, batch);
 }
 
 template void launch_cuda<float>(const Batch<float>&, CudaStream);

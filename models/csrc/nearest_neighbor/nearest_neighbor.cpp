@@ -94,7 +94,7 @@ at::Tensor point_tree(const at::Tensor& points, at::IntArrayRef lengths, bool al
       const Tree<scalar_t> tree = tree_at<scalar_t>(at_cloud, length);
       const at::Tensor cloud = rows.narrow(0, first, length);
       if (length > 0) {
-        if (along_curve || rows.is_cuda()) {
+        if (along_curve || runs_on_gpu(rows.device())) {
           build_along_curve(tree, cloud);
         } else {
           nearest_neighbor::build_by_medians(tree, cloud.const_data_ptr<scalar_t>());
@@ -140,7 +140,7 @@ void search_on_cpu(const Search<T>& body, int64_t count) {
 
 template <typename T>
 void search_all(c10::Device device, const Search<T>& body, int64_t count) {
-  if (!device.is_cuda()) return search_on_cpu(body, count);
+  if (!runs_on_gpu(device)) return search_on_cpu(body, count);
   if constexpr (kWithCuda) launch_cuda(body, count, current_stream(device));
 }
 
@@ -171,6 +171,8 @@ std::tuple<at::Tensor, at::Tensor> nearest_in_tree(const at::Tensor& query,
                       " bytes of point_tree for ", query.scalar_type(), " points and lengths ",
                       lengths, ", got ", tree.scalar_type(), " ", tree.sizes());
     auto* memory = const_cast<uint8_t*>(tree.const_data_ptr<uint8_t>());
+    TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(memory) % alignof(Point<scalar_t>) == 0,
+                      "tree must start at a multiple of ", alignof(Point<scalar_t>), " bytes");
     int64_t first = 0, first_query = 0;
     for (size_t b = 0; b < lengths.size(); ++b) {
       const Search<scalar_t> body{tree_at<scalar_t>(memory, lengths[b]),
@@ -203,7 +205,7 @@ std::tuple<at::Tensor, at::Tensor> nearest_by_brute_force(const at::Tensor& quer
     const nearest_neighbor::Tiled<scalar_t> body{
         rows.const_data_ptr<scalar_t>(), points.const_data_ptr<scalar_t>(), rows.size(0),
         points.size(0), index.mutable_data_ptr<int64_t>(), squared.mutable_data_ptr<scalar_t>()};
-    if (rows.is_cuda()) {
+    if (runs_on_gpu(rows.device())) {
       if constexpr (kWithCuda) launch_tiled_cuda(body, current_stream(rows.device()));
     } else {
       parallel_tasks(num_blocks(body.num_queries, kQueriesPerTask), [&](int64_t task) {

@@ -37,9 +37,8 @@ __global__ void __launch_bounds__(kTile) tiled_kernel(const Tiled<T> body) {
 template <typename T>
 void launch_tiled_cuda(const Tiled<T>& body, CudaStream stream) {
   if (body.num_queries == 0) return;
-  const int64_t blocks = least_of(num_blocks(body.num_queries, kTile), kMaxBlocks);
-  tiled_kernel<T><<<static_cast<unsigned>(blocks), kTile, 0, stream>>>(body);
-  check_launch("nearest_by_brute_force");
+  launch_kernel("nearest_by_brute_force", tiled_kernel<T>,
+                blocks_for(num_blocks(body.num_queries, kTile)), dim3(kTile), 0, stream, body);
 }
 
 template void launch_tiled_cuda<float>(const Tiled<float>&, CudaStream);

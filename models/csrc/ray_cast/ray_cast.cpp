@@ -114,7 +114,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> cast_rays
     body.t_exit = t_exit.mutable_data_ptr<scalar_t>();
     body.face = face.mutable_data_ptr<int8_t>();
 #if defined(OPUS_HAS_AVX2_KERNELS)
-    if (origins.is_cpu() && skip_empty && use_avx2()) {
+    if (!runs_on_gpu(origins.device()) && skip_empty && use_avx2()) {
       const auto fast = [&body](int64_t r) { body.cast_one(r, ray_cast::avx2::FastWalk{}); };
       return run_on_cpu(fast, g * o * d, kRaysPerTask);
     }

@@ -157,7 +157,7 @@ void run_packets(const Rays& rays, const Counting& counting) {
 // Whether rays through grids of this size are walked by run_packets(), which needs no masks.
 bool uses_packets(c10::Device device, const Rays& rays) {
 #if defined(OPUS_HAS_AVX2_KERNELS)
-  return !device.is_cuda() && use_avx2() && packet::EmptySquares::fits(rays.layout.size);
+  return !runs_on_gpu(device) && use_avx2() && packet::EmptySquares::fits(rays.layout.size);
 #else
   return false;
 #endif
@@ -168,7 +168,7 @@ void run_rays(c10::Device device, const Rays& rays, const Counting& counting) {
 #if defined(OPUS_HAS_AVX2_KERNELS)
   if (uses_packets(device, rays) && rays.num_samples > 0) return run_packets(rays, counting);
 #endif
-  if (!device.is_cuda()) return run_rays_cpu(rays, counting);
+  if (!runs_on_gpu(device)) return run_rays_cpu(rays, counting);
   if constexpr (kWithCuda) ray_iou::launch_rays_cuda(rays, counting, current_stream(device));
 }
 

@@ -16,7 +16,7 @@ struct AddShared {
 
 __global__ void __launch_bounds__(kRayThreads) rays_kernel(const Rays rays,
                                                            const Counting counting) {
-  extern __shared__ unsigned shared[];
+  unsigned* shared = dynamic_shared<unsigned>();  // counts, if any are wanted
   for (int64_t origin = blockIdx.y; origin < rays.num_origins; origin += gridDim.y) {
     if (counting.counts != nullptr) {
       for (int i = threadIdx.x; i < counting.size(); i += blockDim.x) shared[i] = 0;
@@ -48,8 +48,8 @@ void launch_rays_cuda(const Rays& rays, const Counting& counting, CudaStream str
   const dim3 blocks(static_cast<unsigned>(num_blocks(rays.num_directions, kRayThreads)),
                     static_cast<unsigned>(least_of(rays.num_origins, kMaxOriginBlocks)));
   const size_t shared = counting.counts == nullptr ? 0 : counting.size() * sizeof(unsigned);
-  rays_kernel<<<blocks, kRayThreads, shared, stream>>>(rays, counting);
-  check_launch("ray_iou");
+  launch_kernel("ray_iou", rays_kernel, blocks, dim3(kRayThreads), static_cast<int64_t>(shared),
+                stream, rays, counting);
 }
 
 }  // namespace ray_iou

@@ -236,7 +236,8 @@ function addMeter(stage) {
     if (now - since > 1000) {
       const rate = (1000 * (stage.drawn - drawn)) / (now - since);
       $("meter").textContent =
-        `${rate.toFixed(1)} pictures/s · ${stage.mesh.userData.faces.toLocaleString("en")} faces`;
+        `${rate.toFixed(1)} pictures/s · ${stage.mesh.userData.faces.toLocaleString("en")} faces` +
+        (stage.level ? " · coarser while it moves" : "");
       document.body.dataset.rate = rate.toFixed(2);
       since = now;
       drawn = stage.drawn;

@@ -145,12 +145,15 @@ export function carMaterial(car, toSun) {
  * number: instances of four corners cost six times as much where the processor draws.
  *
  * @param attributes per name an array with `size` values per face; `normalised` ones are shares
+ * @param {number} count of faces
+ * @param {Uint32Array} [order] the faces in turn, if in another one
  */
-export function faceGeometry(attributes, count) {
+export function faceGeometry(attributes, count, order) {
   const geometry = new THREE.BufferGeometry();
   for (const [name, { array, size, normalised }] of Object.entries(attributes)) {
     const corners = new array.constructor(4 * size * count);
-    for (let face = 0, at = 0; face < count; face++) {
+    for (let turn = 0, at = 0; turn < count; turn++) {
+      const face = order ? order[turn] : turn;
       for (let corner = 0; corner < 4; corner++) {
         for (let i = 0; i < size; i++) corners[at++] = array[size * face + i];
       }

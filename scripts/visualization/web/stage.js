@@ -1,12 +1,16 @@
 // The scene on the canvas: voxels of the sample shown, the ego car, its track, the camera.
 import * as THREE from "three";
 import { OrbitControls } from "three/addons/controls/OrbitControls.js";
-import { VoxelGrid, unpack } from "viewer/voxels";
+import { VoxelGrid, byPlane, facing, unpack } from "viewer/voxels";
 import { carMaterial, faceGeometry, voxelMaterial } from "viewer/shaders";
 
 const FIELD_OF_VIEW = 44.8; // degrees, vertical: that of the chase view of the pictures
 const FOG = 0.42;
 const CACHED_MESHES = 24;
+// Where a picture takes longer than this, those of a movement are drawn coarser, and the last one
+// again in full once the scene has come to rest. Milliseconds.
+const SLOW = 45, QUICK = 18, REST = 150;
+const SHARPNESS = [1, 0.71, 0.5, 0.35]; // of the screen's pixels, along a side
 const CAR_BOX = [[-0.64, -0.87, 0.05], [3.44, 0.87, 1.53]]; // metres above the ground, ego frame
 
 export class Stage {
@@ -16,7 +20,9 @@ export class Stage {
     this.data = data;
     this.canvas = canvas;
     this.renderer = new THREE.WebGLRenderer({ canvas, antialias: true, alpha: true });
-    this.renderer.setPixelRatio(Math.min(window.devicePixelRatio, 2));
+    this.level = 0; // of SHARPNESS
+    this.pace = { last: 0, mean: 0, count: 0 };
+    this.setLevel(0);
     this.renderer.setClearColor(0, 0);
     this.scene = new THREE.Scene();
     this.camera = new THREE.PerspectiveCamera(FIELD_OF_VIEW, 1, 0.2, 2000);
@@ -166,14 +172,15 @@ export class Stage {
     sun[2] = Math.max(sun[2], 0.2);
     this.grid.castSun(sun, this.carCells(ego2grid, ground));
     const faces = this.grid.faces(sun);
+    const { order, starts } = byPlane(faces.cells, faces.count);
     const geometry = faceGeometry({
-      cell: { array: faces.cells.slice(0, faces.count), size: 1 },
-      label: { array: faces.labels.slice(0, faces.count), size: 1 },
-      light: { array: faces.light.slice(0, 4 * faces.count), size: 4, normalised: true },
-    }, faces.count);
-    const mesh = new THREE.Mesh(geometry, this.materials[layer]);
+      cell: { array: faces.cells, size: 1 },
+      label: { array: faces.labels, size: 1 },
+      light: { array: faces.light, size: 4, normalised: true },
+    }, faces.count, order);
+    const mesh = new THREE.Mesh(geometry, [this.materials[layer]]);
     mesh.frustumCulled = false;
-    mesh.userData = { ground, faces: faces.count };
+    mesh.userData = { ground, faces: faces.count, starts };
     this.meshes.set(key, mesh);
     if (this.meshes.size > CACHED_MESHES) {
       const [oldest, mesh] = this.meshes.entries().next().value;
@@ -307,12 +314,43 @@ export class Stage {
     this.wanted = true;
   }
 
+  setLevel(level) {
+    this.level = level;
+    this.pace.mean = this.pace.count = 0;
+    this.renderer.setPixelRatio(SHARPNESS[level] * Math.min(window.devicePixelRatio, 2));
+  }
+
+  /** Choose how sharp the picture of a moving scene can be. `still`: nothing has to be drawn. */
+  adapt(now, still) {
+    const { pace } = this;
+    if (still) {
+      if (this.level && now - pace.last > REST) {
+        this.setLevel(0);
+        this.draw();
+      }
+      pace.moving = false;
+      return;
+    }
+    // The first picture of a movement, and one whose mesh was just built, tell nothing.
+    if (pace.moving && pace.mesh === this.mesh) {
+      pace.count += 1;
+      pace.mean += (now - pace.last - pace.mean) / Math.min(pace.count, 8);
+      if (pace.count > 2 && pace.mean > SLOW && this.level < SHARPNESS.length - 1) this.setLevel(this.level + 1);
+      if (pace.count > 30 && pace.mean < QUICK && this.level > 0) this.setLevel(this.level - 1);
+    }
+    Object.assign(pace, { last: now, moving: true, mesh: this.mesh });
+  }
+
   step(now) {
     if (this.flight) this.fly(now);
     this.controls.update();
-    if (!this.wanted || !this.mesh) return;
+    if (!this.mesh) return;
+    this.adapt(now, !this.wanted);
+    if (!this.wanted) return;
     this.wanted = false;
+    this.canvas.dataset.sharp = this.level === 0;
     this.fog();
+    this.leaveOutBacks();
     this.renderer.render(this.scene, this.camera);
     this.drawn = (this.drawn ?? 0) + 1;
   }
@@ -327,6 +365,16 @@ export class Stage {
     this.draw();
   }
 
+  /** Draw the faces that face the camera alone: the others would be half of the work. */
+  leaveOutBacks() {
+    const { gridMin, voxelSize } = this.meta;
+    const eye = this.camera.position.clone().applyMatrix4(this.world.matrix.clone().invert());
+    const { geometry, userData } = this.mesh;
+    geometry.clearGroups();
+    const runs = facing(userData.starts, eye.toArray().map((v, i) => (v - gridMin[i]) / voxelSize[i]));
+    for (const [first, last] of runs) geometry.addGroup(6 * first, 6 * (last - first), 0);
+  }
+
   /** Fog begins half-way through the scene and ends where the scene does; none from far above. */
   fog() {
     const { gridMin, voxelSize, shape } = this.meta;
@@ -338,7 +386,7 @@ export class Stage {
     const far = new THREE.Vector3(
       ...["x", "y", "z"].map((axis) => Math.max(Math.abs(eye[axis] - box.min[axis]), Math.abs(eye[axis] - box.max[axis]))),
     ).length();
-    const uniforms = this.mesh.material.uniforms;
+    const uniforms = this.mesh.material[0].uniforms;
     uniforms.fogStart.value = 0.5 * (near + far);
     uniforms.fogLength.value = Math.max(0.5 * (far - near), 1);
     uniforms.fogStrength.value = FOG * Math.min(1, (2 * (far - near)) / far);

@@ -156,6 +156,42 @@ export class VoxelGrid {
   }
 }
 
+/** Coordinates along an axis that a face's number can hold, and one more. */
+const LEVELS = 1025;
+
+/**
+ * Faces sorted by the side they are on and by the plane they lie in, so that those that face an
+ * eye are six runs.
+ *
+ * @returns {{order: Uint32Array, starts: Uint32Array}} the faces in turn, and where a plane's begin
+ */
+export function byPlane(cells, count) {
+  const planeOf = (cell) => {
+    const axis = cell >>> 29;
+    return (cell >>> 28) * LEVELS + ((cell >>> (10 * axis)) & (axis === 2 ? 255 : 1023));
+  };
+  const starts = new Uint32Array(6 * LEVELS + 1);
+  for (let i = 0; i < count; i++) starts[planeOf(cells[i]) + 1]++;
+  for (let i = 1; i < starts.length; i++) starts[i] += starts[i - 1];
+  const next = starts.slice(), order = new Uint32Array(count);
+  for (let i = 0; i < count; i++) order[next[planeOf(cells[i])]++] = i;
+  return { order, starts };
+}
+
+/** Runs [first, last) of such faces that face an eye (in voxels, in the grid's frame). */
+export function facing(starts, eye) {
+  const runs = [];
+  for (let side = 0; side < 6; side++) {
+    const e = eye[side >> 1];
+    // The plane of a voxel's far side is one further on.
+    const bound = Math.min(LEVELS - 1, Math.max(0, side & 1 ? Math.ceil(e) - 1 : Math.floor(e) + 1));
+    const from = side * LEVELS;
+    const [first, last] = side & 1 ? [from, from + bound] : [from + bound, from + LEVELS];
+    if (starts[last] > starts[first]) runs.push([starts[first], starts[last]]);
+  }
+  return runs;
+}
+
 function grow(out, room) {
   const larger = {
     cells: new Uint32Array(room), labels: new Uint8Array(room), light: new Uint8Array(4 * room),

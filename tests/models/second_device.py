@@ -1,0 +1,293 @@
+"""A device that lies in the CPU's memory, and is strict about what lies where, as a GPU is.
+
+    python -m tests.models.second_device [KIND ...]
+
+Trains and predicts with small detectors on it and on the CPU; every difference is an error. Tells
+how often the host would wait for a GPU.
+Tensors of the device "second" wrap tensors of the CPU; operations run on these, but refuse to mix
+devices as torch's CUDA operations do. So code that forgets to move a tensor, or moves one in vain,
+is found without a GPU. Native operations run their CPU kernels (a GPU's are tested in tests/ops),
+and sparse convolutions the project's own, where a GPU takes spconv.
+
+Registering a device is for the life of a process: import this in one of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+import models.register  # noqa: F401
+from models.ops import _extension
+from tests.models.cases import (
+    DETECTOR,
+    HEAD,
+    POINT_HEAD,
+    make_batch,
+    merge,
+    with_lidar,
+)
+
+NAME = "second"
+aten = torch.ops.aten
+# Operations that may read from one device and write to another.
+COPIES = {aten._to_copy.default, aten.copy_.default}
+# A GPU takes their indices from the CPU as well.
+INDEXING = {
+    aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
+    aten._unsafe_index.Tensor, aten._index_put_impl_.default,
+}  # fmt: skip
+
+# What the host cannot go on without. Native: a number of voxels is a shape.
+WAITING = {
+    aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default,
+    aten._unique2.default, aten.bincount.default, aten.equal.default,
+}  # fmt: skip
+WAITING_NATIVE = "opus::unique_voxels"
+
+KINDS: dict[str, dict[str, Any]] = dict(
+    v1=dict(pts_bbox_head=POINT_HEAD),
+    v2=dict(pts_bbox_head=HEAD),
+    v2_density_aware=dict(
+        pts_bbox_head=merge(HEAD, loss_pts=dict(type="ChamferLoss", density_aware=True))
+    ),
+    v2_auxiliary=dict(
+        pts_bbox_head=HEAD,
+        stop_prev_grad=1,
+        grid_mask=dict(type="GridMask"),
+        img_aux_head=dict(type="FirstHitHead"),
+        data_preprocessor=dict(
+            type="OPUSDataPreprocessor", distortion=dict(type="PhotometricDistortion")
+        ),
+    ),
+    v1_fusion=with_lidar(POINT_HEAD),
+    v2_fusion=with_lidar(HEAD),
+)
+
+
+class Module:
+    """What torch asks of a device's module."""
+
+    @staticmethod
+    def is_available() -> bool:
+        return True
+
+    @staticmethod
+    def is_initialized() -> bool:
+        return True
+
+    @staticmethod
+    def is_autocast_enabled() -> bool:
+        return False
+
+    @staticmethod
+    def device_count() -> int:
+        return 1
+
+    @staticmethod
+    def current_device() -> int:
+        return 0
+
+    @staticmethod
+    def get_amp_supported_dtype() -> list[torch.dtype]:
+        return [torch.float16, torch.bfloat16]
+
+    @staticmethod
+    def _is_in_bad_fork() -> bool:
+        return False
+
+    @staticmethod
+    def manual_seed_all(seed: int) -> None: ...
+
+
+class OnDevice(torch.Tensor):
+    """A tensor of the device; ``inner`` is the one of the CPU."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> OnDevice:
+        outer: OnDevice = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=torch.device(NAME, 0),
+            requires_grad=inner.requires_grad,
+        )
+        outer.inner = inner
+        return outer
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return run(func, args, kwargs or {})
+
+
+class SecondDevice(TorchDispatchMode):
+    """Makes tensors that are asked for on the device."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if names_device(kwargs.get("device")):
+            return run(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+class NewTensors(TorchFunctionMode):
+    """The same for tensors made of Python's numbers, which torch makes past dispatch modes."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.tensor and names_device(kwargs.get("device")):
+            return torch.tensor(*args, **dict(kwargs, device="cpu")).to(NAME)
+        if func is torch.Tensor.new_tensor and isinstance(args[0], OnDevice):
+            kwargs.setdefault("dtype", args[0].dtype)
+            where = kwargs.pop("device", NAME)
+            return torch.tensor(*args[1:], **kwargs).to(where)
+        return func(*args, **kwargs)
+
+
+def names_device(device: Any) -> bool:
+    return device is not None and torch.device(device).type == NAME
+
+
+WAITS: list[str] = []  # names of operations for which a GPU's host would have waited
+
+
+def note_wait(func: Any, args: tuple[Any, ...], to_cpu: bool) -> None:
+    """Notes an operation whose result the host cannot go on without."""
+    by_mask = func is aten.index.Tensor and any(
+        index is not None and index.dtype == torch.bool for index in args[1]
+    )
+    if by_mask or to_cpu or func in WAITING or func.name().startswith(WAITING_NATIVE):
+        WAITS.append(func.name())
+
+
+def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs an operation on the tensors inside, after checking where they lie."""
+    given = pytree.tree_leaves((args, kwargs))
+    ours = [x for x in given if isinstance(x, OnDevice)]
+    others = [
+        x for x in given if isinstance(x, Tensor) and not isinstance(x, OnDevice) and x.dim() > 0
+    ]
+    if func in INDEXING:
+        others = [x for x in others if not isinstance(args[0], OnDevice)]
+    if ours and others and func not in COPIES:
+        shapes = [list(x.shape) for x in (*ours, *others)]
+        raise RuntimeError(f"{func} mixes the devices {NAME} and cpu: shapes {shapes}")
+    target = kwargs.get("device")
+    note_wait(func, args, to_cpu=target is not None and not names_device(target))
+    if target is not None:
+        kwargs = dict(kwargs, device=torch.device("cpu"))
+    inner_args, inner_kwargs = pytree.tree_map_only(OnDevice, lambda x: x.inner, (args, kwargs))
+    out = func(*inner_args, **inner_kwargs)
+    if target is not None and not names_device(target):
+        return out  # copied to the CPU
+    if func is aten.copy_.default and not isinstance(args[0], OnDevice):
+        return args[0]
+    out = pytree.tree_map_only(Tensor, OnDevice, out)
+    return return_and_correct_aliasing(func, args, kwargs, out)
+
+
+def register() -> None:
+    """Makes the device known to torch, for the life of this process."""
+    _setup_privateuseone_for_python_backend(NAME, backend_module=Module)
+    chosen = _extension.runs_natively
+
+    def runs_natively(name: str, tensor: Tensor, on_gpu: Any = None) -> bool:
+        return tensor.device.type == NAME or chosen(name, tensor, on_gpu)
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "runs_natively", None) is chosen:
+            module.runs_natively = runs_natively  # type: ignore[attr-defined]
+
+
+def results(kind: str, device: str) -> dict[str, Any]:
+    """Losses, parameters after a step, and predictions of a detector, and waits for the device."""
+    torch.manual_seed(0)
+    model = MODELS.build(merge(DETECTOR, **KINDS[kind]))
+    for name, parameter in model.named_parameters():
+        if name.endswith(("sampling_offset.weight", "parameter_generator.weight")):
+            torch.nn.init.normal_(parameter, std=0.01)  # they start at zero
+    model = model.to(device).train()
+    wrapper = OptimWrapper(
+        torch.optim.AdamW(model.parameters(), lr=1e-3), clip_grad=dict(max_norm=35, norm_type=2)
+    )
+    torch.manual_seed(1)
+    WAITS.clear()
+    found: dict[str, Any] = dict(model.train_step(make_batch(0, lidar=model.has_lidar), wrapper))
+    waits = {"training": list(WAITS)}
+    found |= {f"step {name}": value for name, value in model.state_dict().items()}
+    WAITS.clear()
+    with torch.no_grad():
+        samples = model.eval().test_step(make_batch(0, 1, lidar=model.has_lidar))
+    waits["prediction"] = list(WAITS)
+    for i, sample in enumerate(samples):
+        found |= {f"{i} {key}": value for key, value in sample.items() if torch.is_tensor(value)}
+    elsewhere = [name for name, value in found.items() if value.device.type != device]
+    assert not elsewhere, f"not on {device}: {elsewhere}"
+    return {name: value.detach().cpu() for name, value in found.items()} | {"waits": waits}
+
+
+def check(kind: str) -> None:
+    """Compares a kind of detector on the device and on the CPU."""
+    expected = results(kind, "cpu")
+    with SecondDevice(), NewTensors():
+        found = results(kind, NAME)
+    waits = found.pop("waits")
+    expected.pop("waits")
+    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
+    different = [name for name, value in expected.items() if not torch.equal(found[name], value)]
+    assert not different, different
+    told = ", ".join(f"{len(names)} in {phase}" for phase, names in waits.items())
+    print(f"{kind}: {len(expected)} tensors are equal; waits: {told}")
+
+
+def check_strictness() -> None:
+    """The device does refuse what a GPU refuses."""
+    with SecondDevice(), NewTensors():
+        here, there = torch.ones(3), torch.ones(3, device=NAME)
+        assert (there + 1 + torch.tensor(2.0)).cpu().tolist() == [4, 4, 4]
+        assert there[torch.tensor([0, 1])].device.type == NAME
+        for mixing in (
+            lambda: here + there,
+            lambda: torch.cat([there, here]),
+            lambda: here[there.long()],
+            lambda: there.new_tensor([1.0, 2.0, 3.0]) * here,
+            lambda: torch.nn.functional.linear(there, torch.ones(2, 3)),
+        ):
+            try:
+                mixing()
+            except RuntimeError as error:
+                assert "mixes the devices" in str(error), error
+            else:
+                raise AssertionError("devices were mixed")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    register()
+    check_strictness()
+    for kind in sys.argv[1:] or KINDS:
+        check(kind)
+
+
+if __name__ == "__main__":
+    main()

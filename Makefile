@@ -33,7 +33,7 @@ bench: setup  ## all benchmarks of the native operations (BENCH="--device cuda" 
 cuda-report: setup  ## compile the CUDA sources (no GPU needed); registers and spills per kernel
 	$(PY) -m scripts.compile_cuda
 
-cuda-emulation: setup  ## the decoder's CUDA kernels, run on the CPU, in the tests of a GPU
+cuda-emulation: setup  ## all CUDA kernels, run on the CPU, in the tests of a GPU
 	$(PY) -m scripts.emulate_cuda
 
 sanitize: setup  ## the operations' tests on a CPU build with address and undefined-behaviour checks

@@ -41,6 +41,16 @@ def test_no_two_sources_share_an_object_file() -> None:
     assert set(sources) == {*native_build.find_sources(".cpp"), *native_build.find_sources(".cu")}
 
 
+def test_every_cuda_source_has_a_launcher_and_tests() -> None:
+    """Of these the emulation is made, see scripts/emulate_cuda.py."""
+    launchers = native_build.cuda_launchers()
+    assert len(set(launchers)) == len(native_build.find_sources(".cu")) > 10
+    assert set(launchers) < set(native_build.find_sources(".cpp"))
+    for path in launchers:
+        tests = native_build.ROOT / "tests" / "ops" / f"test_{Path(path).parent.name}.py"
+        assert "device: str" in tests.read_text()
+
+
 def test_toolkit_of_torch_is_preferred(tmp_path: Path, alone: pytest.MonkeyPatch) -> None:
     packages = make_toolkit(tmp_path / "nvidia" / "cu13", "13.0")
     installed = make_toolkit(tmp_path / "cuda-12.6", "12.6")

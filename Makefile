@@ -18,6 +18,7 @@ test: lint types pytest  ## set up if needed; ruff, mypy, all tests
 
 lint: setup
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check --quiet .
 
 types: setup
 	$(PY) -m mypy

@@ -21,10 +21,10 @@ from scripts.toy_nuscenes.options import LIDAR_RATES_HZ, Options
 
 def _size(text: str) -> tuple[int, int]:
     try:
-        width, height = (int(part) for part in text.lower().split('x'))
+        width, height = (int(part) for part in text.lower().split("x"))
     except ValueError as error:
         raise argparse.ArgumentTypeError(
-            f'expected WIDTHxHEIGHT such as 400x225, got {text!r}'
+            f"expected WIDTHxHEIGHT such as 400x225, got {text!r}"
         ) from error
     return width, height
 
@@ -33,32 +33,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     default = Options()
     parser = argparse.ArgumentParser(
-        description=(__doc__ or '').split('\n')[0],
+        description=(__doc__ or "").split("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add('--out', type=Path, default=Path('data/toy_nuscenes'), help='data root to write')
-    scenes = 'number of scenes: up to 10 make v1.0-mini (8 train, 2 val), more v1.0-trainval'
-    add('--scenes', type=int, default=default.scenes, help=scenes)
-    add('--samples', type=int, default=default.samples, help='key frames per scene, 0.5 s apart')
-    size = 'image size in pixels'
-    add('--image-size', type=_size, default=default.image_size, metavar='WxH', help=size)
-    add('--seed', type=int, default=default.seed, help='seed of everything random')
-    rate = 'LiDAR sweeps per second; nuScenes has 20, the default is thinned to save space'
-    add('--lidar-hz', type=int, default=default.lidar_hz, choices=LIDAR_RATES_HZ, help=rate)
-    turn = 'LiDAR firings per turn, 32 beams each'
-    add('--lidar-azimuths', type=int, default=default.lidar_azimuths, help=turn)
-    add('--jpeg-quality', type=int, default=default.jpeg_quality, help='1 to 100')
-    workers = 'worker processes; 0 works in the main one; the files do not depend on it'
-    add('--workers', type=int, default=2, help=workers)
-    replace = 'replace a data set that was made with other options'
-    add('--overwrite', action='store_true', help=replace)
+    add("--out", type=Path, default=Path("data/toy_nuscenes"), help="data root to write")
+    scenes = "number of scenes: up to 10 make v1.0-mini (8 train, 2 val), more v1.0-trainval"
+    add("--scenes", type=int, default=default.scenes, help=scenes)
+    add("--samples", type=int, default=default.samples, help="key frames per scene, 0.5 s apart")
+    size = "image size in pixels"
+    add("--image-size", type=_size, default=default.image_size, metavar="WxH", help=size)
+    add("--seed", type=int, default=default.seed, help="seed of everything random")
+    rate = "LiDAR sweeps per second; nuScenes has 20, the default is thinned to save space"
+    add("--lidar-hz", type=int, default=default.lidar_hz, choices=LIDAR_RATES_HZ, help=rate)
+    turn = "LiDAR firings per turn, 32 beams each"
+    add("--lidar-azimuths", type=int, default=default.lidar_azimuths, help=turn)
+    add("--jpeg-quality", type=int, default=default.jpeg_quality, help="1 to 100")
+    workers = "worker processes; 0 works in the main one; the files do not depend on it"
+    add("--workers", type=int, default=2, help=workers)
+    replace = "replace a data set that was made with other options"
+    add("--overwrite", action="store_true", help=replace)
     return parser.parse_args(argv)
 
 
 def _options(args: argparse.Namespace) -> Options:
     if args.workers < 0:
-        raise ValueError(f'--workers must not be negative, got {args.workers}')
+        raise ValueError(f"--workers must not be negative, got {args.workers}")
     width, height = args.image_size
     return Options(
         scenes=args.scenes,
@@ -80,17 +80,17 @@ def _generate(args: argparse.Namespace, options: Options) -> None:
 
     start = time.monotonic()
     total = options.scenes * options.samples
-    with tqdm(total=total, desc='toy nuScenes', unit='key frame') as bar:
+    with tqdm(total=total, desc="toy nuScenes", unit="key frame") as bar:
         worked = generate(
             args.out, options, workers=args.workers, overwrite=args.overwrite, progress=bar.update
         )
         bar.update(0 if worked else total)
     if not worked:
-        print(f'{args.out} is complete already, nothing to do')
+        print(f"{args.out} is complete already, nothing to do")
         return
-    megabytes = sum(p.stat().st_size for p in args.out.rglob('*') if p.is_file()) / 1e6
+    megabytes = sum(p.stat().st_size for p in args.out.rglob("*") if p.is_file()) / 1e6
     seconds = time.monotonic() - start
-    print(f'{args.out}: {options.scenes} scenes, {megabytes:.0f} MB, {seconds:.0f} s')
+    print(f"{args.out}: {options.scenes} scenes, {megabytes:.0f} MB, {seconds:.0f} s")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,14 +99,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _generate(args, _options(args))
     except (ValueError, RuntimeError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        message = 'interrupted; finished scenes are kept, run the same command again to go on'
+        message = "interrupted; finished scenes are kept, run the same command again to go on"
         print(message, file=sys.stderr)
         return 130
     return 0
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     sys.exit(main())

@@ -67,7 +67,5 @@ class SigmoidFocalLoss(nn.Module):
                     f"{logits.shape[1]} classes."
                 )
             weights = self.class_weights.to(logits)
-        total = ops.sigmoid_focal_loss(
-            logits, labels, weights, row_weights, self.gamma, self.alpha
-        )
+        total = ops.sigmoid_focal_loss(logits, labels, weights, row_weights, self.gamma, self.alpha)
         return self.loss_weight * total / avg_factor

@@ -14,7 +14,7 @@ from scripts.toy_nuscenes.classes import CATEGORY_TO_OCC, Occ
 from scripts.toy_nuscenes.paths import Motion
 from scripts.toy_nuscenes.shapes import Mat, Model
 
-_T = TypeVar('_T')
+_T = TypeVar("_T")
 
 _FIXED = {
     Mat.GLASS: (0.035, 0.045, 0.055),
@@ -106,16 +106,16 @@ class Actor:
     def attribute(self, time_s: float) -> str | None:
         """Name of the nuScenes attribute that holds at a time."""
         moving = self.motion.speed(time_s) > 0.2
-        if self.category in ('vehicle.bicycle', 'vehicle.motorcycle'):
-            return 'cycle.with_rider' if self.with_rider else 'cycle.without_rider'
-        if self.category.startswith('vehicle.'):
+        if self.category in ("vehicle.bicycle", "vehicle.motorcycle"):
+            return "cycle.with_rider" if self.with_rider else "cycle.without_rider"
+        if self.category.startswith("vehicle."):
             return (
-                'vehicle.moving'
+                "vehicle.moving"
                 if moving
-                else ('vehicle.parked' if self.parked else 'vehicle.stopped')
+                else ("vehicle.parked" if self.parked else "vehicle.stopped")
             )
-        if self.category.startswith('human.'):
-            return 'pedestrian.moving' if moving else 'pedestrian.standing'
+        if self.category.startswith("human."):
+            return "pedestrian.moving" if moving else "pedestrian.standing"
         return None
 
 
@@ -170,31 +170,31 @@ def make_look(kind: str, rng: np.random.Generator) -> Look:
             parked_bicycle, pedestrian, worker, cone, barrier or other.
         rng: source of randomness.
     """
-    if kind == 'car':
+    if kind == "car":
         return Look(
-            'vehicle.car',
+            "vehicle.car",
             _pick(rng, vehicles.cars()),
             _palette(PAINT=_vary(rng, _pick(rng, _CAR_PAINT))),
             0.7,
         )
-    if kind == 'bus':
+    if kind == "bus":
         paint, stripe = _pick(rng, _BUS_PAINT)
         return Look(
-            'vehicle.bus.rigid',
+            "vehicle.bus.rigid",
             _pick(rng, vehicles.buses()),
             _palette(PAINT=_vary(rng, paint), PAINT2=stripe),
             0.5,
         )
-    if kind in ('truck', 'trailer'):
+    if kind in ("truck", "trailer"):
         colours = _palette(
             PAINT=_vary(rng, _pick(rng, _CAR_PAINT)), PAINT2=_vary(rng, _pick(rng, _BOX_PAINT))
         )
-        models = vehicles.trucks() if kind == 'truck' else vehicles.trailers()
-        return Look(f'vehicle.{kind}', _pick(rng, models), colours, 0.3)
-    if kind == 'construction':
+        models = vehicles.trucks() if kind == "truck" else vehicles.trailers()
+        return Look(f"vehicle.{kind}", _pick(rng, models), colours, 0.3)
+    if kind == "construction":
         yellow = _vary(rng, _pick(rng, ((0.80, 0.48, 0.03), (0.78, 0.30, 0.03))))
         return Look(
-            'vehicle.construction',
+            "vehicle.construction",
             _pick(rng, vehicles.construction_vehicles()),
             _palette(YELLOW=yellow),
             0.2,
@@ -203,33 +203,33 @@ def make_look(kind: str, rng: np.random.Generator) -> Look:
 
 
 def _small_look(kind: str, rng: np.random.Generator) -> Look:
-    if kind.endswith('cycle'):
-        rider = not kind.startswith('parked_')
-        name = kind.removeprefix('parked_')
-        models = props.motorcycles() if name == 'motorcycle' else props.bicycles()
+    if kind.endswith("cycle"):
+        rider = not kind.startswith("parked_")
+        name = kind.removeprefix("parked_")
+        models = props.motorcycles() if name == "motorcycle" else props.bicycles()
         palette = _palette(PAINT=_vary(rng, _pick(rng, _CAR_PAINT)), **_skin(rng))
-        if rider and name == 'motorcycle':
+        if rider and name == "motorcycle":
             palette[Mat.HAIR] = _vary(rng, _pick(rng, _CAR_PAINT))  # a helmet
-        return Look(f'vehicle.{name}', models[0 if rider else 1], palette, 0.3, rider)
-    if kind == 'pedestrian':
+        return Look(f"vehicle.{name}", models[0 if rider else 1], palette, 0.3, rider)
+    if kind == "pedestrian":
         index = int(rng.integers(4))
-        category = 'human.pedestrian.child' if index == 3 else 'human.pedestrian.adult'
+        category = "human.pedestrian.child" if index == 3 else "human.pedestrian.adult"
         return Look(category, props.pedestrians()[index], _palette(**_skin(rng)))
-    if kind == 'worker':
+    if kind == "worker":
         worker = _skin(rng) | dict(
             TOP=(0.85, 0.45, 0.03), HAIR=(0.85, 0.70, 0.05), LEGS=(0.70, 0.30, 0.03)
         )
         return Look(
-            'human.pedestrian.construction_worker', props.pedestrians()[2], _palette(**worker)
+            "human.pedestrian.construction_worker", props.pedestrians()[2], _palette(**worker)
         )
-    if kind == 'cone':
-        return Look('movable_object.trafficcone', _pick(rng, props.cones()), _palette())
-    if kind == 'barrier':
+    if kind == "cone":
+        return Look("movable_object.trafficcone", _pick(rng, props.cones()), _palette())
+    if kind == "barrier":
         red = _pick(rng, ((0.66, 0.03, 0.03), (0.72, 0.22, 0.03)))
         return Look(
-            'movable_object.barrier', _pick(rng, props.barriers()), _palette(RED=_vary(rng, red))
+            "movable_object.barrier", _pick(rng, props.barriers()), _palette(RED=_vary(rng, red))
         )
-    if kind == 'other':
+    if kind == "other":
         index = int(rng.choice(4, p=[0.45, 0.25, 0.2, 0.1]))
         colours = _palette(
             PAINT=_vary(
@@ -237,8 +237,8 @@ def _small_look(kind: str, rng: np.random.Generator) -> Look:
             ),
             PAINT2=_vary(rng, (0.45, 0.34, 0.20)),
         )
-        category = 'movable_object.debris' if index == 3 else 'movable_object.pushable_pullable'
+        category = "movable_object.debris" if index == 3 else "movable_object.pushable_pullable"
         return Look(category, props.others()[index], colours)
     raise ValueError(
-        f'no kind of thing is called {kind!r}; see the docstring of make_look for the names'
+        f"no kind of thing is called {kind!r}; see the docstring of make_look for the names"
     )

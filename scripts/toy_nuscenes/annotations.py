@@ -38,7 +38,7 @@ def _points_inside(
 
 def _visibility(seen: int, free: int) -> str:
     share = seen / max(free, 1)
-    return '1' if share <= 0.4 else '2' if share <= 0.6 else '3' if share <= 0.8 else '4'
+    return "1" if share <= 0.4 else "2" if share <= 0.6 else "3" if share <= 0.8 else "4"
 
 
 def annotate(

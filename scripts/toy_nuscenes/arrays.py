@@ -33,5 +33,5 @@ def normalise(vectors: np.ndarray) -> None:
     """Scales float32 [n, 3] vectors to unit length in place; tiny ones stay as short as they
     are.
     """
-    length = np.sqrt(np.einsum('ij,ij->i', vectors, vectors))
+    length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     vectors *= thrice(1 / np.maximum(length, np.float32(1e-3)))

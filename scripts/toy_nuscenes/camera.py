@@ -105,6 +105,6 @@ def develop(radiance: np.ndarray, scene: Scene, noise_seed: tuple[int, ...]) -> 
     radiance = cv2.GaussianBlur(radiance, (3, 3), 0.45)
     radiance *= _falloff(height, width)
     radiance *= np.float32(scene.light.exposure * (_LEVELS - 1) / _WHITE)
-    shown = np.take(_TONE, radiance.astype(np.int32), mode='clip')
+    shown = np.take(_TONE, radiance.astype(np.int32), mode="clip")
     _add_noise(shown, scene.light.noise, noise_seed)
     return np.clip(shown + np.float32(0.5), 0, 255).astype(np.uint8)[..., ::-1]

@@ -91,9 +91,9 @@ def _gaps(actors: list[PosedActor], position: np.ndarray) -> np.ndarray:
     if not actors:
         return np.zeros(0)
     away = position - np.array([p.centre for p in actors])
-    local = np.einsum('ni,nij->nj', away, np.array([p.rotation for p in actors]))
+    local = np.einsum("ni,nij->nj", away, np.array([p.rotation for p in actors]))
     beyond = np.maximum(np.abs(local) - np.array([p.actor.model.size for p in actors]) / 2, 0)
-    return np.maximum(np.sqrt(np.einsum('ni,ni->n', beyond, beyond)) - 1e-3, 0)
+    return np.maximum(np.sqrt(np.einsum("ni,ni->n", beyond, beyond)) - 1e-3, 0)
 
 
 @dataclass
@@ -215,7 +215,7 @@ class ImageFrame:
         """
         half = np.array([p.actor.model.size for p in actors]) / 2
         turn = np.array([p.rotation for p in actors])
-        corners = np.einsum('nij,ncj->nci', turn, _CORNERS * half[:, None])
+        corners = np.einsum("nij,ncj->nci", turn, _CORNERS * half[:, None])
         corners += np.array([p.centre for p in actors])[:, None]
         local = (corners - self.origin) @ self.rotation
         near = 0.05
@@ -278,7 +278,7 @@ def _pixel_indices(height: int, width: int) -> np.ndarray:
 
 
 _CORNERS = np.array([(x, y, z) for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
-_EDGES = np.array([(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count('1') == 1])
+_EDGES = np.array([(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count("1") == 1])
 
 
 def cast(
@@ -327,7 +327,7 @@ def cast(
     windows = None if image is None else image.candidates(actors)
     candidates = actors if windows is None else [posed for posed, _ in windows]
     gaps = _gaps(candidates, origin)
-    for k in np.argsort(gaps, kind='stable'):
+    for k in np.argsort(gaps, kind="stable"):
         posed, limit = candidates[k], -np.inf if count_free else gaps[k]
         if windows is None or image is None:
             chosen = _in_ball(posed, origin, directions)

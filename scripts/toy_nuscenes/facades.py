@@ -95,7 +95,7 @@ def _to_walls(
     local[0], local[1], local[2] = px * cos + py * sin, py * cos - px * sin, points[:, 2]
     snapped = np.stack([ox + t * dx, oy + t * dy, np.float32(origin[2]) + t * directions[:, 2]])
     gap = snapped - local
-    wall = (t > 0) & (np.einsum('ij,ij->j', gap, gap) < 0.8) & (snapped[2] < b.eaves + b.rise + 0.3)
+    wall = (t > 0) & (np.einsum("ij,ij->j", gap, gap) < 0.8) & (snapped[2] < b.eaves + b.rise + 0.3)
     np.copyto(local, snapped, where=wall)
     side = np.where(ends, (dx < 0).astype(np.uint8), 2 + (dy < 0).astype(np.uint8)).astype(np.uint8)
     roof = (~wall & top) | ((local[2] > b.eaves - 0.05) & (~wall | (~ends & (b.rise > 0))))
@@ -266,7 +266,7 @@ def shade_building(
     normals = _normals(b, local, side)
     glow = np.zeros_like(wall.albedo)
     glass = np.flatnonzero(wall.glass)
-    facing = np.clip(-np.einsum('ij,ij->i', normals[glass], directions[glass]), 0, 1)
+    facing = np.clip(-np.einsum("ij,ij->i", normals[glass], directions[glass]), 0, 1)
     mirror_z = directions[glass, 2] + 2 * facing * normals[glass, 2]
     height = np.clip(mirror_z * 3 + np.float32(0.25), 0, 1)
     share = np.float32(0.10) + np.float32(0.75) * squared(1 - facing, 2)

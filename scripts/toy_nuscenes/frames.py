@@ -80,19 +80,19 @@ class _Recorder:
             self.free[shot.sample] += result.hits.free_rays
             self.seen[shot.sample] += result.hits.seen_rays
         ok, data = cv2.imencode(
-            '.jpg', result.image, [cv2.IMWRITE_JPEG_QUALITY, self.options.jpeg_quality]
+            ".jpg", result.image, [cv2.IMWRITE_JPEG_QUALITY, self.options.jpeg_quality]
         )
         if not ok:
             raise RuntimeError(
-                f'OpenCV could not encode {path} as JPEG; check that its build supports JPEG'
+                f"OpenCV could not encode {path} as JPEG; check that its build supports JPEG"
             )
         _save(path, data.tobytes())
 
 
 def _describe(scene: Scene) -> str:
     recipe = scene.layout.recipe
-    turn = {'none': 'driving on', 'left': 'turning left', 'right': 'turning right'}[recipe.ego.turn]
-    return f'Toy scene, {recipe.kind.replace("_", " ")}, {recipe.light} light, {turn}'
+    turn = {"none": "driving on", "left": "turning left", "right": "turning right"}[recipe.ego.turn]
+    return f"Toy scene, {recipe.kind.replace('_', ' ')}, {recipe.light} light, {turn}"
 
 
 def generate_scene(
@@ -129,14 +129,14 @@ def generate_scene(
     boxes = annotate(scene, times, recorder.key_points, recorder.free, recorder.seen)
     categories = {k: actor.category for k, actor in enumerate(scene.actors)}
     tables = scene_tables(
-        names, _describe(scene), f'toy-town-{place}', poses, boxes, categories, shift
+        names, _describe(scene), f"toy-town-{place}", poses, boxes, categories, shift
     )
     mask = (scene.ground.classes == int(Occ.DRIVEABLE_SURFACE)).astype(np.uint8) * 255
-    mask_file = f'{names.name}.png'
-    write_png(root / '.scenes' / mask_file, mask)
+    mask_file = f"{names.name}.png"
+    write_png(root / ".scenes" / mask_file, mask)
     corner = (scene.layout.lower + shift).tolist()
     write_json(
-        root / '.scenes' / f'{names.name}.json',
+        root / ".scenes" / f"{names.name}.json",
         dict(
             tables=tables,
             mask=dict(file=mask_file, corner=corner, size=[mask.shape[1], mask.shape[0]]),

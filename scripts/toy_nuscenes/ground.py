@@ -163,14 +163,14 @@ def _classes(layout: Layout, canvas: Canvas, rng: np.random.Generator) -> tuple[
     road = _road_mask(layout, canvas)
     distance = _distance(road)
     s, offset = _main_coordinates(layout, canvas)
-    verge, sidewalk = _by_side(layout, offset, 'verge'), _by_side(layout, offset, 'sidewalk')
+    verge, sidewalk = _by_side(layout, offset, "verge"), _by_side(layout, offset, "sidewalk")
     classes = np.full(canvas.shape, int(Occ.TERRAIN), np.uint8)
     for sign in (-1, 1):
         spec = layout.side(sign)
-        front = {'lawn': Occ.TERRAIN, 'paved': Occ.SIDEWALK, 'yard': Occ.DRIVEABLE_SURFACE}[
+        front = {"lawn": Occ.TERRAIN, "paved": Occ.SIDEWALK, "yard": Occ.DRIVEABLE_SURFACE}[
             spec.front
         ]
-        reach = spec.verge + spec.sidewalk + spec.setback + (12.0 if spec.front == 'yard' else 3.0)
+        reach = spec.verge + spec.sidewalk + spec.setback + (12.0 if spec.front == "yard" else 3.0)
         classes[(np.sign(offset) == sign) & (distance < reach)] = int(front)
     classes[(distance > 0) & (distance < verge)] = int(Occ.TERRAIN)
     classes[(distance > 0) & (distance >= verge) & (distance < verge + sidewalk)] = int(
@@ -221,14 +221,14 @@ def _patches(layout: Layout, rng: np.random.Generator) -> Iterator[tuple[np.ndar
         outer = edge + sign * (spec.verge + spec.sidewalk)
         s = rng.uniform(5, 25)
         while s < line.length:
-            kind = rng.choice(['drive', 'square', 'none'], p=[0.4, 0.35, 0.25])
-            if kind == 'drive':
+            kind = rng.choice(["drive", "square", "none"], p=[0.4, 0.35, 0.25])
+            if kind == "drive":
                 width = rng.uniform(2.8, 6.0)
                 yield (
                     line.strip(edge, outer + sign * (spec.setback + 2), s, s + width),
                     Occ.DRIVEABLE_SURFACE,
                 )
-            elif kind == 'square':
+            elif kind == "square":
                 width, depth = rng.uniform(5, 14), rng.uniform(3, 8)
                 start = outer if rng.random() < 0.6 else edge + sign * spec.verge
                 yield line.strip(start, start + sign * depth, s, s + width), Occ.OTHER_FLAT
@@ -338,18 +338,18 @@ def _road_lines(road: Road) -> Iterator[tuple[np.ndarray, str]]:
     ):
         for k in range(1, lanes):
             for start, stop in _dashes(road.start_s, road.stop_s, 3.0, 5.0):
-                yield stripe(sign * (half + k * spec.lane_width), 0.13, start, stop), 'white'
+                yield stripe(sign * (half + k * spec.lane_width), 0.13, start, stop), "white"
         edge = sign * (half + lanes * spec.lane_width)
         if parking:
             for start, _ in _dashes(road.start_s, road.stop_s, 0.12, 5.6):
-                yield line.strip(edge, edge + sign * parking, start, start + 0.12), 'white'
-        yield stripe(edge), 'white'
+                yield line.strip(edge, edge + sign * parking, start, start + 0.12), "white"
+        yield stripe(edge), "white"
     if half:
-        yield stripe(half + 0.25), 'yellow'
-        yield stripe(-half - 0.25), 'yellow'
+        yield stripe(half + 0.25), "yellow"
+        yield stripe(-half - 0.25), "yellow"
     elif spec.lanes_left and spec.lanes_right:
-        yield stripe(0.12, 0.11), 'yellow'
-        yield stripe(-0.12, 0.11), 'yellow'
+        yield stripe(0.12, 0.11), "yellow"
+        yield stripe(-0.12, 0.11), "yellow"
 
 
 def _crosswalks(layout: Layout, junction: Junction) -> Iterator[np.ndarray]:
@@ -375,7 +375,7 @@ def _paint_lines(albedo: np.ndarray, classes: np.ndarray, canvas: Canvas, layout
     white, yellow = np.zeros(canvas.shape, np.uint8), np.zeros(canvas.shape, np.uint8)
     for road in layout.roads:
         for outline, colour in _road_lines(road):
-            canvas.fill(white if colour == 'white' else yellow, outline, 1)
+            canvas.fill(white if colour == "white" else yellow, outline, 1)
     free = (junction_mask(layout, canvas, 8.2) == 0).astype(np.uint8)
     white *= free
     yellow *= free

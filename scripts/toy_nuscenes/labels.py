@@ -71,7 +71,7 @@ class Observed:
 def _dense_directions() -> torch.Tensor:
     elevation = np.deg2rad(np.linspace(-30, 55, 128))
     azimuth = np.arange(900) * (2 * np.pi / 900)
-    az, el = np.meshgrid(azimuth, elevation, indexing='ij')
+    az, el = np.meshgrid(azimuth, elevation, indexing="ij")
     rays = np.stack([np.cos(el) * np.cos(az), np.cos(el) * np.sin(az), np.sin(el)], -1)
     return torch.from_numpy(rays.reshape(-1, 3).astype(np.float32))
 
@@ -85,7 +85,7 @@ def observe(scene: Scene, duration_s: float) -> Observed:
     surfaces, ground = np.zeros(cells, np.uint8), np.zeros(cells[:2], np.uint8)
     x = world.lower[0] + (np.arange(cells[0]) + 0.5) * 2 * VOXEL_M
     y = world.lower[1] + (np.arange(cells[1]) + 0.5) * 2 * VOXEL_M
-    floor = np.stack(np.meshgrid(x, y, [0.02], indexing='ij'), -1).reshape(-1, 3)
+    floor = np.stack(np.meshgrid(x, y, [0.02], indexing="ij"), -1).reshape(-1, 3)
     dense = _dense_directions()
     nearest = np.full(len(floor), np.inf)
     for time_s in np.linspace(0, duration_s, _VIEWPOINTS):
@@ -160,7 +160,7 @@ def _lattice(
     shape = [round((bounds[a + 3] - bounds[a]) / FINE_M) for a in range(3)]
     x, y, z = (bounds[a] + (np.arange(shape[a]) + 0.5) * FINE_M for a in range(3))
     ground_points = (
-        np.stack(np.meshgrid(x, y, indexing='ij'), -1) @ rotation[:2, :2].T + position[:2]
+        np.stack(np.meshgrid(x, y, indexing="ij"), -1) @ rotation[:2, :2].T + position[:2]
     )
     world, grid = scene.world, scene.world.grid
     column = np.floor((ground_points - world.lower) / VOXEL_M).astype(np.int32)
@@ -194,7 +194,7 @@ def _columns(grid: np.ndarray, x: np.ndarray, y: np.ndarray, height: int) -> np.
     bytes: [n, m, height]. Whole columns are copied at once, much faster than voxel by voxel.
     """
     part = np.ascontiguousarray(grid[:, :, :height])
-    columns = part.view(f'V{part.shape[2]}').reshape(-1)
+    columns = part.view(f"V{part.shape[2]}").reshape(-1)
     index = x.astype(np.int64) * grid.shape[1] + y
     return np.take(columns, index).view(grid.dtype).reshape(*x.shape, part.shape[2])
 

@@ -86,8 +86,8 @@ def _cross_road(main: Polyline, spec: JunctionSpec) -> Junction:
     centre, heading = main.at(spec.s)
     angle = float(heading) + spec.angle
     direction = np.array([np.cos(angle), np.sin(angle)])
-    low = -ARM_LENGTH_M if spec.arms in ('both', 'right') else 0.0
-    high = ARM_LENGTH_M if spec.arms in ('both', 'left') else 0.0
+    low = -ARM_LENGTH_M if spec.arms in ("both", "right") else 0.0
+    high = ARM_LENGTH_M if spec.arms in ("both", "left") else 0.0
     along = np.arange(low, high + 1e-6, 1.0)[:, None]
     line = Polyline(centre + along * direction)
     return Junction(spec, Road(line, spec.road, 0.0, line.length), spec.s, -low)
@@ -97,17 +97,17 @@ def _ego_path(main: Road, junctions: tuple[Junction, ...], ego: EgoSpec) -> tupl
     """The path of the ego vehicle and the arc length on it where it starts."""
     lane = main.lane(ego.lane)
     start = float(lane.nearest(main.line.at(EGO_START_S)[0][None])[0][0])
-    if ego.turn == 'none':
+    if ego.turn == "none":
         return lane, start
     junction = junctions[0]
     cross = junction.road
     # Turning left enters the cross road along its direction (it points left), turning right
     # against it.
-    exit_lane = cross.lane(0) if ego.turn == 'left' else cross.lane(-1)
+    exit_lane = cross.lane(0) if ego.turn == "left" else cross.lane(-1)
     corner = main.line.at(junction.s_main)[0][None]
     s_in = float(lane.nearest(corner)[0][0])
     s_out = float(exit_lane.nearest(corner)[0][0])
-    reach = 9.0 if ego.turn == 'right' else 11.0
+    reach = 9.0 if ego.turn == "right" else 11.0
     before = lane.offset(0.0, 0.0, s_in - reach).points
     after = exit_lane.offset(0.0, s_out + reach, exit_lane.length).points
     return join(before, after), start

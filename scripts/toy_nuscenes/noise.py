@@ -21,7 +21,7 @@ def noise_tile(seed: int, sigma: float) -> np.ndarray:
     values = np.random.default_rng([seed, 77]).standard_normal((TILE, TILE)).astype(np.float32)
     if sigma > 0:
         border = int(4 * sigma) + 1
-        values = cv2.GaussianBlur(np.pad(values, border, mode='wrap'), (0, 0), sigma)[
+        values = cv2.GaussianBlur(np.pad(values, border, mode="wrap"), (0, 0), sigma)[
             border:-border, border:-border
         ]
     return (values - values.mean()) / values.std()
@@ -70,7 +70,7 @@ def hash01(*keys: np.ndarray) -> np.ndarray:
     """
     state = np.full(np.broadcast(*keys).shape, 0x9E3779B9, np.uint32)
     shifted = np.empty_like(state)
-    with np.errstate(over='ignore'):
+    with np.errstate(over="ignore"):
         for key in keys:
             state ^= np.asarray(key).astype(np.int32).astype(np.uint32)
             state *= np.uint32(0x85EBCA6B)

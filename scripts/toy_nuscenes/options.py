@@ -14,16 +14,16 @@ CAMERA_SHOTS_PER_KEY = 6
 LIDAR_RATES_HZ = (2, 4, 10, 20)
 
 MINI_TRAIN = (
-    'scene-0061',
-    'scene-0553',
-    'scene-0655',
-    'scene-0757',
-    'scene-0796',
-    'scene-1077',
-    'scene-1094',
-    'scene-1100',
+    "scene-0061",
+    "scene-0553",
+    "scene-0655",
+    "scene-0757",
+    "scene-0796",
+    "scene-1077",
+    "scene-1094",
+    "scene-1100",
 )
-MINI_VAL = ('scene-0103', 'scene-0916')
+MINI_VAL = ("scene-0103", "scene-0916")
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,24 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 1 <= self.scenes <= 850:
-            raise ValueError(f'--scenes must lie between 1 and 850, got {self.scenes}')
+            raise ValueError(f"--scenes must lie between 1 and 850, got {self.scenes}")
         if not 1 <= self.samples <= 200:
-            raise ValueError(f'--samples must lie between 1 and 200, got {self.samples}')
+            raise ValueError(f"--samples must lie between 1 and 200, got {self.samples}")
         if min(self.width, self.height) < 16:
-            raise ValueError(f'--image-size must be at least 16x16, got {self.width}x{self.height}')
+            raise ValueError(f"--image-size must be at least 16x16, got {self.width}x{self.height}")
         if self.lidar_hz not in LIDAR_RATES_HZ:
-            raise ValueError(f'--lidar-hz must be one of {LIDAR_RATES_HZ}, got {self.lidar_hz}')
+            raise ValueError(f"--lidar-hz must be one of {LIDAR_RATES_HZ}, got {self.lidar_hz}")
         if self.lidar_azimuths < 8:
-            raise ValueError(f'--lidar-azimuths must be at least 8, got {self.lidar_azimuths}')
+            raise ValueError(f"--lidar-azimuths must be at least 8, got {self.lidar_azimuths}")
         if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f'--jpeg-quality must lie between 1 and 100, got {self.jpeg_quality}')
+            raise ValueError(f"--jpeg-quality must lie between 1 and 100, got {self.jpeg_quality}")
         if self.seed < 0:
-            raise ValueError(f'--seed must not be negative, got {self.seed}')
+            raise ValueError(f"--seed must not be negative, got {self.seed}")
 
     @property
     def version(self) -> str:
         """Name of the table folder."""
-        return 'v1.0-mini' if self.scenes <= 10 else 'v1.0-trainval'
+        return "v1.0-mini" if self.scenes <= 10 else "v1.0-trainval"
 
     @property
     def duration_s(self) -> float:
@@ -80,7 +80,7 @@ class Options:
 
     def as_dict(self) -> dict[str, int]:
         """All parameters and the generator's version, for the record in the data set."""
-        return {**asdict(self), 'generator_version': GENERATOR_VERSION}
+        return {**asdict(self), "generator_version": GENERATOR_VERSION}
 
     def scene_names(self) -> list[str]:
         """Names of the scenes; four of five belong to the training split."""

@@ -44,7 +44,7 @@ class Polyline:
         """Positions [..., 2] and headings [...] at arc lengths `s`, moved sideways by `d`."""
         s = np.asarray(s, dtype=np.float64)
         inside = np.clip(s, 0.0, self.length)
-        k = np.minimum(np.searchsorted(self.s, inside, 'right') - 1, len(self.s) - 2)
+        k = np.minimum(np.searchsorted(self.s, inside, "right") - 1, len(self.s) - 2)
         share = (inside - self.s[k]) / (self.s[k + 1] - self.s[k])
         x, y, heading = self._columns[:, k] * (1 - share) + self._columns[:, k + 1] * share
         beyond = s - inside
@@ -104,7 +104,7 @@ def curve(
         [np.full(max(1, round(length / STEP_M)), kappa) for length, kappa in pieces]
     )
     kernel = np.ones(21) / 21
-    curvature = np.convolve(np.pad(curvature, 10, mode='edge'), kernel, mode='valid')
+    curvature = np.convolve(np.pad(curvature, 10, mode="edge"), kernel, mode="valid")
     angles = heading + np.concatenate([[0.0], np.cumsum(curvature) * STEP_M])
     middle = (angles[1:] + angles[:-1]) / 2
     steps = np.stack([np.cos(middle), np.sin(middle)], -1) * STEP_M

@@ -86,7 +86,7 @@ class _Placer:
         if not self.tracks.fits(centres, radii):
             return False
         self.tracks.accept(centres, radii)
-        name = f'{kind}-{len(self.actors)}'
+        name = f"{kind}-{len(self.actors)}"
         self.actors.append(
             Actor(
                 name,
@@ -125,7 +125,7 @@ class _Placer:
                     if self._near_junction(road, s, 9.0) or self.rng.random() > self.recipe.parked:
                         continue
                     kind = self.rng.choice(
-                        ['car', 'truck', 'bus', 'parked_motorcycle'], p=[0.9, 0.04, 0.02, 0.04]
+                        ["car", "truck", "bus", "parked_motorcycle"], p=[0.9, 0.04, 0.02, 0.04]
                     )
                     turn = (np.pi if sign > 0 and spec.lanes_left else 0.0) + self.rng.normal(
                         0, 0.02
@@ -146,7 +146,7 @@ class _Placer:
     def traffic(self) -> None:
         """Moving vehicles on all lanes, and queues before junctions on the crossing roads."""
         kinds, weights = (
-            ['car', 'truck', 'bus', 'motorcycle', 'bicycle'],
+            ["car", "truck", "bus", "motorcycle", "bicycle"],
             [0.62, 0.14, 0.08, 0.09, 0.07],
         )
         ego_lane = self.layout.main.lane(self.recipe.ego.lane)
@@ -160,13 +160,13 @@ class _Placer:
                         continue
                     kind = str(self.rng.choice(kinds, p=weights))
                     start = s + self.rng.normal(0, 1.5)
-                    if road is not self.layout.main and self.recipe.ego.turn != 'none':
+                    if road is not self.layout.main and self.recipe.ego.turn != "none":
                         self.put(kind, self._standing_on(path, start))
                     elif own:
                         self.put(kind, self._with_ego(ego_lane, start))
                     else:
                         self.put(kind, cruising(path, start, speed))
-        if self.recipe.ego.turn != 'none':
+        if self.recipe.ego.turn != "none":
             self._queues()
 
     @staticmethod
@@ -188,7 +188,7 @@ class _Placer:
                     if self.rng.random() < 0.7:
                         kind = str(
                             self.rng.choice(
-                                ['car', 'truck', 'bus', 'motorcycle'], p=[0.7, 0.12, 0.08, 0.1]
+                                ["car", "truck", "bus", "motorcycle"], p=[0.7, 0.12, 0.08, 0.1]
                             )
                         )
                         self.put(kind, self._standing_on(path, at - wide - 2.5 - 7.5 * k))
@@ -215,7 +215,7 @@ class _Placer:
             path = main.line.offset(d)
             if direction < 0:
                 path, s = Polyline(path.points[::-1]), main.line.length - s
-            self.put('pedestrian', cruising(path, s, speed))
+            self.put("pedestrian", cruising(path, s, speed))
         for junction in self.layout.junctions:
             for _ in range(int(5 * crowd)):
                 self._at_corner(junction.s_main, junction.road)
@@ -223,7 +223,7 @@ class _Placer:
             self._cyclist()
         for _ in range(int(10 * crowd)):
             sign = int(rng.choice([-1, 1]))
-            kind = str(rng.choice(['parked_bicycle', 'parked_motorcycle'], p=[0.6, 0.4]))
+            kind = str(rng.choice(["parked_bicycle", "parked_motorcycle"], p=[0.6, 0.4]))
             d = sign * (self._band(sign)[0] + rng.uniform(-0.1, 0.4))
             self.stand(
                 kind,
@@ -247,7 +247,7 @@ class _Placer:
         path = Polyline(np.stack([start, stop]))
         walked = rng.uniform(0, path.length * 0.8)
         speed = 1.3 * (rng.random() < 0.6)
-        self.put('pedestrian', cruising(path, walked, speed))
+        self.put("pedestrian", cruising(path, walked, speed))
 
     def _cyclist(self) -> None:
         main, rng = self.layout.main, self.rng
@@ -260,7 +260,7 @@ class _Placer:
         if sign > 0:
             path, s = Polyline(path.points[::-1]), main.line.length - s
         speed = rng.uniform(2.5, 5.5)
-        kind = 'bicycle' if rng.random() < 0.65 else 'motorcycle'
+        kind = "bicycle" if rng.random() < 0.65 else "motorcycle"
         self.put(kind, cruising(path, s, speed))
 
     def roadworks(self) -> None:
@@ -271,19 +271,19 @@ class _Placer:
             length = rng.uniform(14, 22)
             s0 = centre - length / 2
             for s in np.arange(s0, s0 + length, 2.2):
-                self.stand('cone', main, s, edge - sign * rng.uniform(0.3, 0.5), rng.uniform(0, 6))
+                self.stand("cone", main, s, edge - sign * rng.uniform(0.3, 0.5), rng.uniform(0, 6))
             for s in np.arange(s0 + 1, s0 + length, 2.7):
-                self.stand('barrier', main, s, edge + sign * 0.7, np.pi / 2 + rng.normal(0, 0.05))
+                self.stand("barrier", main, s, edge + sign * 0.7, np.pi / 2 + rng.normal(0, 0.05))
             for _ in range(12):
                 if self.stand(
-                    'construction',
+                    "construction",
                     main,
                     s0 + rng.uniform(2, length),
                     edge + sign * rng.uniform(2.9, 5.5),
                     rng.uniform(-0.5, 0.5),
                 ):
                     break
-            for kind in ('worker', 'worker', 'other', 'other', 'cone', 'cone'):
+            for kind in ("worker", "worker", "other", "other", "cone", "cone"):
                 self.stand(
                     kind,
                     main,
@@ -301,23 +301,23 @@ class _Placer:
             sign = int(rng.choice([-1, 1]))
             d = sign * (self._band(sign)[1] + rng.uniform(-0.3, 0.5))
             self.stand(
-                'other',
+                "other",
                 main,
                 rng.uniform(EGO_START_S - 35, EGO_START_S + 90),
                 d,
                 rng.uniform(-0.3, 0.3),
             )
         for kind, step, count in (
-            ('barrier', 2.6, 5),
-            ('cone', 2.0, 6),
-            ('barrier', 2.6, 4),
-            ('cone', 1.6, 5),
+            ("barrier", 2.6, 5),
+            ("cone", 2.0, 6),
+            ("barrier", 2.6, 4),
+            ("cone", 1.6, 5),
         ):
             sign = int(rng.choice([-1, 1]))
             s = rng.uniform(EGO_START_S - 25, EGO_START_S + 60)
             d = sign * (self._band(sign)[0] - 0.1)
             for k in range(count):
-                self.stand(kind, main, s + k * step, d, np.pi / 2 if kind == 'barrier' else 0.0)
+                self.stand(kind, main, s + k * step, d, np.pi / 2 if kind == "barrier" else 0.0)
 
     def large_vehicles(self) -> None:
         """Makes sure that every kind of large vehicle stands near the ego path, beside the road if
@@ -325,17 +325,17 @@ class _Placer:
         """
         main, rng = self.layout.main, self.rng
         wanted = [
-            'trailer',
-            'truck',
-            'bus',
-            'trailer',
-            'truck',
-            'car',
-            'car',
-            'bus',
-            'trailer',
-            'truck',
-            'car',
+            "trailer",
+            "truck",
+            "bus",
+            "trailer",
+            "truck",
+            "car",
+            "car",
+            "bus",
+            "trailer",
+            "truck",
+            "car",
         ]
         for kind in wanted:
             for _ in range(25):

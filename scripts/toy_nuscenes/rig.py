@@ -15,7 +15,7 @@ import numpy as np
 
 REFERENCE_WIDTH = 1600
 REFERENCE_HEIGHT = 900
-LIDAR_NAME = 'LIDAR_TOP'
+LIDAR_NAME = "LIDAR_TOP"
 LIDAR_BEAMS = 32
 LIDAR_ELEVATION_DEG = (-30.7, 10.7)
 LIDAR_TRANSLATION = (0.94, 0.0, 1.84)
@@ -70,12 +70,12 @@ class Camera:
 
 
 CAMERAS: tuple[Camera, ...] = (
-    Camera('CAM_FRONT', (1.70, 0.02, 1.51), 0.0, 1266.0, (816.0, 491.0), -35_000),
-    Camera('CAM_FRONT_RIGHT', (1.55, -0.49, 1.50), -55.0, 1261.0, (808.0, 496.0), -27_000),
-    Camera('CAM_FRONT_LEFT', (1.52, 0.49, 1.51), 55.0, 1273.0, (827.0, 480.0), -43_000),
-    Camera('CAM_BACK', (0.03, 0.00, 1.58), 180.0, 809.0, (829.0, 481.0), -10_000),
-    Camera('CAM_BACK_LEFT', (1.04, 0.48, 1.59), 110.0, 1257.0, (792.0, 493.0), -1_000),
-    Camera('CAM_BACK_RIGHT', (1.01, -0.48, 1.56), -110.0, 1260.0, (807.0, 501.0), -20_000),
+    Camera("CAM_FRONT", (1.70, 0.02, 1.51), 0.0, 1266.0, (816.0, 491.0), -35_000),
+    Camera("CAM_FRONT_RIGHT", (1.55, -0.49, 1.50), -55.0, 1261.0, (808.0, 496.0), -27_000),
+    Camera("CAM_FRONT_LEFT", (1.52, 0.49, 1.51), 55.0, 1273.0, (827.0, 480.0), -43_000),
+    Camera("CAM_BACK", (0.03, 0.00, 1.58), 180.0, 809.0, (829.0, 481.0), -10_000),
+    Camera("CAM_BACK_LEFT", (1.04, 0.48, 1.59), 110.0, 1257.0, (792.0, 493.0), -1_000),
+    Camera("CAM_BACK_RIGHT", (1.01, -0.48, 1.56), -110.0, 1260.0, (807.0, 501.0), -20_000),
 )
 
 
@@ -98,7 +98,7 @@ def lidar_directions(num_azimuths: int) -> tuple[np.ndarray, np.ndarray]:
     """
     elevation = np.deg2rad(np.linspace(*LIDAR_ELEVATION_DEG, LIDAR_BEAMS))
     azimuth = np.arange(num_azimuths) * (2 * np.pi / num_azimuths)
-    az, el = np.meshgrid(azimuth, elevation, indexing='ij')
+    az, el = np.meshgrid(azimuth, elevation, indexing="ij")
     rays = np.stack([np.cos(el) * np.cos(az), np.cos(el) * np.sin(az), np.sin(el)], -1)
     rings = np.broadcast_to(np.arange(LIDAR_BEAMS, dtype=np.uint8), az.shape)
     return rays.reshape(-1, 3), rings.reshape(-1).copy()

@@ -13,7 +13,7 @@ from scripts.toy_nuscenes.reserve import Reserve, rectangle
 from scripts.toy_nuscenes.statics import Kind, StaticWorld
 
 WALL_COLOURS = {
-    'house': (
+    "house": (
         (0.62, 0.55, 0.42),
         (0.70, 0.68, 0.62),
         (0.45, 0.20, 0.14),
@@ -21,28 +21,28 @@ WALL_COLOURS = {
         (0.66, 0.52, 0.30),
         (0.55, 0.58, 0.44),
     ),
-    'apartment': (
+    "apartment": (
         (0.48, 0.22, 0.15),
         (0.58, 0.50, 0.38),
         (0.63, 0.60, 0.55),
         (0.36, 0.19, 0.14),
         (0.55, 0.40, 0.28),
     ),
-    'office': (
+    "office": (
         (0.42, 0.46, 0.50),
         (0.62, 0.63, 0.64),
         (0.20, 0.25, 0.30),
         (0.52, 0.48, 0.42),
         (0.30, 0.34, 0.33),
     ),
-    'shop': (
+    "shop": (
         (0.60, 0.52, 0.38),
         (0.44, 0.20, 0.15),
         (0.66, 0.63, 0.58),
         (0.30, 0.38, 0.42),
         (0.58, 0.36, 0.24),
     ),
-    'warehouse': (
+    "warehouse": (
         (0.55, 0.57, 0.58),
         (0.36, 0.42, 0.50),
         (0.62, 0.58, 0.48),
@@ -51,9 +51,9 @@ WALL_COLOURS = {
     ),
 }
 ROOF_COLOURS = ((0.36, 0.15, 0.10), (0.20, 0.19, 0.19), (0.30, 0.22, 0.17), (0.25, 0.27, 0.30))
-STYLES = ('house', 'apartment', 'office', 'shop', 'warehouse')
-STREET_TREE_SPACING_M = {'shop': 13.0, 'office': 12.0, 'warehouse': 15.0, 'apartment': 14.0}
-STOREY_M = {'house': 2.7, 'apartment': 3.0, 'office': 3.6, 'shop': 3.3, 'warehouse': 5.0}
+STYLES = ("house", "apartment", "office", "shop", "warehouse")
+STREET_TREE_SPACING_M = {"shop": 13.0, "office": 12.0, "warehouse": 15.0, "apartment": 14.0}
+STOREY_M = {"house": 2.7, "apartment": 3.0, "office": 3.6, "shop": 3.3, "warehouse": 5.0}
 MAX_BUILDINGS = 80
 MAX_TREES = 120
 
@@ -76,15 +76,15 @@ class _Builder:
         self.board_red = add(Occ.MANMADE, Kind.PLAIN, (0.60, 0.05, 0.05))
         self.bark = add(Occ.VEGETATION, Kind.BARK, (0.20, 0.14, 0.09))
         self.hedge = add(Occ.VEGETATION, Kind.HEDGE, (0.08, 0.17, 0.05))
-        noise = gaussian_filter(self.rng.standard_normal((40, 40, 40)), 1.1, mode='wrap')
+        noise = gaussian_filter(self.rng.standard_normal((40, 40, 40)), 1.1, mode="wrap")
         self.rough = np.clip(0.5 + 0.28 * noise / noise.std(), 0, 1)
         self.buildings = self.trees = 0
 
     # ---------------------------------------------------------------- buildings
     def street(self, road: Road, sign: int, spec: SideSpec, rows: int) -> None:
         """Lines one side of a road with `rows` rows of buildings."""
-        if spec.style == 'none':
-            spec_style = 'house'
+        if spec.style == "none":
+            spec_style = "house"
             first = 34.0
         else:
             spec_style, first = spec.style, spec.verge + spec.sidewalk + spec.setback
@@ -109,18 +109,18 @@ class _Builder:
 
     def _footprint(self, style: str) -> tuple[float, float]:
         lengths = {
-            'house': (8, 13),
-            'apartment': (14, 26),
-            'office': (16, 32),
-            'shop': (8, 16),
-            'warehouse': (18, 36),
+            "house": (8, 13),
+            "apartment": (14, 26),
+            "office": (16, 32),
+            "shop": (8, 16),
+            "warehouse": (18, 36),
         }
         depths = {
-            'house': (8, 10),
-            'apartment': (10, 14),
-            'office': (12, 18),
-            'shop': (9, 13),
-            'warehouse': (12, 20),
+            "house": (8, 10),
+            "apartment": (10, 14),
+            "office": (12, 18),
+            "shop": (9, 13),
+            "warehouse": (12, 20),
         }
         return float(self.rng.uniform(*lengths[style])), float(self.rng.uniform(*depths[style]))
 
@@ -147,7 +147,7 @@ class _Builder:
             return
         self.buildings += 1
         height = min(float(self.rng.uniform(*heights)) + 2.0 * row, 15.8)
-        gable = style == 'house' or (style == 'shop' and self.rng.random() < 0.2)
+        gable = style == "house" or (style == "shop" and self.rng.random() < 0.2)
         rise = float(self.rng.uniform(1.8, 3.2)) if gable and height < 11 else 0.0
         colour = np.array(WALL_COLOURS[style][self.rng.integers(len(WALL_COLOURS[style]))])
         colour *= self.rng.uniform(0.8, 1.15, 3).clip(0.85, 1.1) * self.rng.uniform(0.85, 1.15)
@@ -163,17 +163,17 @@ class _Builder:
         """The style row of a slot, in the order that `facades.Building.of_slot` reads."""
         rng = self.rng
         pitch, width, tall = {
-            'house': (rng.uniform(2.4, 3.4), 0.42, 0.5),
-            'apartment': (rng.uniform(2.2, 3.4), rng.uniform(0.4, 0.6), 0.52),
-            'office': (rng.uniform(1.5, 2.6), rng.uniform(0.7, 0.92), rng.uniform(0.6, 0.8)),
-            'shop': (rng.uniform(2.0, 3.0), 0.48, 0.5),
-            'warehouse': (rng.uniform(4.0, 7.0), 0.55, 0.18),
+            "house": (rng.uniform(2.4, 3.4), 0.42, 0.5),
+            "apartment": (rng.uniform(2.2, 3.4), rng.uniform(0.4, 0.6), 0.52),
+            "office": (rng.uniform(1.5, 2.6), rng.uniform(0.7, 0.92), rng.uniform(0.6, 0.8)),
+            "shop": (rng.uniform(2.0, 3.0), 0.48, 0.5),
+            "warehouse": (rng.uniform(4.0, 7.0), 0.55, 0.18),
         }[style]
         roof = ROOF_COLOURS[rng.integers(len(ROOF_COLOURS))]
         trim = np.full(3, rng.uniform(0.12, 0.75))
         brick = (
             rng.uniform(0.1, 0.3)
-            if style in ('apartment', 'shop', 'house') and rng.random() < 0.6
+            if style in ("apartment", "shop", "house") and rng.random() < 0.6
             else 0.0
         )
         return np.array(
@@ -264,12 +264,12 @@ class _Builder:
     # ---------------------------------------------------------------- furniture
     def fence(self, sign: int, spec: SideSpec) -> None:
         """A hedge, wall or fence along the back of the sidewalk, with gaps."""
-        if spec.fence == 'none':
+        if spec.fence == "none":
             return
         line, rng = self.layout.main.line, self.rng
         edge = self.layout.main.spec.edge_left if sign > 0 else -self.layout.main.spec.edge_right
-        slot = {'hedge': self.hedge, 'wall': self.concrete, 'fence': self.mesh}[spec.fence]
-        thick = {'hedge': 0.4, 'wall': 0.16, 'fence': 0.15}[spec.fence]
+        slot = {"hedge": self.hedge, "wall": self.concrete, "fence": self.mesh}[spec.fence]
+        thick = {"hedge": 0.4, "wall": 0.16, "fence": 0.15}[spec.fence]
         offset = sign * (edge + spec.verge + spec.sidewalk + 0.7)
         s = rng.uniform(0, 6)
         while s < line.length:
@@ -301,12 +301,12 @@ class _Builder:
         x, y = float(point[0]), float(point[1])
         put(self.metal, (x, y), 0.0, (0.1, 0.1), 0.0, height)
         reach = np.array([np.cos(inward), np.sin(inward)])
-        if kind == 'lamp':
+        if kind == "lamp":
             arm = point + reach * 0.9
             put(
                 self.metal, (float(arm[0]), float(arm[1])), inward, (0.9, 0.1), height - 0.2, height
             )
-        elif kind == 'signal':
+        elif kind == "signal":
             arm = point + reach * 1.6
             put(
                 self.metal,
@@ -326,7 +326,7 @@ class _Builder:
                 height - 0.2,
             )
         else:
-            slot = self.board_blue if kind == 'blue' else self.board_red
+            slot = self.board_blue if kind == "blue" else self.board_red
             put(slot, (x, y), inward, (0.35, 0.12), height - 0.8, height)
 
     def furniture(self) -> None:
@@ -338,7 +338,7 @@ class _Builder:
                 for s in np.arange(rng.uniform(4, 20), road.line.length, rng.uniform(20, 28)):
                     point, heading = road.line.at(s, sign * (edge + 0.6))
                     self.pole(
-                        point, rng.uniform(5.5, 7.0), float(heading) - sign * np.pi / 2, 'lamp'
+                        point, rng.uniform(5.5, 7.0), float(heading) - sign * np.pi / 2, "lamp"
                     )
                 for s in rng.uniform(0, road.line.length, max(2, int(road.line.length / 40))):
                     point, heading = road.line.at(s, sign * (edge + 0.7))
@@ -346,7 +346,7 @@ class _Builder:
                         point,
                         2.6,
                         float(heading) + np.pi / 2,
-                        'blue' if rng.random() < 0.5 else 'red',
+                        "blue" if rng.random() < 0.5 else "red",
                     )
         for junction in self.layout.junctions:
             main, cross = self.layout.main, junction.road
@@ -354,7 +354,7 @@ class _Builder:
                 edge = main.spec.edge_left if sign > 0 else -main.spec.edge_right
                 reach = (cross.spec.edge_left + 4.5) * sign
                 point, heading = main.line.at(junction.s_main + reach, sign * (edge + 0.9))
-                self.pole(point, 5.0, float(heading) - sign * np.pi / 2, 'signal')
+                self.pole(point, 5.0, float(heading) - sign * np.pi / 2, "signal")
         self._shelters()
 
     def _shelters(self) -> None:

@@ -124,13 +124,13 @@ class Shader:
         for kind in np.flatnonzero(np.bincount(kinds)):
             rows = static[kinds == kind]
             if kind == Kind.BUILDING:
-                rows = rows[np.argsort(hits.slot[rows], kind='stable')]
+                rows = rows[np.argsort(hits.slot[rows], kind="stable")]
                 yield rows, self._buildings(view, rows)
             else:
                 yield rows, self._static(view, rows, Kind(kind))
         rows = np.flatnonzero(hits.what == What.ACTOR)
         if len(rows):
-            rows = rows[np.argsort(hits.actor[rows], kind='stable')]
+            rows = rows[np.argsort(hits.actor[rows], kind="stable")]
             points, rays = view.points_at(rows), view.directions_at(rows)
             yield rows, shade_actors(self.actors, yaws, hits, rows, points, rays, self.light)
 

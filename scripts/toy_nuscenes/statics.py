@@ -57,7 +57,7 @@ class SlotTable:
         """
         if self.count == 255:
             raise RuntimeError(
-                'a scene has more than 255 static things; lower the densities of its recipe'
+                "a scene has more than 255 static things; lower the densities of its recipe"
             )
         self.count += 1
         self.occ[self.count], self.kind[self.count] = int(occ), int(kind)

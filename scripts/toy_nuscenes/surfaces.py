@@ -93,7 +93,7 @@ def shade_canopy(
     """Foliage: the normal of an ellipsoid, ruffled, with dark gaps between the leaves."""
     box = np.take(world.slots.box, slots, 0)
     relative = (points - box[:, :3]) / np.maximum(box[:, 3:6], 0.1)
-    radius = np.sqrt(np.einsum('ij,ij->i', relative, relative))
+    radius = np.sqrt(np.einsum("ij,ij->i", relative, relative))
     x, y, z = points.T
     coarse = noise_at(21, 2.2, x + 0.6 * z, y - 0.8 * z, 0.12)
     fine = _leaves(points, faces, 0.09) - np.float32(0.5)
@@ -194,7 +194,7 @@ def _mirrored(
     if len(rows) == 0:
         return glow
     normal, ray = np.take(normals, rows, 0), np.take(directions, rows, 0)
-    cos = np.clip(-np.einsum('ij,ij->i', normal, ray), 0, 1)
+    cos = np.clip(-np.einsum("ij,ij->i", normal, ray), 0, 1)
     mirror = ray + thrice(2 * cos) * normal
     grazing = 1 - cos
     shine = gloss[rows]

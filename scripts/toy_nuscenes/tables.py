@@ -27,19 +27,19 @@ if TYPE_CHECKING:  # it comes with torch, which the process that writes the tabl
 Record = dict[str, object]
 Tables = dict[str, list[Record]]
 TABLE_NAMES = (
-    'category',
-    'attribute',
-    'visibility',
-    'instance',
-    'sensor',
-    'calibrated_sensor',
-    'ego_pose',
-    'log',
-    'scene',
-    'sample',
-    'sample_data',
-    'sample_annotation',
-    'map',
+    "category",
+    "attribute",
+    "visibility",
+    "instance",
+    "sensor",
+    "calibrated_sensor",
+    "ego_pose",
+    "log",
+    "scene",
+    "sample",
+    "sample_data",
+    "sample_annotation",
+    "map",
 )
 START_US = 1_700_000_000_000_000
 SCENE_PERIOD_US = 600_000_000
@@ -47,7 +47,7 @@ SCENE_PERIOD_US = 600_000_000
 
 def token(seed: int, *names: object) -> str:
     """A token of 32 hex digits that depends on the arguments alone."""
-    text = '/'.join(['toy-nuscenes', str(seed), *map(str, names)])
+    text = "/".join(["toy-nuscenes", str(seed), *map(str, names)])
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -71,55 +71,55 @@ class SceneNames:
     @property
     def scene_token(self) -> str:
         """Token of the scene."""
-        return self.token('scene')
+        return self.token("scene")
 
     def sample_token(self, sample: int) -> str:
         """Token of a key frame."""
-        return self.token('sample', sample)
+        return self.token("sample", sample)
 
     def data_token(self, shot: Shot) -> str:
         """Token of a measurement."""
-        return self.token('data', shot.sensor, shot.time_us)
+        return self.token("data", shot.sensor, shot.time_us)
 
     @property
     def logfile(self) -> str:
         """Name of the drive that file names begin with."""
-        return f'toy-{self.options.seed:03d}-{self.index:03d}'
+        return f"toy-{self.options.seed:03d}-{self.index:03d}"
 
     def path(self, shot: Shot) -> str:
         """Path of a measurement's file in the data root."""
-        folder = 'samples' if shot.is_key else 'sweeps'
-        suffix = 'pcd.bin' if shot.sensor == LIDAR_NAME else 'jpg'
-        name = f'{self.logfile}__{shot.sensor}__{self.start_us + shot.time_us}.{suffix}'
-        return f'{folder}/{shot.sensor}/{name}'
+        folder = "samples" if shot.is_key else "sweeps"
+        suffix = "pcd.bin" if shot.sensor == LIDAR_NAME else "jpg"
+        name = f"{self.logfile}__{shot.sensor}__{self.start_us + shot.time_us}.{suffix}"
+        return f"{folder}/{shot.sensor}/{name}"
 
     def occ3d_path(self, sample: int) -> str:
         """Path of the Occ3D labels of a key frame."""
-        return f'gts/{self.name}/{self.sample_token(sample)}/labels.npz'
+        return f"gts/{self.name}/{self.sample_token(sample)}/labels.npz"
 
     def openocc_path(self, sample: int) -> str:
         """Path of the OpenOccupancy labels of a key frame."""
         lidar = Shot(LIDAR_NAME, sample * KEY_PERIOD_US, True, sample)
-        return f'occupancy/scene_{self.scene_token}/occupancy/{self.data_token(lidar)}.npy'
+        return f"occupancy/scene_{self.scene_token}/occupancy/{self.data_token(lidar)}.npy"
 
 
 def common_tables(options: Options) -> Tables:
     """The tables that do not depend on scenes: category, attribute, visibility and sensor."""
     seed = options.seed
-    sensors = [*((camera.name, 'camera') for camera in CAMERAS), (LIDAR_NAME, 'lidar')]
+    sensors = [*((camera.name, "camera") for camera in CAMERAS), (LIDAR_NAME, "lidar")]
     return {
-        'category': [
+        "category": [
             dict(token=token(seed, c.name), name=c.name, description=c.description)
             for c in CATEGORIES
         ],
-        'attribute': [
+        "attribute": [
             dict(token=token(seed, a.name), name=a.name, description=a.description)
             for a in ATTRIBUTES
         ],
-        'visibility': [
+        "visibility": [
             dict(token=t, level=level, description=text) for t, level, text in VISIBILITIES
         ],
-        'sensor': [
+        "sensor": [
             dict(token=token(seed, name), channel=name, modality=kind) for name, kind in sensors
         ],
     }
@@ -130,7 +130,7 @@ def _calibrated_sensors(names: SceneNames) -> list[Record]:
     for camera in CAMERAS:
         out.append(
             dict(
-                token=names.token('calibration', camera.name),
+                token=names.token("calibration", camera.name),
                 sensor_token=token(options.seed, camera.name),
                 translation=list(camera.translation),
                 rotation=matrix_quaternion(camera.rotation()),
@@ -139,7 +139,7 @@ def _calibrated_sensors(names: SceneNames) -> list[Record]:
         )
     out.append(
         dict(
-            token=names.token('calibration', LIDAR_NAME),
+            token=names.token("calibration", LIDAR_NAME),
             sensor_token=token(options.seed, LIDAR_NAME),
             translation=list(LIDAR_TRANSLATION),
             rotation=matrix_quaternion(lidar_rotation()),
@@ -152,8 +152,8 @@ def _calibrated_sensors(names: SceneNames) -> list[Record]:
 def _chain(records: list[Record]) -> None:
     """Fills `prev` and `next` of records in time order."""
     for k, record in enumerate(records):
-        record['prev'] = records[k - 1]['token'] if k else ''
-        record['next'] = records[k + 1]['token'] if k + 1 < len(records) else ''
+        record["prev"] = records[k - 1]["token"] if k else ""
+        record["next"] = records[k + 1]["token"] if k + 1 < len(records) else ""
 
 
 def _measurements(
@@ -178,9 +178,9 @@ def _measurements(
             token=key,
             sample_token=names.sample_token(shot.sample),
             ego_pose_token=key,
-            calibrated_sensor_token=names.token('calibration', shot.sensor),
+            calibrated_sensor_token=names.token("calibration", shot.sensor),
             timestamp=timestamp,
-            fileformat='jpg' if camera else 'pcd',
+            fileformat="jpg" if camera else "pcd",
             is_key_frame=shot.is_key,
             height=options.height if camera else 0,
             width=options.width if camera else 0,
@@ -215,16 +215,16 @@ def _annotations(
     for box in boxes:
         x, y, z = box.centre
         record: Record = dict(
-            token=names.token('box', box.actor, box.sample),
+            token=names.token("box", box.actor, box.sample),
             sample_token=names.sample_token(box.sample),
-            instance_token=names.token('actor', box.actor),
+            instance_token=names.token("actor", box.actor),
             visibility_token=box.visibility,
             attribute_tokens=[token(seed, box.attribute)] if box.attribute else [],
             translation=[x + float(shift[0]), y + float(shift[1]), z],
             size=list(box.size_wlh),
             rotation=yaw_quaternion(box.yaw),
-            prev='',
-            next='',
+            prev="",
+            next="",
             num_lidar_pts=box.num_lidar_pts,
             num_radar_pts=0,
         )
@@ -234,11 +234,11 @@ def _annotations(
         _chain(records)
         instances.append(
             dict(
-                token=names.token('actor', actor),
+                token=names.token("actor", actor),
                 category_token=token(seed, categories[actor]),
                 nbr_annotations=len(records),
-                first_annotation_token=records[0]['token'],
-                last_annotation_token=records[-1]['token'],
+                first_annotation_token=records[0]["token"],
+                last_annotation_token=records[-1]["token"],
             )
         )
     return out, instances
@@ -268,48 +268,48 @@ def scene_tables(
     data, ego = _measurements(names, poses)
     annotations, instances = _annotations(names, boxes, categories, shift)
     day = datetime.datetime.fromtimestamp(names.start_us * 1e-6, datetime.timezone.utc).strftime(
-        '%Y-%m-%d'
+        "%Y-%m-%d"
     )
     log: Record = dict(
-        token=names.token('log'),
+        token=names.token("log"),
         logfile=names.logfile,
-        vehicle='toy',
+        vehicle="toy",
         date_captured=day,
         location=location,
     )
     scene: Record = dict(
         token=names.scene_token,
-        log_token=names.token('log'),
+        log_token=names.token("log"),
         nbr_samples=len(samples),
-        first_sample_token=samples[0]['token'],
-        last_sample_token=samples[-1]['token'],
+        first_sample_token=samples[0]["token"],
+        last_sample_token=samples[-1]["token"],
         name=names.name,
         description=description,
     )
     return {
-        'log': [log],
-        'scene': [scene],
-        'sample': samples,
-        'calibrated_sensor': _calibrated_sensors(names),
-        'sample_data': data,
-        'ego_pose': ego,
-        'sample_annotation': annotations,
-        'instance': instances,
+        "log": [log],
+        "scene": [scene],
+        "sample": samples,
+        "calibrated_sensor": _calibrated_sensors(names),
+        "sample_data": data,
+        "ego_pose": ego,
+        "sample_annotation": annotations,
+        "instance": instances,
     }
 
 
 def map_path(seed: int, place: int) -> str:
     """Path of the mask of a place in the data root."""
-    return f'maps/{token(seed, "map", place)}.png'
+    return f"maps/{token(seed, 'map', place)}.png"
 
 
 def map_tables(options: Options, logs_by_place: dict[int, list[str]]) -> Tables:
     """The map table: one mask per place, with the logs recorded there."""
     return {
-        'map': [
+        "map": [
             dict(
-                category='semantic_prior',
-                token=token(options.seed, 'map', place),
+                category="semantic_prior",
+                token=token(options.seed, "map", place),
                 filename=map_path(options.seed, place),
                 log_tokens=logs,
             )

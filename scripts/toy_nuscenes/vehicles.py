@@ -35,9 +35,9 @@ def _car(size: tuple[float, float, float], profile: list[Point], belt: float, ki
     for at in (0.40, 0.60):
         pillars = pillars | (np.abs(share - at) < 0.012)
     glass = above & (m.z < roof_line - 0.09) & ~pillars & ~frame
-    if kind == 'van':
+    if kind == "van":
         glass &= share > 0.55
-    if kind == 'pickup':
+    if kind == "pickup":
         glass &= share > 0.36
     m.put(Mat.GLASS, glass)
     _car_details(m, length, width, height)
@@ -127,12 +127,12 @@ def cars() -> tuple[Model, ...]:
         (1, 0.45),
     ]
     return (
-        _car((4.6, 1.86, 1.46), saloon, 0.62, 'saloon'),
-        _car((4.0, 1.78, 1.50), hatch, 0.62, 'saloon'),
-        _car((4.75, 1.86, 1.50), estate, 0.62, 'saloon'),
-        _car((4.65, 1.94, 1.76), offroad, 0.63, 'saloon'),
-        _car((5.0, 2.0, 2.0), van, 0.58, 'van'),
-        _car((5.4, 2.0, 1.85), pickup, 0.60, 'pickup'),
+        _car((4.6, 1.86, 1.46), saloon, 0.62, "saloon"),
+        _car((4.0, 1.78, 1.50), hatch, 0.62, "saloon"),
+        _car((4.75, 1.86, 1.50), estate, 0.62, "saloon"),
+        _car((4.65, 1.94, 1.76), offroad, 0.63, "saloon"),
+        _car((5.0, 2.0, 2.0), van, 0.58, "van"),
+        _car((5.4, 2.0, 1.85), pickup, 0.60, "pickup"),
     )
 
 
@@ -213,18 +213,18 @@ def _cab(m: Model, rear: float, front: float, width: float, height: float) -> No
 def trucks() -> tuple[Model, ...]:
     """A box truck, a flat-bed truck with a load and a tipper."""
     out = []
-    for kind, length, height in (('box', 8.2, 3.3), ('flat', 7.6, 2.7), ('tipper', 7.4, 3.0)):
+    for kind, length, height in (("box", 8.2, 3.3), ("flat", 7.6, 2.7), ("tipper", 7.4, 3.0)):
         width = 2.5
         m = Model((length, width, height), 0.1)
         front, back = length / 2, -length / 2
         m.box(Mat.TRIM, (back, front - 0.3), (-0.5, 0.5), (0.55, 0.95))
         _cab(m, front - 1.9, front, width, 2.6)
         bed = front - 2.1
-        if kind == 'box':
+        if kind == "box":
             m.box(Mat.PAINT2, (back, bed), (-1.25, 1.25), (0.95, height))
             rear = (m.grid == Mat.PAINT2) & (m.x < back + 0.1)
             m.put(Mat.TRIM, rear & (np.abs(m.y) < 0.06))
-        elif kind == 'flat':
+        elif kind == "flat":
             m.box(Mat.METAL, (back, bed), (-1.25, 1.25), (0.95, 1.15))
             m.box(Mat.WOOD, (back + 0.4, bed - 0.5), (-1.0, 1.0), (1.15, 1.9))
             m.box(Mat.METAL, (bed - 0.2, bed), (-1.25, 1.25), (1.15, 2.4))

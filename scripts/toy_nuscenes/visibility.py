@@ -107,7 +107,7 @@ class LidarView:
         elevation = (
             self._low + (np.arange(self._levels) + 0.5) * (self._high - self._low) / self._levels
         )
-        el, az = np.meshgrid(elevation, azimuth, indexing='ij')
+        el, az = np.meshgrid(elevation, azimuth, indexing="ij")
         rays = np.stack([np.cos(el) * np.cos(az), np.cos(el) * np.sin(az), np.sin(el)], -1)
         return rays.reshape(-1, 3).astype(np.float32)
 
@@ -195,7 +195,7 @@ class Visibility:
         vectors = np.take(self._free_centres, new, 1) - here
         inside, ray = view.nearest_ray(vectors)
         vectors = np.take(vectors, inside, 1)
-        near = np.einsum('ij,ij->j', vectors, vectors) < np.square(reach[ray])
+        near = np.einsum("ij,ij->j", vectors, vectors) < np.square(reach[ray])
         flat[self._free[new[inside[near]]]] = True
         new = np.flatnonzero(~flat[self._side_owners] & self._may_face(position))
         vectors = np.take(self._sides, new, 1) - here

@@ -33,7 +33,7 @@ from scripts.toy_nuscenes.tables import (
     map_tables,
 )
 
-RECORD = 'toy_nuscenes.json'
+RECORD = "toy_nuscenes.json"
 SCENES_PER_PLACE = 10
 _PLACE_MARGIN_M = 20.0
 _MAP_RESOLUTION_M = 0.1  # nuScenes map masks have 10 pixels per metre
@@ -48,7 +48,7 @@ class DataSetError(RuntimeError):
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file beside `path`, then moves it there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}{path.suffix}')
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     write(temporary)
     os.replace(temporary, path)
 
@@ -71,7 +71,7 @@ def _read_record(root: Path) -> dict | None:
         return json.loads(path.read_text())
     except ValueError as error:
         raise DataSetError(
-            f'{path} is not readable JSON ({error}); delete {root} and run the command again'
+            f"{path} is not readable JSON ({error}); delete {root} and run the command again"
         ) from error
 
 
@@ -83,27 +83,27 @@ def prepare(root: Path, options: Options, overwrite: bool) -> bool:
         DataSetError: the folder holds something else.
     """
     if root.exists() and not root.is_dir():
-        raise DataSetError(f'{root} is a file; choose a folder for --out')
+        raise DataSetError(f"{root} is a file; choose a folder for --out")
     record = _read_record(root) if root.exists() else None
     if record is None and root.exists() and any(root.iterdir()):
         raise DataSetError(
-            f'{root} is not empty and was not made by this command; choose another folder for --out'
+            f"{root} is not empty and was not made by this command; choose another folder for --out"
         )
-    if record is not None and record.get('options') != options.as_dict():
+    if record is not None and record.get("options") != options.as_dict():
         if not overwrite:
-            theirs, ours = record.get('options', {}), options.as_dict()
-            differ = ', '.join(
-                f'{k} {theirs.get(k)} there, {v} asked'
+            theirs, ours = record.get("options", {}), options.as_dict()
+            differ = ", ".join(
+                f"{k} {theirs.get(k)} there, {v} asked"
                 for k, v in ours.items()
                 if theirs.get(k) != v
             )
             raise DataSetError(
-                f'{root} holds a data set made with other options ({differ}); '
-                'choose another folder for --out, or pass --overwrite to replace it'
+                f"{root} holds a data set made with other options ({differ}); "
+                "choose another folder for --out, or pass --overwrite to replace it"
             )
         shutil.rmtree(root)
         record = None
-    if record is not None and record.get('complete'):
+    if record is not None and record.get("complete"):
         return True
     root.mkdir(parents=True, exist_ok=True)
     write_json(root / RECORD, dict(options=options.as_dict(), complete=False))
@@ -134,7 +134,7 @@ def _write_masks(
         members = [k for k, (p, _) in enumerate(places) if p == place]
         far = np.max(
             [
-                np.asarray(masks[k]['corner']) + np.asarray(masks[k]['size']) * _MAP_RESOLUTION_M
+                np.asarray(masks[k]["corner"]) + np.asarray(masks[k]["size"]) * _MAP_RESOLUTION_M
                 for k in members
             ],
             0,
@@ -142,8 +142,8 @@ def _write_masks(
         columns, rows = np.ceil((far + _PLACE_MARGIN_M / 2) / _MAP_RESOLUTION_M).astype(int)
         canvas = np.zeros((rows, columns), np.uint8)
         for k in members:
-            image = cv2.imread(str(root / '.scenes' / masks[k]['file']), cv2.IMREAD_GRAYSCALE)
-            column, row = np.round(np.asarray(masks[k]['corner']) / _MAP_RESOLUTION_M).astype(int)
+            image = cv2.imread(str(root / ".scenes" / masks[k]["file"]), cv2.IMREAD_GRAYSCALE)
+            column, row = np.round(np.asarray(masks[k]["corner"]) / _MAP_RESOLUTION_M).astype(int)
             canvas[row : row + image.shape[0], column : column + image.shape[1]] = image
         write_png(root / map_path(options.seed, place), canvas[::-1])
 
@@ -161,28 +161,28 @@ def _finish(root: Path, options: Options, places: list[tuple[int, np.ndarray]]) 
     complete.
     """
     results = [
-        json.loads((root / '.scenes' / f'{name}.json').read_text())
+        json.loads((root / ".scenes" / f"{name}.json").read_text())
         for name in options.scene_names()
     ]
-    _write_masks(root, options, places, [result['mask'] for result in results])
+    _write_masks(root, options, places, [result["mask"] for result in results])
     logs: dict[int, list[str]] = {}
     for (place, _), result in zip(places, results, strict=True):
-        logs.setdefault(place, []).append(result['tables']['log'][0]['token'])
+        logs.setdefault(place, []).append(result["tables"]["log"][0]["token"])
     tables = _merge(
         [
             common_tables(options),
-            *(result['tables'] for result in results),
+            *(result["tables"] for result in results),
             map_tables(options, logs),
         ]
     )
-    folder, temporary = root / options.version, root / f'.{options.version}'
+    folder, temporary = root / options.version, root / f".{options.version}"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     for name, records in tables.items():
-        write_json(temporary / f'{name}.json', records)
+        write_json(temporary / f"{name}.json", records)
     os.replace(temporary, folder)
     write_json(root / RECORD, dict(options=options.as_dict(), complete=True))
-    shutil.rmtree(root / '.scenes')
+    shutil.rmtree(root / ".scenes")
 
 
 def _work(
@@ -208,7 +208,7 @@ def _work(
             generate_scene(Path(root), options, names, place, shift, news.put)
         news.put(None)
     except BaseException as error:
-        news.put(f'{type(error).__name__}: {error}')
+        news.put(f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class _Crew:
 @contextmanager
 def _crew(count: int, root: Path, options: Options) -> Iterator[_Crew]:
     """Worker processes that have been started; they are ended on the way out."""
-    context = multiprocessing.get_context('spawn')
+    context = multiprocessing.get_context("spawn")
     jobs, news = context.Queue(), context.Queue()
     arguments = (str(root), options, jobs, news)
     workers: list[multiprocessing.process.BaseProcess] = [
@@ -241,7 +241,7 @@ def _crew(count: int, root: Path, options: Options) -> Iterator[_Crew]:
 
 def _follow(crew: _Crew, todo: list[Job], progress: Progress) -> None:
     """Hands out the jobs and reports until all are done."""
-    go_on = 'finished scenes are kept, run the command again to go on'
+    go_on = "finished scenes are kept, run the command again to go on"
     running = len(crew.workers)
     for job in [*todo, *([None] * running)]:
         crew.jobs.put(job)
@@ -250,12 +250,12 @@ def _follow(crew: _Crew, todo: list[Job], progress: Progress) -> None:
             message = crew.news.get(timeout=2)
         except queue.Empty:
             if any(worker.exitcode for worker in crew.workers):
-                raise DataSetError(f'a worker process was killed; {go_on}') from None
+                raise DataSetError(f"a worker process was killed; {go_on}") from None
             continue
         if message is None:
             running -= 1
         elif isinstance(message, str):
-            raise DataSetError(f'a worker process failed ({message}); {go_on}')
+            raise DataSetError(f"a worker process failed ({message}); {go_on}")
         else:
             progress(message)
 
@@ -295,7 +295,7 @@ def generate(
     progress = progress or (lambda _: None)
     names = [SceneNames(options, k, name) for k, name in enumerate(options.scene_names())]
     todo = [
-        k for k, name in enumerate(names) if not (root / '.scenes' / f'{name.name}.json').exists()
+        k for k, name in enumerate(names) if not (root / ".scenes" / f"{name.name}.json").exists()
     ]
     progress(options.samples * (len(names) - len(todo)))
     with _crew(min(workers, len(todo)), root, options) as crew:

@@ -28,7 +28,7 @@ DIMENSIONS = 3
 class TinyDataset(BaseDataset):
     def __init__(self, bad_file: str | None = None) -> None:
         self.bad_file = bad_file
-        super().__init__(metainfo=dict(name='tiny', values=torch.arange(3).numpy()))
+        super().__init__(metainfo=dict(name="tiny", values=torch.arange(3).numpy()))
 
     def load_data_list(self) -> list[dict]:
         return [dict(index=index) for index in range(NUM_SAMPLES)]

@@ -13,20 +13,20 @@ from scripts.toy_nuscenes.writer import generate
 SMALL = Options(scenes=2, samples=2, width=96, height=54, lidar_azimuths=180)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope="session")
 def small_options() -> Options:
     return SMALL
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope="session")
 def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data root with one training and one validation scene of two key frames each."""
-    root = tmp_path_factory.mktemp('toy') / 'nuscenes'
+    root = tmp_path_factory.mktemp("toy") / "nuscenes"
     assert generate(root, SMALL, workers=0)
     return root
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope="session")
 def small_scene() -> Scene:
     """The world of the first scene of that data set."""
     return make_scene(SMALL.seed, 0, SMALL.duration_s)

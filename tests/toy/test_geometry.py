@@ -29,36 +29,36 @@ class KeyFrame:
 
     def __init__(self, nusc: NuScenes, sample: dict) -> None:
         root = Path(nusc.dataroot)
-        scene = nusc.get('scene', sample['scene_token'])
-        labels = np.load(root / 'gts' / scene['name'] / sample['token'] / 'labels.npz')
+        scene = nusc.get("scene", sample["scene_token"])
+        labels = np.load(root / "gts" / scene["name"] / sample["token"] / "labels.npz")
         self.semantics, self.camera, self.lidar = (
-            labels[k] for k in ('semantics', 'mask_camera', 'mask_lidar')
+            labels[k] for k in ("semantics", "mask_camera", "mask_lidar")
         )
-        token = sample['data']['LIDAR_TOP']
-        data = nusc.get('sample_data', token)
-        mounting = nusc.get('calibrated_sensor', data['calibrated_sensor_token'])
-        self.lidar_rotation = Quaternion(mounting['rotation']).rotation_matrix
-        self.lidar_position = np.array(mounting['translation'])
-        points = np.fromfile(root / data['filename'], np.float32).reshape(-1, 5)
+        token = sample["data"]["LIDAR_TOP"]
+        data = nusc.get("sample_data", token)
+        mounting = nusc.get("calibrated_sensor", data["calibrated_sensor_token"])
+        self.lidar_rotation = Quaternion(mounting["rotation"]).rotation_matrix
+        self.lidar_position = np.array(mounting["translation"])
+        points = np.fromfile(root / data["filename"], np.float32).reshape(-1, 5)
         self.raw = points
         self.points = points[:, :3] @ self.lidar_rotation.T + self.lidar_position
         rows = np.load(
-            root / 'occupancy' / f'scene_{scene["token"]}' / 'occupancy' / f'{token}.npy'
+            root / "occupancy" / f"scene_{scene['token']}" / "occupancy" / f"{token}.npy"
         )
         self.rows = rows
         centres = (rows[:, [2, 1, 0]] + 0.5) * 0.2 + np.array([-51.2, -51.2, -5.0])
         self.open_centres = centres @ self.lidar_rotation.T + self.lidar_position
-        pose = nusc.get('ego_pose', data['ego_pose_token'])
+        pose = nusc.get("ego_pose", data["ego_pose_token"])
         self.ego_rotation, self.ego_position = (
-            Quaternion(pose['rotation']),
-            np.array(pose['translation']),
+            Quaternion(pose["rotation"]),
+            np.array(pose["translation"]),
         )
         self.boxes = []
-        for box_token in sample['anns']:
+        for box_token in sample["anns"]:
             box = nusc.get_box(box_token)
             box.translate(-self.ego_position)
             box.rotate(self.ego_rotation.inverse)
-            self.boxes.append((nusc.get('sample_annotation', box_token), box))
+            self.boxes.append((nusc.get("sample_annotation", box_token), box))
 
 
 def cells(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,9 +67,9 @@ def cells(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return index, ((index >= 0) & (index < SHAPE)).all(1)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def frames(small_root: Path) -> list[KeyFrame]:
-    nusc = NuScenes(version='v1.0-mini', dataroot=str(small_root), verbose=False)
+    nusc = NuScenes(version="v1.0-mini", dataroot=str(small_root), verbose=False)
     return [KeyFrame(nusc, sample) for sample in nusc.sample]
 
 
@@ -86,7 +86,7 @@ def test_label_formats(frames: list[KeyFrame]) -> None:
 
 
 def test_lidar_format(small_root: Path, frames: list[KeyFrame]) -> None:
-    path = next((small_root / 'sweeps' / 'LIDAR_TOP').iterdir())
+    path = next((small_root / "sweeps" / "LIDAR_TOP").iterdir())
     assert LidarPointCloud.from_file(str(path)).nbr_points() > 1000
     for frame in frames:
         assert set(np.unique(frame.raw[:, 4])) <= set(range(32))
@@ -127,8 +127,8 @@ def test_boxes_hold_voxels_of_their_class(frames: list[KeyFrame]) -> None:
             if np.abs(box.center[:2]).max() > 36:
                 continue
             mine = labels[points_in_box(box, centres.T, wlh_factor=1.0 + 0.5 / min(box.wlh))]
-            expected = int(CATEGORY_TO_OCC[record['category_name']])
-            assert expected in mine, record['category_name']
+            expected = int(CATEGORY_TO_OCC[record["category_name"]])
+            assert expected in mine, record["category_name"]
             checked += 1
     assert checked > 100
 
@@ -136,7 +136,7 @@ def test_boxes_hold_voxels_of_their_class(frames: list[KeyFrame]) -> None:
 def test_annotated_point_counts_are_true(frames: list[KeyFrame]) -> None:
     for frame in frames:
         counts = [
-            (record['num_lidar_pts'], int(points_in_box(box, frame.points.T).sum()))
+            (record["num_lidar_pts"], int(points_in_box(box, frame.points.T).sum()))
             for record, box in frame.boxes
         ]
         wrong = [pair for pair in counts if abs(pair[0] - pair[1]) > 1]  # float32 at a box's border
@@ -170,7 +170,7 @@ def _first_blocked(
     return bool(solid[tuple(index.T)].any())
 
 
-@pytest.mark.parametrize('kind', ['camera', 'lidar'])
+@pytest.mark.parametrize("kind", ["camera", "lidar"])
 def test_masks_are_what_rays_reach(
     frames: list[KeyFrame], small_scene: Scene, small_options: Options, kind: str
 ) -> None:
@@ -178,9 +178,9 @@ def test_masks_are_what_rays_reach(
     frame = frames[0]
     rng = np.random.default_rng(0)
     solid = frame.semantics != int(Occ.FREE)
-    mask = frame.camera if kind == 'camera' else frame.lidar
+    mask = frame.camera if kind == "camera" else frame.lidar
     views = []
-    if kind == 'camera':
+    if kind == "camera":
         key = small_scene.ego(0.0)
         for camera in CAMERAS:
             ego = small_scene.ego(camera.trigger_offset_us * 1e-6)
@@ -280,7 +280,7 @@ def test_image_casting_equals_casting_every_pixel(small_scene: Scene) -> None:
     assert np.percentile(np.abs(quick.distance[walls] - full.distance[walls]), 95) < 0.6
 
 
-@pytest.mark.parametrize('camera', CAMERAS[::3], ids=lambda camera: camera.name)
+@pytest.mark.parametrize("camera", CAMERAS[::3], ids=lambda camera: camera.name)
 def test_leaving_out_what_is_out_of_view_changes_no_pixel(
     small_scene: Scene, monkeypatch: pytest.MonkeyPatch, camera: Camera
 ) -> None:
@@ -289,8 +289,8 @@ def test_leaving_out_what_is_out_of_view_changes_no_pixel(
     for time_s in (0.0, 0.5):
         images.append(take_image(small_scene, camera, time_s, (160, 90), (0,), count_free=True))
     in_sight = ImageFrame._in_sight
-    monkeypatch.setattr(ImageFrame, 'may_see', lambda self, *_: True)
-    monkeypatch.setattr(ImageFrame, '_in_sight', lambda self, actors: actors)
+    monkeypatch.setattr(ImageFrame, "may_see", lambda self, *_: True)
+    monkeypatch.setattr(ImageFrame, "_in_sight", lambda self, actors: actors)
     for image, time_s in zip(images, (0.0, 0.5), strict=True):
         full = take_image(small_scene, camera, time_s, (160, 90), (0,), count_free=True)
         assert np.array_equal(full.image, image.image)
@@ -312,6 +312,6 @@ def test_sides_that_look_away_are_hidden(monkeypatch: pytest.MonkeyPatch) -> Non
         Visibility(solid).look(position, LIDAR, seen)
         masks.append(seen)
         monkeypatch.setattr(
-            Visibility, '_may_face', lambda self, _: np.ones(len(self._side_owners), bool)
+            Visibility, "_may_face", lambda self, _: np.ones(len(self._side_owners), bool)
         )
     assert np.array_equal(masks[0], masks[1]) and 0.1 < masks[0][solid].mean() < 0.9

@@ -24,28 +24,28 @@ from scripts.toy_nuscenes.classes import CATEGORY_TO_OCC
 RAW_HW, FINAL_HW = (54, 96), (32, 80)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def nusc(small_root: Path) -> NuScenes:
-    return NuScenes(version='v1.0-mini', dataroot=str(small_root), verbose=False)
+    return NuScenes(version="v1.0-mini", dataroot=str(small_root), verbose=False)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def info_folder(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp('infos')
-    arguments = ['--data-root', str(small_root), '--version', 'v1.0-mini', '--no-progress']
-    gen_sweep_info(parse_args([*arguments, '--out-dir', str(folder)]))
+    folder = tmp_path_factory.mktemp("infos")
+    arguments = ["--data-root", str(small_root), "--version", "v1.0-mini", "--no-progress"]
+    gen_sweep_info(parse_args([*arguments, "--out-dir", str(folder)]))
     return folder
 
 
 def build(
     kind: type[NuScenesDataset], root: Path, infos: Path, part: str, *, training: bool
 ) -> NuScenesDataset:
-    labels = 'LoadOcc3DLabels' if kind is NuScenesOcc3DDataset else 'LoadOccupancyLabels'
-    draw = dict(type='DrawImageAug', raw_hw=RAW_HW, final_hw=FINAL_HW, resize_range=(0.85, 1.0))
-    steps = [draw, dict(type=labels), dict(type='LoadLidarSweeps'), dict(type='RandomFlipBEV')]
+    labels = "LoadOcc3DLabels" if kind is NuScenesOcc3DDataset else "LoadOccupancyLabels"
+    draw = dict(type="DrawImageAug", raw_hw=RAW_HW, final_hw=FINAL_HW, resize_range=(0.85, 1.0))
+    steps = [draw, dict(type=labels), dict(type="LoadLidarSweeps"), dict(type="RandomFlipBEV")]
     return kind(
         data_root=str(root),
-        ann_file=str(infos / f'nuscenes_infos_{part}_mini_sweep.pkl'),
+        ann_file=str(infos / f"nuscenes_infos_{part}_mini_sweep.pkl"),
         pipeline=steps,
         num_frames=4,
         test_mode=not training,
@@ -57,56 +57,56 @@ def build(
 
 
 def image_record(nusc: NuScenes, path: str) -> dict:
-    name = '/'.join(Path(path).parts[-3:])
-    return next(record for record in nusc.sample_data if record['filename'] == name)
+    name = "/".join(Path(path).parts[-3:])
+    return next(record for record in nusc.sample_data if record["filename"] == name)
 
 
 def still_boxes(nusc: NuScenes, sample_token: str) -> list[tuple[str, Box]]:
     """Category and box, in the global frame, of what stands still and is annotated there."""
     out = []
-    for token in nusc.get('sample', sample_token)['anns']:
-        record = nusc.get('sample_annotation', token)
-        other = record['next'] or record['prev']
+    for token in nusc.get("sample", sample_token)["anns"]:
+        record = nusc.get("sample_annotation", token)
+        other = record["next"] or record["prev"]
         if other:
-            there = nusc.get('sample_annotation', other)['translation']
-            if np.linalg.norm(np.subtract(record['translation'], there)) < 0.01:
-                out.append((record['category_name'], nusc.get_box(token)))
+            there = nusc.get("sample_annotation", other)["translation"]
+            if np.linalg.norm(np.subtract(record["translation"], there)) < 0.01:
+                out.append((record["category_name"], nusc.get_box(token)))
     return out
 
 
 def occ_from_global(nusc: NuScenes, sample: OccSample) -> np.ndarray:
     """Global points to the grid's frame by the devkit's poses, [4, 4]."""
-    lidar = nusc.get('sample_data', sample.lidar_token)
-    pose = nusc.get('ego_pose', lidar['ego_pose_token'])
+    lidar = nusc.get("sample_data", sample.lidar_token)
+    pose = nusc.get("ego_pose", lidar["ego_pose_token"])
     ego2global = np.eye(4)
-    ego2global[:3, :3] = Quaternion(pose['rotation']).rotation_matrix
-    ego2global[:3, 3] = pose['translation']
+    ego2global[:3, :3] = Quaternion(pose["rotation"]).rotation_matrix
+    ego2global[:3, 3] = pose["translation"]
     return sample.ego2occ @ np.linalg.inv(ego2global)
 
 
 def devkit_pixels(nusc: NuScenes, path: str, box: Box) -> tuple[np.ndarray, float]:
     """Pixel of a global box's centre in an image, and its depth, the devkit's way."""
     record = image_record(nusc, path)
-    pose = nusc.get('ego_pose', record['ego_pose_token'])
-    mount = nusc.get('calibrated_sensor', record['calibrated_sensor_token'])
+    pose = nusc.get("ego_pose", record["ego_pose_token"])
+    mount = nusc.get("calibrated_sensor", record["calibrated_sensor_token"])
     box = box.copy()
     for frame in (pose, mount):
-        box.translate(-np.array(frame['translation']))
-        box.rotate(Quaternion(frame['rotation']).inverse)
-    u, v, depth = np.array(mount['camera_intrinsic']) @ box.center
+        box.translate(-np.array(frame["translation"]))
+        box.rotate(Quaternion(frame["rotation"]).inverse)
+    u, v, depth = np.array(mount["camera_intrinsic"]) @ box.center
     return np.array([u, v]) / depth, float(depth)
 
 
 KINDS = [NuScenesOcc3DDataset, NuScenesOccupancyDataset]
 
 
-@pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [False, True])
 def test_box_centres_project_alike_in_every_frame(
     nusc: NuScenes, small_root: Path, info_folder: Path, kind: type, training: bool
 ) -> None:
     checked, times = 0, set()
-    for part in ('train', 'val'):
+    for part in ("train", "val"):
         dataset = build(kind, small_root, info_folder, part, training=training)
         dataset.set_epoch(0)
         for index in range(len(dataset)):
@@ -132,14 +132,14 @@ def test_box_centres_project_alike_in_every_frame(
     assert checked > 300 and len(times) > 20
 
 
-@pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [False, True])
 def test_points_of_every_sweep_lie_in_the_boxes_of_things(
     nusc: NuScenes, small_root: Path, info_folder: Path, kind: type, training: bool
 ) -> None:
     """As many as the sweep's own file has in the box, moved by the devkit's poses."""
     checked = 0
-    for part in ('train', 'val'):
+    for part in ("train", "val"):
         dataset = build(kind, small_root, info_folder, part, training=training)
         dataset.set_epoch(1)
         for index in range(len(dataset)):
@@ -148,10 +148,10 @@ def test_points_of_every_sweep_lie_in_the_boxes_of_things(
             points = sample.points
             in_global = np.linalg.inv(occ_from_global(nusc, sample))
             points_global = points[:, :3] @ in_global[:3, :3].T + in_global[:3, 3]
-            paths = [nusc.get('sample_data', sample.lidar_token)['filename']]
-            while nusc.get('sample_data', _token(nusc, paths[-1]))['prev'] and len(paths) < 10:
-                token = nusc.get('sample_data', _token(nusc, paths[-1]))['prev']
-                paths.append(nusc.get('sample_data', token)['filename'])
+            paths = [nusc.get("sample_data", sample.lidar_token)["filename"]]
+            while nusc.get("sample_data", _token(nusc, paths[-1]))["prev"] and len(paths) < 10:
+                token = nusc.get("sample_data", _token(nusc, paths[-1]))["prev"]
+                paths.append(nusc.get("sample_data", token)["filename"])
             assert [Path(path).name for path in sample.lidar.paths] == [Path(p).name for p in paths]
             copies = 10 if len(paths) == 1 else 1  # without sweeps the key frame stands in
             lags = np.unique(points[:, 4])
@@ -167,29 +167,29 @@ def test_points_of_every_sweep_lie_in_the_boxes_of_things(
 
 
 def _token(nusc: NuScenes, filename: str) -> str:
-    return next(r['token'] for r in nusc.sample_data if r['filename'] == filename)
+    return next(r["token"] for r in nusc.sample_data if r["filename"] == filename)
 
 
 def _count_in_file(nusc: NuScenes, filename: str, box: Box) -> int:
-    record = nusc.get('sample_data', _token(nusc, filename))
+    record = nusc.get("sample_data", _token(nusc, filename))
     points = np.fromfile(Path(nusc.dataroot) / filename, np.float32).reshape(-1, 5)[:, :3]
     box = box.copy()
     for frame in (
-        nusc.get('ego_pose', record['ego_pose_token']),
-        nusc.get('calibrated_sensor', record['calibrated_sensor_token']),
+        nusc.get("ego_pose", record["ego_pose_token"]),
+        nusc.get("calibrated_sensor", record["calibrated_sensor_token"]),
     ):
-        box.translate(-np.array(frame['translation']))
-        box.rotate(Quaternion(frame['rotation']).inverse)
+        box.translate(-np.array(frame["translation"]))
+        box.rotate(Quaternion(frame["rotation"]).inverse)
     return int(points_in_box(box, points.T).sum())
 
 
-@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize("training", [False, True])
 def test_both_label_sets_agree_with_each_other_and_the_boxes(
     nusc: NuScenes, small_root: Path, info_folder: Path, training: bool
 ) -> None:
     """Each in its own frame, flipped on its own."""
     seen, same, boxes = 0, 0, 0
-    for part in ('train', 'val'):
+    for part in ("train", "val"):
         sets = [build(kind, small_root, info_folder, part, training=training) for kind in KINDS]
         for epoch, dataset in enumerate(sets):
             dataset.set_epoch(epoch)

@@ -137,19 +137,19 @@ def test_models_fill_their_boxes_and_have_outward_normals() -> None:
 def test_every_kind_of_thing_has_a_label() -> None:
     rng = np.random.default_rng(0)
     kinds = [
-        'car',
-        'bus',
-        'truck',
-        'trailer',
-        'construction',
-        'motorcycle',
-        'bicycle',
-        'parked_bicycle',
-        'pedestrian',
-        'worker',
-        'cone',
-        'barrier',
-        'other',
+        "car",
+        "bus",
+        "truck",
+        "trailer",
+        "construction",
+        "motorcycle",
+        "bicycle",
+        "parked_bicycle",
+        "pedestrian",
+        "worker",
+        "cone",
+        "barrier",
+        "other",
     ]
     assert {CATEGORY_TO_OCC[make_look(kind, rng).category] for kind in kinds} == set(Occ) - {
         Occ.DRIVEABLE_SURFACE,
@@ -160,15 +160,15 @@ def test_every_kind_of_thing_has_a_label() -> None:
         Occ.VEGETATION,
         Occ.FREE,
     }
-    with pytest.raises(ValueError, match='no kind of thing is called'):
-        make_look('dragon', rng)
+    with pytest.raises(ValueError, match="no kind of thing is called"):
+        make_look("dragon", rng)
 
 
 def test_a_box_throws_its_shadow_away_from_the_sun() -> None:
     world = StaticWorld(np.array([0.0, 0.0]), np.array([40.0, 40.0]))
     slot = world.slots.add(Occ.MANMADE, Kind.PLAIN, (0.5, 0.5, 0.5))
     world.put_box(slot, (20.0, 20.0), 0.0, (2.0, 2.0), 0.0, 6.0)
-    light = make_light('clear', (0, 0))
+    light = make_light("clear", (0, 0))
     towards = light.to_sun[:2] / np.linalg.norm(light.to_sun[:2])
     shadows = Shadows.of_world(world, np.array([40.0, 40.0]), light)
     behind, before = np.array([20, 20]) - 4 * towards, np.array([20, 20]) + 4 * towards
@@ -184,7 +184,7 @@ def test_full_slot_tables_are_reported() -> None:
     world = StaticWorld(np.zeros(2), np.array([4.0, 4.0]))
     for _ in range(255):
         world.slots.add(Occ.MANMADE, Kind.PLAIN, (0, 0, 0))
-    with pytest.raises(RuntimeError, match='more than 255 static things'):
+    with pytest.raises(RuntimeError, match="more than 255 static things"):
         world.slots.add(Occ.MANMADE, Kind.PLAIN, (0, 0, 0))
 
 

@@ -21,7 +21,7 @@ from scripts.toy_nuscenes.writer import DataSetError, generate, place_scenes
 
 def digest(root: Path) -> dict[str, str]:
     """Hash of each file by its path."""
-    files = sorted(path for path in root.rglob('*') if path.is_file())
+    files = sorted(path for path in root.rglob("*") if path.is_file())
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
     }
@@ -32,21 +32,21 @@ def test_an_interrupted_run_is_no_data_set_and_can_be_completed_by_workers(
 ) -> None:
     """The first scene in this process, a crash, the rest in worker processes: still the bytes of
     an undisturbed run."""
-    root = tmp_path / 'toy'
+    root = tmp_path / "toy"
     real = frames.generate_scene
 
     def fails_on_second(
         root: Path, options: Options, names: object, *rest: object, **more: object
     ) -> None:
         if names.index == 1:  # type: ignore[attr-defined]
-            raise RuntimeError('power cut')
+            raise RuntimeError("power cut")
         real(root, options, names, *rest, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(frames, 'generate_scene', fails_on_second)
-    with pytest.raises(RuntimeError, match='power cut'):
+    monkeypatch.setattr(frames, "generate_scene", fails_on_second)
+    with pytest.raises(RuntimeError, match="power cut"):
         generate(root, small_options, workers=0)
-    assert not (root / 'v1.0-mini').exists()
-    assert json.loads((root / 'toy_nuscenes.json').read_text())['complete'] is False
+    assert not (root / "v1.0-mini").exists()
+    assert json.loads((root / "toy_nuscenes.json").read_text())["complete"] is False
     monkeypatch.undo()
     finished: list[int] = []
     assert generate(root, small_options, workers=2, progress=finished.append)
@@ -55,9 +55,9 @@ def test_an_interrupted_run_is_no_data_set_and_can_be_completed_by_workers(
 
 
 def test_a_complete_data_set_is_left_alone(small_root: Path, small_options: Options) -> None:
-    before = {path: path.stat().st_mtime_ns for path in small_root.rglob('*')}
+    before = {path: path.stat().st_mtime_ns for path in small_root.rglob("*")}
     assert not generate(small_root, small_options, workers=0)
-    assert before == {path: path.stat().st_mtime_ns for path in small_root.rglob('*')}
+    assert before == {path: path.stat().st_mtime_ns for path in small_root.rglob("*")}
 
 
 def test_other_options_are_refused_without_overwrite(
@@ -65,35 +65,35 @@ def test_other_options_are_refused_without_overwrite(
 ) -> None:
     other = dataclasses.replace(small_options, seed=5)
     before = digest(small_root)
-    with pytest.raises(DataSetError, match=r'seed 0 there, 5 asked.*--overwrite'):
+    with pytest.raises(DataSetError, match=r"seed 0 there, 5 asked.*--overwrite"):
         generate(small_root, other, workers=0)
     assert digest(small_root) == before
 
 
 def test_foreign_folders_are_refused(tmp_path: Path, small_options: Options) -> None:
-    (tmp_path / 'precious.txt').write_text('mine')
-    with pytest.raises(DataSetError, match='was not made by this command'):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(DataSetError, match="was not made by this command"):
         generate(tmp_path, small_options, workers=0, overwrite=True)
-    assert (tmp_path / 'precious.txt').read_text() == 'mine'
+    assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'message'),
+    ("arguments", "message"),
     [
-        (['--scenes', '0'], '--scenes must lie between'),
-        (['--samples', '-1'], '--samples must lie between'),
-        (['--image-size', '8x8'], '--image-size must be at least'),
-        (['--workers', '-2'], '--workers must not be negative'),
-        (['--jpeg-quality', '101'], '--jpeg-quality must lie'),
+        (["--scenes", "0"], "--scenes must lie between"),
+        (["--samples", "-1"], "--samples must lie between"),
+        (["--image-size", "8x8"], "--image-size must be at least"),
+        (["--workers", "-2"], "--workers must not be negative"),
+        (["--jpeg-quality", "101"], "--jpeg-quality must lie"),
     ],
 )
 def test_wrong_arguments_end_in_one_sentence(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert make_toy_nuscenes.main(['--out', str(tmp_path / 'toy'), *arguments]) == 1
+    assert make_toy_nuscenes.main(["--out", str(tmp_path / "toy"), *arguments]) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and message in error[0]
-    assert not (tmp_path / 'toy').exists()
+    assert not (tmp_path / "toy").exists()
 
 
 def test_scenes_lie_apart_on_their_map() -> None:

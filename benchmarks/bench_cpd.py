@@ -7,7 +7,8 @@ Occ3D grid. "field" is spconv where it is installed: sorted unique voxels, ``sca
 the maxima, points and their voxel's maximum concatenated for the second network, spconv's
 convolutions in training mode (in eval mode its CPU code drops the bias). It
 is right on the CPU with one thread only, so all run with one there, and it has no backward pass
-there: "both" compares with the twin alone.
+there: "both" compares with the twin alone. "forward" has the fixed statistics of an evaluation,
+"both" those of the batch.
 """
 
 from __future__ import annotations
@@ -46,6 +47,14 @@ class Weights(nn.Module):
         )
         self.biases = nn.ParameterList([torch.zeros(64), torch.zeros(CLASSES)])
 
+    def folded(self, layer: int) -> tuple[Tensor, Tensor | None, Callable[[Tensor], Tensor]]:
+        """Weight, bias and what follows: fixed statistics are a part of the first two."""
+        weight, norm = self.linears[layer].weight, self.norms[layer]
+        if norm.training:
+            return weight, None, norm
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        return weight * scale[:, None], norm.bias - norm.running_mean * scale, nn.Identity()
+
 
 def point_inputs(points: Tensor, feats: Tensor) -> tuple[Tensor, Tensor]:
     """[n, 38] inputs of the first network and the voxel key of every point."""
@@ -70,16 +79,21 @@ def voxel_features(
     maximum: Callable[..., Tensor], by_voxels: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """With ``by_voxels`` as in the project's head: what the points of a voxel share is multiplied
-    once for them, and the last ReLU follows the maximum.
+    once for them, fixed statistics are a part of the weights, and the last ReLU follows the
+    maximum.
     """
     x, key = point_inputs(points, feats)
     unique, voxel = find(key, math.prod(SHAPE))
+    if by_voxels:
+        weight, bias, norm = w.folded(0)
+        x = F.relu(norm(F.linear(x, weight, bias)), inplace=True)
+        maxima = maximum(x, voxel, len(unique))
+        weight, bias, norm = w.folded(1)
+        of_point, of_voxel = weight.split(32, dim=1)
+        x = F.linear(maxima, of_voxel, bias).index_select(0, voxel).addmm_(x, of_point.t())
+        return F.relu(maximum(norm(x), voxel, len(unique)), inplace=True), coords_of(unique)
     x = F.relu(w.norms[0](w.linears[0](x)), inplace=True)
     maxima = maximum(x, voxel, len(unique))
-    if by_voxels:
-        of_point, of_voxel = w.linears[1].weight.split(32, dim=1)
-        x = F.linear(maxima, of_voxel).index_select(0, voxel).addmm_(x, of_point.t())
-        return F.relu(maximum(w.norms[1](x), voxel, len(unique))), coords_of(unique)
     x = w.norms[1](w.linears[1](torch.cat([x, maxima[voxel]], 1)))
     return maximum(F.relu(x, inplace=True), voxel, len(unique)), coords_of(unique)
 
@@ -154,10 +168,12 @@ def main() -> None:
     if find_spec("spconv") is not None:
         field = Field(w, args.device)
         with_field["field"] = lambda: field(points, feats)
+    w.eval()
     forward = compare.forward("V2-T CPD", with_field, args, gigaflop, tolerance=1e-3)
     compare.add_table(report, [forward])
     if "field" in with_field:
         report.aim("cpd:forward_over_spconv", forward.ratio("field"), 3.0)
+    w.train()
     grad = torch.randn(dilated.num_out, CLASSES, device=args.device)
     compare.add_table(report, [compare.both("V2-T CPD", functions, leaves, grad, args)])
     report.end()

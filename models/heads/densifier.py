@@ -64,18 +64,30 @@ class PFNLayer(nn.Module):
             voxel_index: ``[n]``, the voxel of each point.
             num_voxels: V.
         """
-        x = self.norm(self._linear(points, voxels, voxel_index))
+        if self.norm.training:
+            x = self.norm(self._linear(self.linear.weight, None, points, voxels, voxel_index))
+        else:  # fixed statistics: the norm scales the weights and adds a bias
+            mean, variance = self.norm.running_mean, self.norm.running_var
+            assert mean is not None and variance is not None
+            scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
+            bias = self.norm.bias - mean * scale
+            weight = self.linear.weight * scale[:, None]
+            x = self._linear(weight, bias, points, voxels, voxel_index)
         if self.last:  # the order of maximum and ReLU is free, and there are fewer voxels
-            return x, F.relu(ops.voxel_max(x, voxel_index, num_voxels))
+            return x, F.relu(ops.voxel_max(x, voxel_index, num_voxels), inplace=True)
         x = F.relu(x, inplace=True)
         return x, ops.voxel_max(x, voxel_index, num_voxels)
 
-    def _linear(self, points: Tensor, voxels: Tensor | None, voxel_index: Tensor) -> Tensor:
+    @staticmethod
+    def _linear(
+        weight: Tensor, bias: Tensor | None, points: Tensor, voxels: Tensor | None,
+        voxel_index: Tensor,
+    ) -> Tensor:  # fmt: skip
         if voxels is None:
-            return self.linear(points)
+            return F.linear(points, weight, bias)
         # the part of the product that the points of a voxel share is computed once for them
-        of_point, of_voxel = self.linear.weight.split([points.shape[1], voxels.shape[1]], dim=1)
-        shared = F.linear(voxels, of_voxel).index_select(0, voxel_index)
+        of_point, of_voxel = weight.split([points.shape[1], voxels.shape[1]], dim=1)
+        shared = F.linear(voxels, of_voxel, bias).index_select(0, voxel_index)
         return shared.addmm_(points, of_point.t())
 
 

@@ -46,6 +46,9 @@ def test_densifier_equals_a_loop_over_voxels() -> None:
     densifier = make_densifier().eval()
     for layer in densifier.pfn_layers:
         torch.nn.init.normal_(layer.norm.running_mean)
+        for scale in (layer.norm.running_var, layer.norm.weight):
+            torch.nn.init.uniform_(scale, 0.5, 2.0)
+        torch.nn.init.normal_(layer.norm.bias)
     points = torch.rand(2, 5, 3, 3, dtype=torch.float64) * torch.tensor([6.0, 6.0, 1.5])
     feats = torch.randn(2, 5, 3, 4, dtype=torch.float64)
 
@@ -82,6 +85,16 @@ def test_densifier_equals_a_loop_over_voxels() -> None:
     assert set(found) == set(map(tuple, active.nonzero().tolist()))
     for voxel, value in found.items():
         torch.testing.assert_close(value, logits[voxel])
+
+
+def test_training_equals_evaluation_with_the_statistics_of_the_batch() -> None:
+    densifier = make_densifier(bn_momentum=1.0)
+    points = torch.rand(2, 5, 3, 3, dtype=torch.float64) * torch.tensor([6.0, 6.0, 1.5])
+    feats = torch.randn(2, 5, 3, 4, dtype=torch.float64)
+    expected = densifier(points, feats).logits
+    for layer in densifier.pfn_layers:
+        layer.norm.running_var *= 29 / 30  # of 30 points: a batch is divided by its biased variance
+    torch.testing.assert_close(densifier.eval()(points, feats).logits, expected)
 
 
 def test_points_outside_the_range_count_for_the_nearest_voxel() -> None:

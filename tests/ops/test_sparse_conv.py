@@ -284,8 +284,12 @@ def test_opcheck() -> None:
     )
 
 
-def test_without_avx2(run_in_new_process: Callable[..., None]) -> None:
-    """The portable path gives the same results; the choice is made once per process."""
+@pytest.mark.parametrize("switch", ["OPUS_DISABLE_AVX2", "OPUS_DISABLE_AVX512"])
+def test_other_instructions(run_in_new_process: Callable[..., None], switch: str) -> None:
+    """What a processor without them runs gives the same; the choice is made once per process.
+
+    40 and 18 columns leave half a pair of vectors over and, with AVX-512, single columns.
+    """
     run_in_new_process(
         """
 import torch
@@ -293,15 +297,17 @@ from models.ops import build_kernel_map, sparse_conv, sparse_conv_reference
 torch.manual_seed(0)
 coords = (torch.rand(2, 7, 6, 5) < 0.3).nonzero()
 kernel_map = build_kernel_map(coords, (7, 6, 5), 3, padding=1)
-inputs = [torch.randn(len(coords), 5), torch.randn(6, 3, 3, 3, 5), torch.randn(6)]
-inputs = [x.double().requires_grad_() for x in inputs]
-ours, twin = sparse_conv(*inputs, kernel_map), sparse_conv_reference(*inputs, kernel_map)
-torch.testing.assert_close(ours, twin)
-grad = torch.randn_like(ours)
-for a, b in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(twin, inputs, grad)):
-    torch.testing.assert_close(a, b)
+for c_in, c_out in ((5, 6), (40, 18)):
+    inputs = [torch.randn(len(coords), c_in), torch.randn(c_out, 3, 3, 3, c_in), torch.randn(c_out)]
+    inputs = [x.double().requires_grad_() for x in inputs]
+    ours, twin = sparse_conv(*inputs, kernel_map), sparse_conv_reference(*inputs, kernel_map)
+    torch.testing.assert_close(ours, twin)
+    grad = torch.randn_like(ours)
+    pairs = zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(twin, inputs, grad))
+    for a, b in pairs:
+        torch.testing.assert_close(a, b)
 """,
-        OPUS_DISABLE_AVX2="1",
+        **{switch: "1"},
     )
 
 

@@ -1,5 +1,5 @@
-// Gather, multiply, scatter over the pairs of a kernel map. With AVX2 the three are one; without it
-// they are torch's own operations.
+// Gather, multiply, scatter over the pairs of a kernel map. With AVX2 or AVX-512 the three are one;
+// without them they are torch's own operations.
 #include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/constant_pad_nd.h>
@@ -15,7 +15,7 @@
 
 #include "common/avx2.h"
 #include "common/parallel.h"
-#include "sparse_conv/row_gemm_avx2.h"
+#include "sparse_conv/row_gemm_targets.h"
 #include "sparse_conv/sparse_conv.h"
 
 namespace opus {
@@ -88,13 +88,8 @@ void multiply_with_torch(const Pairs& pairs, bool forward, const at::Tensor& lis
 
 #if defined(OPUS_HAS_AVX2_KERNELS)
 
-int64_t vector_width(at::ScalarType type) {
-  return type == at::kFloat ? avx2::Lanes<float>::kWidth : avx2::Lanes<double>::kWidth;
-}
-
 // Zeros appended to the last axis up to a multiple of the vector width; always contiguous.
-at::Tensor pad_columns(const at::Tensor& tensor) {
-  const int64_t width = vector_width(tensor.scalar_type());
+at::Tensor pad_columns(const at::Tensor& tensor, int64_t width) {
   const int64_t missing = (width - tensor.size(-1) % width) % width;
   return missing == 0 ? tensor.contiguous()
                       : at::constant_pad_nd(tensor, {0, missing}).contiguous();
@@ -147,64 +142,71 @@ at::Tensor pack_factors(const at::Tensor& b, const Columns& columns) {
   return packed;
 }
 
-// The pairs of one kernel position within a task's rows.
-struct Segment {
-  const int32_t *from, *to;
-  int64_t count;
-};
+// Where the pairs of every task begin within those of every kernel position, [positions, tasks + 1];
+// `to` ascends within a position.
+std::vector<int64_t> task_starts(const int32_t* to, const Pairs& pairs, int64_t tasks) {
+  std::vector<int64_t> starts(pairs.positions * (tasks + 1));
+  parallel_tasks(pairs.positions, [&](int64_t k) {
+    int64_t* of_task = starts.data() + k * (tasks + 1);
+    const int32_t *pair = to + pairs.starts[k], *end = to + pairs.starts[k + 1];
+    for (int64_t task = 0; task <= tasks; ++task) {
+      pair = std::lower_bound(pair, end, task * kRowsPerTask);
+      of_task[task] = pair - to;
+    }
+  });
+  return starts;
+}
 
 // Rows of c: `bias` (null: zeros) and the products of all positions; see pack_factors.
-template <typename T>
-void multiply_with_avx2(const int32_t* from, const int32_t* to, const Pairs& pairs,
-                        const at::Tensor& a, const T* factors, const Columns& columns,
-                        const T* bias, at::Tensor& c) {
-  constexpr int kWidth = avx2::Lanes<T>::kWidth;
+template <typename Gemm, typename T>
+void multiply_by_vectors(const int32_t* from, const int32_t* to, const Pairs& pairs,
+                         const at::Tensor& a, const T* factors, const Columns& columns,
+                         const T* bias, at::Tensor& c) {
+  constexpr int kWidth = Gemm::template kWidth<T>;
   const T* a_data = a.const_data_ptr<T>();
   T* c_data = c.data_ptr<T>();
   const int64_t rows = c.size(0), depth = a.size(1), size = pairs.positions * depth;
-  parallel_tasks(num_blocks(rows, kRowsPerTask), [&](int64_t task) {
-    const int64_t first_row = task * kRowsPerTask, end_row = std::min(rows, first_row + kRowsPerTask);
-    std::vector<Segment> segments(pairs.positions);
-    for (int64_t k = 0; k < pairs.positions; ++k) {
-      const int32_t* end_k = to + pairs.starts[k + 1];
-      const int32_t* first = std::lower_bound(to + pairs.starts[k], end_k, first_row);
-      const int32_t* last = std::lower_bound(first, end_k, end_row);
-      segments[k] = {from + (first - to), first, last - first};
-    }
-    alignas(64) T vectors[kRowsPerTask * 2 * kWidth], lanes[kRowsPerTask * kMaxDots * kWidth];
-    avx2::RowSums<T> sums{vectors, lanes, first_row, kRowsPerTask, 0, nullptr, size};
+  const int64_t tasks = num_blocks(rows, kRowsPerTask);
+  const std::vector<int64_t> starts = task_starts(to, pairs, tasks);
+  parallel_tasks(tasks, [&](int64_t task) {
+    const int64_t first_row = task * kRowsPerTask;
+    const int64_t count = std::min(kRowsPerTask, rows - first_row);
+    alignas(64) T data[kRowsPerTask * (2 + kMaxDots) * kWidth];
+    typename Gemm::template Sums<T> sums{data, first_row, 0, nullptr, size};
     for (int64_t column = 0; column < columns.whole; column += columns.pair) {
       const int64_t width = columns.width_at(column);
       const int64_t real = std::min(width, columns.whole - column);
-      for (int64_t row = 0; row < end_row - first_row; ++row) {
-        T* sum = vectors + row * width;
-        std::fill_n(sum, width, T(0));
-        if (bias != nullptr) std::copy_n(bias + column, real, sum);
-      }
       // While the first columns are computed, a comes into the cache, and the dots are taken.
       const bool at_first = column == 0;
       sums.dots = at_first ? static_cast<int>(columns.dots) : 0;
-      if (at_first) std::fill_n(lanes, columns.dots * kRowsPerTask * kWidth, T(0));
+      const int64_t stride = width + sums.dots * kWidth;
+      for (int64_t row = 0; row < count; ++row) {
+        T* sum = data + row * stride;
+        std::fill_n(sum, stride, T(0));
+        if (bias == nullptr) continue;
+        std::copy_n(bias + column, real, sum);
+        for (int i = 0; i < sums.dots; ++i) sum[width + i * kWidth] = bias[columns.whole + i];
+      }
       for (int64_t k = 0; k < pairs.positions; ++k) {
-        const Segment& s = segments[k];
+        const int64_t* start = starts.data() + k * (tasks + 1) + task;
+        const int32_t *source = from + start[0], *target = to + start[0];
         const T* b = factors + size * column + k * depth * width;
         sums.factors = factors + size * columns.padded() + k * depth;
         if (width == 2 * kWidth) {
-          avx2::add_products<T, 2>(s.from, s.to, s.count, a_data, depth, b, at_first, sums);
+          Gemm::template add<T, 2>(source, target, start[1] - start[0], a_data, depth, b, at_first,
+                                   sums);
         } else {
-          avx2::add_products<T, 1>(s.from, s.to, s.count, a_data, depth, b, at_first, sums);
+          Gemm::template add<T, 1>(source, target, start[1] - start[0], a_data, depth, b, at_first,
+                                   sums);
         }
       }
-      for (int64_t row = first_row; row < end_row; ++row) {
-        std::copy_n(vectors + (row - first_row) * width, real, c_data + row * columns.all + column);
-      }
-    }
-    for (int64_t i = 0; i < columns.dots; ++i) {
-      const int64_t column = columns.whole + i;
-      for (int64_t row = first_row; row < end_row; ++row) {
-        const T* sum = lanes + (i * kRowsPerTask + row - first_row) * kWidth;
-        c_data[row * columns.all + column] =
-            avx2::sum_of_lanes(sum) + (bias != nullptr ? bias[column] : T(0));
+      for (int64_t row = 0; row < count; ++row) {
+        const T* sum = data + row * stride;
+        T* out = c_data + (first_row + row) * columns.all;
+        std::copy_n(sum, real, out + column);
+        for (int i = 0; i < sums.dots; ++i) {
+          out[columns.whole + i] = Gemm::total(sum + width + i * kWidth);
+        }
       }
     }
   });
@@ -212,9 +214,9 @@ void multiply_with_avx2(const int32_t* from, const int32_t* to, const Pairs& pai
 
 // Gradient of the weights, [K, C_out, C_in padded], in segments of pairs that are then summed in
 // order: the same sums whatever the number of threads.
-template <typename T>
-at::Tensor weight_gradient_with_avx2(const Pairs& pairs, const at::Tensor& grad,
-                                     const at::Tensor& features) {
+template <typename Gemm, typename T>
+at::Tensor weight_gradient_by_vectors(const Pairs& pairs, const at::Tensor& grad,
+                                      const at::Tensor& features) {
   const int64_t c_out = grad.size(1), c_in = features.size(1), size = c_out * c_in;
   const int64_t total = pairs.starts[pairs.positions];
   const int64_t length = std::max(kPairsPerTask, num_blocks(total, kMaxWeightTasks));
@@ -235,8 +237,8 @@ at::Tensor weight_gradient_with_avx2(const Pairs& pairs, const at::Tensor& grad,
     const int64_t begin = pairs.starts[k] + (segment - segment_of[k]) * length;
     const int64_t count = std::min(length, pairs.starts[k + 1] - begin);
     std::fill_n(sums + segment * size, size, T(0));
-    avx2::outer_scattered<T>(pairs.out + begin, pairs.in + begin, count, grad_data, c_out,
-                             feature_data, c_in, sums + segment * size);
+    Gemm::template add_outer<T>(pairs.out + begin, pairs.in + begin, count, grad_data, c_out,
+                                feature_data, c_in, sums + segment * size);
   });
   parallel_tasks(pairs.positions, [&](int64_t k) {
     for (int64_t segment = segment_of[k]; segment < segment_of[k + 1]; ++segment) {
@@ -244,6 +246,12 @@ at::Tensor weight_gradient_with_avx2(const Pairs& pairs, const at::Tensor& grad,
     }
   });
   return result;
+}
+
+// Calls `function` with the kernels for this processor.
+template <typename Function>
+auto with_gemm(const Function& function) {
+  return use_avx512() ? function(avx512::RowGemm()) : function(avx2::RowGemm());
 }
 
 #endif  // OPUS_HAS_AVX2_KERNELS
@@ -256,14 +264,17 @@ at::Tensor multiply(const at::Tensor& list, const at::Tensor& starts, bool forwa
 #if defined(OPUS_HAS_AVX2_KERNELS)
   if (use_avx2() && a.size(1) > 0 && b.size(2) > 0) {
     at::Tensor c = at::empty({rows, b.size(2)}, a.options());
-    const Columns columns(b.size(2), vector_width(a.scalar_type()));
     const at::Tensor source = a.contiguous(), start = bias.defined() ? bias.contiguous() : bias;
     AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "sparse_conv", [&] {
-      const at::Tensor factors = pack_factors<scalar_t>(b, columns);
-      multiply_with_avx2<scalar_t>(forward ? pairs.in : pairs.out, forward ? pairs.out : pairs.in,
-                                   pairs, source, factors.const_data_ptr<scalar_t>(), columns,
-                                   start.defined() ? start.const_data_ptr<scalar_t>() : nullptr,
-                                   c);
+      with_gemm([&](auto gemm) {
+        using Gemm = decltype(gemm);
+        const Columns columns(b.size(2), Gemm::template kWidth<scalar_t>);
+        const at::Tensor factors = pack_factors<scalar_t>(b, columns);
+        multiply_by_vectors<Gemm, scalar_t>(
+            forward ? pairs.in : pairs.out, forward ? pairs.out : pairs.in, pairs, source,
+            factors.const_data_ptr<scalar_t>(), columns,
+            start.defined() ? start.const_data_ptr<scalar_t>() : nullptr, c);
+      });
     });
     return c;
   }
@@ -278,10 +289,14 @@ at::Tensor weight_gradient(const Pairs& pairs, const at::Tensor& list, const at:
                            const at::Tensor& features) {
 #if defined(OPUS_HAS_AVX2_KERNELS)
   if (use_avx2()) {
-    const at::Tensor left = grad.contiguous(), right = pad_columns(features);
+    const at::Tensor left = grad.contiguous();
     at::Tensor result;
     AT_DISPATCH_FLOATING_TYPES(grad.scalar_type(), "sparse_conv_backward", [&] {
-      result = weight_gradient_with_avx2<scalar_t>(pairs, left, right);
+      result = with_gemm([&](auto gemm) {
+        using Gemm = decltype(gemm);
+        const at::Tensor right = pad_columns(features, Gemm::template kWidth<scalar_t>);
+        return weight_gradient_by_vectors<Gemm, scalar_t>(pairs, left, right);
+      });
     });
     return result.narrow(2, 0, features.size(1));
   }

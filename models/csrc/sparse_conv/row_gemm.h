@@ -1,73 +1,21 @@
-// Products of scattered matrix rows with AVX2 and FMA, chosen at run time.
+// Products of scattered matrix rows by the vector. Included once for each set of instructions, hence
+// no include guard: by row_gemm_targets.h, which says what sets there are.
 //
 // A sparse convolution multiplies rows that lie anywhere by a small dense matrix and adds the
 // results to rows that lie anywhere. Copying them together for a library GEMM and apart again costs
 // about as much as the products, so these kernels take row addresses.
-#pragma once
 
-#include "common/avx2.h"
-
-#if defined(OPUS_HAS_AVX2_KERNELS)
-
-#include <immintrin.h>
-
-#include <algorithm>
-#include <cstdint>
-
-#define OPUS_AVX2 __attribute__((target("avx2,fma")))
-#define OPUS_AVX2_INLINE inline __attribute__((always_inline, target("avx2,fma")))
+#define OPUS_ROWS __attribute__((target(OPUS_ROWS_INSTRUCTIONS)))
+#define OPUS_ROWS_INLINE inline __attribute__((always_inline, target(OPUS_ROWS_INSTRUCTIONS)))
 
 namespace opus {
-namespace avx2 {
+namespace OPUS_ROWS_TARGET {
 
-template <typename T>
-struct Lanes;
-
-template <>
-struct Lanes<float> {
-  using Vector = __m256;
-  static constexpr int kWidth = 8;
-  OPUS_AVX2_INLINE static Vector zero() { return _mm256_setzero_ps(); }
-  OPUS_AVX2_INLINE static Vector load(const float* p) { return _mm256_loadu_ps(p); }
-  OPUS_AVX2_INLINE static Vector broadcast(const float* p) { return _mm256_broadcast_ss(p); }
-  OPUS_AVX2_INLINE static void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
-  OPUS_AVX2_INLINE static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
-  OPUS_AVX2_INLINE static Vector fma(Vector a, Vector b, Vector c) {
-    return _mm256_fmadd_ps(a, b, c);
-  }
-  OPUS_AVX2_INLINE static float sum(Vector v) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-  }
-};
-
-template <>
-struct Lanes<double> {
-  using Vector = __m256d;
-  static constexpr int kWidth = 4;
-  OPUS_AVX2_INLINE static Vector zero() { return _mm256_setzero_pd(); }
-  OPUS_AVX2_INLINE static Vector load(const double* p) { return _mm256_loadu_pd(p); }
-  OPUS_AVX2_INLINE static Vector broadcast(const double* p) { return _mm256_broadcast_sd(p); }
-  OPUS_AVX2_INLINE static void store(double* p, Vector v) { _mm256_storeu_pd(p, v); }
-  OPUS_AVX2_INLINE static Vector add(Vector a, Vector b) { return _mm256_add_pd(a, b); }
-  OPUS_AVX2_INLINE static Vector fma(Vector a, Vector b, Vector c) {
-    return _mm256_fmadd_pd(a, b, c);
-  }
-  OPUS_AVX2_INLINE static double sum(Vector v) {
-    const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
-    return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
-  }
-};
-
-// Six rows by two vectors of columns: twelve accumulators, two columns and a broadcast value fill
-// 15 of the 16 registers.
-constexpr int kRows = 6;
 constexpr int kVectors = 2;
 
 // c[r][0 .. NV vectors) += sum over d of a[r][d] * b[d][0 .. NV vectors), for R rows.
 template <typename T, int R, int NV>
-OPUS_AVX2_INLINE void multiply_block(const T* const* a, int64_t depth, const T* b, T* const* c) {
+OPUS_ROWS_INLINE void multiply_block(const T* const* a, int64_t depth, const T* b, T* const* c) {
   using L = Lanes<T>;
   typename L::Vector sum[R][NV];
   for (int r = 0; r < R; ++r) {
@@ -92,7 +40,7 @@ OPUS_AVX2_INLINE void multiply_block(const T* const* a, int64_t depth, const T* 
 // One column, for which whole vectors of columns would be a waste: the lanes of c[r], one vector,
 // together += dot product of a[r] and b, for R rows.
 template <typename T, int R>
-OPUS_AVX2_INLINE void dot_block(const T* const* a, int64_t depth, const T* b, T* const* c) {
+OPUS_ROWS_INLINE void dot_block(const T* const* a, int64_t depth, const T* b, T* const* c) {
   using L = Lanes<T>;
   typename L::Vector sum[R];
   for (int r = 0; r < R; ++r) sum[r] = L::load(c[r]);
@@ -107,31 +55,42 @@ OPUS_AVX2_INLINE void dot_block(const T* const* a, int64_t depth, const T* b, T*
   }
 }
 
-// The rows of a result that a task computes, `count` from `first` on: NV vectors of columns, and
-// `dots` single ones, [dots, count, one vector] whose lanes are to be summed. `factors` of the dots
-// lie `factor_stride` apart.
+// The rows of a result that a task computes, from `first` on. Each has NV vectors of columns and
+// then, for every one of `dots` single columns, a vector whose lanes are to be summed: side by side,
+// since a load waits for an earlier store whose address has the same last 12 bits. `factors` of the
+// dots lie `factor_stride` apart.
 template <typename T>
 struct RowSums {
-  T* vectors;
-  T* lanes;
-  int64_t first, count;
+  T* data;
+  int64_t first;
   int dots;
   const T* factors;
   int64_t factor_stride;
 };
 
 template <typename T, int R, int NV>
-OPUS_AVX2_INLINE void add_block(const T* const* a, const int32_t* to, int64_t depth, const T* b,
+OPUS_ROWS_INLINE void add_block(const T* const* a, const int32_t* to, int64_t depth, const T* b,
                                 const RowSums<T>& sums) {
   constexpr int kWidth = Lanes<T>::kWidth;
+  const int64_t stride = (NV + sums.dots) * kWidth;
   T* target[R];
-  for (int r = 0; r < R; ++r) target[r] = sums.vectors + (to[r] - sums.first) * NV * kWidth;
+  for (int r = 0; r < R; ++r) target[r] = sums.data + (to[r] - sums.first) * stride;
   multiply_block<T, R, NV>(a, depth, b, target);
+  for (int r = 0; r < R; ++r) target[r] += NV * kWidth;
   for (int i = 0; i < sums.dots; ++i) {
-    T* lanes = sums.lanes + i * sums.count * kWidth;
-    for (int r = 0; r < R; ++r) target[r] = lanes + (to[r] - sums.first) * kWidth;
     dot_block<T, R>(a, depth, sums.factors + i * sums.factor_stride, target);
+    for (int r = 0; r < R; ++r) target[r] += kWidth;
   }
+}
+
+// The same for 1 <= rows <= R of them.
+template <typename T, int NV, int R = kRows>
+OPUS_ROWS_INLINE void add_rows(int rows, const T* const* a, const int32_t* to, int64_t depth,
+                               const T* b, const RowSums<T>& sums) {
+  if constexpr (R > 1) {
+    if (rows < R) return add_rows<T, NV, R - 1>(rows, a, to, depth, b, sums);
+  }
+  add_block<T, R, NV>(a, to, depth, b, sums);
 }
 
 template <typename T>
@@ -143,7 +102,7 @@ inline void prefetch_row(const T* row, int64_t length) {
 // Adds a[from[p]] * b to the rows to[p] of the sums, for `count` pairs with distinct `to`; b is
 // [depth, NV vectors].
 template <typename T, int NV>
-OPUS_AVX2 void add_products(const int32_t* from, const int32_t* to, int64_t count, const T* a,
+OPUS_ROWS void add_products(const int32_t* from, const int32_t* to, int64_t count, const T* a,
                             int64_t depth, const T* b, bool prefetches, const RowSums<T>& sums) {
   if (count == 0) return;
   // Blocks of like size: the last one, if it took what is left, would have too few sums under way
@@ -158,14 +117,7 @@ OPUS_AVX2 void add_products(const int32_t* from, const int32_t* to, int64_t coun
       const int64_t end = std::min<int64_t>(count, rows + kRows);
       for (int64_t p = rows; p < end; ++p) prefetch_row(a + from[p] * depth, depth);
     }
-    switch (rows) {
-      case 6: add_block<T, 6, NV>(source, to, depth, b, sums); break;
-      case 5: add_block<T, 5, NV>(source, to, depth, b, sums); break;
-      case 4: add_block<T, 4, NV>(source, to, depth, b, sums); break;
-      case 3: add_block<T, 3, NV>(source, to, depth, b, sums); break;
-      case 2: add_block<T, 2, NV>(source, to, depth, b, sums); break;
-      default: add_block<T, 1, NV>(source, to, depth, b, sums); break;
-    }
+    add_rows<T, NV>(rows, source, to, depth, b, sums);
     from += rows;
     to += rows;
     count -= rows;
@@ -173,13 +125,13 @@ OPUS_AVX2 void add_products(const int32_t* from, const int32_t* to, int64_t coun
 }
 
 template <typename T>
-OPUS_AVX2 T sum_of_lanes(const T* lanes) {
+OPUS_ROWS T sum_of_lanes(const T* lanes) {
   return Lanes<T>::sum(Lanes<T>::load(lanes));
 }
 
 // w[r][0 .. NV vectors) += sum over p of a[p][r] * b[p][0 .. NV vectors), for R rows of w.
 template <typename T, int R, int NV>
-OPUS_AVX2_INLINE void outer_block(const T* const* a, const T* const* b, int count, int64_t row,
+OPUS_ROWS_INLINE void outer_block(const T* const* a, const T* const* b, int count, int64_t row,
                                   int64_t column, T* w, int64_t ldw) {
   using L = Lanes<T>;
   typename L::Vector sum[R][NV];
@@ -199,24 +151,20 @@ OPUS_AVX2_INLINE void outer_block(const T* const* a, const T* const* b, int coun
   }
 }
 
-template <typename T, int NV>
-OPUS_AVX2_INLINE void outer_rows(int rows, const T* const* a, const T* const* b, int count,
+// The same for 1 <= rows <= R of them.
+template <typename T, int NV, int R = kRows>
+OPUS_ROWS_INLINE void outer_rows(int rows, const T* const* a, const T* const* b, int count,
                                  int64_t row, int64_t column, T* w, int64_t ldw) {
-  switch (rows) {
-    case 6: return outer_block<T, 6, NV>(a, b, count, row, column, w, ldw);
-    case 5: return outer_block<T, 5, NV>(a, b, count, row, column, w, ldw);
-    case 4: return outer_block<T, 4, NV>(a, b, count, row, column, w, ldw);
-    case 3: return outer_block<T, 3, NV>(a, b, count, row, column, w, ldw);
-    case 2: return outer_block<T, 2, NV>(a, b, count, row, column, w, ldw);
-    case 1: return outer_block<T, 1, NV>(a, b, count, row, column, w, ldw);
-    default: return;
+  if constexpr (R > 1) {
+    if (rows < R) return outer_rows<T, NV, R - 1>(rows, a, b, count, row, column, w, ldw);
   }
+  outer_block<T, R, NV>(a, b, count, row, column, w, ldw);
 }
 
 // w += sum over pairs of (row a_of[p] of a)^T * (row b_of[p] of b); w is [rows, columns], a has
 // rows of `rows` and b of `columns` elements, columns a multiple of the vector width.
 template <typename T>
-OPUS_AVX2 void outer_scattered(const int32_t* a_of, const int32_t* b_of, int64_t count, const T* a,
+OPUS_ROWS void outer_scattered(const int32_t* a_of, const int32_t* b_of, int64_t count, const T* a,
                                int64_t rows, const T* b, int64_t columns, T* w) {
   constexpr int kWidth = Lanes<T>::kWidth;
   constexpr int kChunk = 32;  // pairs whose rows stay in the first-level cache
@@ -249,6 +197,31 @@ OPUS_AVX2 void outer_scattered(const int32_t* a_of, const int32_t* b_of, int64_t
   }
 }
 
-}  // namespace avx2
+// These kernels as a template's argument.
+struct RowGemm {
+  template <typename T>
+  static constexpr int kWidth = Lanes<T>::kWidth;
+  template <typename T>
+  using Sums = RowSums<T>;
+
+  template <typename T, int NV>
+  static void add(const int32_t* from, const int32_t* to, int64_t count, const T* a, int64_t depth,
+                  const T* b, bool prefetches, const Sums<T>& sums) {
+    add_products<T, NV>(from, to, count, a, depth, b, prefetches, sums);
+  }
+  template <typename T>
+  static T total(const T* lanes) {
+    return sum_of_lanes(lanes);
+  }
+  template <typename T>
+  static void add_outer(const int32_t* a_of, const int32_t* b_of, int64_t count, const T* a,
+                        int64_t rows, const T* b, int64_t columns, T* w) {
+    outer_scattered<T>(a_of, b_of, count, a, rows, b, columns, w);
+  }
+};
+
+}  // namespace OPUS_ROWS_TARGET
 }  // namespace opus
-#endif  // x86-64 with GCC or Clang
+
+#undef OPUS_ROWS
+#undef OPUS_ROWS_INLINE

@@ -211,25 +211,24 @@ OPUS_BODY Pack<double> exponential(const Pack<double>& x) {
   return y;
 }
 
-// exp(x) to 2e-7 of its value for x <= 88, 0 below -87: 2^n times the series of the rest, whose
-// size is at most ln(2)/2.
+// exp(x) to 2e-7 of its value for x <= 88, 0 below -87: 2^n times a polynomial of the rest r, whose
+// size is at most ln(2)/2. Of those that begin with 1 + r it has the least relative error, 3e-9.
 OPUS_BODY Pack<float> exponential(const Pack<float>& x) {
   using F = Pack<float>;
   typedef int32_t Int __attribute__((vector_size(32)));
-  const float low = -87.0f;
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-  const F shifted = fmadd(x, Lanes<F>::fill(1.44269504f), Lanes<F>::fill(magic));
-  const F n = shifted - Lanes<F>::fill(magic);
+  // 1.5 * 2^23 + 127: adding it rounds to an integer n, and leaves the exponent of 2^n in the low
+  // bits.
+  const F magic = Lanes<F>::fill(12583039.0f);
+  const F shifted = fmadd(x, Lanes<F>::fill(1.44269504f), magic);
+  const F n = shifted - magic;
   F r = fmadd(n, Lanes<F>::fill(-0.693359375f), x);  // ln(2) in two parts: n times the first
   r = fmadd(n, Lanes<F>::fill(2.12194440e-4f), r);   // is exact
-  F p = Lanes<F>::fill(1.0f / 5040);
-  for (const float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+  F p = Lanes<F>::fill(1.38145401e-3f);
+  for (const float c : {8.36874514e-3f, 4.16683908e-2f, 0.166665204f, 0.499999934f, 1.0f, 1.0f}) {
     p = fmadd(p, r, Lanes<F>::fill(c));
   }
-  const Int exponent = ((Int)shifted.raw - (Int)Lanes<F>::fill(magic).raw) << 23;
-  const F value{(F::Raw)((Int)p.raw + exponent)};
-  const F zero = Lanes<F>::fill(0.0f);
-  return {x.raw < Lanes<F>::fill(low).raw ? zero.raw : (x.raw == x.raw ? value.raw : x.raw)};
+  const F value = p * F{(F::Raw)((Int)shifted.raw << 23)};
+  return {x.raw < Lanes<F>::fill(-87.0f).raw ? Lanes<F>::fill(0.0f).raw : value.raw};
 }
 
 OPUS_BODY Pack<double> log_one_plus(const Pack<double>& x) {

@@ -23,4 +23,15 @@ inline bool use_avx2() {
 #endif
 }
 
+// True where the processor has AVX-512's foundation too, unless OPUS_DISABLE_AVX512 is set.
+inline bool use_avx512() {
+#if defined(OPUS_HAS_AVX2_KERNELS)
+  static const bool usable = use_avx2() && __builtin_cpu_supports("avx512f") &&
+                             std::getenv("OPUS_DISABLE_AVX512") == nullptr;
+  return usable;
+#else
+  return false;
+#endif
+}
+
 }  // namespace opus

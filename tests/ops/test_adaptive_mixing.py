@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +155,27 @@ def test_threads_change_nothing(at_threads: Callable[..., Any]) -> None:
     one, two = (at_threads(n, with_gradients, adaptive_mixing, *inputs) for n in (1, 2))
     for a, b in zip(one, two, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("switch", ["OPUS_DISABLE_AVX512", "OPUS_DISABLE_AVX2"])
+def test_other_instruction_sets(
+    switch: str, run_in_new_process: Callable[..., None], tmp_path: Path
+) -> None:
+    """The same to rounding; the choice is made once per process."""
+    for dtype, tolerance in ((torch.float32, 5e-5), (torch.float64, 1e-11)):
+        inputs = make_inputs(20, 18, 33, 20, dtype)
+        torch.save([inputs, with_gradients(adaptive_mixing, *inputs)], tmp_path / "x")
+        code = f"""
+import torch
+from models.ops import adaptive_mixing
+(*leaves, out_points), expected = torch.load({str(tmp_path / "x")!r})
+out = adaptive_mixing(*(x.requires_grad_() for x in leaves), out_points)
+grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+for a, b in zip([out, *torch.autograd.grad(out, leaves, grad.to(out))], expected):
+    scale = max(1.0, float(b.abs().max()))
+    torch.testing.assert_close(a, b, rtol=0, atol={tolerance} * scale)
+"""
+        run_in_new_process(code, **{switch: "1"})
 
 
 def test_bad_arguments() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import resource
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -201,6 +202,28 @@ def test_threads_change_nothing(at_threads: Callable[..., Any]) -> None:
     one, two = (at_threads(n, with_gradients, distance_attention, inputs, 0.1, 3) for n in (1, 2))
     for a, b in zip(one, two, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("switch", ["OPUS_DISABLE_AVX512", "OPUS_DISABLE_AVX2"])
+def test_other_instruction_sets(
+    switch: str, run_in_new_process: Callable[..., None], tmp_path: Path
+) -> None:
+    """The same to rounding; the choice is made once per process."""
+    for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 1e-11)):
+        inputs = make_inputs(Q=150, d=12, dtype=dtype)
+        torch.save([inputs, with_gradients(distance_attention, inputs, 0.2, 3)], tmp_path / "x")
+        code = f"""
+import torch
+from models.ops import distance_attention
+inputs, expected = torch.load({str(tmp_path / "x")!r})
+leaves = [x.requires_grad_() for x in inputs[:4]]
+out = distance_attention(*leaves, inputs[4], 0.2, 3)
+grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+for a, b in zip([out, *torch.autograd.grad(out, leaves, grad.to(out))], expected):
+    scale = max(1.0, float(b.abs().max()))
+    torch.testing.assert_close(a, b, rtol=0, atol={tolerance} * scale)
+"""
+        run_in_new_process(code, **{switch: "1"})
 
 
 def test_memory_grows_with_queries_alone() -> None:

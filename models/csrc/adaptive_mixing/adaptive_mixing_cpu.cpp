@@ -8,6 +8,7 @@
 
 #include "adaptive_mixing/adaptive_mixing_check.h"
 #include "common/parallel.h"
+#define OPUS_WITH_AVX512
 #include "common/targets.h"
 
 #define OPUS_BODY_HEADER "adaptive_mixing/adaptive_mixing_body.h"

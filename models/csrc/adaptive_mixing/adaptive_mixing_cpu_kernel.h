@@ -6,7 +6,8 @@ namespace mixing_rows {
 
 using namespace mixing_body;
 
-constexpr int NR = 4, NC = 2;
+// AVX-512 has registers for twice the sums.
+constexpr int NR = OPUS_PACK_BYTES == 64 ? 8 : 4, NC = 2;
 
 struct Alone {
   static constexpr bool kAlone = true;

@@ -1,8 +1,10 @@
 // Includes OPUS_BODY_HEADER and then OPUS_KERNEL_HEADER, the names of two headers, once for every
-// instruction set: what they define stands in the namespaces opus::portable and opus::avx2 (see
-// targets.h). Every source file includes this once for its own headers, hence no guard.
+// instruction set: what they define stands in the namespaces opus::portable and opus::avx2, and in
+// opus::avx512 where the source defines OPUS_WITH_AVX512 (see targets.h). Every source file
+// includes this once for its own headers, hence no guard.
 
 #define OPUS_TARGET portable
+#define OPUS_PACK_BYTES 32
 #include "common/lanes.h"
 #include OPUS_BODY_HEADER
 #include OPUS_KERNEL_HEADER
@@ -18,6 +20,22 @@
 #include OPUS_KERNEL_HEADER
 #undef OPUS_TARGET
 #undef OPUS_TARGET_HAS_AVX2
+#pragma GCC pop_options
+#endif
+#undef OPUS_PACK_BYTES
+
+#if defined(OPUS_HAS_AVX2_TARGET) && defined(OPUS_WITH_AVX512)
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx2,fma,f16c")
+#define OPUS_TARGET_HAS_AVX512
+#define OPUS_TARGET avx512
+#define OPUS_PACK_BYTES 64
+#include "common/lanes.h"
+#include OPUS_BODY_HEADER
+#include OPUS_KERNEL_HEADER
+#undef OPUS_PACK_BYTES
+#undef OPUS_TARGET
+#undef OPUS_TARGET_HAS_AVX512
 #pragma GCC pop_options
 #endif
 

@@ -1,10 +1,10 @@
 // Vectors of lanes: what the body of a kernel computes with.
 //
 // No include guard: a source file includes this header, and the bodies after it, once for every
-// instruction set, with OPUS_TARGET naming the namespace: `portable` and `avx2` on the host (the
-// second inside `#pragma GCC target`), `device` in CUDA sources. On the host a lane vector is a
-// Pack; on the device it is what one thread holds, a plain number or a Quad. A body written for a
-// type V with these functions so serves all of them.
+// instruction set, with OPUS_TARGET naming the namespace: `portable`, `avx2` and `avx512` on the
+// host (the latter two inside `#pragma GCC target`), `device` in CUDA sources. On the host a lane
+// vector is a Pack; on the device it is what one thread holds, a plain number or a Quad. A body
+// written for a type V with these functions so serves all of them.
 #if !defined(OPUS_TARGET)
 #error "define OPUS_TARGET before including common/lanes.h"
 #endif
@@ -102,11 +102,11 @@ OPUS_BODY double keep_from(uint32_t word, uint32_t threshold, double x) {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors never cross the border of a function
 
-// 32 bytes of numbers; the compiler maps them to what the target has.
+// OPUS_PACK_BYTES of numbers; the compiler maps them to what the target has.
 template <typename T>
 struct Pack {
-  typedef T Raw __attribute__((vector_size(32)));
-  static constexpr int kWidth = 32 / sizeof(T);
+  typedef T Raw __attribute__((vector_size(OPUS_PACK_BYTES)));
+  static constexpr int kWidth = OPUS_PACK_BYTES / sizeof(T);
   Raw raw;
 
   OPUS_BODY Pack operator-() const { return {-raw}; }
@@ -161,7 +161,21 @@ struct Lanes<Pack<T>> {
   }
 };
 
-#if defined(OPUS_TARGET_HAS_AVX2)  // GCC 12 does not define __AVX2__ after #pragma GCC target
+// GCC 12 does not define __AVX2__ or __AVX512F__ after #pragma GCC target.
+#if defined(OPUS_TARGET_HAS_AVX512)
+// GCC 12 warns that intrinsics without a mask read a register that nothing was written to.
+constexpr __mmask16 kAllLanes = 0xffff;
+
+OPUS_BODY Pack<float> fmadd(const Pack<float>& a, const Pack<float>& b, const Pack<float>& c) {
+  return {(Pack<float>::Raw)_mm512_fmadd_ps((__m512)a.raw, (__m512)b.raw, (__m512)c.raw)};
+}
+OPUS_BODY Pack<double> fmadd(const Pack<double>& a, const Pack<double>& b, const Pack<double>& c) {
+  return {(Pack<double>::Raw)_mm512_fmadd_pd((__m512d)a.raw, (__m512d)b.raw, (__m512d)c.raw)};
+}
+OPUS_BODY Pack<float> root(const Pack<float>& x) {
+  return {(Pack<float>::Raw)_mm512_maskz_sqrt_ps(kAllLanes, (__m512)x.raw)};
+}
+#elif defined(OPUS_TARGET_HAS_AVX2)
 OPUS_BODY Pack<float> fmadd(const Pack<float>& a, const Pack<float>& b, const Pack<float>& c) {
   return {(Pack<float>::Raw)_mm256_fmadd_ps((__m256)a.raw, (__m256)b.raw, (__m256)c.raw)};
 }
@@ -211,25 +225,24 @@ OPUS_BODY Pack<double> exponential(const Pack<double>& x) {
   return y;
 }
 
-// exp(x) to 2e-7 of its value for x <= 88, 0 below -87: 2^n times the series of the rest, whose
-// size is at most ln(2)/2.
+// exp(x) to 2e-7 of its value for x <= 88, 0 below -87: 2^n times a polynomial of the rest r, whose
+// size is at most ln(2)/2. Of those that begin with 1 + r it has the least relative error, 3e-9.
 OPUS_BODY Pack<float> exponential(const Pack<float>& x) {
   using F = Pack<float>;
-  typedef int32_t Int __attribute__((vector_size(32)));
-  const float low = -87.0f;
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-  const F shifted = fmadd(x, Lanes<F>::fill(1.44269504f), Lanes<F>::fill(magic));
-  const F n = shifted - Lanes<F>::fill(magic);
+  typedef int32_t Int __attribute__((vector_size(OPUS_PACK_BYTES)));
+  // 1.5 * 2^23 + 127: adding it rounds to an integer n, and leaves the exponent of 2^n in the low
+  // bits.
+  const F magic = Lanes<F>::fill(12583039.0f);
+  const F shifted = fmadd(x, Lanes<F>::fill(1.44269504f), magic);
+  const F n = shifted - magic;
   F r = fmadd(n, Lanes<F>::fill(-0.693359375f), x);  // ln(2) in two parts: n times the first
   r = fmadd(n, Lanes<F>::fill(2.12194440e-4f), r);   // is exact
-  F p = Lanes<F>::fill(1.0f / 5040);
-  for (const float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+  F p = Lanes<F>::fill(1.38145401e-3f);
+  for (const float c : {8.36874514e-3f, 4.16683908e-2f, 0.166665204f, 0.499999934f, 1.0f, 1.0f}) {
     p = fmadd(p, r, Lanes<F>::fill(c));
   }
-  const Int exponent = ((Int)shifted.raw - (Int)Lanes<F>::fill(magic).raw) << 23;
-  const F value{(F::Raw)((Int)p.raw + exponent)};
-  const F zero = Lanes<F>::fill(0.0f);
-  return {x.raw < Lanes<F>::fill(low).raw ? zero.raw : (x.raw == x.raw ? value.raw : x.raw)};
+  const F value = p * F{(F::Raw)((Int)shifted.raw << 23)};
+  return {x.raw < Lanes<F>::fill(-87.0f).raw ? Lanes<F>::fill(0.0f).raw : value.raw};
 }
 
 OPUS_BODY Pack<double> log_one_plus(const Pack<double>& x) {
@@ -255,7 +268,7 @@ OPUS_BODY Pack<float> keep_from(const Lanes<Pack<float>>::Words& words, uint32_t
 }
 OPUS_BODY Pack<double> keep_from(const Lanes<Pack<double>>::Words& words, uint32_t threshold,
                                  const Pack<double>& x) {
-  typedef int64_t Long __attribute__((vector_size(32)));
+  typedef int64_t Long __attribute__((vector_size(OPUS_PACK_BYTES)));
   const Long mask = __builtin_convertvector(words >= threshold, Long);
   return {mask ? x.raw : Pack<double>::Raw{}};
 }
@@ -288,6 +301,37 @@ OPUS_BODY void turn(Pack<float> (&rows)[8]) {
   for (int i = 0; i < 4; ++i) {
     rows[i].raw = (Pack<float>::Raw)_mm256_permute2f128_ps(four[i], four[i + 4], 0x20);
     rows[i + 4].raw = (Pack<float>::Raw)_mm256_permute2f128_ps(four[i], four[i + 4], 0x31);
+  }
+}
+#elif defined(OPUS_TARGET_HAS_AVX512)
+// Of four quarters of a, and of b, those that kWhich names.
+template <int kWhich>
+OPUS_BODY __m512 quarters(const __m512& a, const __m512& b) {
+  return _mm512_maskz_shuffle_f32x4(kAllLanes, a, b, kWhich);
+}
+
+OPUS_BODY void turn(Pack<float> (&rows)[16]) {
+  __m512 pair[16], four[16];
+  for (int i = 0; i < 16; i += 2) {
+    const __m512 a = (__m512)rows[i].raw, b = (__m512)rows[i + 1].raw;
+    pair[i] = _mm512_maskz_unpacklo_ps(kAllLanes, a, b);
+    pair[i + 1] = _mm512_maskz_unpackhi_ps(kAllLanes, a, b);
+  }
+  for (int i = 0; i < 16; i += 4) {  // column j of rows i .. i + 4, in all quarters, is four[i + j]
+    four[i] = _mm512_maskz_shuffle_ps(kAllLanes, pair[i], pair[i + 2], 0x44);
+    four[i + 1] = _mm512_maskz_shuffle_ps(kAllLanes, pair[i], pair[i + 2], 0xee);
+    four[i + 2] = _mm512_maskz_shuffle_ps(kAllLanes, pair[i + 1], pair[i + 3], 0x44);
+    four[i + 3] = _mm512_maskz_shuffle_ps(kAllLanes, pair[i + 1], pair[i + 3], 0xee);
+  }
+  for (int j = 0; j < 4; ++j) {
+    const __m512 even[2] = {quarters<0x88>(four[j], four[j + 4]),
+                            quarters<0x88>(four[j + 8], four[j + 12])};
+    const __m512 odd[2] = {quarters<0xdd>(four[j], four[j + 4]),
+                           quarters<0xdd>(four[j + 8], four[j + 12])};
+    rows[j].raw = (Pack<float>::Raw)quarters<0x88>(even[0], even[1]);
+    rows[j + 4].raw = (Pack<float>::Raw)quarters<0x88>(odd[0], odd[1]);
+    rows[j + 8].raw = (Pack<float>::Raw)quarters<0xdd>(even[0], even[1]);
+    rows[j + 12].raw = (Pack<float>::Raw)quarters<0xdd>(odd[0], odd[1]);
   }
 }
 #endif

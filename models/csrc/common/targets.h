@@ -9,8 +9,15 @@
 #include <immintrin.h>
 #endif
 
-// Calls a function that is defined in the namespaces opus::portable and opus::avx2.
-#if defined(OPUS_HAS_AVX2_TARGET)
+// Calls a function that is defined in the namespaces opus::portable and opus::avx2, and in
+// opus::avx512 too where the source defines OPUS_WITH_AVX512 before it includes this: where that
+// pays. What waits for memory, or has rows of a few numbers, does not get faster.
+#if defined(OPUS_HAS_AVX2_TARGET) && defined(OPUS_WITH_AVX512)
+#define OPUS_CALL_TARGET(FUNCTION, ...)                 \
+  (::opus::use_avx512() ? avx512::FUNCTION(__VA_ARGS__) \
+   : ::opus::use_avx2() ? avx2::FUNCTION(__VA_ARGS__)   \
+                        : portable::FUNCTION(__VA_ARGS__))
+#elif defined(OPUS_HAS_AVX2_TARGET)
 #define OPUS_CALL_TARGET(FUNCTION, ...)         \
   (::opus::use_avx2() ? avx2::FUNCTION(__VA_ARGS__) : portable::FUNCTION(__VA_ARGS__))
 #else

@@ -23,14 +23,17 @@ OPUS_BODY void dot_rows(const V* lanes, const T* rows, Count count, Depth depth,
       OPUS_UNROLL
       for (int i = 0; i < NQ; ++i) sum[j][i] = Lanes<V>::fill(T(0));
     }
-    const T* row = rows + first * depth;
+    const T* row[NR];
     OPUS_UNROLL
-    for (int d = 0; d < depth; ++d) {
+    for (int j = 0; j < NR; ++j) row[j] = rows + (first + j) * depth;
+    const V* column = lanes;
+    OPUS_UNROLL
+    for (int d = 0; d < depth; ++d, column += NQ) {
       OPUS_UNROLL
       for (int j = 0; j < NR; ++j) {
-        const V value = Lanes<V>::fill(row[j * depth + d]);
+        const V value = Lanes<V>::fill(row[j][d]);
         OPUS_UNROLL
-        for (int i = 0; i < NQ; ++i) sum[j][i] = fmadd(value, lanes[d * NQ + i], sum[j][i]);
+        for (int i = 0; i < NQ; ++i) sum[j][i] = fmadd(value, column[i], sum[j][i]);
       }
     }
     OPUS_UNROLL
@@ -53,9 +56,9 @@ OPUS_BODY void add_rows(const V* weights, const T* rows, Count count, Depth dept
       OPUS_UNROLL
       for (int i = 0; i < NQ; ++i) sum[d][i] = sums[(first + d) * NQ + i];
     }
+    const T* row = rows + first;
     OPUS_UNROLL
-    for (int j = 0; j < count; ++j) {
-      const T* row = rows + j * depth + first;
+    for (int j = 0; j < count; ++j, row += depth) {
       OPUS_UNROLL
       for (int d = 0; d < ND; ++d) {
         const V value = Lanes<V>::fill(row[d]);
@@ -130,11 +133,12 @@ OPUS_BODY void attend(const V* query, const T* keys, const T* values, const V* d
       if (j < valid) top[i] = larger(logit, top[i]);
     }
   }
+  V total[NQ];
   OPUS_UNROLL
   for (int i = 0; i < NQ; ++i) {
     const V decay = exponential(softmax.max[i] - top[i]);
     softmax.max[i] = top[i];
-    softmax.sum[i] *= decay;
+    total[i] = softmax.sum[i] * decay;
     OPUS_UNROLL
     for (int d = 0; d < depth; ++d) sums[d * NQ + i] *= decay;
   }
@@ -144,10 +148,12 @@ OPUS_BODY void attend(const V* query, const T* keys, const T* values, const V* d
     for (int i = 0; i < NQ; ++i) {
       V& weight = weights[j * NQ + i];
       weight = j < valid ? exponential(weight - top[i]) : Lanes<V>::fill(T(0));
-      softmax.sum[i] += weight;
+      total[i] += weight;
       weight = dropped<kDrop>(dropout, row_hash[i], key_hash[j], weight);
     }
   }
+  OPUS_UNROLL
+  for (int i = 0; i < NQ; ++i) softmax.sum[i] = total[i];
   add_rows<NQ, ND>(weights, values, count, depth, sums);
 }
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/parallel.h"
+#define OPUS_WITH_AVX512
 #include "common/targets.h"
 #include "distance_attention/distance_attention_check.h"
 #include "distance_attention/distance_attention_tiles.h"

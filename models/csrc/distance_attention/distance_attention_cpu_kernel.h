@@ -69,7 +69,7 @@ struct HeadState {
   V *sum_first, *sum_second;  // lanes that leave
   V tau[NQ], log_sum[NQ], delta[NQ], d_tau[NQ];
   Softmax<NQ, V> softmax;
-  alignas(32) uint32_t hash[kSize];
+  alignas(OPUS_PACK_BYTES) uint32_t hash[kSize];
   T norm[kSize];
 };
 
@@ -82,7 +82,7 @@ class States {
       : heads_(heads), states_(heads * Group<T>::kPerTile),
         lanes_(heads * Group<T>::kPerTile * 4 * depth * NQ + 1) {
     auto address = reinterpret_cast<uintptr_t>(lanes_.data());
-    V* next = reinterpret_cast<V*>((address + 31) / 32 * 32);
+    V* next = reinterpret_cast<V*>(address + -address % OPUS_PACK_BYTES);
     for (HeadState<T>& state : states_) {
       for (V** part : {&state.first, &state.second, &state.sum_first, &state.sum_second}) {
         *part = next;
@@ -96,7 +96,7 @@ class States {
   HeadState<T>& at(int group, int64_t head) { return states_[group * heads_ + head]; }
 
  private:
-  struct alignas(32) Storage { unsigned char bytes[32]; };
+  struct alignas(OPUS_PACK_BYTES) Storage { unsigned char bytes[OPUS_PACK_BYTES]; };
   int64_t heads_;
   std::vector<HeadState<T>> states_;
   std::vector<Storage> lanes_;

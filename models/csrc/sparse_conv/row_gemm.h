@@ -1,38 +1,42 @@
-// Products of scattered matrix rows by the vector. Included once for each set of instructions, hence
-// no include guard: by row_gemm_targets.h, which says what sets there are.
+// Products of scattered matrix rows by the vector. No include guard: included once for every
+// instruction set, after common/lanes.h.
 //
 // A sparse convolution multiplies rows that lie anywhere by a small dense matrix and adds the
 // results to rows that lie anywhere. Copying them together for a library GEMM and apart again costs
 // about as much as the products, so these kernels take row addresses.
 
-#define OPUS_ROWS __attribute__((target(OPUS_ROWS_INSTRUCTIONS)))
-#define OPUS_ROWS_INLINE inline __attribute__((always_inline, target(OPUS_ROWS_INSTRUCTIONS)))
-
 namespace opus {
-namespace OPUS_ROWS_TARGET {
+namespace OPUS_TARGET {
+namespace row_gemm {
 
+// Rows at a time, by kVectors vectors of columns. With 16 registers, twelve sums, two columns and a
+// value for all lanes fill them. With 32 there are no more rows than registers for their addresses:
+// twelve, whose 24 sums would fill the registers, are not faster.
+constexpr int kRows = OPUS_PACK_BYTES == 64 ? 8 : 6;
 constexpr int kVectors = 2;
+
+template <typename T>
+using L = Lanes<Pack<T>>;
 
 // c[r][0 .. NV vectors) += sum over d of a[r][d] * b[d][0 .. NV vectors), for R rows.
 template <typename T, int R, int NV>
-OPUS_ROWS_INLINE void multiply_block(const T* const* a, int64_t depth, const T* b, T* const* c) {
-  using L = Lanes<T>;
-  typename L::Vector sum[R][NV];
+OPUS_BODY void multiply_block(const T* const* a, int64_t depth, const T* b, T* const* c) {
+  Pack<T> sum[R][NV];
   for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < NV; ++j) sum[r][j] = L::zero();
+    for (int j = 0; j < NV; ++j) sum[r][j] = L<T>::fill(T(0));
   }
-  for (int64_t d = 0; d < depth; ++d, b += NV * L::kWidth) {
-    typename L::Vector column[NV];
-    for (int j = 0; j < NV; ++j) column[j] = L::load(b + j * L::kWidth);
+  for (int64_t d = 0; d < depth; ++d, b += NV * L<T>::kWidth) {
+    Pack<T> column[NV];
+    for (int j = 0; j < NV; ++j) column[j] = L<T>::load(b + j * L<T>::kWidth);
     for (int r = 0; r < R; ++r) {
-      const typename L::Vector value = L::broadcast(a[r] + d);
-      for (int j = 0; j < NV; ++j) sum[r][j] = L::fma(value, column[j], sum[r][j]);
+      const Pack<T> value = L<T>::fill(a[r][d]);
+      for (int j = 0; j < NV; ++j) sum[r][j] = fmadd(value, column[j], sum[r][j]);
     }
   }
   for (int r = 0; r < R; ++r) {
     for (int j = 0; j < NV; ++j) {
-      T* out = c[r] + j * L::kWidth;
-      L::store(out, L::add(L::load(out), sum[r][j]));
+      T* out = c[r] + j * L<T>::kWidth;
+      L<T>::store(out, L<T>::load(out) + sum[r][j]);
     }
   }
 }
@@ -40,17 +44,16 @@ OPUS_ROWS_INLINE void multiply_block(const T* const* a, int64_t depth, const T* 
 // One column, for which whole vectors of columns would be a waste: the lanes of c[r], one vector,
 // together += dot product of a[r] and b, for R rows.
 template <typename T, int R>
-OPUS_ROWS_INLINE void dot_block(const T* const* a, int64_t depth, const T* b, T* const* c) {
-  using L = Lanes<T>;
-  typename L::Vector sum[R];
-  for (int r = 0; r < R; ++r) sum[r] = L::load(c[r]);
+OPUS_BODY void dot_block(const T* const* a, int64_t depth, const T* b, T* const* c) {
+  Pack<T> sum[R];
+  for (int r = 0; r < R; ++r) sum[r] = L<T>::load(c[r]);
   int64_t d = 0;
-  for (; d + L::kWidth <= depth; d += L::kWidth) {
-    const typename L::Vector factor = L::load(b + d);
-    for (int r = 0; r < R; ++r) sum[r] = L::fma(L::load(a[r] + d), factor, sum[r]);
+  for (; d + L<T>::kWidth <= depth; d += L<T>::kWidth) {
+    const Pack<T> factor = L<T>::load(b + d);
+    for (int r = 0; r < R; ++r) sum[r] = fmadd(L<T>::load(a[r] + d), factor, sum[r]);
   }
   for (int r = 0; r < R; ++r) {
-    L::store(c[r], sum[r]);
+    L<T>::store(c[r], sum[r]);
     for (int64_t rest = d; rest < depth; ++rest) c[r][0] += a[r][rest] * b[rest];
   }
 }
@@ -69,9 +72,9 @@ struct RowSums {
 };
 
 template <typename T, int R, int NV>
-OPUS_ROWS_INLINE void add_block(const T* const* a, const int32_t* to, int64_t depth, const T* b,
+OPUS_BODY void add_block(const T* const* a, const int32_t* to, int64_t depth, const T* b,
                                 const RowSums<T>& sums) {
-  constexpr int kWidth = Lanes<T>::kWidth;
+  constexpr int kWidth = L<T>::kWidth;
   const int64_t stride = (NV + sums.dots) * kWidth;
   T* target[R];
   for (int r = 0; r < R; ++r) target[r] = sums.data + (to[r] - sums.first) * stride;
@@ -85,7 +88,7 @@ OPUS_ROWS_INLINE void add_block(const T* const* a, const int32_t* to, int64_t de
 
 // The same for 1 <= rows <= R of them.
 template <typename T, int NV, int R = kRows>
-OPUS_ROWS_INLINE void add_rows(int rows, const T* const* a, const int32_t* to, int64_t depth,
+OPUS_BODY void add_rows(int rows, const T* const* a, const int32_t* to, int64_t depth,
                                const T* b, const RowSums<T>& sums) {
   if constexpr (R > 1) {
     if (rows < R) return add_rows<T, NV, R - 1>(rows, a, to, depth, b, sums);
@@ -102,7 +105,7 @@ inline void prefetch_row(const T* row, int64_t length) {
 // Adds a[from[p]] * b to the rows to[p] of the sums, for `count` pairs with distinct `to`; b is
 // [depth, NV vectors].
 template <typename T, int NV>
-OPUS_ROWS void add_products(const int32_t* from, const int32_t* to, int64_t count, const T* a,
+inline void add_products(const int32_t* from, const int32_t* to, int64_t count, const T* a,
                             int64_t depth, const T* b, bool prefetches, const RowSums<T>& sums) {
   if (count == 0) return;
   // Blocks of like size: the last one, if it took what is left, would have too few sums under way
@@ -124,36 +127,30 @@ OPUS_ROWS void add_products(const int32_t* from, const int32_t* to, int64_t coun
   }
 }
 
-template <typename T>
-OPUS_ROWS T sum_of_lanes(const T* lanes) {
-  return Lanes<T>::sum(Lanes<T>::load(lanes));
-}
-
 // w[r][0 .. NV vectors) += sum over p of a[p][r] * b[p][0 .. NV vectors), for R rows of w.
 template <typename T, int R, int NV>
-OPUS_ROWS_INLINE void outer_block(const T* const* a, const T* const* b, int count, int64_t row,
+OPUS_BODY void outer_block(const T* const* a, const T* const* b, int count, int64_t row,
                                   int64_t column, T* w, int64_t ldw) {
-  using L = Lanes<T>;
-  typename L::Vector sum[R][NV];
+  Pack<T> sum[R][NV];
   for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < NV; ++j) sum[r][j] = L::load(w + r * ldw + j * L::kWidth);
+    for (int j = 0; j < NV; ++j) sum[r][j] = L<T>::load(w + r * ldw + j * L<T>::kWidth);
   }
   for (int p = 0; p < count; ++p) {
-    typename L::Vector values[NV];
-    for (int j = 0; j < NV; ++j) values[j] = L::load(b[p] + column + j * L::kWidth);
+    Pack<T> values[NV];
+    for (int j = 0; j < NV; ++j) values[j] = L<T>::load(b[p] + column + j * L<T>::kWidth);
     for (int r = 0; r < R; ++r) {
-      const typename L::Vector factor = L::broadcast(a[p] + row + r);
-      for (int j = 0; j < NV; ++j) sum[r][j] = L::fma(factor, values[j], sum[r][j]);
+      const Pack<T> factor = L<T>::fill(a[p][row + r]);
+      for (int j = 0; j < NV; ++j) sum[r][j] = fmadd(factor, values[j], sum[r][j]);
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < NV; ++j) L::store(w + r * ldw + j * L::kWidth, sum[r][j]);
+    for (int j = 0; j < NV; ++j) L<T>::store(w + r * ldw + j * L<T>::kWidth, sum[r][j]);
   }
 }
 
 // The same for 1 <= rows <= R of them.
 template <typename T, int NV, int R = kRows>
-OPUS_ROWS_INLINE void outer_rows(int rows, const T* const* a, const T* const* b, int count,
+OPUS_BODY void outer_rows(int rows, const T* const* a, const T* const* b, int count,
                                  int64_t row, int64_t column, T* w, int64_t ldw) {
   if constexpr (R > 1) {
     if (rows < R) return outer_rows<T, NV, R - 1>(rows, a, b, count, row, column, w, ldw);
@@ -164,9 +161,9 @@ OPUS_ROWS_INLINE void outer_rows(int rows, const T* const* a, const T* const* b,
 // w += sum over pairs of (row a_of[p] of a)^T * (row b_of[p] of b); w is [rows, columns], a has
 // rows of `rows` and b of `columns` elements, columns a multiple of the vector width.
 template <typename T>
-OPUS_ROWS void outer_scattered(const int32_t* a_of, const int32_t* b_of, int64_t count, const T* a,
+inline void outer_scattered(const int32_t* a_of, const int32_t* b_of, int64_t count, const T* a,
                                int64_t rows, const T* b, int64_t columns, T* w) {
-  constexpr int kWidth = Lanes<T>::kWidth;
+  constexpr int kWidth = L<T>::kWidth;
   constexpr int kChunk = 32;  // pairs whose rows stay in the first-level cache
   const T* left[kChunk];
   const T* right[kChunk];
@@ -197,31 +194,30 @@ OPUS_ROWS void outer_scattered(const int32_t* a_of, const int32_t* b_of, int64_t
   }
 }
 
-// These kernels as a template's argument.
+}  // namespace row_gemm
+
+// The kernels as a template's argument.
 struct RowGemm {
   template <typename T>
-  static constexpr int kWidth = Lanes<T>::kWidth;
+  static constexpr int kWidth = row_gemm::L<T>::kWidth;
   template <typename T>
-  using Sums = RowSums<T>;
+  using Sums = row_gemm::RowSums<T>;
 
   template <typename T, int NV>
   static void add(const int32_t* from, const int32_t* to, int64_t count, const T* a, int64_t depth,
                   const T* b, bool prefetches, const Sums<T>& sums) {
-    add_products<T, NV>(from, to, count, a, depth, b, prefetches, sums);
+    row_gemm::add_products<T, NV>(from, to, count, a, depth, b, prefetches, sums);
   }
   template <typename T>
   static T total(const T* lanes) {
-    return sum_of_lanes(lanes);
+    return sum_of_lanes(Lanes<Pack<T>>::load(lanes));
   }
   template <typename T>
   static void add_outer(const int32_t* a_of, const int32_t* b_of, int64_t count, const T* a,
                         int64_t rows, const T* b, int64_t columns, T* w) {
-    outer_scattered<T>(a_of, b_of, count, a, rows, b, columns, w);
+    row_gemm::outer_scattered<T>(a_of, b_of, count, a, rows, b, columns, w);
   }
 };
 
-}  // namespace OPUS_ROWS_TARGET
+}  // namespace OPUS_TARGET
 }  // namespace opus
-
-#undef OPUS_ROWS
-#undef OPUS_ROWS_INLINE

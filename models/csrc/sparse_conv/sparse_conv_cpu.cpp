@@ -13,10 +13,14 @@
 #include <tuple>
 #include <vector>
 
-#include "common/avx2.h"
 #include "common/parallel.h"
-#include "sparse_conv/row_gemm_targets.h"
+#define OPUS_WITH_AVX512
+#include "common/targets.h"
 #include "sparse_conv/sparse_conv.h"
+
+#define OPUS_BODY_HEADER "common/defs.h"
+#define OPUS_KERNEL_HEADER "sparse_conv/row_gemm.h"
+#include "common/for_each_target.h"
 
 namespace opus {
 namespace {
@@ -86,7 +90,7 @@ void multiply_with_torch(const Pairs& pairs, bool forward, const at::Tensor& lis
   }
 }
 
-#if defined(OPUS_HAS_AVX2_KERNELS)
+#if defined(OPUS_HAS_AVX2_TARGET)
 
 // Zeros appended to the last axis up to a multiple of the vector width; always contiguous.
 at::Tensor pad_columns(const at::Tensor& tensor, int64_t width) {
@@ -254,14 +258,14 @@ auto with_gemm(const Function& function) {
   return use_avx512() ? function(avx512::RowGemm()) : function(avx2::RowGemm());
 }
 
-#endif  // OPUS_HAS_AVX2_KERNELS
+#endif  // OPUS_HAS_AVX2_TARGET
 
 // [rows, columns]: `bias` (undefined: zeros) and the products; b is [K, depth, columns].
 at::Tensor multiply(const at::Tensor& list, const at::Tensor& starts, bool forward,
                     const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias,
                     int64_t rows) {
   const Pairs pairs = view_pairs(list, starts);
-#if defined(OPUS_HAS_AVX2_KERNELS)
+#if defined(OPUS_HAS_AVX2_TARGET)
   if (use_avx2() && a.size(1) > 0 && b.size(2) > 0) {
     at::Tensor c = at::empty({rows, b.size(2)}, a.options());
     const at::Tensor source = a.contiguous(), start = bias.defined() ? bias.contiguous() : bias;
@@ -287,7 +291,7 @@ at::Tensor multiply(const at::Tensor& list, const at::Tensor& starts, bool forwa
 
 at::Tensor weight_gradient(const Pairs& pairs, const at::Tensor& list, const at::Tensor& grad,
                            const at::Tensor& features) {
-#if defined(OPUS_HAS_AVX2_KERNELS)
+#if defined(OPUS_HAS_AVX2_TARGET)
   if (use_avx2()) {
     const at::Tensor left = grad.contiguous();
     at::Tensor result;

@@ -53,6 +53,9 @@ TORCH_LIBRARY(opus, m) {
   m.def(
       "nearest_in_tree(Tensor query, int[] query_lengths, Tensor tree, int[] lengths) "
       "-> (Tensor index, Tensor squared)");
+  m.def(
+      "nearest_between_trees(Tensor query, int[] query_lengths, Tensor tree, int[] lengths, "
+      "ScalarType dtype) -> (Tensor index, Tensor squared)");
   m.def("nearest_by_brute_force(Tensor query, Tensor reference) -> (Tensor index, Tensor squared)");
 
   m.def("chamfer_terms(Tensor query, Tensor reference, Tensor index, float beta) -> Tensor");

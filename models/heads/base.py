@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models import ops
 from models.decoder import DecoderOutput
 from models.layers import GridModule
-from models.losses import OccupiedPoints
+from models.losses import Match, OccupiedPoints
 
 from .densifier import VoxelLogits
 
@@ -87,13 +87,13 @@ class MatchedLayer:
         index: Number of the layer.
         points: Per sample ``[Q*R_i, 3]``, metres of the occ frame.
         targets: Per sample.
-        matched: Per sample int64 ``[Q*R_i]``, see ``OccupiedPoints.match``.
+        matched: Per sample, see ``OccupiedPoints.match``.
     """
 
     index: int
     points: Sequence[Tensor]
     targets: Sequence[OccupiedPoints]
-    matched: Sequence[Tensor | None]
+    matched: Sequence[Match | None]
 
 
 class OccupancyHead(GridModule, metaclass=ABCMeta):

@@ -14,7 +14,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from models.decoder import DecoderOutput
-from models.losses import OccupiedPoints
+from models.losses import Match, OccupiedPoints
 
 from .base import HeadOutput, MatchedLayer, OccupancyHead
 from .densifier import VoxelLogits
@@ -98,20 +98,20 @@ class PointHead(OccupancyHead):
 
     @torch.no_grad()
     def _labels(
-        self, points: Tensor, gt: OccupiedPoints, index: Tensor | None
+        self, points: Tensor, gt: OccupiedPoints, match: Match | None
     ) -> tuple[Tensor, Tensor]:
         """Return the label of the nearest gt point of every point, and the point's weight.
 
         The weight grows with the distance of that gt point from the centre of the range. Without
-        any gt point (``index`` None) all points are background.
+        any gt point (``match`` None) all points are background.
         """
-        if index is None:
+        if match is None:
             labels = gt.labels.new_full((len(points),), self.num_classes)
             return labels, torch.ones_like(points[:, 0])
         centres = gt.tree(points).points
         range_centre = (self.pc_range[:2] + self.pc_range[3:5]) / 2
         distance = (centres[:, :2] - range_centre).norm(dim=1) / self.scene_size[:2].norm()
-        return gt.labels[index], 1 + distance[index]
+        return gt.labels[match.to_gt], 1 + distance[match.to_gt]
 
 
 def closing(volume: Tensor) -> Tensor:

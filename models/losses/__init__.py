@@ -1,6 +1,6 @@
 """Registered losses."""
 
-from .chamfer_loss import ChamferLoss, OccupiedPoints
+from .chamfer_loss import ChamferLoss, Match, OccupiedPoints
 from .focal_loss import SigmoidFocalLoss
 
-__all__ = ["ChamferLoss", "OccupiedPoints", "SigmoidFocalLoss"]
+__all__ = ["ChamferLoss", "Match", "OccupiedPoints", "SigmoidFocalLoss"]

@@ -7,12 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from models import ops
+
+
+class Match(NamedTuple):
+    """Nearest neighbours of a sample's predictions and ground truth, both ways.
+
+    Attributes:
+        to_gt: int64 ``[N]``, index of the ground-truth point that is nearest to each prediction.
+        to_pred: int64 ``[M]``, index of the prediction that is nearest to each ground-truth point.
+        squared_distance: ``[M]``, square metres to that.
+    """
+
+    to_gt: Tensor
+    to_pred: Tensor
+    squared_distance: Tensor
 
 
 @dataclass(frozen=True)
@@ -42,14 +57,12 @@ class OccupiedPoints:
             self._trees[key] = ops.PointTree(self.points.to(like))
         return self._trees[key]
 
-    def match(self, points: Tensor) -> Tensor | None:
-        """Return the index int64 ``[N]`` of the nearest point for each of ``points`` ``[N, 3]``.
-
-        None where there is no ground-truth point.
-        """
+    def match(self, points: Tensor) -> Match | None:
+        """Match predicted points ``[N, 3]``, one at least; None where there is no ground truth."""
         if not len(self.points):
             return None
-        return self.tree(points).nearest(points)[0]
+        gt, pred = self.tree(points), ops.PointTree(points)
+        return Match(gt.nearest(pred)[0], *pred.nearest(gt))
 
 
 @MODELS.register_module()
@@ -97,7 +110,7 @@ class ChamferLoss(nn.Module):
         self,
         points: Sequence[Tensor],
         targets: Sequence[OccupiedPoints],
-        matched: Sequence[Tensor | None] | None = None,
+        matched: Sequence[Match | None] | None = None,
     ) -> Tensor:
         """Return the loss of a batch.
 
@@ -114,14 +127,13 @@ class ChamferLoss(nn.Module):
         if matched is None:
             matched = [gt.match(pred) for pred, gt in zip(points, targets, strict=True)]
         to_pred, to_gt = [], []
-        for pred, gt, index in zip(points, targets, matched, strict=True):
-            if index is None:
+        for pred, gt, match in zip(points, targets, matched, strict=True):
+            if match is None:
                 continue
             centres = gt.tree(pred).points
-            nearest, squared_distance = ops.nearest_neighbor(centres, pred.detach())
-            weights = self._gt_weights(gt, squared_distance)
-            to_pred.append(self._one_way(centres, pred, nearest, weights))
-            to_gt.append(self._one_way(pred, centres, index))
+            weights = self._gt_weights(gt, match.squared_distance)
+            to_pred.append(self._one_way(centres, pred, match.to_pred, weights))
+            to_gt.append(self._one_way(pred, centres, match.to_gt))
         for terms in (to_pred, to_gt):
             if terms:
                 sums, counts = zip(*terms, strict=True)

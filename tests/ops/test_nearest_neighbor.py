@@ -18,11 +18,16 @@ DTYPES = [torch.float32, torch.float64]
 
 
 def assert_same(query: Tensor, reference: Tensor, **lengths: list[int]) -> None:
-    index, squared = nearest_neighbor(query, reference, **lengths)
     expected_index, expected_squared = nearest_neighbor_reference(query, reference, **lengths)
-    assert torch.equal(index, expected_index)
-    assert torch.equal(squared, expected_squared)
-    assert index.dtype == torch.int64 and index.device == query.device
+    queries = PointTree(query, lengths.get("query_lengths"))
+    others = {"reference_lengths": lengths.get("reference_lengths")}
+    for index, squared in (
+        nearest_neighbor(query, reference, **lengths),
+        nearest_neighbor(queries, reference, **others),
+    ):
+        assert torch.equal(index, expected_index)
+        assert torch.equal(squared, expected_squared)
+        assert index.dtype == torch.int64 and index.device == query.device
 
 
 def along_curve(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,11 +36,30 @@ def along_curve(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     return native("nearest_in_tree")(query, [len(query)], tree, [len(reference)])
 
 
+def between_trees(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    return nearest_neighbor(PointTree(query), PointTree(reference))
+
+
+def between_curves(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """By the trees that GPUs build."""
+    lengths = [len(query)], [len(reference)]
+    trees = (native("point_tree")(x, [len(x)], True) for x in (query, reference))
+    own, others = trees
+    return native("nearest_between_trees")(own, lengths[0], others, lengths[1], query.dtype)
+
+
 def brute_force(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     return native("nearest_by_brute_force")(query, reference)
 
 
-ALL = [nearest_neighbor, nearest_neighbor_reference, along_curve, brute_force]
+ALL = [
+    nearest_neighbor,
+    nearest_neighbor_reference,
+    along_curve,
+    brute_force,
+    between_trees,
+    between_curves,
+]
 
 
 def test_known_answer(device: str) -> None:
@@ -65,7 +89,7 @@ def test_native_equals_twin(device: str, data: Any) -> None:
     query, reference = query.to(device), reference.to(device)
     assert_same(query, reference)
     expected = nearest_neighbor_reference(query, reference)
-    for function in (along_curve, brute_force):
+    for function in (along_curve, brute_force, between_curves):
         for ours, theirs in zip(function(query, reference), expected, strict=True):
             assert torch.equal(ours, theirs), function.__name__
 
@@ -105,18 +129,22 @@ def test_trees_of_any_depth(device: str, number: int) -> None:
     assert_same(query, reference)
 
 
-def test_without_avx2(run_in_new_process: Callable[..., None]) -> None:
-    """The portable search gives the same; the choice is made once per process."""
+@pytest.mark.parametrize("switch", ["OPUS_DISABLE_AVX2", "OPUS_DISABLE_AVX512"])
+def test_other_instructions(run_in_new_process: Callable[..., None], switch: str) -> None:
+    """What a processor without them runs gives the same; the choice is made once per process."""
     run_in_new_process(
         """
 import torch
-from models.ops import nearest_neighbor, nearest_neighbor_reference
+from models.ops import PointTree, nearest_neighbor, nearest_neighbor_reference
 torch.manual_seed(0)
 query, reference = torch.rand(500, 3), torch.rand(2000, 3).mul(30).round() / 30
-ours, twin = (f(query, reference) for f in (nearest_neighbor, nearest_neighbor_reference))
-assert all(torch.equal(a, b) for a, b in zip(ours, twin))
+query[7, 1] = torch.nan
+twin = nearest_neighbor_reference(query, reference)
+for own in (query, PointTree(query)):
+    ours = nearest_neighbor(own, reference)
+    assert all(torch.equal(a, b) for a, b in zip(ours, twin))
 """,
-        OPUS_DISABLE_AVX2="1",
+        **{switch: "1"},
     )
 
 
@@ -163,12 +191,13 @@ def test_degenerate_distributions_stay_right_and_fast(kind: str) -> None:
         reference[m // 2 :] += 1e4
     query = torch.cat([torch.rand(m - 1, 3) * 2, torch.full((1, 3), 1e9)])
     start = time.perf_counter()
-    index, squared = nearest_neighbor(query, reference)
-    assert time.perf_counter() - start < 5  # all pairs would be 1.6e9
+    found = [nearest_neighbor(query, reference), between_trees(query, reference)]
+    assert time.perf_counter() - start < 10  # all pairs would be 1.6e9
     some = torch.cat([torch.arange(0, m, 400), torch.tensor([m - 1])])
     expected_index, expected_squared = nearest_neighbor_reference(query[some], reference)
-    assert torch.equal(index[some], expected_index)
-    assert torch.equal(squared[some], expected_squared)
+    for index, squared in found:
+        assert torch.equal(index[some], expected_index)
+        assert torch.equal(squared[some], expected_squared)
 
 
 @pytest.mark.parametrize("function", ALL)
@@ -211,8 +240,9 @@ def test_no_gradient() -> None:
 
 def test_threads_change_nothing(at_threads: Callable[..., Any]) -> None:
     query, reference = torch.rand(9000, 3), torch.rand(8000, 3).mul(50).round().div(50)
-    one, two = (at_threads(n, nearest_neighbor, query, reference) for n in (1, 2))
-    assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+    for function in (nearest_neighbor, between_trees):
+        one, two = (at_threads(n, function, query, reference) for n in (1, 2))
+        assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
 
 
 def test_bad_arguments(device: str) -> None:
@@ -241,12 +271,16 @@ def test_contract_of_the_native_operations(device: str) -> None:
         native("point_tree")(points, [5], False)
     with pytest.raises(ValueError, match="lengths of points must be in 0"):
         native("point_tree")(points, [5, -1], False)
-    with pytest.raises(ValueError, match=r"tree must be the \d+ bytes .* got Byte \[3\]"):
+    with pytest.raises(ValueError, match=r"tree must be the \d+ bytes .* got \[3\]"):
         native("nearest_in_tree")(points, [4], tree[:3], [4])
     with pytest.raises(ValueError, match="tree must start at a multiple of 16 bytes"):
         native("nearest_in_tree")(points, [4], torch.cat([tree[:1], tree])[1:], [4])
     with pytest.raises(ValueError, match=r"tree must be the \d+ bytes of point_tree for Double"):
         native("nearest_in_tree")(points.double(), [4], tree, [4])
+    with pytest.raises(ValueError, match=r"query must be the \d+ bytes .* lengths \[5\]"):
+        native("nearest_between_trees")(tree, [5], tree, [4], torch.float32)
+    with pytest.raises(ValueError, match="tree must be contiguous bytes of point_tree, got Float"):
+        native("nearest_between_trees")(tree, [4], tree.float(), [4], torch.float32)
     with pytest.raises(ValueError, match="sample 0 has 4 queries and no reference point"):
         native("nearest_in_tree")(points, [4], tree[:0], [0])
     with pytest.raises(ValueError, match="query must be float32 or float64, got Half"):
@@ -287,4 +321,7 @@ def test_opcheck(device: str, dtype: torch.dtype) -> None:
         args = (reference, [20, 5], order)
         torch.library.opcheck(torch.ops.opus.point_tree.default, args, test_utils=checks)
     torch.library.opcheck(torch.ops.opus.nearest_in_tree.default, (query, [3, 6], tree, [20, 5]))
+    torch.library.opcheck(
+        torch.ops.opus.nearest_between_trees.default, (tree, [20, 5], tree, [20, 5], dtype)
+    )
     torch.library.opcheck(torch.ops.opus.nearest_by_brute_force.default, (query, reference))

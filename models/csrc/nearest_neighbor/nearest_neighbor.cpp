@@ -11,9 +11,15 @@
 
 #include "common/curve_order.h"
 #include "common/launch.h"
+#define OPUS_WITH_AVX512
+#include "common/targets.h"
 #include "nearest_neighbor/median_tree.h"
 #include "nearest_neighbor/search_avx2.h"
 #include "nearest_neighbor/tiled.h"
+
+#define OPUS_BODY_HEADER "nearest_neighbor/nearest_neighbor.h"
+#define OPUS_KERNEL_HEADER "nearest_neighbor/packet_search.h"
+#include "common/for_each_target.h"
 
 namespace opus {
 namespace {
@@ -22,6 +28,7 @@ using nearest_neighbor::Box;
 using nearest_neighbor::Nearest;
 using nearest_neighbor::Point;
 using nearest_neighbor::Search;
+using nearest_neighbor::SearchInOrder;
 using nearest_neighbor::Tree;
 
 constexpr int64_t kQueriesPerTask = 1024;
@@ -153,6 +160,51 @@ void check_batches(at::IntArrayRef query_lengths, at::IntArrayRef lengths) {
   }
 }
 
+void search_in_order(c10::Device device, const Tree<float>& queries, const Search<float>& body) {
+  const SearchInOrder<float> in_order{body, queries.points};
+  if (runs_on_gpu(device)) return run(device, in_order, queries.count, kQueriesPerTask);
+  parallel_tasks(num_blocks(queries.count, kQueriesPerTask), [&](int64_t task) {
+    const int64_t begin = task * kQueriesPerTask;
+    OPUS_CALL_TARGET(nearest_packets::nearest_of, queries, begin,
+                     std::min(queries.count, begin + kQueriesPerTask), body.tree, body.first,
+                     body.index, body.squared);
+  });
+}
+
+void search_in_order(c10::Device device, const Tree<double>& queries, const Search<double>& body) {
+  run(device, SearchInOrder<double>{body, queries.points}, queries.count, kQueriesPerTask);
+}
+
+// The trees of several clouds, one after another.
+template <typename T>
+class Trees {
+ public:
+  Trees(const at::Tensor& memory, const char* name, at::IntArrayRef lengths)
+      : next_(const_cast<uint8_t*>(memory.const_data_ptr<uint8_t>())) {
+    TORCH_CHECK_VALUE(memory.numel() == bytes_of_all<T>(lengths), name, " must be the ",
+                      bytes_of_all<T>(lengths), " bytes of point_tree for ",
+                      c10::CppTypeToScalarType<T>::value, " points and lengths ", lengths, ", got ",
+                      memory.sizes());
+    TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(next_) % alignof(Point<T>) == 0, name,
+                      " must start at a multiple of ", alignof(Point<T>), " bytes");
+  }
+
+  Tree<T> next(int64_t count) {
+    const Tree<T> tree = tree_at<T>(next_, count);
+    next_ += bytes_of<T>(count);
+    return tree;
+  }
+
+ private:
+  uint8_t* next_;
+};
+
+void check_tree(const at::Tensor& tree, const char* name) {
+  TORCH_CHECK_VALUE(tree.scalar_type() == at::kByte && tree.dim() == 1 && tree.is_contiguous(), name,
+                    " must be contiguous bytes of point_tree, got ", tree.scalar_type(), " ",
+                    tree.sizes());
+}
+
 std::tuple<at::Tensor, at::Tensor> nearest_in_tree(const at::Tensor& query,
                                                    at::IntArrayRef query_lengths,
                                                    const at::Tensor& tree,
@@ -160,27 +212,49 @@ std::tuple<at::Tensor, at::Tensor> nearest_in_tree(const at::Tensor& query,
   check_cloud(query, "query", query_lengths);
   check_batches(query_lengths, lengths);
   check_same_device(query, "query", tree, "tree");
+  check_tree(tree, "tree");
   const c10::DeviceGuard guard(query.device());
   const at::Tensor rows = query.contiguous();
   at::Tensor index = at::empty({rows.size(0)}, rows.options().dtype(at::kLong));
   at::Tensor squared = at::empty({rows.size(0)}, rows.options());
   AT_DISPATCH_FLOATING_TYPES(rows.scalar_type(), "nearest_in_tree", [&] {
-    TORCH_CHECK_VALUE(tree.scalar_type() == at::kByte && tree.is_contiguous() &&
-                          tree.numel() == bytes_of_all<scalar_t>(lengths),
-                      "tree must be the ", bytes_of_all<scalar_t>(lengths),
-                      " bytes of point_tree for ", query.scalar_type(), " points and lengths ",
-                      lengths, ", got ", tree.scalar_type(), " ", tree.sizes());
-    auto* memory = const_cast<uint8_t*>(tree.const_data_ptr<uint8_t>());
-    TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(memory) % alignof(Point<scalar_t>) == 0,
-                      "tree must start at a multiple of ", alignof(Point<scalar_t>), " bytes");
+    Trees<scalar_t> trees(tree, "tree", lengths);
     int64_t first = 0, first_query = 0;
     for (size_t b = 0; b < lengths.size(); ++b) {
-      const Search<scalar_t> body{tree_at<scalar_t>(memory, lengths[b]),
+      const Search<scalar_t> body{trees.next(lengths[b]),
                                   rows.const_data_ptr<scalar_t>() + 3 * first_query, first,
                                   index.mutable_data_ptr<int64_t>() + first_query,
                                   squared.mutable_data_ptr<scalar_t>() + first_query};
       search_all(rows.device(), body, query_lengths[b]);
-      memory += bytes_of<scalar_t>(lengths[b]);
+      first += lengths[b];
+      first_query += query_lengths[b];
+    }
+  });
+  return {index, squared};
+}
+
+std::tuple<at::Tensor, at::Tensor> nearest_between_trees(const at::Tensor& query,
+                                                         at::IntArrayRef query_lengths,
+                                                         const at::Tensor& tree,
+                                                         at::IntArrayRef lengths,
+                                                         at::ScalarType type) {
+  check_batches(query_lengths, lengths);
+  check_same_device(query, "query", tree, "tree");
+  check_tree(query, "query");
+  check_tree(tree, "tree");
+  const c10::DeviceGuard guard(query.device());
+  int64_t queries = 0;
+  for (const int64_t length : query_lengths) queries += length;
+  at::Tensor index = at::empty({queries}, query.options().dtype(at::kLong));
+  at::Tensor squared = at::empty({queries}, query.options().dtype(type));
+  AT_DISPATCH_FLOATING_TYPES(type, "nearest_between_trees", [&] {
+    Trees<scalar_t> query_trees(query, "query", query_lengths), trees(tree, "tree", lengths);
+    int64_t first = 0, first_query = 0;
+    for (size_t b = 0; b < lengths.size(); ++b) {
+      const Search<scalar_t> body{trees.next(lengths[b]), nullptr, first,
+                                  index.mutable_data_ptr<int64_t>() + first_query,
+                                  squared.mutable_data_ptr<scalar_t>() + first_query};
+      search_in_order(query.device(), query_trees.next(query_lengths[b]), body);
       first += lengths[b];
       first_query += query_lengths[b];
     }
@@ -222,6 +296,7 @@ std::tuple<at::Tensor, at::Tensor> nearest_by_brute_force(const at::Tensor& quer
 OPUS_REGISTER(m) {
   m.impl("point_tree", &point_tree);
   m.impl("nearest_in_tree", &nearest_in_tree);
+  m.impl("nearest_between_trees", &nearest_between_trees);
   m.impl("nearest_by_brute_force", &nearest_by_brute_force);
 }
 

@@ -180,6 +180,20 @@ struct Search {
   }
 };
 
+// Item i is the i-th of a tree's own points: neighbours there have like searches.
+template <typename T>
+struct SearchInOrder {
+  Search<T> search;  // whose `query` is not read
+  const Point<T>* points;
+
+  OPUS_HD void operator()(int64_t i) const {
+    const Point<T> q = points[i];
+    Nearest<T> best = nothing<T>();
+    if (is_finite(q.at[0])) nearest_neighbor::search(search.tree, q.at, best);
+    search.write(q.index, best);
+  }
+};
+
 template <typename T>
 struct PlacePoints {
   const T* cloud;

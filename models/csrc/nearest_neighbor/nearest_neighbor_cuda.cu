@@ -57,3 +57,5 @@ OPUS_INSTANTIATE_LAUNCH(opus::nearest_neighbor::MergeBoxes<float>);
 OPUS_INSTANTIATE_LAUNCH(opus::nearest_neighbor::MergeBoxes<double>);
 OPUS_INSTANTIATE_LAUNCH(opus::nearest_neighbor::Search<float>);
 OPUS_INSTANTIATE_LAUNCH(opus::nearest_neighbor::Search<double>);
+OPUS_INSTANTIATE_LAUNCH(opus::nearest_neighbor::SearchInOrder<float>);
+OPUS_INSTANTIATE_LAUNCH(opus::nearest_neighbor::SearchInOrder<double>);

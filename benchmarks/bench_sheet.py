@@ -5,7 +5,8 @@
 Ground truth and images are those of the toy data set (scripts/make_toy_nuscenes.py, then
 scripts/gen_sweep_info.py), the images enlarged to nuScenes' 1600 x 900; predictions are the ground
 truth with voxels lost, moved, mislabelled and invented (bench_scoring's), whose many loose voxels
-are harder to draw than clean ones. Loading, prediction and scoring of samples are not counted; writing the PNG file is.
+are harder to draw than clean ones. Loading, prediction and scoring of samples are not counted;
+writing the PNG file is.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ is a GPU to build for, the CUDA sources go into the same library.
 
 Environment switches:
     OPUS_NATIVE_ARCH=1  compile for this machine's processor (the library is then not portable;
-                        the hot kernels choose AVX2 at run time anyway)
+                        the hot kernels choose AVX2 or AVX-512 at run time anyway)
     OPUS_WERROR=0       do not turn compiler warnings into errors
     OPUS_SANITIZE=1     check addresses and undefined behaviour at run time (scripts/sanitize.py)
     OPUS_CPU_ONLY=1     leave CUDA sources out even where they could be built

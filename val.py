@@ -22,6 +22,7 @@ from scripts.runtime.errors import ConfigError, run_entry_point
 from scripts.runtime.evaluators import MASKS, choose_masks, save_outputs
 from scripts.runtime.hooks import peak_memory_mb
 from scripts.runtime.launch import launched
+from scripts.runtime.memory import keep_freed_memory
 from scripts.runtime.report import report_table, score_report, write_report
 from scripts.runtime.running import (
     add_common_arguments,
@@ -92,6 +93,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         ConfigError: The options contradict the config.
         CheckpointError: The weights cannot be read or are another model's.
     """
+    keep_freed_memory()
     with launched() as launch:
         cfg, notes = prepare_config(args.config, args.cfg_options, args.work_dir, launch)
         cfg.resume, cfg.load_from = False, None

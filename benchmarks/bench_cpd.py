@@ -79,8 +79,8 @@ def voxel_features(
     maximum: Callable[..., Tensor], by_voxels: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """With ``by_voxels`` as in the project's head: what the points of a voxel share is multiplied
-    once for them, fixed statistics are a part of the weights, and the last ReLU follows the
-    maximum.
+    once for them, and added after the maximum where statistics are fixed, which then are a part of
+    the weights; the last ReLU follows the maximum.
     """
     x, key = point_inputs(points, feats)
     unique, voxel = find(key, math.prod(SHAPE))
@@ -90,8 +90,12 @@ def voxel_features(
         maxima = maximum(x, voxel, len(unique))
         weight, bias, norm = w.folded(1)
         of_point, of_voxel = weight.split(32, dim=1)
-        x = F.linear(maxima, of_voxel, bias).index_select(0, voxel).addmm_(x, of_point.t())
-        return F.relu(maximum(norm(x), voxel, len(unique)), inplace=True), coords_of(unique)
+        shared = F.linear(maxima, of_voxel, bias)
+        if not w.training:
+            x = maximum(F.linear(x, of_point), voxel, len(unique)) + shared
+            return F.relu(x), coords_of(unique)
+        x = norm(shared.index_select(0, voxel).addmm_(x, of_point.t()))
+        return F.relu(maximum(x, voxel, len(unique)), inplace=True), coords_of(unique)
     x = F.relu(w.norms[0](w.linears[0](x)), inplace=True)
     maxima = maximum(x, voxel, len(unique))
     x = w.norms[1](w.linears[1](torch.cat([x, maxima[voxel]], 1)))

@@ -63,32 +63,34 @@ class PFNLayer(nn.Module):
                 the order of channels; None if there is none.
             voxel_index: ``[n]``, the voxel of each point.
             num_voxels: V.
+
+        Returns:
+            Of the last layer the second alone is of use.
         """
-        if self.norm.training:
-            x = self.norm(self._linear(self.linear.weight, None, points, voxels, voxel_index))
-        else:  # fixed statistics: the norm scales the weights and adds a bias
-            mean, variance = self.norm.running_mean, self.norm.running_var
-            assert mean is not None and variance is not None
-            scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
-            bias = self.norm.bias - mean * scale
-            weight = self.linear.weight * scale[:, None]
-            x = self._linear(weight, bias, points, voxels, voxel_index)
+        weight, bias, norm = self._folded()
+        if voxels is None:
+            x = norm(F.linear(points, weight, bias))
+        else:
+            # the part of the product that the points of a voxel share is computed once for them
+            of_point, of_voxel = weight.split([points.shape[1], voxels.shape[1]], dim=1)
+            shared = F.linear(voxels, of_voxel, bias)
+            if self.last and not self.norm.training:  # it does not decide which point is greatest
+                x = F.linear(points, of_point)
+                return x, F.relu(ops.voxel_max(x, voxel_index, num_voxels) + shared)
+            x = norm(shared.index_select(0, voxel_index).addmm_(points, of_point.t()))
         if self.last:  # the order of maximum and ReLU is free, and there are fewer voxels
             return x, F.relu(ops.voxel_max(x, voxel_index, num_voxels), inplace=True)
         x = F.relu(x, inplace=True)
         return x, ops.voxel_max(x, voxel_index, num_voxels)
 
-    @staticmethod
-    def _linear(
-        weight: Tensor, bias: Tensor | None, points: Tensor, voxels: Tensor | None,
-        voxel_index: Tensor,
-    ) -> Tensor:  # fmt: skip
-        if voxels is None:
-            return F.linear(points, weight, bias)
-        # the part of the product that the points of a voxel share is computed once for them
-        of_point, of_voxel = weight.split([points.shape[1], voxels.shape[1]], dim=1)
-        shared = F.linear(voxels, of_voxel, bias).index_select(0, voxel_index)
-        return shared.addmm_(points, of_point.t())
+    def _folded(self) -> tuple[Tensor, Tensor | None, nn.Module]:
+        """Return weight, bias and what follows them: fixed statistics are a part of the first."""
+        if self.norm.training:
+            return self.linear.weight, None, self.norm
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and variance is not None
+        scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
+        return self.linear.weight * scale[:, None], self.norm.bias - mean * scale, nn.Identity()
 
 
 @MODELS.register_module()

@@ -61,7 +61,8 @@ def main() -> None:
     args = parse_arguments(__doc__, repeats=9)
     report = Report("nearest_neighbor", args)
     others = peers(args.device, args.threads)
-    report.table(["case", "ours ms", "prepared ms", "both prepared ms", "MB", *(f"{name} ms" for name in others)])
+    own_columns = ("ours", "prepared", "both prepared")
+    report.table(["case", *(f"{name} ms" for name in (*own_columns, *others)), "MiB"])
     worst = {name: float("inf") for name in others}
     for name, size, edge_m, number in SCENES:
         pred, voxels = (x.to(args.device) for x in points(size, edge_m, number))
@@ -79,9 +80,9 @@ def main() -> None:
             measured = timings(list(calls.values()), args.repeats, args.device)
             case = f"{name}, {direction}"
             report.note_runs(case, dict(zip(calls, measured, strict=True)))
-            own, prepared, both, *times = (timing.ms for timing in measured)
-            cells = [f"{own:.1f}", f"{prepared:.1f}", f"{both:.1f}", f"{measured[0].mib:.0f}"]
-            report.row(case, *cells, *(f"{time:.1f}" for time in times))
+            all_ms = [timing.ms for timing in measured]
+            report.row(case, *(f"{ms:.1f}" for ms in all_ms), f"{measured[0].mib:.0f}")
+            own, times = all_ms[0], all_ms[len(own_columns) :]
             for peer, time in zip(others, times, strict=True):
                 worst[peer] = min(worst[peer], time / own)
     goals = {"scipy": 1.0, "mmcv knn": 10.0, "tiled all pairs": 1.0}

@@ -57,20 +57,19 @@ class PointTree:
         self, query: Tensor | PointTree, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """See :func:`nearest_neighbor`; ``lengths`` are those of the queries."""
-        if self._memory is None:
-            return nearest_neighbor_reference(query, self, lengths)
-        if isinstance(query, PointTree):
-            _check_dtypes(query.points, self.points)
-            _check_samples(query.lengths, self.lengths)
-            assert query._memory is not None
-            return native("nearest_between_trees")(
-                query._memory, query.lengths, self._memory, self.lengths, self.points.dtype
-            )
-        query = _searched(query.detach())
-        _check_dtypes(query, self.points)
-        query_lengths = _lengths(query, lengths, "query")
+        points, lengths = _unprepared(query, lengths, "query")
+        memory = query._memory if isinstance(query, PointTree) else None
+        if self._memory is None or (isinstance(query, PointTree) and memory is None):
+            return nearest_neighbor_reference(points, self, lengths)
+        points = _searched(points.detach())
+        _check_dtypes(points, self.points)
+        query_lengths = _lengths(points, lengths, "query")
         _check_samples(query_lengths, self.lengths)
-        return native("nearest_in_tree")(query, query_lengths, self._memory, self.lengths)
+        if memory is None:
+            return native("nearest_in_tree")(points, query_lengths, self._memory, self.lengths)
+        return native("nearest_between_trees")(
+            memory, query_lengths, self._memory, self.lengths, self.points.dtype
+        )
 
 
 def nearest_neighbor(
@@ -101,14 +100,17 @@ def nearest_neighbor(
         Index into ``reference``, int64 [N], and squared distance [N], both without gradient.
 
     Raises:
-        ValueError: a shape, dtype or length does not fit, or a sample with queries has no
-            reference point.
+        ValueError: a shape, dtype or length does not fit, lengths are given for a
+            :class:`PointTree`, or a sample with queries has no reference point.
         ExtensionError: the native extension is not built.
     """
-    if not isinstance(reference, PointTree):
+    if isinstance(reference, PointTree):
+        _unprepared(reference, reference_lengths, "reference")
+    else:
         if isinstance(query, PointTree):
             reference = _searched(reference)
-        _check_arguments(*_unprepared(query, query_lengths), reference, reference_lengths)
+        own = _unprepared(query, query_lengths, "query")
+        _check_arguments(*own, reference, reference_lengths)
         reference = PointTree(reference, reference_lengths)
     return reference.nearest(query, query_lengths)
 
@@ -121,8 +123,8 @@ def nearest_neighbor_reference(
     reference_lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Plain-torch twin of :func:`nearest_neighbor`: all pairs, in chunks. Same arguments."""
-    query, query_lengths = _unprepared(query, query_lengths)
-    reference, reference_lengths = _unprepared(reference, reference_lengths)
+    query, query_lengths = _unprepared(query, query_lengths, "query")
+    reference, reference_lengths = _unprepared(reference, reference_lengths, "reference")
     _check_arguments(query, query_lengths, reference, reference_lengths)
     query, reference = _searched(query), _searched(reference)
     of_query = _lengths(query, query_lengths, "query")
@@ -198,11 +200,15 @@ def _check_samples(query_lengths: list[int], reference_lengths: list[int]) -> No
 
 
 def _unprepared(
-    points: Tensor | PointTree, lengths: Sequence[int] | None
+    points: Tensor | PointTree, lengths: Sequence[int] | None, name: str
 ) -> tuple[Tensor, Sequence[int] | None]:
-    if isinstance(points, PointTree):
-        return points.points, points.lengths
-    return points, lengths
+    if not isinstance(points, PointTree):
+        return points, lengths
+    if lengths is not None:
+        raise ValueError(
+            f"{name} is a PointTree, which knows its lengths: leave out {name}_lengths"
+        )
+    return points.points, points.lengths
 
 
 def _check_arguments(

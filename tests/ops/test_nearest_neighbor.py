@@ -262,6 +262,18 @@ def test_bad_arguments(device: str) -> None:
             function(points, points, [1, 3], [4])
 
 
+def test_a_tree_knows_its_lengths(device: str) -> None:
+    points = torch.rand(4, 3, device=device)
+    tree = PointTree(points, [1, 3])
+    for function in (nearest_neighbor, nearest_neighbor_reference):
+        with pytest.raises(ValueError, match=r"query is a PointTree, .* leave out query_lengths"):
+            function(tree, tree, [1, 3])
+        with pytest.raises(ValueError, match=r"reference is a PointTree, .*out reference_lengths"):
+            function(points, tree, [1, 3], [1, 3])
+        with pytest.raises(ValueError, match="query has 1 samples, reference 2"):
+            function(PointTree(points), tree)
+
+
 def test_contract_of_the_native_operations(device: str) -> None:
     points = torch.rand(4, 3, device=device)
     tree = native("point_tree")(points, [4], False)

@@ -1,12 +1,14 @@
-// Includes OPUS_BODY_HEADER and then OPUS_KERNEL_HEADER, the names of two headers, once for every
-// instruction set: what they define stands in the namespaces opus::portable and opus::avx2, and in
+// Includes OPUS_BODY_HEADER, if there is one, and then OPUS_KERNEL_HEADER, the names of two headers,
+// once for every instruction set: what they define stands in the namespaces opus::portable and opus::avx2, and in
 // opus::avx512 where the source defines OPUS_WITH_AVX512 (see targets.h). Every source file
 // includes this once for its own headers, hence no guard.
 
 #define OPUS_TARGET portable
 #define OPUS_PACK_BYTES 32
 #include "common/lanes.h"
+#if defined(OPUS_BODY_HEADER)
 #include OPUS_BODY_HEADER
+#endif
 #include OPUS_KERNEL_HEADER
 #undef OPUS_TARGET
 
@@ -16,7 +18,9 @@
 #define OPUS_TARGET_HAS_AVX2
 #define OPUS_TARGET avx2
 #include "common/lanes.h"
+#if defined(OPUS_BODY_HEADER)
 #include OPUS_BODY_HEADER
+#endif
 #include OPUS_KERNEL_HEADER
 #undef OPUS_TARGET
 #undef OPUS_TARGET_HAS_AVX2
@@ -31,7 +35,9 @@
 #define OPUS_TARGET avx512
 #define OPUS_PACK_BYTES 64
 #include "common/lanes.h"
+#if defined(OPUS_BODY_HEADER)
 #include OPUS_BODY_HEADER
+#endif
 #include OPUS_KERNEL_HEADER
 #undef OPUS_PACK_BYTES
 #undef OPUS_TARGET

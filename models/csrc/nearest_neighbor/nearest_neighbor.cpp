@@ -17,7 +17,6 @@
 #include "nearest_neighbor/search_avx2.h"
 #include "nearest_neighbor/tiled.h"
 
-#define OPUS_BODY_HEADER "nearest_neighbor/nearest_neighbor.h"
 #define OPUS_KERNEL_HEADER "nearest_neighbor/packet_search.h"
 #include "common/for_each_target.h"
 

@@ -18,7 +18,6 @@
 #include "common/targets.h"
 #include "sparse_conv/sparse_conv.h"
 
-#define OPUS_BODY_HEADER "common/defs.h"
 #define OPUS_KERNEL_HEADER "sparse_conv/row_gemm.h"
 #include "common/for_each_target.h"
 

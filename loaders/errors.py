@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from models.errors import UserError
 
-class MissingDataError(FileNotFoundError):
+
+class MissingDataError(UserError, FileNotFoundError):
     """A file or folder that the configuration asks for does not exist."""
 
     kind: ClassVar[str] = "missing"
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
 
-
-class BadDataError(ValueError):
+class BadDataError(UserError, ValueError):
     """A file exists but its content is broken, or does not fit the configuration.
 
     Attributes:

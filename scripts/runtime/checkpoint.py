@@ -15,12 +15,13 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
+from models.errors import UserError
 from models.weight_layouts import to_own_layout
 
 NUM_NAMED_KEYS = 3  # keys of each kind that a message names
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A file is no checkpoint, or one of another model."""
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, TracebackType
 
+from models.errors import UserError
+
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -19,7 +21,7 @@ _WORKER_MARK = "Original Traceback"
 _WORKER_FRAME = re.compile(r'File "(?P<file>[^"]+)", line \d+, in .*\n\s+(?P<source>.*)')
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration or a command-line option asks for something that does not exist."""
 
 

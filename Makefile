@@ -12,7 +12,7 @@ help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 setup:  ## make .venv, install everything, build the native extension
-	@bash scripts/setup_env.sh
+	@bash scripts/build/setup_env.sh
 
 test: lint types pytest  ## set up if needed; ruff, mypy, all tests
 
@@ -41,7 +41,7 @@ sanitize: setup  ## the operations' tests on a CPU build with address and undefi
 	$(PY) -m scripts.sanitize
 
 compute-sanitizer: setup  ## the CUDA kernels' tests under NVIDIA's checks (needs a GPU)
-	bash scripts/compute_sanitizer.sh
+	bash scripts/build/compute_sanitizer.sh
 
 demo: setup  ## toy data, training, scores against an image-blind prior, pictures
 	$(PY) -m scripts.demo $(DEMO)

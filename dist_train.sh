@@ -5,4 +5,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 [ $# -ge 2 ] || { echo "usage: bash dist_train.sh N CONFIG [arguments of train.py]" >&2; exit 2; }
-exec bash scripts/torchrun.sh "$1" train.py --config "$2" "${@:3}"
+exec bash scripts/runtime/torchrun.sh "$1" train.py --config "$2" "${@:3}"

@@ -5,4 +5,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 [ $# -ge 2 ] || { echo "usage: bash dist_val.sh N CONFIG --weights W [arguments of val.py]" >&2; exit 2; }
-exec bash scripts/torchrun.sh "$1" val.py --config "$2" "${@:3}"
+exec bash scripts/runtime/torchrun.sh "$1" val.py --config "$2" "${@:3}"

@@ -34,7 +34,7 @@ except ImportError as error:
         "`pip install -e . --no-build-isolation`"
     ) from error
 
-from scripts import native_build
+from scripts.build import native_build
 
 
 def is_enabled(variable: str) -> bool:
@@ -124,7 +124,7 @@ setup(
     description="Occupancy prediction from cameras with a sparse set of points (OPUS, OPUS-V2)",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["models", "models.*", "loaders", "loaders.*"]),
+    packages=find_packages(include=["models*", "loaders*", "scripts*"]),
     package_data={"models.ops": ["_C*.so"]},
     ext_modules=[native_extension()],
     cmdclass={"build_ext": cpp_extension.BuildExtension},

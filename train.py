@@ -11,9 +11,9 @@ from mmengine.runner import find_latest_checkpoint
 from scripts.runtime.config import named_config_keys, settle_pretrained
 from scripts.runtime.errors import ConfigError, run_entry_point
 from scripts.runtime.hooks import StopOnSignalHook
+from scripts.runtime.host_allocator import keep_freed_memory
 from scripts.runtime.launch import launched
-from scripts.runtime.memory import keep_freed_memory
-from scripts.runtime.running import add_common_arguments, build_runner, prepare_config
+from scripts.runtime.runner import add_common_arguments, build_runner, prepare_config
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -21,16 +21,16 @@ from scripts.runtime.config import named_config_keys
 from scripts.runtime.errors import ConfigError, run_entry_point
 from scripts.runtime.evaluators import MASKS, choose_masks, save_outputs
 from scripts.runtime.hooks import peak_memory_mb
+from scripts.runtime.host_allocator import keep_freed_memory
 from scripts.runtime.launch import launched
-from scripts.runtime.memory import keep_freed_memory
 from scripts.runtime.report import report_table, score_report, write_report
-from scripts.runtime.running import (
+from scripts.runtime.runner import (
     add_common_arguments,
     bare_model,
     build_runner,
     prepare_config,
 )
-from scripts.score_predictions import score_folder
+from scripts.scoring.predictions import score_folder
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

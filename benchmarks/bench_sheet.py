@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, n
 from benchmarks.bench_scoring import FREE, plausible
 from loaders.info_io import CAMERAS, load_infos
 from scripts.runtime.environment import git_commit, package_versions
-from scripts.runtime.memory import keep_freed_memory
+from scripts.runtime.host_allocator import keep_freed_memory
 from scripts.visualization.gallery import save_png
 from scripts.visualization.palette import OCC3D_CLASSES
 from scripts.visualization.sample_view import CameraImage, SampleView, dense_grid

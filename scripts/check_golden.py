@@ -12,11 +12,8 @@ import argparse
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
 
 from scripts.golden.report import Check, GoldenFile, GoldenFileError
 

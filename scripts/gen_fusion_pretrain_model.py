@@ -19,8 +19,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
-
 from scripts.runtime.checkpoint import (
     CheckpointError,
     file_sha256,

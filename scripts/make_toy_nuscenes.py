@@ -12,10 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # so that it runs as a script from anywhere
-
 from scripts.toy_nuscenes.options import LIDAR_RATES_HZ, Options
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from mmengine.registry import DATASETS, TRANSFORMS
 
-from loaders.datasets.nuscenes import NuScenesDataset
+from loaders.datasets.occupancy_dataset import OccupancyDataset
 from loaders.errors import BadDataError, MissingDataError
 from loaders.sample import OccSample
 
@@ -15,8 +15,8 @@ CAMERAS = ("FRONT", "LEFT", "BACK", "RIGHT")
 
 
 @DATASETS.register_module()
-class CourtyardDataset(NuScenesDataset):
-    """Key frames of the courtyard, in the info format that :class:`NuScenesDataset` reads."""
+class CourtyardDataset(OccupancyDataset):
+    """Key frames of the courtyard, in the info format that :class:`OccupancyDataset` reads."""
 
     default_classes = ("ground", "wall", "crate", "person")
     default_pc_range = (-12.0, -9.0, -0.6, 12.0, 9.0, 2.4)  # metres, ego frame

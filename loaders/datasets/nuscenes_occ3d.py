@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mmengine.registry import DATASETS
 
-from loaders.datasets.nuscenes import NuScenesDataset
+from loaders.datasets.occupancy_dataset import OccupancyDataset
 
 OCC3D_CLASSES = (
     "others",
@@ -28,7 +28,7 @@ OCC3D_CLASSES = (
 
 
 @DATASETS.register_module()
-class NuScenesOcc3DDataset(NuScenesDataset):
+class NuScenesOcc3DDataset(OccupancyDataset):
     """Occ3D: 0.4 m voxels in the ego frame, 17 classes, visibility masks; occ = ego."""
 
     default_classes = OCC3D_CLASSES

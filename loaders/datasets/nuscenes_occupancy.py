@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from mmengine.registry import DATASETS
 
-from loaders.datasets.nuscenes import NuScenesDataset
 from loaders.datasets.nuscenes_occ3d import OCC3D_CLASSES
+from loaders.datasets.occupancy_dataset import OccupancyDataset
 
 # Those of Occ3D but for its first, which these labels file as noise.
 OCCUPANCY_CLASSES = OCC3D_CLASSES[1:]
 
 
 @DATASETS.register_module()
-class NuScenesOccupancyDataset(NuScenesDataset):
+class NuScenesOccupancyDataset(OccupancyDataset):
     """OpenOccupancy: 0.2 m voxels in the key frame's lidar frame, 16 classes; occ = lidar."""
 
     default_classes = OCCUPANCY_CLASSES

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmengine.dataset import BaseDataset
 
-from loaders.datasets.nuscenes import NuScenesDataset
+from loaders.datasets.occupancy_dataset import OccupancyDataset
 from loaders.errors import BadDataError, MissingDataError, WrongShapeError
 from loaders.transforms.decode import read_image
 from loaders.transforms.images import LoadMultiViewImages
@@ -40,7 +40,7 @@ class FileChecker:
 
     def check(self, index: int) -> tuple[int, list[Finding]]:
         """Returns how many files of a sample were opened, and what is wrong with them."""
-        if not isinstance(self.dataset, NuScenesDataset):
+        if not isinstance(self.dataset, OccupancyDataset):
             return 1, list(_attempt("sample", lambda: self.dataset[index]))
         images, sweeps = self._images(index), self._lidar_files(index)
         found = [finding for path in images for finding in self._check_image(path)]
@@ -53,7 +53,7 @@ class FileChecker:
 
     def _images(self, index: int) -> list[str]:
         """Returns the images of a key frame and, if history is used, of the sweeps before it."""
-        assert isinstance(self.dataset, NuScenesDataset)
+        assert isinstance(self.dataset, OccupancyDataset)
         if self._raw_hw is None:
             return []
         frames, row = self.dataset.frames, self.dataset.get_data_info(index)["row"]
@@ -67,7 +67,7 @@ class FileChecker:
 
     def _lidar_files(self, index: int) -> list[str]:
         """Returns the LiDAR file of a key frame and the sweeps since the key frame before it."""
-        assert isinstance(self.dataset, NuScenesDataset)
+        assert isinstance(self.dataset, OccupancyDataset)
         table = self.dataset.lidar
         if table is None or not self._reads_lidar:
             return []

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loaders.datasets.nuscenes import NuScenesDataset
+from loaders.datasets.occupancy_dataset import OccupancyDataset
 from loaders.info_io import content_hash, load_infos
 
 Finding = tuple[str, str, str]
@@ -25,7 +25,7 @@ _MAX_SPEED_M_S = 50.0
 _MAX_CAMERA_LAG_S = 0.25
 
 
-def check_info_file(dataset: NuScenesDataset) -> Iterator[Finding]:
+def check_info_file(dataset: OccupancyDataset) -> Iterator[Finding]:
     """Yields what is wrong with the header and the tokens of a data set's info file."""
     content = load_infos(dataset.ann_file)
     meta, name = content.metadata, dataset.ann_file
@@ -43,7 +43,7 @@ def check_info_file(dataset: NuScenesDataset) -> Iterator[Finding]:
             yield "info file", "duplicate", f"{name} has key frame {token} {count} times"
 
 
-def check_frames(dataset: NuScenesDataset) -> Iterator[Finding]:
+def check_frames(dataset: OccupancyDataset) -> Iterator[Finding]:
     """Yields what is wrong with poses, calibration and time stamps, over all samples."""
     yield from _check_cameras(dataset)
     yield from _check_ego(dataset)
@@ -59,7 +59,7 @@ def _bad_rotations(rotation: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     return ~((off < _ROTATION_TOLERANCE) & (np.linalg.det(np.nan_to_num(rotation)) > 0))
 
 
-def _check_cameras(dataset: NuScenesDataset) -> Iterator[Finding]:
+def _check_cameras(dataset: OccupancyDataset) -> Iterator[Finding]:
     frames = dataset.frames
     bad = _bad_rotations(frames.sensor2global_rotation)
     bad |= ~np.isfinite(frames.sensor2global_translation).all(axis=-1)
@@ -80,7 +80,7 @@ def _check_cameras(dataset: NuScenesDataset) -> Iterator[Finding]:
         yield "time stamp", "out of order", f"{newer} is listed after {older}, but is older"
 
 
-def _check_ego(dataset: NuScenesDataset) -> Iterator[Finding]:
+def _check_ego(dataset: OccupancyDataset) -> Iterator[Finding]:
     for name, poses in (("ego2global", dataset.ego2global), ("lidar2ego", dataset.lidar2ego)):
         bad = ~np.isfinite(poses).all(axis=(1, 2)) | _bad_rotations(poses[:, :3, :3])
         for row in np.flatnonzero(bad):
@@ -100,13 +100,13 @@ def _check_ego(dataset: NuScenesDataset) -> Iterator[Finding]:
             yield "pose", "jump", sentence
 
 
-def _name(dataset: NuScenesDataset, row: int) -> str:
+def _name(dataset: OccupancyDataset, row: int) -> str:
     """Returns how to call a key frame: its files name the scene and the time."""
     path = dataset.frames.paths[dataset.frames.key_frame[row], 0].decode()
     return f"key frame {row} ({path})"
 
 
-def _check_lidar(dataset: NuScenesDataset) -> Iterator[Finding]:
+def _check_lidar(dataset: OccupancyDataset) -> Iterator[Finding]:
     table: Any = dataset.lidar
     matrices = table.sensor2lidar
     bad = ~np.isfinite(matrices).all(axis=(1, 2)) | _bad_rotations(matrices[:, :3, :3])

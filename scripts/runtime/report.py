@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from loaders.metrics.tables import format_table
+from scripts.runtime.atomic_write import write_json
 from scripts.runtime.environment import git_commit, package_versions
 
 
@@ -31,14 +30,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
-    """Write a JSON file in one step: readers see the old file or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(_plain(content), indent=2) + "\n")
-    os.replace(part, path)
-    return path
+def write_report_json(path: str | Path, content: Mapping[str, Any]) -> Path:
+    """Write a report as JSON in one step."""
+    return write_json(path, _plain(content), indent=2)
 
 
 def score_report(metrics: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
@@ -70,7 +64,7 @@ def write_report(path: str | Path, report: Mapping[str, Any]) -> Path:
     Returns:
         The JSON file.
     """
-    path = write_json(path, report)
+    path = write_report_json(path, report)
     path.with_suffix(".txt").write_text(report_table(report) + "\n")
     return path
 

@@ -9,16 +9,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from scripts.runtime.atomic_write import write_json
 from scripts.toy_nuscenes import lidar
 from scripts.toy_nuscenes.annotations import annotate
 from scripts.toy_nuscenes.camera import take_image
 from scripts.toy_nuscenes.classes import Occ
+from scripts.toy_nuscenes.files import write_png
 from scripts.toy_nuscenes.labels import Observed, camera_in_key_ego, observe, occ3d, openocc_rows
 from scripts.toy_nuscenes.options import KEY_PERIOD_US, Options, Shot, all_shots
 from scripts.toy_nuscenes.rig import CAMERAS, LIDAR_NAME
 from scripts.toy_nuscenes.scene import Scene, make_scene
 from scripts.toy_nuscenes.tables import SceneNames, scene_tables
-from scripts.toy_nuscenes.writer import write_json, write_png
 
 _CAMERA_INDEX = {camera.name: k for k, camera in enumerate(CAMERAS)}
 

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import queue
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
+from scripts.runtime.atomic_write import write_json
+from scripts.runtime.host_allocator import keep_freed_memory
+from scripts.toy_nuscenes.files import write_png
+from scripts.toy_nuscenes.frames import generate_scene
 from scripts.toy_nuscenes.layout import Layout, make_layout
 from scripts.toy_nuscenes.options import Options
 from scripts.toy_nuscenes.recipes import make_recipe
@@ -43,24 +49,6 @@ Job = tuple[SceneNames, int, np.ndarray]  # a scene, its place, and its shift on
 
 class DataSetError(RuntimeError):
     """The output folder cannot be used as asked; the message names the remedy."""
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then moves it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    write(temporary)
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Writes JSON atomically."""
-    write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=0)))
-
-
-def write_png(path: Path, image: np.ndarray) -> None:
-    """Writes a PNG atomically."""
-    write_atomically(path, lambda p: cv2.imwrite(str(p), image, [cv2.IMWRITE_PNG_COMPRESSION, 6]))
 
 
 def _read_record(root: Path) -> dict | None:
@@ -191,13 +179,6 @@ def _work(
     """A worker process: makes scenes until there are none left; sends progress counts, then None
     or an error text.
     """
-    import signal
-
-    import torch
-
-    from scripts.runtime.memory import keep_freed_memory
-    from scripts.toy_nuscenes.frames import generate_scene
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends us
     keep_freed_memory()
     torch.set_num_threads(1)
@@ -304,8 +285,6 @@ def generate(
         if crew.workers:
             _follow(crew, jobs, progress)
         elif jobs:
-            from scripts.toy_nuscenes.frames import generate_scene
-
             for job in jobs:
                 generate_scene(root, options, *job, progress)
     _finish(root, options, places)

@@ -16,7 +16,7 @@ from scripts.visualization.sample_view import Moment, SampleView
 from scripts.visualization.sheet import SheetOptions
 
 FORMATS = {
-    "png": "scripts.visualization.gallery",
+    "png": "scripts.visualization.sheet_files",
     "mp4": "scripts.visualization.film",
     "gif": "scripts.visualization.film",
     "rrd": "scripts.visualization.recording",

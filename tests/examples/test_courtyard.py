@@ -13,7 +13,7 @@ import loaders.register  # noqa: F401 - enters the parts into the registries
 import train
 import val
 from examples.courtyard.make_data import COLOURS, GROUND, make_data
-from scripts import check_data
+from scripts.data_checks import checker as check_data
 from scripts.runtime.config import load_config
 
 CONFIG = Path(__file__).resolve().parents[2] / "examples" / "courtyard" / "config.py"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from loaders.info_io import load_infos, save_infos
-from scripts import check_data
+from scripts.data_checks import checker as check_data
 
 TRAIN, VAL = "nuscenes_infos_train_mini_sweep.pkl", "nuscenes_infos_val_mini_sweep.pkl"
 CONFIG = """

@@ -14,8 +14,8 @@ from scipy.spatial.transform import Rotation
 
 from loaders.errors import BadDataError, MissingDataError
 from loaders.info_io import CAM_KEYS, CAMERAS, INFO_KEYS, content_hash, load_infos
-from scripts.gen_sweep_info import open_tables, write_from_mmdet3d, write_split
 from scripts.sweep_infos import json_stream
+from scripts.sweep_infos.generator import open_tables, write_from_mmdet3d, write_split
 from scripts.sweep_infos.json_stream import iter_records
 
 ROOT = Path(__file__).resolve().parents[2]

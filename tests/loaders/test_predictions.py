@@ -14,7 +14,7 @@ from mmengine.registry import METRICS
 import loaders.register  # noqa: F401 - enters the parts into the registries
 from loaders.errors import BadDataError, MissingDataError
 from loaders.predictions import load_prediction, save_prediction, save_submission
-from scripts import score_predictions
+from scripts.scoring import predictions as score_predictions
 
 SHAPE, FREE = (12, 7, 5), 3
 TRAIN, VAL = "nuscenes_infos_train_mini_sweep.pkl", "nuscenes_infos_val_mini_sweep.pkl"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts import compile_cuda, native_build
+from scripts.build import cuda_compiler, native_build
 
 PTXAS = """
 ptxas info    : Compiling entry function '_Z6kernelIfEvPT_' for 'sm_80'
@@ -19,10 +19,10 @@ ptxas info    : Used 12 registers, 372 bytes cmem[0]
 
 
 def test_report_of_the_assembler_is_read() -> None:
-    first, second = compile_cuda.parse_report(PTXAS)
-    assert first == compile_cuda.KernelUse("kernel<float>", "80", 37, 16, 12, 1024)
-    assert second == compile_cuda.KernelUse("kernel<float>", "90", 12, 0, 0, 0)
-    assert "| `kernel<float>` | 37 / 16 / 12 / 1024 | 12 / 0 / 0 / 0 |" in compile_cuda.report(
+    first, second = cuda_compiler.parse_report(PTXAS)
+    assert first == cuda_compiler.KernelUse("kernel<float>", "80", 37, 16, 12, 1024)
+    assert second == cuda_compiler.KernelUse("kernel<float>", "90", 12, 0, 0, 0)
+    assert "| `kernel<float>` | 37 / 16 / 12 / 1024 | 12 / 0 / 0 / 0 |" in cuda_compiler.report(
         [first, second]
     )
 
@@ -30,7 +30,7 @@ def test_report_of_the_assembler_is_read() -> None:
 def test_all_sources_compile() -> None:
     """For the newest architecture alone, to take little time; `make cuda-report` takes all."""
     newest = native_build.REPORTED_ARCHITECTURES[-1]
-    uses = compile_cuda.compile_all(jobs=2, architectures=(newest,))
+    uses = cuda_compiler.compile_all(jobs=2, architectures=(newest,))
     assert {use.architecture for use in uses} == {newest}
     text = " ".join(use.kernel for use in uses)
     for kernel in ("sampling_forward", "attention_forward", "mixing_forward", "find_keys",
@@ -40,7 +40,7 @@ def test_all_sources_compile() -> None:
     assert len(uses) >= len(native_build.find_sources(".cu"))
     # Two doubles of the tree search go to memory on some architectures, beside its stack.
     spilling = [use for use in uses if use.spill_bytes > 16]
-    assert not spilling, compile_cuda.report(spilling)
+    assert not spilling, cuda_compiler.report(spilling)
 
 
 def test_a_warning_is_an_error(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,5 +48,5 @@ def test_a_warning_is_an_error(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "unused.cu").write_text("void f() { int unused = 1; }\n")
     cuda_home = native_build.find_cuda_home()
     assert cuda_home is not None
-    with pytest.raises(compile_cuda.CompileError, match=r"unused\.cu: .*nvcc"):
-        compile_cuda.compile_source("unused.cu", cuda_home, tmp_path)
+    with pytest.raises(cuda_compiler.CompileError, match=r"unused\.cu: .*nvcc"):
+        cuda_compiler.compile_source("unused.cu", cuda_home, tmp_path)

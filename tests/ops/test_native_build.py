@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import native_build
+from scripts.build import native_build
 
 
 def make_toolkit(folder: Path, version: str) -> Path:

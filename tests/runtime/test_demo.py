@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import demo
+from scripts.toy_runs import demo
 
 COUNT = "import sys; f = open(sys.argv[1], 'a'); f.write('x')"
 
@@ -25,7 +25,7 @@ def test_a_step_is_run_once_for_each_key(tmp_path: Path) -> None:
 
 MEASURE = """
 import sys
-from scripts import demo
+from scripts.toy_runs import demo
 step = "import time; x = bytearray(200_000_000); time.sleep(0.2)"
 print(*demo._measure([sys.executable, "-c", step]))
 """

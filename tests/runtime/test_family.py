@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import family
+from scripts.toy_runs import family
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Steps that take and free the same tensors every time; prints the page faults of the last ones.
 PROGRAM = """
 import resource, sys, torch
-from scripts.runtime.memory import keep_freed_memory
+from scripts.runtime.host_allocator import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import plot_log
-from scripts.plot_log import main, panels_of, read_run
+from scripts.visualization import training_curves
+from scripts.visualization.training_curves import main, panels_of, read_run
 
 
 def train_line(step: int, epoch: int, value: float) -> dict:
@@ -89,10 +89,10 @@ def test_picture_has_a_colour_for_each_run(stopped_and_resumed, tmp_path, capsys
     assert main([str(stopped_and_resumed), str(other), "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out)
     image = np.asarray(Image.open(out).convert("RGB")).astype(int)
-    for hexadecimal in plot_log.COLOURS[:2]:
+    for hexadecimal in training_curves.COLOURS[:2]:
         colour = [int(hexadecimal[i : i + 2], 16) for i in (1, 3, 5)]
         assert (np.abs(image - colour).max(axis=-1) < 40).sum() > 300
-    unused = [int(plot_log.COLOURS[2][i : i + 2], 16) for i in (1, 3, 5)]
+    unused = [int(training_curves.COLOURS[2][i : i + 2], 16) for i in (1, 3, 5)]
     assert (np.abs(image - unused).max(axis=-1) < 40).sum() == 0
 
 

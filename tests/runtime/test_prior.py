@@ -9,7 +9,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from loaders.sample import OccSample
-from scripts import evaluate_prior
+from scripts.scoring import prior as evaluate_prior
 
 SHAPE = (6, 5, 4)
 CLASSES = ("road", "wall")

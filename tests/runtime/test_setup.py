@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts import env_report
+from scripts.build import env_report
 
 ROOT = Path(__file__).resolve().parents[2]
 SHELL_FILES = [
-    "scripts/setup_env.sh",
-    "scripts/torchrun.sh",
+    "scripts/build/setup_env.sh",
+    "scripts/runtime/torchrun.sh",
     "dist_train.sh",
     "dist_val.sh",
     ".ci/run",
@@ -70,7 +70,10 @@ def test_setup_says_what_is_wrong_with_its_options(tmp_path: Path) -> None:
     for folder in ("scripts", "requirements"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     done = subprocess.run(
-        ["bash", str(tmp_path / "scripts/setup_env.sh")], capture_output=True, text=True, env=env
+        ["bash", str(tmp_path / "scripts/build/setup_env.sh")],
+        capture_output=True,
+        text=True,
+        env=env,
     )
     assert done.returncode != 0
     assert "no Python 3.10 - 3.12" in done.stderr
@@ -84,7 +87,7 @@ def test_progress_filter_keeps_all_in_the_log_and_shows_milestones(tmp_path: Pat
     done = subprocess.run(
         [
             sys.executable,
-            str(ROOT / "scripts/setup_progress.py"),
+            str(ROOT / "scripts/build/setup_progress.py"),
             "--title",
             "t",
             "--log",

@@ -13,12 +13,12 @@ from nuscenes.utils.geometry_utils import points_in_box
 from pyquaternion import Quaternion
 
 import loaders.register  # noqa: F401 - enters the parts into the registries
-from loaders.datasets.nuscenes import NuScenesDataset
 from loaders.datasets.nuscenes_occ3d import NuScenesOcc3DDataset
 from loaders.datasets.nuscenes_occupancy import NuScenesOccupancyDataset
+from loaders.datasets.occupancy_dataset import OccupancyDataset
 from loaders.sample import OccSample
-from scripts.gen_sweep_info import main as gen_sweep_info
-from scripts.gen_sweep_info import parse_args
+from scripts.sweep_infos.generator import parse_args
+from scripts.sweep_infos.generator import write_info_files as gen_sweep_info
 from scripts.toy_nuscenes.classes import CATEGORY_TO_OCC
 
 RAW_HW, FINAL_HW = (54, 96), (32, 80)
@@ -38,8 +38,8 @@ def info_folder(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def build(
-    kind: type[NuScenesDataset], root: Path, infos: Path, part: str, *, training: bool
-) -> NuScenesDataset:
+    kind: type[OccupancyDataset], root: Path, infos: Path, part: str, *, training: bool
+) -> OccupancyDataset:
     labels = "LoadOcc3DLabels" if kind is NuScenesOcc3DDataset else "LoadOccupancyLabels"
     draw = dict(type="DrawImageAug", raw_hw=RAW_HW, final_hw=FINAL_HW, resize_range=(0.85, 1.0))
     steps = [draw, dict(type=labels), dict(type="LoadLidarSweeps"), dict(type="RandomFlipBEV")]

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts import make_gallery
-from scripts.make_gallery import PICTURES, Picture, find_model, main, make_picture
 from scripts.runtime.errors import ConfigError
-from visualize import parse_arguments
+from scripts.toy_runs import gallery
+from scripts.toy_runs.gallery import PICTURES, Picture, find_model, main, make_picture
+from scripts.visualization.command import parse_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,10 +24,10 @@ def test_every_picture_is_shown_and_asks_for_what_exists():
 
 
 def test_model_of_the_longer_run_comes_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(make_gallery, "ROOT", tmp_path)
+    monkeypatch.setattr(gallery, "ROOT", tmp_path)
     with pytest.raises(ConfigError, match="make demo"):
         find_model(None, None)
-    for config in (make_gallery.DEMO_CONFIG, make_gallery.LONG_CONFIG):
+    for config in (gallery.DEMO_CONFIG, gallery.LONG_CONFIG):
         folder = tmp_path / "work_dirs" / Path(config).stem
         folder.mkdir(parents=True)
         (folder / "epoch_1.pth").touch()
@@ -44,7 +44,7 @@ def test_a_picture_is_reduced_and_a_failure_said(tmp_path, monkeypatch, capsys):
         Image.new("RGB", (300, 200), (255, 0, 0)).save(folder / "00009_scene_12345678.png")
         return 0
 
-    monkeypatch.setattr(make_gallery.visualize, "main", draw)
+    monkeypatch.setattr(gallery.command, "main", draw)
     picture = Picture("red", "--vis-gt", columns=150)
     path = make_picture(picture, "c.py", "w.pth", tmp_path)
     assert path == tmp_path / "red.jpg"
@@ -52,6 +52,6 @@ def test_a_picture_is_reduced_and_a_failure_said(tmp_path, monkeypatch, capsys):
     assert "python visualize.py --config c.py --weights w.pth --vis-gt" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="wrote 0 files"):
         make_picture(Picture("gone", "--vis-gt", "*.gif"), "c.py", "w.pth", tmp_path)
-    monkeypatch.setattr(make_gallery.visualize, "main", lambda _: 2)
+    monkeypatch.setattr(gallery.command, "main", lambda _: 2)
     assert main(["--only", "sheet", "--config", "c", "--weights", "w", "--out", str(tmp_path)]) == 2
     assert "failed with exit code 2" in capsys.readouterr().err

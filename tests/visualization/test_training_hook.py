@@ -16,7 +16,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.runtime.config import load_config
-from scripts.runtime.running import OpusRunner
+from scripts.runtime.runner import OpusRunner
 from scripts.visualization import training_hook
 from scripts.visualization.training_hook import ValidationSheetHook, class_table
 from tests.visualization.conftest import EchoOccupancyModel

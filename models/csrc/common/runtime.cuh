@@ -1,4 +1,4 @@
-// Starts kernels through CUDA's runtime. scripts/cuda_emulation/common/runtime.cuh stands in for
+// Starts kernels through CUDA's runtime. scripts/build/cuda_emulation/common/runtime.cuh stands in for
 // this file where CUDA sources are compiled for the CPU.
 #pragma once
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# torchrun with this project's Python: scripts/torchrun.sh N SCRIPT [arguments]
+# torchrun with this project's Python: scripts/runtime/torchrun.sh N SCRIPT [arguments]
 set -euo pipefail
 processes=$1
 shift

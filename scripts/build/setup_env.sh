@@ -11,7 +11,7 @@
 # pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS ...) apply as usual.
 set -euo pipefail
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$ROOT"
 VENV="$ROOT/.venv"
 STAMPS="$VENV/.setup"
@@ -66,7 +66,7 @@ mark_done() { printf '%s' "$2" >"$STAMPS/$1"; }
 run() {
   local title=$1 log="$STAMPS/$2.log"
   shift 2
-  if ! "$@" 2>&1 </dev/null | "$PY" "$ROOT/scripts/setup_progress.py" --title "$title" --log "$log"; then
+  if ! "$@" 2>&1 </dev/null | "$PY" "$ROOT/scripts/build/setup_progress.py" --title "$title" --log "$log"; then
     echo "---- the end of $log" >&2
     tail -n 40 "$log" >&2
     die "'$title' failed; the whole output is in $log"
@@ -167,8 +167,12 @@ if ! is_done packages "$key"; then
   mark_done packages "$key"
 fi
 
-# 4. the project's own extension, in place. Also rebuilt when its library has been removed.
-key="$(find setup.py scripts/native_build.py models/csrc -type f | LC_ALL=C sort | xargs cat | sha256sum | cut -c1-16)"
+# 4. the project importable from any folder: a line in .venv that names the checkout.
+site=$("$PY" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+echo "$ROOT" >"$site/opus_occupancy.pth"
+
+# 5. the project's own extension, in place. Also rebuilt when its library has been removed.
+key="$(find setup.py scripts/build/native_build.py models/csrc -type f | LC_ALL=C sort | xargs cat | sha256sum | cut -c1-16)"
 key="$key-$TORCH-cp$PY_TAG-${OPUS_NATIVE_ARCH:-0}-$DEVICE-${TORCH_CUDA_ARCH_LIST:-}"
 if [ -z "$(first_file models/ops '*.so')" ] || ! is_done extension "$key"; then
   # An image for GPU machines may be made on one without: for A100, RTX 40 and L40, H100, and later.

@@ -3,7 +3,7 @@
 # accesses, races in shared memory, reads of memory that was never written, wrong barriers.
 # Needs a GPU, a CUDA toolkit and an extension that was built with it. Arguments go to pytest.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 PY=${PY:-.venv/bin/python}
 SANITIZER=${COMPUTE_SANITIZER:-$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)}
 [ -x "$SANITIZER" ] || { echo "compute-sanitizer: not found; it is part of the CUDA toolkit" >&2; exit 1; }

@@ -31,7 +31,7 @@ from loaders.transforms.geometry import (
 _MAX_TRIES = 100
 
 
-class NuScenesDataset(BaseDataset):
+class OccupancyDataset(BaseDataset):
     """Key frames of nuScenes with camera history and, if asked for, LiDAR sweeps.
 
     An item is what the pipeline makes of an :class:`loaders.sample.OccSample`. In training, the

@@ -1,0 +1,209 @@
+"""Compiles the CUDA sources, on machines without a GPU too, and reports what each kernel takes.
+
+    python -m scripts.compile_cuda [FILTER] [--out REPORT.md] [--jobs N]
+
+Every ``.cu`` file of ``models/csrc`` is compiled for the architectures that the project reports,
+warnings are errors. The table gives registers and spills of a thread and static shared memory of
+a block, as the assembler tells them. C++ sources that start kernels are checked, not compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.build import native_build
+
+_ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
+_SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
+
+
+@dataclass(frozen=True)
+class KernelUse:
+    """What one kernel takes on one architecture.
+
+    Attributes:
+        kernel: Its name as in the source, without arguments.
+        architecture: Compute capability, "90" for 9.0.
+        registers: Of a thread.
+        stack_bytes: Local memory of a thread, which holds arrays that are indexed at run time.
+        spill_bytes: Stored and loaded because registers ran out.
+        shared_bytes: Static shared memory of a block.
+    """
+
+    kernel: str
+    architecture: str
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+    shared_bytes: int
+
+
+class CompileError(RuntimeError):
+    """There is no CUDA compiler, or it refuses a source."""
+
+
+def compile_source(
+    source: str,
+    cuda_home: Path,
+    folder: Path,
+    architectures: Sequence[str] = native_build.REPORTED_ARCHITECTURES,
+) -> list[KernelUse]:
+    """Compiles one ``.cu`` file.
+
+    Args:
+        source: Path relative to the project.
+        cuda_home: Toolkit.
+        folder: Takes the object file.
+        architectures: Compute capabilities, "90" for 9.0.
+
+    Raises:
+        CompileError: The compiler found something, a warning will do.
+    """
+    command = [str(cuda_home / "bin" / "nvcc"), *native_build.nvcc_flags(), "-DOPUS_WITH_CUDA"]
+    command += ["-Xptxas", "-v", "-I", str(native_build.CSRC), "-c", source]
+    for arch in architectures:
+        command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
+    command += ["-o", str(folder / (source.replace("/", "_") + ".o"))]
+    return parse_report(_run(command, source))
+
+
+def check_host_sources(sources: Sequence[str], cuda_home: Path, folder: Path) -> None:
+    """Checks C++ files as those of a CUDA build against torch's and CUDA's headers.
+
+    Args:
+        sources: Paths relative to the project.
+        cuda_home: Toolkit.
+        folder: Takes torch's headers, read once for all files.
+
+    Raises:
+        CompileError: The compiler found something, a warning will do.
+    """
+    from torch.utils import cpp_extension
+
+    command = ["g++", "-std=c++20", *native_build.warning_flags()]
+    command += ["-DOPUS_WITH_CUDA", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]
+    command += ["-I", str(native_build.CSRC), "-isystem", str(cuda_home / "include")]
+    for path in cpp_extension.include_paths():
+        command += ["-isystem", path]
+    prelude = folder / "prelude.h"
+    lines = [f"#include {header}\n" for header in native_build.torch_headers(sources)]
+    prelude.write_text("".join(lines), encoding="utf-8")
+    _run([*command, "-x", "c++-header", str(prelude)], "torch's headers")
+    for source in sources:
+        _run([*command, "-fsyntax-only", "-include", str(prelude), source], source)
+
+
+def parse_report(text: str) -> list[KernelUse]:
+    """Reads the output of ``ptxas -v``."""
+    uses, name, arch, stack, spill = [], "", "", 0, 0
+    for line in text.splitlines():
+        if entry := _ENTRY.search(line):
+            name, arch = entry.groups()
+            stack = spill = 0
+        elif spills := _SPILLS.search(line):
+            stack, stores, loads = map(int, spills.groups())
+            spill = stores + loads
+        elif (used := _USED.search(line)) and name:
+            shared = _SHARED.search(line)
+            size = int(shared.group(1)) if shared else 0
+            uses.append(KernelUse(name, arch, int(used.group(1)), stack, spill, size))
+            name = ""
+    names = _demangle([use.kernel for use in uses])
+    return [
+        KernelUse(
+            kernel, use.architecture, use.registers, use.stack_bytes, use.spill_bytes,
+            use.shared_bytes,
+        )
+        for kernel, use in zip(names, uses, strict=True)
+    ]  # fmt: skip
+
+
+def report(uses: Sequence[KernelUse]) -> str:
+    """A Markdown table, one line a kernel, one column an architecture."""
+    architectures = sorted({use.architecture for use in uses})
+    by_kernel: dict[str, dict[str, KernelUse]] = {}
+    for use in uses:
+        by_kernel.setdefault(use.kernel, {})[use.architecture] = use
+    lines = ["| kernel | " + " | ".join(f"sm_{arch}" for arch in architectures) + " |"]
+    lines.append("|---" * (len(architectures) + 1) + "|")
+    for kernel, row in sorted(by_kernel.items()):
+        cells = [_cell(row[arch]) if arch in row else "" for arch in architectures]
+        lines.append(f"| `{kernel}` | " + " | ".join(cells) + " |")
+    lines += ["", "registers / stack bytes / spilled bytes of a thread / shared bytes of a block"]
+    return "\n".join(lines)
+
+
+def compile_all(
+    pattern: str = "",
+    jobs: int = 1,
+    architectures: Sequence[str] = native_build.REPORTED_ARCHITECTURES,
+) -> list[KernelUse]:
+    """Compiles all CUDA sources whose path holds ``pattern``.
+
+    Raises:
+        CompileError: There is no CUDA compiler, or it refuses a source.
+    """
+    cuda_home = native_build.find_cuda_home()
+    if cuda_home is None:
+        raise CompileError("no CUDA compiler: pip install -r requirements/nvcc.txt brings one")
+    kernels = [path for path in native_build.find_sources(".cu") if pattern in path]
+    launchers = {*native_build.find_sources("_cuda_host.cpp"), *native_build.cuda_launchers()}
+    hosts = sorted(path for path in launchers if pattern in path)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+        to = Path(folder)
+        check = pool.submit(check_host_sources, hosts, cuda_home, to) if hosts else None
+        tables = [pool.submit(compile_source, p, cuda_home, to, architectures) for p in kernels]
+        uses = [use for table in tables for use in table.result()]
+        if check:
+            check.result()
+    return uses
+
+
+def main() -> None:
+    """Compiles and prints or writes the report; exit code 1 if anything is refused."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("filter", nargs="?", default="", help="only paths that hold this")
+    parser.add_argument("--out", type=Path, help="write the table there")
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    try:
+        uses = compile_all(args.filter, args.jobs)
+    except CompileError as error:
+        sys.exit(str(error))
+    table = report(uses)
+    if args.out:
+        args.out.write_text(f"# What the CUDA kernels take\n\n{table}\n")
+    print(table)
+
+
+def _cell(use: KernelUse) -> str:
+    return f"{use.registers} / {use.stack_bytes} / {use.spill_bytes} / {use.shared_bytes}"
+
+
+def _run(command: Sequence[str], source: str) -> str:
+    done = subprocess.run(
+        command, cwd=native_build.ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise CompileError(f"{source}: {shlex.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def _demangle(names: Sequence[str]) -> list[str]:
+    """Names as in the source, without the project's namespaces and arguments."""
+    done = subprocess.run(
+        ["c++filt", "-p"], input="\n".join(names), capture_output=True, text=True, check=True
+    )
+    plain = (line.removeprefix("void ") for line in done.stdout.splitlines())
+    return [re.sub(r"\bopus::(\w+::)?", "", line) for line in plain]

@@ -1,0 +1,118 @@
+"""Runs all CUDA kernels on the CPU, in the tests that a GPU would run.
+
+    python -m scripts.emulate_cuda [--sanitize] [PYTEST ARGUMENTS]
+
+Compiles the ``.cu`` files, as they are, with the host's compiler against
+``scripts/build/cuda_emulation/common/runtime.cuh``, which runs the threads of a block in turns, and
+their C++ launchers as the operations of the CPU. Then the tests that take a ``device`` run against
+this library twice, with blocks and threads in ascending and in descending order. What is found:
+wrong numbers, barriers and exchanges that not all threads reach together, results that depend on the
+order of threads, memory read before it is written (it holds NaNs or large numbers), grids that no
+GPU launches, memory out of bounds (with ``--sanitize``, by AddressSanitizer). What is not: what
+only a real GPU has, such as its speed and its memory model.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from scripts.build import native_build, sanitizers
+
+SHIM = Path("scripts", "build", "cuda_emulation")
+ORDERS = ("ascending", "descending")
+
+# What the launchers take from a file that is not emulated.
+_STREAM = """#include "common/launch.h"
+opus::CudaStream opus::current_stream(c10::Device) { return nullptr; }
+"""
+
+
+def emulated_operations() -> list[str]:
+    """Names of the operations with CUDA kernels."""
+    return [Path(path).parent.name for path in native_build.cuda_launchers()]
+
+
+def prelude(sources: Sequence[str]) -> str:
+    """A header for all launchers: torch's headers, then CUDA's dispatch key becomes the CPU's."""
+    lines = [f"#include {header}" for header in native_build.torch_headers(sources)]
+    return "\n".join([*lines, '#include "common/launch.h"', "#define CUDA CPU", ""])
+
+
+def build(folder: Path, sanitized: bool) -> Path:
+    """Builds the library in ``folder`` and returns its path."""
+    from torch.utils import cpp_extension
+
+    folder.mkdir(parents=True, exist_ok=True)
+    csrc = native_build.CSRC.as_posix()
+    launchers, kernels = native_build.cuda_launchers(), native_build.find_sources(".cu")
+    flags = ["-std=c++20", "-g1", "-fPIC", "-march=native", native_build.NO_FUSED_HOST]
+    # Threads jump between their stacks, which fortified jumps take for a mistake.
+    flags += ["-O1", *native_build.SANITIZER_FLAGS] if sanitized else ["-O2", "-U_FORTIFY_SOURCE"]
+    flags += [*native_build.warning_flags(), "-DOPUS_WITH_CUDA", "-DOPUS_EMULATES_CUDA"]
+    torch_flags = [f for path in cpp_extension.include_paths() for f in ("-isystem", path)]
+    host = ["g++", *flags, "-I", csrc, *torch_flags]
+    device = ["g++", *flags, "-D__CUDACC__", "-D__CUDA_ARCH__=900", "-Wno-unknown-pragmas"]
+    device += ["-I", SHIM.as_posix()]
+    device += ["-I", csrc, "-include", "common/runtime.cuh", "-x", "c++"]
+
+    (folder / "stream.cpp").write_text(_STREAM)
+    (folder / "prelude.h").write_text(prelude(launchers))
+    _run([*host, "-x", "c++-header", str(folder / "prelude.h")])
+    of_host = [f"{csrc}/registration.cpp", str(folder / "stream.cpp")]
+    commands = [(host, source) for source in of_host]
+    commands += [([*host, "-include", str(folder / "prelude.h")], path) for path in launchers]
+    commands += [(device, source) for source in kernels]
+    objects = [str(folder / (Path(source).name + ".o")) for _, source in commands]
+    jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
+    with ThreadPoolExecutor(jobs) as pool:
+        list(
+            pool.map(
+                lambda job, to: _run([*job[0], "-c", job[1], "-o", to]),
+                commands, objects,
+            )
+        )  # fmt: skip
+    library = folder / "_C_emulated.so"
+    paths = [flag for path in cpp_extension.library_paths() for flag in ("-L", path)]
+    link = ["g++", "-shared", "-Wl,--no-undefined", "-o", str(library), *objects, *paths]
+    link += ["-ltorch_cpu", "-lc10"]
+    _run(link + (["-fsanitize=address,undefined"] if sanitized else []))
+    return library
+
+
+def run(library: Path, sanitized: bool, pytest_arguments: Sequence[str]) -> int:
+    """Runs the tests in both orders of threads; the exit code is not 0 if one fails."""
+    tests = [f"tests/ops/test_{name}.py" for name in emulated_operations()]
+    arguments = [*tests, "-k", "cpu and not cuda", "-q", *pytest_arguments]
+    os.environ["MALLOC_PERTURB_"] = "1"  # numbers that were not written are near -1.7e38
+    for order in ORDERS:
+        os.environ["OPUS_EMULATED_ORDER"] = order
+        if sanitized:
+            code = sanitizers.run(library, arguments)
+        else:
+            code = subprocess.run(
+                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+                cwd=native_build.ROOT, check=False,
+                env=dict(os.environ, OPUS_EXTENSION=str(library)),
+            ).returncode  # fmt: skip
+        print(f"emulated kernels, threads in {order} order: pytest ended with {code}")
+        if code:
+            return code
+    return 0
+
+
+def main() -> None:
+    """Builds, runs, and ends with the run's exit code."""
+    arguments = sys.argv[1:]
+    sanitized = "--sanitize" in arguments
+    folder = native_build.ROOT / "build" / ("emulated_sanitized" if sanitized else "emulated")
+    rest = [argument for argument in arguments if argument != "--sanitize"]
+    sys.exit(run(build(folder, sanitized), sanitized, rest))
+
+
+def _run(command: Sequence[str]) -> None:
+    subprocess.run(command, cwd=native_build.ROOT, check=True)

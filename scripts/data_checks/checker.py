@@ -1,0 +1,187 @@
+"""Look for what is missing, truncated or inconsistent in the data of a config.
+
+    python scripts/check_data.py CONFIG [--full] [--cfg-options KEY=VALUE ...]
+
+Checks every split that the config loads: the info file (hash, counts, tokens), all poses,
+calibrations and time stamps, and the files of key frames: images (decoded), LiDAR and labels
+(shapes, classes). Without --full the key frames are visited evenly spread until --seconds are over;
+with it, every file once. Exits with 1 if anything is wrong, with 2 if the config is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import math
+import multiprocessing
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS, init_default_scope
+from tqdm import tqdm
+
+from loaders.datasets.occupancy_dataset import OccupancyDataset
+from loaders.errors import BadDataError, MissingDataError
+from scripts.data_checks.files import FileChecker
+from scripts.data_checks.findings import Findings
+from scripts.data_checks.infos import Finding, check_frames, check_info_file
+from scripts.runtime.config import load_config, named_config_keys
+from scripts.runtime.errors import ConfigError, run_entry_point
+
+EXIT_FINDINGS = 1
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
+_checker: FileChecker | None = None  # of worker processes, which are forked
+
+
+def data_sets(cfg: Config) -> dict[str, dict[str, Any]]:
+    """Returns the configs of the data sets that a config loads, by split; equal ones once.
+
+    Raises:
+        ConfigError: If it loads none.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for split in ("train", "val", "test"):
+        loader = cfg.get(f"{split}_dataloader")
+        if not loader:
+            continue
+        dataset = copy.deepcopy(loader["dataset"].to_dict())
+        while "dataset" in dataset:  # wrappers that repeat or concatenate
+            dataset = dataset["dataset"]
+        for step in dataset.get("pipeline", []):
+            step.pop("cache_mb", None)  # every file is read once
+        # What is wrong shall be found, not passed over; nothing shall be flipped.
+        dataset.update(test_mode=True)
+        dataset.pop("on_error", None)
+        if dataset not in found.values():
+            found[split] = dataset
+    if not found:
+        raise ConfigError("the config has no train_dataloader, val_dataloader or test_dataloader")
+    return found
+
+
+def spread_order(number: int) -> list[int]:
+    """Returns 0 ... number - 1 in an order whose beginnings are all evenly spread."""
+    step = max(1, round(number * _GOLDEN_RATIO))
+    while math.gcd(step, number) > 1:
+        step += 1
+    return [i * step % number for i in range(number)]
+
+
+def _check_in_worker(index: int) -> tuple[int, list[Finding]]:
+    assert _checker is not None
+    return _checker.check(index)
+
+
+def check_files(
+    checker: FileChecker, order: Sequence[int], workers: int, deadline: float
+) -> Iterator[tuple[int, list[Finding]]]:
+    """Yields the number of files and the findings of samples, until the deadline.
+
+    Args:
+        checker: Of a data set.
+        order: Indices of the samples.
+        workers: Processes; 0 works in this one.
+        deadline: Of ``time.monotonic()``.
+    """
+    global _checker
+    if workers < 2:
+        for index in order:
+            if time.monotonic() > deadline:
+                return
+            yield checker.check(index)
+        return
+    _checker = checker
+    left, running = iter(order), set[Future[tuple[int, list[Finding]]]]()
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
+        while True:
+            room = 2 * workers - len(running) if time.monotonic() < deadline else 0
+            running |= {
+                pool.submit(_check_in_worker, index) for index in itertools.islice(left, room)
+            }
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+
+
+def check_data_set(
+    name: str, dataset: BaseDataset, findings: Findings, workers: int, seconds: float | None
+) -> str:
+    """Checks a data set and adds what is wrong to ``findings``.
+
+    Args:
+        name: Of the split.
+        dataset: Built in test mode.
+        findings: Extended.
+        workers: Processes that open files.
+        seconds: How long files may be opened; None looks at all.
+
+    Returns:
+        A sentence about what was looked at.
+    """
+    if isinstance(dataset, OccupancyDataset):
+        findings.extend(check_info_file(dataset))
+        findings.extend(check_frames(dataset))
+    deadline = math.inf if seconds is None else time.monotonic() + seconds
+    samples = files = 0
+    results = check_files(FileChecker(dataset), spread_order(len(dataset)), workers, deadline)
+    for opened, found in tqdm(results, desc=name, total=len(dataset), unit="sample", disable=None):
+        samples, files = samples + 1, files + opened
+        findings.extend(found)
+    return f"{name}: opened {files} files of {samples} of {len(dataset)} samples"
+
+
+def check(
+    cfg: Config, workers: int, seconds: float | None, splits: Mapping[str, Any] | None = None
+) -> Findings:
+    """Checks all data sets of a config and prints what was found.
+
+    Args:
+        cfg: With data loaders.
+        workers: Processes.
+        seconds: For all data sets together; None looks at every file.
+        splits: Data sets by name, None for those of the config.
+    """
+    init_default_scope(cfg.get("default_scope", "mmengine"))
+    splits, findings = splits or data_sets(cfg), Findings()
+    for name, dataset_cfg in splits.items():
+        try:
+            with named_config_keys(cfg):
+                dataset = DATASETS.build(dataset_cfg)
+        except (MissingDataError, BadDataError) as error:
+            findings.add(f"data set {name}", error.kind, str(error))
+            continue
+        share = None if seconds is None else seconds / len(splits)
+        print(check_data_set(name, dataset, findings, workers, share))
+    print(findings.report())
+    return findings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config")
+    parser.add_argument("--full", action="store_true", help="open every file")
+    parser.add_argument("--seconds", type=float, default=60.0, help="without --full (default: 60)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={})
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_args(arguments)
+    total = 0
+
+    def run() -> None:
+        nonlocal total
+        cfg = load_config(args.config, args.cfg_options)
+        total = check(cfg, args.workers, None if args.full else args.seconds).total
+
+    code = run_entry_point(run, debug=args.debug)
+    return code or (EXIT_FINDINGS if total else 0)

@@ -1,0 +1,170 @@
+"""Score the image-blind prior: each voxel's most frequent training label.
+
+    python -m scripts.evaluate_prior --config configs/... [--out prior.json]
+
+What a model reaches that has learned nothing from images. Two variants are scored on the config's
+evaluation split, with its own metrics:
+
+- `all`: over all training samples, every voxel's label counts;
+- `visible`: only labels of voxels that the benchmark scores count: those a camera sees
+  (`mask_camera`, as in training and in Occ3D's mIoU) or, where labels have no such mask, those that
+  are not noise (`mask_valid`, OpenOccupancy); a voxel that never counted takes its label of `all`.
+
+The result under `metrics` is, metric by metric, the better of the two: a model is compared with the
+stronger opponent.
+
+Legend: X Y Z voxels, K semantic classes (label K is free).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+from tqdm import tqdm
+
+from loaders.datasets.occupancy_dataset import OccupancyDataset
+from loaders.sample import OccSample
+from scripts.runtime.config import load_config, named_config_keys
+from scripts.runtime.errors import ConfigError, run_entry_point
+from scripts.runtime.report import score_report, write_report_json
+from scripts.scoring.scorer import Scorer, labels_only
+
+VARIANTS = ("all", "visible")
+Grid = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.integer[Any]]
+
+
+def _samples(dataset: OccupancyDataset, what: str) -> Iterator[OccSample]:
+    for index in tqdm(range(len(dataset)), desc=what, unit="sample", disable=None):
+        yield dataset[index]
+
+
+def count_labels(dataset: OccupancyDataset) -> tuple[Counts, ...]:
+    """How often each voxel bears each label over a data set.
+
+    Returns:
+        For each of VARIANTS an integer array [K + 1, X, Y, Z].
+    """
+    counts: Counts | None = None
+    for sample in _samples(dataset, "counting training labels"):
+        labels = sample.voxel_semantics
+        assert labels is not None
+        free = len(sample.class_names)
+        if counts is None:
+            shape = (len(VARIANTS), free + 1, *labels.shape)
+            # Full OpenOccupancy grids have 10 million voxels: no more bytes than needed.
+            counts = np.zeros(shape, np.min_scalar_type(len(dataset)))
+        index = np.nonzero(labels != free)
+        for count, scored in zip(counts, (None, _scored_voxels(sample)), strict=True):
+            # How often a voxel counts stands where its free label does, until the end.
+            count[free] += 1 if scored is None else scored
+            seen = slice(None) if scored is None else scored[index]
+            x, y, z = (axis[seen] for axis in index)
+            count[labels[x, y, z], x, y, z] += 1
+    if counts is None:
+        raise ConfigError("the training split is empty: no labels to count")
+    for count in counts:
+        for occupied in count[:-1]:
+            count[-1] -= occupied
+    return tuple(counts)
+
+
+def _scored_voxels(sample: OccSample) -> npt.NDArray[np.bool_] | None:
+    """Bool [X, Y, Z], voxels of a sample that its benchmark scores; None where it scores all."""
+    return sample.mask_valid if sample.mask_camera is None else sample.mask_camera
+
+
+def prior_grids(counts_all: Counts, counts_visible: Counts) -> dict[str, Grid]:
+    """Most frequent label of every voxel (of several, the lowest).
+
+    Args:
+        counts_all: Integers [K + 1, X, Y, Z], over all samples.
+        counts_visible: The same over the samples in which the voxel is scored.
+
+    Returns:
+        Variant name to labels uint8 [X, Y, Z].
+    """
+    everywhere = counts_all.argmax(axis=0).astype(np.uint8)
+    seen = counts_visible.any(axis=0)
+    visible = np.where(seen, counts_visible.argmax(axis=0).astype(np.uint8), everywhere)
+    return {"all": everywhere, "visible": visible}
+
+
+def as_prediction(grid: Grid, free_label: int) -> dict[str, npt.NDArray[np.int64]]:
+    """A label grid [X, Y, Z] in the sparse form in which models predict."""
+    coords = np.argwhere(grid != free_label)
+    return {"pred_coords": coords, "pred_labels": grid[tuple(coords.T)].astype(np.int64)}
+
+
+def score_grids(
+    grids: Mapping[str, Grid], cfg: Config, workers: int = 0
+) -> dict[str, dict[str, float]]:
+    """Scores of fixed label grids on the evaluation split with the config's metrics.
+
+    Args:
+        grids: Variant name to labels [X, Y, Z], predicted for every sample.
+        cfg: Config with `val_dataloader` and `val_evaluator`.
+        workers: Processes; 0 works in this one.
+
+    Returns:
+        Variant name to metric names to values.
+    """
+    scorer = Scorer(cfg.val_dataloader.dataset, cfg.val_evaluator)
+    free_label = len(scorer.dataset.metainfo["class_names"])
+    predictions = {name: as_prediction(grid, free_label) for name, grid in grids.items()}
+    predictors = {name: lambda _, found=found: found for name, found in predictions.items()}
+    return scorer.score(predictors, workers)
+
+
+def evaluate_prior(cfg: Config, workers: int = 0) -> dict[str, dict[str, float]]:
+    """Count, then score: variant name to metrics, and under `stronger` the better of each."""
+    init_default_scope(cfg.get("default_scope", "mmengine"))
+    with named_config_keys(cfg):
+        train = DATASETS.build(labels_only(cfg.train_dataloader.dataset))
+        scores = score_grids(prior_grids(*count_labels(train)), cfg, workers)
+    names = scores[VARIANTS[0]]
+    stronger = {key: max(scores[name].get(key, 0.0) for name in VARIANTS) for key in names}
+    return {**scores, "stronger": stronger}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command line says."""
+    start = time.monotonic()
+    cfg = load_config(args.config, args.cfg_options)
+    scores = evaluate_prior(cfg, args.workers)
+    summary = [key for key in scores["stronger"] if "IoU_" not in key]
+    width = max(map(len, summary))
+    print(f"{'image-blind prior':<{width}}" + "".join(f"{name:>12}" for name in scores))
+    for key in summary:
+        print(f"{key:<{width}}" + "".join(f"{scores[name][key]:12.2f}" for name in scores))
+    if args.out:
+        report = score_report(
+            scores["stronger"],
+            variants={name: scores[name] for name in VARIANTS},
+            config=args.config,
+            seconds=time.monotonic() - start,
+        )
+        print(f"written to {write_report_json(args.out, report)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--out", metavar="FILE", help="scores as JSON")
+    parser.add_argument("--workers", type=int, default=0, help="processes that score (default: 0)")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={})
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_args(arguments)
+    return run_entry_point(lambda: run(args), debug=args.debug)

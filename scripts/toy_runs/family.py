@@ -1,0 +1,193 @@
+"""Every model of the family, trained on the toy data and scored in tables.
+
+    python -m scripts.family          # `make family`: one to two hours on two cores
+    python -m scripts.family --models opusv2-nano_toy opusv2-fusion-nano_toy
+
+The first table holds the Occ3D models against the image-blind prior, the second the OpenOccupancy
+models, on the voxels they were trained on and, with the same weights, on finer and coarser ones.
+What was done before is kept, an interrupted training is resumed. The command fails (exit code 2) if
+a model does not beat the prior, or a fusion model not its camera-only form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.runtime.errors import run_entry_point
+from scripts.toy_runs.demo import (
+    ROOT,
+    StepFailed,
+    Steps,
+    make_data,
+    score_model,
+    score_prior,
+    train_model,
+)
+
+# Models of the first table; a fusion model comes after its camera-only form.
+OCC3D = (
+    "opusv1-nano_toy",
+    "opusv1-fusion-nano_toy",
+    "opusv2-nano_toy",
+    "opusv2-nano_dcdloss_toy",
+    "opusv2-fusion-nano_toy",
+)
+CAMERA_FORM = {
+    "opusv1-fusion-nano_toy": "opusv1-nano_toy",
+    "opusv2-fusion-nano_toy": "opusv2-nano_toy",
+}
+# Models of the second table, with the voxel sizes (m) they are scored on; the first is their own.
+OCCUPANCY = {
+    "opusv2-nano_toy-occupancy": (0.2,),
+    "opusv2-nano_toy-occupancy-0.4m": (0.4, 0.2, 0.8),
+}
+METRICS = ("mIoU", "RayIoU")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One line of a table.
+
+    Attributes:
+        model: Config's name.
+        voxel_size: Edge of the voxels it is scored on, in m; None for the config's own.
+        parameters: Number of the model's parameters, those of auxiliary heads included.
+        minutes: Wall time of the training.
+        memory_mb: Peak memory of the training process.
+        ours: mIoU and RayIoU of the model, in percent.
+        prior: The same of the image-blind prior.
+    """
+
+    model: str
+    voxel_size: float | None
+    parameters: int
+    minutes: float
+    memory_mb: float
+    ours: tuple[float, float]
+    prior: tuple[float, float]
+
+    def row(self) -> str:
+        """The line as Markdown."""
+        size = "" if self.voxel_size is None else f" {self.voxel_size} m |"
+        cells = [f"{self.parameters / 1e6:.2f} M", f"{self.minutes:.1f}", f"{self.memory_mb:.0f}"]
+        for ours, prior in zip(self.ours, self.prior, strict=True):
+            cells += [f"**{ours:.2f}**", f"{prior:.2f}"]
+        return f"| {self.model} |{size} {' | '.join(cells)} |"
+
+
+def run_family(names: Sequence[str]) -> None:
+    """Train and score models and print the tables.
+
+    Args:
+        names: Configs' names.
+
+    Raises:
+        ConfigError: A config cannot be read.
+        StepFailed: A step failed, or a model did not learn what it should.
+    """
+    os.chdir(ROOT)
+    data_key = make_data()
+    scores = [score for name in names for score in _train_and_score(name, data_key)]
+    print_tables(scores)
+    complaints = check(scores)
+    if complaints:
+        raise StepFailed("; ".join(complaints))
+
+
+def _train_and_score(name: str, data_key: str) -> list[Score]:
+    config = f"configs/toy/{name}.py"
+    work_dir = Path("work_dirs", name)
+    steps = Steps.load(work_dir / "demo_steps.json")
+    weights = train_model(steps, config, work_dir, data_key)
+    training = steps.records["training"]
+    own, *others = OCCUPANCY.get(name, (None,))
+    scores = []
+    for size in (own, *others):
+        options = [] if size == own else [f"voxel_size=[{size},{size},{size}]"]
+        files = (
+            score_model(steps, config, weights, work_dir, options),
+            score_prior(steps, config, data_key, work_dir, options),
+        )
+        ours, prior = (read_scores(file) for file in files)
+        scores.append(
+            Score(
+                name,
+                size,
+                _count_parameters(config),
+                training.seconds / 60,
+                training.peak_memory_mb,
+                ours,
+                prior,
+            )
+        )
+    return scores
+
+
+def read_scores(path: Path) -> tuple[float, float]:
+    """Return mIoU and RayIoU of a file of `val.py`, whatever the prefix of the metric."""
+    metrics = json.loads(path.read_text())["metrics"]
+    found = {key.rpartition("/")[2]: float(value) for key, value in metrics.items()}
+    missing = [name for name in METRICS if name not in found]
+    if missing:
+        raise StepFailed(f"{path} has no {' and no '.join(missing)}: remove it and run again")
+    return found[METRICS[0]], found[METRICS[1]]
+
+
+def _count_parameters(config: str) -> int:
+    """Parameters of a config's model."""
+    from mmengine.registry import MODELS, init_default_scope
+
+    from scripts.runtime.config import load_config
+
+    cfg = load_config(config)
+    init_default_scope(cfg.default_scope)
+    return sum(parameter.numel() for parameter in MODELS.build(cfg.model).parameters())
+
+
+def print_tables(scores: Sequence[Score]) -> None:
+    """Print one table of the Occ3D models and one of the OpenOccupancy models."""
+    columns = "parameters | minutes | MB | mIoU | its prior | RayIoU | its prior |"
+    for occupancy, extra in ((False, ""), (True, " voxels |")):
+        rows = [score.row() for score in scores if (score.voxel_size is not None) == occupancy]
+        if rows:
+            header = f"| model |{extra} {columns}"
+            print(f"\n{header}\n|{'---|' * (header.count('|') - 1)}")
+            print("\n".join(rows), flush=True)
+
+
+def check(scores: Sequence[Score]) -> list[str]:
+    """Return what is not as it should be, one complaint each."""
+    complaints = []
+    # On the voxels a model was trained on; finer and coarser ones are for reading.
+    own = {score.model: score for score in reversed(scores)}
+    for score in reversed(own.values()):
+        for metric, ours, prior in zip(METRICS, score.ours, score.prior, strict=True):
+            if not ours > prior:
+                complaints.append(f"{score.model}: {metric} {ours:.2f}, the prior's is {prior:.2f}")
+        camera = own.get(CAMERA_FORM.get(score.model, ""))
+        if camera is None:
+            continue
+        for metric, ours, theirs in zip(METRICS, score.ours, camera.ours, strict=True):
+            if not ours > theirs:
+                complaints.append(
+                    f"{score.model}: {metric} {ours:.2f}, without LiDAR it is {theirs:.2f}"
+                )
+    return complaints
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = (*OCC3D, *OCCUPANCY)
+    parser.add_argument("--models", nargs="+", choices=known, default=known, metavar="NAME")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_args(arguments)
+    run: Callable[[], None] = lambda: run_family(args.models)  # noqa: E731
+    return run_entry_point(run, debug=args.debug)

@@ -1,0 +1,219 @@
+"""Make the pictures of docs/gallery.md from the toy data and a model trained on it.
+
+    python -m scripts.make_gallery                          # `make gallery`
+    python -m scripts.make_gallery --only sheet points --weights work_dirs/X/epoch_14.pth
+
+Each picture is one call of visualize.py or scripts/plot_log.py, whose command is printed. The model
+is that of `make toy-train` or of `make demo`, whichever was run (the former first).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from scripts.runtime.errors import ConfigError, run_entry_point
+from scripts.toy_runs.demo import DEMO_CONFIG, LONG_CONFIG, make_data
+from scripts.visualization import command, training_curves
+from scripts.visualization.chromium import open_browser
+from scripts.visualization.rerun_viewer import open_viewer, serve_recording, wait_for_colour
+
+ROOT = Path(__file__).resolve().parents[2]
+INDEX = "9"
+"""The sample in most pictures: a street of the second held-out scene."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the gallery.
+
+    Attributes:
+        name: of the file in docs/images, without suffix.
+        arguments: of visualize.py, beside config, weights and folder.
+        result: pattern of the file that is wanted among those written.
+        columns: width of the picture in the gallery.
+    """
+
+    name: str
+    arguments: str
+    result: str = "0*_????????.png"
+    columns: int = 1400
+
+
+_ROAD = (0, 207, 191)
+"""Colour of driveable surface, which every sample shows."""
+_MODEL = f"--vis-gt --index {INDEX}"
+PICTURES = (
+    Picture("sheet", f"--vis-input {_MODEL}"),
+    Picture("overlay", f"--vis-overlay {_MODEL}"),
+    Picture("points", f"--vis-points {_MODEL}", "*_points.png"),
+    Picture("safe", f"--vis-input --palette safe --theme dark {_MODEL}"),
+    Picture("front", f"--view front {_MODEL}", "0*_front.png"),
+    Picture("overview", "--vis-input --vis-gt --num 6", "overview.png", 1000),
+    Picture(
+        "film",
+        "--scene scene-0916 --format gif --fps 3 --view orbit --scale 0.36",
+        "*.gif",
+    ),
+)
+
+
+def find_model(config: str | None, weights: str | None) -> tuple[str, str]:
+    """Config and checkpoint of the pictures' model.
+
+    Raises:
+        ConfigError: One is given without the other, or no toy model has been trained.
+    """
+    if (config is None) != (weights is None):
+        raise ConfigError("--config and --weights belong together: give both or neither")
+    if config is not None and weights is not None:
+        return config, weights
+    for candidate in (LONG_CONFIG, DEMO_CONFIG):
+        pointer = ROOT / "work_dirs" / Path(candidate).stem / "last_checkpoint"
+        if pointer.is_file() and Path(pointer.read_text().strip()).is_file():
+            return candidate, pointer.read_text().strip()
+    raise ConfigError(
+        "no toy model has been trained: run `make demo` first, or give --config and --weights"
+    )
+
+
+def _check(code: int, command: str) -> None:
+    if code:
+        raise ConfigError(f"`{command}` failed with exit code {code}, see above")
+
+
+def make_picture(picture: Picture, config: str, weights: str, out: Path) -> Path:
+    """Draw one picture and put it, reduced, into the gallery."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["--config", config, "--weights", weights, *picture.arguments.split()]
+        command_line = shlex.join(["visualize.py", *arguments])
+        print(f"== {picture.name}: python {command_line}", flush=True)
+        _check(command.main([*arguments, "--out", folder]), command_line)
+        found = sorted(Path(folder).rglob(picture.result))
+        if len(found) != 1:
+            raise ConfigError(
+                f"`{command_line}` wrote {len(found)} files {picture.result}, expected 1"
+            )
+        if found[0].suffix == ".gif":
+            target = out / f"{picture.name}.gif"
+            target.write_bytes(found[0].read_bytes())
+            return target
+        with Image.open(found[0]) as file:
+            return _save_small(file.convert("RGB"), out / f"{picture.name}.jpg", picture.columns)
+
+
+def _save_small(image: Image.Image, path: Path, columns: int) -> Path:
+    """A JPEG file with sharp colours: a third of a PNG's size for sheets with photographs."""
+    if image.width > columns:
+        rows = round(image.height * columns / image.width)
+        image = image.resize((columns, rows), Image.Resampling.LANCZOS)
+    image.save(path, quality=86, subsampling=0, optimize=True)
+    return path
+
+
+def make_page(config: str, weights: str, out: Path) -> Path:
+    """A page as a browser shows it.
+
+    Raises:
+        ConfigError: Chromium is not installed.
+    """
+    arguments = ["--config", config, "--weights", weights, "--vis-input", "--vis-gt"]
+    arguments += ["--scene", "scene-0916", "--format", "html"]
+    command_line = shlex.join(["visualize.py", *arguments])
+    print(f"== page: python {command_line}", flush=True)
+    with open_browser() as browser, tempfile.TemporaryDirectory() as folder:
+        _check(command.main([*arguments, "--out", folder]), command_line)
+        page = browser.new_page(
+            viewport={"width": 1400, "height": 860}, reduced_motion="reduce", offline=True
+        )
+        page.goto(Path(folder, "scene-0916.html").as_uri())
+        page.wait_for_selector("body[data-ready]")
+        for key in ("ArrowRight", "o"):
+            page.keyboard.press(key)
+        page.wait_for_timeout(3000)
+        picture = Path(folder, "page.png")
+        page.screenshot(path=str(picture))
+        with Image.open(picture) as file:
+            return _save_small(file.convert("RGB"), out / "page.jpg", 1400)
+
+
+def make_recording(config: str, weights: str, out: Path) -> Path:
+    """A recording as Rerun's viewer opens it.
+
+    Raises:
+        ConfigError: Chromium or Rerun's viewer is not installed, or does not draw.
+    """
+    arguments = ["--config", config, "--weights", weights, "--vis-input", "--vis-gt"]
+    arguments += ["--vis-points", "--scene", "scene-0916", "--format", "rrd"]
+    command_line = shlex.join(["visualize.py", *arguments])
+    print(f"== recording: python {command_line}", flush=True)
+    with open_browser() as browser, tempfile.TemporaryDirectory() as folder:
+        _check(command.main([*arguments, "--out", folder]), command_line)
+        with serve_recording(Path(folder, "scene-0916.rrd"), Path(folder)) as address:
+            page = open_viewer(browser, address, 1600, 1000)
+            picture = wait_for_colour(page, _ROAD, 0.01)
+    return _save_small(picture, out / "recording.jpg", 1400)
+
+
+def make_curves(work_dir: Path, out: Path) -> Path:
+    """The curves of the model's training."""
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder, "curves.png")
+        print(f"== curves: python scripts/plot_log.py {work_dir}", flush=True)
+        _check(training_curves.main([str(work_dir), "--out", str(picture)]), "plot_log.py")
+        with Image.open(picture) as file:
+            # Few colours: as a PNG with a palette it is smaller and sharper than as a JPEG.
+            small = file.convert("RGB").resize(
+                (1200, round(1200 * file.height / file.width)), Image.Resampling.LANCZOS
+            )
+    small.quantize(64).save(out / "curves.png", optimize=True)
+    return out / "curves.png"
+
+
+def make_gallery(names: Sequence[str], config: str | None, weights: str | None, out: Path) -> None:
+    """Make the pictures of these names.
+
+    Raises:
+        ConfigError: There is no model to draw, or a picture could not be drawn.
+    """
+    config, weights = find_model(config, weights)
+    makers: dict[str, Callable[[], Path]] = {
+        picture.name: lambda picture=picture: make_picture(picture, config, weights, out)  # type: ignore[misc]
+        for picture in PICTURES
+    }
+    makers["page"] = lambda: make_page(config, weights, out)
+    makers["recording"] = lambda: make_recording(config, weights, out)
+    makers["curves"] = lambda: make_curves(Path(weights).parent, out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names or makers:
+        path = makers[name]()
+        print(f"   {path}: {path.stat().st_size / 1e3:.0f} kB", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = [*(picture.name for picture in PICTURES), "page", "recording", "curves"]
+    parser.add_argument("--only", nargs="+", choices=known, default=(), help="these pictures alone")
+    parser.add_argument("--config", help="of the model, with --weights")
+    parser.add_argument("--weights", metavar="CHECKPOINT")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images", metavar="FOLDER")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_args(arguments)
+
+    def run() -> None:
+        os.chdir(ROOT)
+        if args.weights is None:
+            make_data()
+        make_gallery(args.only, args.config, args.weights, args.out)
+
+    return run_entry_point(run, debug=args.debug)

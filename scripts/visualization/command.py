@@ -1,0 +1,197 @@
+"""The command line of visualize.py, and the job it makes of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from scripts.runtime.config import load_config
+from scripts.runtime.errors import ConfigError, run_entry_point
+from scripts.runtime.host_allocator import keep_freed_memory
+from scripts.visualization.camera import VIEWS
+from scripts.visualization.job import FORMATS, Job, spread
+from scripts.visualization.palette import PALETTES, THEMES
+from scripts.visualization.sheet import SheetOptions
+from scripts.visualization.source import SampleSource, Wanted
+
+_DESCRIPTION = """\
+Pictures, films and viewers of predictions and ground truth; no display and no GPU needed.
+
+    python visualize.py --config C --weights W --vis-input --vis-gt     # a model
+    python visualize.py --config C --predictions DIR --vis-gt           # predictions on disk
+    python visualize.py --config C --vis-gt                             # ground truth alone
+    python visualize.py ... --scene scene-0103 --format mp4 --view orbit
+
+png: a sheet per sample with cameras, prediction, ground truth, their difference and scores, and an
+overview. mp4, gif: a film per scene. rrd: a Rerun recording per scene. html: a page per scene
+that any browser opens, without a network.
+"""
+_DEFAULT_NUM = 8
+_DEFAULT_FPS = {"gif": 6.0}  # a film of 12 a second would be a file of tens of megabytes
+_DEFAULT_SCALE = {"gif": 0.5}
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line of visualize.py."""
+    parser = argparse.ArgumentParser(
+        description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="config file, see configs/")
+    _add_contents(parser)
+    _add_choice_of_samples(parser)
+    _add_style(parser)
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="where the files go (default: outputs/CONFIG'S NAME)"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        default={},
+        metavar="KEY=VALUE",
+        help="fields of the config to replace, e.g. data_root=data/nuscenes",
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of every error (or OPUS_DEBUG=1)"
+    )
+    return parser.parse_args(arguments)
+
+
+def _add_contents(parser: argparse.ArgumentParser) -> None:
+    """What is shown."""
+    group = parser.add_argument_group("what to show")
+    group.add_argument("--weights", metavar="CHECKPOINT", help="of the model to draw")
+    group.add_argument(
+        "--predictions",
+        metavar="DIR",
+        help="draw predictions on disk, a file per sample, as val.py --save-predictions writes",
+    )
+    group.add_argument("--vis-input", action="store_true", help="show the camera images")
+    group.add_argument(
+        "--vis-overlay",
+        action="store_true",
+        help="show the voxels over the camera images (png; implies --vis-input)",
+    )
+    group.add_argument("--vis-gt", action="store_true", help="show the ground truth")
+    group.add_argument(
+        "--vis-points",
+        action="store_true",
+        help="png: a second sheet of what the model attends to: the points of its queries, layer "
+        "by layer, and the places in the images that it samples",
+    )
+    group.add_argument(
+        "--no-difference",
+        action="store_true",
+        help="leave out the panel that compares prediction and ground truth",
+    )
+
+
+def _add_choice_of_samples(parser: argparse.ArgumentParser) -> None:
+    """Which samples are shown."""
+    group = parser.add_argument_group("which samples").add_mutually_exclusive_group()
+    group.add_argument("--scene", metavar="NAME", help="all samples of a scene")
+    group.add_argument(
+        "--index", type=int, nargs="+", metavar="I", help="these samples, counted from 0"
+    )
+    group.add_argument(
+        "--num",
+        type=int,
+        metavar="N",
+        help=f"so many, spread evenly over the data set (default: {_DEFAULT_NUM} for png, the "
+        "first scene for the other formats)",
+    )
+
+
+def _add_style(parser: argparse.ArgumentParser) -> None:
+    """How samples are shown."""
+    group = parser.add_argument_group("how to show it")
+    group.add_argument("--format", choices=list(FORMATS), default="png", help="default: png")
+    group.add_argument(
+        "--view", choices=list(VIEWS), default="chase", help="camera (default: chase)"
+    )
+    group.add_argument(
+        "--scale",
+        type=float,
+        help="size of pictures and films (default: 1, for gif 0.5; posters: 3)",
+    )
+    group.add_argument(
+        "--fps", type=float, help="pictures per second of a film (default: 12, for gif 6)"
+    )
+    group.add_argument("--theme", choices=sorted(THEMES), default="light", help="background")
+    group.add_argument(
+        "--palette",
+        choices=list(PALETTES),
+        default="field",
+        help="class colours: nuScenes' own, or ones that colour-blind readers can tell apart",
+    )
+
+
+def _chosen(args: argparse.Namespace, source: SampleSource) -> list[int]:
+    """Indices of the samples the arguments ask for."""
+    if args.index is not None:
+        indices = list(dict.fromkeys(args.index))
+        # Before the first minute of drawing, not after it.
+        for index in indices:
+            source.check_index(index)
+        return indices
+    if args.scene is not None:
+        return source.scene(args.scene)
+    if args.num is None and args.format != "png":
+        return source.scene(source.moment(0).scene_name)
+    return spread(args.num or _DEFAULT_NUM, len(source))
+
+
+def visualize(args: argparse.Namespace) -> list[Path]:
+    """Draw the samples that the arguments ask for.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: The options contradict the config or each other.
+        CheckpointError: The weights cannot be read or are another model's.
+    """
+    if args.num is not None and args.num < 1:
+        raise ConfigError(f"--num {args.num}: draw at least one sample")
+    fps = args.fps if args.fps is not None else _DEFAULT_FPS.get(args.format, 12.0)
+    if not 1 <= fps <= 60:
+        raise ConfigError(f"--fps {fps:g} is not usable: give a number from 1 to 60")
+    scale = args.scale if args.scale is not None else _DEFAULT_SCALE.get(args.format, 1.0)
+    options = SheetOptions(
+        scale,
+        args.theme,
+        difference=not args.no_difference,
+        palette=args.palette,
+        view=args.view,
+        overlay=args.vis_overlay,
+    )
+    # The same large arrays are taken and freed for every picture.
+    keep_freed_memory()
+    if args.vis_points and args.weights is None:
+        raise ConfigError("--vis-points shows the queries of a model: give its --weights")
+    cfg = load_config(args.config, args.cfg_options)
+    # A recording shows all there is.
+    everything = args.format == "rrd"
+    wanted = Wanted(
+        images=args.vis_input or args.vis_overlay or args.vis_points,
+        truth=args.vis_gt,
+        lidar=everything,
+        queries=args.vis_points or (everything and args.weights is not None),
+    )
+    source = SampleSource(cfg, args.weights, args.predictions, wanted)
+    name = Path(args.config).stem
+    out = Path(args.out) if args.out is not None else Path("outputs", name)
+    return Job(source, _chosen(args, source), out, name, args.format, options, fps).run()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_arguments(arguments)
+
+    def run() -> None:
+        visualize(args)
+
+    return run_entry_point(run, debug=args.debug)

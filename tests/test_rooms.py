@@ -1,0 +1,96 @@
+"""Which part of the code base may import which."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Each room and the rooms that it may import besides itself; a file is in the most specific room.
+ALLOWED: dict[str, set[str]] = {
+    "models.errors": set(),
+    "models.ops": set(),
+    "models": {"models.ops", "models.errors"},
+    "loaders": {"models.ops", "models.errors"},
+    "scripts.build": {"scripts.runtime"},
+    "scripts.runtime": {"models", "models.ops", "models.errors", "loaders"},
+}
+for library in ("golden", "sweep_infos", "data_checks", "toy_nuscenes", "scoring", "visualization"):
+    ALLOWED[f"scripts.{library}"] = ALLOWED["scripts.runtime"] | {"scripts.runtime"}
+ALLOWED["scripts.toy_runs"] = {"scripts.runtime", "scripts.visualization"}
+LIBRARIES = set(ALLOWED) - {"scripts"}
+# Commands stand directly in scripts/ and, for the main ones, at the top level.
+ALLOWED["commands"] = LIBRARIES
+
+
+def room_of(module: str) -> str | None:
+    """The room of a dotted module name; None for modules of other projects."""
+    if module.split(".")[0] not in ("models", "loaders", "scripts", "train", "val", "visualize"):
+        return None
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        if ".".join(parts[:length]) in LIBRARIES:
+            return ".".join(parts[:length])
+    return "commands"
+
+
+def imported_modules(path: Path, module: str) -> set[str]:
+    """Every module that a file imports, in functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = module.split(".")
+            base = package[: len(package) - node.level] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {f"{stem}.{alias.name}" for alias in node.names}
+    return names
+
+
+def sources() -> list[Path]:
+    folders = (ROOT / name for name in ("models", "loaders", "scripts"))
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    return [*files, *(ROOT / f"{name}.py" for name in ("train", "val", "visualize"))]
+
+
+def violations(files: list[Path]) -> list[str]:
+    found = []
+    for path in files:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        room = room_of(module)
+        assert room is not None
+        for name in imported_modules(path, module):
+            target = room_of(name)
+            # A command may not import another command either.
+            if target in (None, *ALLOWED[room]) or (target == room != "commands"):
+                continue
+            found.append(f"{module} imports {name}: {room} may not import {target}")
+    return found
+
+
+def test_imports_go_downwards_only() -> None:
+    files = sources()
+    assert len(files) > 150
+    assert not violations(files)
+
+
+def test_an_upward_import_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    for name, line in (
+        ("scripts/runtime/a.py", "from scripts.visualization.sheet import x"),
+        ("models/b.py", "import loaders.sample"),
+        ("scripts/c.py", "from scripts.demo import main"),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"def f():\n    {line}\n")
+        assert len(violations([path])) == 1, name
+
+
+def test_no_command_patches_the_import_path() -> None:
+    for path in (ROOT / "scripts").rglob("*.py"):
+        assert "sys.path" not in path.read_text(), path

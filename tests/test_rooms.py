@@ -60,8 +60,8 @@ def sources() -> list[Path]:
 def violations(files: list[Path]) -> list[str]:
     found = []
     for path in files:
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        room = room_of(module)
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        room = room_of(module.removesuffix(".__init__"))
         assert room is not None
         for name in imported_modules(path, module):
             target = room_of(name)

@@ -11,10 +11,11 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     logger=dict(type='LoggerHook', interval=50, interval_exp_name=10**9),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, save_last=True))
-custom_hooks = [
-    dict(type='HostMemoryHook', interval=10),
-    dict(type='ValidationSheetHook', num_samples=2)]  # pictures in TensorBoard
+    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, save_last=True),
+    host_memory=dict(type='HostMemoryHook', interval=10),
+    # Pictures of validation samples in TensorBoard; named by its module, which is imported here alone.
+    validation_sheet=dict(
+        type='scripts.visualization.training_hook.ValidationSheetHook', num_samples=2))
 
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 log_level = 'INFO'

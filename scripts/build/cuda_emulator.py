@@ -3,13 +3,13 @@
     python -m scripts.emulate_cuda [--sanitize] [PYTEST ARGUMENTS]
 
 Compiles the ``.cu`` files, as they are, with the host's compiler against
-``scripts/build/cuda_emulation/common/runtime.cuh``, which runs the threads of a block in turns, and
-their C++ launchers as the operations of the CPU. Then the tests that take a ``device`` run against
-this library twice, with blocks and threads in ascending and in descending order. What is found:
-wrong numbers, barriers and exchanges that not all threads reach together, results that depend on the
-order of threads, memory read before it is written (it holds NaNs or large numbers), grids that no
-GPU launches, memory out of bounds (with ``--sanitize``, by AddressSanitizer). What is not: what
-only a real GPU has, such as its speed and its memory model.
+``scripts/build/cuda_emulation/common/runtime.cuh``, which runs the threads of a block in turns,
+and their C++ launchers as the operations of the CPU. Then the tests that take a ``device`` run
+against this library twice, with blocks and threads in ascending and in descending order. What is
+found: wrong numbers, barriers and exchanges that not all threads reach together, results that
+depend on the order of threads, memory read before it is written (it holds NaNs or large numbers),
+grids that no GPU launches, memory out of bounds (with ``--sanitize``, by AddressSanitizer). What
+is not: what only a real GPU has, such as its speed and its memory model.
 """
 
 from __future__ import annotations

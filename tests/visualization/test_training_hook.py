@@ -36,7 +36,9 @@ val_cfg = dict()
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
 visualizer = dict(type='Visualizer', vis_backends=[
     dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
-custom_hooks = [dict(type='ValidationSheetHook', num_samples={samples}, scale=0.3)]
+custom_hooks = [dict(
+    type='scripts.visualization.training_hook.ValidationSheetHook',
+    num_samples={samples}, scale=0.3)]
 default_hooks = dict(checkpoint=None)
 log_level = 'WARNING'
 """

@@ -99,7 +99,7 @@ def find_cuda_home(version: str | None = None) -> Path | None:
     candidates += sorted(Path(sysconfig.get_paths()["purelib"], "nvidia").glob("cu[0-9]*"))
     for compiler in (shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"):
         if compiler:
-            candidates.append(Path(compiler).resolve().parents[2])
+            candidates.append(Path(compiler).resolve().parents[1])
     found = [path for path in candidates if _is_toolkit(path)]
     if chosen or version is None:
         return found[0] if found else None

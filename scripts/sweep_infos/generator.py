@@ -177,7 +177,7 @@ def write_from_mmdet3d(
     return len(scenes), write_scenes(tables, scenes, path, metadata, workers, progress, old)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Returns the command line's options."""
     summary = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(description=summary)

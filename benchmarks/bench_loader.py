@@ -121,14 +121,13 @@ def variants(train: Step, test: Step) -> Iterator[tuple[str, Step]]:
     for name, base in (("training", train), ("evaluation", test)):
         for mode in ("plain", "exact", "fast"):
             cfg = copy.deepcopy(base)
-            cfg.pop("cache_mb", None)
             step = cfg["pipeline"][1]
             if mode == "plain":
                 cfg["pipeline"][1] = dict(type="PlainImages")
             else:
-                step.update(mode=mode)
+                step.update(image_mode=mode)
                 if name == "training":
-                    step.pop("cache_mb", None)
+                    step.pop("image_cache_mb", None)
             yield f"{name}, {mode}", cfg
 
 

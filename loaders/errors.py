@@ -1,10 +1,14 @@
-"""Errors about data on disk: one sentence each, naming the file and the remedy."""
+"""Errors about data and their settings: one sentence that names file or key and the remedy."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 from models.errors import UserError
+
+
+class DataConfigError(UserError, ValueError):
+    """A data set or a transform was configured with values that it cannot work with."""
 
 
 class MissingDataError(UserError, FileNotFoundError):

@@ -264,6 +264,22 @@ def content_hash(path: str | os.PathLike[str], metadata: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def info_file_name(version: str, split: str) -> str:
+    """Returns the name of the info file of a split, within the data root.
+
+    Args:
+        version: nuScenes version, for instance 'v1.0-trainval'.
+        split: 'train', 'val' or 'test'.
+
+    Returns:
+        ``nuscenes_infos_<split>_sweep.pkl``; for versions other than the full ones the name holds
+        what follows ``v1.0-``: ``nuscenes_infos_<split>_mini_sweep.pkl`` for 'v1.0-mini'.
+    """
+    part = version.removeprefix("v1.0-")
+    suffix = "" if part in ("trainval", "test") else f"_{part}"
+    return f"nuscenes_infos_{split}{suffix}_sweep.pkl"
+
+
 def relative_data_path(path: str) -> str:
     """Returns a sensor file's path relative to the nuScenes root, with forward slashes.
 

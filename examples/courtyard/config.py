@@ -36,14 +36,14 @@ dataset = dict(
 )
 train_pipeline = [
     dict(type="DrawImageAug", raw_hw=raw_hw, final_hw=final_hw, resize_range=(1.0, 1.2)),
-    dict(type="LoadMultiViewImages", raw_hw=raw_hw, mode="fast", cache_mb=64),
+    dict(type="LoadMultiViewImages", raw_hw=raw_hw, image_mode="fast", image_cache_mb=64),
     dict(type="LoadCourtyardLabels"),
     dict(type="RandomFlipBEV"),
     dict(type="PackOccSample"),
 ]
 test_pipeline = [
     dict(type="DrawImageAug", raw_hw=raw_hw, final_hw=final_hw),
-    dict(type="LoadMultiViewImages", raw_hw=raw_hw, mode="fast"),
+    dict(type="LoadMultiViewImages", raw_hw=raw_hw, image_mode="fast"),
     dict(type="LoadCourtyardLabels"),
     dict(type="PackOccSample"),
 ]

@@ -18,8 +18,8 @@ from mmengine.logging import print_log
 
 from loaders.datasets.frames import FrameTable, build_frame_table, history_offsets
 from loaders.datasets.lidar_frames import LidarTable, build_lidar_table
-from loaders.errors import BadDataError, MissingDataError
-from loaders.info_io import CAMERAS, load_infos
+from loaders.errors import BadDataError, DataConfigError, MissingDataError
+from loaders.info_io import CAMERAS, info_file_name, load_infos
 from loaders.sample import OccSample
 from loaders.transforms.geometry import (
     ego2img_from_poses,
@@ -42,16 +42,18 @@ class OccupancyDataset(BaseDataset):
 
     Args:
         data_root: nuScenes folder, with ``samples``, ``sweeps`` and the labels.
-        ann_file: Info file, relative to ``data_root`` (see ``scripts/gen_sweep_info.py``).
         pipeline: Transforms (configs or callables).
         num_frames: T, the current frame included.
+        ann_file: Info file, relative to ``data_root``. None takes the name under which
+            ``scripts/gen_sweep_info.py`` writes the file of (``version``, ``split``).
+        split: 'train', 'val' or 'test'; read only without ``ann_file``.
         pc_range: (x0, y0, z0, x1, y1, z1) of the grid in its own frame, metres; None takes that of
             the published labels, as do the next two.
         voxel_size: (dx, dy, dz) metres.
         class_names: Semantic classes in label order; the label after the last is free.
         test_mode: Evaluation: fixed frame interval, no randomness.
         with_ray_origins: Whether samples carry RayIoU's ray origins.
-        with_lidar: Whether samples carry the names and poses of their LiDAR files.
+        use_lidar: Whether samples carry the names and poses of their LiDAR files.
         on_error: What a missing or broken file of a sample does: 'raise' stops the run; with 'skip'
             the sample is logged and counted (``skipped``), and the next good one takes its place
             (in an evaluation, metrics leave that one out).
@@ -75,6 +77,7 @@ class OccupancyDataset(BaseDataset):
         MissingDataError: If the data root, the info file, or the first or last image it names is
             missing.
         BadDataError: If the info file is broken or of another version.
+        DataConfigError: If an argument is out of range, or nothing names the info file.
     """
 
     default_classes: ClassVar[tuple[str, ...]]
@@ -85,15 +88,16 @@ class OccupancyDataset(BaseDataset):
     def __init__(
         self,
         data_root: str,
-        ann_file: str,
         pipeline: Sequence[dict[str, Any] | Callable[..., Any]],
         num_frames: int,
+        ann_file: str | None = None,
+        split: str | None = None,
         pc_range: Sequence[float] | None = None,
         voxel_size: Sequence[float] | None = None,
         class_names: Sequence[str] | None = None,
         test_mode: bool = False,
         with_ray_origins: bool = False,
-        with_lidar: bool = False,
+        use_lidar: bool = False,
         on_error: Literal["raise", "skip"] = "raise",
         version: str | None = None,
         cameras: Sequence[str] = CAMERAS,
@@ -104,17 +108,25 @@ class OccupancyDataset(BaseDataset):
         lazy_init: bool = False,
     ) -> None:
         if num_frames < 1:
-            raise ValueError(f"num_frames is {num_frames}, it counts the current frame: use >= 1")
+            raise DataConfigError(
+                f"num_frames is {num_frames}, it counts the current frame: use >= 1"
+            )
         self.num_frames = num_frames
         if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error is '{on_error}', use 'raise' or 'skip'")
+            raise DataConfigError(f"on_error is '{on_error}', use 'raise' or 'skip'")
         self.pc_range = tuple(map(float, pc_range or self.default_pc_range))
         self.voxel_size = tuple(map(float, voxel_size or self.default_voxel_size))
         self.class_names = tuple(class_names or self.default_classes)
         self.with_ray_origins = with_ray_origins
-        self.with_lidar = with_lidar
+        self.use_lidar = use_lidar
         self.on_error = on_error
         self.version = version
+        if ann_file is None:
+            if version is None or split is None:
+                raise DataConfigError(
+                    f"{type(self).__name__} has no ann_file: set it, or both version and split"
+                )
+            ann_file = info_file_name(version, split)
         self.cameras = tuple(cameras)
         self.train_interval = (int(train_interval[0]), int(train_interval[1]))
         self.test_interval = test_interval
@@ -163,7 +175,7 @@ class OccupancyDataset(BaseDataset):
         infos = content.infos
         self.frames: FrameTable = build_frame_table(infos, self.cameras)
         self._check_images()
-        self.lidar: LidarTable | None = build_lidar_table(infos) if self.with_lidar else None
+        self.lidar: LidarTable | None = build_lidar_table(infos) if self.use_lidar else None
         try:
             self.timestamps = np.array([int(info["timestamp"]) for info in infos], dtype=np.int64)
             self.ego2global = _poses(infos, "ego2global")

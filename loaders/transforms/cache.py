@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,14 @@ class ArrayCache:
                 _, dropped = self._entries.popitem(last=False)
                 self._used -= _nbytes(dropped)
         return arrays
+
+
+def without_caches(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns configs of transforms without their cache sizes, for readers that read files once."""
+    return [
+        {key: value for key, value in step.items() if not key.endswith("cache_mb")}
+        for step in pipeline
+    ]
 
 
 def _nbytes(arrays: Sequence[npt.NDArray[Any]]) -> int:

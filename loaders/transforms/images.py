@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
-from loaders.errors import WrongShapeError
+from loaders.errors import DataConfigError, WrongShapeError
 from loaders.sample import OccSample
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.decode import (
@@ -38,7 +38,8 @@ _MAX_ENLARGEMENT = 1.1
 class DrawImageAug:
     """Draws one image augmentation for the whole sample (or takes the fixed one of evaluation).
 
-    A sample with a generator is augmented randomly, one without (test mode) is not.
+    A sample with a generator is augmented randomly. One without (test mode) gets the fixed
+    augmentation, and the three ranges and probabilities are ignored.
 
     Args:
         raw_hw: Height and width of the images on disk.
@@ -62,7 +63,7 @@ class DrawImageAug:
         self._fixed = test_image_aug(self.raw_hw, self.final_hw)
         low, high = resize_range or (self._fixed.resize, self._fixed.resize)
         if not 0 < low <= high:
-            raise ValueError(f"resize_range {resize_range} must be two rising positive ratios")
+            raise DataConfigError(f"resize_range {resize_range} must be two rising positive ratios")
         self.resize_range = (float(low), float(high))
         self.flip_prob = flip_prob
         self.rotate_range_deg = (float(rotate_range_deg[0]), float(rotate_range_deg[1]))
@@ -90,29 +91,34 @@ class LoadMultiViewImages:
 
     Args:
         raw_hw: Height and width that the images must have.
-        mode: 'exact' decodes fully and resizes with Pillow's bicubic filter, as the published
-            models are trained and evaluated; 'fast' decodes at the smallest sufficient DCT scale
-            and resizes linearly (4 times faster on 1600 x 900 images).
+        image_mode: 'exact' decodes fully and resizes with Pillow's bicubic filter, as the
+            published models are trained and evaluated; 'fast' decodes at the smallest sufficient
+            DCT scale and resizes linearly (4 times faster on 1600 x 900 images).
         backend: Decoding library, see :func:`loaders.transforms.decode.read_image`.
-        cache_mb: Keep images up to so many MiB in each process (with persistent workers). In
-            training the decoded ones, for data sets that fit. In evaluation the finished ones: the
-            next samples of a scene have most of their history in common with this one, and 26 MiB
-            hold 8 frames of 6 cameras at 704 x 256. 0 keeps nothing.
+        image_cache_mb: Size of the image cache of each process in training, MiB (use persistent
+            workers). It keeps decoded images and is meant for data sets that fit. 0 keeps nothing.
+        test_cache_mb: The same in evaluation, where augmented images are kept: the next samples of
+            a scene share most of their history with this one, and 26 MiB hold 8 frames of 6 cameras
+            at 704 x 256. None takes ``image_cache_mb``.
     """
 
     def __init__(
         self,
         raw_hw: tuple[int, int],
-        mode: str = "exact",
+        image_mode: str = "exact",
         backend: Backend = "auto",
-        cache_mb: float = 0.0,
+        image_cache_mb: float = 0.0,
+        test_cache_mb: float | None = None,
     ) -> None:
-        if mode not in ("exact", "fast"):
-            raise ValueError(f"LoadMultiViewImages: mode is '{mode}', use 'exact' or 'fast'")
+        if image_mode not in ("exact", "fast"):
+            raise DataConfigError(
+                f"LoadMultiViewImages: image_mode is '{image_mode}', use 'exact' or 'fast'"
+            )
         self.raw_hw = (int(raw_hw[0]), int(raw_hw[1]))
-        self.mode = mode
+        self.image_mode = image_mode
         self.backend = backend
-        self._cache = ArrayCache(cache_mb)
+        self._train_cache = ArrayCache(image_cache_mb)
+        self._test_cache = ArrayCache(image_cache_mb if test_cache_mb is None else test_cache_mb)
         notice_slow_backend(backend)
 
     def __call__(self, sample: OccSample) -> OccSample:
@@ -139,15 +145,17 @@ class LoadMultiViewImages:
             self._augment(self._read(path, reduction), params, finished)
             return [finished]
 
-        reduction = choose_reduction(params) if self.mode == "fast" else 1
+        reduction = choose_reduction(params) if self.image_mode == "fast" else 1
         if is_fixed:
-            (out[...],) = self._cache.get((path, params), finish)
+            (out[...],) = self._test_cache.get((path, params), finish)
         else:
-            (image,) = self._cache.get((path, reduction), lambda: [self._read(path, reduction)])
+            (image,) = self._train_cache.get(
+                (path, reduction), lambda: [self._read(path, reduction)]
+            )
             self._augment(image, params, out)
 
     def _augment(self, image: Image, params: ImageAugParams, out: Image) -> None:
-        if self.mode == "exact":
+        if self.image_mode == "exact":
             out[...] = apply_image_aug(image, params)
         else:
             apply_image_aug_fast(image, params, out)

@@ -12,7 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
-from loaders.errors import BadDataError, MissingDataError, UnknownClassError, WrongShapeError
+from loaders.errors import (
+    BadDataError,
+    DataConfigError,
+    MissingDataError,
+    UnknownClassError,
+    WrongShapeError,
+)
 from loaders.sample import OccSample
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.geometry import flip_bev, move_points
@@ -99,7 +105,7 @@ class LoadOcc3DLabels:
 
     Args:
         label_dir: Folder within the data root; files are ``<scene_name>/<token>/labels.npz``.
-        cache_mb: Keep labels up to so many MiB in each process (1.8 MiB per Occ3D sample).
+        label_cache_mb: Size of the label cache of each process, MiB (1.8 MiB per Occ3D sample).
         label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres; None means that of the
             config, which may else be a part of it.
     """
@@ -107,12 +113,12 @@ class LoadOcc3DLabels:
     def __init__(
         self,
         label_dir: str = "gts",
-        cache_mb: float = 0.0,
+        label_cache_mb: float = 0.0,
         label_range: Sequence[float] | None = None,
     ) -> None:
         self.label_dir = label_dir
         self.label_range = None if label_range is None else tuple(map(float, label_range))
-        self._cache = ArrayCache(cache_mb)
+        self._cache = ArrayCache(label_cache_mb)
 
     def label_path(self, sample: OccSample) -> str:
         """Returns the label file of a sample."""
@@ -159,27 +165,34 @@ def _regrid(
 class RandomFlipBEV:
     """Reverses the x and/or y axis of the labels; mirrors ``ego2occ`` and LiDAR points alike.
 
-    Does nothing in test mode. To stand after whatever loads labels or points.
+    Does nothing in test mode. Put it after the transforms that load labels and points.
 
     Args:
-        prob_x: Probability of reversing x.
-        prob_y: Probability of reversing y.
+        bev_flip_prob: Probability of reversing an axis, one for both or (x, y). With 0 for both,
+            nothing is drawn from the sample's generator.
     """
 
-    def __init__(self, prob_x: float = 0.5, prob_y: float = 0.5) -> None:
-        self.prob_x = prob_x
-        self.prob_y = prob_y
+    def __init__(self, bev_flip_prob: float | Sequence[float] = 0.5) -> None:
+        if isinstance(bev_flip_prob, (int, float)):
+            bev_flip_prob = (bev_flip_prob, bev_flip_prob)
+        probabilities = tuple(bev_flip_prob)
+        if len(probabilities) != 2 or not all(0 <= prob <= 1 for prob in probabilities):
+            raise DataConfigError(
+                f"RandomFlipBEV: bev_flip_prob is {bev_flip_prob}, use a number from 0 to 1, or "
+                "two of them for x and y"
+            )
+        self.bev_flip_prob = (float(probabilities[0]), float(probabilities[1]))
 
     def __call__(self, sample: OccSample) -> OccSample:
         """Flips labels, masks and points, if loaded, and sets ``ego2occ``."""
-        if sample.rng is None:
+        if sample.rng is None or not any(self.bev_flip_prob):
             return sample
         draw_x, draw_y = sample.rng.uniform(size=2)
         loaded = [name for name in _GRIDS if getattr(sample, name) is not None]
         grids, flip = flip_bev(
             [getattr(sample, name) for name in loaded],
-            bool(draw_x < self.prob_x),
-            bool(draw_y < self.prob_y),
+            bool(draw_x < self.bev_flip_prob[0]),
+            bool(draw_y < self.bev_flip_prob[1]),
             sample.pc_range,
         )
         for name, grid in zip(loaded, grids, strict=True):

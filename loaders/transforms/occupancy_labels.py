@@ -101,7 +101,7 @@ class LoadOccupancyLabels:
             ``scene_<scene_token>/occupancy/<lidar_token>.npy``.
         label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres of the lidar frame.
         label_voxel_size: (dx, dy, dz) of the files' voxels, metres.
-        cache_mb: Keep labels up to so many MiB in each process (21 MiB per sample of the full
+        label_cache_mb: Size of the label cache of each process, MiB (21 MiB per sample of the full
             grid).
     """
 
@@ -110,7 +110,7 @@ class LoadOccupancyLabels:
         label_dir: str = "occupancy",
         label_range: Sequence[float] = OPENOCC_RANGE,
         label_voxel_size: Sequence[float] = OPENOCC_VOXEL_SIZE,
-        cache_mb: float = 0.0,
+        label_cache_mb: float = 0.0,
     ) -> None:
         self.label_dir = label_dir
         self.label_range = tuple(map(float, label_range))
@@ -119,7 +119,7 @@ class LoadOccupancyLabels:
             self.label_range, self.label_voxel_size, self.label_range, self.label_voxel_size
         )
         self.label_shape = whole.shape
-        self._cache = ArrayCache(cache_mb)
+        self._cache = ArrayCache(label_cache_mb)
 
     def label_path(self, sample: OccSample) -> str:
         """Returns the label file of a sample."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
-from loaders.errors import BadDataError, MissingDataError, TruncatedDataError
+from loaders.errors import BadDataError, DataConfigError, MissingDataError, TruncatedDataError
 from loaders.sample import LidarFrames, OccSample
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.geometry import move_points
@@ -63,29 +63,31 @@ class LoadLidarSweeps:
     itself; a key frame without sweeps stands in for each of them. The key frame's own points come
     first and are all kept. The ring column becomes the time lag in seconds.
 
-    The data set must be built with ``with_lidar=True``.
+    Does nothing for samples without LiDAR (a data set built with ``use_lidar=False``), so that one
+    pipeline serves models with and without it.
 
     Args:
         num_sweeps: How many sweeps to add, if there are so many.
         close_m: Points of sweeps with both abs(x) and abs(y) below this, in their own LiDAR's
             frame, are dropped.
-        cache_mb: Keep files up to so many MiB in each process (0.7 MiB per nuScenes file).
+        lidar_cache_mb: Size of the LiDAR cache of each process, MiB (0.7 MiB per nuScenes file).
     """
 
-    def __init__(self, num_sweeps: int = 9, close_m: float = 1.0, cache_mb: float = 0.0) -> None:
+    def __init__(
+        self, num_sweeps: int = 9, close_m: float = 1.0, lidar_cache_mb: float = 0.0
+    ) -> None:
         if num_sweeps < 0:
-            raise ValueError(f"LoadLidarSweeps: num_sweeps is {num_sweeps}, it must not be < 0")
+            raise DataConfigError(
+                f"LoadLidarSweeps: num_sweeps is {num_sweeps}, it must not be < 0"
+            )
         self.num_sweeps = num_sweeps
         self.close_m = close_m
-        self._cache = ArrayCache(cache_mb)
+        self._cache = ArrayCache(lidar_cache_mb)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Sets ``points`` float32 [n, 5], in the occ frame as the labels are."""
+        """Sets ``points`` float32 [n, 5], in the frame of the labels."""
         if sample.lidar is None:
-            raise ValueError(
-                f"sample {sample.sample_token} names no LiDAR files: build the data set with "
-                "with_lidar=True"
-            )
+            return sample
         lidar2occ = sample.lidar2occ
         files = self._files(sample.lidar)
         parts = [self._load(sample.lidar, row, lidar2occ, is_key=not i) for i, row in files]
@@ -111,7 +113,7 @@ class LoadLidarSweeps:
 
 @TRANSFORMS.register_module()
 class FilterPoints:
-    """Drops LiDAR points outside a range of the occ frame.
+    """Drops LiDAR points outside a range of the occ frame; does nothing without LiDAR.
 
     Args:
         point_range: (x0, y0, z0, x1, y1, z1) metres; None takes the range of the grid. The upper
@@ -123,6 +125,8 @@ class FilterPoints:
 
     def __call__(self, sample: OccSample) -> OccSample:
         """Replaces ``points`` by those inside the range."""
+        if sample.lidar is None:
+            return sample
         if sample.points is None:
             raise ValueError("FilterPoints needs LoadLidarSweeps before it in the pipeline")
         limits = np.asarray(self.point_range or sample.pc_range, dtype=np.float32)

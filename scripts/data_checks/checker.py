@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from loaders.datasets.occupancy_dataset import OccupancyDataset
 from loaders.errors import BadDataError, MissingDataError
+from loaders.transforms.cache import without_caches
 from scripts.data_checks.files import FileChecker
 from scripts.data_checks.findings import Findings
 from scripts.data_checks.infos import Finding, check_frames, check_info_file
@@ -53,8 +54,7 @@ def data_sets(cfg: Config) -> dict[str, dict[str, Any]]:
         dataset = copy.deepcopy(loader["dataset"].to_dict())
         while "dataset" in dataset:  # wrappers that repeat or concatenate
             dataset = dataset["dataset"]
-        for step in dataset.get("pipeline", []):
-            step.pop("cache_mb", None)  # every file is read once
+        dataset["pipeline"] = without_caches(dataset.get("pipeline", []))
         # What is wrong shall be found, not passed over; nothing shall be flipped.
         dataset.update(test_mode=True)
         dataset.pop("on_error", None)

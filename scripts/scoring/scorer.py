@@ -17,6 +17,7 @@ from loaders.errors import BadDataError
 from loaders.metrics.base import CountingMetric
 from loaders.metrics.counts import CountState
 from loaders.sample import OccSample
+from loaders.transforms.cache import without_caches
 from scripts.runtime.config import named_config_keys
 from scripts.runtime.errors import ConfigError
 
@@ -38,9 +39,8 @@ def labels_only(dataset_cfg: Mapping[str, Any]) -> dict[str, Any]:
     loading = [step for step in cfg["pipeline"] if "Labels" in str(step["type"])]
     if not loading:
         raise ConfigError(f"the pipeline of {cfg['type']} loads no labels: nothing to count")
-    for step in loading:
-        step.pop("cache_mb", None)  # every sample is read once
-    return {**cfg, "pipeline": loading, "test_mode": True}
+    # Every sample is read once.
+    return {**cfg, "pipeline": without_caches(loading), "test_mode": True}
 
 
 class Scorer:

@@ -26,17 +26,17 @@ from typing import Any
 from tqdm import tqdm
 
 from loaders.errors import BadDataError
-from loaders.info_io import InfoWriter, infos_fragment
+from loaders.info_io import InfoWriter, info_file_name, infos_fragment
 from scripts.runtime.errors import run_entry_point
 from scripts.sweep_infos.old_infos import complete_old_info, read_old_infos
 from scripts.sweep_infos.scenes import SceneReader
 from scripts.sweep_infos.tables import Tables, open_tables
 
-# Info file names and devkit splits by nuScenes version.
+# Splits and what the devkit calls them, by nuScenes version.
 SPLITS = {
     "v1.0-trainval": {"train": "train", "val": "val"},
     "v1.0-test": {"test": "test"},
-    "v1.0-mini": {"train_mini": "mini_train", "val_mini": "mini_val"},
+    "v1.0-mini": {"train": "mini_train", "val": "mini_val"},
 }
 # Layout of the info files; raise it when readers must know the difference.
 FORMAT = 2
@@ -209,9 +209,9 @@ def write_info_files(args: argparse.Namespace) -> None:
         path = out_dir / f"{source.stem}_sweep.pkl"
         scenes, samples = write_from_mmdet3d(tables, source, path, args.workers, progress)
         print(f"{path}: {samples} samples of {scenes} scenes")
-    for suffix, split in {} if args.from_mmdet3d else SPLITS[args.version].items():
-        path = out_dir / f"nuscenes_infos_{suffix}_sweep.pkl"
-        scenes, samples = write_split(tables, split, path, args.workers, progress)
+    for split, devkit_split in {} if args.from_mmdet3d else SPLITS[args.version].items():
+        path = out_dir / info_file_name(args.version, split)
+        scenes, samples = write_split(tables, devkit_split, path, args.workers, progress)
         print(f"{path}: {samples} samples of {scenes} scenes")
 
 

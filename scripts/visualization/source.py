@@ -79,7 +79,7 @@ class SampleSource:
         if weights is None:
             _leave_out_inputs(dataset_cfg)
         if wanted.lidar:
-            dataset_cfg["with_lidar"] = True
+            dataset_cfg["use_lidar"] = True
         with named_config_keys(cfg):
             self._model = None if weights is None else _build_model(cfg, weights, wanted.queries)
             self._dataset = DATASETS.build(dataset_cfg)

@@ -286,8 +286,8 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> MiniSet:
 
     written = _Writer(tmp_path_factory.mktemp("mini") / "nuscenes").write()
     tables = open_tables(written.root, "v1.0-mini")
-    for suffix, split in SPLITS["v1.0-mini"].items():
-        path = written.root / f"nuscenes_infos_{suffix}_sweep.pkl"
+    for part, split in SPLITS["v1.0-mini"].items():
+        path = written.root / f"nuscenes_infos_{part}_mini_sweep.pkl"
         write_split(tables, split, path, progress=False)
     return written
 

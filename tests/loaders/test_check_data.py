@@ -19,13 +19,13 @@ custom_imports = dict(imports=['loaders.register'], allow_failed_imports=False)
 data_root = '.'
 pipeline = [
     dict(type='DrawImageAug', raw_hw=(90, 160), final_hw=(32, 96)),
-    dict(type='LoadMultiViewImages', raw_hw=(90, 160), cache_mb=9),
+    dict(type='LoadMultiViewImages', raw_hw=(90, 160), image_cache_mb=9),
     dict(type='{labels}'),
     dict(type='LoadLidarSweeps'),
     dict(type='RandomFlipBEV'),
     dict(type='PackOccSample')]
 dataset = dict(
-    type='{kind}', data_root=data_root, version='v1.0-mini', num_frames=2, with_lidar=True,
+    type='{kind}', data_root=data_root, version='v1.0-mini', num_frames=2, use_lidar=True,
     pipeline=pipeline, on_error='skip')
 train_dataloader = dict(dataset=dict(ann_file='{train}', **dataset))
 val_dataloader = dict(dataset=dict(ann_file='{val}', test_mode=True, **dataset))

@@ -49,7 +49,7 @@ def test_config_builds(name, mini):
         steps = [step["type"] for step in dataset["pipeline"]]
         flips = part == "train" and "noflip" not in name and not name.startswith("toy")
         assert ("RandomFlipBEV" in steps) == flips
-        assert ("LoadLidarSweeps" in steps) == ("lidar" in name) == built.with_lidar
+        assert ("LoadLidarSweeps" in steps) == ("lidar" in name) == built.use_lidar
         Evaluator(cfg["val_evaluator"])
     assert "batch_size" not in cfg  # the total is the run's business
 

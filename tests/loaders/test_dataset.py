@@ -15,7 +15,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, METRICS
 from torch.utils.data import DataLoader
 
 import loaders.register  # noqa: F401 - enters the parts into the registries
-from loaders.errors import BadDataError, MissingDataError
+from loaders.errors import BadDataError, DataConfigError, MissingDataError
 from loaders.info_io import CAMERAS, load_infos, save_infos
 
 TRAIN, VAL = "nuscenes_infos_train_mini_sweep.pkl", "nuscenes_infos_val_mini_sweep.pkl"
@@ -31,7 +31,7 @@ def pipeline(mode="exact", resize_range=(0.55, 0.75), rotate=(0.0, 0.0), raw_hw=
             resize_range=resize_range,
             rotate_range_deg=rotate,
         ),
-        dict(type="LoadMultiViewImages", raw_hw=raw_hw, mode=mode),
+        dict(type="LoadMultiViewImages", raw_hw=raw_hw, image_mode=mode),
         dict(type="LoadOcc3DLabels"),
         dict(type="RandomFlipBEV"),
         dict(type="PackOccSample"),
@@ -353,6 +353,27 @@ class TestSkipping:
             build(mini, on_error="ignore")
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_info_file_of_a_split(mini, split):
+    derived = build(mini, ann_file=None, version="v1.0-mini", split=split)
+    named = build(mini, ann_file={"train": TRAIN, "val": VAL}[split])
+    assert derived.ann_file == named.ann_file
+    tokens = [
+        [data.get_data_info(i)["token"] for i in range(len(data))] for data in (derived, named)
+    ]
+    assert tokens[0] == tokens[1]
+
+
+def test_one_pipeline_for_training_and_evaluation(mini):
+    """In test mode, what only training does leaves no trace."""
+    random = pipeline(rotate=(-5.0, 5.0))
+    plain = [step for step in pipeline(resize_range=None) if step["type"] != "RandomFlipBEV"]
+    got, expected = (build(mini, pipeline=p, test_mode=True)[2] for p in (random, plain))
+    assert torch.equal(got["inputs"]["img"], expected["inputs"]["img"])
+    for key in ("ego2img", "ego2occ", "voxel_semantics", "mask_camera"):
+        assert torch.equal(got["data_samples"].get(key), expected["data_samples"].get(key))
+
+
 class TestErrors:
     def test_missing_data_root(self, mini):
         with pytest.raises(MissingDataError, match=r"data root /nowhere does not exist.*make_toy"):
@@ -402,6 +423,11 @@ class TestErrors:
     def test_unknown_key(self, mini):
         with pytest.raises(TypeError, match="nonsense"):
             build(mini, nonsense=1)
+
+    @pytest.mark.parametrize("given", [{}, dict(version="v1.0-mini"), dict(split="val")])
+    def test_nothing_names_the_info_file(self, mini, given):
+        with pytest.raises(DataConfigError, match="no ann_file: set it, or both version and split"):
+            build(mini, ann_file=None, **given)
 
     def test_num_frames(self, mini):
         with pytest.raises(ValueError, match="num_frames is 0"):

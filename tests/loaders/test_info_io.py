@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from loaders.errors import BadDataError, MissingDataError
-from loaders.info_io import INFO_KEYS, load_infos, load_pickle, relative_data_path, save_infos
+from loaders.info_io import (
+    INFO_KEYS,
+    info_file_name,
+    load_infos,
+    load_pickle,
+    relative_data_path,
+    save_infos,
+)
 
 
 def an_info(**changes):
@@ -171,3 +178,19 @@ def test_failed_write_keeps_the_old_file(tmp_path):
 )
 def test_relative_data_path(stored, relative):
     assert relative_data_path(stored) == relative
+
+
+@pytest.mark.parametrize(
+    ("version", "split", "name"),
+    [
+        ("v1.0-trainval", "train", "nuscenes_infos_train_sweep.pkl"),
+        ("v1.0-trainval", "val", "nuscenes_infos_val_sweep.pkl"),
+        ("v1.0-test", "test", "nuscenes_infos_test_sweep.pkl"),
+        ("v1.0-mini", "train", "nuscenes_infos_train_mini_sweep.pkl"),
+        ("v1.0-mini", "val", "nuscenes_infos_val_mini_sweep.pkl"),
+        ("v1.0-city", "val", "nuscenes_infos_val_city_sweep.pkl"),
+        ("courtyard", "train", "nuscenes_infos_train_courtyard_sweep.pkl"),
+    ],
+)
+def test_info_file_name(version, split, name):
+    assert info_file_name(version, split) == name

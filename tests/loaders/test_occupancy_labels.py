@@ -121,7 +121,7 @@ def test_ray_origins_are_in_the_lidar_frame(mini):
 
 
 def test_cache_hands_out_copies(mini):
-    steps = [dict(type="LoadOccupancyLabels", cache_mb=64)]
+    steps = [dict(type="LoadOccupancyLabels", label_cache_mb=64)]
     dataset = build(mini, test_mode=True, pipeline=steps)
     first = dataset[0].voxel_semantics
     first[:] = 3

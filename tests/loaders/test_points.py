@@ -26,7 +26,7 @@ def build(mini, kind=KINDS[0], steps=None, **changes):
         ann_file=TRAIN,
         num_frames=1,
         seed=0,
-        with_lidar=True,
+        use_lidar=True,
         pipeline=steps or [dict(type="LoadLidarSweeps"), dict(type="RandomFlipBEV")],
     )
     return DATASETS.build({**cfg, **changes})
@@ -125,8 +125,8 @@ def test_packed_item(mini):
         dict(type="DrawImageAug", raw_hw=(90, 160), final_hw=(32, 96)),
         dict(type="LoadMultiViewImages", raw_hw=(90, 160)),
         dict(type="LoadOcc3DLabels"),
-        dict(type="LoadLidarSweeps", cache_mb=1),
-        dict(type="RandomFlipBEV", prob_x=1.0, prob_y=0.0),
+        dict(type="LoadLidarSweeps", lidar_cache_mb=1),
+        dict(type="RandomFlipBEV", bev_flip_prob=(1.0, 0.0)),
         dict(type="PackOccSample"),
     ]
     item = build(mini, steps=steps)[1]
@@ -138,7 +138,9 @@ def test_packed_item(mini):
     np.testing.assert_array_equal(points[:, 1:], plain[:, 1:])
     again = build(mini, steps=steps)
     assert torch.equal(again[1]["inputs"]["points"], again[1]["inputs"]["points"])  # from memory
-    without = build(mini, steps=[*steps[:3], steps[-1]], with_lidar=False)[1]
+    # The same pipeline serves a data set without LiDAR.
+    with_filter = [*steps[:-1], dict(type="FilterPoints"), steps[-1]]
+    without = build(mini, steps=with_filter, use_lidar=False)[1]
     assert "points" not in without["inputs"] and "ego2lidar" not in without["data_samples"]
 
 
@@ -162,9 +164,7 @@ class TestErrors:
         with pytest.raises(BadDataError, match="cannot be read"):
             read_lidar_points(str(tmp_path))
 
-    def test_dataset_without_lidar(self, mini):
-        with pytest.raises(ValueError, match="with_lidar=True"):
-            build(mini, with_lidar=False)[0]
+    def test_misuse(self, mini):
         with pytest.raises(ValueError, match="needs LoadLidarSweeps"):
             build(mini, steps=[FilterPoints()])[0]
         with pytest.raises(ValueError, match="num_sweeps is -1"):

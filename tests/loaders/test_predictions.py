@@ -99,7 +99,7 @@ CONFIG = """
 custom_imports = dict(imports=['loaders.register'], allow_failed_imports=False)
 test_dataloader = dict(dataset=dict(
     type='{kind}', data_root='{root}', ann_file='{ann_file}', num_frames=1, with_ray_origins=True,
-    pipeline=[dict(type='{labels}', cache_mb=4)]))
+    pipeline=[dict(type='{labels}', label_cache_mb=4)]))
 test_evaluator = [dict(type='OccupancyMetric', mask={mask}), dict(type='RayIoUMetric')]
 """
 

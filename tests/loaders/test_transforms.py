@@ -10,7 +10,7 @@ import pytest
 from mmengine.logging import MMLogger
 from PIL import Image
 
-from loaders.errors import BadDataError, MissingDataError
+from loaders.errors import BadDataError, DataConfigError, MissingDataError
 from loaders.sample import OccSample
 from loaders.transforms import decode
 from loaders.transforms.cache import ArrayCache
@@ -217,7 +217,7 @@ class TestImages:
         for i, path in enumerate(paths):
             path.write_bytes(jpeg(np.roll(smooth_image(), 20 * i, axis=1)))
         draw = DrawImageAug((90, 160), (32, 96), (0.3, 1.0), rotate_range_deg=(-3, 3))
-        cached, plain = (LoadMultiViewImages((90, 160), mode, cache_mb=mb) for mb in (8, 0))
+        cached, plain = (LoadMultiViewImages((90, 160), mode, image_cache_mb=mb) for mb in (8, 0))
         for seed in range(6):
             got, expected = (
                 load(draw(make_sample(paths, rng=np.random.default_rng(seed)))).images
@@ -235,7 +235,7 @@ class TestImages:
             path.write_bytes(jpeg(np.roll(smooth_image(), 20 * i, axis=1)))
         draw = DrawImageAug((90, 160), (32, 96))
         # Three of 32 x 96 pixels fit, not one of 90 x 160.
-        cached = LoadMultiViewImages((90, 160), mode, cache_mb=3.5 * 32 * 96 * 3 / 2**20)
+        cached = LoadMultiViewImages((90, 160), mode, image_cache_mb=3.5 * 32 * 96 * 3 / 2**20)
         plain = LoadMultiViewImages((90, 160), mode)
         window = [cached(draw(make_sample(paths[i : i + 3], training=False))) for i in range(2)]
         for i, sample in enumerate(window):
@@ -248,6 +248,28 @@ class TestImages:
         np.testing.assert_array_equal(again, expected)
         with pytest.raises(MissingDataError):
             cached(draw(make_sample(paths[:1], training=False)))
+
+    def test_cache_sizes_of_training_and_evaluation(self, tmp_path):
+        path = tmp_path / "a.jpg"
+        draw = DrawImageAug((90, 160), (32, 96))
+
+        def is_kept(training, **sizes):
+            path.write_bytes(jpeg(smooth_image()))
+            load = LoadMultiViewImages((90, 160), **sizes)
+            load(draw(make_sample([path], training=training)))
+            path.unlink()
+            try:
+                load(draw(make_sample([path], training=training)))
+            except MissingDataError:
+                return False
+            return True
+
+        sizes = dict(image_cache_mb=1, test_cache_mb=0)
+        assert [is_kept(training, **sizes) for training in (True, False)] == [True, False]
+        sizes = dict(image_cache_mb=0, test_cache_mb=1)
+        assert [is_kept(training, **sizes) for training in (True, False)] == [False, True]
+        sizes = dict(image_cache_mb=1, test_cache_mb=None)
+        assert [is_kept(training, **sizes) for training in (True, False)] == [True, True]
 
     def test_slow_decoder_is_noticed_once(self, monkeypatch, caplog):
         def absent():
@@ -266,7 +288,7 @@ class TestImages:
 
     def test_misuse(self):
         with pytest.raises(ValueError, match="mode is 'slow'"):
-            LoadMultiViewImages((90, 160), mode="slow")
+            LoadMultiViewImages((90, 160), image_mode="slow")
         with pytest.raises(ValueError, match="needs DrawImageAug"):
             LoadMultiViewImages((90, 160))(make_sample())
         with pytest.raises(ValueError, match="needs LoadMultiViewImages"):
@@ -315,7 +337,7 @@ class TestLabels:
     def test_reads_and_caches(self, tmp_path):
         path = tmp_path / "gts" / "scene" / "token" / "labels.npz"
         arrays = write_labels(path)
-        load = LoadOcc3DLabels(cache_mb=1)
+        load = LoadOcc3DLabels(label_cache_mb=1)
         first = load(make_sample(root=tmp_path))
         np.testing.assert_array_equal(first.voxel_semantics, arrays["semantics"])
         assert first.mask_camera.dtype == bool
@@ -401,15 +423,31 @@ class TestLabels:
 class TestFlip:
     def test_not_in_test_mode(self):
         sample = make_sample(training=False, voxel_semantics=np.arange(8).reshape(2, 2, 2))
-        flipped = RandomFlipBEV(1.0, 1.0)(sample)
+        flipped = RandomFlipBEV((1.0, 1.0))(sample)
         np.testing.assert_array_equal(flipped.voxel_semantics, np.arange(8).reshape(2, 2, 2))
         np.testing.assert_array_equal(flipped.ego2occ, np.eye(4))
 
     def test_probabilities(self):
-        sample = RandomFlipBEV(1.0, 0.0)(make_sample())
+        sample = RandomFlipBEV((1.0, 0.0))(make_sample())
         np.testing.assert_array_equal(np.diag(sample.ego2occ), [-1, 1, 1, 1])
-        sample = RandomFlipBEV(0.0, 1.0)(make_sample())
+        sample = RandomFlipBEV((0.0, 1.0))(make_sample())
         np.testing.assert_array_equal(np.diag(sample.ego2occ), [1, -1, 1, 1])
+
+    def test_one_probability_for_both_axes(self):
+        np.testing.assert_array_equal(
+            np.diag(RandomFlipBEV(1.0)(make_sample()).ego2occ), [-1, -1, 1, 1]
+        )
+
+    def test_draws_nothing_if_both_are_zero(self):
+        sample, untouched = make_sample(), make_sample()
+        RandomFlipBEV(0.0)(sample)
+        assert sample.rng.uniform() == untouched.rng.uniform()
+        np.testing.assert_array_equal(sample.ego2occ, np.eye(4))
+
+    @pytest.mark.parametrize("value", [1.5, (0.5, -0.1), (0.5, 0.5, 0.5)])
+    def test_probabilities_out_of_range(self, value):
+        with pytest.raises(DataConfigError, match="bev_flip_prob is"):
+            RandomFlipBEV(value)
 
 
 def test_turbojpeg_hands_doubtful_files_to_the_other_decoder(tmp_path, monkeypatch):

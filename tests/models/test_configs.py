@@ -136,7 +136,7 @@ def test_effective_values(family: Family, size: str) -> None:
         assert dataset.num_frames == 8 and len(dataset.class_names) == family.grid["num_classes"]
         assert list(dataset.pc_range) == family.grid["pc_range"]
         assert list(dataset.voxel_size) == family.grid["voxel_size"]
-        assert dataset.get("with_lidar", False) == family.lidar
+        assert dataset.get("use_lidar", False) == family.lidar
         steps = [step.type for step in dataset.pipeline]
         assert ("LoadLidarSweeps" in steps) == family.lidar
     steps = [step.type for step in config.train_dataloader.dataset.pipeline]
@@ -302,7 +302,7 @@ def test_toy_config_runs(path: Path) -> None:
     dataset = config.train_dataloader.dataset
     assert model.pts_bbox_head.num_classes == len(dataset.class_names)
     assert (
-        ("fusion" in path.stem) == model.pts_bbox_head.use_lidar == dataset.get("with_lidar", False)
+        ("fusion" in path.stem) == model.pts_bbox_head.use_lidar == dataset.get("use_lidar", False)
     )
     losses = small_run(model, camera_matrices(1))
     assert {"img.loss_cls", "img.loss_depth"} <= losses.keys()

@@ -66,7 +66,7 @@ test_dataloader = dict(
         pc_range=pc_range, voxel_size=voxel_size, with_ray_origins=True,
         pipeline=[
             dict(type='DrawImageAug', raw_hw=(90, 160), final_hw=(32, 96)),
-            dict(type='LoadMultiViewImages', raw_hw=(90, 160), mode='fast', cache_mb=1),
+            dict(type='LoadMultiViewImages', raw_hw=(90, 160), image_mode='fast', image_cache_mb=1),
             dict(type='LoadOcc3DLabels'), dict(type='PackOccSample')]))
 test_evaluator = [dict(type='OccupancyMetric', mask='camera'), dict(type='RayIoUMetric')]
 test_cfg = dict()

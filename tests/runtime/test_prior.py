@@ -110,7 +110,7 @@ def test_sparse_form_keeps_every_occupied_voxel() -> None:
 
 CONFIG = """
 default_scope = 'mmengine'
-pipeline = [dict(type='LoadMultiViewImages'), dict(type='LoadOcc3DLabels', cache_mb=9)]
+pipeline = [dict(type='LoadMultiViewImages'), dict(type='LoadOcc3DLabels', label_cache_mb=9)]
 train_dataloader = dict(dataset=dict(type='FakeOccDataset', seed={train}, pipeline=pipeline))
 val_dataloader = dict(dataset=dict(type='FakeOccDataset', seed={val}, pipeline=pipeline))
 val_evaluator = [dict(type='OccupancyMetric', mask='camera'), dict(type='RayIoUMetric')]

@@ -29,7 +29,7 @@ test_dataloader = dict(
         ann_file='nuscenes_infos_train_mini_sweep.pkl', num_frames=1, with_ray_origins=True,
         pipeline=[
             dict(type='DrawImageAug', raw_hw=(90, 160), final_hw=(32, 96)),
-            dict(type='LoadMultiViewImages', raw_hw=(90, 160), mode='fast'),
+            dict(type='LoadMultiViewImages', raw_hw=(90, 160), image_mode='fast'),
             dict(type='LoadOcc3DLabels'), dict(type='PackOccSample')]))
 test_evaluator = [dict(type='OccupancyMetric', mask='camera'), dict(type='RayIoUMetric')]
 test_cfg = dict()

@@ -49,7 +49,7 @@ def build(
         pipeline=steps,
         num_frames=4,
         test_mode=not training,
-        with_lidar=True,
+        use_lidar=True,
         train_interval=(1, 3),
         test_interval=2,
         seed=0,

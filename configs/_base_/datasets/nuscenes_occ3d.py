@@ -19,14 +19,14 @@ test_cache_mb = 64  # each process; keeps the frames that the next samples of a 
 
 train_pipeline = [
     dict(type='DrawImageAug', raw_hw=raw_hw, final_hw=final_hw, resize_range=resize_range),
-    dict(type='LoadMultiViewImages', raw_hw=raw_hw, mode=image_mode),
+    dict(type='LoadMultiViewImages', raw_hw=raw_hw, image_mode=image_mode),
     dict(type='LoadOcc3DLabels'),
-    dict(type='RandomFlipBEV', prob_x=0.5, prob_y=0.5),
+    dict(type='RandomFlipBEV', bev_flip_prob=0.5),
     dict(type='PackOccSample')]
 test_pipeline = [
     dict(type='DrawImageAug', raw_hw=raw_hw, final_hw=final_hw),
-    dict(type='LoadMultiViewImages', raw_hw=raw_hw, mode=image_mode,
-         cache_mb=test_cache_mb),
+    dict(type='LoadMultiViewImages', raw_hw=raw_hw, image_mode=image_mode,
+         test_cache_mb=test_cache_mb),
     dict(type='LoadOcc3DLabels'),
     dict(type='PackOccSample')]
 

@@ -18,14 +18,14 @@ grid = dict(
 train_dataloader = dict(dataset=dict(**grid, pipeline=[
     dict(type='DrawImageAug', raw_hw={{_base_.raw_hw}}, final_hw={{_base_.final_hw}},
          resize_range={{_base_.resize_range}}),
-    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, mode={{_base_.image_mode}}),
+    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, image_mode={{_base_.image_mode}}),
     dict(type='LoadOccupancyLabels'),
-    dict(type='RandomFlipBEV', prob_x=0.5, prob_y=0.5),
+    dict(type='RandomFlipBEV', bev_flip_prob=0.5),
     dict(type='PackOccSample')]))
 val_dataloader = dict(dataset=dict(**grid, with_ray_origins=False, pipeline=[
     dict(type='DrawImageAug', raw_hw={{_base_.raw_hw}}, final_hw={{_base_.final_hw}}),
-    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, mode={{_base_.image_mode}},
-         cache_mb={{_base_.test_cache_mb}}),
+    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, image_mode={{_base_.image_mode}},
+         test_cache_mb={{_base_.test_cache_mb}}),
     dict(type='LoadOccupancyLabels'),
     dict(type='PackOccSample')]))
 test_dataloader = val_dataloader

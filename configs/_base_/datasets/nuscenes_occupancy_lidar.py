@@ -3,19 +3,19 @@ _base_ = './nuscenes_occupancy.py'
 
 num_sweeps = 9  # besides the key frame
 
-train_dataloader = dict(dataset=dict(with_lidar=True, pipeline=[
+train_dataloader = dict(dataset=dict(use_lidar=True, pipeline=[
     dict(type='DrawImageAug', raw_hw={{_base_.raw_hw}}, final_hw={{_base_.final_hw}},
          resize_range={{_base_.resize_range}}),
-    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, mode={{_base_.image_mode}}),
+    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, image_mode={{_base_.image_mode}}),
     dict(type='LoadOccupancyLabels'),
     dict(type='LoadLidarSweeps', num_sweeps=num_sweeps),
-    dict(type='RandomFlipBEV', prob_x=0.5, prob_y=0.5),
+    dict(type='RandomFlipBEV', bev_flip_prob=0.5),
     dict(type='FilterPoints'),
     dict(type='PackOccSample')]))
-val_dataloader = dict(dataset=dict(with_lidar=True, pipeline=[
+val_dataloader = dict(dataset=dict(use_lidar=True, pipeline=[
     dict(type='DrawImageAug', raw_hw={{_base_.raw_hw}}, final_hw={{_base_.final_hw}}),
-    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, mode={{_base_.image_mode}},
-         cache_mb={{_base_.test_cache_mb}}),
+    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, image_mode={{_base_.image_mode}},
+         test_cache_mb={{_base_.test_cache_mb}}),
     dict(type='LoadOccupancyLabels'),
     dict(type='LoadLidarSweeps', num_sweeps=num_sweeps),
     dict(type='FilterPoints'),

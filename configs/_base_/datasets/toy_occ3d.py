@@ -22,15 +22,15 @@ label_cache_mb = 256
 
 train_pipeline = [
     dict(type='DrawImageAug', raw_hw=raw_hw, final_hw=final_hw, resize_range=resize_range),
-    dict(type='LoadMultiViewImages', raw_hw=raw_hw, mode='fast', cache_mb=image_cache_mb),
-    dict(type='LoadOcc3DLabels', cache_mb=label_cache_mb),
+    dict(type='LoadMultiViewImages', raw_hw=raw_hw, image_mode='fast', image_cache_mb=image_cache_mb),
+    dict(type='LoadOcc3DLabels', label_cache_mb=label_cache_mb),
     dict(type='PackOccSample')]
 # for longer trainings: with flips of the whole scene
 flip_pipeline = [
-    *train_pipeline[:-1], dict(type='RandomFlipBEV', prob_x=0.5, prob_y=0.5), train_pipeline[-1]]
+    *train_pipeline[:-1], dict(type='RandomFlipBEV', bev_flip_prob=0.5), train_pipeline[-1]]
 test_pipeline = [
     dict(type='DrawImageAug', raw_hw=raw_hw, final_hw=final_hw),
-    dict(type='LoadMultiViewImages', raw_hw=raw_hw, mode='fast'),
+    dict(type='LoadMultiViewImages', raw_hw=raw_hw, image_mode='fast'),
     dict(type='LoadOcc3DLabels'),
     dict(type='PackOccSample')]
 

@@ -19,13 +19,13 @@ grid = dict(
 train_dataloader = dict(dataset=dict(**grid, pipeline=[
     dict(type='DrawImageAug', raw_hw={{_base_.raw_hw}}, final_hw={{_base_.final_hw}},
          resize_range={{_base_.resize_range}}),
-    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, mode='fast',
-         cache_mb={{_base_.image_cache_mb}}),
-    dict(type='LoadOccupancyLabels', cache_mb={{_base_.label_cache_mb}}),
+    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, image_mode='fast',
+         image_cache_mb={{_base_.image_cache_mb}}),
+    dict(type='LoadOccupancyLabels', label_cache_mb={{_base_.label_cache_mb}}),
     dict(type='PackOccSample')]))
 val_dataloader = dict(dataset=dict(**grid, pipeline=[
     dict(type='DrawImageAug', raw_hw={{_base_.raw_hw}}, final_hw={{_base_.final_hw}}),
-    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, mode='fast'),
+    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, image_mode='fast'),
     dict(type='LoadOccupancyLabels'),
     dict(type='PackOccSample')]))
 test_dataloader = val_dataloader

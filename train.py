@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from mmengine.runner import find_latest_checkpoint
 
-from scripts.runtime.config import named_config_keys, settle_pretrained
+from scripts.runtime.building import named_config_keys
+from scripts.runtime.pretrained import settle_pretrained
 from scripts.runtime.errors import ConfigError, run_entry_point
 from scripts.runtime.hooks import StopOnSignalHook
 from scripts.runtime.host_allocator import keep_freed_memory

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from scripts.runtime.checkpoint import load_weights
-from scripts.runtime.config import named_config_keys
+from scripts.runtime.building import named_config_keys
 from scripts.runtime.errors import ConfigError, run_entry_point
 from scripts.runtime.evaluators import MASKS, choose_masks, save_outputs
 from scripts.runtime.hooks import peak_memory_mb
@@ -95,7 +95,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """
     keep_freed_memory()
     with launched() as launch:
-        cfg, notes = prepare_config(args.config, args.cfg_options, args.work_dir, launch)
+        cfg, notes = prepare_config(
+            args.config, args.cfg_options, args.work_dir, launch, trains=False
+        )
         cfg.resume, cfg.load_from = False, None
         choose_masks(cfg, args.masks)
         save_outputs(cfg, args.save_predictions, args.submission)

@@ -11,16 +11,17 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     logger=dict(type='LoggerHook', interval=50, interval_exp_name=10**9),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, save_last=True),
+    # every epoch; in a training that counts iterations, at every evaluation
+    checkpoint=dict(type='CheckpointHook', max_keep_ckpts=2, save_last=True),
     host_memory=dict(type='HostMemoryHook', interval=10),
     # Pictures of validation samples in TensorBoard; named by its module, which is imported here alone.
     validation_sheet=dict(
         type='scripts.visualization.training_hook.ValidationSheetHook', num_samples=2))
 
-log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
+log_processor = dict(type='LogProcessor', window_size=50)
 log_level = 'INFO'
 vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
-visualizer = dict(type='Visualizer', vis_backends=vis_backends, name='visualizer')
+visualizer = dict(type='Visualizer', name='visualizer')
 
 env_cfg = dict(
     cudnn_benchmark=True,  # every image has one size

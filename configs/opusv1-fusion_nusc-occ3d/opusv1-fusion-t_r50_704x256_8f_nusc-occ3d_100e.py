@@ -1,19 +1,11 @@
 _base_ = [
     "../_base_/default_runtime.py",
-    "../_base_/datasets/nuscenes_occ3d_lidar_noflip.py",
-    "../_base_/models/opusv1-fusion_r50.py",
+    "../_base_/datasets/nuscenes_occ3d.py",
+    "../_base_/models/opusv1.py",
+    "../_base_/models/resnet50.py",
+    "../_base_/models/lidar_branch.py",
     "../_base_/schedules/adamw_100e.py",
 ]
 
+bev_flip_prob = 0.0  # as published
 load_from = "pretrain/fusion_pretrain_model.pth"  # scripts/gen_fusion_pretrain_model.py
-
-model = dict(
-    pts_bbox_head=dict(
-        pc_range={{_base_.pc_range}},
-        voxel_size={{_base_.voxel_size}},
-        empty_label={{_base_.empty_label}},
-        num_frames={{_base_.num_frames}},
-        num_query=600,
-        decoder=dict(num_refines=[1, 4, 16, 32, 64, 128], num_points=4),
-    )
-)

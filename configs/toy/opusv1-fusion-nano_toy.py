@@ -1,18 +1,11 @@
 _base_ = [
     "../_base_/default_runtime.py",
-    "../_base_/datasets/toy_occ3d_lidar.py",
-    "../_base_/models/opusv1-fusion_nano.py",
+    "../_base_/datasets/toy_occ3d.py",
+    "../_base_/models/opusv1_nano.py",
+    "../_base_/models/resnet18_nano.py",
+    "../_base_/models/lidar_branch_nano.py",
     "../_base_/schedules/adamw_toy.py",
 ]
 
 max_epochs = 20
-model = dict(
-    pts_bbox_head=dict(
-        pc_range={{_base_.pc_range}},
-        voxel_size={{_base_.voxel_size}},
-        empty_label={{_base_.empty_label}},
-        num_frames={{_base_.num_frames}},
-        loss_pts=dict(rare_classes={{_base_.rare_classes}}),
-        loss_cls=dict(class_weights={{_base_.class_weights}}),
-    )
-)
+model = dict(pts_bbox_head=dict(score_thr=0.35))

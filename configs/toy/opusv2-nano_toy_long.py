@@ -2,5 +2,5 @@
 _base_ = ["./opusv2-nano_toy.py"]
 
 # Flips of the whole scene: with time enough, they keep the model from learning scenes by heart.
-train_dataloader = dict(dataset=dict(pipeline={{_base_.flip_pipeline}}))
+bev_flip_prob = 0.5
 max_epochs = 75

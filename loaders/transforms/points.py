@@ -73,6 +73,8 @@ class LoadLidarSweeps:
         lidar_cache_mb: Size of the LiDAR cache of each process, MiB (0.7 MiB per nuScenes file).
     """
 
+    needs_lidar = True  # left out of a shared pipeline where the data set has no LiDAR
+
     def __init__(
         self, num_sweeps: int = 9, close_m: float = 1.0, lidar_cache_mb: float = 0.0
     ) -> None:
@@ -119,6 +121,8 @@ class FilterPoints:
         point_range: (x0, y0, z0, x1, y1, z1) metres; None takes the range of the grid. The upper
             ends do not belong to it.
     """
+
+    needs_lidar = True  # left out of a shared pipeline where the data set has no LiDAR
 
     def __init__(self, point_range: Sequence[float] | None = None) -> None:
         self.point_range = None if point_range is None else tuple(map(float, point_range))

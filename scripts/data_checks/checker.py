@@ -31,7 +31,8 @@ from loaders.transforms.cache import without_caches
 from scripts.data_checks.files import FileChecker
 from scripts.data_checks.findings import Findings
 from scripts.data_checks.infos import Finding, check_frames, check_info_file
-from scripts.runtime.config import load_config, named_config_keys
+from scripts.runtime.building import named_config_keys
+from scripts.runtime.config import load_config
 from scripts.runtime.errors import ConfigError, run_entry_point
 
 EXIT_FINDINGS = 1

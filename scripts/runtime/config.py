@@ -1,350 +1,216 @@
-"""Configs of the entry points: loaded, checked, and fitted to the processes and the device."""
+"""Configs of the entry points: read, merged with the command line, resolved, checked."""
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import copy
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
 
+from scripts.runtime.config_files import ConfigChain, imported_names, read_chain, read_config
 from scripts.runtime.errors import ConfigError
-from scripts.runtime.launch import Launch
+from scripts.runtime.parts import REGISTRIES, arguments_of, walk
+from scripts.runtime.runner_keys import RUNNER_KEYS
+from scripts.runtime.settings import (
+    Setting,
+    did_you_mean,
+    refuse_unread,
+    resolve_settings,
+    setting_names,
+)
 
-# Top-level keys that mmengine's Runner reads and a config need not have.
-RUNNER_KEYS = frozenset(inspect.signature(Runner).parameters)
+OPTIONS_SOURCE = "--cfg-options"
 
-# Fields that `fit_config` sets from a top-level one.
-DERIVED_KEYS = {
-    "train_dataloader.batch_size": "batch_size",
-    "train_cfg.max_epochs": "max_epochs",
-    "model.pts_bbox_head.pc_range": "pc_range",
-    "model.pts_bbox_head.voxel_size": "voxel_size",
-}
 
-LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A config as it runs, and where its shared values come from.
 
-_NO_SUCH_KEY = re.compile(r"^([\w.<>]+)\(\) got an unexpected keyword argument '(\w+)'")
-_KEY_LACKS = re.compile(r"^([\w.<>]+)\(\) missing \d+ required .*?arguments?: (.*)$")
-_NO_SUCH_TYPE = re.compile(r"^'?\"?(\S+) is not in the (\S+) registry")
+    Attributes:
+        cfg: The resolved config.
+        settings: Its settings by name, with their readers.
+        sources: Name of a setting to the file that sets it, or `--cfg-options`.
+    """
+
+    cfg: Config
+    settings: dict[str, Setting]
+    sources: dict[str, str]
 
 
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
-    """Read a config file and lay command-line options over it.
+    """Read a config file, lay command-line options over it, and resolve its settings.
 
     Args:
-        path: An mmengine Python config.
+        path: An MMEngine config.
         options: `--cfg-options`, dotted keys to values.
 
     Returns:
-        The merged config.
+        The config as it runs: every part has its values.
 
     Raises:
-        ConfigError: No such file, not a config, or an option for a key that no part has.
+        ConfigError: No such file, not a config, a key or a setting that nothing reads, a module
+            that cannot be imported, or values that must agree and do not.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"config {path} does not exist: see configs/ for those that do")
-    try:
-        cfg = Config.fromfile(str(path))
-    except FileNotFoundError as error:
-        raise ConfigError(f"config {path} builds upon a missing file: {error}") from None
-    except ImportError as error:
-        cause = error.__cause__ or error.__context__ or error
-        raise ConfigError(f"config {path} cannot import its modules: {cause}") from error
-    except (SyntaxError, NameError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise ConfigError(f"config {path} cannot be read: {error}") from error
+    return load(path, options).cfg
+
+
+def load(path: str | Path, options: Mapping[str, Any] | None = None) -> LoadedConfig:
+    """As :func:`load_config`, with the origin of the settings."""
+    cfg = read_config(path)
+    chain = read_chain(path)
+    options = dict(options or {})
     if options:
-        _check_options(cfg, options)
-        try:
-            cfg.merge_from_dict(dict(options))
-        except (KeyError, TypeError, AssertionError, IndexError) as error:
-            raise ConfigError(f"--cfg-options does not fit {path}: {error}") from None
-        if "data_root" in options:
-            _move_data(cfg, options["data_root"])
-    _set_grid(cfg)
-    return cfg
+        _lay_over(cfg, options, path)
+    import_modules(cfg, path)
+    sources = {name: _display(source) for name, source in chain.sources.items()}
+    sources |= {key.split(".", 1)[0]: OPTIONS_SOURCE for key in options}
+    settings = resolve_settings(cfg)
+    _refuse_unread(settings, options, chain, path)
+    check_parts(cfg)
+    _check_runner(cfg)
+    return LoadedConfig(cfg, settings, sources)
 
 
-def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    """A misspelt first component would otherwise make a new key that nobody reads."""
+def _display(path: Path) -> str:
+    path = Path(os.path.normpath(path))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _lay_over(cfg: Config, options: Mapping[str, Any], path: str | Path) -> None:
+    """Merge `--cfg-options` into a config that is not resolved yet."""
     for key in options:
-        head = key.split(".", 1)[0]
-        if head not in cfg and head not in RUNNER_KEYS:
-            raise ConfigError(
-                f"--cfg-options {key}: the config has no key '{head}'{_did_you_mean(head, cfg)}"
-            )
-    for detail, master in DERIVED_KEYS.items():
-        if detail in options and master in cfg:
-            raise ConfigError(f"--cfg-options {detail} follows from {master}: set that one")
-
-
-def _move_data(cfg: Config, data_root: str) -> None:
-    """Give all data sets another root: `_base_` files have copied the name when they were read."""
-    for name in LOADERS:
-        for _, node in _dicts(cfg.get(name)):
-            if "data_root" in node:
-                node["data_root"] = data_root
-
-
-def _set_grid(cfg: Config) -> None:
-    """Give data sets and model the voxel grid of the top level where that has been changed.
-
-    One field, `voxel_size`, so has a model predict, and be scored, on finer or coarser voxels.
-    LiDAR voxels have a size of their own.
-    """
-    of_data = [node for name in LOADERS for _, node in _dicts(cfg.get(name))]
-    of_model = [
-        node for where, node in _dicts(cfg.get("model")) if not where.startswith("pts_voxel_layer")
-    ]
-    for key in ("pc_range", "voxel_size"):
-        copies = [node for node in of_data if key in node]
-        if key not in cfg or all(list(node[key]) == list(cfg[key]) for node in copies):
-            continue
-        for node in [*copies, *of_model]:
-            if key in node:
-                node[key] = cfg[key]
-
-
-def fit_config(cfg: Config, launch: Launch) -> list[str]:
-    """Fit a config to the processes and the device of this run, in place.
-
-    - `batch_size` is the total over all processes: each gets its share.
-    - `max_epochs` sets the loop's length and the end of every scheduler that ends with it.
-    - A data loader without workers keeps no settings of workers (torch refuses them).
-    - On the CPU mixed precision is off (mmengine's AmpOptimWrapper refuses the CPU) and
-      the data-parallel wrapper gets no device number.
-
-    Args:
-        cfg: The merged config.
-        launch: This process among the others.
-
-    Returns:
-        Sentences for the log about what was changed.
-
-    Raises:
-        ConfigError: The batch size is not divisible by the number of processes.
-    """
-    notes: list[str] = []
-    _divide_batch(cfg, launch)
-    _set_epochs(cfg)
-    _drop_worker_settings(cfg)
-    on_cpu = not torch.cuda.is_available()
-    wrapper = cfg.get("optim_wrapper")
-    if on_cpu and wrapper is not None and wrapper.get("type") == "AmpOptimWrapper":
-        wrapper.type = "OptimWrapper"
-        for key in ("loss_scale", "dtype", "use_fsdp"):
-            wrapper.pop(key, None)
-        notes.append("no GPU: mixed precision is off, training runs in float32")
-    if launch.is_distributed:
-        cfg.launcher = "pytorch"
-        if on_cpu:
-            cfg.model_wrapper_cfg = dict(
-                type="MMDistributedDataParallel",
-                device_ids=None,
-                broadcast_buffers=False,
-                find_unused_parameters=cfg.get("find_unused_parameters", False),
-            )
-    return notes
-
-
-def _divide_batch(cfg: Config, launch: Launch) -> None:
-    loader = cfg.get("train_dataloader")
-    if loader is None:
-        return
-    total = cfg.get("batch_size", loader.get("batch_size"))
-    if total is None or total < 1:
-        raise ConfigError(f"batch_size is {total}: it must be at least 1")
-    if total % launch.world_size:
-        raise ConfigError(
-            f"batch_size {total} (the total over all processes) is not divisible by "
-            f"{launch.world_size} processes: change one of them"
-        )
-    loader.batch_size = total // launch.world_size
-
-
-def _drop_worker_settings(cfg: Config) -> None:
-    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        loader = cfg.get(name)
-        if loader is not None and not loader.get("num_workers", 0):
-            loader.pop("persistent_workers", None)
-            loader.pop("prefetch_factor", None)
-
-
-def _set_epochs(cfg: Config) -> None:
-    loop, epochs = cfg.get("train_cfg"), cfg.get("max_epochs")
-    if loop is None or epochs is None or loop.get("max_epochs") == epochs:
-        return
-    if epochs < 1:
-        raise ConfigError(f"max_epochs is {epochs}: it must be at least 1")
-    written = loop.max_epochs
-    schedulers = cfg.get("param_scheduler") or []
-    for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
-        for key in ("end", "T_max"):
-            if scheduler.get("by_epoch", True) and scheduler.get(key) == written:
-                scheduler[key] = epochs
-    if loop.get("val_interval") == written:
-        loop.val_interval = epochs
-    loop.max_epochs = epochs
-
-
-def settle_pretrained(cfg: Config, is_loaded_later: bool) -> list[str]:
-    """See to the files that parts of the model want to be initialised from, in place.
-
-    Args:
-        cfg: The merged config.
-        is_loaded_later: Whether a checkpoint replaces the initial weights: a pretrained file that
-            is not there is then not needed.
-
-    Returns:
-        Sentences for the log about what was changed.
-
-    Raises:
-        ConfigError: A local file is missing and needed.
-    """
-    notes: list[str] = []
-    for where, holder in _dicts(cfg.get("model"), "model"):
-        init = holder.get("init_cfg")
-        if not isinstance(init, Mapping) or init.get("type") != "Pretrained":
-            continue
-        path = str(init.get("checkpoint", ""))
-        if "://" in path or Path(path).is_file():
-            continue
-        if not is_loaded_later:
-            raise ConfigError(
-                f"{where}.init_cfg wants the pretrained file {path}, which does not exist: put it "
-                f"there, or train from scratch with --cfg-options {where}.init_cfg=None"
-            )
-        holder["init_cfg"] = None
-        notes.append(f"{path} is not needed: a checkpoint replaces the initial weights")
-    return notes
-
-
-@contextmanager
-def named_config_keys(cfg: Config) -> Iterator[None]:
-    """While parts are built from `cfg`, turn errors about its keys into ConfigErrors.
-
-    Python says `OPUSHead.__init__() got an unexpected keyword argument 'foo'`; this says where in
-    the config that is and what the part does take. An error that no config key explains passes.
-    """
-    content = cfg.to_dict()  # as it is now: the runner replaces parts of its own copy
+        _make_room(cfg, key.split("."))
     try:
-        yield
-    except TypeError as error:
-        sentence = _explain_arguments(str(error), content)
-        if sentence is None:
-            raise
-        raise ConfigError(sentence) from error
-    except KeyError as error:
-        sentence = _explain_type(str(error), content)
-        if sentence is None:
-            raise
-        raise ConfigError(sentence) from error
+        cfg.merge_from_dict(dict(options))
+    except (KeyError, TypeError, AssertionError, IndexError, ValueError) as error:
+        message = error.args[0] if error.args else error
+        raise ConfigError(f"--cfg-options does not fit {path}: {message}") from error
 
 
-def _dicts(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """All dicts at and below a node of a config, with their dotted paths."""
-    if isinstance(node, Mapping):
-        yield where, node
-        for key, value in list(node.items()):
-            yield from _dicts(value, f"{where}.{key}" if where else str(key))
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from _dicts(value, f"{where}[{index}]")
+def _make_room(cfg: Any, keys: list[str]) -> None:
+    """Write down what an option reaches into and what the settings would fill in only later.
+
+    `test_dataloader.dataset.pipeline.0.x` means the first step of the shared pipeline, in the test
+    split alone.
+    """
+    if keys[0] in ("test_dataloader", "test_evaluator") and len(keys) > 1 and keys[0] not in cfg:
+        base = cfg.get(keys[0].replace("test_", "val_"))
+        if base is not None:
+            cfg[keys[0]] = copy.deepcopy(base)
+    node: Any = cfg
+    for key, following in zip(keys, keys[1:], strict=False):
+        if isinstance(node, (list, tuple)):
+            if not key.isdigit() or int(key) >= len(node):
+                return
+            node = node[int(key)]
+            continue
+        if not isinstance(node, Mapping):
+            return
+        if key not in node and following.isdigit() and isinstance(cfg.get(key), (list, tuple)):
+            node[key] = copy.deepcopy(cfg[key])
+        if key not in node:
+            return
+        node = node[key]
 
 
-def _parts(node: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """All dicts with a `type` below a node of a config, with their dotted paths."""
-    return ((where, part) for where, part in _dicts(node) if "type" in part)
+def import_modules(cfg: Config, path: str | Path) -> None:
+    """Import the modules that a config names in `custom_imports`.
+
+    Errors that such a module raises by itself keep their traceback.
+
+    Raises:
+        ConfigError: A module does not exist, or one that it imports does not.
+    """
+    for name in imported_names(cfg):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if cfg.custom_imports.get("allow_failed_imports", False):
+                continue
+            if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+                raise ConfigError(
+                    f"config {path}: custom_imports names the module '{name}', which is not found: "
+                    "put its folder on PYTHONPATH, or correct the name"
+                ) from error
+            raise ConfigError(
+                f"config {path}: the module '{name}' of custom_imports needs the library "
+                f"'{error.name}', which is not installed: install it in this environment"
+            ) from error
+        except ImportError as error:
+            if cfg.custom_imports.get("allow_failed_imports", False):
+                continue
+            raise ConfigError(
+                f"config {path}: the module '{name}' of custom_imports cannot be imported: {error}"
+            ) from error
 
 
-def _type_name(part: Mapping[str, Any]) -> str:
-    kind = part["type"]
-    return kind.rsplit(".", 1)[-1] if isinstance(kind, str) else getattr(kind, "__name__", "?")
+def _refuse_unread(
+    settings: Mapping[str, Setting],
+    options: Mapping[str, Any],
+    chain: ConfigChain,
+    path: str | Path,
+) -> None:
+    own_names = {name: f"config {path}" for name in chain.own_names}
+    own_names |= {key.split(".", 1)[0]: OPTIONS_SOURCE for key in options}
+    variables = chain.variables - {key.split(".", 1)[0] for key in options}
+    refuse_unread(settings, own_names, variables, _known_arguments())
 
 
-def _explain_arguments(message: str, cfg: Mapping[str, Any]) -> str | None:
-    unexpected = _NO_SUCH_KEY.match(message)
-    if unexpected:
-        function, key = unexpected.groups()
-        name = function.removesuffix(".__init__").rsplit(".", 1)[-1]
-        holders = [(where, part) for where, part in _parts(cfg) if key in part]
-        # A part may hand its keys on to a base class, whose name Python then reports.
-        exact = [holder for holder in holders if _type_name(holder[1]) == name]
-        if not holders:
-            return None
-        where, part = (exact or holders)[0]
-        known = _known_keys(part)
-        return (
-            f"{where or 'config'} (type {_type_name(part)}) does not know the key '{key}'"
-            + _did_you_mean(key, known)
-            + (f"; it takes {', '.join(known)}" if known else "")
-        )
-    lacks = _KEY_LACKS.match(message)
-    if lacks:
-        function, keys = lacks.groups()
-        name = function.removesuffix(".__init__").rsplit(".", 1)[-1]
-        for where, part in _parts(cfg):
-            if _type_name(part) == name:
-                return f"{where or 'config'} (type {name}) lacks the key {keys}"
-    return None
+@lru_cache(maxsize=1)
+def _known_arguments() -> frozenset[str]:
+    """Arguments of all parts that this project and MMEngine's loops register."""
+    names: set[str] = {"batch_size", "num_workers"}
+    for registry in REGISTRIES:
+        for target in registry.module_dict.values():
+            module = getattr(target, "__module__", "").split(".")
+            if module[0] in ("models", "loaders", "scripts") or module[:2] == ["mmengine", "runner"]:
+                names |= set(arguments_of(target).names)
+    return frozenset(names)
 
 
-def _known_keys(part: Mapping[str, Any]) -> list[str]:
-    """Names that a part's constructor takes, by its registered class; empty if unknown."""
-    from mmengine.registry import (
-        DATASETS,
-        HOOKS,
-        LOOPS,
-        METRICS,
-        MODELS,
-        OPTIM_WRAPPERS,
-        PARAM_SCHEDULERS,
-        TRANSFORMS,
-    )
+def check_parts(cfg: Config) -> None:
+    """Check the type and the keys of every part.
 
-    kind = part["type"]
-    if isinstance(kind, str):
-        registries = (
-            MODELS,
-            DATASETS,
-            TRANSFORMS,
-            METRICS,
-            HOOKS,
-            LOOPS,
-            OPTIM_WRAPPERS,
-            PARAM_SCHEDULERS,
-        )
-        kind = next((cls for reg in registries if (cls := reg.get(kind)) is not None), None)
-    if kind is None:
-        return []
-    parameters = inspect.signature(kind).parameters.values()
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [parameter.name for parameter in parameters if parameter.kind in named]
+    Raises:
+        ConfigError: A type that is not registered, or a key that the class does not take.
+    """
+    for node in walk(cfg):
+        part = node.part
+        if part.target is None:
+            names = [name for registry in REGISTRIES for name in registry.module_dict]
+            raise ConfigError(
+                f"{part.place}.type is '{part.type_name}', which is not registered"
+                f"{did_you_mean(part.type_name, names)}: check the name and custom_imports"
+            )
+        for key in part.unknown_keys():
+            raise ConfigError(
+                f"{part.place} ({part.type_name}) does not take the key '{key}'"
+                f"{did_you_mean(key, part.arguments.names)}; it takes "
+                f"{', '.join(part.arguments.names) or 'none'}"
+            )
 
 
-def _explain_type(message: str, cfg: Mapping[str, Any]) -> str | None:
-    match = _NO_SUCH_TYPE.match(message.strip("\"'"))
-    if not match:
-        return None
-    name, registry = match.groups()
-    where = next((where for where, part in _parts(cfg) if part["type"] == name), None)
-    if where is None:
-        return None
-    from mmengine.registry import MODELS
-
-    return (
-        f"{where}.type is '{name}', which is not registered ({registry})"
-        f"{_did_you_mean(name, MODELS.module_dict)}; check the name and custom_imports"
-    )
+def _check_runner(cfg: Config) -> None:
+    for name in ("train_cfg", "train_dataloader", "optim_wrapper"):
+        if cfg.get(name) is not None and not isinstance(cfg[name], Mapping):
+            raise ConfigError(f"{name} must be a dict, not {cfg[name]!r}")
+    if cfg.get("strategy") is not None and cfg.get("runner_type") != "FlexibleRunner":
+        raise ConfigError("strategy is read by runner_type='FlexibleRunner' alone: set that too")
 
 
-def _did_you_mean(name: str, candidates: Any) -> str:
-    close = difflib.get_close_matches(name, list(candidates), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+__all__ = [
+    "OPTIONS_SOURCE",
+    "RUNNER_KEYS",
+    "LoadedConfig",
+    "check_parts",
+    "import_modules",
+    "load",
+    "load_config",
+    "setting_names",
+]

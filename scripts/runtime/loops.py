@@ -9,6 +9,8 @@ from typing import Any
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop
 
+from scripts.runtime.errors import ConfigError
+
 
 class _SkippingSampler:
     """A sampler that leaves out its first indices in the first pass, and is itself thereafter."""
@@ -36,10 +38,33 @@ class ResumableEpochTrainLoop(EpochBasedTrainLoop):
     count goes on: the run then has more steps than its schedule. Here the samples that the epoch
     has already seen are left out (they are not loaded either); shuffling depends on seed and epoch
     alone, so the rest of the epoch is the rest that an uninterrupted run would have seen.
+
+    Args:
+        runner: The runner.
+        dataloader: Data loader or its config.
+        max_epochs: Length of the training.
+        val_begin: First epoch that may be followed by an evaluation.
+        val_interval: Epochs between two evaluations; None evaluates once, after the last epoch.
+        dynamic_intervals: See mmengine's EpochBasedTrainLoop.
     """
 
     _epoch: int
     _iter: int
+
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: Any,
+        max_epochs: int,
+        val_begin: int = 1,
+        val_interval: int | None = None,
+        dynamic_intervals: list[tuple[int, int]] | None = None,
+    ) -> None:
+        for name, value in (("max_epochs", max_epochs), ("val_interval", val_interval or 1)):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is {value!r}: it must be a whole number of at least 1")
+        interval = max_epochs if val_interval is None else val_interval
+        super().__init__(runner, dataloader, max_epochs, val_begin, interval, dynamic_intervals)
 
     def run_epoch(self) -> None:
         """Run one epoch, or what a resumed checkpoint left of it."""

@@ -23,7 +23,9 @@ from scripts.runtime.checkpoint import (
     start_from,
     weights_of,
 )
-from scripts.runtime.config import fit_config, load_config, named_config_keys
+from scripts.runtime.building import named_config_keys
+from scripts.runtime.config import load_config
+from scripts.runtime.fit import fit_config
 from scripts.runtime.launch import Launch
 
 
@@ -47,7 +49,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare_config(
-    path: str, options: Mapping[str, Any], work_dir: str | None, launch: Launch
+    path: str,
+    options: Mapping[str, Any],
+    work_dir: str | None,
+    launch: Launch,
+    *,
+    trains: bool = True,
 ) -> tuple[Config, list[str]]:
     """Config of a run, fitted to this process, and notes for its log.
 
@@ -56,13 +63,14 @@ def prepare_config(
         options: `--cfg-options`.
         work_dir: Overrides the config's; the default is `work_dirs/<name of the config>`.
         launch: This process among the others.
+        trains: Whether the run trains.
     """
     cfg = load_config(path, options)
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get("work_dir") is None:
         cfg.work_dir = str(Path("work_dirs", Path(path).stem))
-    return cfg, fit_config(cfg, launch)
+    return cfg, fit_config(cfg, launch, trains=trains)
 
 
 def _is_no_parameter_rule(record: logging.LogRecord) -> bool:

@@ -31,7 +31,8 @@ from tqdm import tqdm
 
 from loaders.datasets.occupancy_dataset import OccupancyDataset
 from loaders.sample import OccSample
-from scripts.runtime.config import load_config, named_config_keys
+from scripts.runtime.building import named_config_keys
+from scripts.runtime.config import load_config
 from scripts.runtime.errors import ConfigError, run_entry_point
 from scripts.runtime.report import score_report, write_report_json
 from scripts.scoring.scorer import Scorer, labels_only

@@ -18,7 +18,7 @@ from loaders.metrics.base import CountingMetric
 from loaders.metrics.counts import CountState
 from loaders.sample import OccSample
 from loaders.transforms.cache import without_caches
-from scripts.runtime.config import named_config_keys
+from scripts.runtime.building import named_config_keys
 from scripts.runtime.errors import ConfigError
 
 # From a sample with its labels to `pred_coords` [n, 3] and `pred_labels` [n].

@@ -5,31 +5,20 @@ class_names = [
     'barrier', 'bicycle', 'bus', 'car', 'construction_vehicle', 'motorcycle', 'pedestrian',
     'traffic_cone', 'trailer', 'truck', 'driveable_surface', 'other_flat', 'sidewalk', 'terrain',
     'manmade', 'vegetation']
-empty_label = 16
 rare_classes = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14, 15]  # all that stands above the ground
 class_weights = [3, 3, 2, 2, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2, 2, 2]
 pc_range = [-16.0, -16.0, -2.4, 16.0, 16.0, 1.6]  # metres, lidar frame; the ground is at -1.84
 voxel_size = [0.2, 0.2, 0.2]  # 160 x 160 x 20; labels also serve multiples of 0.2 m
-grid = dict(
-    type='NuScenesOccupancyDataset',
-    pc_range=pc_range,
-    voxel_size=voxel_size,
-    class_names=class_names)
 
-train_dataloader = dict(dataset=dict(**grid, pipeline=[
-    dict(type='DrawImageAug', raw_hw={{_base_.raw_hw}}, final_hw={{_base_.final_hw}},
-         resize_range={{_base_.resize_range}}),
-    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, image_mode='fast',
-         image_cache_mb={{_base_.image_cache_mb}}),
-    dict(type='LoadOccupancyLabels', label_cache_mb={{_base_.label_cache_mb}}),
-    dict(type='PackOccSample')]))
-val_dataloader = dict(dataset=dict(**grid, pipeline=[
-    dict(type='DrawImageAug', raw_hw={{_base_.raw_hw}}, final_hw={{_base_.final_hw}}),
-    dict(type='LoadMultiViewImages', raw_hw={{_base_.raw_hw}}, image_mode='fast'),
+pipeline = [
+    dict(type='DrawImageAug'),
+    dict(type='LoadMultiViewImages'),
     dict(type='LoadOccupancyLabels'),
-    dict(type='PackOccSample')]))
-test_dataloader = val_dataloader
-
+    dict(type='LoadLidarSweeps'),
+    dict(type='RandomFlipBEV'),
+    dict(type='FilterPoints'),
+    dict(type='PackOccSample')]
+train_dataloader = dict(dataset=dict(type='NuScenesOccupancyDataset'))
+val_dataloader = dict(dataset=dict(type='NuScenesOccupancyDataset'))
 val_evaluator = [
     dict(type='OccupancyMetric', mask='valid', prefix='openocc'), dict(type='RayIoUMetric')]
-test_evaluator = val_evaluator

@@ -1,13 +1,9 @@
 # OPUS-V1 so small that two CPU cores train it in minutes, from scratch. Without a step that fills
 # the voxels between points it takes more of them.
-_base_ = ["./opusv1_r50.py", "./nano_parts.py"]
+_base_ = "./opusv1.py"
 
 model = dict(
     data_preprocessor=dict(distortion=None),
-    img_backbone={{_base_.nano_backbone}},
-    img_neck={{_base_.nano_neck}},
-    # In place of pretrained weights: what the rays of the image meet first.
-    img_aux_head=dict(type="FirstHitHead"),
     pts_bbox_head=dict(
         embed_dims=64,
         num_levels=3,

@@ -1,12 +1,8 @@
 # OPUS-V2 so small that two CPU cores train it in minutes, from scratch.
-_base_ = ["./opusv2_r50.py", "./nano_parts.py"]
+_base_ = "./opusv2.py"
 
 model = dict(
     data_preprocessor=dict(distortion=None),
-    img_backbone={{_base_.nano_backbone}},
-    img_neck={{_base_.nano_neck}},
-    # In place of pretrained weights: what the rays of the image meet first.
-    img_aux_head=dict(type="FirstHitHead"),
     pts_bbox_head=dict(
         embed_dims=64,
         num_levels=3,

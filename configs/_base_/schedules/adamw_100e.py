@@ -1,12 +1,12 @@
 # AdamW with linear warm-up and cosine decay, 100 epochs, as published with OPUS
 # (arXiv 2409.09350, Sec. 4.1).
 
-# The entry points read these two: the batch size is the total and is divided by the number of
-# processes; what ends with the training below follows `max_epochs` when that is changed.
-batch_size = 8
+batch_size = 8  # the total: each process gets its share
 max_epochs = 100
 
-train_cfg = dict(type='ResumableEpochTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
+# Epochs by default, one evaluation at the end; train_cfg=dict(by_epoch=False, max_iters=...) counts
+# iterations. Schedulers without an end end with the training.
+train_cfg = dict()
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
@@ -23,7 +23,5 @@ optim_wrapper = dict(
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=1 / 3, by_epoch=False, begin=0, end=500),
-    # T_max and end are counted in epochs here and converted to iterations.
-    dict(type='CosineAnnealingLR', eta_min_ratio=1e-3, by_epoch=True, begin=0, end=max_epochs,
-         T_max=max_epochs, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min_ratio=1e-3, begin=0, convert_to_iter_based=True),
 ]

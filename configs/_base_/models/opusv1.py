@@ -1,5 +1,5 @@
 # OPUS-V1 (arXiv 2409.09350): every point has class logits; voxels are averaged and closed.
-_base_ = "./opus_r50.py"
+_base_ = "./opus.py"
 
 model = dict(
     pts_bbox_head=dict(

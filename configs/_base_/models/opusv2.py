@@ -1,5 +1,5 @@
 # OPUS-V2: points are discretized into voxels by a learned step (CPD).
-_base_ = "./opus_r50.py"
+_base_ = "./opus.py"
 
 model = dict(
     pts_bbox_head=dict(

@@ -1,0 +1,97 @@
+"""A resolved config, fitted to the processes and the device of this run."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.config import Config
+
+from scripts.runtime.errors import ConfigError
+from scripts.runtime.launch import Launch
+from scripts.runtime.parts import LOADERS
+
+
+def fit_config(cfg: Config, launch: Launch, *, trains: bool = True) -> list[str]:
+    """Fit a config to the processes and the device of this run, in place.
+
+    - `batch_size` at the top of the config is the total over all processes: each gets its share.
+      A batch size of the training loader itself is that of one process, as in MMEngine.
+    - A data loader without workers keeps no settings of workers (torch refuses them).
+    - On the CPU mixed precision is off (MMEngine's AmpOptimWrapper refuses the CPU) and the
+      data-parallel wrapper gets no device number.
+
+    Args:
+        cfg: The resolved config.
+        launch: This process among the others.
+        trains: Whether the run trains.
+
+    Returns:
+        Sentences for the log about what was changed.
+
+    Raises:
+        ConfigError: The batch size is not divisible by the number of processes.
+    """
+    notes: list[str] = []
+    if trains:
+        _divide_batch(cfg, launch)
+    _drop_worker_settings(cfg)
+    on_cpu = not torch.cuda.is_available()
+    wrapper = cfg.get("optim_wrapper")
+    if on_cpu and wrapper is not None and wrapper.get("type") == "AmpOptimWrapper":
+        wrapper.type = "OptimWrapper"
+        for key in ("loss_scale", "dtype", "use_fsdp"):
+            wrapper.pop(key, None)
+        notes.append("no GPU: mixed precision is off, training runs in float32")
+    if launch.is_distributed:
+        cfg.launcher = "pytorch"
+        if on_cpu:
+            _wrap_on_cpu(cfg)
+    return notes
+
+
+def _wrap_on_cpu(cfg: Config) -> None:
+    """Give the data-parallel wrapper no device; what the config says about it stays."""
+    wrapper = dict(cfg.get("model_wrapper_cfg") or {})
+    wrapper.setdefault("type", "MMDistributedDataParallel")
+    if wrapper["type"] == "MMDistributedDataParallel":
+        wrapper["device_ids"] = None
+        wrapper.setdefault("broadcast_buffers", False)
+        wrapper.setdefault(
+            "find_unused_parameters", cfg.get("find_unused_parameters", False)
+        )
+    cfg.model_wrapper_cfg = wrapper
+
+
+def _divide_batch(cfg: Config, launch: Launch) -> None:
+    loader = cfg.get("train_dataloader")
+    if loader is None:
+        return
+    share = loader.get("batch_size")
+    if share is None:
+        total = cfg.get("batch_size")
+        if total is None:
+            raise ConfigError(
+                "the config has no batch size: set batch_size, the total over all processes"
+            )
+        share = _share(total, launch.world_size)
+    if not isinstance(share, int) or isinstance(share, bool) or share < 1:
+        raise ConfigError(f"train_dataloader.batch_size is {share!r}: it must be at least 1")
+    loader.batch_size = share
+
+
+def _share(total: object, processes: int) -> int:
+    if not isinstance(total, int) or isinstance(total, bool) or total < 1:
+        raise ConfigError(f"batch_size is {total!r}: it must be a whole number of at least 1")
+    if total % processes:
+        raise ConfigError(
+            f"batch_size {total} (the total over all processes) is not divisible by "
+            f"{processes} processes: change one of them"
+        )
+    return total // processes
+
+
+def _drop_worker_settings(cfg: Config) -> None:
+    for name in LOADERS:
+        loader = cfg.get(name)
+        if loader is not None and not loader.get("num_workers", 0):
+            loader.pop("persistent_workers", None)
+            loader.pop("prefetch_factor", None)

@@ -1,0 +1,363 @@
+"""Settings: values at the top of a config that its parts share.
+
+A setting at the top of a config goes to every part that has an argument of that name and is not
+given one. So a reader can tell where a value comes from: from the part itself if it is written
+there, else from the part around it, else from the top of the config.
+
+All of this happens after the files and the command line have been merged, in
+:func:`resolve_settings`, which changes nothing outside the config that it is given.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmengine.registry import LOOPS
+
+from scripts.runtime.errors import ConfigError
+from scripts.runtime.parts import LOADERS, Part, find_type, walk
+from scripts.runtime.runner_keys import RUNNER_KEYS
+
+# A dict of the config with its dotted path.
+PlacedDict = tuple[str, Mapping[str, Any]]
+# Settings whose number of entries is a setting itself.
+_COUNTED_BY = {"class_names": "num_classes", "cameras": "num_cams"}
+# What a second evaluation split takes from the first unless it says otherwise.
+_TEST_FROM_VAL = {
+    "test_dataloader": "val_dataloader",
+    "test_evaluator": "val_evaluator",
+    "test_cfg": "val_cfg",
+}
+
+
+@dataclass
+class Setting:
+    """A setting, and who reads it.
+
+    Attributes:
+        name: Its key at the top of the config.
+        value: Its value.
+        readers: Places of the parts that took the value.
+        written: Places of parts that have a value of their own, with that value.
+    """
+
+    name: str
+    value: Any
+    readers: list[str] = field(default_factory=list)
+    written: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_effective(self) -> bool:
+        """Whether some part uses the value."""
+        return bool(self.readers) or any(
+            _equal(value, self.value) for value in self.written.values()
+        )
+
+
+def setting_names(cfg: Mapping[str, Any]) -> list[str]:
+    """Return the top-level keys of a config that are settings: no key of the Runner's."""
+    return [name for name in cfg if name not in RUNNER_KEYS and not name.startswith("_")]
+
+
+def resolve_settings(cfg: MutableMapping[str, Any]) -> dict[str, Setting]:
+    """Give every part of a config the settings that it reads, in place.
+
+    Args:
+        cfg: A merged config.
+
+    Returns:
+        The settings by name, with their readers.
+
+    Raises:
+        ConfigError: Values of data set and head that must agree do not.
+    """
+    _complete_test_split(cfg)
+    _name_loop(cfg)
+    settings = {name: Setting(name, cfg[name]) for name in setting_names(cfg)}
+    values = {name: setting.value for name, setting in settings.items()}
+    derived = _derived_values(cfg, values)
+    stack: list[dict[str, Any]] = [{**values, **derived}]
+    for node in walk(cfg):
+        part = node.part
+        del stack[node.depth + 1 :]
+        stack.append(_fill(part, stack[node.depth], settings))
+    for name in ("class_names", "cameras"):
+        if name in settings and _COUNTED_BY[name] in derived:
+            settings[name].readers.append(f"{_COUNTED_BY[name]} (their number)")
+    if "batch_size" in settings:
+        _read_batch_size(cfg, settings["batch_size"])
+    _fit_to_loop(cfg)
+    check_agreement(cfg)
+    return settings
+
+
+def _complete_test_split(cfg: MutableMapping[str, Any]) -> None:
+    """Make the test split the validation split with what the config changes of it.
+
+    A data set or an evaluator that is written with its type is complete.
+    """
+    for test, val in _TEST_FROM_VAL.items():
+        given, base = cfg.get(test), cfg.get(val)
+        if base is None:
+            continue
+        if given is None:
+            cfg[test] = copy.deepcopy(base)
+        elif isinstance(given, dict) and isinstance(base, dict) and "type" not in given:
+            if "type" in given.get("dataset", {}):
+                base = {key: value for key, value in base.items() if key != "dataset"}
+            cfg[test] = merged(base, given)
+
+
+def _name_loop(cfg: MutableMapping[str, Any]) -> None:
+    """Name the training loop that `by_epoch` stands for; epochs are the default.
+
+    Raises:
+        ConfigError: The config names a loop and `by_epoch` too.
+    """
+    loop = cfg.get("train_cfg")
+    if not isinstance(loop, dict):
+        return
+    if "type" in loop and "by_epoch" in loop:
+        raise ConfigError(
+            f"train_cfg has type='{loop['type']}' and by_epoch={loop['by_epoch']}: leave one out"
+        )
+    if "type" not in loop:
+        by_epoch = loop.pop("by_epoch", True)
+        loop["type"] = "ResumableEpochTrainLoop" if by_epoch else "IterBasedTrainLoop"
+
+
+def merged(base: Mapping[str, Any], delta: Mapping[str, Any]) -> Any:
+    """Return a copy of `base` with what `delta` changes, as MMEngine merges config files."""
+    from mmengine.config import Config, ConfigDict
+
+    return ConfigDict(Config._merge_a_into_b(copy.deepcopy(delta), copy.deepcopy(base)))
+
+
+def _derived_values(cfg: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of settings that follow from other ones unless they are given."""
+    derived: dict[str, Any] = {}
+    for listed, counted in _COUNTED_BY.items():
+        if values.get(listed) is not None and counted not in values:
+            derived[counted] = len(values[listed])
+    number = values.get("num_classes", derived.get("num_classes"))
+    if number is not None and "empty_label" not in values:
+        derived["empty_label"] = number  # the label after the last class
+    if not counts_epochs(cfg) and "by_epoch" not in values:
+        derived["by_epoch"] = False
+    return derived
+
+
+def _fill(
+    part: Part, environment: Mapping[str, Any], settings: Mapping[str, Setting]
+) -> dict[str, Any]:
+    """Give a part what it reads; return the values for the parts inside it."""
+    inner = dict(environment)
+    for name in part.arguments.names:
+        if name not in environment or (name == "batch_size" and part.place in LOADERS):
+            continue
+        value, setting = environment[name], settings.get(name)
+        if name not in part.config:
+            part.config[name] = _steps_for(part, name, copy.deepcopy(value), environment)
+            if setting is not None:
+                setting.readers.append(part.place)
+        elif _is_delta(part.config[name], value):
+            part.config[name] = merged(value, part.config[name])
+            if setting is not None:
+                setting.readers.append(part.place)
+        elif setting is not None:
+            setting.written[f"{part.place}.{name}"] = part.config[name]
+        inner[name] = part.config[name]
+    return inner
+
+
+def _is_delta(given: Any, setting: Any) -> bool:
+    """Whether a part has a dict without a type for a setting that is a part with one."""
+    return (
+        isinstance(given, dict)
+        and isinstance(setting, dict)
+        and "type" in setting
+        and "type" not in given
+    )
+
+
+def _steps_for(part: Part, name: str, value: Any, environment: Mapping[str, Any]) -> Any:
+    """Leave the LiDAR steps out of a shared pipeline where the data set has no LiDAR."""
+    use_lidar = part.config.get("use_lidar", environment.get("use_lidar", False))
+    if name != "pipeline" or use_lidar or "use_lidar" not in part.arguments.names:
+        return value
+    from mmengine.registry import TRANSFORMS
+
+    return [
+        step
+        for step in value
+        if not getattr(find_type(step.get("type"), TRANSFORMS), "needs_lidar", False)
+    ]
+
+
+def _read_batch_size(cfg: Mapping[str, Any], setting: Setting) -> None:
+    """Note who reads `batch_size`: the training loader, whose processes share it."""
+    loader = cfg.get("train_dataloader")
+    if not isinstance(loader, dict):
+        return
+    if "batch_size" in loader:
+        setting.written["train_dataloader.batch_size"] = loader["batch_size"]
+    else:
+        setting.readers.append("train_dataloader")
+
+
+def counts_epochs(cfg: Mapping[str, Any]) -> bool:
+    """Whether the training loop counts epochs; a loop by iterations does not."""
+    from mmengine.runner import IterBasedTrainLoop
+
+    loop = cfg.get("train_cfg")
+    kind = find_type(loop["type"], LOOPS) if isinstance(loop, Mapping) else None
+    return not (isinstance(kind, type) and issubclass(kind, IterBasedTrainLoop))
+
+
+def _fit_to_loop(cfg: MutableMapping[str, Any]) -> None:
+    """Have checkpoints and schedulers count in what the training loop counts."""
+    by_epoch = counts_epochs(cfg)
+    checkpoint = (cfg.get("default_hooks") or {}).get("checkpoint")
+    if isinstance(checkpoint, dict) and "type" in checkpoint:
+        default = 1 if by_epoch else (cfg.get("train_cfg") or {}).get("val_interval", 1000)
+        checkpoint.setdefault("interval", default)
+    if by_epoch:
+        return
+    schedulers = cfg.get("param_scheduler") or []
+    for scheduler in schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]:
+        if scheduler.get("by_epoch") is False:
+            scheduler.pop("convert_to_iter_based", None)
+
+
+def check_agreement(cfg: Mapping[str, Any]) -> None:
+    """Compare what data sets, metrics and head must have in common.
+
+    Raises:
+        ConfigError: Two values differ; both places are named.
+    """
+    leaves = {
+        loader: leaf_datasets((cfg.get(loader) or {}).get("dataset"), f"{loader}.dataset")
+        for loader in LOADERS
+    }
+    datasets = [leaf for group in leaves.values() for leaf in group]
+    for place, dataset in datasets[1:]:
+        _check_equal("class_names", datasets[0], (place, dataset))
+    for split in ("val", "test"):
+        evaluator = cfg.get(f"{split}_evaluator") or []
+        for index, metric in enumerate(evaluator if isinstance(evaluator, list) else [evaluator]):
+            for leaf in leaves[f"{split}_dataloader"]:
+                _check_equal("class_names", leaf, (f"{split}_evaluator[{index}]", metric))
+    head = (cfg.get("model") or {}).get("pts_bbox_head")
+    if isinstance(head, dict):
+        for leaf in datasets:
+            _check_head(leaf, ("model.pts_bbox_head", head))
+
+
+def _check_head(dataset: PlacedDict, head: PlacedDict) -> None:
+    """Compare a data set with the head."""
+    for name in ("pc_range", "voxel_size", "num_frames"):
+        _check_equal(name, dataset, head)
+    _check_equal("use_lidar", dataset, head, default=False)
+    for listed, counted in _COUNTED_BY.items():
+        values = dataset[1].get(listed)
+        if values is not None and counted in head[1] and len(values) != head[1][counted]:
+            raise ConfigError(
+                f"{dataset[0]}.{listed} has {len(values)} entries, but {head[0]}.{counted} is "
+                f"{head[1][counted]}: they must agree; set {listed} once, at the top of the config"
+            )
+    names, free = dataset[1].get("class_names"), head[1].get("empty_label")
+    if names is not None and free is not None and free != len(names):
+        raise ConfigError(
+            f"{head[0]}.empty_label is {free}, but {dataset[0]}.class_names has {len(names)} "
+            f"classes, after which free voxels have the label {len(names)}: leave empty_label out"
+        )
+
+
+def _check_equal(
+    name: str, first: PlacedDict, second: PlacedDict, default: Any = None
+) -> None:
+    """Compare one key of two dicts where both have a value."""
+    values = first[1].get(name, default), second[1].get(name, default)
+    if None not in values and not _equal(*values):
+        raise ConfigError(
+            f"{first[0]}.{name} is {_short(values[0])}, but {second[0]}.{name} is "
+            f"{_short(values[1])}: they must agree; set {name} once, at the top of the config"
+        )
+
+
+def leaf_datasets(dataset: Any, place: str) -> list[PlacedDict]:
+    """Return the data sets of a config below wrappers that repeat, concatenate or balance them.
+
+    Args:
+        dataset: Config of a data set.
+        place: Dotted path to it.
+    """
+    if not isinstance(dataset, dict):
+        return []
+    if isinstance(dataset.get("dataset"), dict):
+        return leaf_datasets(dataset["dataset"], f"{place}.dataset")
+    if isinstance(dataset.get("datasets"), (list, tuple)):
+        return [
+            leaf
+            for index, inner in enumerate(dataset["datasets"])
+            for leaf in leaf_datasets(inner, f"{place}.datasets[{index}]")
+        ]
+    return [(place, dataset)]
+
+
+def refuse_unread(
+    settings: Mapping[str, Setting],
+    own_names: Mapping[str, str],
+    variables: Collection[str],
+    known_names: Collection[str],
+) -> None:
+    """Refuse settings that take no effect.
+
+    Args:
+        settings: Of :func:`resolve_settings`.
+        own_names: Names that the user's own file or the command line sets, with the word for
+            messages: the option's or the file's name. Of inherited names, those are accepted that
+            some part of the code base reads, if not one of this config.
+        variables: Names that files use as variables, by copying their value.
+        known_names: Arguments of all parts of the code base.
+
+    Raises:
+        ConfigError: A setting has no reader; the nearest name is given.
+    """
+    for name, setting in settings.items():
+        if setting.is_effective or name in variables:
+            continue
+        if name not in own_names and name in known_names:
+            continue
+        prefix = f"{own_names.get(name, 'the config')}: {name}"
+        if setting.written:
+            place, value = next(iter(setting.written.items()))
+            raise ConfigError(
+                f"{prefix}={_short(setting.value)} takes no effect, since {place}="
+                f"{_short(value)} is written there: change that one, or leave it out"
+            )
+        readable = [*(s.name for s in settings.values() if s.is_effective), *known_names]
+        raise ConfigError(
+            f"{prefix} is read by no part of this config{did_you_mean(name, [*readable, *RUNNER_KEYS])}"
+        )
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the nearest candidate, an empty text without one."""
+    close = difflib.get_close_matches(name, list(candidates), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    return bool(first == second)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from mmengine.runner import find_latest_checkpoint
 
 from scripts.runtime.building import named_config_keys
-from scripts.runtime.pretrained import settle_pretrained
 from scripts.runtime.errors import ConfigError, run_entry_point
 from scripts.runtime.hooks import StopOnSignalHook
 from scripts.runtime.host_allocator import keep_freed_memory
 from scripts.runtime.launch import launched
+from scripts.runtime.pretrained import settle_pretrained
 from scripts.runtime.runner import add_common_arguments, build_runner, prepare_config
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from scripts.runtime.checkpoint import load_weights
 from scripts.runtime.building import named_config_keys
+from scripts.runtime.checkpoint import load_weights
 from scripts.runtime.errors import ConfigError, run_entry_point
 from scripts.runtime.evaluators import MASKS, choose_masks, save_outputs
 from scripts.runtime.hooks import peak_memory_mb

@@ -26,8 +26,8 @@ from models.weight_layouts import (
     sparse_weight_shapes,
     to_own_layout,
 )
-from scripts.runtime.checkpoint import misfits, read_checkpoint, revised_weights
 from scripts.runtime.building import named_config_keys
+from scripts.runtime.checkpoint import misfits, read_checkpoint, revised_weights
 from scripts.runtime.config import load_config
 from scripts.runtime.errors import run_entry_point
 

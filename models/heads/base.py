@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models import ops
 from models.decoder import DecoderOutput
+from models.errors import ModelConfigError
 from models.layers import GridModule
 from models.losses import Match, OccupiedPoints
 
@@ -169,6 +170,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             nn.init.uniform_(self.init_points.weight)
         self.loss_pts = MODELS.build(loss_pts)
         self.loss_cls = MODELS.build(loss_cls)
+        _check_classes(loss_cls.get("class_weights"), loss_pts.get("rare_classes"), num_classes)
 
     def forward(
         self,
@@ -324,3 +326,23 @@ def _even_spread(number: int) -> Tensor:
     ratio = 1.2207440846057596  # the real root of x^4 = x + 1
     steps = torch.tensor([ratio**-1, ratio**-2, ratio**-3], dtype=torch.float64)
     return (0.5 + torch.arange(1, number + 1).unsqueeze(1) * steps) % 1
+
+
+def _check_classes(
+    class_weights: Sequence[float] | None, rare_classes: Sequence[int] | None, num_classes: int
+) -> None:
+    """Check that the losses' settings are of this head's classes.
+
+    Raises:
+        ModelConfigError: Weights for another number of classes, or a class that does not exist.
+    """
+    if class_weights is not None and len(class_weights) != num_classes:
+        raise ModelConfigError(
+            f"class_weights has {len(class_weights)} entries, but there are {num_classes} classes: "
+            "give one weight for each class"
+        )
+    if any(not 0 <= label < num_classes for label in rare_classes or ()):
+        raise ModelConfigError(
+            f"rare_classes is {list(rare_classes or ())}, but classes are numbered from 0 to "
+            f"{num_classes - 1}"
+        )

@@ -15,15 +15,17 @@ from mmengine.config import Config
 
 from scripts.runtime.config_files import ConfigChain, imported_names, read_chain, read_config
 from scripts.runtime.errors import ConfigError
-from scripts.runtime.parts import REGISTRIES, arguments_of, walk
+from scripts.runtime.parts import REGISTRIES, Part, arguments_of, walk
 from scripts.runtime.runner_keys import RUNNER_KEYS
 from scripts.runtime.settings import (
     Setting,
+    Written,
     did_you_mean,
     refuse_unread,
     resolve_settings,
     setting_names,
 )
+from scripts.runtime.value_types import annotations_of, fits, name_of
 
 OPTIONS_SOURCE = "--cfg-options"
 
@@ -88,8 +90,8 @@ def _lay_over(cfg: Config, options: Mapping[str, Any], path: str | Path) -> None
         _make_room(cfg, key.split("."))
     try:
         cfg.merge_from_dict(dict(options))
-    except (KeyError, TypeError, AssertionError, IndexError, ValueError) as error:
-        message = error.args[0] if error.args else error
+    except (KeyError, TypeError, AssertionError, IndexError, ValueError, AttributeError) as error:
+        message = error.args[0] if error.args else type(error).__name__
         raise ConfigError(f"--cfg-options does not fit {path}: {message}") from error
 
 
@@ -103,8 +105,8 @@ def _make_room(cfg: Any, keys: list[str]) -> None:
         base = cfg.get(keys[0].replace("test_", "val_"))
         if base is not None:
             cfg[keys[0]] = copy.deepcopy(base)
-    node: Any = cfg
-    for key, following in zip(keys, keys[1:], strict=False):
+    node: Any = cfg.get(keys[0])
+    for key, following in zip(keys[1:], keys[2:], strict=False):
         if isinstance(node, (list, tuple)):
             if not key.isdigit() or int(key) >= len(node):
                 return
@@ -112,7 +114,7 @@ def _make_room(cfg: Any, keys: list[str]) -> None:
             continue
         if not isinstance(node, Mapping):
             return
-        if key not in node and following.isdigit() and isinstance(cfg.get(key), (list, tuple)):
+        if key not in node and following.isdigit() and isinstance(cfg.get(key), list):
             node[key] = copy.deepcopy(cfg[key])
         if key not in node:
             return
@@ -159,7 +161,7 @@ def _refuse_unread(
     own_names = {name: f"config {path}" for name in chain.own_names}
     own_names |= {key.split(".", 1)[0]: OPTIONS_SOURCE for key in options}
     variables = chain.variables - {key.split(".", 1)[0] for key in options}
-    refuse_unread(settings, own_names, variables, _known_arguments())
+    refuse_unread(settings, Written(own_names, variables, _known_arguments(), set(options)))
 
 
 @lru_cache(maxsize=1)
@@ -169,7 +171,10 @@ def _known_arguments() -> frozenset[str]:
     for registry in REGISTRIES:
         for target in registry.module_dict.values():
             module = getattr(target, "__module__", "").split(".")
-            if module[0] in ("models", "loaders", "scripts") or module[:2] == ["mmengine", "runner"]:
+            if module[0] in ("models", "loaders", "scripts") or module[:2] == [
+                "mmengine",
+                "runner",
+            ]:
                 names |= set(arguments_of(target).names)
     return frozenset(names)
 
@@ -194,12 +199,27 @@ def check_parts(cfg: Config) -> None:
                 f"{did_you_mean(key, part.arguments.names)}; it takes "
                 f"{', '.join(part.arguments.names) or 'none'}"
             )
+        _check_types(part)
+
+
+def _check_types(part: Part) -> None:
+    """Compare values with the annotations of the project's own classes.
+
+    Raises:
+        ConfigError: A value is of another type; both are given.
+    """
+    if getattr(part.target, "__module__", "").split(".")[0] not in ("models", "loaders", "scripts"):
+        return
+    assert part.target is not None
+    for name, annotation in annotations_of(part.target).items():
+        if name in part.config and not fits(part.config[name], annotation):
+            raise ConfigError(
+                f"{part.place}.{name} ({part.type_name}) is {part.config[name]!r}, expected "
+                f"{name_of(annotation)}"
+            )
 
 
 def _check_runner(cfg: Config) -> None:
-    for name in ("train_cfg", "train_dataloader", "optim_wrapper"):
-        if cfg.get(name) is not None and not isinstance(cfg[name], Mapping):
-            raise ConfigError(f"{name} must be a dict, not {cfg[name]!r}")
     if cfg.get("strategy") is not None and cfg.get("runner_type") != "FlexibleRunner":
         raise ConfigError("strategy is read by runner_type='FlexibleRunner' alone: set that too")
 

@@ -71,32 +71,32 @@ def read_config(path: str | Path) -> Config:
     except FileNotFoundError as error:
         raise ConfigError(f"config {path} builds upon a missing file: {error}") from error
     except Exception as error:  # a config is a program: it may raise anything
-        line = _line_of(error, path)
         raise ConfigError(
-            f"config {line or path} cannot be read: {type(error).__name__}: {_message(error)}"
+            f"config {path} cannot be read: {type(error).__name__}: {_message(error)}"
+            f"{_line_of(error, path)}"
         ) from error
 
 
 def _message(error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        return error.msg
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])
     return str(error) or "no message"
 
 
 def _line_of(error: BaseException, path: Path) -> str:
-    """File and line of a config that raised an error, an empty text if none did."""
-    if isinstance(error, SyntaxError) and error.lineno:
-        return f"{_config_name(error.filename, path)}, line {error.lineno}"
+    """The line of a config that raised an error, with the file if that is another; or nothing."""
+    if isinstance(error, SyntaxError):
+        return f" (line {error.lineno})" if error.lineno else ""
     frames = traceback.extract_tb(error.__traceback__)
     library = str(Path(Config.fromfile.__code__.co_filename).parents[1])
     lines = [f for f in frames if f.filename.endswith(".py") and library not in f.filename]
     lines = [f for f in lines if f.filename != __file__]
-    return f"{lines[-1].filename}, line {lines[-1].lineno}" if lines else ""
-
-
-def _config_name(filename: str | None, path: Path) -> str:
-    """The file of a syntax error; MMEngine parses copies in temporary folders."""
-    return filename if filename and Path(filename).is_file() else str(path)
+    if not lines:
+        return ""
+    name = "" if Path(lines[-1].filename) == path.absolute() else f"{lines[-1].filename}, "
+    return f" ({name}line {lines[-1].lineno})"
 
 
 def read_chain(path: str | Path) -> ConfigChain:
@@ -170,7 +170,9 @@ def _lazy_bases(tree: ast.Module, path: Path) -> list[Path]:
         for statement in node.body:
             if isinstance(statement, ast.ImportFrom) and statement.level:
                 folder = path.parents[statement.level - 1]
-                bases.append(folder.joinpath(*(statement.module or "").split(".")).with_suffix(".py"))
+                bases.append(
+                    folder.joinpath(*(statement.module or "").split(".")).with_suffix(".py")
+                )
     return bases
 
 

@@ -55,9 +55,7 @@ def _wrap_on_cpu(cfg: Config) -> None:
     if wrapper["type"] == "MMDistributedDataParallel":
         wrapper["device_ids"] = None
         wrapper.setdefault("broadcast_buffers", False)
-        wrapper.setdefault(
-            "find_unused_parameters", cfg.get("find_unused_parameters", False)
-        )
+        wrapper.setdefault("find_unused_parameters", cfg.get("find_unused_parameters", False))
     cfg.model_wrapper_cfg = wrapper
 
 

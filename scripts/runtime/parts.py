@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from mmengine.registry import (
@@ -41,7 +41,7 @@ REGISTRIES: tuple[Registry, ...] = (
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 # Top-level keys below which parts stand, with the registry of these.
-_SECTIONS: dict[str, Registry] = {
+SECTIONS: dict[str, Registry] = {
     "model": MODELS,
     "data_preprocessor": MODELS,
     "val_evaluator": METRICS,
@@ -109,7 +109,7 @@ class Arguments:
     takes_any: bool = False
 
 
-@lru_cache(maxsize=None)
+@cache
 def arguments_of(target: Callable[..., Any]) -> Arguments:
     """Return the arguments of a class or a function.
 
@@ -217,7 +217,7 @@ def walk(cfg: Any) -> Iterator[Node]:
         loader = cfg.get(name)
         if isinstance(loader, dict):
             yield from _walk_loader(loader, name)
-    for name, registry in _SECTIONS.items():
+    for name, registry in SECTIONS.items():
         section = cfg.get(name)
         removed = _CONFIG_KEYS | _REMOVED_KEYS.get(name, frozenset())
         if isinstance(section, dict) and name == "default_hooks":
@@ -237,9 +237,7 @@ def _walk_loader(loader: dict[str, Any], place: str) -> Iterator[Node]:
     from torch.utils.data import DataLoader
 
     arguments = arguments_of(DataLoader)
-    yield Node(
-        Part(place, loader, DATASETS, DataLoader, arguments, _CONFIG_KEYS | _LOADER_KEYS), 0
-    )
+    yield Node(Part(place, loader, DATASETS, DataLoader, arguments, _CONFIG_KEYS | _LOADER_KEYS), 0)
     yield from _walk_inside(loader, place, DATASETS, 1)
 
 

@@ -15,6 +15,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
+from scripts.runtime.building import named_config_keys
 from scripts.runtime.checkpoint import (
     CheckpointError,
     allow_checkpoint_classes,
@@ -23,7 +24,6 @@ from scripts.runtime.checkpoint import (
     start_from,
     weights_of,
 )
-from scripts.runtime.building import named_config_keys
 from scripts.runtime.config import load_config
 from scripts.runtime.fit import fit_config
 from scripts.runtime.launch import Launch

@@ -19,13 +19,15 @@ from typing import Any
 from mmengine.registry import LOOPS
 
 from scripts.runtime.errors import ConfigError
-from scripts.runtime.parts import LOADERS, Part, find_type, walk
+from scripts.runtime.parts import LOADERS, SECTIONS, Part, find_type, walk
 from scripts.runtime.runner_keys import RUNNER_KEYS
 
 # A dict of the config with its dotted path.
 PlacedDict = tuple[str, Mapping[str, Any]]
 # Settings whose number of entries is a setting itself.
 _COUNTED_BY = {"class_names": "num_classes", "cameras": "num_cams"}
+# Sections that may be lists.
+_LISTS = frozenset({"val_evaluator", "test_evaluator", "param_scheduler", "custom_hooks"})
 # What a second evaluation split takes from the first unless it says otherwise.
 _TEST_FROM_VAL = {
     "test_dataloader": "val_dataloader",
@@ -75,6 +77,7 @@ def resolve_settings(cfg: MutableMapping[str, Any]) -> dict[str, Setting]:
     Raises:
         ConfigError: Values of data set and head that must agree do not.
     """
+    _check_sections(cfg)
     _complete_test_split(cfg)
     _name_loop(cfg)
     settings = {name: Setting(name, cfg[name]) for name in setting_names(cfg)}
@@ -93,6 +96,22 @@ def resolve_settings(cfg: MutableMapping[str, Any]) -> dict[str, Setting]:
     _fit_to_loop(cfg)
     check_agreement(cfg)
     return settings
+
+
+def _check_sections(cfg: Mapping[str, Any]) -> None:
+    """Check the kinds of the sections that hold parts.
+
+    Raises:
+        ConfigError: A section is neither a dict nor, where that is meant, a list of dicts.
+    """
+    for name in (*SECTIONS, *LOADERS):
+        section = cfg.get(name)
+        if section is None or isinstance(section, dict):
+            continue
+        is_list = isinstance(section, (list, tuple)) and name in _LISTS
+        if not is_list or not all(isinstance(entry, dict) for entry in section):
+            kind = "a dict or a list of dicts" if name in _LISTS else "a dict"
+            raise ConfigError(f"{name} is {_short(section)}, expected {kind}")
 
 
 def _complete_test_split(cfg: MutableMapping[str, Any]) -> None:
@@ -201,9 +220,9 @@ def _steps_for(part: Part, name: str, value: Any, environment: Mapping[str, Any]
 def _read_batch_size(cfg: Mapping[str, Any], setting: Setting) -> None:
     """Note who reads `batch_size`: the training loader, whose processes share it."""
     loader = cfg.get("train_dataloader")
-    if not isinstance(loader, dict):
-        return
-    if "batch_size" in loader:
+    if not isinstance(loader, dict):  # nothing is trained: of use to those who build upon this
+        setting.readers.append("trainings")
+    elif "batch_size" in loader:
         setting.written["train_dataloader.batch_size"] = loader["batch_size"]
     else:
         setting.readers.append("train_dataloader")
@@ -277,9 +296,7 @@ def _check_head(dataset: PlacedDict, head: PlacedDict) -> None:
         )
 
 
-def _check_equal(
-    name: str, first: PlacedDict, second: PlacedDict, default: Any = None
-) -> None:
+def _check_equal(name: str, first: PlacedDict, second: PlacedDict, default: Any = None) -> None:
     """Compare one key of two dicts where both have a value."""
     values = first[1].get(name, default), second[1].get(name, default)
     if None not in values and not _equal(*values):
@@ -309,40 +326,58 @@ def leaf_datasets(dataset: Any, place: str) -> list[PlacedDict]:
     return [(place, dataset)]
 
 
-def refuse_unread(
-    settings: Mapping[str, Setting],
-    own_names: Mapping[str, str],
-    variables: Collection[str],
-    known_names: Collection[str],
-) -> None:
+@dataclass(frozen=True)
+class Written:
+    """Who wrote what of a config, to judge settings that take no effect.
+
+    Attributes:
+        own_names: Names that the user's own file or the command line sets, with the word for
+            messages. Of inherited names, those are accepted that some part of the code base reads,
+            if not one of this config.
+        variables: Names that files use as variables, by copying their value.
+        known_names: Arguments of all parts of the code base.
+        options: Dotted keys of the command line.
+    """
+
+    own_names: Mapping[str, str]
+    variables: Collection[str]
+    known_names: Collection[str]
+    options: Collection[str] = ()
+
+    def overrides(self, place: str) -> bool:
+        """Whether the command line wrote the value at a place."""
+        path = place.replace("[", ".").replace("]", "")
+        return any(path == key or path.startswith(f"{key}.") for key in self.options)
+
+
+def refuse_unread(settings: Mapping[str, Setting], written: Written) -> None:
     """Refuse settings that take no effect.
 
     Args:
         settings: Of :func:`resolve_settings`.
-        own_names: Names that the user's own file or the command line sets, with the word for
-            messages: the option's or the file's name. Of inherited names, those are accepted that
-            some part of the code base reads, if not one of this config.
-        variables: Names that files use as variables, by copying their value.
-        known_names: Arguments of all parts of the code base.
+        written: Who wrote what.
 
     Raises:
         ConfigError: A setting has no reader; the nearest name is given.
     """
     for name, setting in settings.items():
-        if setting.is_effective or name in variables:
+        if setting.is_effective or name in written.variables:
             continue
-        if name not in own_names and name in known_names:
+        if name not in written.own_names and (setting.written or name in written.known_names):
             continue
-        prefix = f"{own_names.get(name, 'the config')}: {name}"
+        if any(map(written.overrides, setting.written)):
+            continue
+        prefix = f"{written.own_names.get(name, 'the config')}: {name}"
         if setting.written:
             place, value = next(iter(setting.written.items()))
             raise ConfigError(
                 f"{prefix}={_short(setting.value)} takes no effect, since {place}="
                 f"{_short(value)} is written there: change that one, or leave it out"
             )
-        readable = [*(s.name for s in settings.values() if s.is_effective), *known_names]
+        readable = {s.name for s in settings.values() if s.is_effective}
+        readable |= {*written.known_names, *RUNNER_KEYS}
         raise ConfigError(
-            f"{prefix} is read by no part of this config{did_you_mean(name, [*readable, *RUNNER_KEYS])}"
+            f"{prefix} is read by no part of this config{did_you_mean(name, readable - {name})}"
         )
 
 

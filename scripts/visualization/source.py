@@ -22,8 +22,8 @@ from PIL import Image, UnidentifiedImageError
 from loaders.predictions import load_prediction, prediction_path
 from loaders.sample import OccSample
 from loaders.transforms.points import read_lidar_points
-from scripts.runtime.checkpoint import load_weights
 from scripts.runtime.building import named_config_keys
+from scripts.runtime.checkpoint import load_weights
 from scripts.runtime.errors import ConfigError
 from scripts.visualization.sample_view import (
     CameraImage,

@@ -25,7 +25,7 @@ pipeline = [
     dict(type='RandomFlipBEV'),
     dict(type='PackOccSample')]
 dataset = dict(
-    type='{kind}', data_root=data_root, version='v1.0-mini', num_frames=2, use_lidar=True,
+    type='{kind}', version='v1.0-mini', num_frames=2, use_lidar=True,
     pipeline=pipeline, on_error='skip')
 train_dataloader = dict(dataset=dict(ann_file='{train}', **dataset))
 val_dataloader = dict(dataset=dict(ann_file='{val}', test_mode=True, **dataset))
@@ -198,7 +198,7 @@ def test_sampling_stops_in_time_and_is_spread(copied, capsys):
 
 def test_wrong_config(tmp_path, capsys):
     assert check_data.main([str(tmp_path / "none.py")]) == 2
-    (tmp_path / "empty.py").write_text("a = 1\n")
+    (tmp_path / "empty.py").write_text("log_level = 'INFO'\n")
     assert check_data.main([str(tmp_path / "empty.py")]) == 2
     assert "has no train_dataloader" in capsys.readouterr().err
 

@@ -40,7 +40,6 @@ custom_imports = dict(
     imports=['streaming_parts', 'models.register', 'loaders.register', 'scripts.runtime.register'],
     allow_failed_imports=False)
 pc_range, voxel_size = [-40.0, -40.0, -1.0, 40.0, 40.0, 5.4], [0.4, 0.4, 0.4]
-batch_size = 1
 model = dict(
     type='DoubleOPUS', streaming=False, cached_frames=4,
     data_preprocessor=dict(type='OPUSDataPreprocessor'),

@@ -19,8 +19,9 @@ from scripts.runtime.checkpoint import (
     load_weights,
     read_checkpoint,
 )
-from scripts.runtime.config import load_config, settle_pretrained
+from scripts.runtime.config import load_config
 from scripts.runtime.errors import EXIT_USER_ERROR, describe
+from scripts.runtime.pretrained import settle_pretrained
 
 
 class Runner:
@@ -175,7 +176,7 @@ def test_prefix_of_data_parallel_wrappers_is_dropped(tmp_path: Path) -> None:
 
 def test_unknown_key_of_a_model_part(run: Runner) -> None:
     sentence = run.train("--cfg-options", "model.with_bais=False")
-    assert "model (type TinyModel) does not know the key 'with_bais'" in sentence
+    assert "model (TinyModel) does not take the key 'with_bais'" in sentence
     assert "did you mean 'with_bias'?" in sentence
     assert "it takes width, with_bias" in sentence
 
@@ -188,13 +189,13 @@ def test_unknown_key_of_a_published_part(run: Runner) -> None:
         "model.depth=18",
         "model.num_stagess=4",
     )
-    assert "model (type ResNet) does not know the key 'num_stagess'" in sentence
+    assert "model (mmdet.ResNet) does not take the key 'num_stagess'" in sentence
     assert "did you mean 'num_stages'?" in sentence
 
 
 def test_unknown_key_of_a_data_set(run: Runner) -> None:
     sentence = run.train("--cfg-options", "train_dataloader.dataset.colour=red")
-    assert "train_dataloader.dataset (type TinyDataset) does not know the key 'colour'" in sentence
+    assert "train_dataloader.dataset (TinyDataset) does not take the key 'colour'" in sentence
 
 
 def test_unknown_type(run: Runner) -> None:
@@ -210,14 +211,7 @@ def test_missing_key_of_a_part(run: Runner) -> None:
 
 def test_option_for_a_key_that_the_config_has_not(run: Runner) -> None:
     sentence = run.train("--cfg-options", "modle.width=3")
-    assert "--cfg-options modle.width: the config has no key 'modle' (did you mean 'model'?)" in (
-        sentence
-    )
-
-
-@pytest.mark.parametrize("key", ["train_dataloader.batch_size", "train_cfg.max_epochs"])
-def test_option_for_a_derived_key(run: Runner, key: str) -> None:
-    assert "follows from" in run.train("--cfg-options", f"{key}=2")
+    assert "--cfg-options: modle" in sentence and "did you mean 'model'?" in sentence
 
 
 def test_missing_config(run: Runner, tmp_path: Path) -> None:

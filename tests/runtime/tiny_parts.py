@@ -136,19 +136,15 @@ val_dataloader = dict(
     batch_size=1, dataset=dict(type='TinyDataset'),
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='pseudo_collate'), num_workers=0)
-test_dataloader = val_dataloader
 val_evaluator = dict(type='TinyMetric')
-test_evaluator = val_evaluator
-train_cfg = dict(type='ResumableEpochTrainLoop', max_epochs=3, val_interval=3)
+train_cfg = dict()
 val_cfg = dict()
-test_cfg = dict()
 optim_wrapper = dict(
     type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16',
     optimizer=dict(type='AdamW', lr=0.05), clip_grad=dict(max_norm=35))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1 / 3, by_epoch=False, begin=0, end=5),
-    dict(type='CosineAnnealingLR', eta_min_ratio=1e-3, by_epoch=True, begin=0, end=3, T_max=3,
-         convert_to_iter_based=True)]
+    dict(type='CosineAnnealingLR', eta_min_ratio=1e-3, begin=0, convert_to_iter_based=True)]
 default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
 """
 

@@ -1,0 +1,101 @@
+"""Print a config as it runs: merged, with the command line, every part with its values.
+
+    python scripts/print_config.py CONFIG [--cfg-options KEY=VALUE ...] > whole.py
+
+The output is a config that MMEngine and the entry points read again. A comment tells where each
+shared value comes from and which parts read it. The command exits with code 2 where train.py would
+refuse the config.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from mmengine.config import Config, DictAction
+from mmengine.evaluator import Evaluator
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+
+from scripts.runtime.building import named_config_keys
+from scripts.runtime.config import LoadedConfig, load
+from scripts.runtime.errors import run_entry_point
+from scripts.runtime.fit import fit_config
+from scripts.runtime.launch import Launch
+from scripts.runtime.parts import LOADERS, arguments_of, find_type
+from scripts.runtime.settings import Setting, leaf_datasets
+
+
+def print_config(path: str, options: dict[str, object]) -> str:
+    """Return the text of a resolved config.
+
+    Raises:
+        ConfigError: The config cannot be trained.
+    """
+    loaded = load(path, options)
+    check_buildable(loaded.cfg)
+    effective = {
+        key: value
+        for key, value in loaded.cfg.items()
+        if key not in loaded.settings or _stays(loaded.settings[key])
+    }
+    return f"{header(path, loaded)}\n{Config(effective).pretty_text}"
+
+
+def _stays(setting: Setting) -> bool:
+    """Whether a setting is printed: it is used, and no part itself, which stands below anyway."""
+    values = setting.value if isinstance(setting.value, (list, tuple)) else [setting.value]
+    return setting.is_effective and not any(isinstance(value, dict) for value in values)
+
+
+def header(path: str, loaded: LoadedConfig) -> str:
+    """Return the comment that gives the origin and the readers of every shared value."""
+    lines = [f"# {path}, as it runs.", "#"]
+    for name, setting in loaded.settings.items():
+        source = loaded.sources.get(name, "?")
+        if setting.is_effective:
+            readers = ", ".join(setting.readers) or "written in the parts"
+            lines.append(f"# {name}: from {source}; read by {readers}")
+        else:
+            lines.append(f"# {name}: from {source}; no part of this config reads it, left out")
+    return "\n".join(lines)
+
+
+def check_buildable(cfg: Config) -> None:
+    """Build the model, the data sets without their data, and the metrics, as train.py does.
+
+    Raises:
+        ConfigError: The model refuses its settings, or the batch size is not usable.
+    """
+    fitted = Config(cfg.to_dict())
+    fit_config(fitted, Launch(), trains=fitted.get("train_dataloader") is not None)
+    init_default_scope(fitted.get("default_scope", "mmengine"))
+    with named_config_keys(fitted):
+        MODELS.build(fitted.model)
+        for name in LOADERS:
+            for _, dataset in leaf_datasets((fitted.get(name) or {}).get("dataset"), name):
+                if "lazy_init" in arguments_of(find_type(dataset["type"], DATASETS)).names:
+                    DATASETS.build({**dataset, "lazy_init": True})
+        for name in ("val_evaluator", "test_evaluator"):
+            if fitted.get(name) is not None:
+                Evaluator(fitted[name])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="config file, see configs/")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        default={},
+        metavar="KEY=VALUE",
+        help="fields of the config to replace",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
+    args = parser.parse_args(arguments)
+    return run_entry_point(
+        lambda: print(print_config(args.config, args.cfg_options)), debug=args.debug
+    )

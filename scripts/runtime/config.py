@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,13 +107,13 @@ def _make_room(cfg: Any, keys: list[str]) -> None:
         if base is not None:
             cfg[keys[0]] = copy.deepcopy(base)
     node: Any = cfg.get(keys[0])
-    for key, following in zip(keys[1:], keys[2:], strict=False):
+    for key, following in itertools.pairwise(keys[1:]):
         if isinstance(node, (list, tuple)):
             if not key.isdigit() or int(key) >= len(node):
                 return
             node = node[int(key)]
             continue
-        if not isinstance(node, Mapping):
+        if not isinstance(node, dict):
             return
         if key not in node and following.isdigit() and isinstance(cfg.get(key), list):
             node[key] = copy.deepcopy(cfg[key])
@@ -171,10 +172,8 @@ def _known_arguments() -> frozenset[str]:
     for registry in REGISTRIES:
         for target in registry.module_dict.values():
             module = getattr(target, "__module__", "").split(".")
-            if module[0] in ("models", "loaders", "scripts") or module[:2] == [
-                "mmengine",
-                "runner",
-            ]:
+            is_ours = module[0] in ("models", "loaders", "scripts")
+            if is_ours or module[:2] == ["mmengine", "runner"]:
                 names |= set(arguments_of(target).names)
     return frozenset(names)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scripts import print_config
+from scripts.runtime import config_printer
 from scripts.runtime.config import load, load_config
 from scripts.runtime.errors import ConfigError
 from scripts.runtime.fit import fit_config
@@ -305,7 +305,7 @@ def test_no_setting_of_a_shipped_config_is_without_a_reader(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [FUSION, PUBLISHED], ids=lambda path: path.stem)
 def test_the_printed_config_is_the_config(path: Path, tmp_path: Path) -> None:
-    text = print_config.print_config(str(path), {"num_frames": 2})
+    text = config_printer.print_config(str(path), {"num_frames": 2})
     assert "# num_frames: from --cfg-options; read by train_dataloader.dataset" in text
     assert "# voxel_size: from " in text and "nuscenes_occ3d.py; read by" in text
     printed = tmp_path / "printed.py"
@@ -326,7 +326,7 @@ def test_the_printed_config_is_the_config(path: Path, tmp_path: Path) -> None:
 def test_print_config_refuses_what_training_refuses(
     option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert print_config.main([str(TOY), "--cfg-options", option]) == 2
+    assert config_printer.main([str(TOY), "--cfg-options", option]) == 2
     captured = capsys.readouterr()
     assert not captured.out and len(captured.err.strip().splitlines()) == 1
 

@@ -17,9 +17,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from loaders.datasets.frames import FrameTable, build_frame_table, history_offsets
-from loaders.datasets.lidar_frames import LidarTable, build_lidar_table
 from loaders.errors import BadDataError, DataConfigError, MissingDataError
 from loaders.info_io import CAMERAS, info_file_name, load_infos
+from loaders.lidar.frames import LidarTable, build_lidar_table
 from loaders.sample import OccSample
 from loaders.transforms.geometry import (
     ego2img_from_poses,

@@ -19,9 +19,10 @@ from loaders.errors import (
     UnknownClassError,
     WrongShapeError,
 )
+from loaders.lidar.points import move_points
 from loaders.sample import OccSample
 from loaders.transforms.cache import ArrayCache
-from loaders.transforms.geometry import flip_bev, move_points
+from loaders.transforms.geometry import flip_bev
 from loaders.transforms.regrid import LabelWindow, label_window, pool_any, regrid_sparse
 
 _KEYS = ("semantics", "mask_camera", "mask_lidar")

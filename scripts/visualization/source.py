@@ -19,9 +19,9 @@ from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from loaders.lidar.points import read_lidar_points
 from loaders.predictions import load_prediction, prediction_path
 from loaders.sample import OccSample
-from loaders.transforms.points import read_lidar_points
 from scripts.runtime.checkpoint import load_weights
 from scripts.runtime.config import named_config_keys
 from scripts.runtime.errors import ConfigError

@@ -186,8 +186,8 @@ class OPUS(BaseModel):
         """Return the points of every sample and the LiDAR features of the batch."""
         if points is None:
             raise ValueError(
-                "The model has a LiDAR branch and the batch no points: set use_lidar=True for the data "
-                "set and put LoadLidarSweeps into its pipeline."
+                "The model has a LiDAR branch and the batch no points: use a data set that loads "
+                "LiDAR sweeps (use_lidar=True, and LoadLidarSweeps in its pipeline)."
             )
         return LidarInput(points, lidar_map(self, points))
 

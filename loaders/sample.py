@@ -24,7 +24,7 @@ class OccSample:
     """A sample; the data set fills the first part, transforms the second.
 
     Attributes:
-        sample_idx: Index within the data set.
+        sample_idx: Index within the data set, with wrappers within the outermost one.
         sample_token: nuScenes token of the key frame.
         scene_name: Name of the scene (labels are filed under it).
         scene_token: nuScenes token of the scene.

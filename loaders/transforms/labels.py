@@ -30,6 +30,11 @@ _KEYS = ("semantics", "mask_camera", "mask_lidar")
 _GRIDS = ("voxel_semantics", "mask_camera", "mask_lidar", "mask_valid")
 
 
+def loads_labels(transform_type: str) -> bool:
+    """Whether a transform loads labels: the name of its class has the word Labels."""
+    return "Labels" in transform_type
+
+
 def read_occ3d_labels(
     path: str, grid_shape: tuple[int, int, int], num_classes: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:

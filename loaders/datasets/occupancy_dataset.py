@@ -65,7 +65,7 @@ class OccupancyDataset(BaseDataset):
         test_interval: Frame interval in evaluation.
         seed: Seed of the samples' randomness; None takes torch's initial seed, which the runner
             sets from ``randomness.seed``.
-        indices: Use only the first so many samples, or these (see ``BaseDataset``).
+        indices: Use only the first so many samples (the last, if negative), or these.
         lazy_init: Do not read the info file yet (see ``BaseDataset``).
 
     Attributes:
@@ -86,6 +86,7 @@ class OccupancyDataset(BaseDataset):
     default_pc_range: ClassVar[tuple[float, ...]]
     default_voxel_size: ClassVar[tuple[float, ...]]
     occ_frame: ClassVar[Literal["ego", "lidar"]]
+    _indices: int | Sequence[int] | None
 
     def __init__(
         self,
@@ -188,6 +189,7 @@ class OccupancyDataset(BaseDataset):
                 f"info file {self.ann_file} has a broken pose ({error}): write it anew with "
                 "scripts/gen_sweep_info.py"
             ) from error
+        self._indices = _chosen_indices(self._indices, len(infos))
         # In shared memory: workers mark what they skip.
         self._skipped = torch.zeros(len(infos), dtype=torch.bool).share_memory_()
         names = ("token", "scene_name", "scene_token", "lidar_token")
@@ -367,6 +369,27 @@ class OccupancyDataset(BaseDataset):
                     f"with python scripts/gen_sweep_info.py --data-root {self.data_root} "
                     f"--version {self.version or 'VERSION'}"
                 )
+
+
+def _chosen_indices(indices: int | Sequence[int] | None, number: int) -> list[int] | None:
+    """Returns the samples that the argument ``indices`` chooses of so many; None for all.
+
+    Raises:
+        DataConfigError: If it chooses none, or some that do not exist.
+    """
+    if indices is None:
+        return None
+    if isinstance(indices, int):
+        first, last = range(indices), range(number + indices, number)
+        chosen = [*(first if indices > 0 else last)]
+    else:
+        chosen = [number + index if index < 0 else index for index in indices]
+    if not chosen or min(chosen) < 0 or max(chosen) >= number:
+        raise DataConfigError(
+            f"indices is {indices}, but the data set has {number} samples: use a number from 1 to "
+            f"{number}, or a list of indices from 0 to {number - 1}"
+        )
+    return chosen
 
 
 def _poses(infos: Sequence[dict[str, Any]], name: str) -> npt.NDArray[np.float64]:

@@ -1,8 +1,9 @@
 """Enters data sets, samplers, transforms and metrics into MMEngine's registries when imported."""
 
-from loaders.datasets import nuscenes_occ3d, nuscenes_occupancy, samplers
+from loaders.datasets import nuscenes_occ3d, nuscenes_occupancy, samplers, wrappers
+from loaders.lidar import points
 from loaders.metrics import occupancy_metric, ray_iou_metric, save_predictions
-from loaders.transforms import images, labels, occupancy_labels, pack, points
+from loaders.transforms import images, labels, occupancy_labels, pack
 
 __all__ = [
     "images",
@@ -16,4 +17,5 @@ __all__ = [
     "ray_iou_metric",
     "samplers",
     "save_predictions",
+    "wrappers",
 ]

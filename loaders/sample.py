@@ -1,7 +1,7 @@
 """What travels through the transforms: one key frame with its history.
 
 Legend: T frames (current first, then older), N cameras, F = T * N images in frame-major order
-(index t * N + n), H W pixels, X Y Z voxels, S LiDAR sweeps, n points.
+(index t * N + n), H W pixels, X Y Z voxels, n points.
 
 Frames of reference: *ego* (vehicle, at the time of the key frame's LiDAR), *lidar* (the LiDAR, at
 that time), *occ* (the frame of the voxel grid: ego for Occ3D, lidar for OpenOccupancy, mirrored by
@@ -15,23 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from loaders.lidar.frames import LidarFrames
 from loaders.transforms.geometry import ImageAugParams
-
-
-@dataclass(frozen=True)
-class LidarFrames:
-    """LiDAR files of a key frame: its own first, then sweeps, newest first.
-
-    Attributes:
-        paths: 1 + S files.
-        timestamps: int64 [1 + S], microseconds.
-        sensor2lidar: float64 [1 + S, 4, 4]; points of each file to the key frame's lidar frame,
-            the motion of the vehicle included. The first is the identity.
-    """
-
-    paths: list[str]
-    timestamps: npt.NDArray[np.int64]
-    sensor2lidar: npt.NDArray[np.float64]
 
 
 @dataclass
@@ -39,7 +24,7 @@ class OccSample:
     """A sample; the data set fills the first part, transforms the second.
 
     Attributes:
-        sample_idx: Index within the data set.
+        sample_idx: Index within the data set, with wrappers within the outermost one.
         sample_token: nuScenes token of the key frame.
         scene_name: Name of the scene (labels are filed under it).
         scene_token: nuScenes token of the scene.

@@ -17,15 +17,16 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from loaders.datasets.frames import FrameTable, build_frame_table, history_offsets
-from loaders.datasets.lidar_frames import LidarTable, build_lidar_table
 from loaders.errors import BadDataError, DataConfigError, MissingDataError
 from loaders.info_io import CAMERAS, info_file_name, load_infos
+from loaders.lidar.frames import LidarTable, build_lidar_table
 from loaders.sample import OccSample
 from loaders.transforms.geometry import (
     ego2img_from_poses,
     lidar_ray_origins,
     quaternion_to_matrix,
 )
+from loaders.transforms.labels import loads_labels
 
 # How many samples in a row may be broken before a run with on_error='skip' stops after all.
 _MAX_TRIES = 100
@@ -35,8 +36,9 @@ class OccupancyDataset(BaseDataset):
     """Key frames of nuScenes with camera history and, if asked for, LiDAR sweeps.
 
     An item is what the pipeline makes of an :class:`loaders.sample.OccSample`. In training, the
-    sample's generator is seeded with (seed, epoch, index): see :class:`EpochSampler`. Without that
-    sampler it is seeded from numpy's global state, which MMEngine seeds in every worker.
+    sample's generator is seeded with (seed, epoch, index): see :class:`EpochSampler`; in
+    wrappers, the index is that of the outermost one. Without that sampler it is seeded from numpy's
+    global state, which MMEngine seeds in every worker.
 
     Subclasses say whose labels it is: their classes, their grid and the frame the grid is in.
 
@@ -63,7 +65,7 @@ class OccupancyDataset(BaseDataset):
         test_interval: Frame interval in evaluation.
         seed: Seed of the samples' randomness; None takes torch's initial seed, which the runner
             sets from ``randomness.seed``.
-        indices: Use only the first so many samples, or these (see ``BaseDataset``).
+        indices: Use only the first so many samples (the last, if negative), or these.
         lazy_init: Do not read the info file yet (see ``BaseDataset``).
 
     Attributes:
@@ -84,6 +86,7 @@ class OccupancyDataset(BaseDataset):
     default_pc_range: ClassVar[tuple[float, ...]]
     default_voxel_size: ClassVar[tuple[float, ...]]
     occ_frame: ClassVar[Literal["ego", "lidar"]]
+    _indices: int | Sequence[int] | None
 
     def __init__(
         self,
@@ -131,6 +134,7 @@ class OccupancyDataset(BaseDataset):
         self.train_interval = (int(train_interval[0]), int(train_interval[1]))
         self.test_interval = test_interval
         self.seed = torch.initial_seed() if seed is None else seed
+        self._categories: dict[int, list[int]] = {}
         # In shared memory, so that persistent workers see what the main process sets.
         self._epoch = torch.full((1,), -1, dtype=torch.int64).share_memory_()
         super().__init__(
@@ -185,16 +189,24 @@ class OccupancyDataset(BaseDataset):
                 f"info file {self.ann_file} has a broken pose ({error}): write it anew with "
                 "scripts/gen_sweep_info.py"
             ) from error
+        self._indices = _chosen_indices(self._indices, len(infos))
         # In shared memory: workers mark what they skip.
         self._skipped = torch.zeros(len(infos), dtype=torch.bool).share_memory_()
         names = ("token", "scene_name", "scene_token", "lidar_token")
         return [{"row": i, **{key: infos[i][key] for key in names}} for i in range(len(infos))]
 
-    def get_sample(self, idx: int) -> OccSample:
-        """Returns sample ``idx`` as the pipeline receives it (no images or labels yet)."""
+    def get_sample(self, idx: int, position: int | None = None) -> OccSample:
+        """Returns sample ``idx`` as the pipeline receives it (no images or labels yet).
+
+        Args:
+            idx: Index within this data set.
+            position: Index within the outermost wrapper; it seeds the sample's randomness and is
+                its ``sample_idx``. None takes ``idx``.
+        """
         info = self.get_data_info(idx)
         row = info["row"]
-        rng = None if self.test_mode else self._sample_rng(idx)
+        position = info["sample_idx"] if position is None else position
+        rng = None if self.test_mode else self._sample_rng(position)
         rows = self.frames.key_frame[row] - np.array(
             history_offsets(
                 self.frames.available_history(row),
@@ -213,7 +225,7 @@ class OccupancyDataset(BaseDataset):
         )
         root = Path(self.data_root)
         return OccSample(
-            sample_idx=info["sample_idx"],
+            sample_idx=position,
             sample_token=info["token"],
             scene_name=info["scene_name"],
             scene_token=info["scene_token"],
@@ -232,10 +244,18 @@ class OccupancyDataset(BaseDataset):
             lidar=None if self.lidar is None else self.lidar.frames(row, str(self.data_root)),
         )
 
-    def prepare_data(self, idx: int) -> Any:
+    def __getitem__(self, idx: int) -> Any:
+        return self.item(idx)
+
+    def item(self, idx: int, position: int | None = None) -> Any:
+        """Returns what ``self[idx]`` is, for a position in wrappers (see :meth:`get_sample`)."""
+        self.full_init()
+        return self.prepare_data(idx, position)
+
+    def prepare_data(self, idx: int, position: int | None = None) -> Any:
         """Returns sample ``idx`` after the pipeline, or what takes its place (``on_error``)."""
         try:
-            return self.pipeline(self.get_sample(idx))
+            return self._run_pipeline(self.get_sample(idx, position))
         except (MissingDataError, BadDataError) as error:
             if self.on_error == "raise":
                 raise
@@ -243,9 +263,9 @@ class OccupancyDataset(BaseDataset):
         for step in range(1, min(_MAX_TRIES, len(self))):
             other = (idx + step) % len(self)
             try:
-                sample = self.get_sample(other)
-                sample.replaces = idx
-                return self.pipeline(sample)
+                sample = self.get_sample(other, position)
+                sample.replaces = idx if position is None else position
+                return self._run_pipeline(sample)
             except (MissingDataError, BadDataError) as error:
                 self._note_skipped(other, error)
                 last = error
@@ -253,6 +273,47 @@ class OccupancyDataset(BaseDataset):
             f"sample {idx} and those after it cannot be loaded, the last because {last}: look at "
             "the data with scripts/check_data.py"
         )
+
+    def _run_pipeline(self, sample: OccSample) -> Any:
+        item = self.pipeline(sample)
+        if item is None:
+            raise BadDataError(
+                f"a transform returned None for sample {sample.sample_token}: set on_error='skip' "
+                "for the data set if such samples are to be passed over"
+            )
+        return item
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """Returns the semantic classes that occur in a sample's labels, rising.
+
+        The label file is read at the first call. A sample that cannot be loaded has no classes if
+        ``on_error`` is 'skip'.
+
+        Raises:
+            DataConfigError: If the pipeline loads no labels.
+        """
+        if idx not in self._categories:
+            self._categories[idx] = self._read_categories(idx)
+        return self._categories[idx]
+
+    def _read_categories(self, idx: int) -> list[int]:
+        steps = [step for step in self.pipeline.transforms if loads_labels(type(step).__name__)]
+        if not steps:
+            raise DataConfigError(
+                f"the pipeline of {type(self).__name__} loads no labels, so its classes cannot be "
+                "balanced: put LoadOcc3DLabels or LoadOccupancyLabels into it"
+            )
+        sample = self.get_sample(idx)
+        try:
+            for step in steps:
+                sample = step(sample)
+        except (MissingDataError, BadDataError) as error:
+            if self.on_error == "raise":
+                raise
+            self._note_skipped(idx, error)
+            return []
+        labels = np.unique(np.asarray(sample.voxel_semantics))
+        return [int(label) for label in labels if label < len(self.class_names)]
 
     def _note_skipped(self, idx: int, error: Exception) -> None:
         """Counts a sample and logs it, once."""
@@ -308,6 +369,27 @@ class OccupancyDataset(BaseDataset):
                     f"with python scripts/gen_sweep_info.py --data-root {self.data_root} "
                     f"--version {self.version or 'VERSION'}"
                 )
+
+
+def _chosen_indices(indices: int | Sequence[int] | None, number: int) -> list[int] | None:
+    """Returns the samples that the argument ``indices`` chooses of so many; None for all.
+
+    Raises:
+        DataConfigError: If it chooses none, or some that do not exist.
+    """
+    if indices is None:
+        return None
+    if isinstance(indices, int):
+        first, last = range(indices), range(number + indices, number)
+        chosen = [*(first if indices > 0 else last)]
+    else:
+        chosen = [number + index if index < 0 else index for index in indices]
+    if not chosen or min(chosen) < 0 or max(chosen) >= number:
+        raise DataConfigError(
+            f"indices is {indices}, but the data set has {number} samples: use a number from 1 to "
+            f"{number}, or a list of indices from 0 to {number - 1}"
+        )
+    return chosen
 
 
 def _poses(infos: Sequence[dict[str, Any]], name: str) -> npt.NDArray[np.float64]:

@@ -12,6 +12,7 @@ from mmengine.dist import get_world_size
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger, print_log
 
+from loaders.errors import BadDataError
 from loaders.metrics.counts import CountAccumulator, CountState, merge
 from loaders.metrics.occupancy import dense_labels
 
@@ -22,7 +23,7 @@ class CountingMetric(BaseMetric):
     """An MMEngine metric that is a function of summed per-sample counts.
 
     Results are exact for any number of processes and any padding of the last round, and memory
-    does not grow with the number of samples (but for one integer each).
+    does not grow with the number of samples (but for their keys, see :func:`sample_key`).
 
     Args:
         class_names: Semantic classes in label order; None takes them from the data set.
@@ -70,14 +71,14 @@ class CountingMetric(BaseMetric):
 
         Args:
             data_batch: Ignored.
-            data_samples: One mapping per sample with ``sample_idx``, ``voxel_semantics`` and the
-                prediction (``pred_coords`` [n, 3] and ``pred_labels`` [n]), and what the metric
-                asks for beyond them.
+            data_samples: One mapping per sample with ``sample_token`` and ``sample_idx``,
+                ``voxel_semantics`` and the prediction (``pred_coords`` [n, 3] and ``pred_labels``
+                [n]), and what the metric asks for beyond them.
         """
         for sample in data_samples:
             if sample.get("replaces") is not None:
                 continue  # it stands in for one that cannot be loaded, and counts where it belongs
-            self._counts.add(int(sample["sample_idx"]), self.count(sample))
+            self._counts.add(sample_key(sample), self.count(sample))
 
     def count(self, sample: DataSample) -> npt.NDArray[np.int64]:
         """Returns the counts of one sample as an array of fixed shape."""
@@ -134,6 +135,25 @@ class CountingMetric(BaseMetric):
 def to_numpy(value: Any) -> npt.NDArray[Any]:
     """Returns a tensor or array as a numpy array on the CPU."""
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def sample_key(sample: DataSample) -> tuple[str | None, int | None]:
+    """Returns what identifies a sample in an evaluation: its token and its position.
+
+    Samples of several data sets differ in their tokens. A sample that is listed or repeated twice
+    has two positions and counts twice; copies that pad the last round of a distributed evaluation
+    have the position of the original and do not count.
+
+    Raises:
+        BadDataError: If it has neither.
+    """
+    token, index = sample.get("sample_token"), sample.get("sample_idx")
+    if token is None and index is None:
+        raise BadDataError(
+            "a sample has neither 'sample_token' nor 'sample_idx', which tell samples apart: put "
+            "PackOccSample into the test pipeline"
+        )
+    return None if token is None else str(token), None if index is None else int(index)
 
 
 def require(sample: DataSample, key: str, remedy: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,13 +18,13 @@ class CountState:
 
     Attributes:
         total: Sum of the counts of all samples in ``seen``; None before the first sample.
-        seen: Indices of the samples this process counted.
-        edges: Counts of its first and last samples, by index.
+        seen: Keys of the samples this process counted.
+        edges: Counts of its first and last samples, by key.
     """
 
     total: Counts | None = None
-    seen: set[int] = field(default_factory=set)
-    edges: dict[int, Counts] = field(default_factory=dict)
+    seen: set[Hashable] = field(default_factory=set)
+    edges: dict[Hashable, Counts] = field(default_factory=dict)
 
 
 class CountAccumulator:
@@ -32,7 +33,7 @@ class CountAccumulator:
     Distributed samplers pad the last round with samples of the first one, so a sample may be
     evaluated twice: by one process (ignored here at once) or by two (subtracted in :func:`merge`).
     For the latter the counts of the first and last ``num_edges`` samples of each process are kept,
-    which is where padding puts the copies; of all others only the index is.
+    which is where padding puts the copies; of all others only the key is.
 
     Args:
         num_edges: How many samples to keep at either end.
@@ -45,20 +46,20 @@ class CountAccumulator:
     def reset(self) -> None:
         """Forgets everything."""
         self._total: Counts | None = None
-        self._seen: set[int] = set()
-        self._first: dict[int, Counts] = {}
-        self._last: deque[tuple[int, Counts]] = deque(maxlen=self._num_edges)
+        self._seen: set[Hashable] = set()
+        self._first: dict[Hashable, Counts] = {}
+        self._last: deque[tuple[Hashable, Counts]] = deque(maxlen=self._num_edges)
 
-    def add(self, sample_idx: int, counts: Counts) -> None:
+    def add(self, key: Hashable, counts: Counts) -> None:
         """Adds the counts of one sample unless this process has counted it already."""
-        if sample_idx in self._seen:
+        if key in self._seen:
             return
-        self._seen.add(sample_idx)
+        self._seen.add(key)
         self._total = counts.copy() if self._total is None else self._total + counts
         if len(self._first) < self._num_edges:
-            self._first[sample_idx] = counts
+            self._first[key] = counts
         else:
-            self._last.append((sample_idx, counts))
+            self._last.append((key, counts))
 
     def state(self) -> CountState:
         """Returns what :func:`merge` needs from this process."""
@@ -78,19 +79,19 @@ def merge(states: list[CountState]) -> tuple[Counts | None, int]:
         RuntimeError: If a sample was counted by two processes, in the middle of both: a sampler
             that overlaps more than padding does.
     """
-    edges = {index: counts for state in states for index, counts in state.edges.items()}
+    edges = {key: counts for state in states for key, counts in state.edges.items()}
     total: Counts | None = None
-    seen: set[int] = set()
+    seen: set[Hashable] = set()
     for state in states:
         if state.total is None:
             continue
         total = state.total.copy() if total is None else total + state.total
-        for index in seen & state.seen:
-            if index not in edges:
+        for key in seen & state.seen:
+            if key not in edges:
                 raise RuntimeError(
-                    f"sample {index} was evaluated by two processes: use a sampler that splits the "
+                    f"sample {key} was evaluated by two processes: use a sampler that splits the "
                     "data set without overlap, such as DefaultSampler with shuffle=False"
                 )
-            total = total - edges[index]
+            total = total - edges[key]
         seen |= state.seen
     return total, len(seen)

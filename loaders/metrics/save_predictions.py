@@ -10,6 +10,7 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
+from loaders.errors import BadDataError
 from loaders.metrics.base import DataSample, require, to_numpy
 from loaders.predictions import save_prediction, save_submission
 
@@ -18,13 +19,17 @@ from loaders.predictions import save_prediction, save_submission
 class SavePredictions(BaseMetric):
     """Writes the prediction of every sample to ``<out_dir>/<sample token>.npz``.
 
-    To stand beside the metrics of a ``test_evaluator``. Samples that stand in for broken ones are
-    not written.
+    Put it beside the metrics of a ``test_evaluator``. Samples that take the place of broken ones
+    are not written. A sample that is listed or repeated twice is written to one file.
 
     Args:
         out_dir: Folder, made if needed.
         submission: Whether to write dense arrays as the Occ3D benchmark wants them, instead of the
             sparse form (see :mod:`loaders.predictions`).
+
+    Raises:
+        BadDataError: If two data sets have different samples of one token, since their files would
+            replace each other.
     """
 
     def __init__(self, out_dir: str, submission: bool = False) -> None:
@@ -37,14 +42,22 @@ class SavePredictions(BaseMetric):
         self._folder.mkdir(parents=True, exist_ok=True)
         for sample in data_samples:
             if sample.get("replaces") is None:
-                self.results.append(self._save(sample))
+                self.results.append((self._save(sample), _source(sample)))
             else:
                 self.results.append(None)
 
-    def compute_metrics(self, results: list[str | None]) -> dict[str, float]:
-        """Says how many files were written."""
+    def compute_metrics(self, results: list[tuple[str, str] | None]) -> dict[str, float]:
+        """Returns how many files were written."""
+        sources: dict[str, str] = {}
+        for token, source in filter(None, results):
+            if sources.setdefault(token, source) != source:
+                raise BadDataError(
+                    f"two samples have the token {token}, one with the image {sources[token]}, the "
+                    f"other with {source}, and {self._folder} can hold the prediction of one: save "
+                    "the predictions of each data set to a folder of its own"
+                )
         name = "submission_files" if self._submission else "saved_predictions"
-        return {name: len({token for token in results if token is not None})}
+        return {name: len(sources)}
 
     def _save(self, sample: DataSample) -> str:
         remedy = "put PackOccSample into the test pipeline"
@@ -57,10 +70,16 @@ class SavePredictions(BaseMetric):
             save_prediction(
                 self._folder, token, coords, labels, None if scores is None else to_numpy(scores)
             )
-            return token
+            return str(token)
         pc_range = np.array(require(sample, "pc_range", remedy))
         voxel_size = np.array(require(sample, "voxel_size", remedy))
         shape = np.round((pc_range[3:] - pc_range[:3]) / voxel_size).astype(int).tolist()
         empty_label = len(require(sample, "class_names", remedy))
         save_submission(self._folder, token, coords, labels, tuple(shape), empty_label)
-        return token
+        return str(token)
+
+
+def _source(sample: DataSample) -> str:
+    """Returns the file of a sample's first image, empty if it is not known."""
+    paths = sample.get("img_paths")
+    return str(paths[0]) if paths else ""

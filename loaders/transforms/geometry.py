@@ -229,16 +229,6 @@ def flip_bev(
     return [np.ascontiguousarray(grid[tuple(step)]) for grid in grids], ego2occ
 
 
-def move_points(
-    points: npt.NDArray[np.float32], matrix: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float32]:
-    """Returns a copy of points [n, 3 + C] with a matrix [4, 4] applied to their first 3 columns."""
-    moved = points.copy()
-    rotation, translation = matrix[:3, :3].astype(np.float32), matrix[:3, 3].astype(np.float32)
-    moved[:, :3] = points[:, :3] @ rotation.T + translation
-    return moved
-
-
 def lidar_ray_origins(
     ego2global_rotation: FloatArray,
     ego2global_translation: FloatArray,

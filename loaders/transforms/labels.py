@@ -19,14 +19,20 @@ from loaders.errors import (
     UnknownClassError,
     WrongShapeError,
 )
+from loaders.lidar.points import move_points
 from loaders.sample import OccSample
 from loaders.transforms.cache import ArrayCache
-from loaders.transforms.geometry import flip_bev, move_points
+from loaders.transforms.geometry import flip_bev
 from loaders.transforms.regrid import LabelWindow, label_window, pool_any, regrid_sparse
 
 _KEYS = ("semantics", "mask_camera", "mask_lidar")
 # What BEV flips must turn over together.
 _GRIDS = ("voxel_semantics", "mask_camera", "mask_lidar", "mask_valid")
+
+
+def loads_labels(transform_type: str) -> bool:
+    """Whether a transform loads labels: the name of its class has the word Labels."""
+    return "Labels" in transform_type
 
 
 def read_occ3d_labels(

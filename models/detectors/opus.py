@@ -187,7 +187,7 @@ class OPUS(BaseModel):
         if points is None:
             raise ValueError(
                 "The model has a LiDAR branch and the batch no points: use a data set that loads "
-                "LiDAR sweeps (LoadLidarSweeps in its pipelines)."
+                "LiDAR sweeps (use_lidar=True, and LoadLidarSweeps in its pipeline)."
             )
         return LidarInput(points, lidar_map(self, points))
 

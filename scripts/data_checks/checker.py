@@ -11,12 +11,11 @@ with it, every file once. Exits with 1 if anything is wrong, with 2 if the confi
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import math
 import multiprocessing
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any
 
@@ -26,6 +25,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from tqdm import tqdm
 
 from loaders.datasets.occupancy_dataset import OccupancyDataset
+from loaders.datasets.wrappers import check_alike, leaf_configs
 from loaders.errors import BadDataError, MissingDataError
 from loaders.transforms.cache import without_caches
 from scripts.data_checks.files import FileChecker
@@ -41,29 +41,27 @@ _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 _checker: FileChecker | None = None  # of worker processes, which are forked
 
 
-def data_sets(cfg: Config) -> dict[str, dict[str, Any]]:
-    """Returns the configs of the data sets that a config loads, by split; equal ones once.
+def data_sets(cfg: Config) -> dict[str, list[dict[str, Any]]]:
+    """Returns the configs of the data sets that a config loads, by split, without wrappers.
 
     Raises:
         ConfigError: If it loads none.
     """
-    found: dict[str, dict[str, Any]] = {}
+    splits: dict[str, list[dict[str, Any]]] = {}
     for split in ("train", "val", "test"):
         loader = cfg.get(f"{split}_dataloader")
-        if not loader:
-            continue
-        dataset = copy.deepcopy(loader["dataset"].to_dict())
-        while "dataset" in dataset:  # wrappers that repeat or concatenate
-            dataset = dataset["dataset"]
-        dataset["pipeline"] = without_caches(dataset.get("pipeline", []))
-        # What is wrong shall be found, not passed over; nothing shall be flipped.
-        dataset.update(test_mode=True)
-        dataset.pop("on_error", None)
-        if dataset not in found.values():
-            found[split] = dataset
-    if not found:
+        if loader:
+            splits[split] = [_for_check(leaf) for leaf in leaf_configs(loader["dataset"].to_dict())]
+    if not splits:
         raise ConfigError("the config has no train_dataloader, val_dataloader or test_dataloader")
-    return found
+    return splits
+
+
+def _for_check(dataset_cfg: dict[str, Any]) -> dict[str, Any]:
+    """Config that reads every file once, reports what is broken, and augments nothing."""
+    pipeline = without_caches(dataset_cfg.get("pipeline", []))
+    kept = {key: value for key, value in dataset_cfg.items() if key != "on_error"}
+    return {**kept, "pipeline": pipeline, "test_mode": True}
 
 
 def spread_order(number: int) -> list[int]:
@@ -139,30 +137,53 @@ def check_data_set(
     return f"{name}: opened {files} files of {samples} of {len(dataset)} samples"
 
 
-def check(
-    cfg: Config, workers: int, seconds: float | None, splits: Mapping[str, Any] | None = None
-) -> Findings:
-    """Checks all data sets of a config and prints what was found.
+def check(cfg: Config, workers: int, seconds: float | None) -> Findings:
+    """Checks all data sets of a config, each once, and prints what was found.
 
     Args:
         cfg: With data loaders.
         workers: Processes.
         seconds: For all data sets together; None looks at every file.
-        splits: Data sets by name, None for those of the config.
+
+    Raises:
+        ConfigError: If the config loads no data set.
+        DataConfigError: If the data sets of a split do not fit together.
     """
     init_default_scope(cfg.get("default_scope", "mmengine"))
-    splits, findings = splits or data_sets(cfg), Findings()
-    for name, dataset_cfg in splits.items():
-        try:
-            with named_config_keys(cfg):
-                dataset = DATASETS.build(dataset_cfg)
-        except (MissingDataError, BadDataError) as error:
-            findings.add(f"data set {name}", error.kind, str(error))
-            continue
-        share = None if seconds is None else seconds / len(splits)
+    findings = Findings()
+    datasets: dict[str, BaseDataset] = {}
+    known: list[tuple[dict[str, Any], BaseDataset | None]] = []
+    for split, leaves in data_sets(cfg).items():
+        parts: list[BaseDataset | None] = []
+        for number, leaf in enumerate(leaves, start=1):
+            name = split if len(leaves) == 1 else f"{split}, data set {number}"
+            if not any(leaf == other for other, _ in known):
+                dataset = _build(name, leaf, cfg, findings)
+                known.append((leaf, dataset))
+                if dataset is not None:
+                    datasets[name] = dataset
+            parts.append(next(dataset for other, dataset in known if other == leaf))
+        built = [dataset for dataset in parts if dataset is not None]
+        if built:
+            check_alike(built)
+    for name, dataset in datasets.items():
+        share = None if seconds is None else seconds / len(datasets)
         print(check_data_set(name, dataset, findings, workers, share))
     print(findings.report())
     return findings
+
+
+def _build(
+    name: str, dataset_cfg: dict[str, Any], cfg: Config, findings: Findings
+) -> BaseDataset | None:
+    """Builds a data set; adds a finding and returns None if its info file cannot be used."""
+    try:
+        with named_config_keys(cfg):
+            dataset: BaseDataset = DATASETS.build(dataset_cfg)
+            return dataset
+    except (MissingDataError, BadDataError) as error:
+        findings.add(f"data set {name}", error.kind, str(error))
+        return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,9 +14,9 @@ from mmengine.dataset import BaseDataset
 
 from loaders.datasets.occupancy_dataset import OccupancyDataset
 from loaders.errors import BadDataError, MissingDataError, WrongShapeError
+from loaders.lidar.points import LoadLidarSweeps, read_lidar_points
 from loaders.transforms.decode import read_image
 from loaders.transforms.images import LoadMultiViewImages
-from loaders.transforms.points import LoadLidarSweeps, read_lidar_points
 from scripts.data_checks.infos import Finding
 
 # Decoding at an eighth of the size still reads the whole file.

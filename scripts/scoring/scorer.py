@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,11 +12,13 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS
 from tqdm import tqdm
 
+from loaders.datasets.wrappers import map_leaf_configs
 from loaders.errors import BadDataError
 from loaders.metrics.base import CountingMetric
 from loaders.metrics.counts import CountState
 from loaders.sample import OccSample
 from loaders.transforms.cache import without_caches
+from loaders.transforms.labels import loads_labels
 from scripts.runtime.building import named_config_keys
 from scripts.runtime.errors import ConfigError
 
@@ -28,15 +29,16 @@ States = dict[str, list[CountState]]
 
 
 def labels_only(dataset_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Config of the same data set whose pipeline loads labels and nothing else.
+    """Config of the same data set, wrappers included, whose pipeline loads labels and nothing else.
 
     Raises:
         ConfigError: The pipeline loads no labels.
     """
-    cfg = copy.deepcopy(dict(dataset_cfg))
-    while "dataset" in cfg:  # wrappers that repeat or concatenate
-        cfg = dict(cfg["dataset"])
-    loading = [step for step in cfg["pipeline"] if "Labels" in str(step["type"])]
+    return map_leaf_configs(dataset_cfg, _labels_only)
+
+
+def _labels_only(cfg: dict[str, Any]) -> dict[str, Any]:
+    loading = [step for step in cfg["pipeline"] if loads_labels(str(step["type"]))]
     if not loading:
         raise ConfigError(f"the pipeline of {cfg['type']} loads no labels: nothing to count")
     # Every sample is read once.
@@ -111,7 +113,7 @@ class Scorer:
         for index in bar:
             sample = self.dataset[index]
             for name, predict in predictors.items():
-                scored = {**vars(sample), **predict(sample)}
+                scored = {**vars(sample), **predict(sample), "sample_idx": index}
                 for metric in metrics[name]:
                     metric.process(None, [scored])
         return {name: [metric.counted() for metric in group] for name, group in metrics.items()}

@@ -19,9 +19,11 @@ from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from loaders.datasets.wrappers import locate, map_leaf_configs
+from loaders.lidar.points import read_lidar_points
 from loaders.predictions import load_prediction, prediction_path
 from loaders.sample import OccSample
-from loaders.transforms.points import read_lidar_points
+from loaders.transforms.labels import loads_labels
 from scripts.runtime.building import named_config_keys
 from scripts.runtime.checkpoint import load_weights
 from scripts.runtime.errors import ConfigError
@@ -75,11 +77,11 @@ class SampleSource:
         self._wanted = wanted
         self._folder = None if predictions is None else Path(predictions)
         init_default_scope(cfg.get("default_scope", "mmengine"))
-        dataset_cfg = _test_dataset(cfg)
-        if weights is None:
-            _leave_out_inputs(dataset_cfg)
-        if wanted.lidar:
-            dataset_cfg["use_lidar"] = True
+
+        def change(dataset: dict[str, Any]) -> dict[str, Any]:
+            return _for_drawing(dataset, weights is not None, wanted.lidar)
+
+        dataset_cfg = map_leaf_configs(_test_dataset(cfg), change)
         with named_config_keys(cfg):
             self._model = None if weights is None else _build_model(cfg, weights, wanted.queries)
             self._dataset = DATASETS.build(dataset_cfg)
@@ -101,12 +103,11 @@ class SampleSource:
 
     def moment(self, index: int) -> Moment:
         """When and where a sample was recorded; reads no file."""
-        info = self._dataset.get_data_info(index)
+        dataset, inner_index = locate(self._dataset, index)
+        info = dataset.get_data_info(inner_index)
         row = info["row"]
         return Moment(
-            str(info["scene_name"]),
-            int(self._dataset.timestamps[row]),
-            self._dataset.ego2global[row],
+            str(info["scene_name"]), int(dataset.timestamps[row]), dataset.ego2global[row]
         )
 
     def scene(self, name: str) -> list[int]:
@@ -138,7 +139,8 @@ class SampleSource:
             BadDataError: a file of the sample is broken or does not fit.
         """
         self.check_index(index)
-        raw: OccSample = self._dataset.get_sample(index)
+        dataset, inner_index = locate(self._dataset, index)
+        raw: OccSample = dataset.get_sample(inner_index)
         item = self._dataset[index]
         labels = item if self._model is None else item["data_samples"]
         if self._wanted.truth and getattr(labels, "voxel_semantics", None) is None:
@@ -241,22 +243,34 @@ def _test_dataset(cfg: Config) -> dict[str, Any]:
     for name in ("test_dataloader", "val_dataloader"):
         loader = cfg.get(name)
         if loader is not None and loader.get("dataset") is not None:
-            dataset = dict(loader["dataset"])
-            if "on_error" in dataset:
-                dataset["on_error"] = "raise"  # nobody wants another sample's picture
-            return dataset
+            return dict(loader["dataset"])
     raise ConfigError(
         "the config has neither a test_dataloader nor a val_dataloader with a dataset"
     )
 
 
-def _leave_out_inputs(dataset_cfg: dict[str, Any]) -> None:
-    """Without a model nobody looks at its inputs: keep what loads labels alone."""
-    if "pipeline" in dataset_cfg:
+def _for_drawing(dataset_cfg: dict[str, Any], has_model: bool, lidar: bool) -> dict[str, Any]:
+    """Config of a data set that loads what is drawn.
+
+    Args:
+        dataset_cfg: Of a data set that is no wrapper.
+        has_model: Whether a model predicts; without, its inputs are not loaded.
+        lidar: Whether LiDAR points are drawn.
+    """
+    changed: dict[str, Any] = {}
+    if "on_error" in dataset_cfg:
+        changed["on_error"] = "raise"  # a picture of another sample would mislead
+    if not has_model and "pipeline" in dataset_cfg:
         steps = dataset_cfg["pipeline"]
-        dataset_cfg["pipeline"] = [step for step in steps if "Labels" in str(step["type"])]
-    if "num_frames" in dataset_cfg:
-        dataset_cfg["num_frames"] = 1
+        changed["pipeline"] = [step for step in steps if loads_labels(str(step["type"]))]
+    if not has_model and "num_frames" in dataset_cfg:
+        changed["num_frames"] = 1
+    if lidar and not dataset_cfg.get("use_lidar"):
+        # The points are drawn, but the model does not see them: sweeps need not be there.
+        steps = changed.get("pipeline", dataset_cfg.get("pipeline", []))
+        kept = [step for step in steps if step["type"] not in ("LoadLidarSweeps", "FilterPoints")]
+        changed |= dict(use_lidar=True, pipeline=kept)
+    return {**dataset_cfg, **changed}
 
 
 def _build_model(cfg: Config, weights: str, with_queries: bool) -> _Model:

@@ -257,6 +257,19 @@ def test_subset(mini):
     assert dataset.get_sample(1).sample_idx == 1
 
 
+def test_first_and_last(mini):
+    def tokens(indices):
+        dataset = build(mini, indices=indices)
+        return [dataset.get_sample(i).sample_token for i in range(len(dataset))]
+
+    every = tokens(None)
+    assert tokens(6) == tokens(-6) == every
+    assert tokens(2) == every[:2] and tokens(-2) == every[-2:] and tokens([-1]) == every[-1:]
+    for indices in (0, 7, -7, [], [6]):
+        with pytest.raises(DataConfigError, match=r"indices is .* has 6 samples"):
+            tokens(indices)
+
+
 def test_file_of_the_published_tool_chain_loads(mini, tmp_path):
     """Paths of another machine, numpy scalars, lists for arrays, further keys."""
 

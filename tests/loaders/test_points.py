@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS
 import loaders.register  # noqa: F401 - enters the parts into the registries
 from loaders.errors import BadDataError, MissingDataError
 from loaders.info_io import load_infos, save_infos
-from loaders.transforms.points import FilterPoints, LoadLidarSweeps, read_lidar_points
+from loaders.lidar.points import FilterPoints, LoadLidarSweeps, read_lidar_points
 
 TRAIN = "nuscenes_infos_train_mini_sweep.pkl"
 KINDS = ["NuScenesOcc3DDataset", "NuScenesOccupancyDataset"]

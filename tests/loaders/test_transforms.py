@@ -307,14 +307,14 @@ class TestCache:
 
         for key in (1, 2, 3, 1, 4, 1, 3, 2):
             assert get(key)[0][0] == key
-            assert cache.nbytes <= 3 * 2**20
+            assert cache.used <= 3 * 2**20
         assert made == [1, 2, 3, 4, 2]
 
     def test_too_large_or_switched_off(self):
         for cache in (ArrayCache(0), ArrayCache(0.5)):
             for _ in range(2):
                 cache.get("a", lambda: [np.zeros(2**20, np.uint8)])
-            assert cache.nbytes == 0
+            assert cache.used == 0
 
 
 GRID = (20, 20, 5)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.optim import OptimWrapper
 
+from models.bounded_cache import BoundedCache
 from models.detectors.feature_cache import FeatureCache
 from models.layers import GridMask
 from tests.models.cases import DETECTOR, HW, N, T, make_batch, merge
@@ -203,6 +204,21 @@ def test_cache_is_bounded_and_drops_the_oldest() -> None:
     assert fetch("d", "a") == [100, 97] and len(cache) == 3  # b goes: used longest ago
     assert fetch("c", "a") == [99, 97] and computed == ["a", "b", "c", "d"]
     assert fetch(*"efgh") == [101, 102, 103, 104] and len(cache) == 3  # more than fits
+
+
+def test_cache_counts_what_it_keeps() -> None:
+    cache = BoundedCache[str](10, len)
+    cache.put("a", "xxxx")
+    cache.put("b", "xxxx")
+    cache.put("a", "xxxxxx")  # replaced, and used last
+    assert (cache.used, len(cache)) == (10, 2)
+    assert cache.get("b", str) == "xxxx"
+    cache.put("c", "x")
+    assert ("a" in cache, "b" in cache, cache.used) == (False, True, 5)
+    cache.put("b", "x" * 11)  # too large: the old value must not stay
+    assert ("b" in cache, cache.used) == (False, 1)
+    cache.clear()
+    assert (cache.used, len(cache)) == (0, 0)
 
 
 def test_missing_pretrained_weights_are_named(make_detector: Callable[..., Any]) -> None:

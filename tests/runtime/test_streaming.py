@@ -95,7 +95,7 @@ def test_predictions_are_the_same_in_any_order(parts: tuple[Any, Any, Any]) -> N
     for order in ORDERS.values():  # one after the other: frames of the last order are still there
         for index in order:
             assert_same(predict(streaming, [items[index]])[0], expected[index])
-            assert len(streaming.cache) <= streaming.cache.max_frames == 4
+            assert len(streaming.cache) <= streaming.cache.limit == 4
     streaming.cache.clear()
     computed.clear()
     for index in ORDERS["in order"]:

@@ -119,6 +119,39 @@ def test_masks(config: Path, weights: Path, tmp_path: Path) -> None:
     assert "occ3d/mIoU" not in only["metrics"] and "occ3d_lidar/mIoU" in only["metrics"]
 
 
+def test_several_data_sets(config: Path, weights: Path, tmp_path: Path) -> None:
+    """Indices within the data sets are equal; every sample of both is scored."""
+    child, alone = tmp_path / "concat.py", tmp_path / "alone.py"
+
+    def write(path: Path, dataset: str) -> None:
+        path.write_text(
+            config.read_text()
+            + f"""
+train = test_dataloader.pop('dataset')
+val = dict(train, ann_file='nuscenes_infos_val_mini_sweep.pkl', indices=3)
+test_dataloader.update(
+    sampler=dict(type='EpochSampler', shuffle=False), dataset={dataset})
+"""
+        )
+
+    write(child, "dict(type='ConcatDataset', datasets=[train, val])")
+    saved = tmp_path / "saved"
+    options = ["--weights", weights, "--save-predictions", saved]
+    of_model = score(child, tmp_path / "a.json", *options)
+    assert of_model["num_samples"] == of_model["metrics"].pop("saved_predictions") == 8
+    (log,) = (child.parent / "run").glob("*/*.log")
+    assert "samples scored" not in log.read_text()
+    of_files = score(child, tmp_path / "b.json", "--predictions", saved)
+    assert of_files["metrics"] == of_model["metrics"]
+    scores = []
+    for name in ("train", "val"):
+        write(alone, name)
+        part = score(alone, tmp_path / "c.json", "--predictions", saved)
+        scores.append(part["metrics"]["occ3d/IoU"])
+    scores.sort()
+    assert scores[0] < of_model["metrics"]["occ3d/IoU"] < scores[1]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -54,6 +54,27 @@ def test_prediction_alone(config, weights, tmp_path):
     assert share_of(panel, (255, 158, 0), 10) == 0
 
 
+def test_samples_of_wrapped_data_sets(config, weights, tmp_path):
+    """Indices count through all data sets; a repeated sample gives the same picture."""
+    wrapped = tmp_path / "wrapped.py"
+    wrapped.write_text(
+        config.read_text()
+        + """
+part = {**test_dataloader.pop('dataset'), 'on_error': 'skip'}
+test_dataloader['dataset'] = dict(type='ConcatDataset', datasets=[
+    {**part, 'indices': [1]}, dict(type='RepeatDataset', dataset=part, times=2)])
+"""
+    )
+    out = tmp_path / "pictures"
+    arguments = ["--weights", str(weights), "--vis-gt", "--index", "0", "2", "4"]
+    assert run(wrapped, out, *arguments, "--vis-input") == 0
+    names = sorted(path.name for path in out.iterdir() if path.name != "overview.png")
+    assert [name[:5] for name in names] == ["00000", "00002", "00004"]
+    first, second, third = (pixels(out / name) for name in names)
+    body = slice(int(0.2 * len(first)), None)  # below the title, which shows the index
+    assert (first[body] == second[body]).all() and (second[body] == third[body]).all()
+
+
 def test_everything_side_by_side(config, weights, tmp_path):
     out = tmp_path / "pictures"
     arguments = ["--weights", str(weights), "--vis-input", "--vis-gt", "--index", "0"]

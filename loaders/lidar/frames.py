@@ -11,10 +11,25 @@ import numpy.typing as npt
 
 from loaders.errors import BadDataError
 from loaders.info_io import relative_data_path
-from loaders.sample import LidarFrames
 
 _SWEEP_KEYS = ("data_path", "timestamp", "sensor2lidar_rotation", "sensor2lidar_translation")
 _REGENERATE = "write the info file anew with scripts/gen_sweep_info.py"
+
+
+@dataclass(frozen=True)
+class LidarFrames:
+    """LiDAR files of a key frame: its own first, then sweeps, newest first.
+
+    Attributes:
+        paths: 1 + S files.
+        timestamps: int64 [1 + S], microseconds.
+        sensor2lidar: float64 [1 + S, 4, 4]; points of each file to the key frame's lidar frame,
+            the motion of the vehicle included. The first is the identity.
+    """
+
+    paths: list[str]
+    timestamps: npt.NDArray[np.int64]
+    sensor2lidar: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from mmengine.registry import TRANSFORMS
 from loaders.errors import BadDataError, DataConfigError, MissingDataError, TruncatedDataError
 from loaders.sample import LidarFrames, OccSample
 from loaders.transforms.cache import ArrayCache
-from loaders.transforms.geometry import move_points
 
 Points = npt.NDArray[np.float32]
 
@@ -138,3 +137,13 @@ class FilterPoints:
         inside = ((xyz >= limits[:3]) & (xyz < limits[3:])).all(axis=1)
         sample.points = sample.points[inside]
         return sample
+
+
+def move_points(
+    points: npt.NDArray[np.float32], matrix: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float32]:
+    """Returns a copy of points [n, 3 + C] with a matrix [4, 4] applied to their first 3 columns."""
+    moved = points.copy()
+    rotation, translation = matrix[:3, :3].astype(np.float32), matrix[:3, 3].astype(np.float32)
+    moved[:, :3] = points[:, :3] @ rotation.T + translation
+    return moved

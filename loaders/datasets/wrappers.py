@@ -1,0 +1,226 @@
+"""MMEngine's dataset wrappers, nested in any way, and the way from them to the data sets inside.
+
+``ConcatDataset``, ``RepeatDataset`` and ``ClassBalancedDataset`` here replace MMEngine's in the
+registry. They add the following:
+
+- The position of a sample in the outermost data set is its ``sample_idx`` and seeds its randomness,
+  so that every repetition of a sample is augmented in its own, reproducible way.
+- Data sets with other classes or another grid cannot be concatenated.
+- ``get_cat_ids`` works through all wrappers.
+
+In an evaluation, metrics count every position once: a sample that is listed or repeated twice
+counts twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from mmengine import dataset as mmengine_dataset
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
+
+from loaders.datasets.occupancy_dataset import OccupancyDataset
+from loaders.errors import DataConfigError
+
+# What the model and the metrics take from the first data set for all of them.
+_SHARED_METAINFO = ("class_names", "empty_label", "pc_range", "voxel_size")
+
+
+def _children(dataset: Any) -> Sequence[Any]:
+    """Returns the data sets that a wrapper holds; none for a data set that is no wrapper."""
+    if isinstance(dataset, BaseDataset):
+        return ()
+    if hasattr(dataset, "datasets"):
+        return tuple(dataset.datasets)
+    return (dataset.dataset,) if hasattr(dataset, "dataset") else ()
+
+
+def all_datasets(dataset: Any) -> Iterator[Any]:
+    """Yields a data set and, if it is a wrapper, all data sets inside, outermost first."""
+    yield dataset
+    for child in _children(dataset):
+        yield from all_datasets(child)
+
+
+def leaf_datasets(dataset: Any) -> list[Any]:
+    """Returns the data sets inside all wrappers, in the order of their samples."""
+    return [inner for inner in all_datasets(dataset) if not _children(inner)]
+
+
+def locate(dataset: Any, index: int) -> tuple[Any, int]:
+    """Returns the data set inside all wrappers that has a sample, and the sample's index there.
+
+    Args:
+        dataset: A data set or a wrapper.
+        index: Of the sample in ``dataset``; negative ones count from the end.
+
+    Raises:
+        IndexError: If there is no such sample.
+        DataConfigError: If a wrapper cannot tell where its samples come from.
+    """
+    while children := _children(dataset):
+        size = len(dataset)
+        if not -size <= index < size:
+            raise IndexError(f"index {index} is out of range for {size} samples")
+        if not hasattr(dataset, "_get_ori_dataset_idx"):
+            raise DataConfigError(
+                f"{type(dataset).__name__} does not say which data set a sample belongs to: use "
+                "ConcatDataset, RepeatDataset or ClassBalancedDataset"
+            )
+        position = dataset._get_ori_dataset_idx(index % size)
+        child, index = position if isinstance(position, tuple) else (0, position)
+        dataset = children[child]
+    return dataset, int(index)
+
+
+def set_epoch(dataset: Any, epoch: int) -> None:
+    """Passes the epoch on to all data sets inside wrappers that seed their randomness from it."""
+    for inner in all_datasets(dataset):
+        if hasattr(inner, "set_epoch"):
+            inner.set_epoch(epoch)
+
+
+def check_alike(datasets: Sequence[Any], ignored: Sequence[str] = ()) -> None:
+    """Raises an error unless data sets can be concatenated.
+
+    Args:
+        datasets: Data sets or wrappers, with ``metainfo``.
+        ignored: Keys of the metainfo that may differ. Classes and grid may not.
+
+    Raises:
+        DataConfigError: If a value of the metainfo differs.
+    """
+    first = datasets[0].metainfo
+    for number, dataset in enumerate(datasets[1:], start=2):
+        for key in dict.fromkeys([*first, *dataset.metainfo]):
+            if key in ignored and key not in _SHARED_METAINFO:
+                continue
+            values = first.get(key), dataset.metainfo.get(key)
+            if not _equal(*values):
+                raise DataConfigError(
+                    f"data sets with different {key} cannot be concatenated: the first has "
+                    f"{_shortened(values[0])}, number {number} has {_shortened(values[1])}; give "
+                    f"all of them one {key}"
+                )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return np.array_equal(a, b)
+    return bool(a == b)
+
+
+def _shortened(value: Any, length: int = 120) -> str:
+    text = str(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+class _Positioned:
+    """Gets items from the data set inside all wrappers, with their position in this one."""
+
+    if TYPE_CHECKING:
+
+        def __len__(self) -> int: ...
+
+    def __getitem__(self, idx: int) -> Any:
+        dataset, index = locate(self, idx)
+        if isinstance(dataset, OccupancyDataset):
+            return dataset.item(index, position=idx % len(self))
+        return dataset[index]
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """Returns the classes that occur in a sample."""
+        dataset, index = locate(self, idx)
+        categories: list[int] = dataset.get_cat_ids(index)
+        return categories
+
+
+@DATASETS.register_module(force=True)
+class ConcatDataset(_Positioned, mmengine_dataset.ConcatDataset):
+    """One data set after the other.
+
+    Args:
+        datasets: Data sets or wrappers, or their configs; of the same classes and grid.
+        lazy_init: Do not read the info files yet.
+        ignore_keys: Keys of the metainfo that may differ. Classes and grid may not.
+
+    Raises:
+        DataConfigError: If there is no data set, or they do not fit together.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Any],
+        lazy_init: bool = False,
+        ignore_keys: str | Sequence[str] | None = None,
+    ) -> None:
+        # MMEngine's constructor accepts no wrapper and has another message for unequal metainfo.
+        if not datasets:
+            raise DataConfigError("ConcatDataset has no datasets: list at least one")
+        self.datasets = [
+            DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
+            for dataset in datasets
+        ]
+        self.ignore_keys = [ignore_keys] if isinstance(ignore_keys, str) else [*(ignore_keys or ())]
+        check_alike(self.datasets, self.ignore_keys)
+        self._metainfo = self.datasets[0].metainfo
+        self._fully_initialized = False
+        if not lazy_init:
+            self.full_init()
+
+
+@DATASETS.register_module(force=True)
+class RepeatDataset(_Positioned, mmengine_dataset.RepeatDataset):
+    """A data set several times over, so that an epoch is longer.
+
+    Args:
+        dataset: Data set or its config (a wrapper: its config).
+        times: How often.
+        lazy_init: Do not read the info file yet.
+    """
+
+
+@DATASETS.register_module(force=True)
+class ClassBalancedDataset(_Positioned, mmengine_dataset.ClassBalancedDataset):
+    """A data set in which samples with rare classes are repeated (LVIS, arXiv 1908.03195).
+
+    A class is as frequent as the share of samples in whose labels it occurs. All labels are read
+    when the data set is built.
+
+    Args:
+        dataset: Data set or its config (a wrapper: its config).
+        oversample_thr: Frequency below which the samples of a class are repeated.
+        lazy_init: Do not read the info file and the labels yet.
+    """
+
+
+def map_leaf_configs(
+    cfg: Mapping[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Returns the config of a data set with all data sets inside wrappers changed.
+
+    Args:
+        cfg: Of a data set or a wrapper; it is left as it is.
+        change: From the config of a data set that is no wrapper to the new one.
+    """
+    cfg = dict(cfg)
+    if "datasets" in cfg:
+        return {**cfg, "datasets": [map_leaf_configs(child, change) for child in cfg["datasets"]]}
+    if "dataset" in cfg:
+        return {**cfg, "dataset": map_leaf_configs(cfg["dataset"], change)}
+    return change(cfg)
+
+
+def leaf_configs(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the configs of the data sets inside all wrappers, in the order of their samples."""
+    leaves: list[dict[str, Any]] = []
+
+    def note(leaf: dict[str, Any]) -> dict[str, Any]:
+        leaves.append(leaf)
+        return leaf
+
+    map_leaf_configs(cfg, note)
+    return leaves

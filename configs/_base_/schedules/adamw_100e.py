@@ -21,9 +21,10 @@ optim_wrapper = dict(
             sampling_offset=dict(lr_mult=0.1))),
     clip_grad=dict(max_norm=35, norm_type=2))
 
+# The published rates: the warm-up reaches the full rate at iteration 500, and the cosine steps at the
+# start of every epoch. `convert_to_iter_based=True` on the second lets it step every iteration.
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1 / 3, by_epoch=False, begin=0, end=500),
-    # T_max and end are counted in epochs here and converted to iterations.
+    dict(type='LinearLR', start_factor=1 / 3, by_epoch=False, begin=0, end=501),
     dict(type='CosineAnnealingLR', eta_min_ratio=1e-3, by_epoch=True, begin=0, end=max_epochs,
-         T_max=max_epochs, convert_to_iter_based=True),
+         T_max=max_epochs),
 ]

@@ -84,9 +84,12 @@ class PhotometricDistortion(nn.Module):
         """
         coins = torch.rand(6, number, generator=generator) < 0.5
         values = torch.rand(4, number, generator=generator)
-        delta = self.brightness_delta
-        ranges = ((-delta, delta), self.contrast_range, self.saturation_range)
-        ranges += ((-self.hue_delta, self.hue_delta),)
+        ranges = [
+            (-self.brightness_delta, self.brightness_delta),
+            self.contrast_range,
+            self.saturation_range,
+            (-self.hue_delta, self.hue_delta),
+        ]
         low, high = torch.tensor(ranges).unsqueeze(-1).unbind(1)
         neutral = torch.tensor([0.0, 1.0, 1.0, 0.0]).unsqueeze(-1)
         changes = torch.where(coins[:4], low + values * (high - low), neutral)

@@ -11,6 +11,7 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     logger=dict(type='LoggerHook', interval=50, interval_exp_name=10**9),
     param_scheduler=dict(type='ParamSchedulerHook'),
+    batch_norm=dict(type='BatchNormSyncHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, save_last=True))
 custom_hooks = [
     dict(type='HostMemoryHook', interval=10),
@@ -28,6 +29,7 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'))  # gloo without GPUs, see scripts/runtime/launch.py
 randomness = dict(seed=0)
+sync_bn = None  # 'torch': batch norms of the joint batch, on several GPUs
 
 load_from = None
 # How keys of `load_from` are renamed: detectors of mmdetection call their image network so, among

@@ -44,10 +44,10 @@ class PackedSelfAttention(nn.Module):
         if draws is None or self.dropout == 0:
             out = ops.distance_attention(q, k, v, tau, centres)
         else:  # the operation takes one seed: a sample after the other
-            samples = zip(*(tensor.split(1) for tensor in (q, k, v, tau, centres)), strict=True)
+            rows = [slice(i, i + 1) for i in range(len(x))]
             parts = [
-                ops.distance_attention(*sample, self.dropout, seed)
-                for sample, seed in zip(samples, draws.seeds, strict=True)
+                ops.distance_attention(q[i], k[i], v[i], tau[i], centres[i], self.dropout, seed)
+                for i, seed in zip(rows, draws.seeds, strict=True)
             ]
             out = torch.cat(parts)
         return self.out_proj(out.transpose(1, 2).flatten(2))

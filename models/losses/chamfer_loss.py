@@ -154,8 +154,8 @@ class ChamferLoss(nn.Module):
         return [self._sum(to_pred), self._sum(to_gt)]
 
     def _sum(self, parts: Sequence[LossTerm]) -> LossTerm:
-        totals, counts = zip(*parts, strict=True)
-        return LossTerm(self.loss_weight * torch.stack(totals).sum(), torch.stack(counts).sum())
+        total = torch.stack([part.total for part in parts]).sum()
+        return LossTerm(self.loss_weight * total, torch.stack([part.count for part in parts]).sum())
 
     def _one_way(
         self, query: Tensor, reference: Tensor, index: Tensor, weights: Tensor | None = None

@@ -1,13 +1,17 @@
-"""Epoch-based training that resumes in the middle of an epoch."""
+"""Epoch-based training that accumulates gradients and resumes in the middle of an epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
+
+from scripts.runtime.accumulation import accumulated_step
+from scripts.runtime.errors import ConfigError
 
 
 class _SkippingSampler:
@@ -36,10 +40,54 @@ class ResumableEpochTrainLoop(EpochBasedTrainLoop):
     count goes on: the run then has more steps than its schedule. Here the samples that the epoch
     has already seen are left out (they are not loaded either); shuffling depends on seed and epoch
     alone, so the rest of the epoch is the rest that an uninterrupted run would have seen.
+
+    With `optim_wrapper.accumulative_counts` k an iteration takes the samples of k batches and is
+    one step of the optimiser: iterations, epochs and schedule are those of a batch k times as
+    large. (In mmengine's loop an iteration is a batch, and every k-th of them a step.)
+
+    Args:
+        runner: The runner; its optimiser is not built yet.
+        dataloader: Configuration of the data loader, with the size of one batch, or a data loader.
+        max_epochs: Length of the training.
+        **kwargs: Arguments of mmengine's loop.
+
+    Raises:
+        ConfigError: `accumulative_counts` is not a positive whole number.
     """
 
     _epoch: int
     _iter: int
+
+    def __init__(
+        self, runner: Runner, dataloader: DataLoader | dict, max_epochs: int, **kwargs: Any
+    ) -> None:
+        self.accumulation = 1
+        wrapper: Any = runner.optim_wrapper
+        if isinstance(wrapper, Mapping) and isinstance(dataloader, Mapping):
+            runner.optim_wrapper = wrapper = dict(wrapper)
+            self.accumulation = wrapper.pop("accumulative_counts", 1)
+            if not isinstance(self.accumulation, int) or self.accumulation < 1:
+                raise ConfigError(
+                    f"optim_wrapper.accumulative_counts is {self.accumulation!r}: it must be a "
+                    "whole number, at least 1"
+                )
+            size = dataloader.get("batch_size")
+            if size is not None:
+                dataloader = dict(dataloader, batch_size=size * self.accumulation)
+        super().__init__(runner, dataloader, max_epochs, **kwargs)
+
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        """Run one iteration: one step of the optimiser."""
+        if self.accumulation == 1:
+            super().run_iter(idx, data_batch)
+            return
+        runner = self.runner
+        runner.call_hook("before_train_iter", batch_idx=idx, data_batch=data_batch)
+        outputs = accumulated_step(
+            runner.model, data_batch, runner.optim_wrapper, self.accumulation
+        )
+        runner.call_hook("after_train_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
+        self._iter += 1
 
     def run_epoch(self) -> None:
         """Run one epoch, or what a resumed checkpoint left of it."""

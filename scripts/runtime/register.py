@@ -1,6 +1,6 @@
 """Importing this module registers the hooks and loops of the training runs."""
 
-from scripts.runtime import hooks, loops
+from scripts.runtime import batch_norm_sync, hooks, loops
 from scripts.visualization import training_hook
 
-__all__ = ["hooks", "loops", "training_hook"]
+__all__ = ["batch_norm_sync", "hooks", "loops", "training_hook"]

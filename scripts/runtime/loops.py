@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from mmengine.dist import get_world_size
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
@@ -30,6 +31,18 @@ class _SkippingSampler:
 
     def __getattr__(self, name: str) -> Any:  # set_epoch and the like
         return getattr(self._sampler, name)
+
+
+def _whole_steps(dataloader: Mapping[str, Any], accumulation: int) -> dict[str, Any]:
+    """Return the configuration of a data loader whose batches are those of optimiser steps."""
+    whole = dict(dataloader)
+    sampler, size = whole.get("sampler"), whole.get("batch_size")
+    if size is None:
+        return whole
+    whole["batch_size"] = size * accumulation
+    if isinstance(sampler, Mapping) and sampler.get("type") == "EpochSampler":
+        whole["sampler"] = dict(sampler, multiple_of=whole["batch_size"] * get_world_size())
+    return whole
 
 
 @LOOPS.register_module()
@@ -71,9 +84,7 @@ class ResumableEpochTrainLoop(EpochBasedTrainLoop):
                     f"optim_wrapper.accumulative_counts is {self.accumulation!r}: it must be a "
                     "whole number, at least 1"
                 )
-            size = dataloader.get("batch_size")
-            if size is not None:
-                dataloader = dict(dataloader, batch_size=size * self.accumulation)
+            dataloader = _whole_steps(dataloader, self.accumulation)
         super().__init__(runner, dataloader, max_epochs, **kwargs)
 
     def run_iter(self, idx: int, data_batch: Any) -> None:

@@ -14,6 +14,8 @@ from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from models.randomness import SampleDraws
+
 
 @MODELS.register_module()
 class PhotometricDistortion(nn.Module):
@@ -21,8 +23,8 @@ class PhotometricDistortion(nn.Module):
 
     Each with probability 1/2 and in this order: brightness; contrast, if a coin says first;
     saturation; hue; contrast, if it says last; a random order of the channels. Values are not
-    clipped, except that saturation stops at that of a pure colour. The draws come from torch's CPU
-    generator, so a seed gives the same images on every device.
+    clipped, except that saturation stops at that of a pure colour. Every sample's draws come from a
+    CPU generator with its own seed, so that they are the same on every device and in any batch.
 
     Args:
         brightness_delta: Largest shift, in grey values.
@@ -45,16 +47,18 @@ class PhotometricDistortion(nn.Module):
         self.hue_delta = hue_delta
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Return distorted copies of images ``[I, 3, H, W]``: BGR, float, grey values 0 - 255."""
-        number = len(images)
-        brightness = _draw(number, -self.brightness_delta, self.brightness_delta, neutral=0.0)
-        contrast = _draw(number, *self.contrast_range, neutral=1.0)
-        contrast_first = _coins(number)
-        saturation = _draw(number, *self.saturation_range, neutral=1.0)
-        hue = _draw(number, -self.hue_delta, self.hue_delta, neutral=0.0)
-        order = torch.argsort(torch.rand(number, 3), dim=1)
-        order = torch.where(_coins(number)[:, None], order, torch.arange(3))
+    def forward(self, images: Tensor, draws: SampleDraws | None = None) -> Tensor:
+        """Return distorted copies of images.
+
+        Args:
+            images: ``[I, 3, H, W]``: BGR, float, grey values 0 - 255, of one sample after another.
+            draws: Of the B samples; None takes a seed for all images from torch's generator.
+        """
+        draws = draws or SampleDraws.fresh(1)
+        number = len(images) // len(draws.seeds)
+        drawn = [self._draw_changes(number, generator) for generator in draws.generators()]
+        columns = (torch.cat(column) for column in zip(*drawn, strict=True))
+        brightness, contrast, contrast_first, saturation, hue, order = columns
 
         def per_image(values: Tensor) -> Tensor:
             return values.to(images).view(-1, 1, 1, 1)
@@ -68,8 +72,31 @@ class PhotometricDistortion(nn.Module):
             images[where] = change_saturation_and_hue(
                 images[where], per_image(saturation[changed]), per_image(hue[changed])
             )
-        rows = torch.arange(number, device=images.device)[:, None]
+        rows = torch.arange(len(images), device=images.device)[:, None]
         return (images * last)[rows, order.to(images.device)]
+
+    def _draw_changes(self, number: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return what to do to ``number`` images of a sample.
+
+        Returns:
+            ``[number]`` each: shift of the brightness, factor of the contrast, whether that comes
+            first, factor of the saturation, shift of the hue; and ``[number, 3]``, the channels.
+        """
+        coins = torch.rand(6, number, generator=generator) < 0.5
+        values = torch.rand(4, number, generator=generator)
+        ranges = [
+            (-self.brightness_delta, self.brightness_delta),
+            self.contrast_range,
+            self.saturation_range,
+            (-self.hue_delta, self.hue_delta),
+        ]
+        low, high = torch.tensor(ranges).unsqueeze(-1).unbind(1)
+        neutral = torch.tensor([0.0, 1.0, 1.0, 0.0]).unsqueeze(-1)
+        changes = torch.where(coins[:4], low + values * (high - low), neutral)
+        brightness, contrast, saturation, hue = changes
+        order = torch.argsort(torch.rand(number, 3, generator=generator), dim=1)
+        order = torch.where(coins[5, :, None], order, torch.arange(3))
+        return brightness, contrast, coins[4], saturation, hue, order
 
 
 def change_saturation_and_hue(images: Tensor, factor: Tensor, shift_deg: Tensor) -> Tensor:
@@ -161,7 +188,8 @@ class OPUSDataPreprocessor(BaseDataPreprocessor):
             )
         images = torch.stack(list(samples)).flatten(0, 1).float()
         if training and self.distortion is not None:
-            images = self.distortion(images)
+            draws = SampleDraws.of(data["data_samples"]).part("distortion")
+            images = self.distortion(images, draws)
         if self.bgr_to_rgb:
             images = images.flip(1)
         images = (images - self.mean) / self.std
@@ -172,12 +200,3 @@ class OPUSDataPreprocessor(BaseDataPreprocessor):
         images = F.pad(images, (0, pad_w, 0, pad_h))
         inputs = dict(data["inputs"], img=images.unflatten(0, (len(samples), -1)))
         return dict(data, inputs=inputs)
-
-
-def _coins(number: int) -> Tensor:
-    return torch.rand(number) < 0.5
-
-
-def _draw(number: int, low: float, high: float, neutral: float) -> Tensor:
-    """Draw uniform values ``[number]``, each ``neutral`` with probability 1/2."""
-    return torch.where(_coins(number), torch.empty(number).uniform_(low, high), neutral)

@@ -11,6 +11,7 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     logger=dict(type='LoggerHook', interval=50, interval_exp_name=10**9),
     param_scheduler=dict(type='ParamSchedulerHook'),
+    batch_norm=dict(type='BatchNormSyncHook'),
     # every epoch; in a training that counts iterations, at every evaluation
     checkpoint=dict(type='CheckpointHook', max_keep_ckpts=2, save_last=True),
     host_memory=dict(type='HostMemoryHook', interval=10),
@@ -30,6 +31,7 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'))  # gloo without GPUs, see scripts/runtime/launch.py
 randomness = dict(seed=0)
+sync_bn = None  # 'torch': batch norms of the joint batch, on several GPUs
 
 load_from = None
 # How keys of `load_from` are renamed: detectors of mmdetection call their image network so, among

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sized
+from typing import Any
+
 from mmengine.dataset import DefaultSampler
 from mmengine.registry import DATA_SAMPLERS
 
@@ -16,7 +20,20 @@ class EpochSampler(DefaultSampler):
     from epoch to epoch, and do not depend on the number of workers or processes, nor on whether a
     run was interrupted and resumed. With wrappers, the index is the position in the outermost one
     (see :mod:`loaders.datasets.wrappers`). MMEngine's default hooks call ``set_epoch``.
+
+    Args:
+        dataset: The data set.
+        multiple_of: Samples of a training step on all processes. The first samples of an epoch fill
+            its last step up, so that this has the same samples on any number of processes.
+        **kwargs: Arguments of ``DefaultSampler``.
     """
+
+    def __init__(self, dataset: Sized, multiple_of: int = 1, **kwargs: Any) -> None:
+        super().__init__(dataset, **kwargs)
+        if self.round_up:
+            multiple = math.lcm(multiple_of, self.world_size)
+            self.total_size = math.ceil(len(dataset) / multiple) * multiple
+            self.num_samples = self.total_size // self.world_size
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of the order and of the data set's randomness."""

@@ -24,7 +24,8 @@ class PackOccSample:
     The data element holds ``ego2img`` float32 [F, 4, 4], ``ego2occ`` float32 [4, 4], with points
     ``ego2lidar`` float32 [4, 4] (ego to the frame of the points, thus equal to ``ego2occ``) and, if
     loaded, ``voxel_semantics`` uint8, ``mask_camera``, ``mask_lidar`` and ``mask_valid`` bool
-    [X, Y, Z]; the rest is its metainfo.
+    [X, Y, Z]; the rest is its metainfo. In training this holds ``seed``, drawn last from the
+    sample's generator, for the random draws of the model.
     """
 
     def __call__(self, sample: OccSample) -> dict[str, Any]:
@@ -43,6 +44,8 @@ class PackOccSample:
             "voxel_size": sample.voxel_size,
             "lidar2ego": sample.lidar2ego,
         }
+        if sample.rng is not None:
+            metainfo["seed"] = int(sample.rng.integers(2**63))
         if sample.replaces is not None:
             metainfo["replaces"] = sample.replaces
         if sample.ray_origins is not None:

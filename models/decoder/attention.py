@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import ops
+from models.randomness import SampleDraws
 
 
 class PackedSelfAttention(nn.Module):
@@ -31,17 +32,24 @@ class PackedSelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, tau: Tensor, centres: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, tau: Tensor, centres: Tensor, draws: SampleDraws | None = None
+    ) -> Tensor:
         """Attend within ``x`` ``[B, Q, C]``; logits fall by ``tau`` ``[B, Q, H]`` per metre
-        between ``centres`` ``[B, Q, 3]``.
+        between ``centres`` ``[B, Q, 3]``. Without ``draws`` no weight is dropped.
         """
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, Q, .]
-        dropout_p, seed = 0.0, 0
-        if self.training and self.dropout > 0:
-            # from torch's generator on the host: reading one on a GPU would wait for it
-            dropout_p, seed = self.dropout, int(torch.randint(2**62, ()))
-        out = ops.distance_attention(q, k, v, tau.transpose(1, 2), centres, dropout_p, seed)
+        tau = tau.transpose(1, 2)
+        if draws is None or self.dropout == 0:
+            out = ops.distance_attention(q, k, v, tau, centres)
+        else:  # the operation takes one seed: a sample after the other
+            rows = [slice(i, i + 1) for i in range(len(x))]
+            parts = [
+                ops.distance_attention(q[i], k[i], v[i], tau[i], centres[i], self.dropout, seed)
+                for i, seed in zip(rows, draws.seeds, strict=True)
+            ]
+            out = torch.cat(parts)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -54,7 +62,7 @@ class ScaleAdaptiveSelfAttention(nn.Module):
     Args:
         embed_dims: C.
         num_heads: H.
-        dropout: Probability to drop attention weights and outputs.
+        dropout: Probability to drop an attention weight. The output is not dropped, as published.
     """
 
     def __init__(self, embed_dims: int, num_heads: int = 8, dropout: float = 0.1) -> None:
@@ -62,16 +70,18 @@ class ScaleAdaptiveSelfAttention(nn.Module):
         attention = PackedSelfAttention(embed_dims, num_heads, dropout)
         self.attention = nn.ModuleDict({"attn": attention})  # the published parameter names
         self.gen_tau = nn.Linear(embed_dims, num_heads)
-        self.dropout = nn.Dropout(dropout)
         nn.init.zeros_(self.gen_tau.weight)
         nn.init.uniform_(self.gen_tau.bias, 0.0, 2.0)
 
-    def forward(self, query_feats: Tensor, centres: Tensor) -> Tensor:
+    def forward(
+        self, query_feats: Tensor, centres: Tensor, draws: SampleDraws | None = None
+    ) -> Tensor:
         """Return ``query_feats`` ``[B, Q, C]`` plus what was attended to.
 
         Args:
             query_feats: ``[B, Q, C]``.
             centres: ``[B, Q, 3]`` in metres; gets no gradient.
+            draws: Of the dropout; None drops nothing.
         """
-        attended = self.attention["attn"](query_feats, self.gen_tau(query_feats), centres)
-        return query_feats + self.dropout(attended)
+        attended = self.attention["attn"](query_feats, self.gen_tau(query_feats), centres, draws)
+        return query_feats + attended

@@ -14,6 +14,8 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from models.randomness import SampleDraws
+
 from .layer import DecoderLayer
 from .sampling import FeatureMaps
 
@@ -134,6 +136,7 @@ class OPUSDecoder(BaseModule):
         occ2img: Tensor,
         img_hw: tuple[int, int],
         bev_feats: Tensor | None = None,
+        draws: SampleDraws | None = None,
     ) -> DecoderOutput:
         """Run all layers; in eval mode only the last one gives point features.
 
@@ -144,6 +147,7 @@ class OPUSDecoder(BaseModule):
             img_hw: Height and width in pixels of the images the projections refer to.
             bev_feats: With LiDAR its map ``[B, C, h, w]`` over the xy plane of ``pc_range``, rows
                 along y, columns along x.
+            draws: Of the dropout in training; None takes them from torch's generator.
 
         Raises:
             ValueError: If a LiDAR map is missing, or given and not expected.
@@ -159,10 +163,15 @@ class OPUSDecoder(BaseModule):
         query_feats = init_points.new_zeros(*init_points.shape[:2], self.embed_dims)
         points = init_points
         output = DecoderOutput([], [])
-        for layer in self.decoder_layers:
+        if not self.training:
+            draws = None
+        elif draws is None:
+            draws = SampleDraws.fresh(len(init_points))
+        for i, layer in enumerate(self.decoder_layers):
             points = points.detach()
             wanted = self.training or layer is self.decoder_layers[-1]
-            refined = layer(query_feats, points, points * size + low, maps, wanted)
+            points_m = points * size + low
+            refined = layer(query_feats, points, points_m, maps, wanted, draws and draws.part(i))
             query_feats = refined.query_feats
             points = (refined.points_m - low) / size
             output.points.append(points)

@@ -13,6 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models import randomness
+from models.randomness import SampleDraws
+
 from .attention import ScaleAdaptiveSelfAttention
 from .mixing import AdaptiveMixing
 from .sampling import FeatureMaps, PointSampling
@@ -29,12 +32,16 @@ class FeedForward(nn.Module):
 
     def __init__(self, embed_dims: int, hidden_dims: int, dropout: float) -> None:
         super().__init__()
-        hidden = nn.Sequential(nn.Linear(embed_dims, hidden_dims), nn.ReLU(), nn.Dropout(dropout))
-        self.layers = nn.Sequential(hidden, nn.Linear(hidden_dims, embed_dims), nn.Dropout(dropout))
+        self.dropout = dropout
+        hidden = nn.Sequential(nn.Linear(embed_dims, hidden_dims), nn.ReLU())
+        self.layers = nn.Sequential(hidden, nn.Linear(hidden_dims, embed_dims))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` ``[..., C]`` plus the network of it."""
-        return x + self.layers(x)
+    def forward(self, x: Tensor, draws: SampleDraws | None = None) -> Tensor:
+        """Return ``x`` ``[B, Q, C]`` plus the network of it; without ``draws`` nothing drops."""
+        out = x
+        for i, layer in enumerate(self.layers):
+            out = randomness.dropout(layer(out), self.dropout, draws and draws.part(i))
+        return x + out
 
 
 class LayerOutput(NamedTuple):
@@ -143,6 +150,7 @@ class DecoderLayer(nn.Module):
         points_m: Tensor,
         maps: FeatureMaps,
         with_point_feats: bool,
+        draws: SampleDraws | None = None,
     ) -> LayerOutput:
         """Run the layer.
 
@@ -152,15 +160,16 @@ class DecoderLayer(nn.Module):
             points_m: The same points in metres of the occ frame.
             maps: What to sample from.
             with_point_feats: Whether the class branch is needed.
-
+            draws: Of the dropout; None drops nothing.
         """
         centre = points_m.mean(2)
         query_feats = query_feats + self.position_encoder(points.flatten(2))
         sampled, where = self.sampling(query_feats, points_m, maps)
         mixed = self.get_submodule(self.mixing_name)(sampled, query_feats)
         query_feats = self.norm1(mixed)
-        query_feats = self.norm2(self.self_attn(query_feats, centre))
-        query_feats = self.norm3(self.ffn(query_feats))
+        attended = self.self_attn(query_feats, centre, draws and draws.part("attention"))
+        query_feats = self.norm2(attended)
+        query_feats = self.norm3(self.ffn(query_feats, draws and draws.part("ffn")))
         offset = self.reg_branch(query_feats).unflatten(-1, (self.out_points, 3))
         refined = torch.nan_to_num(centre.unsqueeze(2) + offset * self.refine_scale_m)
         feats = None

@@ -18,6 +18,8 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from models.heads import CameraGeometry, HeadOutput, LidarInput, OccupancyHead
+from models.losses import LossNormalizer
+from models.randomness import SampleDraws
 from models.weight_layouts import to_own_layout
 
 from .feature_cache import FeatureCache, FrameFeatures
@@ -44,6 +46,8 @@ class OPUS(BaseModel):
         img_aux_head: Configuration of a ``FirstHitHead`` that supervises the image network in
             training; None for none, as published.
         grid_mask: Configuration of an augmentation of the network's input; None for none.
+        loss_normalizer: What losses are divided by where several processes share a batch, see
+            ``LossNormalizer``: ``'batch'``, or ``'rank'`` as the published models were trained.
         stop_prev_grad: Number of frames, from the current one on, whose features carry gradient;
             the others run without gradient and in eval mode. None: all carry it.
         streaming: In eval mode, keep the features of frames, so that a sample pays for the frames
@@ -65,6 +69,7 @@ class OPUS(BaseModel):
         pts_neck: dict | None = None,
         img_aux_head: dict | None = None,
         grid_mask: dict | None = None,
+        loss_normalizer: str = "batch",
         stop_prev_grad: int | None = None,
         streaming: bool = False,
         cached_frames: int = 16,
@@ -91,6 +96,7 @@ class OPUS(BaseModel):
             sizes["in_channels"] = self.pts_bbox_head.embed_dims
             self.img_aux_head = MODELS.build(img_aux_head, default_args=sizes)
         self.grid_mask = None if grid_mask is None else MODELS.build(grid_mask)
+        self.loss_normalizer = LossNormalizer(loss_normalizer)
         self.stop_prev_grad = stop_prev_grad
         self.streaming = streaming
         self.cache = FeatureCache(cached_frames)
@@ -171,13 +177,14 @@ class OPUS(BaseModel):
         feats = self.extract_feat(images, data_samples)
         lidar = self.extract_lidar(inputs.get("points")) if self.has_lidar else None
         with torch.autocast(images.device.type, enabled=False):
-            output = self.pts_bbox_head(feats, geometry, lidar)
+            draws = SampleDraws.of(data_samples).part("decoder") if self.training else None
+            output = self.pts_bbox_head(feats, geometry, lidar, draws)
             if mode == "loss":
-                losses = self.pts_bbox_head.loss(output, data_samples)
+                terms = dict(self.pts_bbox_head.loss_terms(output, data_samples))
                 if self.img_aux_head is not None:
                     num_cams = self.pts_bbox_head.num_cams
-                    losses |= self.img_aux_head.loss(feats, geometry, data_samples, num_cams)
-                return losses
+                    terms |= self.img_aux_head.loss_terms(feats, geometry, data_samples, num_cams)
+                return self.loss_normalizer(terms)
             if mode == "predict":
                 return self.pts_bbox_head.predict(output, data_samples)
             return output
@@ -198,8 +205,12 @@ class OPUS(BaseModel):
         num_cams = self.pts_bbox_head.num_cams
         kept = images.shape[1] if self.stop_prev_grad is None else self.stop_prev_grad * num_cams
         if self.grid_mask is not None:
-            images = self.grid_mask(images.flatten(0, 1)).view_as(images)
-        if not torch.is_grad_enabled() or kept >= images.shape[1]:
+            draws = None
+            if self.training and data_samples:
+                draws = SampleDraws.of(data_samples).part("grid_mask")
+            images = self.grid_mask(images, draws)
+        needs_no_gradient = not (self.training or torch.is_grad_enabled())
+        if needs_no_gradient or kept >= images.shape[1]:
             return self._image_network(images)
         current = self._image_network(images[:, :kept])
         previous = self._without_gradient(images[:, kept:])

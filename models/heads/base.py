@@ -20,7 +20,8 @@ from models import ops
 from models.decoder import DecoderOutput
 from models.errors import ModelConfigError
 from models.layers import GridModule
-from models.losses import Match, OccupiedPoints
+from models.losses import LossTerm, LossTerms, Match, OccupiedPoints, normalize_alone
+from models.randomness import SampleDraws
 
 from .densifier import VoxelLogits
 
@@ -177,6 +178,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         mlvl_feats: Sequence[Tensor],
         geometry: CameraGeometry,
         lidar: LidarInput | None = None,
+        draws: SampleDraws | None = None,
     ) -> HeadOutput:
         """Decode points, in the precision of the parameters.
 
@@ -184,6 +186,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             mlvl_feats: L maps ``[B, T*N, C, h, w]``.
             geometry: Cameras of the batch.
             lidar: LiDAR of the batch where the head uses it.
+            draws: Of the dropout in training; None takes them from torch's generator.
 
         Raises:
             ValueError: If levels, frames, cameras, channels or LiDAR are not those of the
@@ -202,6 +205,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             geometry.occ2img().to(dtype),
             geometry.img_hw,
             None if lidar is None else lidar.bev_feats.to(dtype),
+            draws,
         )
         return HeadOutput(
             init_points,
@@ -214,7 +218,11 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
     def loss(
         self, output: HeadOutput, data_samples: Sequence[BaseDataElement]
     ) -> dict[str, Tensor]:
-        """Return the losses of the initial points and of every decoder layer.
+        """Return the losses of a batch by itself: the means of ``loss_terms``, by name."""
+        return normalize_alone(self.loss_terms(output, data_samples))
+
+    def loss_terms(self, output: HeadOutput, data_samples: Sequence[BaseDataElement]) -> LossTerms:
+        """Return the terms of the losses of the initial points and of every decoder layer.
 
         Args:
             output: Output of ``forward`` in training mode.
@@ -227,18 +235,19 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         """
         targets = [self.occupied_points(sample) for sample in data_samples]
         semantics = torch.stack([sample.voxel_semantics for sample in data_samples])
-        losses = {}
+        terms: dict[str, list[LossTerm]] = {}
         if not self.use_lidar:
-            losses["init_loss_pts"] = self.loss_pts(self._in_metres(output.init_points), targets)
+            init_points = self._in_metres(output.init_points)
+            terms["init_loss_pts"] = self.loss_pts.terms(init_points, targets)
         last = len(output.points) - 1
         for i in [last, *range(last)]:
             prefix = "" if i == last else f"d{i}."
             points = self._in_metres(output.points[i])
             matched = [gt.match(own) for own, gt in zip(points, targets, strict=True)]
             layer = MatchedLayer(i, points, targets, matched)
-            losses[f"{prefix}loss_cls"] = self._class_loss(output, layer, semantics)
-            losses[f"{prefix}loss_pts"] = self.loss_pts(points, targets, matched)
-        return losses
+            terms[f"{prefix}loss_cls"] = [self._class_term(output, layer, semantics)]
+            terms[f"{prefix}loss_pts"] = self.loss_pts.terms(points, targets, matched)
+        return terms
 
     @abstractmethod
     def predict(
@@ -270,13 +279,16 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         return OccupiedPoints(self.voxel_centres(index), semantics[x, y, z].long(), visible)
 
     @abstractmethod
-    def _class_loss(
+    def _class_term(
         self,
         output: HeadOutput,
         layer: MatchedLayer,
         semantics: Tensor,
-    ) -> Tensor:
-        """Return the class loss of a layer; ``semantics`` is ``[B, X, Y, Z]``."""
+    ) -> LossTerm:
+        """Return the sum of the class loss of a layer and what it is divided by.
+
+        ``semantics`` is ``[B, X, Y, Z]``.
+        """
 
     @abstractmethod
     def _discretize(self, decoded: DecoderOutput) -> list[VoxelLogits | None]:

@@ -14,6 +14,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from models.decoder import DecoderOutput
+from models.losses import LossTerm
 
 from .base import HeadOutput, MatchedLayer, OccupancyHead
 from .densifier import VoxelLogits
@@ -73,16 +74,16 @@ class CPDHead(OccupancyHead):
             )
         ]
 
-    def _class_loss(
+    def _class_term(
         self,
         output: HeadOutput,
         layer: MatchedLayer,
         semantics: Tensor,
-    ) -> Tensor:
+    ) -> LossTerm:
         voxels = output.voxels[layer.index]
         assert voxels is not None
         b, x, y, z = voxels.coords.unbind(1)
         labels = semantics[b, x, y, z].long()
         occupied = labels != self.empty_label
         labels = torch.where(occupied, labels, self.num_classes)
-        return self.loss_cls(voxels.logits, labels, occupied.sum().clamp(min=1))
+        return LossTerm(self.loss_cls(voxels.logits, labels), occupied.sum())

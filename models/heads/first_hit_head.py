@@ -17,6 +17,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from models import ops
+from models.losses import LossTerm, LossTerms, normalize_alone
 
 from .base import CameraGeometry
 
@@ -72,7 +73,19 @@ class FirstHitHead(BaseModule):
         data_samples: Sequence[BaseDataElement],
         num_cams: int,
     ) -> dict[str, Tensor]:
-        """Return ``img.loss_cls`` and ``img.loss_depth``, cross-entropies averaged over pixels.
+        """Return the losses of a batch by itself: the means of ``loss_terms``, by name."""
+        return normalize_alone(self.loss_terms(mlvl_feats, geometry, data_samples, num_cams))
+
+    def loss_terms(
+        self,
+        mlvl_feats: Sequence[Tensor],
+        geometry: CameraGeometry,
+        data_samples: Sequence[BaseDataElement],
+        num_cams: int,
+    ) -> LossTerms:
+        """Return the terms of ``img.loss_cls`` and ``img.loss_depth``.
+
+        They are cross-entropies over all pixels and over those whose ray meets something.
 
         Args:
             mlvl_feats: L maps ``[B, T*N, C, h, w]``, the current frame's first.
@@ -94,10 +107,12 @@ class FirstHitHead(BaseModule):
         predicted, label, depth_bin = torch.cat(logits), torch.cat(classes), torch.cat(bins)
         of_class, of_depth = predicted.split([self.num_classes + 1, self.depth_bins], dim=1)
         hit = label < self.num_classes
-        depth_terms = F.cross_entropy(of_depth, depth_bin, reduction="none")[hit]
+        class_total = F.cross_entropy(of_class, label, reduction="sum")
+        depth_total = F.cross_entropy(of_depth, depth_bin, reduction="none")[hit].sum()
+        pixels = class_total.new_full((), len(label), dtype=torch.float64)
         return {
-            "img.loss_cls": self.loss_weight * F.cross_entropy(of_class, label),
-            "img.loss_depth": self.loss_weight * depth_terms.sum() / max(len(depth_terms), 1),
+            "img.loss_cls": [LossTerm(self.loss_weight * class_total, pixels)],
+            "img.loss_depth": [LossTerm(self.loss_weight * depth_total, hit.sum())],
         }
 
     @torch.no_grad()

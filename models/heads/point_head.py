@@ -14,7 +14,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from models.decoder import DecoderOutput
-from models.losses import Match, OccupiedPoints
+from models.losses import LossTerm, Match, OccupiedPoints
 
 from .base import HeadOutput, MatchedLayer, OccupancyHead
 from .densifier import VoxelLogits
@@ -82,19 +82,20 @@ class PointHead(OccupancyHead):
     def _discretize(self, decoded: DecoderOutput) -> list[VoxelLogits | None]:
         return [None] * len(decoded.points)
 
-    def _class_loss(
+    def _class_term(
         self,
         output: HeadOutput,
         layer: MatchedLayer,
         semantics: Tensor,
-    ) -> Tensor:
+    ) -> LossTerm:
         logits = output.point_feats[layer.index]
         assert logits is not None
         rows = zip(layer.points, layer.targets, layer.matched, strict=True)
         labels, weights = (
             torch.cat(column) for column in zip(*(self._labels(*row) for row in rows), strict=True)
         )
-        return self.loss_cls(logits.flatten(0, 2), labels, len(labels), weights)
+        total = self.loss_cls(logits.flatten(0, 2), labels, row_weights=weights)
+        return LossTerm(total, total.new_full((), len(labels), dtype=torch.float64))
 
     @torch.no_grad()
     def _labels(

@@ -1,6 +1,6 @@
 """GridMask augmentation.
 
-Dimension letters: I images, C channels, H, W image size.
+Dimension letters: B batch, I images of a sample, C channels, H, W image size.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from models.randomness import SampleDraws
+
 
 @MODELS.register_module()
 class GridMask(nn.Module):
-    """Zero a regular lattice of squares in all images of a batch (arXiv 2001.04086).
+    """Zero a regular lattice of squares in all images of a sample (arXiv 2001.04086).
 
-    Period and position of the lattice are drawn per batch from torch's CPU generator.
+    Period and position of the lattice are drawn per sample, from a CPU generator with its seed.
 
     Args:
         ratio: Part of the period, along each axis, that is kept between the squares.
-        prob: Probability that a batch is masked; in eval mode none is.
+        prob: Probability that a sample is masked; in eval mode none is.
     """
 
     def __init__(self, ratio: float = 0.5, prob: float = 0.7) -> None:
@@ -26,16 +28,29 @@ class GridMask(nn.Module):
         self.ratio = ratio
         self.prob = prob
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return masked images ``[I, C, H, W]``."""
-        if not self.training or torch.rand(()) >= self.prob:
+    def forward(self, images: Tensor, draws: SampleDraws | None = None) -> Tensor:
+        """Return masked images.
+
+        Args:
+            images: ``[B, I, C, H, W]``.
+            draws: Of the B samples; None takes them from torch's generator.
+        """
+        if not self.training:
             return images
+        draws = draws or SampleDraws.fresh(len(images))
         height, width = images.shape[-2:]
-        period = int(torch.randint(2, max(min(height, width), 3), ()))
+        kept = torch.stack([self._mask(height, width, rng) for rng in draws.generators()])
+        return images * kept.to(images)[:, None, None]
+
+    def _mask(self, height: int, width: int, generator: torch.Generator) -> Tensor:
+        """Return which pixels ``[H, W]`` of a sample are kept."""
+        if torch.rand((), generator=generator) >= self.prob:
+            return torch.ones(height, width, dtype=torch.bool)
+        longest = max(min(height, width), 3)
+        period = int(torch.randint(2, longest, (), generator=generator))
         kept = min(max(round(period * self.ratio), 1), period - 1)
         rows, columns = (
-            (torch.arange(size) + torch.randint(period, ())) % period < kept
+            (torch.arange(size) + torch.randint(period, (), generator=generator)) % period < kept
             for size in (height, width)
         )
-        mask = rows[:, None] | columns[None, :]
-        return images * mask.to(images)
+        return rows[:, None] | columns[None, :]

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from models import ops
 
+from .normalizer import LossTerm, normalize_alone
+
 
 class Match(NamedTuple):
     """Nearest neighbours of a sample's predictions and ground truth, both ways.
@@ -71,7 +73,8 @@ class ChamferLoss(nn.Module):
 
     The distance of a pair is SmoothL1 summed over x, y, z. From the ground truth to the
     predictions, points that are seen but far from any prediction weigh more, and so do seen points
-    of rare classes. Both directions are averaged over all points of the batch.
+    of rare classes. Both directions are averaged over all points of the batch; of which batch, a
+    ``LossNormalizer`` decides.
 
     Args:
         beta: Distance in metres where SmoothL1 turns from quadratic to linear.
@@ -112,7 +115,19 @@ class ChamferLoss(nn.Module):
         targets: Sequence[OccupiedPoints],
         matched: Sequence[Match | None] | None = None,
     ) -> Tensor:
-        """Return the loss of a batch.
+        """Return the loss of a batch by itself: the sum of the means of ``terms``.
+
+        Args and shapes as in ``terms``.
+        """
+        return normalize_alone({"loss": self.terms(points, targets, matched)})["loss"]
+
+    def terms(
+        self,
+        points: Sequence[Tensor],
+        targets: Sequence[OccupiedPoints],
+        matched: Sequence[Match | None] | None = None,
+    ) -> list[LossTerm]:
+        """Return the sums from the ground truth to the predictions and back, and their counts.
 
         Args:
             points: Predicted points ``[N, 3]`` of every sample, metres of the occ frame.
@@ -120,13 +135,15 @@ class ChamferLoss(nn.Module):
             matched: What ``OccupiedPoints.match`` gives for ``points``, where it is known already.
 
         Returns:
-            Scalar with a graph to every predicted point; zero if no sample has a point.
+            Two terms, the second with a graph to every predicted point; both are zero if no sample
+            has a ground-truth point.
         """
         # An empty slice keeps the graph and, unlike a product with zero, cannot turn into NaN.
-        total = torch.stack([pred[:0].sum() for pred in points]).sum()
+        nothing = torch.stack([pred[:0].sum() for pred in points]).sum()
+        none = nothing.new_zeros((), dtype=torch.float64)
+        to_pred, to_gt = [LossTerm(nothing, none)], [LossTerm(nothing, none)]
         if matched is None:
             matched = [gt.match(pred) for pred, gt in zip(points, targets, strict=True)]
-        to_pred, to_gt = [], []
         for pred, gt, match in zip(points, targets, matched, strict=True):
             if match is None:
                 continue
@@ -134,26 +151,26 @@ class ChamferLoss(nn.Module):
             weights = self._gt_weights(gt, match.squared_distance)
             to_pred.append(self._one_way(centres, pred, match.to_pred, weights))
             to_gt.append(self._one_way(pred, centres, match.to_gt))
-        for terms in (to_pred, to_gt):
-            if terms:
-                sums, counts = zip(*terms, strict=True)
-                total = total + sum(sums) / sum(counts)
-        return self.loss_weight * total
+        return [self._sum(to_pred), self._sum(to_gt)]
+
+    def _sum(self, parts: Sequence[LossTerm]) -> LossTerm:
+        total = torch.stack([part.total for part in parts]).sum()
+        return LossTerm(self.loss_weight * total, torch.stack([part.count for part in parts]).sum())
 
     def _one_way(
         self, query: Tensor, reference: Tensor, index: Tensor, weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | float]:
-        """Return the sum of the terms from query to reference and what to divide it by."""
+    ) -> LossTerm:
+        """Return the sum of the distances from query to reference and what to divide it by."""
         terms = ops.chamfer_terms(query, reference, index, self.beta)
         share: Tensor | None = None
-        divisor: Tensor | float = float(len(terms))
+        count = terms.new_full((), len(terms), dtype=torch.float64)
         if self.density_aware:
             share = torch.bincount(index, minlength=len(reference))[index].to(terms).reciprocal()
-            divisor = share.sum()
+            count = share.sum().double()
         for factor in (weights, share):
             if factor is not None:
                 terms = terms * factor
-        return terms.sum(), divisor
+        return LossTerm(terms.sum(), count)
 
     def _gt_weights(self, gt: OccupiedPoints, squared_distance: Tensor) -> Tensor:
         far = gt.visible & (squared_distance > self.far_distance_m**2)

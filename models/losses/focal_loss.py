@@ -42,7 +42,7 @@ class SigmoidFocalLoss(nn.Module):
         self,
         logits: Tensor,
         labels: Tensor,
-        avg_factor: Tensor | float,
+        avg_factor: Tensor | float = 1.0,
         row_weights: Tensor | None = None,
     ) -> Tensor:
         """Return the weighted sum of the loss divided by ``avg_factor``.
@@ -50,7 +50,7 @@ class SigmoidFocalLoss(nn.Module):
         Args:
             logits: ``[n, K]``.
             labels: int64 ``[n]``; a label outside ``[0, K)`` is background: no class positive.
-            avg_factor: Divisor of the sum.
+            avg_factor: Divisor of the sum; 1 where a ``LossNormalizer`` divides it.
             row_weights: ``[n]`` factor of every row; None for 1.
 
         Returns:

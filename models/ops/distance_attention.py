@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ._extension import SINGLE_AND_HALF, native, on_load, runs_natively
+from .counter_hash import kept_by_dropout
 
 __all__ = ["distance_attention", "distance_attention_reference"]
 
-_WORD = 0xFFFFFFFF  # 32 bits
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MOST_CHANNELS_ON_GPU = 32  # of a head; they stay in a thread's registers
 
@@ -99,25 +99,7 @@ def distance_attention_reference(
 def _kept_weights(shape: torch.Size, dropout_p: float, seed: int, device: torch.device) -> Tensor:
     """Which attention weights [B, H, Q, Q] dropout keeps; the native kernel's hash."""
     B, H, Q, _ = shape
-    row = torch.arange(B * H * Q, device=device) & _WORD
-    key = torch.arange(Q, device=device) & _WORD
-    row = _mix_bits((row * 0x9E3779B1 + (seed & _WORD)) & _WORD).view(B, H, Q, 1)
-    key = _mix_bits((key * 0x85EBCA77 + (seed >> 32 & _WORD)) & _WORD)
-    return _mix_bits(row ^ key) >= min(int(dropout_p * 2**32), _WORD)
-
-
-def _mix_bits(x: Tensor) -> Tensor:
-    """Finaliser of MurmurHash3 on 32-bit words held in int64."""
-    x = x ^ (x >> 16)
-    x = _multiply_words(x, 0x85EBCA6B)
-    x = x ^ (x >> 13)
-    x = _multiply_words(x, 0xC2B2AE35)
-    return x ^ (x >> 16)
-
-
-def _multiply_words(x: Tensor, factor: int) -> Tensor:
-    """``x * factor`` modulo 2^32; the wrap-around of int64 loses only higher bits."""
-    return (x * factor) & _WORD
+    return kept_by_dropout((B * H * Q, Q), dropout_p, seed, device).view(shape)
 
 
 def _check_arguments(

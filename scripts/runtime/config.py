@@ -75,6 +75,10 @@ def load(path: str | Path, options: Mapping[str, Any] | None = None) -> LoadedCo
     sources |= {key.split(".", 1)[0]: OPTIONS_SOURCE for key in options}
     settings = resolve_settings(cfg)
     _refuse_unread(settings, options, chain, path)
+    # What stands in the parts now, or nowhere, goes: the config, written to a file, is read again.
+    for name, setting in settings.items():
+        if not setting.is_effective or setting.is_part:
+            del cfg[name]
     check_parts(cfg)
     _check_runner(cfg)
     return LoadedConfig(cfg, settings, sources)

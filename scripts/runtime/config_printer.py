@@ -22,7 +22,7 @@ from scripts.runtime.errors import run_entry_point
 from scripts.runtime.fit import fit_config
 from scripts.runtime.launch import Launch
 from scripts.runtime.parts import LOADERS, arguments_of, find_type
-from scripts.runtime.settings import Setting, leaf_datasets
+from scripts.runtime.settings import leaf_datasets
 
 
 def print_config(path: str, options: dict[str, object]) -> str:
@@ -33,18 +33,7 @@ def print_config(path: str, options: dict[str, object]) -> str:
     """
     loaded = load(path, options)
     check_buildable(loaded.cfg)
-    effective = {
-        key: value
-        for key, value in loaded.cfg.items()
-        if key not in loaded.settings or _stays(loaded.settings[key])
-    }
-    return f"{header(path, loaded)}\n{Config(effective).pretty_text}"
-
-
-def _stays(setting: Setting) -> bool:
-    """Whether a setting is printed: it is used, and no part itself, which stands below anyway."""
-    values = setting.value if isinstance(setting.value, (list, tuple)) else [setting.value]
-    return setting.is_effective and not any(isinstance(value, dict) for value in values)
+    return f"{header(path, loaded)}\n{loaded.cfg.pretty_text}"
 
 
 def header(path: str, loaded: LoadedConfig) -> str:

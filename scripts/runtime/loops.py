@@ -1,14 +1,17 @@
-"""Epoch-based training that resumes in the middle of an epoch."""
+"""Epoch-based training that accumulates gradients and resumes in the middle of an epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from mmengine.dist import get_world_size
 from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
 
+from scripts.runtime.accumulation import accumulated_step
 from scripts.runtime.errors import ConfigError
 
 
@@ -30,6 +33,18 @@ class _SkippingSampler:
         return getattr(self._sampler, name)
 
 
+def _whole_steps(dataloader: Mapping[str, Any], accumulation: int) -> dict[str, Any]:
+    """Return the configuration of a data loader whose batches are those of optimiser steps."""
+    whole = dict(dataloader)
+    sampler, size = whole.get("sampler"), whole.get("batch_size")
+    if size is None:
+        return whole
+    whole["batch_size"] = size * accumulation
+    if isinstance(sampler, Mapping) and sampler.get("type") == "EpochSampler":
+        whole["sampler"] = dict(sampler, multiple_of=whole["batch_size"] * get_world_size())
+    return whole
+
+
 @LOOPS.register_module()
 class ResumableEpochTrainLoop(EpochBasedTrainLoop):
     """mmengine's EpochBasedTrainLoop, which takes an interrupted epoch up where it was left.
@@ -39,13 +54,20 @@ class ResumableEpochTrainLoop(EpochBasedTrainLoop):
     has already seen are left out (they are not loaded either); shuffling depends on seed and epoch
     alone, so the rest of the epoch is the rest that an uninterrupted run would have seen.
 
+    With `optim_wrapper.accumulative_counts` k an iteration takes the samples of k batches and is
+    one step of the optimiser: iterations, epochs and schedule are those of a batch k times as
+    large. (In mmengine's loop an iteration is a batch, and every k-th of them a step.)
+
     Args:
-        runner: The runner.
-        dataloader: Data loader or its config.
+        runner: The runner; its optimiser is not built yet.
+        dataloader: Configuration of the data loader, with the size of one batch, or a data loader.
         max_epochs: Length of the training.
         val_begin: First epoch that may be followed by an evaluation.
         val_interval: Epochs between two evaluations; None evaluates once, after the last epoch.
         dynamic_intervals: See mmengine's EpochBasedTrainLoop.
+
+    Raises:
+        ConfigError: A length, an interval or `accumulative_counts` is not a positive whole number.
     """
 
     _epoch: int
@@ -53,8 +75,8 @@ class ResumableEpochTrainLoop(EpochBasedTrainLoop):
 
     def __init__(
         self,
-        runner: Any,
-        dataloader: Any,
+        runner: Runner,
+        dataloader: DataLoader | dict,
         max_epochs: int,
         val_begin: int = 1,
         val_interval: int | None = None,
@@ -63,8 +85,32 @@ class ResumableEpochTrainLoop(EpochBasedTrainLoop):
         for name, value in (("max_epochs", max_epochs), ("val_interval", val_interval or 1)):
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}: it must be a whole number of at least 1")
+        self.accumulation = 1
+        wrapper: Any = runner.optim_wrapper
+        if isinstance(wrapper, Mapping) and isinstance(dataloader, Mapping):
+            runner.optim_wrapper = wrapper = dict(wrapper)
+            self.accumulation = wrapper.pop("accumulative_counts", 1)
+            if not isinstance(self.accumulation, int) or self.accumulation < 1:
+                raise ConfigError(
+                    f"optim_wrapper.accumulative_counts is {self.accumulation!r}: it must be a "
+                    "whole number, at least 1"
+                )
+            dataloader = _whole_steps(dataloader, self.accumulation)
         interval = max_epochs if val_interval is None else val_interval
         super().__init__(runner, dataloader, max_epochs, val_begin, interval, dynamic_intervals)
+
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        """Run one iteration: one step of the optimiser."""
+        if self.accumulation == 1:
+            super().run_iter(idx, data_batch)
+            return
+        runner = self.runner
+        runner.call_hook("before_train_iter", batch_idx=idx, data_batch=data_batch)
+        outputs = accumulated_step(
+            runner.model, data_batch, runner.optim_wrapper, self.accumulation
+        )
+        runner.call_hook("after_train_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
+        self._iter += 1
 
     def run_epoch(self) -> None:
         """Run one epoch, or what a resumed checkpoint left of it."""

@@ -59,6 +59,12 @@ class Setting:
             _equal(value, self.value) for value in self.written.values()
         )
 
+    @property
+    def is_part(self) -> bool:
+        """Whether the value is a part, or a list of parts."""
+        values = self.value if isinstance(self.value, (list, tuple)) else [self.value]
+        return any(isinstance(value, dict) for value in values)
+
 
 def setting_names(cfg: Mapping[str, Any]) -> list[str]:
     """Return the top-level keys of a config that are settings: no key of the Runner's."""

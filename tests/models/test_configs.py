@@ -12,6 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from torch import nn
 
 from scripts.runtime.config import load_config
 from scripts.runtime.errors import ConfigError
@@ -168,7 +169,8 @@ def check_head(family: Family, size: Size, head: Any) -> None:
     assert (loss.gamma, loss.alpha, loss.loss_weight) == (2.0, 0.25, 2.0)
     assert loss.class_weights == weights
     loss = head.loss_pts
-    assert (loss.beta, loss.loss_weight, loss.density_aware) == (0.2, 0.5, family.density_aware)
+    assert (loss.beta, loss.density_aware) == (0.2, family.density_aware)
+    assert loss.loss_weight == (0.25 if family.density_aware else 0.5)
     assert (loss.far_weight, loss.rare_weight, loss.rare_classes) == (5.0, 10.0, [0, 2, 5, 8])
 
 
@@ -183,6 +185,8 @@ def check_networks(family: Family, model: Any) -> None:
     assert backbone.init_cfg.prefix == "backbone."
     assert (model.img_neck.out_channels, model.img_neck.num_outs) == (256, 4)
     assert not {"grid_mask", "stop_prev_grad", "streaming"} & set(model)
+    assert model.get("img_aux_head") is None
+    assert model.get("loss_normalizer", "batch") == "batch"
     assert model.data_preprocessor.distortion.type == "PhotometricDistortion"
     if not family.lidar:
         assert "pts_middle_encoder" not in model
@@ -206,8 +210,9 @@ def check_training(family: Family, config: Config) -> None:
     assert config.batch_size == config.train_dataloader.batch_size == 8
     assert config.train_cfg.max_epochs == family.epochs
     warm_up, decay = config.param_scheduler
-    assert (warm_up.start_factor, warm_up.end, warm_up.by_epoch) == (1 / 3, 500, False)
+    assert (warm_up.start_factor, warm_up.end, warm_up.by_epoch) == (1 / 3, 501, False)
     assert decay.eta_min_ratio == 1e-3 and not {"T_max", "end"} & set(decay)  # the training's end
+    assert not decay.get("convert_to_iter_based", False)
     expected = "pretrain/fusion_pretrain_model.pth" if family.lidar else None
     assert config.load_from == expected
 
@@ -216,6 +221,7 @@ def check_training(family: Family, config: Config) -> None:
 def test_state_dict_is_the_published_one(family: Family, size: str) -> None:
     with torch.device("meta"):
         model = MODELS.build(load_config(path_of(family, size)).model)
+    check_dropouts(model)
     ours = {
         name: [list(value.shape), str(value.dtype).removeprefix("torch.")]
         for name, value in model.state_dict().items()
@@ -234,6 +240,18 @@ def test_state_dict_is_the_published_one(family: Family, size: str) -> None:
     assert {k for k in ours if k.startswith("pts_bbox_head.")} == {
         k for k in expected if k.startswith("pts_bbox_head.")
     }
+
+
+def check_dropouts(model: Any) -> None:
+    """Attention weights and both layers of the feed-forward networks are dropped, nothing else."""
+    assert not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules())
+    rates = {
+        name: module.dropout for name, module in model.named_modules() if hasattr(module, "dropout")
+    }
+    prefix = "pts_bbox_head.transformer.decoder.decoder_layers"
+    layers = range(model.pts_bbox_head.num_layers)
+    parts = ("self_attn.attention.attn", "ffn")
+    assert rates == {f"{prefix}.{layer}.{part}": 0.1 for layer in layers for part in parts}
 
 
 def shrink(config: Config) -> dict[str, Any]:

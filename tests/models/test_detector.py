@@ -254,13 +254,13 @@ def test_unknown_keys_are_refused(make_detector: Callable[..., Any]) -> None:
 
 
 def test_grid_mask_drops_a_quarter_in_squares_and_rests_in_eval_mode() -> None:
-    mask, images = GridMask(ratio=0.5, prob=1.0), torch.ones(4, 3, 64, 96)
+    mask, images = GridMask(ratio=0.5, prob=1.0), torch.ones(1, 4, 3, 64, 96)
     assert torch.equal(mask.eval()(images), images)
     mask.train()
     kept = []
     for _ in range(200):
-        out = mask(images)
-        assert torch.equal(out, out[:1, :1].expand_as(out))  # one mask per batch
+        out = mask(images)[0]
+        assert torch.equal(out, out[:1, :1].expand_as(out))  # one mask per sample
         dropped = out[0, 0] == 0
         # squares: what is dropped is a product of rows and columns
         assert torch.equal(dropped, dropped.any(1)[:, None] & dropped.any(0)[None, :])

@@ -21,7 +21,9 @@ optim_wrapper = dict(
             sampling_offset=dict(lr_mult=0.1))),
     clip_grad=dict(max_norm=35, norm_type=2))
 
+# The published rates: the warm-up reaches the full rate at iteration 500, and the cosine steps at the
+# start of every epoch. `convert_to_iter_based=True` on the second lets it step every iteration.
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1 / 3, by_epoch=False, begin=0, end=500),
-    dict(type='CosineAnnealingLR', eta_min_ratio=1e-3, begin=0, convert_to_iter_based=True),
+    dict(type='LinearLR', start_factor=1 / 3, by_epoch=False, begin=0, end=501),
+    dict(type='CosineAnnealingLR', eta_min_ratio=1e-3, begin=0),
 ]

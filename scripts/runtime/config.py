@@ -78,7 +78,7 @@ def load(path: str | Path, options: Mapping[str, Any] | None = None) -> LoadedCo
     # What stands in the parts now, or nowhere, goes: the config, written to a file, is read again.
     for name, setting in settings.items():
         if not setting.is_effective or setting.is_part:
-            del cfg[name]
+            cfg.pop(name)
     check_parts(cfg)
     _check_runner(cfg)
     return LoadedConfig(cfg, settings, sources)
@@ -122,6 +122,9 @@ def _make_room(cfg: Any, keys: list[str]) -> None:
         if key not in node and following.isdigit() and isinstance(cfg.get(key), list):
             node[key] = copy.deepcopy(cfg[key])
         if key not in node:
+            return
+        if node[key] is None:  # MMEngine merges no dict into None
+            node.pop(key)
             return
         node = node[key]
 

@@ -26,6 +26,10 @@ from scripts.runtime.runner_keys import RUNNER_KEYS
 PlacedDict = tuple[str, Mapping[str, Any]]
 # Settings whose number of entries is a setting itself.
 _COUNTED_BY = {"class_names": "num_classes", "cameras": "num_cams"}
+# Default hooks that MMEngine adds itself and leaves out where they are None.
+_MMENGINE_HOOKS = frozenset(
+    {"runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"}
+)
 # Sections that may be lists.
 _LISTS = frozenset({"val_evaluator", "test_evaluator", "param_scheduler", "custom_hooks"})
 # What a second evaluation split takes from the first unless it says otherwise.
@@ -84,6 +88,7 @@ def resolve_settings(cfg: MutableMapping[str, Any]) -> dict[str, Setting]:
         ConfigError: Values of data set and head that must agree do not.
     """
     _check_sections(cfg)
+    _drop_disabled_hooks(cfg)
     _complete_test_split(cfg)
     _name_loop(cfg)
     settings = {name: Setting(name, cfg[name]) for name in setting_names(cfg)}
@@ -118,6 +123,14 @@ def _check_sections(cfg: Mapping[str, Any]) -> None:
         if not is_list or not all(isinstance(entry, dict) for entry in section):
             kind = "a dict or a list of dicts" if name in _LISTS else "a dict"
             raise ConfigError(f"{name} is {_short(section)}, expected {kind}")
+
+
+def _drop_disabled_hooks(cfg: Mapping[str, Any]) -> None:
+    """Take out default hooks that are set to None; MMEngine does so for its own alone."""
+    hooks = cfg.get("default_hooks") or {}
+    for name in [name for name, hook in hooks.items() if hook is None]:
+        if name not in _MMENGINE_HOOKS:
+            hooks.pop(name)
 
 
 def _complete_test_split(cfg: MutableMapping[str, Any]) -> None:

@@ -46,7 +46,7 @@ def write_config(job: Job, data_root: str, folder: Path) -> Path:
         # so that there is something to score after few steps
         "model.pts_bbox_head.score_thr": 0.1,
         "grid_mask": dict(type="GridMask", prob=0.7),
-        "model.data_preprocessor.distortion": dict(type="PhotometricDistortion"),
+        "model.data_preprocessor.distortion.type": "PhotometricDistortion",
         "loss_normalizer": job.normalizer,
         "num_workers": 0,
         "train_dataloader.dataset.indices": list(range(job.num_samples)),

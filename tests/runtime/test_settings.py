@@ -286,6 +286,11 @@ def test_a_loop_by_iterations_counts_everything_in_iterations(text: str, tmp_pat
     assert "convert_to_iter_based" not in cfg.param_scheduler[1]
 
 
+def test_a_default_hook_can_be_taken_away() -> None:
+    cfg = load_config(TOY, {"default_hooks.validation_sheet": None})
+    assert "validation_sheet" not in cfg.default_hooks and "host_memory" in cfg.default_hooks
+
+
 def test_type_and_by_epoch_contradict(tmp_path: Path) -> None:
     text = "train_cfg = dict(type='EpochBasedTrainLoop', by_epoch=False, max_epochs=2)"
     with pytest.raises(ConfigError, match="leave one out"):

@@ -1,10 +1,14 @@
-"""Errors about data on disk: one sentence each, naming the file and the remedy."""
+"""Errors about data and about the parts that read it: one sentence each, with the remedy."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 from models.errors import UserError
+
+
+class LoaderConfigError(UserError, ValueError):
+    """A data set, a pipeline or a metric is configured with values that cannot work."""
 
 
 class MissingDataError(UserError, FileNotFoundError):

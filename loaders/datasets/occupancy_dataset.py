@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 
 from loaders.datasets.frames import FrameTable, build_frame_table, history_offsets
 from loaders.datasets.lidar_frames import LidarTable, build_lidar_table
-from loaders.errors import BadDataError, MissingDataError
+from loaders.errors import BadDataError, LoaderConfigError, MissingDataError
 from loaders.info_io import CAMERAS, load_infos
 from loaders.sample import OccSample
 from loaders.transforms.geometry import (
@@ -104,10 +104,12 @@ class OccupancyDataset(BaseDataset):
         lazy_init: bool = False,
     ) -> None:
         if num_frames < 1:
-            raise ValueError(f"num_frames is {num_frames}, it counts the current frame: use >= 1")
+            raise LoaderConfigError(
+                f"num_frames is {num_frames}, it counts the current frame: use >= 1"
+            )
         self.num_frames = num_frames
         if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error is '{on_error}', use 'raise' or 'skip'")
+            raise LoaderConfigError(f"on_error is '{on_error}', use 'raise' or 'skip'")
         self.pc_range = tuple(map(float, pc_range or self.default_pc_range))
         self.voxel_size = tuple(map(float, voxel_size or self.default_voxel_size))
         self.class_names = tuple(class_names or self.default_classes)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from loaders.errors import LoaderConfigError
+
 Counts = npt.NDArray[np.int64]
 
 
@@ -75,8 +77,8 @@ def merge(states: list[CountState]) -> tuple[Counts | None, int]:
         The summed counts (None without samples) and the number of distinct samples.
 
     Raises:
-        RuntimeError: If a sample was counted by two processes, in the middle of both: a sampler
-            that overlaps more than padding does.
+        LoaderConfigError: If a sample was counted by two processes, in the middle of both: a
+            sampler that overlaps more than padding does.
     """
     edges = {index: counts for state in states for index, counts in state.edges.items()}
     total: Counts | None = None
@@ -87,7 +89,7 @@ def merge(states: list[CountState]) -> tuple[Counts | None, int]:
         total = state.total.copy() if total is None else total + state.total
         for index in seen & state.seen:
             if index not in edges:
-                raise RuntimeError(
+                raise LoaderConfigError(
                     f"sample {index} was evaluated by two processes: use a sampler that splits the "
                     "data set without overlap, such as DefaultSampler with shuffle=False"
                 )

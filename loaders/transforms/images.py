@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
-from loaders.errors import WrongShapeError
+from loaders.errors import LoaderConfigError, WrongShapeError
 from loaders.sample import OccSample
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.decode import (
@@ -62,7 +62,9 @@ class DrawImageAug:
         self._fixed = test_image_aug(self.raw_hw, self.final_hw)
         low, high = resize_range or (self._fixed.resize, self._fixed.resize)
         if not 0 < low <= high:
-            raise ValueError(f"resize_range {resize_range} must be two rising positive ratios")
+            raise LoaderConfigError(
+                f"resize_range {resize_range} must be two rising positive ratios"
+            )
         self.resize_range = (float(low), float(high))
         self.flip_prob = flip_prob
         self.rotate_range_deg = (float(rotate_range_deg[0]), float(rotate_range_deg[1]))
@@ -108,7 +110,7 @@ class LoadMultiViewImages:
         cache_mb: float = 0.0,
     ) -> None:
         if mode not in ("exact", "fast"):
-            raise ValueError(f"LoadMultiViewImages: mode is '{mode}', use 'exact' or 'fast'")
+            raise LoaderConfigError(f"LoadMultiViewImages: mode is '{mode}', use 'exact' or 'fast'")
         self.raw_hw = (int(raw_hw[0]), int(raw_hw[1]))
         self.mode = mode
         self.backend = backend
@@ -118,7 +120,9 @@ class LoadMultiViewImages:
     def __call__(self, sample: OccSample) -> OccSample:
         """Sets ``images``."""
         if sample.image_aug is None:
-            raise ValueError("LoadMultiViewImages needs DrawImageAug before it in the pipeline")
+            raise LoaderConfigError(
+                "LoadMultiViewImages needs DrawImageAug before it in the pipeline"
+            )
         params, paths = sample.image_aug, sample.img_paths
         images = np.empty((len(paths), *params.size_hw, 3), dtype=np.uint8)
         done: dict[str, int] = {}  # frames repeat where the history is short

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
-from loaders.errors import BadDataError, MissingDataError, TruncatedDataError
+from loaders.errors import BadDataError, LoaderConfigError, MissingDataError, TruncatedDataError
 from loaders.sample import LidarFrames, OccSample
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.geometry import move_points
@@ -74,7 +74,9 @@ class LoadLidarSweeps:
 
     def __init__(self, num_sweeps: int = 9, close_m: float = 1.0, cache_mb: float = 0.0) -> None:
         if num_sweeps < 0:
-            raise ValueError(f"LoadLidarSweeps: num_sweeps is {num_sweeps}, it must not be < 0")
+            raise LoaderConfigError(
+                f"LoadLidarSweeps: num_sweeps is {num_sweeps}, it must not be < 0"
+            )
         self.num_sweeps = num_sweeps
         self.close_m = close_m
         self._cache = ArrayCache(cache_mb)
@@ -82,7 +84,7 @@ class LoadLidarSweeps:
     def __call__(self, sample: OccSample) -> OccSample:
         """Sets ``points`` float32 [n, 5], in the occ frame as the labels are."""
         if sample.lidar is None:
-            raise ValueError(
+            raise LoaderConfigError(
                 f"sample {sample.sample_token} names no LiDAR files: build the data set with "
                 "with_lidar=True"
             )
@@ -124,7 +126,7 @@ class FilterPoints:
     def __call__(self, sample: OccSample) -> OccSample:
         """Replaces ``points`` by those inside the range."""
         if sample.points is None:
-            raise ValueError("FilterPoints needs LoadLidarSweeps before it in the pipeline")
+            raise LoaderConfigError("FilterPoints needs LoadLidarSweeps before it in the pipeline")
         limits = np.asarray(self.point_range or sample.pc_range, dtype=np.float32)
         xyz = sample.points[:, :3]
         inside = ((xyz >= limits[:3]) & (xyz < limits[3:])).all(axis=1)

@@ -13,7 +13,6 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS
 from tqdm import tqdm
 
-from loaders.errors import BadDataError
 from loaders.metrics.base import CountingMetric
 from loaders.metrics.counts import CountState
 from loaders.sample import OccSample
@@ -97,8 +96,6 @@ class Scorer:
         try:
             with ProcessPoolExecutor(workers, mp_context=fork) as pool:
                 return list(pool.map(_run_job, range(workers)))
-        except BadDataError as error:  # raised anew: entry points show what this process raises
-            raise BadDataError(str(error)) from error
         finally:
             _job = None
 

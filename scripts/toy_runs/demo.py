@@ -18,12 +18,14 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.runtime.errors import ConfigError, run_entry_point
+from models.errors import UserError
+from scripts.runtime.command_line import CommandParser, run_command
+from scripts.runtime.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA_ROOT = Path("data/toy_nuscenes")
@@ -38,7 +40,7 @@ DEMO_FACTORS = (1.0, 1.0)
 LONG_FACTORS = (1.0, 1.5)
 
 
-class StepFailed(RuntimeError):  # noqa: N818 - reads as what happened
+class StepFailed(UserError, RuntimeError):  # noqa: N818 - reads as what happened
     """A command of the demo ended with an error (which it has printed itself)."""
 
 
@@ -290,14 +292,12 @@ def _score(metrics: dict[str, Any], name: str, source: Path) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("--long", action="store_true", help="the longer run (make toy-train)")
     parser.add_argument("--config", help=f"another config (default: {DEMO_CONFIG})")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(arguments)
-    config = args.config or (LONG_CONFIG if args.long else DEMO_CONFIG)
-    factors = LONG_FACTORS if args.long else DEMO_FACTORS
-    run: Callable[[], None] = lambda: run_demo(config, factors)  # noqa: E731
-    return run_entry_point(run, debug=args.debug)
+
+    def run(args: argparse.Namespace) -> None:
+        config = args.config or (LONG_CONFIG if args.long else DEMO_CONFIG)
+        run_demo(config, LONG_FACTORS if args.long else DEMO_FACTORS)
+
+    return run_command(parser, run, arguments)

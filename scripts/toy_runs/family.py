@@ -11,14 +11,13 @@ a model does not beat the prior, or a fusion model not its camera-only form.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.runtime.errors import run_entry_point
+from scripts.runtime.command_line import CommandParser, run_command
 from scripts.toy_runs.demo import (
     ROOT,
     StepFailed,
@@ -182,12 +181,7 @@ def check(scores: Sequence[Score]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     known = (*OCC3D, *OCCUPANCY)
     parser.add_argument("--models", nargs="+", choices=known, default=known, metavar="NAME")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(arguments)
-    run: Callable[[], None] = lambda: run_family(args.models)  # noqa: E731
-    return run_entry_point(run, debug=args.debug)
+    return run_command(parser, lambda args: run_family(args.models), arguments)

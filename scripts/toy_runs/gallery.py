@@ -19,7 +19,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from scripts.runtime.errors import ConfigError, run_entry_point
+from scripts.runtime.command_line import CommandParser, run_command
+from scripts.runtime.errors import ConfigError
 from scripts.toy_runs.demo import DEMO_CONFIG, LONG_CONFIG, make_data
 from scripts.visualization import command, training_curves
 from scripts.visualization.chromium import open_browser
@@ -199,21 +200,17 @@ def make_gallery(names: Sequence[str], config: str | None, weights: str | None, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     known = [*(picture.name for picture in PICTURES), "page", "recording", "curves"]
     parser.add_argument("--only", nargs="+", choices=known, default=(), help="these pictures alone")
     parser.add_argument("--config", help="of the model, with --weights")
     parser.add_argument("--weights", metavar="CHECKPOINT")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images", metavar="FOLDER")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(arguments)
 
-    def run() -> None:
+    def run(args: argparse.Namespace) -> None:
         os.chdir(ROOT)
         if args.weights is None:
             make_data()
         make_gallery(args.only, args.config, args.weights, args.out)
 
-    return run_entry_point(run, debug=args.debug)
+    return run_command(parser, run, arguments)

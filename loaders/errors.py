@@ -11,6 +11,10 @@ class LoaderConfigError(UserError, ValueError):
     """A data set, a pipeline or a metric is configured with values that cannot work."""
 
 
+class ImageBackendError(UserError, RuntimeError):
+    """A library that decodes images was asked for and does not work here."""
+
+
 class MissingDataError(UserError, FileNotFoundError):
     """A file or folder that the configuration asks for does not exist."""
 

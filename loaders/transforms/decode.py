@@ -13,7 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.logging import print_log
 
-from loaders.errors import BadDataError, LoaderConfigError, MissingDataError, TruncatedDataError
+from loaders.errors import (
+    BadDataError,
+    ImageBackendError,
+    LoaderConfigError,
+    MissingDataError,
+    TruncatedDataError,
+)
 
 Backend = Literal["auto", "turbojpeg", "cv2", "pillow"]
 Image = npt.NDArray[np.uint8]
@@ -98,7 +104,7 @@ def _decoder(backend: Backend) -> _Decoder:
     try:
         return makers[backend]()
     except Exception as error:
-        raise LoaderConfigError(
+        raise ImageBackendError(
             f"image backend '{backend}' does not work here ({error}): install it (TurboJPEG needs "
             "the system library libturbojpeg0 too), or set backend='auto'"
         ) from error

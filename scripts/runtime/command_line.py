@@ -48,7 +48,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a ConfigError instead of printing the usage and leaving."""
-        raise ConfigError(f"{message}; --help lists the arguments")
+        hint = "" if ": " in message else "; --help lists the arguments"
+        raise ConfigError(message + hint)
 
 
 def run_command(

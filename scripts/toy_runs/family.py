@@ -12,7 +12,6 @@ a model does not beat the prior, or a fusion model not its camera-only form.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +88,6 @@ def run_family(names: Sequence[str]) -> None:
         ConfigError: A config cannot be read.
         StepFailed: A step failed, or a model did not learn what it should.
     """
-    os.chdir(ROOT)
     data_key = make_data()
     scores = [score for name in names for score in _train_and_score(name, data_key)]
     print_tables(scores)
@@ -99,7 +97,7 @@ def run_family(names: Sequence[str]) -> None:
 
 
 def _train_and_score(name: str, data_key: str) -> list[Score]:
-    config = f"configs/toy/{name}.py"
+    config = str(ROOT / f"configs/toy/{name}.py")
     work_dir = Path("work_dirs", name)
     steps = Steps.load(work_dir / "demo_steps.json")
     weights = train_model(steps, config, work_dir, data_key)

@@ -47,7 +47,7 @@ class AugmentedSample:
         token: nuScenes' token of the key frame.
         scene_name: e.g. ``scene-0103``.
         images: uint8 RGB [F, H, W, 3], the network's input with its normalisation undone.
-        img_paths: the files of the F images.
+        cameras: names of the cameras, in the order of each frame's images.
         ego2img: [F, 4, 4] metres of the ego frame to pixels (u*w, v*w, w, 1) of ``images``.
         ego2occ: [4, 4] from the ego frame to the grid's.
         lidar2ego: [4, 4], mounting of the LiDAR.
@@ -64,7 +64,7 @@ class AugmentedSample:
     token: str
     scene_name: str
     images: NDArray[np.uint8]
-    img_paths: tuple[str, ...]
+    cameras: tuple[str, ...]
     ego2img: NDArray[np.float64]
     ego2occ: NDArray[np.float64]
     lidar2ego: NDArray[np.float64]
@@ -135,6 +135,8 @@ class AugmentedSource:
             if hasattr(dataset, "set_epoch"):
                 dataset.set_epoch(epoch)
         self._training = split == "train"
+        names = (getattr(dataset, "cameras", ()) for dataset in _datasets(self._dataset))
+        self._cameras: tuple[str, ...] = next((tuple(name) for name in names if name), ())
 
     def __len__(self) -> int:
         """Number of samples of the split."""
@@ -161,7 +163,7 @@ class AugmentedSource:
             token=str(meta["sample_token"]),
             scene_name=str(meta["scene_name"]),
             images=self._network_input(item, raw),
-            img_paths=tuple(meta["img_paths"]),
+            cameras=self._cameras or _folders(meta["img_paths"]),
             ego2img=_array(ego2img),
             ego2occ=_array(ego2occ),
             lidar2ego=_array(meta["lidar2ego"]),
@@ -196,6 +198,11 @@ def _datasets(dataset: Any) -> Iterator[Any]:
     inner = getattr(dataset, "dataset", None)
     for other in [*([inner] if inner is not None else []), *getattr(dataset, "datasets", ())]:
         yield from _datasets(other)
+
+
+def _folders(img_paths: Sequence[str]) -> tuple[str, ...]:
+    """Names of the folders of a sample's images, each once: those of the cameras."""
+    return tuple(dict.fromkeys(Path(path).parent.name for path in img_paths))
 
 
 def _array(value: Any) -> NDArray[np.float64]:
@@ -272,7 +279,7 @@ def compose(sample: AugmentedSample, all_frames: bool = False) -> Image.Image:
         all_frames: whether to draw the images of the history too.
     """
     theme = THEMES["light"]
-    count = len(sample.images) if all_frames else _cameras(sample)
+    count = len(sample.images) if all_frames else len(sample.cameras)
     columns = ["input"]
     columns += ["voxels"] if sample.labels is not None else []
     columns += ["lidar"] if sample.points is not None else []
@@ -294,7 +301,10 @@ def compose(sample: AugmentedSample, all_frames: bool = False) -> Image.Image:
     top = head + _TEXT
     for c, kind in enumerate(columns):
         left = _GAP + c * (cell[0] + _GAP)
-        draw_text(canvas, (left, top - _TEXT + 2), _HEADINGS[kind], _TEXT - 2, theme.text)
+        heading = _HEADINGS[kind]
+        if kind == "voxels" and sample.seen is not None:
+            heading += " that a camera sees"
+        draw_text(canvas, (left, top - _TEXT + 2), heading, _TEXT - 2, theme.text)
         for r, row in enumerate(rows):
             canvas.paste(row[c], (left, top + r * (cell[1] + _GAP)))
     for view in bev:
@@ -309,7 +319,7 @@ def compose(sample: AugmentedSample, all_frames: bool = False) -> Image.Image:
 
 _HEADINGS = {
     "input": "input of the network",
-    "voxels": "centres of occupied voxels that a camera sees",
+    "voxels": "centres of occupied voxels",
     "lidar": f"LiDAR points, by distance up to {_LIDAR_FAR_M:.0f} m",
 }
 
@@ -317,12 +327,6 @@ _HEADINGS = {
 def _rgb(colour: Sequence[Any]) -> RGB:
     red, green, blue = (int(value) for value in colour)
     return red, green, blue
-
-
-def _cameras(sample: AugmentedSample) -> int:
-    """Number of images of the current frame: they come first, one of each camera's folder."""
-    folders = [Path(path).parent for path in sample.img_paths]
-    return next((i for i in range(1, len(folders)) if folders[i] in folders[:i]), len(folders))
 
 
 def _cell(sample: AugmentedSample, i: int, kind: str, size: tuple[int, int]) -> Image.Image:
@@ -344,8 +348,8 @@ def _cell(sample: AugmentedSample, i: int, kind: str, size: tuple[int, int]) -> 
         radii = np.clip(edge * focal / np.maximum(pixels[:, 2], NEAREST_M), 1.0, 6.0)
         draw_points(values, pixels, colours, radii)
         picture = Image.fromarray(values)
-    name = short_name(Path(sample.img_paths[i]).parent.name)
-    frame = i // _cameras(sample)
+    frame, camera = divmod(i, len(sample.cameras))
+    name = short_name(sample.cameras[camera])
     label = name if not frame else f"{name}, frame {frame} of the history"
     _draw_label(picture, label)
     return picture

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from mmengine.runner import find_latest_checkpoint
 
 from scripts.runtime.building import named_config_keys
-from scripts.runtime.errors import ConfigError, run_entry_point
+from scripts.runtime.command_line import CommandParser, run_command
+from scripts.runtime.errors import ConfigError
 from scripts.runtime.hooks import StopOnSignalHook
 from scripts.runtime.host_allocator import keep_freed_memory
 from scripts.runtime.launch import launched
@@ -17,9 +18,9 @@ from scripts.runtime.pretrained import settle_pretrained
 from scripts.runtime.runner import add_common_arguments, build_runner, prepare_config
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def command_parser() -> CommandParser:
     """Command line of train.py."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(__doc__)
     add_common_arguments(parser)
     parser.add_argument(
         "--resume",
@@ -32,7 +33,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--load-from", metavar="CHECKPOINT", help="start with the weights of CHECKPOINT that fit"
     )
-    return parser.parse_args(arguments)
+    return parser
 
 
 def train(args: argparse.Namespace) -> None:
@@ -65,8 +66,7 @@ def train(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_arguments(arguments)
-    return run_entry_point(lambda: train(args), debug=args.debug)
+    return run_command(command_parser(), train, arguments)
 
 
 if __name__ == "__main__":

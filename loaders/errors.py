@@ -11,6 +11,10 @@ class DataConfigError(UserError, ValueError):
     """A data set or a transform was configured with values that it cannot work with."""
 
 
+class ImageBackendError(UserError, RuntimeError):
+    """A library that decodes images was asked for and does not work here."""
+
+
 class MissingDataError(UserError, FileNotFoundError):
     """A file or folder that the configuration asks for does not exist."""
 

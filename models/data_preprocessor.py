@@ -14,6 +14,7 @@ from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from models.errors import ModelConfigError
 from models.randomness import SampleDraws
 
 
@@ -176,13 +177,13 @@ class OPUSDataPreprocessor(BaseDataPreprocessor):
             the device.
 
         Raises:
-            ValueError: If the samples of the batch differ in number or size of images.
+            ModelConfigError: If the samples of the batch differ in number or size of images.
         """
         data = self.cast_data(data)
         samples: Sequence[Tensor] = data["inputs"]["img"]
         shapes = {tuple(images.shape) for images in samples}
         if len(shapes) > 1:
-            raise ValueError(
+            raise ModelConfigError(
                 f"The images of a batch need one shape [T*N, 3, H, W], got {sorted(shapes)}: set "
                 "one final size in the image augmentation and one number of frames."
             )

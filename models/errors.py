@@ -1,9 +1,11 @@
 """The base class of all errors that a user can put right.
 
-It stands here, without any import, since every room of the project may import it.
+This module imports nothing, so every room of the project may import it.
 """
 
 from __future__ import annotations
+
+_WORKER_TRACEBACK = "\nOriginal Traceback"
 
 
 class UserError(Exception):
@@ -13,12 +15,35 @@ class UserError(Exception):
     it in one line and exit with code 2. Every other exception is a defect and keeps its traceback.
 
     Subclasses name the kind. Where callers expect a built-in exception too (``ValueError``,
-    ``FileNotFoundError``), a subclass inherits from both.
+    ``FileNotFoundError``), a subclass inherits from both. Every subclass takes the message as its
+    only argument, so that it passes from one process to another with its type.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
 
+    @property
+    def sentence(self) -> str:
+        """The message in one line.
+
+        A data-loading process of torch hands an exception to the main process as an exception of
+        the same type, whose message is "Caught TYPE in DataLoader worker process N.", the
+        traceback as text, and as its last entry "module.TYPE: message", as Python prints it.
+        """
+        text = str(self)
+        if _WORKER_TRACEBACK in text:
+            kind = type(self)
+            text = text.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2]
+        return " ".join(text.split())
+
 
 class ModelConfigError(UserError, ValueError):
     """A part of the model was configured with values that it cannot work with."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """A package that the configuration needs is not installed."""
+
+
+class MissingWeightsError(UserError, FileNotFoundError):
+    """A file of pretrained weights does not exist."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from scripts.golden.report import Check, GoldenFile, GoldenFileError
+from scripts.runtime.command_line import CommandParser, run_command
 
 Checker = Callable[[GoldenFile], Iterator[Check]]
 
@@ -74,7 +75,7 @@ def check_file(path: str, dtype: str) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these or the process's arguments and return its exit code."""
-    parser = argparse.ArgumentParser(description="Compare this code with reference numbers.")
+    parser = CommandParser(__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help=".npz file of reference numbers")
     parser.add_argument(
         "--dtype",
@@ -82,9 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="float64",
         help="precision the heads run in",
     )
-    args = parser.parse_args(arguments)
-    results = [check_file(path, args.dtype) for path in args.files]
-    return 0 if all(results) else 1
+
+    def check(args: argparse.Namespace) -> int:
+        results = [check_file(path, args.dtype) for path in args.files]
+        return 0 if all(results) else 1
+
+    return run_command(parser, check, arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Compile the CUDA sources and report what each kernel takes: `make cuda-report`."""
 
+import sys
+
 from scripts.build.cuda_compiler import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,22 +10,20 @@ models read all layouts. The fusion configs start from ``pretrain/fusion_pretrai
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from scripts.runtime.atomic_write import write_atomically
 from scripts.runtime.checkpoint import (
     CheckpointError,
     file_sha256,
     read_checkpoint,
     revised_weights,
 )
-from scripts.runtime.errors import run_entry_point
+from scripts.runtime.command_line import CommandParser, run_command
 
 IMAGE_PARTS = {
     "backbone.": "img_backbone.",
@@ -80,28 +78,18 @@ def merge(image: str, lidar: str, out: str) -> None:
         merged |= picked
         print(f"{path}: {len(picked)} entries taken, {others} left")
     sources = {path: file_sha256(path) for path in (image, lidar)}
-    target = Path(out)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        torch.save(dict(state_dict=merged, meta=dict(merged_from=sources)), unfinished)
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    content = dict(state_dict=merged, meta=dict(merged_from=sources))
+    write_atomically(out, lambda path: torch.save(content, path))
     print(f"{out}: {len(merged)} entries written")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(
-        description="Merge an image and a LiDAR checkpoint for the fusion models to start from."
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("--image", required=True, metavar="CKPT", help="image detector")
     parser.add_argument("--lidar", required=True, metavar="CKPT", help="LiDAR detector of mmdet3d")
     parser.add_argument("--out", required=True, metavar="FILE", help=".pth file to write")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
-    args = parser.parse_args(arguments)
-    return run_entry_point(lambda: merge(args.image, args.lidar, args.out), debug=args.debug)
+    return run_command(parser, lambda args: merge(args.image, args.lidar, args.out), arguments)
 
 
 if __name__ == "__main__":

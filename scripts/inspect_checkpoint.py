@@ -10,6 +10,7 @@ be read. Nothing is initialised and no data is needed.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,8 +29,8 @@ from models.weight_layouts import (
 )
 from scripts.runtime.building import named_config_keys
 from scripts.runtime.checkpoint import misfits, read_checkpoint, revised_weights
+from scripts.runtime.command_line import CommandParser, add_config_arguments, run_command
 from scripts.runtime.config import load_config
-from scripts.runtime.errors import run_entry_point
 
 LAYOUT_NAMES = {
     SparseLayout.SPCONV2: "spconv 2",
@@ -140,15 +141,17 @@ def key_revision(text: str) -> tuple[str, str]:
     pattern, sign, replacement = text.partition("=")
     if not sign:
         raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN=REPLACEMENT")
+    try:
+        re.sub(pattern, replacement, "")
+    except (re.error, IndexError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
     return pattern, replacement
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(
-        description="Compare a checkpoint with the model of a config; exit with 1 if they differ."
-    )
-    parser.add_argument("config", metavar="CONFIG", help="config file, see configs/")
+    parser = CommandParser(__doc__)
+    add_config_arguments(parser, positional=True)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth file")
     parser.add_argument(
         "--revise-keys",
@@ -158,15 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="PATTERN=REPLACEMENT",
         help=r"rename the file's keys first, e.g. '^backbone\.=img_backbone.'",
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
-    args = parser.parse_args(arguments)
-    found: list[Comparison] = []
 
-    def compare() -> None:
-        found.append(inspect(args.config, args.checkpoint, revise_keys=args.revise_keys))
+    def compare(args: argparse.Namespace) -> int:
+        comparison = inspect(args.config, args.checkpoint, args.cfg_options, args.revise_keys)
+        return 0 if comparison.fits else 1
 
-    code = run_entry_point(compare, debug=args.debug)
-    return code if code or (found and found[0].fits) else 1
+    return run_command(parser, compare, arguments)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.runtime.command_line import CommandParser, number_from, run_command
 from scripts.toy_nuscenes.options import LIDAR_RATES_HZ, Options
 
 
@@ -25,12 +27,11 @@ def _size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line."""
+def command_parser() -> CommandParser:
+    """Command line of the generator."""
     default = Options()
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = CommandParser(
+        (__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path("data/toy_nuscenes"), help="data root to write")
@@ -46,15 +47,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lidar-azimuths", type=int, default=default.lidar_azimuths, help=turn)
     add("--jpeg-quality", type=int, default=default.jpeg_quality, help="1 to 100")
     workers = "worker processes; 0 works in the main one; the files do not depend on it"
-    add("--workers", type=int, default=2, help=workers)
+    add("--workers", type=number_from(0), default=2, help=workers)
     replace = "replace a data set that was made with other options"
     add("--overwrite", action="store_true", help=replace)
-    return parser.parse_args(argv)
+    return parser
 
 
 def _options(args: argparse.Namespace) -> Options:
-    if args.workers < 0:
-        raise ValueError(f"--workers must not be negative, got {args.workers}")
     width, height = args.image_size
     return Options(
         scenes=args.scenes,
@@ -89,19 +88,14 @@ def _generate(args: argparse.Namespace, options: Options) -> None:
     print(f"{args.out}: {options.scenes} scenes, {megabytes:.0f} MB, {seconds:.0f} s")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit status."""
-    args = parse_args(argv)
-    try:
-        _generate(args, _options(args))
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        message = "interrupted; finished scenes are kept, run the same command again to go on"
-        print(message, file=sys.stderr)
-        return 130
-    return 0
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run_command(
+        command_parser(),
+        lambda args: _generate(args, _options(args)),
+        arguments,
+        interrupted="interrupted; finished scenes are kept, run the same command again to go on",
+    )
 
 
 if __name__ == "__main__":

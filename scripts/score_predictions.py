@@ -1,4 +1,4 @@
-"""Score predictions on disk without a model."""
+"""Score predictions on disk: `val.py --predictions`, with the same options."""
 
 import sys
 

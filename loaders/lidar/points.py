@@ -131,7 +131,7 @@ class FilterPoints:
         if sample.lidar is None:
             return sample
         if sample.points is None:
-            raise ValueError("FilterPoints needs LoadLidarSweeps before it in the pipeline")
+            raise DataConfigError("FilterPoints needs LoadLidarSweeps before it in the pipeline")
         limits = np.asarray(self.point_range or sample.pc_range, dtype=np.float32)
         xyz = sample.points[:, :3]
         inside = ((xyz >= limits[:3]) & (xyz < limits[3:])).all(axis=1)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loaders.errors import DataConfigError
+
 IntArray = npt.NDArray[np.integer[Any]]
 
 
@@ -31,7 +33,8 @@ def occupancy_confusion(
         int64 [K, K]; rows are the ground truth.
 
     Raises:
-        ValueError: If shapes differ or a counted label is outside 0 ... K - 1.
+        ValueError: If shapes differ.
+        DataConfigError: If a counted label is outside 0 ... K - 1.
     """
     if pred.shape != gt.shape or (mask is not None and mask.shape != gt.shape):
         shapes = f"{pred.shape}, {gt.shape} and {None if mask is None else mask.shape}"
@@ -47,9 +50,10 @@ def occupancy_confusion(
     pred, gt = pred.ravel()[index], gt.ravel()[index]
     for name, labels in (("prediction", pred), ("ground truth", gt)):
         if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-            raise ValueError(
+            raise DataConfigError(
                 f"{name} has labels from {labels.min()} to {labels.max()}, "
-                f"but {num_classes} classes allow 0 to {num_classes - 1}"
+                f"but {num_classes} classes allow 0 to {num_classes - 1}: give the model, the data "
+                "set and the metric one list of classes"
             )
     # One bincount over a combined label is several times faster than np.add.at.
     combined = gt.astype(np.int32) * num_classes + pred
@@ -111,10 +115,10 @@ def dense_labels(
         uint8 [X, Y, Z].
 
     Raises:
-        ValueError: If an index lies outside the grid.
+        DataConfigError: If an index lies outside the grid.
     """
     if coords.size and not ((coords >= 0).all() and (coords < np.array(shape)).all()):
-        raise ValueError(
+        raise DataConfigError(
             f"predicted voxels from {coords.min(axis=0).tolist()} to {coords.max(axis=0).tolist()} "
             f"do not fit the ground truth's grid {shape}: give the model the data set's pc_range "
             "and voxel_size"

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.registry import METRICS
 
+from loaders.errors import DataConfigError
 from loaders.metrics.base import CountingMetric, DataSample, gt_and_pred_grids, require, to_numpy
 from loaders.metrics.occupancy import occupancy_confusion, occupancy_scores
 from loaders.metrics.tables import format_table
@@ -22,8 +23,9 @@ class OccupancyMetric(CountingMetric):
     occur in the ground truth.
 
     Args:
-        mask: Which voxels count: 'camera' (the Occ3D benchmark), 'lidar', 'valid' (not noise: the
-            OpenOccupancy benchmark), or None for all.
+        mask: Which voxels count: those that a camera sees ('camera', the Occ3D benchmark), that the
+            LiDAR sees ('lidar'), that both see ('both'), that are not noise ('valid', the
+            OpenOccupancy benchmark), or all (None).
         ignore_label: Ground-truth label whose voxels never count (noise), or None.
         class_names: See :class:`CountingMetric`.
         empty_label: See :class:`CountingMetric`.
@@ -35,7 +37,7 @@ class OccupancyMetric(CountingMetric):
 
     def __init__(
         self,
-        mask: Literal["camera", "lidar", "valid"] | None = "camera",
+        mask: Literal["camera", "lidar", "both", "valid"] | None = "camera",
         ignore_label: int | None = None,
         class_names: Sequence[str] | None = None,
         empty_label: int | None = None,
@@ -43,9 +45,9 @@ class OccupancyMetric(CountingMetric):
         prefix: str | None = None,
     ) -> None:
         super().__init__(class_names, empty_label, collect_device, prefix)
-        if mask not in ("camera", "lidar", "valid", None):
-            raise ValueError(
-                f"OccupancyMetric: mask is '{mask}', use 'camera', 'lidar', 'valid' or None"
+        if mask not in ("camera", "lidar", "both", "valid", None):
+            raise DataConfigError(
+                f"OccupancyMetric: mask is '{mask}', use 'camera', 'lidar', 'both', 'valid' or None"
             )
         self._mask = mask
         self._ignore_label = ignore_label
@@ -54,9 +56,11 @@ class OccupancyMetric(CountingMetric):
         """Returns the confusion matrix int64 [K, K] of one sample (rows: ground truth)."""
         gt, pred = gt_and_pred_grids(sample, self.empty_label)
         counted: npt.NDArray[np.bool_] | None = None
-        if self._mask is not None:
+        names = ("camera", "lidar") if self._mask == "both" else (self._mask,)
+        for name in names if self._mask is not None else ():
             remedy = "its labels have no such mask; use OccupancyMetric(mask=None)"
-            counted = to_numpy(require(sample, f"mask_{self._mask}", remedy)).astype(bool)
+            mask = to_numpy(require(sample, f"mask_{name}", remedy)).astype(bool)
+            counted = mask if counted is None else counted & mask
         if self._ignore_label is not None:
             meant = gt != self._ignore_label
             counted = meant if counted is None else counted & meant

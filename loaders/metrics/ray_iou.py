@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from loaders.errors import DataConfigError
 from models.ops import LabelRays, label_rays, ray_iou_counts
 
 DEPTH_THRESHOLDS_M = (1.0, 2.0, 4.0)
@@ -76,7 +77,7 @@ def cast_label_rays(
         empty_label: Class of a free voxel.
 
     Raises:
-        ValueError: If the voxels are no cubes.
+        DataConfigError: If the voxels are no cubes.
 
     Returns:
         Class uint8 [G, O * D] and depth float32 [G, O * D] in metres, origin-major. The depth is
@@ -98,7 +99,7 @@ def cast_label_rays(
 
 def _edge(voxel_size: Sequence[float]) -> float:
     if len(set(map(float, voxel_size))) != 1:
-        raise ValueError(f"RayIoU needs cubic voxels, got {tuple(voxel_size)} m")
+        raise DataConfigError(f"RayIoU needs cubic voxels, got {tuple(voxel_size)} m")
     return float(voxel_size[0])
 
 

@@ -13,7 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.logging import print_log
 
-from loaders.errors import BadDataError, MissingDataError, TruncatedDataError
+from loaders.errors import (
+    BadDataError,
+    DataConfigError,
+    ImageBackendError,
+    MissingDataError,
+    TruncatedDataError,
+)
 
 Backend = Literal["auto", "turbojpeg", "cv2", "pillow"]
 Image = npt.NDArray[np.uint8]
@@ -92,11 +98,13 @@ def _decoder(backend: Backend) -> _Decoder:
     if backend == "auto":
         return makers[fastest_backend()]()
     if backend not in makers:
-        raise ValueError(f"image backend '{backend}' is unknown, use auto or one of {[*makers]}")
+        raise DataConfigError(
+            f"image backend '{backend}' is unknown, use auto or one of {[*makers]}"
+        )
     try:
         return makers[backend]()
     except Exception as error:
-        raise RuntimeError(
+        raise ImageBackendError(
             f"image backend '{backend}' does not work here ({error}): install it (TurboJPEG needs "
             "the system library libturbojpeg0 too), or set backend='auto'"
         ) from error

@@ -124,7 +124,9 @@ class LoadMultiViewImages:
     def __call__(self, sample: OccSample) -> OccSample:
         """Sets ``images``."""
         if sample.image_aug is None:
-            raise ValueError("LoadMultiViewImages needs DrawImageAug before it in the pipeline")
+            raise DataConfigError(
+                "LoadMultiViewImages needs DrawImageAug before it in the pipeline"
+            )
         params, paths = sample.image_aug, sample.img_paths
         images = np.empty((len(paths), *params.size_hw, 3), dtype=np.uint8)
         done: dict[str, int] = {}  # frames repeat where the history is short

@@ -8,6 +8,7 @@ import torch
 from mmengine.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
 
+from loaders.errors import DataConfigError
 from loaders.sample import OccSample
 from loaders.transforms.geometry import image_aug_matrix
 
@@ -31,7 +32,9 @@ class PackOccSample:
     def __call__(self, sample: OccSample) -> dict[str, Any]:
         """Returns the packed sample."""
         if sample.images is None or sample.image_aug is None:
-            raise ValueError("PackOccSample needs LoadMultiViewImages before it in the pipeline")
+            raise DataConfigError(
+                "PackOccSample needs LoadMultiViewImages before it in the pipeline"
+            )
         metainfo: dict[str, Any] = {
             "sample_token": sample.sample_token,
             "scene_name": sample.scene_name,

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loaders.errors import DataConfigError
+
 IntArray = npt.NDArray[np.integer[Any]]
 
 # Ranges and sizes are decimal fractions of metres, which floats miss by less than this.
@@ -62,7 +64,8 @@ def label_window(
         voxel_size: Wanted voxels, whole multiples of those of the files.
 
     Raises:
-        ValueError: If the wanted grid is no crop of the files' grid, pooled by whole numbers.
+        DataConfigError: If the wanted grid is no crop of the files' grid, pooled by whole
+            numbers.
     """
     fine = np.asarray(label_voxel_size, dtype=np.float64)
     factor = np.asarray(voxel_size) / fine
@@ -75,14 +78,14 @@ def label_window(
         (count, "pc_range must be a whole number of voxel_size within"),
     ):
         if np.abs(values - np.round(values)).max() > _TOLERANCE_VOXELS or factor.min() < 0.5:
-            raise ValueError(
+            raise DataConfigError(
                 f"labels of {tuple(label_voxel_size)} m in {tuple(label_range)} cannot fill a grid "
                 f"of {tuple(voxel_size)} m in {tuple(pc_range)}: {what} the labels' grid"
             )
     offset, step, shape = (np.round(v).astype(int).tolist() for v in (low, factor, count))
     end = np.asarray(offset) + np.asarray(step) * np.asarray(shape)
     if min(offset) < 0 or (end > size).any():
-        raise ValueError(
+        raise DataConfigError(
             f"pc_range {tuple(pc_range)} reaches beyond the labels' grid {tuple(label_range)}: "
             "choose a range inside it"
         )

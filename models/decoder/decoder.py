@@ -14,6 +14,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from models.errors import ModelConfigError
 from models.randomness import SampleDraws
 
 from .layer import DecoderLayer
@@ -67,7 +68,7 @@ class OPUSDecoder(BaseModule):
         init_cfg: Initialisation configuration of MMEngine.
 
     Raises:
-        ValueError: If ``embed_dims`` is not a multiple of ``num_groups`` and ``num_heads``.
+        ModelConfigError: If ``embed_dims`` is not a multiple of ``num_groups`` and ``num_heads``.
     """
 
     pc_range: Tensor
@@ -96,7 +97,7 @@ class OPUSDecoder(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         if embed_dims % num_groups or embed_dims % num_heads:
-            raise ValueError(
+            raise ModelConfigError(
                 f"embed_dims={embed_dims} must be a multiple of num_groups={num_groups} and of "
                 f"num_heads={num_heads}."
             )
@@ -150,10 +151,10 @@ class OPUSDecoder(BaseModule):
             draws: Of the dropout in training; None takes them from torch's generator.
 
         Raises:
-            ValueError: If a LiDAR map is missing, or given and not expected.
+            ModelConfigError: If a LiDAR map is missing, or given and not expected.
         """
         if (bev_feats is not None) != self.use_lidar:
-            raise ValueError(
+            raise ModelConfigError(
                 f"The decoder has use_lidar={self.use_lidar} and got "
                 f"{'no' if bev_feats is None else 'a'} LiDAR map: set use_lidar of the head to "
                 "what the detector has."

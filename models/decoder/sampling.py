@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import ops
+from models.errors import ModelConfigError
 
 PATTERNS = ("prototype", "scaled_offset")
 
@@ -72,7 +73,7 @@ class PointSampling(nn.Module):
     ) -> None:
         super().__init__()
         if pattern not in PATTERNS:
-            raise ValueError(f"pattern must be one of {PATTERNS}, got {pattern!r}.")
+            raise ModelConfigError(f"pattern must be one of {PATTERNS}, got {pattern!r}.")
         self.num_cams = num_cams
         self.num_points = num_points
         self.num_groups = num_groups

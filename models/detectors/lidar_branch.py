@@ -15,6 +15,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from models.errors import ModelConfigError
 from models.layers import run_sparse_encoder, use_own_convolutions
 
 PARTS = ("pts_voxel_layer", "pts_middle_encoder", "pts_backbone", "pts_neck")
@@ -36,14 +37,16 @@ def build_lidar_branch(
         Modules by name: ``PARTS`` and ``final_conv``; nothing if there are no configurations.
 
     Raises:
-        ValueError: If some parts are configured and some not, or the encoder's sparse shape does
-            not fit the voxeliser.
+        ModelConfigError: If some parts are configured and some not, or the encoder's sparse shape
+            does not fit the voxeliser.
     """
     missing = [name for name in PARTS if configs[name] is None]
     if len(missing) == len(PARTS):
         return {}
     if missing:
-        raise ValueError(f"The LiDAR branch needs {', '.join(missing)} as well: configure all.")
+        raise ModelConfigError(
+            f"The LiDAR branch needs {', '.join(missing)} as well: configure all."
+        )
     built: dict[str, Any] = {}
     built["pts_voxel_layer"] = MODELS.build(
         configs["pts_voxel_layer"], default_args=dict(pc_range=pc_range)
@@ -77,7 +80,7 @@ def _check_sparse_shape(built: Mapping[str, Any]) -> None:
     x, y, z = built["pts_voxel_layer"].grid_shape
     found = list(built["pts_middle_encoder"].sparse_shape)
     if found != [z + 1, y, x]:
-        raise ValueError(
+        raise ModelConfigError(
             f"pts_middle_encoder.sparse_shape is {found}, the range and pts_voxel_layer.voxel_size "
             f"ask for {[z + 1, y, x]} (z + 1, y, x): change one of them."
         )

@@ -17,6 +17,7 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from models.errors import MissingWeightsError, ModelConfigError
 from models.heads import CameraGeometry, HeadOutput, LidarInput, OccupancyHead
 from models.losses import LossNormalizer
 from models.randomness import SampleDraws
@@ -78,7 +79,9 @@ class OPUS(BaseModel):
     ) -> None:
         super().__init__(data_preprocessor, init_cfg)
         if stop_prev_grad is not None and stop_prev_grad < 1:
-            raise ValueError(f"stop_prev_grad must be None or at least 1, got {stop_prev_grad}.")
+            raise ModelConfigError(
+                f"stop_prev_grad must be None or at least 1, got {stop_prev_grad}."
+            )
         self.img_backbone = MODELS.build(img_backbone)
         self.img_neck = MODELS.build(img_neck)
         self.pts_bbox_head: OccupancyHead = MODELS.build(pts_bbox_head)
@@ -110,7 +113,7 @@ class OPUS(BaseModel):
             self.add_module(name, module)
         self.has_lidar = bool(parts)
         if self.has_lidar != head.use_lidar:
-            raise ValueError(
+            raise ModelConfigError(
                 f"pts_bbox_head.use_lidar is {head.use_lidar} in a model "
                 f"{'with' if self.has_lidar else 'without'} a LiDAR branch (pts_voxel_layer ...): "
                 "make them agree."
@@ -120,13 +123,13 @@ class OPUS(BaseModel):
         """Initialise the weights as the configuration says.
 
         Raises:
-            FileNotFoundError: If a pretrained checkpoint of the image network is not there.
+            MissingWeightsError: If a pretrained checkpoint of the image network is not there.
         """
         for name in ("img_backbone", "img_neck"):
             cfg = getattr(self, name).init_cfg
             path = cfg.get("checkpoint", "") if isinstance(cfg, dict) else ""
             if path and "://" not in path and not Path(path).is_file():
-                raise FileNotFoundError(
+                raise MissingWeightsError(
                     f"The pretrained image network {path} is missing: download it to this path, "
                     f"or train from scratch with --cfg-options model.{name}.init_cfg=None."
                 )
@@ -164,7 +167,8 @@ class OPUS(BaseModel):
             The losses by name; the samples with predictions added; or the raw outputs.
 
         Raises:
-            ValueError: If the mode is unknown or a model with a LiDAR branch gets no points.
+            ValueError: If the mode is unknown.
+            ModelConfigError: If a model with a LiDAR branch gets no points.
         """
         if mode not in ("loss", "predict", "tensor"):
             raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}.")
@@ -192,7 +196,7 @@ class OPUS(BaseModel):
     def extract_lidar(self, points: Sequence[Tensor] | None) -> LidarInput:
         """Return the points of every sample and the LiDAR features of the batch."""
         if points is None:
-            raise ValueError(
+            raise ModelConfigError(
                 "The model has a LiDAR branch and the batch no points: use a data set that loads "
                 "LiDAR sweeps (use_lidar=True, and LoadLidarSweeps in its pipeline)."
             )
@@ -258,7 +262,7 @@ def _frame_keys(sample: BaseDataElement, num_cams: int) -> list[Hashable]:
     paths = sample.metainfo.get("img_paths")
     ida_mat = sample.metainfo.get("ida_mat")
     if paths is None or ida_mat is None:
-        raise ValueError(
+        raise ModelConfigError(
             "Streaming needs img_paths and ida_mat in the metainfo of every sample: add them to "
             "the meta keys of the data set, or set model.streaming=False."
         )

@@ -189,7 +189,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             draws: Of the dropout in training; None takes them from torch's generator.
 
         Raises:
-            ValueError: If levels, frames, cameras, channels or LiDAR are not those of the
+            ModelConfigError: If levels, frames, cameras, channels or LiDAR are not those of the
                 configuration.
         """
         self._check_inputs(mlvl_feats, geometry)
@@ -264,11 +264,11 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         """Return the centres of the occupied voxels of a sample.
 
         Raises:
-            ValueError: If the label grid has another shape than the model's.
+            ModelConfigError: If the label grid has another shape than the model's.
         """
         semantics: Tensor = sample.voxel_semantics
         if tuple(semantics.shape) != self.grid_shape:
-            raise ValueError(
+            raise ModelConfigError(
                 f"voxel_semantics has the shape {tuple(semantics.shape)}, the model predicts "
                 f"{self.grid_shape}: check pc_range and voxel_size of the model."
             )
@@ -299,7 +299,9 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         if not self.use_lidar:
             return self.init_points.weight.view(1, -1, 1, 3).expand(batch_size, -1, -1, -1)
         if lidar is None:
-            raise ValueError("The head has use_lidar=True and got no LiDAR points: load them.")
+            raise ModelConfigError(
+                "The head has use_lidar=True and got no LiDAR points: load them."
+            )
         starts = [self._farthest_points(points) for points in lidar.points]
         return torch.stack(starts).unsqueeze(2)
 
@@ -319,14 +321,14 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
     def _check_inputs(self, mlvl_feats: Sequence[Tensor], geometry: CameraGeometry) -> None:
         batch, images = geometry.ego2img.shape[:2]
         if len(mlvl_feats) != self.num_levels:
-            raise ValueError(
+            raise ModelConfigError(
                 f"The head has num_levels={self.num_levels}, the image network gives "
                 f"{len(mlvl_feats)} feature maps: make them equal."
             )
         for feats in mlvl_feats:
             expected = (batch, self.num_frames * self.num_cams, self.embed_dims)
             if images != expected[1] or tuple(feats.shape[:3]) != expected:
-                raise ValueError(
+                raise ModelConfigError(
                     f"The head expects feature maps [B, T*N, C] = {list(expected)} with "
                     f"num_frames={self.num_frames} and num_cams={self.num_cams}; got "
                     f"{list(feats.shape[:3])} with {images} projection matrices."

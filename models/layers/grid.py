@@ -13,6 +13,8 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from models.errors import ModelConfigError
+
 
 class GridModule(BaseModule):
     """Module that owns a voxel grid as buffers, as published checkpoints store it.
@@ -33,7 +35,7 @@ class GridModule(BaseModule):
         init_cfg: Initialisation configuration of MMEngine.
 
     Raises:
-        ValueError: If the range is empty or not a whole number of voxels.
+        ModelConfigError: If the range is empty or not a whole number of voxels.
     """
 
     pc_range: Tensor  # [6] metres
@@ -96,10 +98,10 @@ def grid_shape(pc_range: Sequence[float], voxel_size: Sequence[float]) -> tuple[
     """Return the numbers of voxels ``(X, Y, Z)`` of a range.
 
     Raises:
-        ValueError: If the range is empty or not a whole number of voxels along an axis.
+        ModelConfigError: If the range is empty or not a whole number of voxels along an axis.
     """
     if len(pc_range) != 6 or len(voxel_size) != 3:
-        raise ValueError(
+        raise ModelConfigError(
             f"pc_range needs 6 numbers and voxel_size 3; got {list(pc_range)} and "
             f"{list(voxel_size)}."
         )
@@ -107,7 +109,7 @@ def grid_shape(pc_range: Sequence[float], voxel_size: Sequence[float]) -> tuple[
     for low, high, size in zip(pc_range[:3], pc_range[3:], voxel_size, strict=True):
         count = (high - low) / size if size > 0 else 0.0
         if round(count) < 1 or abs(count - round(count)) > 1e-3:
-            raise ValueError(
+            raise ModelConfigError(
                 f"pc_range {list(pc_range)} is not a positive whole number of voxels of size "
                 f"{list(voxel_size)}: change one of them."
             )

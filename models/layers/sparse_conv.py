@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models import ops
+from models.errors import MissingPackageError
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _import_spconv() -> Any:
     try:
         import spconv.pytorch as spconv  # here, not above: CPU machines do not need it
     except ImportError as error:
-        raise RuntimeError(
+        raise MissingPackageError(
             "Sparse convolutions on CUDA tensors need spconv: install the wheel that matches your "
             "CUDA version, for example `pip install spconv-cu126`."
         ) from error

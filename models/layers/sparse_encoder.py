@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.errors import ModelConfigError
+
 from .sparse_conv import SparseConv3d, SparseTensor, SubMConv3d
 
 
@@ -23,7 +25,7 @@ def use_own_convolutions(module: nn.Module) -> None:
     """Replace all sparse convolutions below a module; the new ones draw new weights.
 
     Raises:
-        ValueError: If there is a kind of convolution that has no counterpart.
+        ModelConfigError: If there is a kind of convolution that has no counterpart.
     """
     for name, child in module.named_children():
         if hasattr(child, "subm"):
@@ -35,7 +37,9 @@ def use_own_convolutions(module: nn.Module) -> None:
 def _own_convolution(conv: Any) -> nn.Module:
     dilation = {int(value) for value in conv.dilation}
     if conv.ndim != 3 or conv.inverse or conv.transposed or dilation != {1} or conv.groups != 1:
-        raise ValueError(f"The sparse convolution {conv} of the LiDAR encoder is not supported.")
+        raise ModelConfigError(
+            f"The sparse convolution {conv} of the LiDAR encoder is not supported."
+        )
     kind = SubMConv3d if conv.subm else SparseConv3d
     return kind(
         conv.in_channels,

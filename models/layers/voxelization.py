@@ -42,7 +42,7 @@ class MeanVoxelizer(nn.Module):
         max_voxels: Voxels of a sample that count, in training and in evaluation.
 
     Raises:
-        ValueError: If the range is empty or not a whole number of voxels.
+        ModelConfigError: If the range is empty or not a whole number of voxels.
     """
 
     low: Tensor

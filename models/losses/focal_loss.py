@@ -9,6 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from models import ops
+from models.errors import ModelConfigError
 
 
 @MODELS.register_module()
@@ -57,12 +58,12 @@ class SigmoidFocalLoss(nn.Module):
             Scalar; zero with a graph where ``n`` is 0.
 
         Raises:
-            ValueError: If there is not one class weight per class.
+            ModelConfigError: If there is not one class weight per class.
         """
         weights = logits.new_ones(logits.shape[1])
         if self.class_weights is not None:
             if len(self.class_weights) != logits.shape[1]:
-                raise ValueError(
+                raise ModelConfigError(
                     f"loss_cls.class_weights has {len(self.class_weights)} entries for "
                     f"{logits.shape[1]} classes."
                 )

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.errors import UserError
+
 _FIX = "build it with `make setup` or `python setup.py build_ext --inplace`"
 
 _lock = threading.RLock()
@@ -19,7 +21,7 @@ _loaded = False
 _on_load: list[Callable[[], None]] = []
 
 
-class ExtensionError(RuntimeError):
+class ExtensionError(UserError, RuntimeError):
     """The native extension is missing, or was built for other sources or another torch."""
 
 

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.build import native_build
+from scripts.runtime.atomic_write import write_atomically
+from scripts.runtime.command_line import CommandParser, number_from, run_command
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -170,21 +172,26 @@ def compile_all(
     return uses
 
 
-def main() -> None:
-    """Compiles and prints or writes the report; exit code 1 if anything is refused."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compiles and prints or writes the report; returns the exit code."""
+    parser = CommandParser(__doc__)
     parser.add_argument("filter", nargs="?", default="", help="only paths that hold this")
     parser.add_argument("--out", type=Path, help="write the table there")
-    parser.add_argument("--jobs", type=int, default=2)
-    args = parser.parse_args()
-    try:
-        uses = compile_all(args.filter, args.jobs)
-    except CompileError as error:
-        sys.exit(str(error))
-    table = report(uses)
-    if args.out:
-        args.out.write_text(f"# What the CUDA kernels take\n\n{table}\n")
-    print(table)
+    parser.add_argument("--jobs", type=number_from(1), default=2)
+
+    def run(args: argparse.Namespace) -> int:
+        try:
+            table = report(compile_all(args.filter, args.jobs))
+        except CompileError as error:
+            print(error, file=sys.stderr)  # the compiler's messages, line by line
+            return 1
+        if args.out:
+            text = f"# What the CUDA kernels take\n\n{table}\n"
+            write_atomically(args.out, lambda path: path.write_text(text))
+        print(table)
+        return 0
+
+    return run_command(parser, run, arguments)
 
 
 def _cell(use: KernelUse) -> str:

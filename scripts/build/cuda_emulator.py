@@ -14,6 +14,7 @@ is not: what only a real GPU has, such as its speed and its memory model.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from scripts.build import native_build, sanitizers
+from scripts.runtime.command_line import CommandParser, run_command
 
 SHIM = Path("scripts", "build", "cuda_emulation")
 ORDERS = ("ascending", "descending")
@@ -105,13 +107,17 @@ def run(library: Path, sanitized: bool, pytest_arguments: Sequence[str]) -> int:
     return 0
 
 
-def main() -> None:
-    """Builds, runs, and ends with the run's exit code."""
-    arguments = sys.argv[1:]
-    sanitized = "--sanitize" in arguments
-    folder = native_build.ROOT / "build" / ("emulated_sanitized" if sanitized else "emulated")
-    rest = [argument for argument in arguments if argument != "--sanitize"]
-    sys.exit(run(build(folder, sanitized), sanitized, rest))
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code of the tests."""
+    parser = CommandParser(__doc__, takes_more=True)
+    parser.add_argument("--sanitize", action="store_true", help="with checks of every access")
+
+    def test(args: argparse.Namespace) -> int:
+        name = "emulated_sanitized" if args.sanitize else "emulated"
+        library = build(native_build.ROOT / "build" / name, args.sanitize)
+        return run(library, args.sanitize, args.others)
+
+    return run_command(parser, test, arguments)
 
 
 def _run(command: Sequence[str]) -> None:

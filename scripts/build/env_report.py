@@ -11,11 +11,12 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.build import native_build
+from scripts.runtime.command_line import CommandParser, run_command
 from scripts.runtime.environment import distribution_version, git_commit, package_versions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,7 +155,12 @@ def _memory_gb() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run_command(CommandParser(__doc__), lambda _: print_report(), arguments)
+
+
+def print_report() -> int:
     """Print the report; returns 1 if something that is needed is missing."""
     print(f"versions (commit {git_commit() or 'unknown'})")
     for name, version in package_versions().items():

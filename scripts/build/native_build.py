@@ -13,6 +13,8 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.runtime.errors import ConfigError
+
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = Path("models", "csrc")  # relative: absolute source paths break build_ext --inplace caches
 
@@ -91,7 +93,7 @@ def find_cuda_home(version: str | None = None) -> Path | None:
     """
     chosen = os.environ.get("CUDA_HOME")
     if chosen and not _is_toolkit(Path(chosen)):
-        raise ValueError(
+        raise ConfigError(
             f"CUDA_HOME is '{chosen}', which has no bin/nvcc and include/cuda_runtime_api.h: name "
             "the folder of a CUDA toolkit, or unset it"
         )
@@ -136,7 +138,7 @@ def cuda_library_folder(cuda_home: Path, build: Path) -> Path:
             return folder
     libraries = sorted((cuda_home / "lib").glob("libcudart.so.*"))
     if not libraries:
-        raise FileNotFoundError(
+        raise ConfigError(
             f"{cuda_home} has no libcudart.so: install the whole CUDA toolkit, or the packages of "
             "requirements/nvcc.txt"
         )

@@ -18,6 +18,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.runtime.command_line import CommandParser, run_command
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "sanitized"
 # The compile test runs nvcc, the others need no native code or terabytes of address space.
@@ -79,6 +81,7 @@ def run(library: Path, pytest_arguments: Sequence[str]) -> int:
     return code or int(bool(leaks))
 
 
-def main() -> None:
-    """Builds, runs, and ends with the run's exit code."""
-    sys.exit(run(build(), sys.argv[1:] or DEFAULT_TESTS))
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code of the tests."""
+    parser = CommandParser(__doc__, takes_more=True)
+    return run_command(parser, lambda args: run(build(), args.others or DEFAULT_TESTS), arguments)

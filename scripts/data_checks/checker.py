@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 from tqdm import tqdm
@@ -32,8 +32,14 @@ from scripts.data_checks.files import FileChecker
 from scripts.data_checks.findings import Findings
 from scripts.data_checks.infos import Finding, check_frames, check_info_file
 from scripts.runtime.building import named_config_keys
+from scripts.runtime.command_line import (
+    CommandParser,
+    add_config_arguments,
+    number_from,
+    run_command,
+)
 from scripts.runtime.config import load_config
-from scripts.runtime.errors import ConfigError, run_entry_point
+from scripts.runtime.errors import ConfigError
 
 EXIT_FINDINGS = 1
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
@@ -188,22 +194,17 @@ def _build(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config")
+    parser = CommandParser(__doc__)
+    add_config_arguments(parser, positional=True)
     parser.add_argument("--full", action="store_true", help="open every file")
-    parser.add_argument("--seconds", type=float, default=60.0, help="without --full (default: 60)")
-    parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={})
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(arguments)
-    total = 0
+    parser.add_argument(
+        "--seconds", type=number_from(0.0, float), default=60.0, help="without --full (default: 60)"
+    )
+    parser.add_argument("--workers", type=number_from(0), default=2, help="processes (default: 2)")
 
-    def run() -> None:
-        nonlocal total
+    def run(args: argparse.Namespace) -> int:
         cfg = load_config(args.config, args.cfg_options)
-        total = check(cfg, args.workers, None if args.full else args.seconds).total
+        findings = check(cfg, args.workers, None if args.full else args.seconds)
+        return EXIT_FINDINGS if findings.total else 0
 
-    code = run_entry_point(run, debug=args.debug)
-    return code or (EXIT_FINDINGS if total else 0)
+    return run_command(parser, run, arguments)

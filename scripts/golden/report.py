@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.errors import UserError
+
 GoldenFile = Mapping[str, npt.NDArray[Any]]
 """Arrays of a reference file by name, as ``numpy.load`` gives them."""
 
 
-class GoldenFileError(ValueError):
+class GoldenFileError(UserError, ValueError):
     """A reference file is unreadable, or of a kind that cannot be checked."""
 
 

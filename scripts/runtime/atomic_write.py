@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from scripts.runtime.errors import ConfigError
+
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file beside `path`, then move it there.
@@ -26,9 +28,41 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     try:
         write(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is not None and Path(os.fsdecode(error.filename)) == temporary:
+            # The user knows the file by its name, not the temporary one.
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def check_file_target(option: str, path: str | Path) -> None:
+    """Refuse a file that could not be written at the end of a long run.
+
+    Raises:
+        ConfigError: A folder has the file's name, or the file's folder cannot be written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder: name a file in it")
+    check_folder_target(option, path.parent)
+
+
+def check_folder_target(option: str, path: str | Path) -> None:
+    """Refuse a folder, existing or not, in which nothing could be written.
+
+    Raises:
+        ConfigError: A part of the path is a file, or this user may not write there.
+    """
+    existing = Path(path).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ConfigError(f"{option} {path}: {existing} is a file, choose a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"{option} {path}: {existing} cannot be written to, choose another path")
 
 
 def write_json(path: str | Path, content: object, indent: int = 0) -> Path:

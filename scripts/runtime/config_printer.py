@@ -12,16 +12,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from scripts.runtime.building import named_config_keys
+from scripts.runtime.command_line import CommandParser, add_config_arguments, run_command
 from scripts.runtime.config import LoadedConfig, load
-from scripts.runtime.errors import run_entry_point
 from scripts.runtime.fit import fit_config
 from scripts.runtime.launch import Launch
 from scripts.runtime.parts import LOADERS, arguments_of, find_type
+from scripts.runtime.preflight import check_evaluation
 from scripts.runtime.settings import leaf_datasets
 
 
@@ -55,6 +56,7 @@ def check_buildable(cfg: Config) -> None:
     Raises:
         ConfigError: The model refuses its settings, or the batch size is not usable.
     """
+    check_evaluation(cfg)
     fitted = Config(cfg.to_dict())
     fit_config(fitted, Launch(), trains=fitted.get("train_dataloader") is not None)
     init_default_scope(fitted.get("default_scope", "mmengine"))
@@ -71,20 +73,10 @@ def check_buildable(cfg: Config) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="config file, see configs/")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        default={},
-        metavar="KEY=VALUE",
-        help="fields of the config to replace",
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
-    args = parser.parse_args(arguments)
-    return run_entry_point(
-        lambda: print(print_config(args.config, args.cfg_options)), debug=args.debug
-    )
+    parser = CommandParser(__doc__)
+    add_config_arguments(parser, positional=True)
+
+    def run(args: argparse.Namespace) -> None:
+        print(print_config(args.config, args.cfg_options))
+
+    return run_command(parser, run, arguments)

@@ -1,24 +1,44 @@
-"""Errors a user can cause end in one sentence; everything else keeps its traceback."""
+"""Errors that a user can put right end in one sentence; everything else keeps its traceback."""
 
 from __future__ import annotations
 
-import dis
+import errno
+import json
 import os
-import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import CodeType, TracebackType
 
 from models.errors import UserError
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+# Set by scripts/runtime/torchrun.py, which prints the sentences of its processes, each once.
+LAUNCHED = "OPUS_LAUNCHED"
 
-_WORKER_MARK = "Original Traceback"
-_WORKER_FRAME = re.compile(r'File "(?P<file>[^"]+)", line \d+, in .*\n\s+(?P<source>.*)')
+# Operating-system errors about a file that the user can put right, and what to say about the file.
+_ABOUT_A_FILE = {
+    errno.ENOENT: "{0} does not exist (relative paths start at {1}): correct the path",
+    errno.EACCES: "{0} may not be read or written by this user: change its permissions or the path",
+    errno.EPERM: "{0} may not be changed by this user: change its permissions or the path",
+    errno.EROFS: "{0} is on a read-only file system: choose a path elsewhere",
+    errno.EISDIR: "{0} is a folder, a file is needed: correct the path",
+    errno.ENOTDIR: "{0} or a part of its path is a file, a folder is needed: correct the path",
+    errno.EEXIST: "{0} exists and is no folder: choose another path, or move it away",
+    errno.ENOTEMPTY: "{0} is not empty: choose another path, or move it away",
+    errno.ENAMETOOLONG: "the name {0} is too long for the file system: choose a shorter one",
+    errno.ELOOP: "{0} is a symbolic link that leads to itself: correct the link",
+    errno.ETXTBSY: "{0} is in use: try again later",
+}
+# Those that need no file's name.
+_ABOUT_THE_MACHINE = {
+    errno.ENOSPC: "no space is left on the disk{0}: free some, or choose a path elsewhere",
+    errno.EDQUOT: "the disk quota is used up{0}: free some space, or choose a path elsewhere",
+    errno.EMFILE: "too many files are open{0}: raise `ulimit -n`, or use fewer workers",
+    errno.ENFILE: "too many files are open on this machine{0}: use fewer workers",
+}
 
 
 class ConfigError(UserError, ValueError):
@@ -29,67 +49,28 @@ class TrainingInterrupted(Exception):  # noqa: N818 - an event, not an error
     """Training was stopped by a signal; the message says what was saved."""
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was raised from, outermost first."""
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was explicitly raised from, outermost first."""
     current: BaseException | None = error
     while current is not None:
         yield current
-        current = current.__cause__ or (
-            None if current.__suppress_context__ else current.__context__
-        )
+        current = current.__cause__
 
 
-def _raised_at(code: CodeType, offset: int) -> bool:
-    """Whether the instruction at `offset` is a `raise` statement."""
-    return dis.opname[code.co_code[offset]] == "RAISE_VARARGS"
-
-
-def _in_project(filename: str) -> bool:
-    path = Path(filename).resolve()
-    return path.is_relative_to(PROJECT_ROOT) and ".venv" not in path.parts
-
-
-def _raised_by_project(error: BaseException) -> bool:
-    """Whether a `raise` statement of the project's own code made this error.
-
-    Such a statement carries a message that was written for the user. The same exception type out
-    of a library, or out of an operation in our code, is a defect whose traceback is wanted.
-    """
-    trace: TracebackType | None = error.__traceback__
-    if trace is None:
-        return False
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    code = trace.tb_frame.f_code
-    return _in_project(code.co_filename) and _raised_at(code, trace.tb_lasti)
-
-
-def _worker_message(error: BaseException) -> str | None:
-    """Message of a project error that a data-loading process re-raised with its traceback.
-
-    torch's DataLoader hands an exception of a worker over as text: "Caught X in DataLoader worker
-    process 0.", the traceback, and a last line "X: message".
-    """
-    text = str(error)
-    if _WORKER_MARK not in text:
-        return None
-    frames = list(_WORKER_FRAME.finditer(text))
-    if not frames:
-        return None
-    last = frames[-1]
-    if not (_in_project(last["file"]) and last["source"].lstrip().startswith("raise")):
-        return None
-    closing = text[last.end() :]
-    message = re.search(r"^[\w.]*(?:Error|Exception)\w*: (.*)\Z", closing, re.MULTILINE | re.DOTALL)
-    return message[1] if message else None
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _describe_os_error(error: OSError) -> str | None:
+    """The sentence for an error of the operating system that the user can put right."""
+    # In `rename(a, b)` the second file is the one that the user has named.
+    name = error.filename2 or error.filename
+    path = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else ""
+    if error.errno in _ABOUT_THE_MACHINE:
+        return _ABOUT_THE_MACHINE[error.errno].format(f" ({path})" if path else "")
+    if error.errno in _ABOUT_A_FILE and path:
+        return _ABOUT_A_FILE[error.errno].format(path, Path.cwd())
+    return None
 
 
 def describe(error: BaseException) -> str | None:
-    """The sentence to print for an error that a user can cause.
+    """The sentence to print for an error that the user can put right.
 
     Args:
         error: What an entry point caught.
@@ -97,33 +78,29 @@ def describe(error: BaseException) -> str | None:
     Returns:
         One line, or None if the error is a defect whose traceback should be shown.
     """
-    for link in _chain(error):
-        if not isinstance(link, (ValueError, RuntimeError, OSError)):
-            continue
-        from_worker = _worker_message(link)
-        if from_worker is not None:
-            return _one_line(from_worker)
-        if _raised_by_project(link):
-            return _one_line(str(link))
-    if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return f"{error.filename} does not exist"
-    if isinstance(error, FileNotFoundError) and str(error):
-        return _one_line(str(error))  # of a library: it has tried to read what it was told to
-    if isinstance(error, PermissionError) and error.filename is not None:
-        return f"{error.filename} may not be read or written by this user"
-    return None
+    for link in _causes(error):
+        if isinstance(link, UserError):
+            return link.sentence
+    return _describe_os_error(error) if isinstance(error, OSError) else None
 
 
-def run_entry_point(main: Callable[[], None], *, debug: bool) -> int:
+def _shows_tracebacks(debug: bool) -> bool:
+    return debug or os.environ.get("OPUS_DEBUG", "0") not in ("", "0")
+
+
+def run_entry_point(
+    main: Callable[[], None], *, debug: bool, interrupted: str = "interrupted; nothing was saved"
+) -> int:
     """Run a command's main function and turn what it raises into an exit code.
 
     Args:
         main: Does the command's work.
         debug: Show tracebacks of all errors (also switched on by OPUS_DEBUG=1).
+        interrupted: What to print after Ctrl-C.
 
     Returns:
-        0, EXIT_USER_ERROR after an error of the user's (one line on standard error), or
-        EXIT_INTERRUPTED. Defects are raised on, with their traceback.
+        0, EXIT_USER_ERROR after an error that the user can put right (one line on standard error),
+        or EXIT_INTERRUPTED. Defects are raised on, with their traceback.
     """
     rank = os.environ.get("RANK")
     name = Path(sys.argv[0]).name
@@ -134,14 +111,27 @@ def run_entry_point(main: Callable[[], None], *, debug: bool) -> int:
         print(prefix + str(stop), file=sys.stderr)
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        print(prefix + "interrupted; nothing was saved", file=sys.stderr)
+        print(prefix + interrupted, file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
         sentence = describe(error)
         if sentence is None:
             raise
-        if debug or os.environ.get("OPUS_DEBUG", "0") not in ("", "0"):
+        if _shows_tracebacks(debug):
             traceback.print_exc()
-        print(prefix + sentence, file=sys.stderr)
+        if not _left_to_launcher(sentence):
+            print(prefix + sentence, file=sys.stderr)
         return EXIT_USER_ERROR
     return 0
+
+
+def _left_to_launcher(sentence: str) -> bool:
+    """Hand a sentence to the launcher of this process, in the file that torchrun reads."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not os.environ.get(LAUNCHED) or not path or "RANK" not in os.environ:
+        return False
+    try:
+        Path(path).write_text(json.dumps({"message": sentence, "timestamp": int(time.time())}))
+    except OSError:
+        return False
+    return True

@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from scripts.runtime.errors import ConfigError
 
-MASKS = ("camera", "lidar", "none")
+MASKS = ("camera", "lidar", "both", "none")
 
 
 def choose_masks(cfg: Config, masks: Sequence[str]) -> None:

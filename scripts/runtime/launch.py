@@ -43,16 +43,12 @@ def launched() -> Iterator[Launch]:
     gloo and so fails on a CPU build of torch. NCCL where there are GPUs, gloo elsewhere.
 
     Raises:
-        ConfigError: More processes than GPUs on this machine.
+        ConfigError: More processes than GPUs on this machine, or a wrong environment.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Launch()
         return
-    launch = Launch(
-        int(os.environ["RANK"]),
-        int(os.environ["WORLD_SIZE"]),
-        int(os.environ.get("LOCAL_RANK", "0")),
-    )
+    launch = Launch(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK", "0"))
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "nccl"
@@ -62,8 +58,25 @@ def launched() -> Iterator[Launch]:
                 f"{torch.cuda.device_count()}; start at most that many processes"
             )
         torch.cuda.set_device(launch.local_rank)
-    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    try:
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    except (dist.DistError, ValueError) as error:  # ValueError: a variable is missing or wrong
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise ConfigError(
+            f"process {launch.rank} cannot join the others ({reason}): check RANK, WORLD_SIZE, "
+            "MASTER_ADDR and MASTER_PORT, or start with dist_train.sh and dist_val.sh"
+        ) from error
     try:
         yield launch
     finally:
         dist.destroy_process_group()
+
+
+def _number(name: str, default: str | None = None) -> int:
+    text = os.environ.get(name, default)
+    if text is None or not text.isdigit():
+        raise ConfigError(
+            f"the environment variable {name} is '{text}', expected a whole number: unset it, or "
+            "start with dist_train.sh and dist_val.sh"
+        )
+    return int(text)

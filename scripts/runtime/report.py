@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from loaders.metrics.tables import format_table
-from scripts.runtime.atomic_write import write_json
+from scripts.runtime.atomic_write import write_atomically, write_json
 from scripts.runtime.environment import git_commit, package_versions
 
 
@@ -65,7 +65,8 @@ def write_report(path: str | Path, report: Mapping[str, Any]) -> Path:
         The JSON file.
     """
     path = write_report_json(path, report)
-    path.with_suffix(".txt").write_text(report_table(report) + "\n")
+    table = report_table(report) + "\n"
+    write_atomically(path.with_suffix(".txt"), lambda file: file.write_text(table))
     return path
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
@@ -24,27 +24,18 @@ from scripts.runtime.checkpoint import (
     start_from,
     weights_of,
 )
+from scripts.runtime.command_line import add_config_arguments
 from scripts.runtime.config import load_config
 from scripts.runtime.fit import fit_config
 from scripts.runtime.launch import Launch
+from scripts.runtime.preflight import check_evaluation
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that train.py and val.py share."""
-    parser.add_argument("--config", required=True, help="config file, see configs/")
+    add_config_arguments(parser)
     parser.add_argument(
         "--work-dir", help="logs and checkpoints (default: work_dirs/NAME OF THE CONFIG)"
-    )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        default={},
-        metavar="KEY=VALUE",
-        help="fields of the config to replace, e.g. batch_size=4 optim_wrapper.optimizer.lr=1e-4",
-    )
-    parser.add_argument(
-        "--debug", action="store_true", help="show the traceback of every error (or OPUS_DEBUG=1)"
     )
 
 
@@ -66,6 +57,8 @@ def prepare_config(
         trains: Whether the run trains.
     """
     cfg = load_config(path, options)
+    if trains:
+        check_evaluation(cfg)
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get("work_dir") is None:

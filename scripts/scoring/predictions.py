@@ -1,6 +1,7 @@
-"""Score predictions on disk, of val.py or of another system, without a model.
+"""The command line of val.py, and its scoring of predictions on disk, which needs no model.
 
-    python -m scripts.score_predictions --config CONFIG --predictions DIR [--out scores.json]
+    python val.py --config CONFIG --predictions DIR [--out scores.json]
+    python scripts/score_predictions.py --config CONFIG --predictions DIR    # the same
 
 DIR holds a file `<sample token>.npz` per sample of the config's test split, in one of the forms of
 `loaders/predictions.py`: `coords` [n, 3] and `labels` [n] of the occupied voxels, or a dense label
@@ -10,22 +11,118 @@ grid `semantics` [X, Y, Z].
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
 
 from loaders.errors import MissingDataError
 from loaders.predictions import load_prediction, prediction_path
 from loaders.sample import OccSample
+from scripts.runtime.atomic_write import check_file_target, check_folder_target
+from scripts.runtime.command_line import CommandParser, number_from, run_command
 from scripts.runtime.config import load_config
-from scripts.runtime.errors import run_entry_point
+from scripts.runtime.errors import ConfigError
 from scripts.runtime.evaluators import MASKS, choose_masks
 from scripts.runtime.report import report_table, score_report, write_report
+from scripts.runtime.runner import add_common_arguments
 from scripts.scoring.scorer import split_scorer
+
+
+def command_parser(description: str | None, *, needs_predictions: bool = False) -> CommandParser:
+    """Command line of val.py, and of scripts/score_predictions.py, which needs predictions."""
+    parser = CommandParser(description)
+    add_common_arguments(parser)
+    parser.add_argument("--weights", metavar="CHECKPOINT", help="of the model to score")
+    parser.add_argument(
+        "--predictions",
+        metavar="DIR",
+        required=needs_predictions,
+        help="score these predictions, without a model",
+    )
+    parser.add_argument(
+        "--workers",
+        type=number_from(0),
+        metavar="N",
+        help="with --predictions: processes that score; 0 works in this one (default: 0)",
+    )
+    parser.add_argument(
+        "--save-predictions", metavar="DIR", help="write compressed sparse voxels per sample"
+    )
+    parser.add_argument(
+        "--submission", metavar="DIR", help="write the Occ3D benchmark's file per sample"
+    )
+    parser.add_argument(
+        "--masks",
+        nargs="+",
+        choices=MASKS,
+        default=(),
+        help="score the voxels that cameras see, that the LiDAR sees, that both see, or all "
+        "(none); several give several scores (default: the config's)",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="scores as JSON (default: metrics.json beside the log), and as a table in FILE.txt",
+    )
+    return parser
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse options that say nothing, or two things at once, and files that cannot be written.
+
+    Raises:
+        ConfigError: What is wrong and how to put it right.
+    """
+    if args.weights is None and args.predictions is None:
+        raise ConfigError(
+            "nothing to score: give --weights CHECKPOINT for a model, or --predictions DIR for "
+            "predictions on disk"
+        )
+    if args.predictions is None and args.workers is not None:
+        raise ConfigError("--workers is for --predictions: models run in processes of dist_val.sh")
+    for option in ("weights", "save_predictions", "submission"):
+        if args.predictions is not None and getattr(args, option) is not None:
+            raise ConfigError(
+                f"--predictions scores files without a model: leave "
+                f"--{option.replace('_', '-')} out, or --predictions"
+            )
+    # Before the evaluation, not after it.
+    if args.out is not None:
+        check_file_target("--out", args.out)
+    for option in ("work_dir", "save_predictions", "submission"):
+        if getattr(args, option) is not None:
+            check_folder_target(f"--{option.replace('_', '-')}", getattr(args, option))
+
+
+def evaluate_predictions(args: argparse.Namespace) -> dict[str, Any]:
+    """Score the files of `--predictions` and write the scores.
+
+    Started on N processes, the first one works with N workers and the others have nothing to do.
+
+    Returns:
+        Metric names to values.
+
+    Raises:
+        ConfigError: The config's metrics need a model.
+        MissingDataError: A prediction is missing.
+        BadDataError: A prediction is broken or does not fit.
+    """
+    if int(os.environ.get("RANK", "0")):
+        return {}
+    workers = args.workers
+    if workers is None:
+        workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    folder = Path(args.predictions)
+    report = score_folder(args.config, args.cfg_options, folder, workers, args.masks)
+    work_dir = Path(args.work_dir or Path("work_dirs", Path(args.config).stem))
+    default = work_dir / time.strftime("%Y%m%d_%H%M%S") / "metrics.json"
+    print(report_table(report))
+    print(f"scores written to {write_report(args.out or default, report)}")
+    return report["metrics"]
 
 
 def score_folder(
@@ -34,7 +131,7 @@ def score_folder(
     folder: Path,
     workers: int,
     masks: Sequence[str] = (),
-) -> dict:
+) -> dict[str, Any]:
     """Returns the scores of a folder's predictions, as val.py reports them.
 
     Args:
@@ -49,7 +146,10 @@ def score_folder(
         BadDataError: If a prediction is broken or does not fit.
     """
     if not folder.is_dir():
-        raise MissingDataError(f"folder {folder} does not exist: give the one with the predictions")
+        kind = "is a file" if folder.exists() else f"does not exist in {Path.cwd()}"
+        if folder.is_absolute() and not folder.exists():
+            kind = "does not exist"
+        raise MissingDataError(f"folder {folder} {kind}: give the folder with the predictions")
     start = time.monotonic()
     cfg = load_config(config, options)
     choose_masks(cfg, masks)
@@ -73,23 +173,10 @@ def score_folder(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--predictions", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--out", metavar="FILE", help="scores as JSON")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0: this one (default)")
-    parser.add_argument("--masks", nargs="+", choices=MASKS, default=(), help="voxels that count")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={})
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(arguments)
+    """Entry point of scripts/score_predictions.py; returns the exit code."""
 
-    def run() -> None:
-        report = score_folder(args.config, args.cfg_options, args.predictions, args.workers)
-        print(report_table(report))
-        if args.out:
-            print(f"written to {write_report(args.out, report)}")
+    def run(args: argparse.Namespace) -> None:
+        check_arguments(args)
+        evaluate_predictions(args)
 
-    return run_entry_point(run, debug=args.debug)
+    return run_command(command_parser(__doc__, needs_predictions=True), run, arguments)

@@ -32,8 +32,14 @@ from tqdm import tqdm
 from loaders.datasets.occupancy_dataset import OccupancyDataset
 from loaders.sample import OccSample
 from scripts.runtime.building import named_config_keys
+from scripts.runtime.command_line import (
+    CommandParser,
+    add_config_arguments,
+    number_from,
+    run_command,
+)
 from scripts.runtime.config import load_config
-from scripts.runtime.errors import ConfigError, run_entry_point
+from scripts.runtime.errors import ConfigError
 from scripts.runtime.report import score_report, write_report_json
 from scripts.scoring.scorer import Scorer, labels_only
 
@@ -157,15 +163,10 @@ def run(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    from mmengine.config import DictAction
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", required=True)
+    parser = CommandParser(__doc__)
+    add_config_arguments(parser)
     parser.add_argument("--out", metavar="FILE", help="scores as JSON")
-    parser.add_argument("--workers", type=int, default=0, help="processes that score (default: 0)")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={})
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(arguments)
-    return run_entry_point(lambda: run(args), debug=args.debug)
+    parser.add_argument(
+        "--workers", type=number_from(0), default=0, help="processes that score (default: 0)"
+    )
+    return run_command(parser, run, arguments)

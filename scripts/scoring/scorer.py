@@ -13,7 +13,6 @@ from mmengine.registry import DATASETS, METRICS
 from tqdm import tqdm
 
 from loaders.datasets.wrappers import map_leaf_configs
-from loaders.errors import BadDataError
 from loaders.metrics.base import CountingMetric
 from loaders.metrics.counts import CountState
 from loaders.sample import OccSample
@@ -99,8 +98,6 @@ class Scorer:
         try:
             with ProcessPoolExecutor(workers, mp_context=fork) as pool:
                 return list(pool.map(_run_job, range(workers)))
-        except BadDataError as error:  # raised anew: entry points show what this process raises
-            raise BadDataError(str(error)) from error
         finally:
             _job = None
 

@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from loaders.errors import BadDataError
 from loaders.info_io import InfoWriter, info_file_name, infos_fragment
-from scripts.runtime.errors import run_entry_point
+from scripts.runtime.command_line import CommandParser, number_from, run_command
+from scripts.runtime.errors import ConfigError
 from scripts.sweep_infos.old_infos import complete_old_info, read_old_infos
 from scripts.sweep_infos.scenes import SceneReader
 from scripts.sweep_infos.tables import Tables, open_tables
@@ -63,10 +64,8 @@ def _fragments(
     try:
         with ProcessPoolExecutor(min(workers, len(scenes)), mp_context=fork) as pool:
             yield from pool.map(_in_worker, scenes, chunksize=4)
-    except BadDataError as error:  # raised anew: entry points show what this process raises
-        raise BadDataError(str(error)) from error
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise ConfigError(
             "a worker process was killed, perhaps for lack of memory: try --workers 0"
         ) from error
     finally:
@@ -177,10 +176,9 @@ def write_from_mmdet3d(
     return len(scenes), write_scenes(tables, scenes, path, metadata, workers, progress, old)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Returns the command line's options."""
-    summary = (__doc__ or "").splitlines()[0]
-    parser = argparse.ArgumentParser(description=summary)
+def command_parser() -> CommandParser:
+    """Returns the command line."""
+    parser = CommandParser(__doc__)
     parser.add_argument("--data-root", type=Path, default=Path("data/nuscenes"))
     parser.add_argument("--version", choices=[*SPLITS], default="v1.0-trainval")
     parser.add_argument("--out-dir", type=Path, help="default: the data root")
@@ -193,10 +191,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     default = min(8, os.cpu_count() or 1)
     workers = "processes, 0: work in the main one; the files do not depend on it"
-    parser.add_argument("--workers", type=int, default=default, help=workers)
+    parser.add_argument("--workers", type=number_from(0), default=default, help=workers)
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
-    return parser.parse_args(argv)
+    return parser
 
 
 def write_info_files(args: argparse.Namespace) -> None:
@@ -217,5 +214,4 @@ def write_info_files(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_args(arguments)
-    return run_entry_point(lambda: write_info_files(args), debug=args.debug)
+    return run_command(command_parser(), write_info_files, arguments)

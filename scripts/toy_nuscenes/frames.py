@@ -14,6 +14,7 @@ from scripts.toy_nuscenes import lidar
 from scripts.toy_nuscenes.annotations import annotate
 from scripts.toy_nuscenes.camera import take_image
 from scripts.toy_nuscenes.classes import Occ
+from scripts.toy_nuscenes.errors import DataSetError
 from scripts.toy_nuscenes.files import write_png
 from scripts.toy_nuscenes.labels import Observed, camera_in_key_ego, observe, occ3d, openocc_rows
 from scripts.toy_nuscenes.options import KEY_PERIOD_US, Options, Shot, all_shots
@@ -84,7 +85,7 @@ class _Recorder:
             ".jpg", result.image, [cv2.IMWRITE_JPEG_QUALITY, self.options.jpeg_quality]
         )
         if not ok:
-            raise RuntimeError(
+            raise DataSetError(
                 f"OpenCV could not encode {path} as JPEG; check that its build supports JPEG"
             )
         _save(path, data.tobytes())

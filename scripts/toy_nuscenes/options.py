@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from scripts.runtime.errors import ConfigError
 from scripts.toy_nuscenes.rig import CAMERAS, LIDAR_NAME
 
 GENERATOR_VERSION = 2
@@ -49,19 +50,21 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 1 <= self.scenes <= 850:
-            raise ValueError(f"--scenes must lie between 1 and 850, got {self.scenes}")
+            raise ConfigError(f"--scenes must lie between 1 and 850, got {self.scenes}")
         if not 1 <= self.samples <= 200:
-            raise ValueError(f"--samples must lie between 1 and 200, got {self.samples}")
+            raise ConfigError(f"--samples must lie between 1 and 200, got {self.samples}")
         if min(self.width, self.height) < 16:
-            raise ValueError(f"--image-size must be at least 16x16, got {self.width}x{self.height}")
+            raise ConfigError(
+                f"--image-size must be at least 16x16, got {self.width}x{self.height}"
+            )
         if self.lidar_hz not in LIDAR_RATES_HZ:
-            raise ValueError(f"--lidar-hz must be one of {LIDAR_RATES_HZ}, got {self.lidar_hz}")
+            raise ConfigError(f"--lidar-hz must be one of {LIDAR_RATES_HZ}, got {self.lidar_hz}")
         if self.lidar_azimuths < 8:
-            raise ValueError(f"--lidar-azimuths must be at least 8, got {self.lidar_azimuths}")
+            raise ConfigError(f"--lidar-azimuths must be at least 8, got {self.lidar_azimuths}")
         if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"--jpeg-quality must lie between 1 and 100, got {self.jpeg_quality}")
+            raise ConfigError(f"--jpeg-quality must lie between 1 and 100, got {self.jpeg_quality}")
         if self.seed < 0:
-            raise ValueError(f"--seed must not be negative, got {self.seed}")
+            raise ConfigError(f"--seed must not be negative, got {self.seed}")
 
     @property
     def version(self) -> str:

@@ -14,6 +14,7 @@ import os
 import queue
 import shutil
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ import numpy as np
 import torch
 
 from scripts.runtime.atomic_write import write_json
+from scripts.runtime.errors import describe
 from scripts.runtime.host_allocator import keep_freed_memory
+from scripts.toy_nuscenes.errors import DataSetError
 from scripts.toy_nuscenes.files import write_png
 from scripts.toy_nuscenes.frames import generate_scene
 from scripts.toy_nuscenes.layout import Layout, make_layout
@@ -47,20 +50,19 @@ Progress = Callable[[int], None]
 Job = tuple[SceneNames, int, np.ndarray]  # a scene, its place, and its shift on the map
 
 
-class DataSetError(RuntimeError):
-    """The output folder cannot be used as asked; the message names the remedy."""
-
-
 def _read_record(root: Path) -> dict | None:
     path = root / RECORD
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
+        record = json.loads(path.read_text())
     except ValueError as error:
         raise DataSetError(
             f"{path} is not readable JSON ({error}); delete {root} and run the command again"
         ) from error
+    if not isinstance(record, dict):
+        raise DataSetError(f"{path} holds no JSON object; delete {root} and run the command again")
+    return record
 
 
 def prepare(root: Path, options: Options, overwrite: bool) -> bool:
@@ -176,8 +178,9 @@ def _finish(root: Path, options: Options, places: list[tuple[int, np.ndarray]]) 
 def _work(
     root: str, options: Options, jobs: multiprocessing.Queue, news: multiprocessing.Queue
 ) -> None:
-    """A worker process: makes scenes until there are none left; sends progress counts, then None
-    or an error text.
+    """A worker process: makes scenes until there are none left.
+
+    Sends progress counts, then None, an error that the user can put right, or a traceback as text.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends us
     keep_freed_memory()
@@ -189,7 +192,8 @@ def _work(
             generate_scene(Path(root), options, names, place, shift, news.put)
         news.put(None)
     except BaseException as error:
-        news.put(f"{type(error).__name__}: {error}")
+        is_users = describe(error) is not None
+        news.put(error if is_users else traceback.format_exc())
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,6 @@ def _crew(count: int, root: Path, options: Options) -> Iterator[_Crew]:
 
 def _follow(crew: _Crew, todo: list[Job], progress: Progress) -> None:
     """Hands out the jobs and reports until all are done."""
-    go_on = "finished scenes are kept, run the command again to go on"
     running = len(crew.workers)
     for job in [*todo, *([None] * running)]:
         crew.jobs.put(job)
@@ -231,12 +234,17 @@ def _follow(crew: _Crew, todo: list[Job], progress: Progress) -> None:
             message = crew.news.get(timeout=2)
         except queue.Empty:
             if any(worker.exitcode for worker in crew.workers):
-                raise DataSetError(f"a worker process was killed; {go_on}") from None
+                raise DataSetError(
+                    "a worker process was killed, perhaps for lack of memory: finished scenes are "
+                    "kept, run the command again with fewer --workers"
+                ) from None
             continue
         if message is None:
             running -= 1
+        elif isinstance(message, Exception):
+            raise message
         elif isinstance(message, str):
-            raise DataSetError(f"a worker process failed ({message}); {go_on}")
+            raise RuntimeError(f"a worker process failed:\n{message}")
         else:
             progress(message)
 
@@ -269,7 +277,8 @@ def generate(
         Whether there was anything to do.
 
     Raises:
-        DataSetError: the folder holds something else, or a worker failed.
+        DataSetError: the folder holds something else, or a worker process was killed.
+        RuntimeError: a worker process failed.
     """
     if prepare(root, options, overwrite):
         return False

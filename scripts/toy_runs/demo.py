@@ -3,9 +3,10 @@
     python -m scripts.demo            # `make demo`: minutes on two cores
     python -m scripts.demo --long     # `make toy-train`: the longer run
 
-Each step is one of the project's commands in a process of its own. A step whose inputs are those of
-its last run is skipped; an interrupted training is resumed. The command ends with a table and fails
-(exit code 2) if the model does not beat the prior as it should.
+Each step is one of the project's commands in a process of its own, and writes to data/, work_dirs/
+and outputs/ of the current folder. A step whose inputs are those of its last run is skipped; an
+interrupted training is resumed. The command ends with a table and fails (exit code 2) if the model
+does not beat the prior as it should.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.runtime.errors import ConfigError, run_entry_point
+from models.errors import UserError
+from scripts.runtime.atomic_write import write_json
+from scripts.runtime.command_line import CommandParser, config_file, run_command
+from scripts.runtime.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA_ROOT = Path("data/toy_nuscenes")
 DATA_STEPS = Path("data/.toy_nuscenes_steps.json")
-DEMO_CONFIG = "configs/toy/opusv2-nano_toy.py"
-LONG_CONFIG = "configs/toy/opusv2-nano_toy_long.py"
+DEMO_CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy.py")
+LONG_CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy_long.py")
 METRICS = {"mIoU": "occ3d/mIoU", "RayIoU": "ray/RayIoU"}
 # What scores and pictures depend on, besides config and checkpoint.
 SCORING_SOURCE = ("models", "loaders", "scripts", "val.py", "visualize.py")
@@ -38,7 +42,7 @@ DEMO_FACTORS = (1.0, 1.0)
 LONG_FACTORS = (1.0, 1.5)
 
 
-class StepFailed(RuntimeError):  # noqa: N818 - reads as what happened
+class StepFailed(UserError, RuntimeError):  # noqa: N818 - reads as what happened
     """A command of the demo ended with an error (which it has printed itself)."""
 
 
@@ -68,8 +72,11 @@ class Steps:
         """Read the records of earlier calls (none if there is no such file)."""
         records = {}
         if path.is_file():
-            for name, record in json.loads(path.read_text()).items():
-                records[name] = Record(**record)
+            try:
+                for name, record in json.loads(path.read_text()).items():
+                    records[name] = Record(**record)
+            except (ValueError, TypeError, AttributeError) as error:
+                raise ConfigError(f"{path} is damaged ({error}): remove it") from error
         return cls(path, records)
 
     def run(self, name: str, command: Sequence[str], key: str, outputs: Sequence[Path]) -> bool:
@@ -93,9 +100,7 @@ class Steps:
             if not out.exists():
                 raise StepFailed(f"step '{name}' did not write {out}")
         self.records[name] = Record(key, seconds, memory_mb)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = {step: asdict(entry) for step, entry in self.records.items()}
-        self.path.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(self.path, {step: asdict(entry) for step, entry in self.records.items()}, 2)
         print(f"== {name}: {seconds:.0f} s, peak memory {memory_mb:.0f} MB", flush=True)
         return True
 
@@ -103,7 +108,7 @@ class Steps:
 def _measure(command: Sequence[str]) -> tuple[float, float, int]:
     """Run a command; wall time in s, peak memory of its largest process in MB, exit code."""
     start = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT)
+    process = subprocess.Popen(command)
     while True:
         try:
             _, status, usage = os.wait4(process.pid, 0)
@@ -147,7 +152,7 @@ def _config_key(config: str) -> str:
     a started process is never below that of the process which started it.
     """
     command = [sys.executable, "-c", PRINT_CONFIG, config]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ConfigError(f"config {config} cannot be read: {reason}")
@@ -158,14 +163,11 @@ def run_demo(config: str, factors: tuple[float, float]) -> None:
     """Run all steps for a config and print the table.
 
     Raises:
-        ConfigError: No such config.
+        ConfigError: The config cannot be read.
         StepFailed: A step failed, or the model scored below `factors` times the prior.
     """
-    if not (ROOT / config).is_file():
-        raise ConfigError(f"config {config} does not exist: see configs/toy/")
     stem = Path(config).stem
     work_dir, pictures = Path("work_dirs", stem), Path("outputs", stem)
-    os.chdir(ROOT)
     steps = Steps.load(work_dir / "demo_steps.json")
 
     data_key = make_data()
@@ -175,7 +177,7 @@ def run_demo(config: str, factors: tuple[float, float]) -> None:
     steps.run(
         "pictures",
         [
-            *("visualize.py", "--config", config, "--weights", str(weights)),
+            *(str(ROOT / "visualize.py"), "--config", config, "--weights", str(weights)),
             *("--vis-input", "--vis-gt", "--out", str(pictures)),
         ],
         _hash(_config_key(config), weights.read_bytes(), _source_key(SCORING_SOURCE)),
@@ -190,14 +192,17 @@ def make_data() -> str:
     steps = Steps.load(DATA_STEPS)
     # The generator itself knows whether a folder is complete and of the wanted options.
     tables = DATA_ROOT / "v1.0-mini"
-    command = ["scripts/make_toy_nuscenes.py", "--out", str(DATA_ROOT)]
+    command = [str(ROOT / "scripts/make_toy_nuscenes.py"), "--out", str(DATA_ROOT)]
     steps.run("toy data", command, "default options", [tables / "sample.json", DATA_ROOT / "gts"])
     # Options, version of the generator, and tables tell one data set from another.
     made = [DATA_ROOT / "toy_nuscenes.json", *sorted(tables.glob("*.json"))]
     table_key = _hash(*(path.read_bytes() for path in made))
     steps.run(
         "info files",
-        ["scripts/gen_sweep_info.py", "--data-root", str(DATA_ROOT), "--version", "v1.0-mini"],
+        [
+            *(str(ROOT / "scripts/gen_sweep_info.py"), "--data-root", str(DATA_ROOT)),
+            *("--version", "v1.0-mini"),
+        ],
         _hash(table_key, _source_key(["scripts/gen_sweep_info.py", "scripts/sweep_infos"])),
         infos,
     )
@@ -208,7 +213,7 @@ def train_model(steps: Steps, config: str, work_dir: Path, data_key: str) -> Pat
     """Train unless done before on the same config and data; returns the last checkpoint."""
     key = _hash(_config_key(config), data_key)
     pointer, started = work_dir / "last_checkpoint", work_dir / "demo_training_key"
-    command = ["train.py", "--config", config, "--work-dir", str(work_dir)]
+    command = [str(ROOT / "train.py"), "--config", config, "--work-dir", str(work_dir)]
     if started.is_file() and started.read_text() == key and pointer.is_file():
         command.append("--resume")  # of no effect on a finished run, which is kept as it is
     else:
@@ -236,7 +241,8 @@ def score_model(
     """
     name = "-".join(["scores", *options])
     out = work_dir / f"{name}.json"
-    command = ["val.py", "--config", config, "--weights", str(weights), "--out", str(out)]
+    command = [str(ROOT / "val.py"), "--config", config, "--weights", str(weights)]
+    command += ["--out", str(out)]
     key = _hash(_config_key(config), weights.read_bytes(), _source_key(SCORING_SOURCE))
     steps.run(name, command + _cfg_options(options), key, [out])
     return out
@@ -248,7 +254,7 @@ def score_prior(
     """Score the image-blind prior as `score_model` scores a checkpoint."""
     name = "-".join(["prior", *options])
     out = work_dir / f"{name}.json"
-    command = ["-m", "scripts.evaluate_prior", "--config", config, "--out", str(out)]
+    command = [str(ROOT / "scripts/evaluate_prior.py"), "--config", config, "--out", str(out)]
     key = _hash(_config_key(config), data_key, _source_key(SCORING_SOURCE))
     steps.run(name, command + _cfg_options(options), key, [out])
     return out
@@ -290,14 +296,12 @@ def _score(metrics: dict[str, Any], name: str, source: Path) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("--long", action="store_true", help="the longer run (make toy-train)")
-    parser.add_argument("--config", help=f"another config (default: {DEMO_CONFIG})")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(arguments)
-    config = args.config or (LONG_CONFIG if args.long else DEMO_CONFIG)
-    factors = LONG_FACTORS if args.long else DEMO_FACTORS
-    run: Callable[[], None] = lambda: run_demo(config, factors)  # noqa: E731
-    return run_entry_point(run, debug=args.debug)
+    parser.add_argument("--config", type=config_file, help=f"default: {DEMO_CONFIG}")
+
+    def run(args: argparse.Namespace) -> None:
+        config = args.config or (LONG_CONFIG if args.long else DEMO_CONFIG)
+        run_demo(config, LONG_FACTORS if args.long else DEMO_FACTORS)
+
+    return run_command(parser, run, arguments)

@@ -11,14 +11,12 @@ a model does not beat the prior, or a fusion model not its camera-only form.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.runtime.errors import run_entry_point
+from scripts.runtime.command_line import CommandParser, run_command
 from scripts.toy_runs.demo import (
     ROOT,
     StepFailed,
@@ -90,7 +88,6 @@ def run_family(names: Sequence[str]) -> None:
         ConfigError: A config cannot be read.
         StepFailed: A step failed, or a model did not learn what it should.
     """
-    os.chdir(ROOT)
     data_key = make_data()
     scores = [score for name in names for score in _train_and_score(name, data_key)]
     print_tables(scores)
@@ -100,7 +97,7 @@ def run_family(names: Sequence[str]) -> None:
 
 
 def _train_and_score(name: str, data_key: str) -> list[Score]:
-    config = f"configs/toy/{name}.py"
+    config = str(ROOT / f"configs/toy/{name}.py")
     work_dir = Path("work_dirs", name)
     steps = Steps.load(work_dir / "demo_steps.json")
     weights = train_model(steps, config, work_dir, data_key)
@@ -182,12 +179,7 @@ def check(scores: Sequence[Score]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     known = (*OCC3D, *OCCUPANCY)
     parser.add_argument("--models", nargs="+", choices=known, default=known, metavar="NAME")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(arguments)
-    run: Callable[[], None] = lambda: run_family(args.models)  # noqa: E731
-    return run_entry_point(run, debug=args.debug)
+    return run_command(parser, lambda args: run_family(args.models), arguments)

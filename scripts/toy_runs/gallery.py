@@ -10,7 +10,6 @@ is that of `make toy-train` or of `make demo`, whichever was run (the former fir
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,13 +18,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from scripts.runtime.errors import ConfigError, run_entry_point
+from scripts.runtime.command_line import CommandParser, config_file, run_command
+from scripts.runtime.errors import ConfigError
 from scripts.toy_runs.demo import DEMO_CONFIG, LONG_CONFIG, make_data
 from scripts.visualization import command, training_curves
 from scripts.visualization.chromium import open_browser
 from scripts.visualization.rerun_viewer import open_viewer, serve_recording, wait_for_colour
 
-ROOT = Path(__file__).resolve().parents[2]
 INDEX = "9"
 """The sample in most pictures: a street of the second held-out scene."""
 
@@ -76,7 +75,7 @@ def find_model(config: str | None, weights: str | None) -> tuple[str, str]:
     if config is not None and weights is not None:
         return config, weights
     for candidate in (LONG_CONFIG, DEMO_CONFIG):
-        pointer = ROOT / "work_dirs" / Path(candidate).stem / "last_checkpoint"
+        pointer = Path("work_dirs", Path(candidate).stem, "last_checkpoint")
         if pointer.is_file() and Path(pointer.read_text().strip()).is_file():
             return candidate, pointer.read_text().strip()
     raise ConfigError(
@@ -199,21 +198,16 @@ def make_gallery(names: Sequence[str], config: str | None, weights: str | None, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     known = [*(picture.name for picture in PICTURES), "page", "recording", "curves"]
     parser.add_argument("--only", nargs="+", choices=known, default=(), help="these pictures alone")
-    parser.add_argument("--config", help="of the model, with --weights")
+    parser.add_argument("--config", type=config_file, help="of the model, with --weights")
     parser.add_argument("--weights", metavar="CHECKPOINT")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images", metavar="FOLDER")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(arguments)
+    parser.add_argument("--out", type=Path, default=Path("docs", "images"), metavar="FOLDER")
 
-    def run() -> None:
-        os.chdir(ROOT)
+    def run(args: argparse.Namespace) -> None:
         if args.weights is None:
             make_data()
         make_gallery(args.only, args.config, args.weights, args.out)
 
-    return run_entry_point(run, debug=args.debug)
+    return run_command(parser, run, arguments)

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from loaders.errors import BadDataError
+
 Array = NDArray[np.float64]
 
 
@@ -52,11 +54,11 @@ class Camera:
             height: image rows.
 
         Raises:
-            ValueError: the matrix is not that of a pinhole camera.
+            BadDataError: the matrix is not that of a pinhole camera.
         """
         matrix = np.asarray(world2img, dtype=np.float64)[:3]
         if matrix.shape != (3, 4) or abs(np.linalg.det(matrix[:, :3])) < 1e-9:
-            raise ValueError(f"a projection matrix of shape {matrix.shape} is not a camera's.")
+            raise BadDataError(f"a projection matrix of shape {matrix.shape} is not a camera's.")
         # The intrinsic matrix is triangular: an RQ decomposition, which is a QR one turned round.
         turn = np.eye(3)[::-1]
         q, r = np.linalg.qr((turn @ matrix[:, :3]).T)

@@ -6,10 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import DictAction
-
+from scripts.runtime.command_line import (
+    CommandParser,
+    add_config_arguments,
+    number_from,
+    run_command,
+)
 from scripts.runtime.config import load_config
-from scripts.runtime.errors import ConfigError, run_entry_point
+from scripts.runtime.errors import ConfigError
 from scripts.runtime.host_allocator import keep_freed_memory
 from scripts.visualization.camera import VIEWS
 from scripts.visualization.job import FORMATS, Job, spread
@@ -34,30 +38,17 @@ _DEFAULT_FPS = {"gif": 6.0}  # a film of 12 a second would be a file of tens of 
 _DEFAULT_SCALE = {"gif": 0.5}
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def command_parser() -> CommandParser:
     """Command line of visualize.py."""
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", required=True, help="config file, see configs/")
+    parser = CommandParser(_DESCRIPTION)
+    add_config_arguments(parser)
     _add_contents(parser)
     _add_choice_of_samples(parser)
     _add_style(parser)
     parser.add_argument(
         "--out", metavar="FOLDER", help="where the files go (default: outputs/CONFIG'S NAME)"
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        default={},
-        metavar="KEY=VALUE",
-        help="fields of the config to replace, e.g. data_root=data/nuscenes",
-    )
-    parser.add_argument(
-        "--debug", action="store_true", help="show the traceback of every error (or OPUS_DEBUG=1)"
-    )
-    return parser.parse_args(arguments)
+    return parser
 
 
 def _add_contents(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +89,7 @@ def _add_choice_of_samples(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--num",
-        type=int,
+        type=number_from(1),
         metavar="N",
         help=f"so many, spread evenly over the data set (default: {_DEFAULT_NUM} for png, the "
         "first scene for the other formats)",
@@ -154,8 +145,6 @@ def visualize(args: argparse.Namespace) -> list[Path]:
         ConfigError: The options contradict the config or each other.
         CheckpointError: The weights cannot be read or are another model's.
     """
-    if args.num is not None and args.num < 1:
-        raise ConfigError(f"--num {args.num}: draw at least one sample")
     fps = args.fps if args.fps is not None else _DEFAULT_FPS.get(args.format, 12.0)
     if not 1 <= fps <= 60:
         raise ConfigError(f"--fps {fps:g} is not usable: give a number from 1 to 60")
@@ -189,9 +178,8 @@ def visualize(args: argparse.Namespace) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = parse_arguments(arguments)
 
-    def run() -> None:
+    def run(args: argparse.Namespace) -> None:
         visualize(args)
 
-    return run_entry_point(run, debug=args.debug)
+    return run_command(command_parser(), run, arguments)

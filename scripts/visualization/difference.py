@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.runtime.errors import ConfigError
 from scripts.visualization.palette import DIFFERENCE_COLOURS, Difference
 
 
@@ -27,11 +28,11 @@ def difference_grid(
         uint8 [X, Y, Z] of :class:`scripts.visualization.palette.Difference`.
 
     Raises:
-        ValueError: the grids have different shapes.
+        ConfigError: the grids have different shapes.
     """
     shapes = {prediction.shape, truth.shape} | ({scored.shape} if scored is not None else set())
     if len(shapes) > 1:
-        raise ValueError(
+        raise ConfigError(
             f"prediction {prediction.shape} and ground truth {truth.shape} must be grids of one "
             "shape: check pc_range and voxel_size in the config."
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
+from scripts.runtime.errors import ConfigError
 from scripts.visualization.palette import RGB
 from scripts.visualization.panels import Panel
 from scripts.visualization.sample_view import SampleView
@@ -75,10 +76,10 @@ def compose_overview(
         options: size and style.
 
     Raises:
-        ValueError: there is no tile.
+        ConfigError: there is no tile.
     """
     if not tiles:
-        raise ValueError("an overview needs at least one sample.")
+        raise ConfigError("an overview needs at least one sample.")
     options = options or SheetOptions()
     px, theme = options.px, options.colours
     picture_width, picture_height = tiles[0].pictures[0][1].size

@@ -9,6 +9,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.runtime.errors import ConfigError
+
 RGB = tuple[int, int, int]
 
 # The colours of nuScenes' own categories (nuscenes-devkit, ``nuscenes.utils.color_map``). Where an
@@ -163,17 +165,17 @@ def class_colours(class_names: Sequence[str], palette: str = "field") -> NDArray
         uint8 [C, 3] sRGB.
 
     Raises:
-        ValueError: there is no such palette, or a name is not one of nuScenes' occupancy classes.
+        ConfigError: there is no such palette, or a name is not one of nuScenes' occupancy classes.
     """
     if palette not in PALETTES:
-        raise ValueError(
+        raise ConfigError(
             f"palette '{palette}' does not exist: choose one of {', '.join(PALETTES)}."
         )
     rows = []
     for name in class_names:
         key = _ALIASES.get(name, name)
         if key not in PALETTES[palette]:
-            raise ValueError(
+            raise ConfigError(
                 f"class '{name}' has no colour: add it to the palettes in "
                 "scripts/visualization/palette.py or correct class_names in the config."
             )
@@ -190,8 +192,8 @@ def theme_by_name(name: str) -> Theme:
     """Look up a theme.
 
     Raises:
-        ValueError: there is no theme of this name.
+        ConfigError: there is no theme of this name.
     """
     if name not in THEMES:
-        raise ValueError(f"theme '{name}' does not exist: choose one of {', '.join(THEMES)}.")
+        raise ConfigError(f"theme '{name}' does not exist: choose one of {', '.join(THEMES)}.")
     return THEMES[name]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
+from scripts.runtime.errors import ConfigError
 from scripts.visualization.camera import VIEWS, Camera
 from scripts.visualization.palette import RGB, class_colours, pretty_name
 from scripts.visualization.panels import Panel, extent_m, paste_inset, render_panels
@@ -68,13 +69,13 @@ def compose_points_sheet(view: SampleView, options: SheetOptions | None = None) 
         options: size and style.
 
     Raises:
-        ValueError: the sample has no prediction, no queries, or queries without sampling points.
+        ConfigError: the sample has no prediction, no queries, or queries without sampling points.
     """
     options = options or SheetOptions()
     if view.queries is None or view.prediction is None:
-        raise ValueError("a sheet of points needs a model's queries and its prediction.")
+        raise ConfigError("a sheet of points needs a model's queries and its prediction.")
     if not view.queries.sampling:
-        raise ValueError("a sheet of points needs to know where its layers sample the images.")
+        raise ConfigError("a sheet of points needs to know where its layers sample the images.")
     px, theme = options.px, options.colours
     attention = _attend(view, view.queries, view.prediction, options.palette)
     inner, left = px(_WIDTH), px(_MARGIN)

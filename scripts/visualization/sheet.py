@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
+from scripts.runtime.errors import ConfigError
 from scripts.visualization.camera import VIEWS
 from scripts.visualization.overlay import overlaid_images
 from scripts.visualization.palette import EGO_COLOUR, RGB, Theme, class_colours, pretty_name
@@ -60,12 +61,14 @@ class SheetOptions:
         """Check the values.
 
         Raises:
-            ValueError: a scale outside of (0.2, 16), or an unknown theme, palette or view.
+            ConfigError: a scale outside of (0.2, 16), or an unknown theme, palette or view.
         """
         if not 0.2 <= self.scale <= 16:
-            raise ValueError(f"scale {self.scale:g} is not usable: give one from 0.2 to 16.")
+            raise ConfigError(f"scale {self.scale:g} is not usable: give one from 0.2 to 16.")
         if self.view not in VIEWS:
-            raise ValueError(f"view '{self.view}' does not exist: choose one of {', '.join(VIEWS)}")
+            raise ConfigError(
+                f"view '{self.view}' does not exist: choose one of {', '.join(VIEWS)}"
+            )
         _theme_by_name(self.theme)
         class_colours((), self.palette)
 

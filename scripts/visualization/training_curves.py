@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.runtime.errors import ConfigError, run_entry_point
+from scripts.runtime.command_line import CommandParser, run_command
+from scripts.runtime.errors import ConfigError
 
 Points = list[tuple[float, float]]
 SCALARS = "vis_data/scalars.json"
@@ -231,9 +232,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__)
     parser.add_argument("work_dirs", nargs="+", type=Path, metavar="WORK_DIR")
     parser.add_argument(
         "--out",
@@ -242,12 +241,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="the PNG file (default: outputs/curves.png)",
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(arguments)
 
-    def run() -> None:
+    def run(args: argparse.Namespace) -> None:
         names = run_names(args.work_dirs)
         draw([read_run(*pair) for pair in zip(args.work_dirs, names, strict=True)], args.out)
         print(args.out)
 
-    return run_entry_point(run, debug=args.debug)
+    return run_command(parser, run, arguments)

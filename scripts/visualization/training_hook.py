@@ -17,6 +17,8 @@ from mmengine.structures import BaseDataElement
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.errors import UserError
+from scripts.runtime.errors import ConfigError
 from scripts.visualization.job import spread
 from scripts.visualization.sample_view import CameraImage, SampleView, dense_grid
 from scripts.visualization.scores import sample_scores
@@ -41,14 +43,16 @@ class ValidationSheetHook(Hook):
         palette: Class colours, see :data:`scripts.visualization.palette.PALETTES`.
 
     Raises:
-        ValueError: Fewer than no samples, or a scale or palette that does not exist.
+        ConfigError: Fewer than no samples, or a scale or palette that does not exist.
     """
 
     priority = "LOW"  # the scores are logged first
 
     def __init__(self, num_samples: int = 2, scale: float = 0.6, palette: str = "field") -> None:
         if num_samples < 0:
-            raise ValueError(f"num_samples of ValidationSheetHook is {num_samples}: give 0 or more")
+            raise ConfigError(
+                f"num_samples of ValidationSheetHook is {num_samples}: give 0 or more"
+            )
         self.num_samples = num_samples
         self.options = SheetOptions(scale, palette=palette)
         self._in_training = False
@@ -88,7 +92,7 @@ class ValidationSheetHook(Hook):
         for number, view in enumerate(self._views):
             try:
                 image = compose_sheet(view, self.options).image
-            except ValueError as error:
+            except UserError as error:
                 # Pictures are no reason to stop a training, e.g. for a class without a colour.
                 runner.logger.warning(f"no validation sheets: {error}")
                 self.num_samples = 0

@@ -20,6 +20,8 @@ from mmengine.registry import DATASETS, METRICS, MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from loaders.errors import BadDataError
+
 NUM_SAMPLES = 22
 DIMENSIONS = 3
 
@@ -35,7 +37,7 @@ class TinyDataset(BaseDataset):
 
     def prepare_data(self, idx: int) -> dict[str, Any]:
         if self.bad_file is not None and idx == 5:
-            raise ValueError(f"{self.bad_file} is broken: write it anew")
+            raise BadDataError(f"{self.bad_file} is broken: write it anew")
         generator = torch.Generator().manual_seed(idx)
         x = torch.randn(DIMENSIONS, generator=generator)
         sample = BaseDataElement(metainfo=dict(sample_idx=idx), target=x.sum() * 2)

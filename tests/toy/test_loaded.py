@@ -17,7 +17,7 @@ from loaders.datasets.nuscenes_occ3d import NuScenesOcc3DDataset
 from loaders.datasets.nuscenes_occupancy import NuScenesOccupancyDataset
 from loaders.datasets.occupancy_dataset import OccupancyDataset
 from loaders.sample import OccSample
-from scripts.sweep_infos.generator import parse_args
+from scripts.sweep_infos.generator import command_parser
 from scripts.sweep_infos.generator import write_info_files as gen_sweep_info
 from scripts.toy_nuscenes.classes import CATEGORY_TO_OCC
 
@@ -33,7 +33,7 @@ def nusc(small_root: Path) -> NuScenes:
 def info_folder(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("infos")
     arguments = ["--data-root", str(small_root), "--version", "v1.0-mini", "--no-progress"]
-    gen_sweep_info(parse_args([*arguments, "--out-dir", str(folder)]))
+    gen_sweep_info(command_parser().parse_args([*arguments, "--out-dir", str(folder)]))
     return folder
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scripts import make_toy_nuscenes
-from scripts.toy_nuscenes import frames
+from scripts.toy_nuscenes import writer
 from scripts.toy_nuscenes.layout import make_layout
 from scripts.toy_nuscenes.options import Options
 from scripts.toy_nuscenes.recipes import make_recipe
@@ -33,7 +33,7 @@ def test_an_interrupted_run_is_no_data_set_and_can_be_completed_by_workers(
     """The first scene in this process, a crash, the rest in worker processes: still the bytes of
     an undisturbed run."""
     root = tmp_path / "toy"
-    real = frames.generate_scene
+    real = writer.generate_scene
 
     def fails_on_second(
         root: Path, options: Options, names: object, *rest: object, **more: object
@@ -42,7 +42,7 @@ def test_an_interrupted_run_is_no_data_set_and_can_be_completed_by_workers(
             raise RuntimeError("power cut")
         real(root, options, names, *rest, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(frames, "generate_scene", fails_on_second)
+    monkeypatch.setattr(writer, "generate_scene", fails_on_second)
     with pytest.raises(RuntimeError, match="power cut"):
         generate(root, small_options, workers=0)
     assert not (root / "v1.0-mini").exists()
@@ -83,14 +83,14 @@ def test_foreign_folders_are_refused(tmp_path: Path, small_options: Options) -> 
         (["--scenes", "0"], "--scenes must lie between"),
         (["--samples", "-1"], "--samples must lie between"),
         (["--image-size", "8x8"], "--image-size must be at least"),
-        (["--workers", "-2"], "--workers must not be negative"),
+        (["--workers", "-2"], "'-2' is not a whole number from 0"),
         (["--jpeg-quality", "101"], "--jpeg-quality must lie"),
     ],
 )
 def test_wrong_arguments_end_in_one_sentence(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert make_toy_nuscenes.main(["--out", str(tmp_path / "toy"), *arguments]) == 1
+    assert make_toy_nuscenes.main(["--out", str(tmp_path / "toy"), *arguments]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and message in error[0]
     assert not (tmp_path / "toy").exists()

@@ -8,15 +8,18 @@ from PIL import Image
 from scripts.runtime.errors import ConfigError
 from scripts.toy_runs import gallery
 from scripts.toy_runs.gallery import PICTURES, Picture, find_model, main, make_picture
-from scripts.visualization.command import parse_arguments
+from scripts.visualization.command import command_parser
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs" / "toy" / "opusv2-nano_toy.py"
 
 
 def test_every_picture_is_shown_and_asks_for_what_exists():
     page = (ROOT / "docs" / "gallery.md").read_text()
     for picture in PICTURES:
-        parse_arguments(["--config", "c", "--weights", "w", *picture.arguments.split()])
+        command_parser().parse_args(
+            ["--config", str(CONFIG), "--weights", "w", *picture.arguments.split()]
+        )
         assert f"(images/{picture.name}." in page, picture.name
         shown = [file for file in (ROOT / "docs" / "images").iterdir() if file.stem == picture.name]
         assert len(shown) == 1, picture.name
@@ -24,7 +27,7 @@ def test_every_picture_is_shown_and_asks_for_what_exists():
 
 
 def test_model_of_the_longer_run_comes_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="make demo"):
         find_model(None, None)
     for config in (gallery.DEMO_CONFIG, gallery.LONG_CONFIG):
@@ -53,5 +56,6 @@ def test_a_picture_is_reduced_and_a_failure_said(tmp_path, monkeypatch, capsys):
     with pytest.raises(ConfigError, match="wrote 0 files"):
         make_picture(Picture("gone", "--vis-gt", "*.gif"), "c.py", "w.pth", tmp_path)
     monkeypatch.setattr(gallery.command, "main", lambda _: 2)
-    assert main(["--only", "sheet", "--config", "c", "--weights", "w", "--out", str(tmp_path)]) == 2
+    arguments = ["--only", "sheet", "--config", str(CONFIG), "--weights", "w"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 2
     assert "failed with exit code 2" in capsys.readouterr().err

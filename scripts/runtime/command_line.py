@@ -1,0 +1,156 @@
+"""Command lines: one parser class for all commands, and options that several share."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from scripts.runtime.errors import ConfigError, run_entry_point
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parser with the option ``--debug``, whose errors are `ConfigError` and thus one line.
+
+    Args:
+        description: The command's docstring, shown as it is written.
+        takes_more: Collect arguments that the parser does not know in ``others`` for another
+            program, instead of refusing them.
+    """
+
+    def __init__(self, description: str | None, *, takes_more: bool = False, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=description, **kwargs)
+        self._takes_more = takes_more
+        self.add_argument(
+            "--debug",
+            action="store_true",
+            help="show the traceback of every error (or OPUS_DEBUG=1)",
+        )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse a command line; an unknown option is refused with the nearest known one."""
+        known, unknown = self.parse_known_args(args, namespace)
+        if self._takes_more:
+            known.others = unknown
+            return known
+        for text in unknown:
+            option = text.split("=")[0]
+            near = difflib.get_close_matches(option, self._option_string_actions, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            self.error(f"unknown argument {text}{hint}")
+        return known
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a ConfigError instead of printing the usage and leaving."""
+        hint = "" if ": " in message else "; --help lists the arguments"
+        raise ConfigError(message + hint)
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    function: Callable[[argparse.Namespace], int | None],
+    arguments: Sequence[str] | None = None,
+    interrupted: str = "interrupted; nothing was saved",
+) -> int:
+    """Parse a command line and do a command's work.
+
+    Args:
+        parser: The command's parser.
+        function: Does the work; may return an exit code.
+        arguments: Command line; None takes the process's.
+        interrupted: What to print after Ctrl-C.
+
+    Returns:
+        The exit code, as of `run_entry_point`, or what `function` returned.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    codes: list[int | None] = []
+
+    def run() -> None:
+        codes.append(function(parser.parse_args(words)))
+
+    code = run_entry_point(run, debug="--debug" in words, interrupted=interrupted)
+    return code or (codes[0] if codes else None) or 0
+
+
+class ConfigOptions(argparse.Action):
+    """``--cfg-options KEY=VALUE ...``, parsed as mmengine's DictAction does; refuses other text."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        from mmengine.config import DictAction  # slow to import
+
+        self._parse = DictAction(*args, **kwargs)
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        """Add the options to those of the namespace."""
+        for text in values:
+            key, sign, _ = text.partition("=")
+            if not sign or not key or key != key.strip(" ."):
+                raise argparse.ArgumentError(self, f"'{text}' is not KEY=VALUE")
+            try:
+                self._parse(parser, namespace, [text], option)
+            except (ValueError, AssertionError, IndexError) as error:
+                raise argparse.ArgumentError(self, f"'{text}' is not KEY=VALUE: {error}") from None
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
+    """Add the config file, as `--config` or by position, and `--cfg-options`."""
+    help_text = "config file, see configs/"
+    if positional:
+        parser.add_argument("config", type=config_file, metavar="CONFIG", help=help_text)
+    else:
+        parser.add_argument(
+            "--config", type=config_file, required=True, metavar="CONFIG", help=help_text
+        )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=ConfigOptions,
+        default={},
+        metavar="KEY=VALUE",
+        help="fields of the config to replace, e.g. batch_size=4 optim_wrapper.optimizer.lr=1e-4",
+    )
+
+
+def config_file(text: str) -> str:
+    """Argument type: an existing config file; relative paths start at the current folder."""
+    if Path(text).is_file():
+        return text
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"config {text} is a folder: name a file in it")
+    message = f"config {text} does not exist"
+    if not Path(text).is_absolute():
+        message += f" in {Path.cwd()}"
+    inside = CHECKOUT / text
+    if inside.is_file():
+        raise argparse.ArgumentTypeError(f"{message}: give {inside}")
+    names = [str(path) for path in (CHECKOUT / "configs").rglob("*.py")]
+    stems = {Path(name).stem: name for name in names}
+    near = difflib.get_close_matches(Path(text).stem, stems, n=1)
+    hint = f"did you mean {stems[near[0]]}?" if near else f"see those in {CHECKOUT / 'configs'}"
+    raise argparse.ArgumentTypeError(f"{message}: {hint}")
+
+
+def number_from(low: float, kind: type[int] | type[float] = int) -> Callable[[str], Any]:
+    """Argument type: a finite number that is not below `low`."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value < float("inf"):
+            word = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"'{text}' is not a {word} from {low:g}")
+        return value
+
+    return parse

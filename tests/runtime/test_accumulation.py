@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ from scripts.runtime.batch_norm_sync import BatchNormSyncHook, learned_statistic
 from scripts.runtime.checkpoint import read_checkpoint
 from scripts.runtime.errors import EXIT_USER_ERROR, ConfigError
 from tests.models.cases import DETECTOR, HEAD, make_batch, merge
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def weights(config: Path, work_dir: Path, *options: str) -> dict[str, Any]:

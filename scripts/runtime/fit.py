@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from mmengine.config import Config
 
+from scripts.runtime.batch_norm_sync import refuse_sync_bn
 from scripts.runtime.errors import ConfigError
 from scripts.runtime.launch import Launch
 from scripts.runtime.parts import LOADERS
@@ -50,6 +51,7 @@ def fit_config(cfg: Config, launch: Launch, *, trains: bool = True) -> list[str]
 
 def _wrap_on_cpu(cfg: Config) -> None:
     """Give the data-parallel wrapper no device; what the config says about it stays."""
+    refuse_sync_bn(cfg)
     wrapper = dict(cfg.get("model_wrapper_cfg") or {})
     wrapper.setdefault("type", "MMDistributedDataParallel")
     if wrapper["type"] == "MMDistributedDataParallel":

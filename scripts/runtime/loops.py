@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from mmengine.dist import get_world_size
+from mmengine.dist import all_reduce_dict, get_world_size
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
@@ -100,15 +100,20 @@ class ResumableEpochTrainLoop(EpochBasedTrainLoop):
         super().__init__(runner, dataloader, max_epochs, val_begin, interval, dynamic_intervals)
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
-        """Run one iteration: one step of the optimiser."""
-        if self.accumulation == 1:
-            super().run_iter(idx, data_batch)
-            return
+        """Run one iteration: one step of the optimiser.
+
+        What hooks get, and the log shows, is the mean of the losses over the processes.
+        """
         runner = self.runner
         runner.call_hook("before_train_iter", batch_idx=idx, data_batch=data_batch)
-        outputs = accumulated_step(
-            runner.model, data_batch, runner.optim_wrapper, self.accumulation
-        )
+        if self.accumulation == 1:
+            outputs = runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)
+        else:
+            outputs = accumulated_step(
+                runner.model, data_batch, runner.optim_wrapper, self.accumulation
+            )
+        outputs = {name: value.detach() for name, value in outputs.items()}
+        all_reduce_dict(outputs, op="mean")
         runner.call_hook("after_train_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
         self._iter += 1
 

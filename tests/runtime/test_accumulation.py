@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -14,10 +16,18 @@ from torch import Tensor, nn
 import models.register  # noqa: F401
 import train
 from scripts.runtime.accumulation import accumulated_step, split_batch
-from scripts.runtime.batch_norm_sync import BatchNormSyncHook, learned_statistics
+from scripts.runtime.batch_norm_sync import learned_statistics, refuse_sync_bn
 from scripts.runtime.checkpoint import read_checkpoint
 from scripts.runtime.errors import EXIT_USER_ERROR, ConfigError
 from tests.models.cases import DETECTOR, HEAD, make_batch, merge
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def weights(config: Path, work_dir: Path, *options: str) -> dict[str, Any]:
@@ -113,10 +123,7 @@ def test_statistics_of_resting_batch_norms_are_not_averaged() -> None:
     assert found[0] is model[1].running_mean and found[1] is model[1].running_var
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs have synchronised batch norm")
 def test_synchronised_batch_norm_without_gpus_is_refused() -> None:
-    class Runner:
-        model = nn.Sequential(nn.SyncBatchNorm(3))
-
+    refuse_sync_bn(Config(dict(sync_bn=None)))
     with pytest.raises(ConfigError, match="sync_bn needs GPUs"):
-        BatchNormSyncHook().before_train(Runner())  # type: ignore[arg-type]
+        refuse_sync_bn(Config(dict(sync_bn="torch")))

@@ -131,6 +131,7 @@ train = test_dataloader.pop('dataset')
 val = dict(train, ann_file='nuscenes_infos_val_mini_sweep.pkl', indices=3)
 test_dataloader.update(
     sampler=dict(type='EpochSampler', shuffle=False), dataset={dataset})
+del train, val
 """
         )
 

@@ -42,7 +42,8 @@ train_dataloader = dict(dataset=dict(
              flip_prob={flip}),
         dict(type='LoadMultiViewImages', raw_hw=(90, 160)),
         dict(type='LoadOcc3DLabels'), dict(type='LoadLidarSweeps', num_sweeps=0),
-        dict(type='RandomFlipBEV', bev_flip_prob=({flip_x}, {flip_y})), dict(type='PackOccSample')]))
+        dict(type='RandomFlipBEV', bev_flip_prob=({flip_x}, {flip_y})),
+        dict(type='PackOccSample')]))
 val_dataloader = None
 """
 

@@ -14,7 +14,7 @@ from mmengine.registry import TRANSFORMS
 
 from loaders.errors import (
     BadDataError,
-    DataConfigError,
+    LoaderConfigError,
     MissingDataError,
     UnknownClassError,
     WrongShapeError,
@@ -183,7 +183,7 @@ class RandomFlipBEV:
             bev_flip_prob = (bev_flip_prob, bev_flip_prob)
         probabilities = tuple(bev_flip_prob)
         if len(probabilities) != 2 or not all(0 <= prob <= 1 for prob in probabilities):
-            raise DataConfigError(
+            raise LoaderConfigError(
                 f"RandomFlipBEV: bev_flip_prob is {bev_flip_prob}, use a number from 0 to 1, or "
                 "two of them for x and y"
             )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models import ops
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class SparseTensor:
     """Features of the active voxels of a batch of dense grids.
 

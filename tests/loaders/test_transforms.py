@@ -10,7 +10,7 @@ import pytest
 from mmengine.logging import MMLogger
 from PIL import Image
 
-from loaders.errors import BadDataError, DataConfigError, MissingDataError
+from loaders.errors import BadDataError, LoaderConfigError, MissingDataError
 from loaders.sample import OccSample
 from loaders.transforms import decode
 from loaders.transforms.cache import ArrayCache
@@ -446,7 +446,7 @@ class TestFlip:
 
     @pytest.mark.parametrize("value", [1.5, (0.5, -0.1), (0.5, 0.5, 0.5)])
     def test_probabilities_out_of_range(self, value):
-        with pytest.raises(DataConfigError, match="bev_flip_prob is"):
+        with pytest.raises(LoaderConfigError, match="bev_flip_prob is"):
             RandomFlipBEV(value)
 
 

@@ -316,6 +316,11 @@ class TestCache:
                 cache.get("a", lambda: [np.zeros(2**20, np.uint8)])
             assert cache.used == 0
 
+    @pytest.mark.parametrize("size", [-1, float("inf"), float("nan"), "much"])
+    def test_sizes_that_cannot_be(self, size):
+        with pytest.raises(LoaderConfigError, match="the size of a cache is"):
+            LoadOcc3DLabels(label_cache_mb=size)
+
 
 GRID = (20, 20, 5)
 
@@ -444,7 +449,7 @@ class TestFlip:
         assert sample.rng.uniform() == untouched.rng.uniform()
         np.testing.assert_array_equal(sample.ego2occ, np.eye(4))
 
-    @pytest.mark.parametrize("value", [1.5, (0.5, -0.1), (0.5, 0.5, 0.5)])
+    @pytest.mark.parametrize("value", [1.5, (0.5, -0.1), (0.5, 0.5, 0.5), "often", None])
     def test_probabilities_out_of_range(self, value):
         with pytest.raises(LoaderConfigError, match="bev_flip_prob is"):
             RandomFlipBEV(value)

@@ -108,8 +108,8 @@ def check_alike(datasets: Sequence[Any], ignored: Sequence[str] = ()) -> None:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return np.array_equal(a, b)
+    if isinstance(a, (list, tuple, np.ndarray)) and isinstance(b, (list, tuple, np.ndarray)):
+        return np.array_equal(np.asarray(a), np.asarray(b))
     return bool(a == b)
 
 

@@ -12,7 +12,7 @@ from mmengine.dist import get_world_size
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger, print_log
 
-from loaders.errors import BadDataError
+from loaders.errors import LoaderConfigError
 from loaders.metrics.counts import CountAccumulator, CountState, merge
 from loaders.metrics.occupancy import dense_labels
 
@@ -50,7 +50,7 @@ class CountingMetric(BaseMetric):
         if self._class_names is not None:
             return self._class_names
         if not self.dataset_meta or "class_names" not in self.dataset_meta:
-            raise ValueError(
+            raise LoaderConfigError(
                 f"{type(self).__name__} knows no classes: give it class_names, or a data set whose "
                 "metainfo has them"
             )
@@ -119,7 +119,7 @@ class CountingMetric(BaseMetric):
         """Scores the gathered states (called on the main process)."""
         counts, num_samples = merge(results)
         if counts is None:
-            raise ValueError(f"{type(self).__name__} saw no sample: is the data set empty?")
+            raise LoaderConfigError(f"{type(self).__name__} saw no sample: is the data set empty?")
         if num_samples != self._expected_samples:
             self.log(
                 f"{type(self).__name__}: {num_samples} of {self._expected_samples} samples scored"
@@ -145,11 +145,11 @@ def sample_key(sample: DataSample) -> tuple[str | None, int | None]:
     have the position of the original and do not count.
 
     Raises:
-        BadDataError: If it has neither.
+        LoaderConfigError: If it has neither.
     """
     token, index = sample.get("sample_token"), sample.get("sample_idx")
     if token is None and index is None:
-        raise BadDataError(
+        raise LoaderConfigError(
             "a sample has neither 'sample_token' nor 'sample_idx', which tell samples apart: put "
             "PackOccSample into the test pipeline"
         )
@@ -160,10 +160,10 @@ def require(sample: DataSample, key: str, remedy: str) -> Any:
     """Returns ``sample[key]``.
 
     Raises:
-        ValueError: If the key is missing; the message ends with the remedy.
+        LoaderConfigError: If the key is missing; the message ends with the remedy.
     """
     if key not in sample:
-        raise ValueError(
+        raise LoaderConfigError(
             f"sample {sample.get('sample_token', '?')} carries no '{key}' for the metric: {remedy}"
         )
     return sample[key]

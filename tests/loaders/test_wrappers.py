@@ -257,7 +257,7 @@ class TestScores:
 
     def test_sample_without_identity(self):
         grid = np.zeros((1, 1, 1), np.uint8)
-        with pytest.raises(BadDataError, match="neither 'sample_token' nor 'sample_idx'"):
+        with pytest.raises(LoaderConfigError, match="neither 'sample_token' nor 'sample_idx'"):
             score([dict(voxel_semantics=grid, mask_camera=grid == 0)], 1)
 
     def test_scorer_counts_all_data_sets(self, mini):

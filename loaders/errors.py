@@ -1,4 +1,4 @@
-"""Errors about data and their settings: one sentence that names file or key and the remedy."""
+"""Errors about data and about the parts that read it: one sentence each, with the remedy."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import ClassVar
 from models.errors import UserError
 
 
-class DataConfigError(UserError, ValueError):
-    """A data set or a transform was configured with values that it cannot work with."""
+class LoaderConfigError(UserError, ValueError):
+    """A data set, a pipeline or a metric is configured with values that cannot work."""
 
 
 class ImageBackendError(UserError, RuntimeError):

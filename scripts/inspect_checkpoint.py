@@ -82,10 +82,10 @@ def summary_lines(weights: Mapping[str, Tensor], model: nn.Module) -> Iterable[s
     header = ("entries: file", "model", "values: file", "model")
     yield f"{'module':<{width}} {header[0]:>14} {header[1]:>8} {header[2]:>14} {header[3]:>12}"
     for row in rows:
-        (file, own), (file_values, own_values) = (
+        (file, model_entries), (file_values, model_values) = (
             [counter[row] for counter in pair] for pair in (entries, values)
         )
-        yield f"{row:<{width}} {file:>14} {own:>8} {file_values:>14,} {own_values:>12,}"
+        yield f"{row:<{width}} {file:>14} {model_entries:>8} {file_values:>14,} {model_values:>12,}"
 
 
 def fact_lines(checkpoint: Mapping[str, Any]) -> Iterable[str]:
@@ -126,14 +126,14 @@ def inspect(
     weights = to_own_layout(renamed, model)
     for line in summary_lines(weights, model):
         print(f"  {line}")
-    found = Comparison(*misfits(weights, model))
-    found.mismatched.extend(range_mismatch(weights, model))
+    missing, unexpected, mismatched = misfits(weights, model)
+    comparison = Comparison(missing, unexpected, [*mismatched, *range_mismatch(weights, model)])
     for kind in ("missing", "unexpected", "mismatched"):
-        entries: list[str] = getattr(found, kind)
+        entries: list[str] = getattr(comparison, kind)
         print(f"{kind}: {len(entries)}")
         for entry in entries:
             print(f"  {entry}")
-    return found
+    return comparison
 
 
 def key_revision(text: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from loaders.datasets.frames import FrameTable, build_frame_table, history_offsets
-from loaders.errors import BadDataError, DataConfigError, MissingDataError
+from loaders.errors import BadDataError, LoaderConfigError, MissingDataError
 from loaders.info_io import CAMERAS, info_file_name, load_infos
 from loaders.lidar.frames import LidarTable, build_lidar_table
 from loaders.sample import OccSample
@@ -79,7 +79,7 @@ class OccupancyDataset(BaseDataset):
         MissingDataError: If the data root, the info file, or the first or last image it names is
             missing.
         BadDataError: If the info file is broken or of another version.
-        DataConfigError: If an argument is out of range, or nothing names the info file.
+        LoaderConfigError: If an argument is out of range, or nothing names the info file.
     """
 
     default_classes: ClassVar[tuple[str, ...]]
@@ -111,12 +111,12 @@ class OccupancyDataset(BaseDataset):
         lazy_init: bool = False,
     ) -> None:
         if num_frames < 1:
-            raise DataConfigError(
+            raise LoaderConfigError(
                 f"num_frames is {num_frames}, it counts the current frame: use >= 1"
             )
         self.num_frames = num_frames
         if on_error not in ("raise", "skip"):
-            raise DataConfigError(f"on_error is '{on_error}', use 'raise' or 'skip'")
+            raise LoaderConfigError(f"on_error is '{on_error}', use 'raise' or 'skip'")
         self.pc_range = tuple(map(float, pc_range or self.default_pc_range))
         self.voxel_size = tuple(map(float, voxel_size or self.default_voxel_size))
         self.class_names = tuple(class_names or self.default_classes)
@@ -126,7 +126,7 @@ class OccupancyDataset(BaseDataset):
         self.version = version
         if ann_file is None:
             if version is None or split is None:
-                raise DataConfigError(
+                raise LoaderConfigError(
                     f"{type(self).__name__} has no ann_file: set it, or both version and split"
                 )
             ann_file = info_file_name(version, split)
@@ -290,7 +290,7 @@ class OccupancyDataset(BaseDataset):
         ``on_error`` is 'skip'.
 
         Raises:
-            DataConfigError: If the pipeline loads no labels.
+            LoaderConfigError: If the pipeline loads no labels.
         """
         if idx not in self._categories:
             self._categories[idx] = self._read_categories(idx)
@@ -299,7 +299,7 @@ class OccupancyDataset(BaseDataset):
     def _read_categories(self, idx: int) -> list[int]:
         steps = [step for step in self.pipeline.transforms if loads_labels(type(step).__name__)]
         if not steps:
-            raise DataConfigError(
+            raise LoaderConfigError(
                 f"the pipeline of {type(self).__name__} loads no labels, so its classes cannot be "
                 "balanced: put LoadOcc3DLabels or LoadOccupancyLabels into it"
             )
@@ -347,10 +347,10 @@ class OccupancyDataset(BaseDataset):
         return np.random.default_rng([self.seed, epoch, idx])
 
     def _check_version(self, metadata: dict[str, Any]) -> None:
-        found = metadata.get("version")
-        if self.version is not None and found is not None and found != self.version:
+        file_version = metadata.get("version")
+        if self.version is not None and file_version not in (None, self.version):
             raise BadDataError(
-                f"info file {self.ann_file} was made for {found}, but the config asks for "
+                f"info file {self.ann_file} was made for {file_version}, but the config asks for "
                 f"{self.version}: write it anew with python scripts/gen_sweep_info.py "
                 f"--data-root {self.data_root} --version {self.version}"
             )
@@ -375,7 +375,7 @@ def _chosen_indices(indices: int | Sequence[int] | None, number: int) -> list[in
     """Returns the samples that the argument ``indices`` chooses of so many; None for all.
 
     Raises:
-        DataConfigError: If it chooses none, or some that do not exist.
+        LoaderConfigError: If it chooses none, or some that do not exist.
     """
     if indices is None:
         return None
@@ -385,7 +385,7 @@ def _chosen_indices(indices: int | Sequence[int] | None, number: int) -> list[in
     else:
         chosen = [number + index if index < 0 else index for index in indices]
     if not chosen or min(chosen) < 0 or max(chosen) >= number:
-        raise DataConfigError(
+        raise LoaderConfigError(
             f"indices is {indices}, but the data set has {number} samples: use a number from 1 to "
             f"{number}, or a list of indices from 0 to {number - 1}"
         )

@@ -23,7 +23,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from loaders.datasets.occupancy_dataset import OccupancyDataset
-from loaders.errors import DataConfigError
+from loaders.errors import LoaderConfigError
 
 # What the model and the metrics take from the first data set for all of them.
 _SHARED_METAINFO = ("class_names", "empty_label", "pc_range", "voxel_size")
@@ -59,14 +59,14 @@ def locate(dataset: Any, index: int) -> tuple[Any, int]:
 
     Raises:
         IndexError: If there is no such sample.
-        DataConfigError: If a wrapper cannot tell where its samples come from.
+        LoaderConfigError: If a wrapper cannot tell where its samples come from.
     """
     while children := _children(dataset):
         size = len(dataset)
         if not -size <= index < size:
             raise IndexError(f"index {index} is out of range for {size} samples")
         if not hasattr(dataset, "_get_ori_dataset_idx"):
-            raise DataConfigError(
+            raise LoaderConfigError(
                 f"{type(dataset).__name__} does not say which data set a sample belongs to: use "
                 "ConcatDataset, RepeatDataset or ClassBalancedDataset"
             )
@@ -91,7 +91,7 @@ def check_alike(datasets: Sequence[Any], ignored: Sequence[str] = ()) -> None:
         ignored: Keys of the metainfo that may differ. Classes and grid may not.
 
     Raises:
-        DataConfigError: If a value of the metainfo differs.
+        LoaderConfigError: If a value of the metainfo differs.
     """
     first = datasets[0].metainfo
     for number, dataset in enumerate(datasets[1:], start=2):
@@ -100,7 +100,7 @@ def check_alike(datasets: Sequence[Any], ignored: Sequence[str] = ()) -> None:
                 continue
             values = first.get(key), dataset.metainfo.get(key)
             if not _equal(*values):
-                raise DataConfigError(
+                raise LoaderConfigError(
                     f"data sets with different {key} cannot be concatenated: the first has "
                     f"{_shortened(values[0])}, number {number} has {_shortened(values[1])}; give "
                     f"all of them one {key}"
@@ -108,8 +108,8 @@ def check_alike(datasets: Sequence[Any], ignored: Sequence[str] = ()) -> None:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return np.array_equal(a, b)
+    if isinstance(a, (list, tuple, np.ndarray)) and isinstance(b, (list, tuple, np.ndarray)):
+        return np.array_equal(np.asarray(a), np.asarray(b))
     return bool(a == b)
 
 
@@ -148,7 +148,7 @@ class ConcatDataset(_Positioned, mmengine_dataset.ConcatDataset):
         ignore_keys: Keys of the metainfo that may differ. Classes and grid may not.
 
     Raises:
-        DataConfigError: If there is no data set, or they do not fit together.
+        LoaderConfigError: If there is no data set, or they do not fit together.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class ConcatDataset(_Positioned, mmengine_dataset.ConcatDataset):
     ) -> None:
         # MMEngine's constructor accepts no wrapper and has another message for unequal metainfo.
         if not datasets:
-            raise DataConfigError("ConcatDataset has no datasets: list at least one")
+            raise LoaderConfigError("ConcatDataset has no datasets: list at least one")
         self.datasets = [
             DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
             for dataset in datasets

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
-from loaders.errors import BadDataError, DataConfigError, MissingDataError, TruncatedDataError
+from loaders.errors import BadDataError, LoaderConfigError, MissingDataError, TruncatedDataError
 from loaders.sample import LidarFrames, OccSample
 from loaders.transforms.cache import ArrayCache
 
@@ -78,7 +78,7 @@ class LoadLidarSweeps:
         self, num_sweeps: int = 9, close_m: float = 1.0, lidar_cache_mb: float = 0.0
     ) -> None:
         if num_sweeps < 0:
-            raise DataConfigError(
+            raise LoaderConfigError(
                 f"LoadLidarSweeps: num_sweeps is {num_sweeps}, it must not be < 0"
             )
         self.num_sweeps = num_sweeps
@@ -131,7 +131,7 @@ class FilterPoints:
         if sample.lidar is None:
             return sample
         if sample.points is None:
-            raise DataConfigError("FilterPoints needs LoadLidarSweeps before it in the pipeline")
+            raise LoaderConfigError("FilterPoints needs LoadLidarSweeps before it in the pipeline")
         limits = np.asarray(self.point_range or sample.pc_range, dtype=np.float32)
         xyz = sample.points[:, :3]
         inside = ((xyz >= limits[:3]) & (xyz < limits[3:])).all(axis=1)

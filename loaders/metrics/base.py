@@ -12,7 +12,7 @@ from mmengine.dist import get_world_size
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger, print_log
 
-from loaders.errors import BadDataError, DataConfigError
+from loaders.errors import BadDataError, LoaderConfigError
 from loaders.metrics.counts import CountAccumulator, CountState, merge
 from loaders.metrics.occupancy import dense_labels
 
@@ -50,7 +50,7 @@ class CountingMetric(BaseMetric):
         if self._class_names is not None:
             return self._class_names
         if not self.dataset_meta or "class_names" not in self.dataset_meta:
-            raise DataConfigError(
+            raise LoaderConfigError(
                 f"{type(self).__name__} knows no classes: give it class_names, or a data set whose "
                 "metainfo has them"
             )
@@ -119,7 +119,7 @@ class CountingMetric(BaseMetric):
         """Scores the gathered states (called on the main process)."""
         counts, num_samples = merge(results)
         if counts is None:
-            raise DataConfigError(f"{type(self).__name__} saw no sample: is the data set empty?")
+            raise LoaderConfigError(f"{type(self).__name__} saw no sample: is the data set empty?")
         if num_samples != self._expected_samples:
             self.log(
                 f"{type(self).__name__}: {num_samples} of {self._expected_samples} samples scored"
@@ -160,10 +160,10 @@ def require(sample: DataSample, key: str, remedy: str) -> Any:
     """Returns ``sample[key]``.
 
     Raises:
-        DataConfigError: If the key is missing; the message ends with the remedy.
+        LoaderConfigError: If the key is missing; the message ends with the remedy.
     """
     if key not in sample:
-        raise DataConfigError(
+        raise LoaderConfigError(
             f"sample {sample.get('sample_token', '?')} carries no '{key}' for the metric: {remedy}"
         )
     return sample[key]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from loaders.errors import DataConfigError
+from loaders.errors import LoaderConfigError
 
 Counts = npt.NDArray[np.int64]
 
@@ -78,7 +78,7 @@ def merge(states: list[CountState]) -> tuple[Counts | None, int]:
         The summed counts (None without samples) and the number of distinct samples.
 
     Raises:
-        DataConfigError: If a sample was counted by two processes, in the middle of both: a
+        LoaderConfigError: If a sample was counted by two processes, in the middle of both: a
             sampler that overlaps more than padding does.
     """
     edges = {key: counts for state in states for key, counts in state.edges.items()}
@@ -90,7 +90,7 @@ def merge(states: list[CountState]) -> tuple[Counts | None, int]:
         total = state.total.copy() if total is None else total + state.total
         for key in seen & state.seen:
             if key not in edges:
-                raise DataConfigError(
+                raise LoaderConfigError(
                     f"sample {key} was evaluated by two processes: use a sampler that splits the "
                     "data set without overlap, such as DefaultSampler with shuffle=False"
                 )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loaders.errors import DataConfigError
+from loaders.errors import LoaderConfigError
 
 IntArray = npt.NDArray[np.integer[Any]]
 
@@ -34,7 +34,7 @@ def occupancy_confusion(
 
     Raises:
         ValueError: If shapes differ.
-        DataConfigError: If a counted label is outside 0 ... K - 1.
+        LoaderConfigError: If a counted label is outside 0 ... K - 1.
     """
     if pred.shape != gt.shape or (mask is not None and mask.shape != gt.shape):
         shapes = f"{pred.shape}, {gt.shape} and {None if mask is None else mask.shape}"
@@ -50,7 +50,7 @@ def occupancy_confusion(
     pred, gt = pred.ravel()[index], gt.ravel()[index]
     for name, labels in (("prediction", pred), ("ground truth", gt)):
         if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-            raise DataConfigError(
+            raise LoaderConfigError(
                 f"{name} has labels from {labels.min()} to {labels.max()}, "
                 f"but {num_classes} classes allow 0 to {num_classes - 1}: give the model, the data "
                 "set and the metric one list of classes"
@@ -115,10 +115,10 @@ def dense_labels(
         uint8 [X, Y, Z].
 
     Raises:
-        DataConfigError: If an index lies outside the grid.
+        LoaderConfigError: If an index lies outside the grid.
     """
     if coords.size and not ((coords >= 0).all() and (coords < np.array(shape)).all()):
-        raise DataConfigError(
+        raise LoaderConfigError(
             f"predicted voxels from {coords.min(axis=0).tolist()} to {coords.max(axis=0).tolist()} "
             f"do not fit the ground truth's grid {shape}: give the model the data set's pc_range "
             "and voxel_size"

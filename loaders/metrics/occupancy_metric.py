@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.registry import METRICS
 
-from loaders.errors import DataConfigError
+from loaders.errors import LoaderConfigError
 from loaders.metrics.base import CountingMetric, DataSample, gt_and_pred_grids, require, to_numpy
 from loaders.metrics.occupancy import occupancy_confusion, occupancy_scores
 from loaders.metrics.tables import format_table
@@ -46,7 +46,7 @@ class OccupancyMetric(CountingMetric):
     ) -> None:
         super().__init__(class_names, empty_label, collect_device, prefix)
         if mask not in ("camera", "lidar", "both", "valid", None):
-            raise DataConfigError(
+            raise LoaderConfigError(
                 f"OccupancyMetric: mask is '{mask}', use 'camera', 'lidar', 'both', 'valid' or None"
             )
         self._mask = mask

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from loaders.errors import DataConfigError
+from loaders.errors import LoaderConfigError
 from models.ops import LabelRays, label_rays, ray_iou_counts
 
 DEPTH_THRESHOLDS_M = (1.0, 2.0, 4.0)
@@ -77,7 +77,7 @@ def cast_label_rays(
         empty_label: Class of a free voxel.
 
     Raises:
-        DataConfigError: If the voxels are no cubes.
+        LoaderConfigError: If the voxels are no cubes.
 
     Returns:
         Class uint8 [G, O * D] and depth float32 [G, O * D] in metres, origin-major. The depth is
@@ -99,7 +99,7 @@ def cast_label_rays(
 
 def _edge(voxel_size: Sequence[float]) -> float:
     if len(set(map(float, voxel_size))) != 1:
-        raise DataConfigError(f"RayIoU needs cubic voxels, got {tuple(voxel_size)} m")
+        raise LoaderConfigError(f"RayIoU needs cubic voxels, got {tuple(voxel_size)} m")
     return float(voxel_size[0])
 
 

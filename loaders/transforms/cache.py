@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from loaders.errors import LoaderConfigError
 from models.bounded_cache import BoundedCache
 
 Arrays = Sequence[npt.NDArray[Any]]
@@ -20,9 +22,16 @@ class ArrayCache(BoundedCache[Arrays]):
 
     Args:
         max_mb: Limit in MiB; 0 keeps nothing.
+
+    Raises:
+        LoaderConfigError: If the limit is no such number.
     """
 
     def __init__(self, max_mb: float) -> None:
+        if not isinstance(max_mb, (int, float)) or not 0 <= max_mb < math.inf:
+            raise LoaderConfigError(
+                f"the size of a cache is {max_mb!r}: give MiB, or 0 to keep nothing"
+            )
         super().__init__(int(max_mb * 2**20), _nbytes)
 
 

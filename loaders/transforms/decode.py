@@ -15,8 +15,8 @@ from mmengine.logging import print_log
 
 from loaders.errors import (
     BadDataError,
-    DataConfigError,
     ImageBackendError,
+    LoaderConfigError,
     MissingDataError,
     TruncatedDataError,
 )
@@ -98,7 +98,7 @@ def _decoder(backend: Backend) -> _Decoder:
     if backend == "auto":
         return makers[fastest_backend()]()
     if backend not in makers:
-        raise DataConfigError(
+        raise LoaderConfigError(
             f"image backend '{backend}' is unknown, use auto or one of {[*makers]}"
         )
     try:

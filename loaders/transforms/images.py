@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
-from loaders.errors import DataConfigError, WrongShapeError
+from loaders.errors import LoaderConfigError, WrongShapeError
 from loaders.sample import OccSample
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.decode import (
@@ -63,7 +63,9 @@ class DrawImageAug:
         self._fixed = test_image_aug(self.raw_hw, self.final_hw)
         low, high = resize_range or (self._fixed.resize, self._fixed.resize)
         if not 0 < low <= high:
-            raise DataConfigError(f"resize_range {resize_range} must be two rising positive ratios")
+            raise LoaderConfigError(
+                f"resize_range {resize_range} must be two rising positive ratios"
+            )
         self.resize_range = (float(low), float(high))
         self.flip_prob = flip_prob
         self.rotate_range_deg = (float(rotate_range_deg[0]), float(rotate_range_deg[1]))
@@ -111,7 +113,7 @@ class LoadMultiViewImages:
         test_cache_mb: float | None = None,
     ) -> None:
         if image_mode not in ("exact", "fast"):
-            raise DataConfigError(
+            raise LoaderConfigError(
                 f"LoadMultiViewImages: image_mode is '{image_mode}', use 'exact' or 'fast'"
             )
         self.raw_hw = (int(raw_hw[0]), int(raw_hw[1]))
@@ -124,7 +126,7 @@ class LoadMultiViewImages:
     def __call__(self, sample: OccSample) -> OccSample:
         """Sets ``images``."""
         if sample.image_aug is None:
-            raise DataConfigError(
+            raise LoaderConfigError(
                 "LoadMultiViewImages needs DrawImageAug before it in the pipeline"
             )
         params, paths = sample.image_aug, sample.img_paths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 import zlib
@@ -14,7 +15,7 @@ from mmengine.registry import TRANSFORMS
 
 from loaders.errors import (
     BadDataError,
-    DataConfigError,
+    LoaderConfigError,
     MissingDataError,
     UnknownClassError,
     WrongShapeError,
@@ -181,13 +182,16 @@ class RandomFlipBEV:
     def __init__(self, bev_flip_prob: float | Sequence[float] = 0.5) -> None:
         if isinstance(bev_flip_prob, (int, float)):
             bev_flip_prob = (bev_flip_prob, bev_flip_prob)
-        probabilities = tuple(bev_flip_prob)
-        if len(probabilities) != 2 or not all(0 <= prob <= 1 for prob in probabilities):
-            raise DataConfigError(
+        try:
+            x, y = map(float, bev_flip_prob)
+        except (TypeError, ValueError):
+            x = y = math.nan
+        if not (0 <= x <= 1 and 0 <= y <= 1):
+            raise LoaderConfigError(
                 f"RandomFlipBEV: bev_flip_prob is {bev_flip_prob}, use a number from 0 to 1, or "
                 "two of them for x and y"
             )
-        self.bev_flip_prob = (float(probabilities[0]), float(probabilities[1]))
+        self.bev_flip_prob = (x, y)
 
     def __call__(self, sample: OccSample) -> OccSample:
         """Flips labels, masks and points, if loaded, and sets ``ego2occ``."""

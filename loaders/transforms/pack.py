@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
 
-from loaders.errors import DataConfigError
+from loaders.errors import LoaderConfigError
 from loaders.sample import OccSample
 from loaders.transforms.geometry import image_aug_matrix
 
@@ -32,7 +32,7 @@ class PackOccSample:
     def __call__(self, sample: OccSample) -> dict[str, Any]:
         """Returns the packed sample."""
         if sample.images is None or sample.image_aug is None:
-            raise DataConfigError(
+            raise LoaderConfigError(
                 "PackOccSample needs LoadMultiViewImages before it in the pipeline"
             )
         metainfo: dict[str, Any] = {

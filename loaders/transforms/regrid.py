@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loaders.errors import DataConfigError
+from loaders.errors import LoaderConfigError
 
 IntArray = npt.NDArray[np.integer[Any]]
 
@@ -64,7 +64,7 @@ def label_window(
         voxel_size: Wanted voxels, whole multiples of those of the files.
 
     Raises:
-        DataConfigError: If the wanted grid is no crop of the files' grid, pooled by whole
+        LoaderConfigError: If the wanted grid is no crop of the files' grid, pooled by whole
             numbers.
     """
     fine = np.asarray(label_voxel_size, dtype=np.float64)
@@ -78,14 +78,14 @@ def label_window(
         (count, "pc_range must be a whole number of voxel_size within"),
     ):
         if np.abs(values - np.round(values)).max() > _TOLERANCE_VOXELS or factor.min() < 0.5:
-            raise DataConfigError(
+            raise LoaderConfigError(
                 f"labels of {tuple(label_voxel_size)} m in {tuple(label_range)} cannot fill a grid "
                 f"of {tuple(voxel_size)} m in {tuple(pc_range)}: {what} the labels' grid"
             )
     offset, step, shape = (np.round(v).astype(int).tolist() for v in (low, factor, count))
     end = np.asarray(offset) + np.asarray(step) * np.asarray(shape)
     if min(offset) < 0 or (end > size).any():
-        raise DataConfigError(
+        raise LoaderConfigError(
             f"pc_range {tuple(pc_range)} reaches beyond the labels' grid {tuple(label_range)}: "
             "choose a range inside it"
         )

@@ -21,7 +21,7 @@ from .layer import DecoderLayer
 from .sampling import FeatureMaps
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class DecoderOutput:
     """What the decoder layers give, one entry per layer.
 

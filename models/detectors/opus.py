@@ -250,10 +250,10 @@ class OPUS(BaseModel):
             levels = self._image_network(frames[positions])
             return list(zip(*levels, strict=True))
 
-        found = self.cache.fetch(keys, compute)
+        features = self.cache.fetch(keys, compute)
         return [
             torch.stack(level).unflatten(0, (len(images), -1)).flatten(1, 2)
-            for level in zip(*found, strict=True)
+            for level in zip(*features, strict=True)
         ]
 
 

@@ -20,7 +20,7 @@ from models import ops
 from models.errors import MissingPackageError
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class SparseTensor:
     """Features of the active voxels of a batch of dense grids.
 

@@ -32,7 +32,7 @@ class Match(NamedTuple):
     squared_distance: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class OccupiedPoints:
     """Ground truth of one sample as a set of points.
 

@@ -137,9 +137,9 @@ def check_data_set(
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     samples = files = 0
     results = check_files(FileChecker(dataset), spread_order(len(dataset)), workers, deadline)
-    for opened, found in tqdm(results, desc=name, total=len(dataset), unit="sample", disable=None):
+    for opened, new in tqdm(results, desc=name, total=len(dataset), unit="sample", disable=None):
         samples, files = samples + 1, files + opened
-        findings.extend(found)
+        findings.extend(new)
     return f"{name}: opened {files} files of {samples} of {len(dataset)} samples"
 
 
@@ -153,7 +153,7 @@ def check(cfg: Config, workers: int, seconds: float | None) -> Findings:
 
     Raises:
         ConfigError: If the config loads no data set.
-        DataConfigError: If the data sets of a split do not fit together.
+        LoaderConfigError: If the data sets of a split do not fit together.
     """
     init_default_scope(cfg.get("default_scope", "mmengine"))
     findings = Findings()

@@ -15,7 +15,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, METRICS
 from torch.utils.data import DataLoader
 
 import loaders.register  # noqa: F401 - enters the parts into the registries
-from loaders.errors import BadDataError, DataConfigError, MissingDataError
+from loaders.errors import BadDataError, LoaderConfigError, MissingDataError
 from loaders.info_io import CAMERAS, load_infos, save_infos
 
 TRAIN, VAL = "nuscenes_infos_train_mini_sweep.pkl", "nuscenes_infos_val_mini_sweep.pkl"
@@ -266,7 +266,7 @@ def test_first_and_last(mini):
     assert tokens(6) == tokens(-6) == every
     assert tokens(2) == every[:2] and tokens(-2) == every[-2:] and tokens([-1]) == every[-1:]
     for indices in (0, 7, -7, [], [6]):
-        with pytest.raises(DataConfigError, match=r"indices is .* has 6 samples"):
+        with pytest.raises(LoaderConfigError, match=r"indices is .* has 6 samples"):
             tokens(indices)
 
 
@@ -439,7 +439,9 @@ class TestErrors:
 
     @pytest.mark.parametrize("given", [{}, dict(version="v1.0-mini"), dict(split="val")])
     def test_nothing_names_the_info_file(self, mini, given):
-        with pytest.raises(DataConfigError, match="no ann_file: set it, or both version and split"):
+        with pytest.raises(
+            LoaderConfigError, match="no ann_file: set it, or both version and split"
+        ):
             build(mini, ann_file=None, **given)
 
     def test_num_frames(self, mini):

@@ -14,7 +14,7 @@ from mmengine.logging import MMLogger
 from mmengine.structures import BaseDataElement
 
 import loaders.register  # noqa: F401 - enters the parts into the registries
-from loaders.errors import DataConfigError
+from loaders.errors import LoaderConfigError
 from loaders.metrics.counts import CountAccumulator, merge
 from loaders.metrics.occupancy import dense_labels, occupancy_confusion, occupancy_scores
 from loaders.metrics.occupancy_metric import OccupancyMetric
@@ -348,7 +348,7 @@ class TestCounts:
             for i in range(5):
                 accumulator.add(i, np.ones(1, dtype=np.int64))
             states.append(accumulator.state())
-        with pytest.raises(DataConfigError, match="evaluated by two processes"):
+        with pytest.raises(LoaderConfigError, match="evaluated by two processes"):
             merge(states)
 
     def test_process_without_samples(self):

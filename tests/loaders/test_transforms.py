@@ -10,7 +10,7 @@ import pytest
 from mmengine.logging import MMLogger
 from PIL import Image
 
-from loaders.errors import BadDataError, DataConfigError, MissingDataError
+from loaders.errors import BadDataError, LoaderConfigError, MissingDataError
 from loaders.sample import OccSample
 from loaders.transforms import decode
 from loaders.transforms.cache import ArrayCache
@@ -316,6 +316,11 @@ class TestCache:
                 cache.get("a", lambda: [np.zeros(2**20, np.uint8)])
             assert cache.used == 0
 
+    @pytest.mark.parametrize("size", [-1, float("inf"), float("nan"), "much"])
+    def test_sizes_that_cannot_be(self, size):
+        with pytest.raises(LoaderConfigError, match="the size of a cache is"):
+            LoadOcc3DLabels(label_cache_mb=size)
+
 
 GRID = (20, 20, 5)
 
@@ -444,9 +449,9 @@ class TestFlip:
         assert sample.rng.uniform() == untouched.rng.uniform()
         np.testing.assert_array_equal(sample.ego2occ, np.eye(4))
 
-    @pytest.mark.parametrize("value", [1.5, (0.5, -0.1), (0.5, 0.5, 0.5)])
+    @pytest.mark.parametrize("value", [1.5, (0.5, -0.1), (0.5, 0.5, 0.5), "often", None])
     def test_probabilities_out_of_range(self, value):
-        with pytest.raises(DataConfigError, match="bev_flip_prob is"):
+        with pytest.raises(LoaderConfigError, match="bev_flip_prob is"):
             RandomFlipBEV(value)
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 import loaders.register  # noqa: F401 - enters the parts into the registries
 from loaders.datasets.wrappers import leaf_configs, leaf_datasets, locate, map_leaf_configs
-from loaders.errors import BadDataError, DataConfigError
+from loaders.errors import BadDataError, LoaderConfigError
 from loaders.metrics.counts import CountAccumulator, merge
 from loaders.metrics.occupancy import occupancy_confusion, occupancy_scores
 from loaders.metrics.occupancy_metric import OccupancyMetric
@@ -88,7 +88,7 @@ class TestIndices:
             def __len__(self):
                 return 3
 
-        with pytest.raises(DataConfigError, match="Half does not say which data set"):
+        with pytest.raises(LoaderConfigError, match="Half does not say which data set"):
             locate(Half(DATASETS.build(leaf(mini))), 0)
 
 
@@ -167,11 +167,11 @@ class TestMismatch:
     @pytest.mark.parametrize("ignore_keys", [None, ["class_names", "pc_range", "voxel_size"]])
     def test_classes_and_grids(self, mini, change, message, ignore_keys):
         other = repeat(leaf(mini, VAL, **change), 2)
-        with pytest.raises(DataConfigError, match=message):
+        with pytest.raises(LoaderConfigError, match=message):
             DATASETS.build(concat(leaf(mini), other, ignore_keys=ignore_keys))
 
     def test_no_data_set(self):
-        with pytest.raises(DataConfigError, match="has no datasets"):
+        with pytest.raises(LoaderConfigError, match="has no datasets"):
             DATASETS.build(concat())
 
 
@@ -218,7 +218,7 @@ class TestBalance:
 
     def test_needs_labels(self, mini):
         cfg = dict(type="ClassBalancedDataset", dataset=leaf(mini), oversample_thr=0.5)
-        with pytest.raises(DataConfigError, match="loads no labels, so its classes cannot be"):
+        with pytest.raises(LoaderConfigError, match="loads no labels, so its classes cannot be"):
             DATASETS.build(cfg)
 
 
@@ -257,7 +257,7 @@ class TestScores:
 
     def test_sample_without_identity(self):
         grid = np.zeros((1, 1, 1), np.uint8)
-        with pytest.raises(BadDataError, match="neither 'sample_token' nor 'sample_idx'"):
+        with pytest.raises(LoaderConfigError, match="neither 'sample_token' nor 'sample_idx'"):
             score([dict(voxel_semantics=grid, mask_camera=grid == 0)], 1)
 
     def test_scorer_counts_all_data_sets(self, mini):

@@ -39,3 +39,7 @@ class UnknownClassError(BadDataError):
     """Labels hold a class that the configuration does not know."""
 
     kind = "class out of range"
+
+
+class MetricConfigError(UserError, ValueError):
+    """A metric cannot score what it is configured for."""

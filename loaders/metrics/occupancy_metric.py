@@ -19,7 +19,7 @@ class OccupancyMetric(CountingMetric):
     """Occ3D mIoU, or OpenOccupancy mIoU and IoU, in percent with two decimals.
 
     Results: ``mIoU``, ``IoU`` (occupied against free) and ``IoU_<class>`` for the classes that
-    occur in the ground truth.
+    occur in the ground truth or in the predictions.
 
     Args:
         mask: Which voxels count: 'camera' (the Occ3D benchmark), 'lidar', 'valid' (not noise: the

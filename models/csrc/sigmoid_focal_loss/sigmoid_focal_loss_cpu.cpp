@@ -63,6 +63,7 @@ at::Tensor focal_loss_backward_cpu(const at::Tensor& grad, const at::Tensor& log
                                    const std::optional<at::Tensor>& row_weights, double gamma,
                                    double alpha) {
   check(logits, labels, class_weights, row_weights);
+  TORCH_CHECK_VALUE(grad.numel() == 1, "grad must be one number, got ", grad.sizes());
   const Prepared in(logits, labels, class_weights, row_weights);
   const int64_t n = logits.size(0);
   at::Tensor result = at::empty(logits.sizes(), in.logits.options());

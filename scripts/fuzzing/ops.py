@@ -327,7 +327,8 @@ def _ray_iou(rng: random.Random) -> Built:
     tail: Arguments = [3, rng.choice((4, 256)), [1.0, 2.0, 4.0]]
     if kind == "native":
         return native("ray_iou_counts"), [pred, gt, *rays, *tail, None, None]
-    truth = ops.label_rays(gt, *rays, 3) if kind == "cached" else gt
+    function: Callable[..., Any] = ops.label_rays
+    truth = function(gt, *rays, 3) if kind == "cached" else gt
     return ops.ray_iou_counts, [pred, truth, *rays, *tail]
 
 

@@ -55,7 +55,8 @@ at::Tensor focal_loss_cpu(const at::Tensor& logits, const at::Tensor& labels,
   });
   double total = 0;
   for (const double sum : sums) total += sum;
-  return at::scalar_tensor(total, logits.options());
+  // The sum may be beyond the largest number of the logits: infinity then.
+  return at::scalar_tensor(total, logits.options().dtype(at::kDouble)).to(logits.scalar_type());
 }
 
 at::Tensor focal_loss_backward_cpu(const at::Tensor& grad, const at::Tensor& logits,

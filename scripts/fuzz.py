@@ -184,9 +184,9 @@ def _work(connection: Connection, target: str) -> None:
             return
         for number, (name, call) in enumerate(islice(module.cases(seed), count)):
             connection.send(Case(target, seed, number, name))
-            before = _reset_peak()
+            before = reset_peak_mib()
             problem = run_case(call, module.ALLOWED)
-            taken = _peak_mib() - before
+            taken = peak_mib() - before
             if not problem and taken > limit_mib:
                 problem = f"{taken:.0f} MiB of memory"
             connection.send(problem)
@@ -214,16 +214,17 @@ def _resident_mib(pid: int | None) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def _reset_peak() -> float:
+def reset_peak_mib() -> float:
     """Forget the largest memory of this process; return what it takes now, in MiB."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return float("inf")  # the peak is not known: nothing is above it
-    return _peak_mib()
+    return peak_mib()
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
+    """Largest memory that this process took since the last call of :func:`reset_peak_mib`."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

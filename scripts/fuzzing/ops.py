@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -62,7 +63,10 @@ def _guarded(function: Callable[..., object], arguments: Arguments, backward: bo
         try:
             result = function(*arguments)
             if backward:
-                _differentiate(result)
+                with warnings.catch_warnings():
+                    # Operations without a gradient say that they have none.
+                    warnings.simplefilter("ignore")
+                    _differentiate(result)
         except RuntimeError as error:
             if "INTERNAL ASSERT FAILED" in str(error):
                 raise AssertionError(str(error).splitlines()[0]) from error

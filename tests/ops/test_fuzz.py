@@ -120,7 +120,7 @@ def test_pairs_that_are_no_map() -> None:
 def test_sizes_of_kernel_maps(build: Callable[..., ops.KernelMap]) -> None:
     coords = torch.zeros(1, 4, dtype=torch.int64)
     for kernel in ((2**31, 1, 1), (2**20 + 1, 1, 1), (1024, 1024, 2)):
-        with pytest.raises(ValueError, match="up to 1048576 positions|from 1 to 2147483647"):
+        with pytest.raises(ValueError, match=r"up to 1048576 positions|from 1 to 2147483647"):
             build(coords, (4, 4, 4), kernel)
     for setting in ("stride", "padding"):
         with pytest.raises(ValueError, match=f"{setting} must be .* to 2147483647"):

@@ -376,9 +376,12 @@ std::tuple<at::Tensor, at::Tensor> sparse_conv_backward_cpu(
     const at::Tensor& grad, const at::Tensor& features, const at::Tensor& weight,
     const at::Tensor& pairs, const at::Tensor& pairs_by_in, const at::Tensor& starts,
     bool need_features, bool need_weight) {
-  TORCH_CHECK_VALUE(grad.dim() == 2 && grad.size(1) == weight.size(0), "grad must be [m, ",
-                    weight.size(0), "], got ", grad.sizes());
+  TORCH_CHECK_VALUE(grad.dim() == 2, "grad must be [m, C_out], got ", grad.sizes());
   check_arguments(features, weight, pairs, pairs_by_in, starts, grad.size(0));
+  TORCH_CHECK_VALUE(grad.size(1) == weight.size(0) &&
+                        grad.scalar_type() == features.scalar_type(),
+                    "grad must be ", features.scalar_type(), " [m, ", weight.size(0), "], got ",
+                    grad.scalar_type(), " ", grad.sizes());
   at::Tensor grad_features = at::empty({0}, features.options());
   at::Tensor grad_weight = at::empty({0}, weight.options());
   if (need_features) {

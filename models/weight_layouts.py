@@ -17,7 +17,9 @@ from models.layers import SparseConv3d, SubMConv3d
 class SparseLayout(Enum):
     """Order of the axes of a sparse convolution's weight: the permutation from this project's.
 
-    This project stores ``[out, k0, k1, k2, in]``.
+    This project stores ``[out, k0, k1, k2, in]``, kernels of one voxel too. spconv 2 stores these
+    so as well, but reads their memory as ``[in, out]`` when it computes: a model with such layers
+    that was trained there has to be converted by hand. No published model has any.
     """
 
     SPCONV2 = (0, 1, 2, 3, 4)  # [out, k0, k1, k2, in]: spconv >= 2.2 and here

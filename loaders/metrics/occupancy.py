@@ -67,8 +67,9 @@ class OccupancyScores:
     """Scores in percent.
 
     Attributes:
-        miou: Mean IoU of the semantic classes present in the ground truth, two decimals.
-        per_class: float64 [K], free included; NaN for classes absent from the ground truth.
+        miou: Mean IoU of the semantic classes that occur in the ground truth or in the prediction,
+            two decimals: a class that is only predicted counts as 0.
+        per_class: float64 [K], free included; NaN for classes that occur in neither.
         occupied_iou: IoU of occupied (any class but free) against free, two decimals.
     """
 
@@ -85,19 +86,22 @@ def occupancy_scores(confusion: IntArray, empty_label: int) -> OccupancyScores:
         empty_label: Index of the free class.
     """
     hit = np.diag(confusion).astype(np.float64)
-    in_gt, in_pred = confusion.sum(axis=1), confusion.sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        per_class = np.where(in_gt > 0, 100.0 * hit / (in_gt + in_pred - hit), np.nan)
-    semantic = np.delete(per_class, empty_label)
-    present = semantic[~np.isnan(semantic)]
-    miou = round(float(present.mean()), 2) if present.size else float("nan")
+    union = confusion.sum(axis=1) + confusion.sum(axis=0) - hit
+    iou: npt.NDArray[np.float64] = np.full(len(hit), np.nan)
+    np.divide(hit, union, out=iou, where=union > 0)
+    miou = round(mean_of_known(np.delete(iou, empty_label)) * 100, 2)
 
     occupied = np.ones(len(confusion), dtype=bool)
     occupied[empty_label] = False
-    union = confusion.sum() - confusion[empty_label, empty_label]
+    either = confusion.sum() - confusion[empty_label, empty_label]
     both = confusion[np.ix_(occupied, occupied)].sum()
-    occupied_iou = round(100.0 * float(both) / float(union), 2) if union else float("nan")
-    return OccupancyScores(miou, per_class, occupied_iou)
+    occupied_iou = round(float(both) / float(either) * 100, 2) if either else float("nan")
+    return OccupancyScores(miou, iou * 100, occupied_iou)
+
+
+def mean_of_known(values: npt.NDArray[np.float64]) -> float:
+    """Returns the mean of all entries that are not NaN; NaN where there is none."""
+    return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def dense_labels(

@@ -20,7 +20,7 @@ class OccupancyMetric(CountingMetric):
     """Occ3D mIoU, or OpenOccupancy mIoU and IoU, in percent with two decimals.
 
     Results: ``mIoU``, ``IoU`` (occupied against free) and ``IoU_<class>`` for the classes that
-    occur in the ground truth.
+    occur in the ground truth or in the predictions.
 
     Args:
         mask: Which voxels count: those that a camera sees ('camera', the Occ3D benchmark), that the

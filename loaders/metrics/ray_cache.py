@@ -19,7 +19,7 @@ from loaders.metrics.ray_iou import cast_label_rays, ray_directions
 Rays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
 
 # Raise it whenever the same grid and origins give other rays.
-_VERSION = 1
+_VERSION = 2
 
 
 class RayCache:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from loaders.errors import LoaderConfigError
+from loaders.metrics.occupancy import mean_of_known
 from models.ops import LabelRays, label_rays, ray_iou_counts
 
 DEPTH_THRESHOLDS_M = (1.0, 2.0, 4.0)
@@ -77,7 +78,7 @@ def cast_label_rays(
         empty_label: Class of a free voxel.
 
     Raises:
-        LoaderConfigError: If the voxels are no cubes.
+        LoaderConfigError: The voxels are no cubes.
 
     Returns:
         Class uint8 [G, O * D] and depth float32 [G, O * D] in metres, origin-major. The depth is
@@ -90,16 +91,24 @@ def cast_label_rays(
         *batch,
         _directions(),
         list(map(float, pc_range[:3])),
-        _edge(voxel_size),
+        voxel_edge_m(voxel_size),
         empty_label,
     )
     shape = (len(grids), len(origins) * len(ray_directions()))
     return rays.label.numpy().reshape(shape), rays.depth_m.numpy().reshape(shape)
 
 
-def _edge(voxel_size: Sequence[float]) -> float:
+def voxel_edge_m(voxel_size: Sequence[float]) -> float:
+    """Returns the edge of a voxel in metres.
+
+    Raises:
+        LoaderConfigError: The voxels are no cubes; RayIoU is not defined for others.
+    """
     if len(set(map(float, voxel_size))) != 1:
-        raise LoaderConfigError(f"RayIoU needs cubic voxels, got {tuple(voxel_size)} m")
+        raise LoaderConfigError(
+            f"RayIoU needs cubic voxels, got voxel_size {tuple(map(float, voxel_size))} m: remove "
+            "RayIoUMetric from val_evaluator and test_evaluator, or choose cubic voxels"
+        )
     return float(voxel_size[0])
 
 
@@ -147,15 +156,13 @@ class RayScores:
 
 
 def ray_scores(counts: RayCounts) -> RayScores:
-    """Turns summed counts into scores; RayIoU averages classes first, thresholds second."""
-    union = counts.gt + counts.pred - counts.hit
-    with np.errstate(invalid="ignore"):
-        per_class = np.where(union > 0, 100.0 * counts.hit / union, np.nan)
-    present = ~np.isnan(per_class)
-    per_threshold = np.array(
-        [row[ok].mean() if ok.any() else np.nan for row, ok in zip(per_class, present, strict=True)]
-    )
-    return RayScores(float(per_threshold.mean()), per_threshold, per_class)
+    """Turns summed counts into scores."""
+    hit = counts.hit.astype(np.float64)
+    union = counts.gt + counts.pred - hit
+    iou: npt.NDArray[np.float64] = np.full(hit.shape, np.nan)
+    np.divide(hit, union, out=iou, where=union > 0)
+    per_threshold = np.array([mean_of_known(row) * 100 for row in iou])
+    return RayScores(mean_of_known(iou) * 100, per_threshold, iou * 100)
 
 
 def sample_ray_counts(
@@ -218,7 +225,7 @@ def batch_ray_counts(
         sample_of_origin,
         _directions(),
         list(map(float, pc_range[:3])),
-        _edge(voxel_size),
+        voxel_edge_m(voxel_size),
         empty_label,
         num_classes,
         DEPTH_THRESHOLDS_M,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,13 @@ from mmengine.registry import METRICS
 
 from loaders.metrics.base import CountingMetric, DataSample, gt_and_pred_grids, require, to_numpy
 from loaders.metrics.ray_cache import RayCache
-from loaders.metrics.ray_iou import DEPTH_THRESHOLDS_M, RayCounts, ray_scores, sample_ray_counts
+from loaders.metrics.ray_iou import (
+    DEPTH_THRESHOLDS_M,
+    RayCounts,
+    ray_scores,
+    sample_ray_counts,
+    voxel_edge_m,
+)
 from loaders.metrics.tables import format_table
 
 
@@ -29,6 +36,9 @@ class RayIoUMetric(CountingMetric):
         empty_label: Label of free voxels.
         collect_device: Of distributed evaluations.
         prefix: Prefix of the result's keys.
+
+    Raises:
+        LoaderConfigError: The data set's voxels are no cubes; raised when ``dataset_meta`` is set.
     """
 
     default_prefix = "ray"
@@ -43,6 +53,18 @@ class RayIoUMetric(CountingMetric):
     ) -> None:
         super().__init__(class_names, empty_label, collect_device, prefix)
         self._cast_gt = None if cache_dir is None else RayCache(cache_dir).cast
+
+    @property
+    def dataset_meta(self) -> Mapping[str, Any] | None:
+        """Metainfo of the data set."""
+        return self._dataset_meta
+
+    @dataset_meta.setter
+    def dataset_meta(self, dataset_meta: Mapping[str, Any]) -> None:
+        # Loops hand it over when they are built: before the first step of a training.
+        if "voxel_size" in dataset_meta:
+            voxel_edge_m(dataset_meta["voxel_size"])
+        self._dataset_meta = dataset_meta
 
     def count(self, sample: DataSample) -> npt.NDArray[np.int64]:
         """Returns the ray counts of one sample, int64 [H + 2, K]: hits per threshold, gt, pred."""

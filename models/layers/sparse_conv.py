@@ -1,7 +1,9 @@
 """Sparse 3-D convolutions with spconv's parameter layout, on the CPU and on CUDA.
 
 spconv is right on CUDA tensors, but its CPU code has a race between OpenMP threads and no complete
-backward pass, so CPU tensors go through ``models.ops.sparse_conv`` instead.
+backward pass, so CPU tensors go through ``models.ops.sparse_conv`` instead. Kernels of one voxel
+are matrix products on either device: spconv has a shortcut for them, which reads the memory of a
+weight ``[out, 1, 1, 1, in]`` as ``[in, out]`` and so gives other numbers than its general code.
 
 Dimension letters: V active voxels, C channels, k kernel size along an axis.
 """
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import ops
@@ -61,6 +64,8 @@ class _SparseConvBase(nn.Module):
         self.kernel_size = _triple(kernel_size)
         self.stride = _triple(stride)
         self.padding = _triple(padding)
+        if self.submanifold and self.stride != (1, 1, 1):
+            raise ValueError(f"a submanifold convolution needs stride 1, got {self.stride}")
         self.weight = nn.Parameter(torch.empty(out_channels, *self.kernel_size, in_channels))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self._spconv: tuple[nn.Module, ...] = ()  # in a tuple: not a child, adds no parameters
@@ -75,10 +80,21 @@ class _SparseConvBase(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Convolve the active voxels of ``x``."""
+        if self.kernel_size == (1, 1, 1) and self.stride == (1, 1, 1):
+            return self._forward_pointwise(x)
         # spconv knows no empty input; its place is taken by the plain-torch twins there
         if x.features.is_cuda and len(x.coords):
             return self._forward_spconv(x)
         return self._forward_native(x)
+
+    def _forward_pointwise(self, x: SparseTensor) -> SparseTensor:
+        features = F.linear(x.features, self.weight.flatten(1), self.bias)
+        if self.submanifold:
+            return replace(x, features=features)
+        shift = x.coords.new_tensor([0, *self.padding])
+        return SparseTensor(
+            features, x.coords + shift, self._out_shape(x.spatial_shape), x.batch_size
+        )
 
     def _forward_native(self, x: SparseTensor) -> SparseTensor:
         if self.submanifold:

@@ -7,6 +7,7 @@ Dimensions:
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ def adaptive_mixing(sampled: Tensor, parameters: Tensor, out_points: int) -> Ten
     S [S_out, S_in]; ``norm`` is a layer norm over both axes without affine part. The two products
     and what follows each are one pass over a group while it lies in cache, on a GPU in shared
     memory; nothing but the inputs is kept for the backward pass. On a GPU float64 goes through the
-    twin.
+    twin. A group with a number that is not finite, or whose variance in one of the two norms is
+    beyond the largest number, gives NaN throughout, gradients too.
 
     Args:
         sampled: x, [n, S_in, c], float32, float64, float16 or bfloat16; rows may lie at any
@@ -51,15 +53,23 @@ def adaptive_mixing(sampled: Tensor, parameters: Tensor, out_points: int) -> Ten
 def adaptive_mixing_reference(sampled: Tensor, parameters: Tensor, out_points: int) -> Tensor:
     """Plain-torch twin of :func:`adaptive_mixing`. Same arguments."""
     _check_arguments(sampled, parameters, out_points)
-    _, s_in, c = sampled.shape
+    s_in, c = sampled.shape[1:]
     dtype = torch.float64 if sampled.dtype == torch.float64 else torch.float32
     wide = parameters.to(dtype)
     channel_mix = wide[:, : c * c].unflatten(1, (c, c))
     point_mix = wide[:, c * c :].unflatten(1, (out_points, s_in))
     x = torch.bmm(sampled.to(dtype), channel_mix)
-    x = F.relu(F.layer_norm(x, (s_in, c)))
+    x = F.relu(_normalise(x))
     x = torch.bmm(point_mix, x)
-    return F.relu(F.layer_norm(x, (out_points, c))).to(sampled.dtype)
+    return F.relu(_normalise(x)).to(sampled.dtype)
+
+
+def _normalise(x: Tensor) -> Tensor:
+    """Layer norm of the last two axes; torch's own hides some variances that overflow."""
+    delta = x - x.mean((1, 2), keepdim=True)
+    variance = delta.square().mean((1, 2), keepdim=True)
+    inverse = 1 / (variance + 1e-5).sqrt()
+    return delta * torch.where(variance.isfinite(), inverse, math.nan)
 
 
 def _check_arguments(sampled: Tensor, parameters: Tensor, out_points: int) -> None:

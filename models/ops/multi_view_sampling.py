@@ -44,12 +44,15 @@ def multi_view_sampling(
     ``pairing='published'``: at frame t, group g is weighted with the level weights of group
     ``(t * G + g) // T``, as the published checkpoints expect; ``'straight'``: with its own.
 
-    Points that are not finite give zeros and receive no gradient. Projection, choice of camera,
-    reading and weighting are one pass; nothing of the size of the samples but the output is
-    written. Results, and gradients on the CPU, do not depend on the number of threads and repeat
-    bit by bit. On a GPU atomic additions sum the gradients of the maps in any order, under
-    ``torch.use_deterministic_algorithms`` as whole numbers, whose sum is the same in every order.
-    float64 goes through the twin there.
+    A level adds zero where all four texels lie outside it, whatever its weight; so do points that
+    are not finite, which receive no gradient. What is not finite in texels that are read, or in
+    their weights, makes the output not finite.
+
+    Projection, choice of camera, reading and weighting are one pass; nothing of the size of the
+    samples but the output is written. Results, and gradients on the CPU, do not depend on the
+    number of threads and repeat bit by bit. On a GPU atomic additions sum the gradients of the
+    maps in any order, under ``torch.use_deterministic_algorithms`` as whole numbers, whose sum is
+    the same in every order. float64 goes through the twin there.
 
     Args:
         feats: L maps [B, T*N, C, h_l, w_l], of any strides. Channels-last maps are read as they
@@ -111,11 +114,12 @@ def multi_view_sampling_reference(
     weights = level_weights[:, :, paired].transpose(1, 2).reshape(B, T, Q * G * P, len(feats))
     group_of_point = (torch.arange(Q * G * P, device=points.device) // P) % G
 
-    out = torch.zeros(())
+    out = points.new_zeros(B, T, Q * G * P, feats[0].shape[2] // G)
     for level, feat in enumerate(feats):
-        sampled = _bilinear(feat, camera, group_of_point, pixel, finite, img_hw, num_cams, G)
-        term = weights[..., level, None] * sampled
-        out = term if level == 0 else out + term
+        out = _add_level(
+            out, feat, weights[..., level], camera, group_of_point, pixel, finite, img_hw, num_cams,
+            G,
+        )  # fmt: skip
     # [B, T, Q, G, P, c] -> [B, Q, G, T * P, c]
     return out.unflatten(2, (Q, G, P)).permute(0, 2, 3, 1, 4, 5).flatten(3, 4)
 
@@ -127,27 +131,36 @@ def _project(
     height, width = img_hw
     matrix = occ2img.unflatten(1, (-1, num_cams))[:, :, :, None]  # [B, T, N, 1, 4, 4]
     x, y, z = points[:, None, None].unbind(-1)  # [B, 1, 1, S]
+
     # Written out, not as a matrix product, so that the native kernel rounds in the same way and
     # so chooses the same cameras.
-    row = [
-        matrix[..., i, 0] * x + matrix[..., i, 1] * y + matrix[..., i, 2] * z + matrix[..., i, 3]
-        for i in range(3)
-    ]
+    def transform(m: Tensor, *point: Tensor) -> list[Tensor]:
+        x, y, z = point
+        return [m[..., i, 0] * x + m[..., i, 1] * y + m[..., i, 2] * z + m[..., i, 3]
+                for i in range(3)]  # fmt: skip
+
     with torch.no_grad():
+        row = transform(matrix, x, y, z)
         depth = row[2].clamp(min=_MIN_DEPTH)
         u, v = row[0] / depth, row[1] / depth
         valid = (row[2] > _MIN_DEPTH) & (u > 0) & (u < width) & (v > 0) & (v < height)
         camera = valid.to(torch.uint8).argmax(dim=2, keepdim=True)  # the first maximum
         finite = (u.isfinite() & v.isfinite()).gather(2, camera)[:, :, 0]
-    chosen = [value.gather(2, camera)[:, :, 0] for value in row]
-    # Replaced before the division: a gradient of zero times infinity would be NaN.
-    depth = torch.where(finite, chosen[2], 1.0).clamp(min=_MIN_DEPTH)
-    pixel = torch.stack([torch.where(finite, value, 0.0) / depth for value in chosen[:2]], -1)
-    return camera[:, :, 0], pixel, finite
+    camera = camera[:, :, 0]
+    # Replaced before the products and the division: a gradient of zero times infinity would be NaN.
+    batch, frame = (torch.arange(n, device=points.device) for n in camera.shape[:2])
+    chosen = matrix[batch[:, None, None], frame[:, None], camera, 0]  # [B, T, S, 4, 4]
+    chosen = torch.where(finite[..., None, None], chosen, 0.0)
+    u, v, w = transform(chosen, x[:, :, 0], y[:, :, 0], z[:, :, 0])
+    depth = torch.where(finite, w, 1.0).clamp(min=_MIN_DEPTH)
+    pixel = torch.stack([torch.where(finite, value, 0.0) / depth for value in (u, v)], -1)
+    return camera, pixel, finite
 
 
-def _bilinear(
+def _add_level(
+    out: Tensor,
     feat: Tensor,
+    level_weights: Tensor,
     camera: Tensor,
     group_of_point: Tensor,
     pixel: Tensor,
@@ -156,7 +169,10 @@ def _bilinear(
     num_cams: int,
     num_groups: int,
 ) -> Tensor:
-    """Reads one level at pixels of the chosen cameras, zeros where not finite: [B, T, S, c]."""
+    """Adds one level, read at pixels of the chosen cameras, with weights [B, T, S].
+
+    Texel by texel, so that sums overflow where those of the native kernel do. Returns [B, T, S, c].
+    """
     B, _, C, h, w = feat.shape
     T = camera.shape[1]
     maps = feat.to(pixel.dtype).reshape(B, T, num_cams, num_groups, C // num_groups, h, w)
@@ -165,11 +181,10 @@ def _bilinear(
 
     x, y = pixel[..., 0] / img_hw[1] * (w - 1), pixel[..., 1] / img_hw[0] * (h - 1)
     inside = finite & (x > -1) & (x < w) & (y > -1) & (y < h)
-    x, y = torch.where(inside, x, 0.0), torch.where(inside, y, 0.0)
+    x, y, level_weights = (torch.where(inside, value, 0.0) for value in (x, y, level_weights))
     x0, y0 = x.detach().floor(), y.detach().floor()
     fx, fy = x - x0, y - y0
 
-    total = torch.zeros(())
     corners = ((0, 0, (1 - fx) * (1 - fy)), (1, 0, fx * (1 - fy)), (0, 1, (1 - fx) * fy),
                (1, 1, fx * fy))  # fmt: skip
     for dx, dy, weight in corners:
@@ -178,9 +193,9 @@ def _bilinear(
         value = maps[
             batch, frame, camera, group_of_point, :, yi.clamp(0, h - 1), xi.clamp(0, w - 1)
         ]
-        term = torch.where(exists, weight, 0.0)[..., None] * value
-        total = term if dx + dy == 0 else total + term
-    return total
+        value = torch.where(inside[..., None], value, 0.0)
+        out = out + (level_weights * torch.where(exists, weight, 0.0))[..., None] * value
+    return out
 
 
 def _check_arguments(

@@ -29,8 +29,8 @@ def sigmoid_focal_loss(
 
     A logit x of the row's label gives ``alpha * sigmoid(-x)**gamma * softplus(-x)``, every other
     ``(1 - alpha) * sigmoid(x)**gamma * softplus(x)``, times the weight of its class and of its
-    row. One pass that keeps nothing for the backward pass but its inputs; the sum does not depend
-    on the number of threads. On a GPU float64 goes through the twin.
+    row. One pass that keeps nothing for the backward pass but its inputs; the sum, in float64, does
+    not depend on the number of threads. On a GPU float64 goes through the twin.
 
     Args:
         logits: [n, K], float32 or float64.
@@ -66,23 +66,15 @@ def sigmoid_focal_loss_reference(
     """Plain-torch twin of :func:`sigmoid_focal_loss`. Same arguments."""
     _check_arguments(logits, labels, class_weights, row_weights)
 
-    def positive(x: Tensor) -> Tensor:
-        return alpha * torch.sigmoid(-x).pow(gamma) * -F.logsigmoid(x)
-
-    def negative(x: Tensor) -> Tensor:  # torch's softplus is cut off, its logsigmoid is not
-        return (1 - alpha) * torch.sigmoid(x).pow(gamma) * -F.logsigmoid(-x)
-
-    # Every class is a negative but one: sum the negatives, then exchange that one. This touches
-    # the [n, K] array a few times less than a one-hot target would.
-    weights = class_weights.to(logits)
-    rows = torch.nonzero((labels >= 0) & (labels < logits.shape[1])).squeeze(1)
-    of_label = logits[rows, labels[rows]]
-    exchanged = positive(of_label) - negative(of_label)
-    others = negative(logits)
+    is_label = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
+    # One expression for both: a second one, not chosen, would turn infinite logits into NaN.
+    x = torch.where(is_label, -logits, logits)
+    factor = logits.new_tensor([1 - alpha, alpha])[is_label.long()]
+    # torch's softplus is cut off, its logsigmoid is not
+    terms = (factor * torch.sigmoid(x).pow(gamma) * -F.logsigmoid(-x)).double() * class_weights
     if row_weights is not None:
-        others = others * row_weights.unsqueeze(1)
-        exchanged = exchanged * row_weights[rows]
-    return others.sum(0) @ weights + exchanged @ weights[labels[rows]]
+        terms = terms * row_weights[:, None]
+    return terms.sum().to(logits.dtype)
 
 
 def _check_arguments(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,10 @@ Triple = tuple[int, int, int]
 
 #: Voxels of a set: the indices of pairs are int32.
 _MAX_ACTIVE = 2**31 - 1
+# The bounds of models/csrc/sparse_conv/kernel_map_cpu.cpp: of an extent, a stride or a padding, and
+# of the positions of a kernel.
+_MAX_SETTING = 2**31 - 1
+_MAX_POSITIONS = 2**20
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,12 @@ def build_kernel_map(
         The map, to be passed to :func:`sparse_conv`.
 
     Raises:
-        ValueError: a shape, dtype or setting does not fit, or the input or output voxels are more
-            than int32 can number (2**31 - 1; grids, pairs and features may be larger).
-        RuntimeError: coordinates repeat or lie outside the grid.
+        ValueError: a shape, dtype or setting does not fit, the kernel has more than 2**20
+            positions, or the input or output voxels are more than int32 can number (2**31 - 1;
+            pairs and features may be more).
+        TypeError: a setting is no whole number.
+        RuntimeError: coordinates repeat or lie outside the grid, or the grids of the batch have
+            more than 2**33 voxels (native only; they take 1.5 bits each).
         ExtensionError: CPU tensors, and the native extension is not built.
     """
     if coords.is_cuda:
@@ -181,7 +189,8 @@ def sparse_conv(
         [m, C_out], differentiable (once) in ``features``, ``weight`` and ``bias``.
 
     Raises:
-        ValueError: a shape or dtype does not fit the map.
+        ValueError: a shape or dtype does not fit the map, or the map is no map: an index is out of
+            range, pairs are not sorted, ``starts`` does not ascend.
         ExtensionError: CPU tensors, and the native extension is not built.
     """
     if features.is_cuda:
@@ -205,7 +214,7 @@ def sparse_conv_reference(
     _check_conv(features, weight, bias, kernel_map)
     out = features.new_zeros(kernel_map.num_out, weight.shape[0])
     positions = weight.flatten(1, 3)
-    starts = kernel_map.starts.tolist()
+    starts = _checked_starts(kernel_map)
     for k, (begin, end) in enumerate(itertools.pairwise(starts)):
         in_index, out_index = kernel_map.pairs[:, begin:end].long()
         out = out.index_add(0, out_index, features[in_index] @ positions[:, k].t())
@@ -251,9 +260,11 @@ def _out_shape(shape: Triple, kernel: Triple, stride: Triple, pad: Triple) -> Tr
 
 
 def _triple(name: str, value: int | Sequence[int], least: int) -> Triple:
-    values = [value] * 3 if isinstance(value, int) else [int(v) for v in value]
-    if len(values) != 3 or min(values) < least:
-        raise ValueError(f"{name} must be one or three numbers of at least {least}, got {value}")
+    values = [operator.index(v) for v in (value if isinstance(value, Sequence) else [value] * 3)]
+    if len(values) != 3 or not least <= min(values) <= max(values) <= _MAX_SETTING:
+        raise ValueError(
+            f"{name} must be one or three numbers from {least} to {_MAX_SETTING}, got {value}"
+        )
     return values[0], values[1], values[2]
 
 
@@ -276,6 +287,8 @@ def _settings(
     kernel = _triple("kernel_size", kernel_size, 1)
     step = _triple("stride", stride, 1)
     pad = _triple("padding", padding, 0)
+    if math.prod(kernel) > _MAX_POSITIONS:
+        raise ValueError(f"a kernel may have up to {_MAX_POSITIONS} positions, got {kernel}")
     if subm:
         if any(k % 2 == 0 for k in kernel) or step != (1, 1, 1):
             raise ValueError(
@@ -309,6 +322,14 @@ def _check_conv(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{weight.shape[0]}], got {list(bias.shape)}")
+    pairs, starts = kernel_map.pairs, kernel_map.starts
+    if pairs.dim() != 2 or pairs.shape[0] != 2 or pairs.dtype != torch.int32:
+        raise ValueError(f"pairs must be int32 [2, R], got {pairs.dtype} {list(pairs.shape)}")
+    if starts.shape != (k0 * k1 * k2 + 1,) or starts.dtype != torch.int64 or starts.is_cuda:
+        raise ValueError(
+            f"starts must be int64 [{k0 * k1 * k2 + 1}] on the CPU, got {starts.dtype} "
+            f"{list(starts.shape)} on {starts.device}"
+        )
     tensors = [features, weight] if bias is None else [features, weight, bias]
     dtypes = {tensor.dtype for tensor in tensors}
     if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.float64}:
@@ -316,6 +337,25 @@ def _check_conv(
             f"features, weight and bias must share float32 or float64, got "
             f"{sorted(str(dtype) for dtype in dtypes)}"
         )
+
+
+def _checked_starts(kernel_map: KernelMap) -> list[int]:
+    """Where each position's pairs begin; checks what an index of a CUDA tensor would abort on."""
+    starts: list[int] = kernel_map.starts.tolist()
+    pairs = kernel_map.pairs
+    if starts[0] != 0 or starts != sorted(starts) or pairs.shape != (2, starts[-1]):
+        raise ValueError(
+            f"starts must begin with 0, ascend and end with the number of pairs, got pairs "
+            f"{list(pairs.shape)} and starts up to {max(starts)}"
+        )
+    limits = (kernel_map.num_in, kernel_map.num_out)
+    for row, limit, kind in zip(pairs, limits, ("input", "output"), strict=True):
+        if len(row) and (int(row.min()) < 0 or int(row.max()) >= limit):
+            raise ValueError(
+                f"pairs must have {kind} indices from 0 to {limit - 1}, got {int(row.min())} to "
+                f"{int(row.max())}"
+            )
+    return starts
 
 
 @on_load

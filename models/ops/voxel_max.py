@@ -15,6 +15,8 @@ from ._extension import native, on_load, runs_natively
 
 __all__ = ["voxel_max", "voxel_max_reference"]
 
+_MAX_VOXELS = 2**31 - 1
+
 
 def voxel_max(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
     """Per-voxel, per-channel maximum of point features.
@@ -77,8 +79,8 @@ def _check_arguments(features: Tensor, voxel_index: Tensor, num_voxels: int) -> 
             f"voxel_index must be int64 [{len(features)}], got {voxel_index.dtype} "
             f"{list(voxel_index.shape)}"
         )
-    if num_voxels < 0:
-        raise ValueError(f"num_voxels must not be negative, got {num_voxels}")
+    if not 0 <= num_voxels <= _MAX_VOXELS:
+        raise ValueError(f"num_voxels must lie in [0, {_MAX_VOXELS}], got {num_voxels}")
 
 
 @on_load

@@ -110,7 +110,7 @@ def voxel_shading(
         ValueError: a shape or dtype does not fit.
         ExtensionError: CPU tensors, and the native extension is not built.
     """
-    _check_arguments(scene, directions, background, wanted)
+    _check_arguments(scene, view, directions, background, wanted)
     masks = scene.pyramid.masks
     if directions.is_cuda or masks is None:
         return voxel_shading_reference(scene, view, directions, background, wanted)
@@ -143,7 +143,7 @@ def voxel_shading_reference(
     wanted: Tensor | None = None,
 ) -> ShadedRays:
     """Plain-torch twin of :func:`voxel_shading`. Same arguments."""
-    _check_arguments(scene, directions, background, wanted)
+    _check_arguments(scene, view, directions, background, wanted)
     shape = directions.shape[:2]
     behind = background[:, None].expand(*shape, 3).reshape(-1, 3)
     colour = torch.cat([behind, torch.zeros_like(behind[:, :1])], dim=1)
@@ -260,8 +260,13 @@ def _edge_shade(
 
 
 def _check_arguments(
-    scene: VoxelScene, directions: Tensor, background: Tensor, wanted: Tensor | None
+    scene: VoxelScene,
+    view: VoxelView,
+    directions: Tensor,
+    background: Tensor,
+    wanted: Tensor | None,
 ) -> None:
+    _check_numbers(scene, view)
     if directions.ndim != 3 or directions.shape[2] != 3 or directions.dtype != torch.float32:
         raise ValueError(
             f"directions must be float32 [H, W, 3], got {directions.dtype} {list(directions.shape)}"
@@ -289,6 +294,27 @@ def _check_arguments(
         raise ValueError(
             f"albedo must be float32 [C, 3], got {scene.albedo.dtype} {list(scene.albedo.shape)}"
         )
+
+
+def _check_numbers(scene: VoxelScene, view: VoxelView) -> None:
+    """Checks the lengths of all lists of numbers."""
+    tables = (
+        ("brightness", scene.brightness, 6, 2),
+        ("rotation", view.rotation, 3, 3),
+    )
+    for name, table, rows, columns in tables:
+        lengths = [len(row) for row in table]
+        if lengths != [columns] * rows:
+            raise ValueError(f"{name} must be [{rows}][{columns}], got rows of {lengths} numbers")
+    lists = (
+        ("grid_min", scene.grid_min), ("voxel_size", scene.voxel_size),
+        ("position", view.position), ("edges", view.edges), ("fog", view.fog),
+    )  # fmt: skip
+    for name, numbers in lists:
+        if len(numbers) != 3:
+            raise ValueError(f"{name} must have three entries, got {len(numbers)}")
+    if not min(scene.voxel_size) > 0:
+        raise ValueError(f"voxel_size must be positive, got {list(scene.voxel_size)}")
 
 
 @on_load

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models import ops
 from models.layers import SparseConv3d, SparseTensor, SubMConv3d
 
 SHAPE = (6, 5, 4)
@@ -82,3 +83,59 @@ def test_spconv_adds_no_parameters() -> None:
     conv = SubMConv3d(3, 4)
     conv._forward_spconv(SparseTensor(torch.randn(1, 3), torch.tensor([[0, 1, 1, 1]]), SHAPE, 1))
     assert list(conv.state_dict()) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize(("kind", "padding"), [("subm", 0), ("sparse", 0), ("sparse", (1, 0, 2))])
+def test_kernel_of_one_voxel_is_what_the_operation_gives(kind: str, padding: object) -> None:
+    """The layer takes a short cut; the general operation is its truth, gradients included."""
+    torch.manual_seed(0)
+    coords = (torch.rand(2, 5, 4, 3) < 0.4).nonzero()
+    features = torch.randn(len(coords), 6, requires_grad=True)
+    layer = (SubMConv3d if kind == "subm" else SparseConv3d)(6, 4, 1, padding=padding)
+    out = layer(SparseTensor(features, coords, (5, 4, 3), 2))
+    kernel_map = ops.build_kernel_map(coords, (5, 4, 3), 1, 1, padding, kind == "subm")
+    expected = ops.sparse_conv(features, layer.weight, layer.bias, kernel_map)
+    assert torch.equal(out.coords, kernel_map.out_coords)
+    assert out.spatial_shape == kernel_map.out_shape
+    torch.testing.assert_close(out.features, expected)
+    inputs, grad = (features, layer.weight, layer.bias), torch.randn_like(expected)
+    pairs = zip(
+        torch.autograd.grad(out.features, inputs, grad),
+        torch.autograd.grad(expected, inputs, grad),
+        strict=True,
+    )
+    for a, b in pairs:
+        torch.testing.assert_close(a, b)
+
+
+def test_kernel_of_one_voxel_avoids_spconvs_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """spconv reads the memory of a weight ``[out, 1, 1, 1, in]`` as ``[in, out]``."""
+    torch.manual_seed(0)
+    coords, features = torch.tensor([[0, 1, 2, 0], [0, 0, 0, 1]]), torch.randn(2, 3)
+    layer = SubMConv3d(3, 5, 1)
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("not a matrix product")
+
+    # On neither device anything else is asked.
+    monkeypatch.setattr(SubMConv3d, "_forward_spconv", refuse)
+    monkeypatch.setattr(SubMConv3d, "_forward_native", refuse)
+    out = layer(SparseTensor(features, coords, (3, 3, 3), 1)).features
+    torch.testing.assert_close(out, features @ weight.view(5, 3).T + bias)
+    assert not torch.allclose(out, features @ weight.view(3, 5) + bias)
+
+
+def test_spconvs_shortcut_is_as_described() -> None:
+    spconv = pytest.importorskip("spconv.pytorch")
+    torch.manual_seed(0)
+    coords, features = torch.tensor([[0, 1, 2, 0], [0, 0, 0, 1]]).int(), torch.randn(2, 3)
+    layer = spconv.SubMConv3d(3, 5, 1, bias=False).train()
+    assert layer.weight.shape == (5, 1, 1, 1, 3)
+    out = layer(spconv.SparseConvTensor(features, coords, [3, 3, 3], 1)).features
+    torch.testing.assert_close(out, features @ layer.weight.view(3, 5))
+
+
+def test_submanifold_stride() -> None:
+    with pytest.raises(ValueError, match=r"needs stride 1, got \(2, 2, 2\)"):
+        SubMConv3d(3, 5, 3, stride=2)

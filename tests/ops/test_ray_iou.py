@@ -320,3 +320,47 @@ def test_opcheck(device: str) -> None:
     counts = torch.ops.opus.ray_iou_counts.default
     torch.library.opcheck(counts, (pred, gt, *rays, *tail, None, None))
     torch.library.opcheck(counts, (pred, None, *rays, *tail, *label_rays(gt, *rays)))
+
+
+@pytest.mark.parametrize("function", [label_rays, label_rays_reference])
+def test_starts_and_misses_as_in_the_published_tool(device: str, function: Any) -> None:
+    grids = torch.full((1, 4, 4, 4), FREE, dtype=torch.uint8, device=device)
+    grids[0, 0, 0, 0], grids[0, 0, 2, 2], grids[0, 3, 0, 1], grids[0, 0, 3, 0] = 0, 1, 2, 0
+    along = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], device=device)
+    sample = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def see(x: float, y: float, z: float) -> tuple[list[int], list[float]]:
+        origin = torch.tensor([[x, y, z]], dtype=torch.float64, device=device)
+        seen = function(grids, origin, sample, along, (0.0, 0.0, 0.0), 1.0, FREE)
+        return seen.label[0].tolist(), seen.depth_m[0].tolist()
+
+    # Half a voxel below: in voxel 0, which it leaves at x = 1, or has left at x = 0.
+    assert see(-0.5, 2.5, 2.5) == ([1, 1, 1], [1.5, -0.5, 0.5])
+    # Further below: it comes in, or misses and has the class of voxel (0, 0, 0).
+    assert see(-1.5, 2.5, 2.5) == ([1, 0, 0], [2.5, -1.0, -1.0])
+    assert see(-1.5, -0.5, 1.5) == ([2, 0, 0], [5.5, -1.0, -1.0])
+    assert see(1e6, 0.5, 1.5) == ([0, 0, 0], [-1.0, -1.0, -1.0])
+
+
+@pytest.mark.parametrize(
+    ("direction", "passed", "others"),
+    [
+        ((1, 1, 0), [(1, 2, 1)], [(2, 1, 1)]),
+        ((1, 0, 1), [(1, 1, 2)], [(2, 1, 1)]),
+        ((0, 1, 1), [(1, 1, 2)], [(1, 2, 1)]),
+        ((1, 1, 1), [(1, 1, 2), (1, 2, 2)], [(1, 2, 1), (2, 1, 1), (2, 2, 1), (2, 1, 2)]),
+    ],
+)
+@pytest.mark.parametrize("function", [label_rays, label_rays_reference])
+def test_order_of_crossings_at_one_time(
+    device: str, function: Any, direction: tuple[int, ...], passed: Any, others: Any
+) -> None:
+    """A ray through an edge or a corner steps z first, then y, then x."""
+    origin = torch.full((1, 3), 1.5, dtype=torch.float64, device=device)
+    sample = torch.zeros(1, dtype=torch.int64, device=device)
+    along = torch.tensor([direction], dtype=torch.float32, device=device)
+    for voxel in passed + others:
+        grids = torch.full((1, 4, 4, 4), FREE, dtype=torch.uint8, device=device)
+        grids[0][voxel] = 1
+        seen = function(grids, origin, sample, along, (0.0, 0.0, 0.0), 1.0, FREE)
+        assert seen.label.item() == (1 if voxel in passed else FREE), voxel

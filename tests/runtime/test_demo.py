@@ -44,9 +44,9 @@ def test_a_step_is_measured() -> None:
 
 def test_the_key_of_a_config_is_that_of_its_content(tmp_path: Path) -> None:
     base, child = tmp_path / "base.py", tmp_path / "child.py"
-    child.write_text("_base_ = ['./base.py']\nb = 2\n")
+    child.write_text("_base_ = ['./base.py']\nlog_level = 'INFO'\n")
     keys = []
-    for text in ("a = 1\n", "a = 1  # the same\n", "a = 3\n"):
+    for text in ("resume = 1\n", "resume = 1  # the same\n", "resume = 3\n"):
         base.write_text(text)
         keys.append(demo._config_key(str(child)))
     assert keys[0] == keys[1] != keys[2]

@@ -162,7 +162,8 @@ OPUS_BODY void add_up(const Team& team, int rows, int columns, V (&sums)[N], con
 }
 
 // Layer norm over all elements without affine part: calls store(row, first column, normalised) for
-// all vectors, with zeros as padding. Returns 1 / deviation.
+// all vectors, with zeros as padding. Returns 1 / deviation, or NaN where the variance is not finite:
+// 0 would hide numbers that have grown out of bounds.
 template <typename V, typename Team, typename T, typename Store>
 OPUS_BODY T normalise(const Team& team, const Matrix<T>& x, int rows, int columns,
                       const Store& store) {
@@ -182,7 +183,10 @@ OPUS_BODY T normalise(const Team& team, const Matrix<T>& x, int rows, int column
     const V d = delta(row, first);
     sum[0] = fmadd(d, d, sum[0]);
   });
-  const T inverse = T(1) / root(team.sum(squares[0]) / count + epsilon);
+  const T variance = team.sum(squares[0]) / count;
+  const bool is_finite = variance - variance == T(0);
+  const T inverse =
+      is_finite ? T(1) / root(variance + epsilon) : std::numeric_limits<T>::quiet_NaN();
   for_each_vector<V>(team, rows, columns, [&](int row, int first) {
     store(row, first, delta(row, first) * Lanes<V>::fill(inverse));
   });

@@ -281,6 +281,8 @@ Gradients attention_backward_cpu(const at::Tensor& grad, const at::Tensor& query
   TORCH_CHECK_VALUE(grad.sizes() == query.sizes() && out.sizes() == query.sizes(),
                     "grad and out must be ", query.sizes(), ", got ", grad.sizes(), " and ",
                     out.sizes());
+  TORCH_CHECK_VALUE(log_sum.sizes() == tau.sizes(), "log_sum must be ", tau.sizes(), ", got ",
+                    log_sum.sizes());
   const Dropout dropout = distance_attention::make_dropout(dropout_p, seed);
   if (query.scalar_type() == at::kDouble) {
     return backward<double>(s, grad, query, key, value, tau, centres, out, log_sum, dropout);

@@ -63,12 +63,17 @@ OPUS_HD Projection<T> choose_camera(const T* matrices, int num_cams, const T* po
   return chosen;
 }
 
-// The four texels around a position and their weights; weight 0 where there is no texel.
+// The four texels around a position and their weights; weight 0 where there is no texel. Its place is
+// taken by the other texel of the row or column, which is read anyway: what is not finite elsewhere
+// has no part in the sum.
 template <typename T>
 struct Taps {
-  int x[2], y[2];    // clamped into the map
+  int x[2], y[2];
   T wx[2], wy[2];    // weight of the column and of the row, 0 outside
-  T sx[2], sy[2];    // derivative of the weight
+  T sx[2], sy[2];    // derivative of the weight, 0 outside alone
+
+  // Whether there is a texel k: left and right of the upper row, then of the lower one.
+  OPUS_HD bool exists(int k) const { return sx[k & 1] != T(0) && sy[k >> 1] != T(0); }
 };
 
 // False where all four texels lie outside (positions that are not numbers included).
@@ -81,8 +86,8 @@ OPUS_HD bool find_taps(T x, T y, int w, int h, Taps<T>& taps) {
   const T fx = x - T(left), fy = y - T(top);
   for (int i = 0; i < 2; ++i) {
     const bool in_x = left + i >= 0 && left + i < w, in_y = top + i >= 0 && top + i < h;
-    taps.x[i] = in_x ? left + i : 0;
-    taps.y[i] = in_y ? top + i : 0;
+    taps.x[i] = in_x ? left + i : left + 1 - i;
+    taps.y[i] = in_y ? top + i : top + 1 - i;
     taps.wx[i] = in_x ? (i ? fx : T(1) - fx) : T(0);
     taps.wy[i] = in_y ? (i ? fy : T(1) - fy) : T(0);
     taps.sx[i] = in_x ? T(2 * i - 1) : T(0);

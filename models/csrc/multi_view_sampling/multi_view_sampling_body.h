@@ -7,7 +7,8 @@ namespace sampling_body {
 
 using namespace multi_view_sampling;
 
-// sum[v] += weight * texel over reads, for NV vectors of adjacent channels.
+// sum[v] += weight * texel over reads, for NV vectors of adjacent channels. Products are rounded, and
+// overflow, before they are added, as in the twin and on processors without a fused operation.
 template <int NV, typename V, typename S, typename T, typename Count>
 OPUS_BODY void add_reads(const S* const* texels, const T* weights, Count count, int64_t first,
                          V* sum) {
@@ -17,7 +18,7 @@ OPUS_BODY void add_reads(const S* const* texels, const T* weights, Count count, 
     const S* texel = texels[i] + first;
     OPUS_UNROLL
     for (int v = 0; v < NV; ++v) {
-      sum[v] = fmadd(weight, Lanes<V>::load(texel + v * Lanes<V>::kWidth), sum[v]);
+      sum[v] = sum[v] + weight * Lanes<V>::load(texel + v * Lanes<V>::kWidth);
     }
   }
 }

@@ -19,10 +19,11 @@ inline Shape check(at::TensorList feats, const at::Tensor& points, const at::Ten
   TORCH_CHECK_VALUE(occ2img.dim() == 4 && occ2img.size(0) == B && occ2img.size(2) == 4 &&
                         occ2img.size(3) == 4 && num_cams >= 1 && occ2img.size(1) % num_cams == 0,
                     "occ2img must be [", B, ", T * ", num_cams, ", 4, 4], got ", occ2img.sizes());
+  TORCH_CHECK_VALUE(occ2img.size(1) >= 1, "occ2img must hold one image at least, got none");
   const auto L = static_cast<int64_t>(feats.size());
   TORCH_CHECK_VALUE(L >= 1 && L <= kMaxLevels, "feats must have 1 to ", kMaxLevels,
                     " levels, got ", L);
-  const int64_t images = occ2img.size(1), C = feats[0].size(2);
+  const int64_t images = occ2img.size(1), C = feats[0].dim() == 5 ? feats[0].size(2) : 0;
   for (const at::Tensor& feat : feats) {
     TORCH_CHECK_VALUE(feat.dim() == 5 && feat.size(0) == B && feat.size(1) == images &&
                           feat.size(2) == C && feat.size(3) >= 1 && feat.size(4) >= 1,

@@ -7,35 +7,41 @@ namespace sampling_rows {
 
 using namespace sampling_body;
 
-// The texels that a sample reads, and how much each counts: of levels with adjacent channels from
-// the front of the lists, of others from the back.
+// The texels that a sample reads, and how much each counts, level by level.
 template <typename S, typename T>
 struct Reads {
   static constexpr int kMost = 4 * kMaxLevels;
   const S* texels[kMost];
   T weights[kMost];
-  int64_t strides[kMost];  // of channels; of those from the back
-  int adjacent, apart;     // those from the back are kMost - apart .. kMost
+  int64_t strides[kMost];  // of channels
+  int count;
 
   void find(const Shape& s, const Level<const S>* levels, int64_t b, int t, int g,
             const Projection<T>& at, const T* level_weights) {
-    adjacent = apart = 0;
+    count = 0;
     if (at.camera < 0) return;
     for (int l = 0; l < s.levels; ++l) {
       Taps<T> taps;
       if (!taps_of(s, levels[l], at, taps)) continue;
       const int64_t stride = levels[l].channel_stride;
-      for (int k = 0; k < 4; ++k) {
-        const int i = stride == 1 ? adjacent++ : kMost - ++apart;
-        texels[i] = levels[l].texel(b, t * s.cams + at.camera, taps.y[k >> 1], taps.x[k & 1]) +
-                    g * s.per_group * stride;
-        weights[i] = level_weights[l] * (taps.wy[k >> 1] * taps.wx[k & 1]);
-        strides[i] = stride;
+      for (int k = 0; k < 4; ++k, ++count) {
+        texels[count] =
+            levels[l].texel(b, t * s.cams + at.camera, taps.y[k >> 1], taps.x[k & 1]) +
+            g * s.per_group * stride;
+        weights[count] = level_weights[l] * (taps.wy[k >> 1] * taps.wx[k & 1]);
+        strides[count] = stride;
       }
     }
   }
+  // End of the reads from `begin` on whose channels lie alike, adjacent or apart.
+  int end_of_run(int begin) const {
+    int end = begin;
+    while (end < count && (strides[end] == 1) == (strides[begin] == 1)) ++end;
+    return end;
+  }
   void prefetch(int length) const {
-    for (int i = 0; i < adjacent; ++i) {
+    for (int i = 0; i < count; ++i) {
+      if (strides[i] != 1) continue;
       const char* line = reinterpret_cast<const char*>(texels[i]);
       for (size_t at = 0; at < length * sizeof(S); at += 64) __builtin_prefetch(line + at);
     }
@@ -54,26 +60,44 @@ OPUS_BODY int for_each_chunk(int channels, const Visit& visit) {
   return first;
 }
 
+// Adds the reads begin .. end, whose channels are adjacent, to `out`, or sets it to their sum.
 template <typename S, typename T>
-void read(const Reads<S, T>& reads, const Shape& s, T* out) {
+void read_adjacent(const Reads<S, T>& reads, int begin, int end, const Shape& s, T* out) {
   using V = Pack<T>;
   const int whole = for_each_chunk<V>(s.per_group, [&](auto vectors, int at) {
     constexpr int NV = decltype(vectors)::value;
     V sum[NV];
-    for (int v = 0; v < NV; ++v) sum[v] = Lanes<V>::fill(T(0));
-    add_reads<NV>(reads.texels, reads.weights, reads.adjacent, at, sum);
+    for (int v = 0; v < NV; ++v) {
+      sum[v] = begin == 0 ? Lanes<V>::fill(T(0)) : Lanes<V>::load(out + at + v * Lanes<V>::kWidth);
+    }
+    add_reads<NV>(reads.texels + begin, reads.weights + begin, end - begin, at, sum);
     for (int v = 0; v < NV; ++v) Lanes<V>::store(out + at + v * Lanes<V>::kWidth, sum[v]);
   });
   for (int c = whole; c < s.per_group; ++c) {
-    out[c] = 0;
-    for (int i = 0; i < reads.adjacent; ++i) {
+    if (begin == 0) out[c] = 0;
+    for (int i = begin; i < end; ++i) {
       out[c] += reads.weights[i] * static_cast<T>(widen(reads.texels[i][c]));
     }
   }
-  for (int i = reads.kMost - reads.apart; i < reads.kMost; ++i) {
-    for (int c = 0; c < s.per_group; ++c) {
-      out[c] += reads.weights[i] * static_cast<T>(widen(reads.texels[i][c * reads.strides[i]]));
+}
+
+// Sums are in the order of the levels, however these lie in memory: they overflow alike.
+template <typename S, typename T>
+void read(const Reads<S, T>& reads, const Shape& s, T* out) {
+  const bool starts_apart = reads.count == 0 || reads.strides[0] != 1;
+  if (starts_apart) std::fill_n(out, s.per_group, T(0));
+  for (int begin = 0; begin < reads.count;) {
+    const int end = reads.end_of_run(begin);
+    if (reads.strides[begin] == 1) {
+      read_adjacent(reads, begin, end, s, out);
+    } else {
+      for (int i = begin; i < end; ++i) {
+        for (int c = 0; c < s.per_group; ++c) {
+          out[c] += reads.weights[i] * static_cast<T>(widen(reads.texels[i][c * reads.strides[i]]));
+        }
+      }
     }
+    begin = end;
   }
 }
 
@@ -189,8 +213,8 @@ void backward_maps(const Shape& s, const Level<T>* d_levels, const Inputs<T>& in
         Taps<T> taps;
         if (!taps_of(s, d_levels[l], at, taps)) continue;
         for (int k = 0; k < 4; ++k) {
+          if (!taps.exists(k)) continue;
           const T weight = weights[l] * (taps.wy[k >> 1] * taps.wx[k & 1]);
-          if (weight == T(0)) continue;
           T* texel = d_levels[l].texel(b, t * s.cams + at.camera, taps.y[k >> 1], taps.x[k & 1]) +
                      g * s.per_group;
           const int first = for_each_chunk<V>(s.per_group, [&](auto vectors, int channel) {

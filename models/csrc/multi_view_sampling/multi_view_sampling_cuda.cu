@@ -214,7 +214,7 @@ struct SampleGradient {
       const V g = Lanes<V>::load(grad + first);
       OPUS_UNROLL
       for (int k = 0; k < 4; ++k) {
-        if (factors[k] == 0.0f) continue;
+        if (!corners.taps.exists(k)) continue;
         add_to_map(a, l, d_texels[k] + first, g * Lanes<V>::fill(factors[k]));
       }
     }

@@ -55,20 +55,25 @@ Tree<T> tree_at(uint8_t* memory, int64_t count) {
           nearest_neighbor::depth_of(count)};
 }
 
-void check_cloud(const at::Tensor& points, const char* name, at::IntArrayRef lengths) {
-  TORCH_CHECK_VALUE(points.dim() == 2 && points.size(1) == 3, name, " must be [n, 3], got ",
-                    points.sizes());
-  TORCH_CHECK_VALUE(
-      points.scalar_type() == at::kFloat || points.scalar_type() == at::kDouble, name,
-      " must be float32 or float64, got ", points.scalar_type());
+// Returns the sum of the lengths.
+int64_t check_lengths(const char* name, at::IntArrayRef lengths) {
   int64_t total = 0;
   for (const int64_t length : lengths) {
     TORCH_CHECK_VALUE(length >= 0 && length <= nearest_neighbor::kMaxPoints, "lengths of ", name,
                       " must be in 0..2^31 - 1, got ", lengths);
     total += length;
   }
-  TORCH_CHECK_VALUE(total == points.size(0), "lengths of ", name, " must add up to ",
-                    points.size(0), " points, got ", lengths);
+  return total;
+}
+
+void check_cloud(const at::Tensor& points, const char* name, at::IntArrayRef lengths) {
+  TORCH_CHECK_VALUE(points.dim() == 2 && points.size(1) == 3, name, " must be [n, 3], got ",
+                    points.sizes());
+  TORCH_CHECK_VALUE(
+      points.scalar_type() == at::kFloat || points.scalar_type() == at::kDouble, name,
+      " must be float32 or float64, got ", points.scalar_type());
+  TORCH_CHECK_VALUE(check_lengths(name, lengths) == points.size(0), "lengths of ", name,
+                    " must add up to ", points.size(0), " points, got ", lengths);
 }
 
 // Deals the points to the leaves along a curve and computes the boxes from the leaves up.
@@ -159,9 +164,23 @@ void check_batches(at::IntArrayRef query_lengths, at::IntArrayRef lengths) {
   }
 }
 
+// Answers are written where a tree's own indices say.
+template <typename T>
+void check_indices(const Tree<T>& queries) {
+  for (int64_t slot = 0; slot < queries.count; ++slot) {
+    const int64_t index = queries.points[slot].index;
+    TORCH_CHECK_VALUE(index >= 0 && index < queries.count,
+                      "query must be bytes of point_tree, point ", slot, " has index ", index,
+                      " of ", queries.count);
+  }
+}
+
 void search_in_order(c10::Device device, const Tree<float>& queries, const Search<float>& body) {
-  const SearchInOrder<float> in_order{body, queries.points};
-  if (runs_on_gpu(device)) return run(device, in_order, queries.count, kQueriesPerTask);
+  if (runs_on_gpu(device)) {
+    const SearchInOrder<float> in_order{body, queries.points, queries.count};
+    return run(device, in_order, queries.count, kQueriesPerTask);
+  }
+  check_indices(queries);
   parallel_tasks(num_blocks(queries.count, kQueriesPerTask), [&](int64_t task) {
     const int64_t begin = task * kQueriesPerTask;
     OPUS_CALL_TARGET(nearest_packets::nearest_of, queries, begin,
@@ -171,7 +190,8 @@ void search_in_order(c10::Device device, const Tree<float>& queries, const Searc
 }
 
 void search_in_order(c10::Device device, const Tree<double>& queries, const Search<double>& body) {
-  run(device, SearchInOrder<double>{body, queries.points}, queries.count, kQueriesPerTask);
+  run(device, SearchInOrder<double>{body, queries.points, queries.count}, queries.count,
+      kQueriesPerTask);
 }
 
 // The trees of several clouds, one after another.
@@ -209,6 +229,7 @@ std::tuple<at::Tensor, at::Tensor> nearest_in_tree(const at::Tensor& query,
                                                    const at::Tensor& tree,
                                                    at::IntArrayRef lengths) {
   check_cloud(query, "query", query_lengths);
+  check_lengths("tree", lengths);
   check_batches(query_lengths, lengths);
   check_same_device(query, "query", tree, "tree");
   check_tree(tree, "tree");
@@ -237,13 +258,13 @@ std::tuple<at::Tensor, at::Tensor> nearest_between_trees(const at::Tensor& query
                                                          const at::Tensor& tree,
                                                          at::IntArrayRef lengths,
                                                          at::ScalarType type) {
+  const int64_t queries = check_lengths("query", query_lengths);
+  check_lengths("tree", lengths);
   check_batches(query_lengths, lengths);
   check_same_device(query, "query", tree, "tree");
   check_tree(query, "query");
   check_tree(tree, "tree");
   const c10::DeviceGuard guard(query.device());
-  int64_t queries = 0;
-  for (const int64_t length : query_lengths) queries += length;
   at::Tensor index = at::empty({queries}, query.options().dtype(at::kLong));
   at::Tensor squared = at::empty({queries}, query.options().dtype(type));
   AT_DISPATCH_FLOATING_TYPES(type, "nearest_between_trees", [&] {
@@ -263,8 +284,10 @@ std::tuple<at::Tensor, at::Tensor> nearest_between_trees(const at::Tensor& query
 
 std::tuple<at::Tensor, at::Tensor> nearest_by_brute_force(const at::Tensor& query,
                                                           const at::Tensor& reference) {
-  check_cloud(query, "query", {query.size(0)});
-  check_cloud(reference, "reference", {reference.size(0)});
+  for (const at::Tensor* points : {&query, &reference}) {
+    check_cloud(*points, points == &query ? "query" : "reference",
+                {points->dim() == 0 ? 0 : points->size(0)});
+  }
   check_batches({query.size(0)}, {reference.size(0)});
   check_same_device(query, "query", reference, "reference");
   TORCH_CHECK_VALUE(query.scalar_type() == reference.scalar_type(),

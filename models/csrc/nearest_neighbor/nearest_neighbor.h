@@ -180,14 +180,17 @@ struct Search {
   }
 };
 
-// Item i is the i-th of a tree's own points: neighbours there have like searches.
+// Item i is the i-th of a tree's own points: neighbours there have like searches. Nothing is written
+// for bytes that are no tree, where an index is not one of the points.
 template <typename T>
 struct SearchInOrder {
   Search<T> search;  // whose `query` is not read
   const Point<T>* points;
+  int64_t count;
 
   OPUS_HD void operator()(int64_t i) const {
     const Point<T> q = points[i];
+    if (q.index < 0 || q.index >= count) return;
     Nearest<T> best = nothing<T>();
     if (is_finite(q.at[0])) nearest_neighbor::search(search.tree, q.at, best);
     search.write(q.index, best);

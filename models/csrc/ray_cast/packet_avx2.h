@@ -3,8 +3,9 @@
 //
 // Every voxel knows the largest square of empty voxels that begins at it, within its layer and
 // towards where the ray goes. A ray leaves this square in one step. The voxel in which it does is
-// found by the crossings that ray_cast.h compares, ordered alike: the walk ends where single steps
-// would, with the same bits.
+// found by the times of crossings. Where these leave a doubt (two come at nearly one time, or the time
+// of the exit is close to where single precision rounds the other way), the ray is marked as unsure
+// and has to be walked by single steps; elsewhere the walk ends where single steps would.
 //
 // Rays are walked upwards on every axis. Where one goes down, the axis is mirrored: voxel v becomes
 // -1 - v, boundary k becomes -k, and origin and direction change their sign. The time of a crossing,
@@ -157,6 +158,7 @@ struct alignas(32) Set {
   double offset[kLanes], z_stride[kLanes];  // of a voxel's byte, as x_stride() and y_stride()
   double label_offset[kLanes], label_stride[3][kLanes];  // of its label in a grid [X, Y, Z]
   double met_at[3][kLanes];               // where the ray met the first of two grids
+  double unsure[kLanes];                  // all bits set: two crossings came at nearly one time
   int32_t ignored[kLanes];                // all bits of a half set: not, or no longer, looked for
   int64_t item[kLanes];                   // -1 at rest
 };
@@ -175,33 +177,12 @@ inline void rest(Set& set, int lane) {
   set.offset[lane] = -1;
   set.z_stride[lane] = set.label_offset[lane] = 0;
   set.ignored[lane] = 0;
+  set.unsure[lane] = 0;
   set.item[lane] = -1;
 }
 
-// Puts a ray into a lane; `set.item` is the caller's.
-inline void place(const EmptySquares& maps, const Ray& ray, unsigned wanted, int lane, Set& set) {
-  const double label_stride[3] = {static_cast<double>(maps.size(1)) * maps.size(2),
-                                  static_cast<double>(maps.size(2)), 1};
-  bool mirrored[3];
-  set.label_offset[lane] = 0;
-  for (int a = 0; a < 3; ++a) {
-    mirrored[a] = ray.step[a] < 0;
-    set.v[a][lane] = set.met_at[a][lane] = mirrored[a] ? -1 - ray.v[a] : ray.v[a];
-    set.base[a][lane] = mirrored[a] ? -ray.base[a] : ray.base[a];
-    set.inv[a][lane] = mirrored[a] ? -ray.inv[a] : ray.inv[a];
-    set.d[a][lane] = mirrored[a] ? -ray.d[a] : ray.d[a];
-    set.end[a][lane] = mirrored[a] ? 0 : maps.size(a);
-    set.label_stride[a][lane] = mirrored[a] ? -label_stride[a] : label_stride[a];
-    set.label_offset[lane] -= mirrored[a] ? label_stride[a] : 0;
-  }
-  set.offset[lane] = (mirrored[0] ? maps.mirrored_x() : 0) + (mirrored[1] ? maps.mirrored_y() : 0) -
-                     (mirrored[2] ? 1 : 0);
-  set.z_stride[lane] = mirrored[2] ? -1 : 1;
-  set.ignored[lane] = ignored_by(wanted);
-}
-
-// The same for four rays from one voxel, of which none is parallel to a plane of the grid: origin,
-// voxel, and direction without the sign of `sign`.
+// Puts four rays from one voxel into a set, of which none is parallel to a plane of the grid: origin,
+// voxel, and direction without the sign of `sign`. `set.item` is the caller's.
 OPUS_AVX2_INLINE void place(const EmptySquares& maps, const double* origin, const int* voxel,
                             const __m256d* d, const __m256d* sign, unsigned wanted, Set& set) {
   const double label_stride[3] = {static_cast<double>(maps.size(1)) * maps.size(2),
@@ -227,12 +208,31 @@ OPUS_AVX2_INLINE void place(const EmptySquares& maps, const double* origin, cons
   _mm256_store_pd(set.offset, _mm256_add_pd(_mm256_add_pd(x, y), z));
   _mm256_store_pd(set.z_stride, _mm256_xor_pd(_mm256_set1_pd(1), sign[2]));
   _mm256_store_pd(set.label_offset, label_offset);
+  _mm256_store_pd(set.unsure, zero);
   _mm_store_si128(reinterpret_cast<__m128i*>(set.ignored), _mm_set1_epi32(ignored_by(wanted)));
 }
 
 struct Strides {
   __m256d x, y;
 };
+
+// A position is known to better than 1e-9 voxels, and so are the crossings that the walk of
+// ray_iou.h sums up: nearer than this to boundaries of two axes, their order is left open.
+constexpr double kClose = 1e-8;
+constexpr double kRelativeError = 1e-12;
+// The errors of a sum grow with the number of its terms: those of more steps are not known to be as
+// small.
+constexpr double kSureSteps = 1000;
+
+OPUS_AVX2_INLINE __m256d nearest(__m256d position) {
+  return _mm256_round_pd(position, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+OPUS_AVX2_INLINE __m256d is_close(__m256d position, __m256d boundary) {
+  const __m256d distance =
+      _mm256_andnot_pd(_mm256_set1_pd(-0.), _mm256_sub_pd(position, boundary));
+  return _mm256_cmp_pd(distance, _mm256_set1_pd(kClose), _CMP_LT_OQ);
+}
 
 // One step of a set. Returns, as bits, the rays that have ended: they have met in some voxel what
 // they looked for, or are behind the grid.
@@ -282,10 +282,14 @@ OPUS_AVX2_INLINE int advance(Set& set, const uint8_t* map, const Strides& stride
   const __m256d z_first = _mm256_cmp_pd(t_z, least, _CMP_LT_OQ);
   const __m256d t = _mm256_min_pd(t_z, least);
   // Of the boundaries in x and y the position leaves only the nearest one open.
-  const __m256d near_x = _mm256_round_pd(_mm256_fmadd_pd(_mm256_load_pd(set.d[0]), t, base_x),
-                                         _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m256d near_y = _mm256_round_pd(_mm256_fmadd_pd(_mm256_load_pd(set.d[1]), t, base_y),
-                                         _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256d at_x = _mm256_fmadd_pd(_mm256_load_pd(set.d[0]), t, base_x);
+  const __m256d at_y = _mm256_fmadd_pd(_mm256_load_pd(set.d[1]), t, base_y);
+  const __m256d at_z = _mm256_fmadd_pd(_mm256_load_pd(set.d[2]), t, _mm256_load_pd(set.base[2]));
+  const __m256d near_x = nearest(at_x), near_y = nearest(at_y);
+  const __m256d close_x = is_close(at_x, near_x), close_y = is_close(at_y, near_y);
+  const __m256d close_z = is_close(at_z, nearest(at_z));
+  const __m256d close = _mm256_or_pd(_mm256_and_pd(close_x, close_y),
+                                     _mm256_and_pd(close_z, _mm256_or_pd(close_x, close_y)));
   const __m256d t_near_x = _mm256_mul_pd(_mm256_sub_pd(near_x, base_x), inv_x);
   const __m256d t_near_y = _mm256_mul_pd(_mm256_sub_pd(near_y, base_y), inv_y);
   // Crossings at t come before this one on the same or an earlier axis.
@@ -297,6 +301,8 @@ OPUS_AVX2_INLINE int advance(Set& set, const uint8_t* map, const Strides& stride
   const __m256d next_y = _mm256_max_pd(_mm256_sub_pd(near_y, _mm256_andnot_pd(crossed_y, one)), y);
   const __m256d next_z = _mm256_add_pd(z, _mm256_and_pd(z_first, one));
   const __m256d stays = _mm256_castsi256_pd(_mm256_cvtepi32_epi64(met));
+  const __m256d unsure = _mm256_or_pd(_mm256_load_pd(set.unsure), _mm256_andnot_pd(stays, close));
+  _mm256_store_pd(set.unsure, unsure);
   _mm256_store_pd(set.v[0], _mm256_blendv_pd(next_x, x, stays));
   _mm256_store_pd(set.v[1], _mm256_blendv_pd(next_y, y, stays));
   _mm256_store_pd(set.v[2], _mm256_blendv_pd(next_z, z, stays));
@@ -305,10 +311,11 @@ OPUS_AVX2_INLINE int advance(Set& set, const uint8_t* map, const Strides& stride
 
 // Where the walks of a set have led to, in the first grid and in the second: the voxel's place in a
 // grid of labels, when the ray leaves it, and whether it is occupied; if not, it is the last one.
+// Where that is unsure, the ray has to be walked by single steps.
 struct alignas(32) Ends {
   double t_exit[2][kLanes];
   int32_t label[2][kLanes];
-  int occupied[2];  // a bit a lane
+  int occupied[2], unsure[2];  // a bit a lane
 };
 
 struct Exit {
@@ -324,6 +331,20 @@ OPUS_AVX2_INLINE Exit exit_of(const Set& set, const __m256d* v) {
     label = _mm256_fmadd_pd(v[a], _mm256_load_pd(set.label_stride[a]), label);
   }
   return {_mm256_min_pd(_mm256_min_pd(t[0], t[1]), t[2]), label};
+}
+
+// Rays, as bits, whose time of exit `t` may round to another number in single precision when it is
+// summed up, or that have taken many steps.
+OPUS_AVX2_INLINE int doubts(const Set& set, __m256d t) {
+  const __m256d error = _mm256_mul_pd(t, _mm256_set1_pd(kRelativeError));
+  const __m128 low = _mm256_cvtpd_ps(_mm256_sub_pd(t, error));
+  const __m128 high = _mm256_cvtpd_ps(_mm256_add_pd(t, error));
+  const __m256d speed = _mm256_add_pd(_mm256_add_pd(_mm256_load_pd(set.d[0]),
+                                                    _mm256_load_pd(set.d[1])),
+                                      _mm256_load_pd(set.d[2]));
+  const __m256d is_long =
+      _mm256_cmp_pd(_mm256_mul_pd(t, speed), _mm256_set1_pd(kSureSteps), _CMP_GT_OQ);
+  return _mm_movemask_ps(_mm_cmpneq_ps(low, high)) | _mm256_movemask_pd(is_long);
 }
 
 OPUS_AVX2_INLINE void finish(const Set& set, unsigned wanted, Ends& ends) {
@@ -342,7 +363,9 @@ OPUS_AVX2_INLINE void finish(const Set& set, unsigned wanted, Ends& ends) {
     const __m128i bits = _mm_set1_epi32(which == 0 ? kIgnoreFirst : kIgnoreSecond);
     const __m256d is_noted = _mm256_castsi256_pd(
         _mm256_cvtepi32_epi64(_mm_cmpeq_epi32(_mm_and_si128(notes, bits), bits)));
-    _mm256_store_pd(ends.t_exit[which], _mm256_blendv_pd(at_last.t, at_noted.t, is_noted));
+    const __m256d t = _mm256_blendv_pd(at_last.t, at_noted.t, is_noted);
+    _mm256_store_pd(ends.t_exit[which], t);
+    ends.unsure[which] = _mm256_movemask_pd(_mm256_load_pd(set.unsure)) | doubts(set, t);
     const __m256d label = _mm256_blendv_pd(at_last.label, at_noted.label, is_noted);
     _mm_store_si128(reinterpret_cast<__m128i*>(ends.label[which]), _mm256_cvttpd_epi32(label));
     ends.occupied[which] = _mm256_movemask_pd(_mm256_or_pd(inside, is_noted));

@@ -7,6 +7,7 @@
 #include <array>
 #include <tuple>
 
+#include "common/check.h"
 #include "ray_cast/pyramid.h"
 #include "ray_cast/walk_avx2.h"
 
@@ -41,6 +42,8 @@ void occupancy_masks_update(at::Tensor& masks, const at::Tensor& grids, int64_t 
   check_grids(grids);
   ray_cast::check_empty_label(empty_label);
   check_same_device(masks, "masks", grids, "grids");
+  check_length(lower, 3, "lower");
+  check_length(upper, 3, "upper");
   const Masks lay = layout_of(grids.sizes().slice(1));
   TORCH_CHECK_VALUE(grids.is_contiguous() && masks.is_contiguous(),
                     "grids and masks must be contiguous to be updated in place");
@@ -77,6 +80,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> cast_rays
     double max_distance, bool skip_empty) {
   check_rays(origins, directions);
   ray_cast::check_grid_size(grid_size);
+  check_length(grid_min, 3, "grid_min");
+  check_length(voxel_size, 3, "voxel_size");
   check_same_device(masks, "masks", origins, "origins");
   Masks lay = layout_of(grid_size);
   TORCH_CHECK_VALUE(masks.dim() == 2 && masks.size(1) == lay.total &&

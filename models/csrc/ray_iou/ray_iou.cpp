@@ -66,17 +66,18 @@ void run_rays_cpu(const Rays& rays, const Counting& counting) {
 
 #if defined(OPUS_HAS_AVX2_KERNELS)
 namespace packet = ray_cast::packet;
-static_assert(ray_iou::kGt == packet::kFirst && ray_iou::kPred == packet::kSecond);
 
-// Rays of one task, of one origin, that are walked many abreast.
+// Rays of one task, of one origin, that are walked many abreast; one by one where this leaves a
+// doubt about the order of crossings or the rounding of a depth.
 class Task {
  public:
   Task(const Rays& rays, int64_t origin, int64_t sample, int64_t begin, int64_t end)
       : rays_(rays),
         origin_(origin),
-        first_label_(sample * rays.layout.size[0] * rays.layout.size[1] * rays.layout.size[2]),
+        first_label_(sample * rays.size[0] * rays.size[1] * rays.size[2]),
         begin_(begin),
         end_(end) {
+    doubtful_.fill(false);
     for (int64_t column = begin; column < end; ++column) {
       const RayEnd gt = rays.known_gt(origin, column);
       gt_[column - begin] = gt;
@@ -89,45 +90,60 @@ class Task {
   void walk(const packet::EmptySquares& maps) {
     const ray_iou::PacketStarts starts(rays_, origin_);
     const auto begin = [&](int64_t i, int64_t end, packet::Set& set) {
-      starts.start(columns_.data() + i, static_cast<int>(end - i), maps, set);
+      const int count = static_cast<int>(end - i);
+      const int started = starts.start(columns_.data() + i, count, maps, set);
+      for (int lane = 0; lane < count; ++lane) {
+        if ((started >> lane & 1) == 0) doubtful_[columns_[i + lane] - begin_] = true;
+      }
     };
     const auto meet = [this](const packet::Set& set, const packet::Ends& ends) {
       if (rays_.cast_gt) take(rays_.gt, 0, set, ends, gt_.data());
       if (rays_.cast_pred) take(rays_.pred, 1, set, ends, pred_.data());
     };
-    packet::walk(maps, count_, rays_.to_cast(), begin, meet);
+    packet::walk(maps, count_, to_cast(), begin, meet);
   }
 
-  void hand_over(TaskCounts& counts) const {
+  void hand_over(TaskCounts& counts) {
     for (int64_t i = 0; i < end_ - begin_; ++i) {
+      if (doubtful_[i]) rays_.cast(origin_, begin_ + i, gt_[i], pred_[i]);
       rays_.keep(origin_, begin_ + i, gt_[i]);
       counts.add(gt_[i], pred_[i]);
     }
   }
 
  private:
+  unsigned to_cast() const {
+    return (rays_.cast_gt ? packet::kFirst : 0) | (rays_.cast_pred ? packet::kSecond : 0);
+  }
+
   void take(const uint8_t* labels, int which, const packet::Set& set, const packet::Ends& ends,
-            RayEnd* out) const {
+            RayEnd* out) {
     for (int lane = 0; lane < packet::kLanes; ++lane) {
       if (set.item[lane] < 0) continue;
+      const int64_t i = set.item[lane] - begin_;
+      if ((ends.unsure[which] >> lane & 1) != 0) {
+        doubtful_[i] = true;
+        continue;
+      }
       const uint8_t label = labels[first_label_ + ends.label[which][lane]];
-      out[set.item[lane] - begin_] = {ends.occupied[which] >> lane & 1 ? label : rays_.empty,
-                                      rays_.depth_m(ends.t_exit[which][lane])};
+      out[i] = {ends.occupied[which] >> lane & 1 ? label : rays_.empty,
+                rays_.depth_m(ends.t_exit[which][lane])};
     }
   }
 
   const Rays& rays_;
   int64_t origin_, first_label_, begin_, end_, count_ = 0;
   std::array<RayEnd, kRaysPerTask> gt_, pred_;
+  std::array<bool, kRaysPerTask> doubtful_;
   std::array<int32_t, kRaysPerTask + 1> columns_;  // of the rays to be walked
 };
 
 // The same, many rays abreast; sample by sample, so that the maps of one lie in the caches.
 void run_packets(const Rays& rays, const Counting& counting) {
   const int64_t voxels =
-      static_cast<int64_t>(rays.layout.size[0]) * rays.layout.size[1] * rays.layout.size[2];
+      static_cast<int64_t>(rays.size[0]) * rays.size[1] * rays.size[2];
   const int64_t chunks = num_blocks(rays.num_directions, kRaysPerTask);
-  packet::EmptySquares maps(rays.layout.size);
+  packet::EmptySquares maps(rays.size);
   std::vector<std::vector<int64_t>> origins(rays.num_samples);
   for (int64_t origin = 0; origin < rays.num_origins; ++origin) {
     const int64_t sample = rays.sample_of_origin[origin];
@@ -154,19 +170,13 @@ void run_packets(const Rays& rays, const Counting& counting) {
 }
 #endif
 
-// Whether rays through grids of this size are walked by run_packets(), which needs no masks.
-bool uses_packets(c10::Device device, const Rays& rays) {
-#if defined(OPUS_HAS_AVX2_KERNELS)
-  return !runs_on_gpu(device) && use_avx2() && packet::EmptySquares::fits(rays.layout.size);
-#else
-  return false;
-#endif
-}
-
 void run_rays(c10::Device device, const Rays& rays, const Counting& counting) {
   if (rays.num_origins == 0 || rays.num_directions == 0) return;
 #if defined(OPUS_HAS_AVX2_KERNELS)
-  if (uses_packets(device, rays) && rays.num_samples > 0) return run_packets(rays, counting);
+  if (!runs_on_gpu(device) && use_avx2() && packet::EmptySquares::fits(rays.size) &&
+      rays.num_samples > 0) {
+    return run_packets(rays, counting);
+  }
 #endif
   if (!runs_on_gpu(device)) return run_rays_cpu(rays, counting);
   if constexpr (kWithCuda) ray_iou::launch_rays_cuda(rays, counting, current_stream(device));
@@ -174,7 +184,7 @@ void run_rays(c10::Device device, const Rays& rays, const Counting& counting) {
 
 // Keeps what the pointers of `rays` point to.
 struct Held {
-  at::Tensor origins, samples, directions, gt, pred, gt_words, pred_words;
+  at::Tensor origins, samples, directions, gt, pred;
   Rays rays{};
 };
 
@@ -212,7 +222,7 @@ Held hold_rays(const at::Tensor& grids, const at::Tensor& origins, const at::Ten
   held.samples = samples.contiguous();
   held.directions = directions.contiguous();
   Rays& rays = held.rays;
-  rays.layout = ray_cast::layout_of(grids.sizes().slice(1));
+  for (int a = 0; a < 3; ++a) rays.size[a] = static_cast<int>(grids.size(a + 1));
   rays.origins_m = held.origins.const_data_ptr<double>();
   rays.sample_of_origin = held.samples.const_data_ptr<int64_t>();
   rays.directions = held.directions.const_data_ptr<float>();
@@ -226,27 +236,15 @@ Held hold_rays(const at::Tensor& grids, const at::Tensor& origins, const at::Ten
   return held;
 }
 
-const uint64_t* words_of(const at::Tensor& masks) {
-  return reinterpret_cast<const uint64_t*>(masks.const_data_ptr<int64_t>());
-}
-
 void set_gt(Held& held, const at::Tensor& gt) {
   held.gt = gt.contiguous();
   held.rays.gt = held.gt.const_data_ptr<uint8_t>();
-  if (!uses_packets(gt.device(), held.rays)) {
-    held.gt_words = ray_cast::make_masks(held.gt, held.rays.empty);
-    held.rays.gt_words = words_of(held.gt_words);
-  }
   held.rays.cast_gt = true;
 }
 
 void set_pred(Held& held, const at::Tensor& pred) {
   held.pred = pred.contiguous();
   held.rays.pred = held.pred.const_data_ptr<uint8_t>();
-  if (!uses_packets(pred.device(), held.rays)) {
-    held.pred_words = ray_cast::make_masks(held.pred, held.rays.empty);
-    held.rays.pred_words = words_of(held.pred_words);
-  }
   held.rays.cast_pred = true;
 }
 

@@ -1,22 +1,32 @@
 // RayIoU's rays and counts: one item is one ray, walked through prediction and ground truth at once.
+//
+// The score is defined by the traversal of its published tool (Amanatides & Woo with running sums in
+// double precision). Where a ray crosses several faces at nearly one time, the rounding of these
+// sums decides which voxel comes next, and so do the order of equal times and the truncation of the
+// origin. Walk below repeats them operation by operation.
 #pragma once
 
+#include <float.h>
 #include <math.h>
 
 #include <cstdint>
 
 #include "common/cuda_launch.h"
 #include "common/defs.h"
-#include "ray_cast/ray_cast.h"
 
 namespace opus {
 namespace ray_iou {
 
 constexpr int kMaxThresholds = 8;
 constexpr int kMaxClasses = 256;
+// Voxels that a ray visits at most, inside the grid and on the way to it; more where the grid has
+// longer ways than this, which those of the published tool have not.
+constexpr int64_t kMaxVisits = 1001;
+constexpr double kFar = 1 << 30;
 
 // Class and depth of the first occupied voxel. The depth, in metres, is that of the point where the
-// ray leaves the voxel; without a voxel the class is free and the voxel the last of the grid.
+// ray leaves the voxel; without a voxel the class is free and the voxel the last of the grid. A ray
+// that never comes into the grid has the class of voxel (0, 0, 0), at a depth of minus one voxel.
 struct RayEnd {
   uint8_t label;
   float depth_m;
@@ -24,15 +34,6 @@ struct RayEnd {
 
 // What a ray looks for: its end in the ground truth, in the prediction, or both.
 constexpr unsigned kGt = 1, kPred = 2;
-
-// Words of two grids, of which those that are not looked for do not count.
-struct GridPair {
-  const uint64_t *gt, *pred;
-  unsigned wanted;
-  OPUS_HD uint64_t operator()(int64_t word) const {
-    return (wanted & kGt ? gt[word] : 0) | (wanted & kPred ? pred[word] : 0);
-  }
-};
 
 OPUS_HD float position_in_voxels(double position_m, double low_m, double voxel_size) {
   return static_cast<float>((position_m - low_m) / voxel_size);
@@ -55,22 +56,71 @@ OPUS_HD Start start_in_voxels(const double* origin_m, const double* grid_min, do
   return start;
 }
 
-// Unit direction of a ray in voxels, likewise.
+// Unit direction of a ray in voxels: the difference of two points in single precision, in double.
 OPUS_HD void direction_in_voxels(const double* origin_m, const Start& start, const float* direction,
                                  const double* grid_min, double voxel_size, double* d) {
-  float along[3];
+  double along[3];
   for (int a = 0; a < 3; ++a) {
     const double end_m = origin_m[a] + static_cast<double>(direction[a]);
-    along[a] = position_in_voxels(end_m, grid_min[a], voxel_size) - start.voxel[a];
+    volatile float end = position_in_voxels(end_m, grid_min[a], voxel_size);
+    along[a] = static_cast<double>(end) - static_cast<double>(start.voxel[a]);
   }
-  const float length = sqrtf((along[0] * along[0] + along[1] * along[1]) + along[2] * along[2]);
-  for (int a = 0; a < 3; ++a) d[a] = static_cast<double>(along[a] / length);
+  const double length = sqrt((along[0] * along[0] + along[1] * along[1]) + along[2] * along[2]);
+  for (int a = 0; a < 3; ++a) d[a] = along[a] / length;
 }
+
+// A ray on its way from voxel to voxel. Coordinates of the origin are truncated toward zero: less
+// than one voxel below a lower bound counts as inside.
+struct Walk {
+  int v[3], step[3];
+  double t[3], delta[3];  // when each axis is crossed next, and the time between two crossings
+
+  // False where origin or direction is not finite, or the direction zero.
+  OPUS_HD bool init(const Start& start, const double* d) {
+    for (int a = 0; a < 3; ++a) {
+      const double o = start.voxel[a];
+      // No ray comes back from further away within the steps it has.
+      const double bounded = o > kFar ? kFar : (o < -kFar ? -kFar : o);
+      if (!(o - o == 0) || !(d[a] - d[a] == 0)) return false;
+      v[a] = static_cast<int>(bounded);
+      step[a] = d[a] >= 0 ? 1 : -1;
+      const double boundary = v[a] + (step[a] < 0 ? 0 : 1);
+      t[a] = d[a] != 0 ? (boundary - o) / d[a] : DBL_MAX;
+      delta[a] = d[a] != 0 ? step[a] / d[a] : DBL_MAX;
+    }
+    return true;
+  }
+
+  // The axis that is crossed next; of equals z comes first, then y.
+  OPUS_HD int next_axis() const {
+    const int axis = t[0] < t[1] ? 0 : 1;
+    return t[axis] < t[2] ? axis : 2;
+  }
+
+  OPUS_HD void cross(int axis) {
+    v[axis] += step[axis];
+    t[axis] += delta[axis];
+  }
+
+  OPUS_HD bool is_inside(const int* size) const {
+    // As unsigned numbers negative ones are too large.
+    return (static_cast<unsigned>(v[0]) < static_cast<unsigned>(size[0])) &
+           (static_cast<unsigned>(v[1]) < static_cast<unsigned>(size[1])) &
+           (static_cast<unsigned>(v[2]) < static_cast<unsigned>(size[2]));
+  }
+
+  // Whether an axis has passed the grid, or leads away from it.
+  OPUS_HD bool is_lost(const int* size) const {
+    for (int a = 0; a < 3; ++a) {
+      if (step[a] > 0 ? v[a] >= size[a] : v[a] < 0) return true;
+    }
+    return false;
+  }
+};
 
 // Rays of N origins, D directions each, through the grids of their samples.
 struct Rays {
-  ray_cast::Masks layout;           // its `words` are not used
-  const uint64_t *gt_words, *pred_words;
+  int size[3];                      // X, Y, Z
   const uint8_t *gt, *pred;         // labels [B, X, Y, Z]
   const double* origins_m;          // [N, 3]
   const int64_t* sample_of_origin;  // [N]; an origin outside 0 ... B - 1 sees nothing
@@ -84,41 +134,23 @@ struct Rays {
   uint8_t* gt_label;                // [N, D]; written if cast_gt, read if not
   float* gt_depth_m;
 
-  OPUS_HD RayEnd end_of(const uint8_t* labels, int64_t sample, const ray_cast::Hit& hit) const {
-    const int* size = layout.size;
-    const int* v = hit.voxel;
-    const int64_t row = (sample * size[0] + v[0]) * size[1] + v[1];
-    return {hit.hit ? labels[row * size[2] + v[2]] : empty, depth_m(hit.t_exit)};
-  }
-
   // Adding zero takes the sign off one: a ray may be walked mirrored.
   OPUS_HD float depth_m(double t_exit) const {
     return static_cast<float>(t_exit) * depth_scale + 0.f;
   }
 
-  OPUS_HD bool is_occupied(const uint64_t* words, const ray_cast::Ray& ray) const {
-    const int* v = ray.v;
-    return words[layout.offset[0] + ray_cast::block_index(layout, 0, v)] >>
-               ray_cast::bit_of(v[0], v[1], v[2]) & 1;
-  }
-
-  // Ends of ray `column` of an origin. One walk serves both grids up to the first voxel that either
-  // occupies, and goes on for the other. `pred` is set where the ground truth is not free.
+  // Ends of ray `column` of an origin. One walk serves both grids. `pred` is set where the ground
+  // truth is not free.
   OPUS_HD void cast(int64_t origin, int64_t column, RayEnd& gt_end, RayEnd& pred_end) const {
-    ray_cast::Ray ray;
-    unsigned wanted = set_up(origin, column, ray, gt_end, pred_end);
+    gt_end = known_gt(origin, column);
+    pred_end = {empty, 0.f};
     const int64_t sample = sample_of_origin[origin];
-    const int64_t first_word = wanted == 0 ? 0 : sample * layout.total;
-    // A grid that is not cast is not read.
-    GridPair grid{cast_gt ? gt_words + first_word : nullptr,
-                  cast_pred ? pred_words + first_word : nullptr, wanted};
-    while (wanted != 0) {
-      ray_cast::Hit hit;
-      ray_cast::finish(ray, ray_cast::walk_grid(layout, grid, ray, true), hit);
-      unsigned met = 0;
-      if (hit.hit && wanted & kGt && is_occupied(grid.gt, ray)) met |= kGt;
-      if (hit.hit && wanted & kPred && is_occupied(grid.pred, ray)) met |= kPred;
-      grid.wanted = wanted = settle(sample, hit, met, wanted, gt_end, pred_end);
+    const bool is_scored = cast_gt || gt_end.label != empty;
+    Walk walk;
+    if (is_scored && sample >= 0 && sample < num_samples && start(origin, column, walk)) {
+      const int64_t first = sample * size[0] * size[1] * size[2];
+      follow(walk, cast_gt ? gt + first : nullptr, cast_pred ? pred + first : nullptr, gt_end,
+             pred_end);
     }
     keep(origin, column, gt_end);
   }
@@ -136,34 +168,39 @@ struct Rays {
     return {gt_label[r], gt_depth_m[r]};
   }
 
-  // Sets up a ray in the first voxel of the grid; false where it misses.
-  OPUS_HD bool start(int64_t origin, const Start& from, int64_t column, ray_cast::Ray& ray) const {
-    double o[3], d[3];
-    for (int a = 0; a < 3; ++a) o[a] = static_cast<double>(from.voxel[a]);
+  OPUS_HD bool start(int64_t origin, int64_t column, Walk& walk) const {
+    const Start from = start_of(origin);
+    double d[3];
     direction_in_voxels(origins_m + 3 * origin, from, directions + 3 * column, grid_min, voxel_size,
                         d);
-    return ray_cast::start_ray(layout, o, d, INFINITY, ray);
+    return walk.init(from, d);
   }
 
-  // The same, and says what the ray looks for; 0 if nothing.
-  OPUS_HD unsigned set_up(int64_t origin, int64_t column, ray_cast::Ray& ray, RayEnd& gt_end,
-                          RayEnd& pred_end) const {
-    const int64_t sample = sample_of_origin[origin];
-    gt_end = known_gt(origin, column);
-    pred_end = {empty, 0.f};
-    if (!cast_gt && gt_end.label == empty) return 0;
-    if (sample < 0 || sample >= num_samples) return 0;
-    return start(origin, start_of(origin), column, ray) ? to_cast() : 0;
-  }
-
-  // Notes the ends of a ray in its current voxel, which is the first one that the grids `met` occupy
-  // or, if `met` is 0, its last one. Returns what the ray still looks for.
-  OPUS_HD unsigned settle(int64_t sample, const ray_cast::Hit& hit, unsigned met, unsigned wanted,
-                          RayEnd& gt_end, RayEnd& pred_end) const {
-    const unsigned settled = hit.hit ? met : wanted;
-    if (settled & kGt) gt_end = end_of(gt, sample, hit);
-    if (settled & kPred) pred_end = end_of(pred, sample, hit);
-    return wanted & ~settled;
+  // Walks a ray to its ends in two grids [X, Y, Z]; one that is not looked at is null.
+  OPUS_HD void follow(Walk& walk, const uint8_t* first, const uint8_t* second, RayEnd& first_end,
+                      RayEnd& second_end) const {
+    const bool has_first = first != nullptr, has_second = second != nullptr;
+    if (has_first) first_end = {first[0], -depth_scale};
+    if (has_second) second_end = {second[0], -depth_scale};
+    const int64_t longest = static_cast<int64_t>(size[0]) + size[1] + size[2];
+    const int64_t most = longest > kMaxVisits ? longest : kMaxVisits;
+    bool was_inside = false;
+    for (int64_t visit = 0; visit < most && (first != nullptr || second != nullptr); ++visit) {
+      const bool inside = walk.is_inside(size);
+      if (!inside && (was_inside || walk.is_lost(size))) break;
+      was_inside |= inside;
+      const int axis = walk.next_axis();
+      if (inside) {
+        const int* v = walk.v;
+        const int64_t voxel = (static_cast<int64_t>(v[0]) * size[1] + v[1]) * size[2] + v[2];
+        const float depth = depth_m(walk.t[axis]);
+        if (first != nullptr) first_end = {first[voxel], depth};
+        if (second != nullptr) second_end = {second[voxel], depth};
+        if (first != nullptr && first_end.label != empty) first = nullptr;
+        if (second != nullptr && second_end.label != empty) second = nullptr;
+      }
+      walk.cross(axis);
+    }
   }
 
   // Writes the ground truth's end where it was cast.

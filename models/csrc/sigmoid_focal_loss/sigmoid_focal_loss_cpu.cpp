@@ -55,7 +55,8 @@ at::Tensor focal_loss_cpu(const at::Tensor& logits, const at::Tensor& labels,
   });
   double total = 0;
   for (const double sum : sums) total += sum;
-  return at::scalar_tensor(total, logits.options());
+  // The sum may be beyond the largest number of the logits: infinity then.
+  return at::scalar_tensor(total, logits.options().dtype(at::kDouble)).to(logits.scalar_type());
 }
 
 at::Tensor focal_loss_backward_cpu(const at::Tensor& grad, const at::Tensor& logits,
@@ -63,6 +64,7 @@ at::Tensor focal_loss_backward_cpu(const at::Tensor& grad, const at::Tensor& log
                                    const std::optional<at::Tensor>& row_weights, double gamma,
                                    double alpha) {
   check(logits, labels, class_weights, row_weights);
+  TORCH_CHECK_VALUE(grad.numel() == 1, "grad must be one number, got ", grad.sizes());
   const Prepared in(logits, labels, class_weights, row_weights);
   const int64_t n = logits.size(0);
   at::Tensor result = at::empty(logits.sizes(), in.logits.options());

@@ -57,6 +57,7 @@ at::Tensor focal_loss_backward_cuda(const at::Tensor& grad, const at::Tensor& lo
   const c10::DeviceGuard guard(logits.device());
   const Prepared in = prepare(logits, labels, class_weights, row_weights);
   check_same_device(logits, "logits", grad, "grad");
+  TORCH_CHECK_VALUE(grad.numel() == 1, "grad must be one number, got ", grad.sizes());
   const at::Tensor factor = grad.to(logits.scalar_type());
   at::Tensor d_logits = at::empty(logits.sizes(), in.logits.options());
   sigmoid_focal_loss::loss_slopes_cuda(problem_of(in, gamma, alpha), logits.numel(),

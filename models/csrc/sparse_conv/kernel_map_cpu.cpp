@@ -4,11 +4,13 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 #include <memory>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "common/check.h"
 #include "common/parallel.h"
 #include "sparse_conv/ranked_bitmap.h"
 #include "sparse_conv/sparse_conv.h"
@@ -18,8 +20,12 @@ namespace {
 
 using sparse_conv::Geometry;
 
-// 2 GiB of bits: 163 grids of 41 x 1600 x 1600.
-constexpr int64_t kMaxVoxels = int64_t(1) << 34;
+// 1 GiB of bits: 81 grids of 41 x 1600 x 1600.
+constexpr int64_t kMaxVoxels = int64_t(1) << 33;
+constexpr int64_t kMaxSetting = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMaxPositions = int64_t(1) << 20;
+// 8 GiB of Hits.
+constexpr int64_t kMaxHits = int64_t(1) << 30;
 constexpr int64_t kInputsPerTask = 1024;
 constexpr int64_t kMostInRun = 32;  // bits of Hits
 
@@ -321,7 +327,16 @@ std::pair<at::Tensor, std::vector<int64_t>> list_pairs(const Source& source,
 Geometry make_geometry(at::IntArrayRef shape, at::IntArrayRef kernel, at::IntArrayRef stride,
                        at::IntArrayRef padding, bool subm) {
   Geometry geometry{};
+  check_length(shape, 3, "spatial_shape");
+  check_length(kernel, 3, "kernel_size");
+  check_length(stride, 3, "stride");
+  check_length(padding, 3, "padding");
+  double positions = 1;
   for (int a = 0; a < 3; ++a) {
+    TORCH_CHECK_VALUE(std::max({shape[a], kernel[a], stride[a], padding[a]}) <= kMaxSetting,
+                      "spatial_shape, kernel_size, stride and padding may be up to ", kMaxSetting,
+                      ", got ", shape, ", ", kernel, ", ", stride, " and ", padding);
+    positions *= static_cast<double>(kernel[a]);
     TORCH_CHECK_VALUE(shape[a] >= 1 && kernel[a] >= 1 && stride[a] >= 1 && padding[a] >= 0,
                       "spatial_shape, kernel_size and stride must be positive and padding not "
                       "negative, got ", shape, ", ", kernel, ", ", stride, " and ", padding);
@@ -336,6 +351,8 @@ Geometry make_geometry(at::IntArrayRef shape, at::IntArrayRef kernel, at::IntArr
     const int64_t room = shape[a] + 2 * padding[a] - kernel[a];
     geometry.out_shape[a] = room < 0 ? 0 : room / stride[a] + 1;
   }
+  TORCH_CHECK_VALUE(positions <= static_cast<double>(kMaxPositions), "a kernel may have up to ",
+                    kMaxPositions, " positions, got ", kernel);
   return geometry;
 }
 
@@ -365,6 +382,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kernel_map_cpu(
     num_runs = num_runs / 2 + 1;  // the others are these, turned
   }
 
+  TORCH_CHECK_VALUE(num_runs <= kMaxHits / std::max<int64_t>(n, 1), "a kernel of ", kernel_size,
+                    " is too large for ", n, " voxels");
   const std::unique_ptr<Hits[]> hits = find_outputs(sets, geometry, runs, num_runs, subm);
   const int32_t* order = sorted ? nullptr : sets.order.data();
   const Source source{hits.get(), runs, num_runs, n, nullptr, subm ? order : nullptr, false};

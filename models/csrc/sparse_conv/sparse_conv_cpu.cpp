@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -30,6 +31,7 @@ constexpr int64_t kRowsPerTask = 256;
 // Pairs that one task of the weight gradient sums up: at least, and so many tasks at most.
 constexpr int64_t kPairsPerTask = 2048;
 constexpr int64_t kMaxWeightTasks = 512;
+constexpr int64_t kPairsPerCheck = 65536;
 
 // The pairs of a kernel map; `starts` has one entry more than there are kernel positions.
 struct Pairs {
@@ -41,6 +43,35 @@ struct Pairs {
 Pairs view_pairs(const at::Tensor& pairs, const at::Tensor& starts) {
   const int32_t* in = pairs.const_data_ptr<int32_t>();
   return {in, in + pairs.size(1), starts.const_data_ptr<int64_t>(), starts.size(0) - 1};
+}
+
+// The kernels trust the pairs of a map: that their rows exist, and that those of `list` written to
+// (its row `ascending`) ascend within a kernel position.
+void check_pairs(const at::Tensor& list, const char* name, const int64_t* starts,
+                 int64_t positions, int64_t num_in, int64_t num_out, int ascending) {
+  const int64_t count = list.size(1), limit[2] = {num_in, num_out};
+  const int32_t* rows[2] = {list.const_data_ptr<int32_t>(), list.const_data_ptr<int32_t>() + count};
+  std::atomic<bool> exist{true}, ascend{true};
+  parallel_tasks(num_blocks(count, kPairsPerCheck), [&](int64_t task) {
+    const int64_t begin = task * kPairsPerCheck, end = std::min(count, begin + kPairsPerCheck);
+    for (int row = 0; row < 2; ++row) {
+      uint32_t most = 0;  // negative numbers are large ones
+      for (int64_t i = begin; i < end; ++i) {
+        most = std::max(most, static_cast<uint32_t>(rows[row][i]));
+      }
+      if (begin < end && static_cast<int64_t>(most) >= limit[row]) exist = false;
+    }
+  });
+  TORCH_CHECK_VALUE(exist, name, " must have input indices below ", num_in,
+                    " and output indices below ", num_out, ", got others");
+  parallel_tasks(positions, [&](int64_t k) {
+    const int32_t* row = rows[ascending];
+    int descents = 0;
+    for (int64_t i = starts[k] + 1; i < starts[k + 1]; ++i) descents += row[i] < row[i - 1];
+    if (descents != 0) ascend = false;
+  });
+  TORCH_CHECK_VALUE(ascend, name, " must be sorted by ", ascending == 0 ? "input" : "output",
+                    " index within each kernel position");
 }
 
 void check_arguments(const at::Tensor& features, const at::Tensor& weight, const at::Tensor& pairs,
@@ -62,12 +93,21 @@ void check_arguments(const at::Tensor& features, const at::Tensor& weight, const
                     "starts must be contiguous int64 [", positions + 1, "], got ",
                     starts.scalar_type(), " ", starts.sizes());
   const int64_t* start = starts.const_data_ptr<int64_t>();
+  TORCH_CHECK_VALUE(num_out >= 0, "num_out must not be negative, got ", num_out);
+  TORCH_CHECK_VALUE(start[0] == 0 && std::is_sorted(start, start + positions + 1),
+                    "starts must begin with 0 and ascend");
   for (const at::Tensor* list : {&pairs, &pairs_by_in}) {
     TORCH_CHECK_VALUE(list->dim() == 2 && list->size(0) == 2 &&
                           list->size(1) == start[positions] && list->scalar_type() == at::kInt &&
                           list->is_contiguous(),
                       "pairs must be contiguous int32 [2, ", start[positions], "], got ",
                       list->scalar_type(), " ", list->sizes());
+  }
+  check_pairs(pairs, "pairs", start, positions, features.size(0), num_out, 1);
+  if (pairs_by_in.const_data_ptr() == pairs.const_data_ptr()) {
+    check_pairs(pairs, "pairs", start, positions, features.size(0), num_out, 0);
+  } else {
+    check_pairs(pairs_by_in, "pairs_by_in", start, positions, features.size(0), num_out, 0);
   }
 }
 
@@ -336,9 +376,12 @@ std::tuple<at::Tensor, at::Tensor> sparse_conv_backward_cpu(
     const at::Tensor& grad, const at::Tensor& features, const at::Tensor& weight,
     const at::Tensor& pairs, const at::Tensor& pairs_by_in, const at::Tensor& starts,
     bool need_features, bool need_weight) {
-  TORCH_CHECK_VALUE(grad.dim() == 2 && grad.size(1) == weight.size(0), "grad must be [m, ",
-                    weight.size(0), "], got ", grad.sizes());
+  TORCH_CHECK_VALUE(grad.dim() == 2, "grad must be [m, C_out], got ", grad.sizes());
   check_arguments(features, weight, pairs, pairs_by_in, starts, grad.size(0));
+  TORCH_CHECK_VALUE(grad.size(1) == weight.size(0) &&
+                        grad.scalar_type() == features.scalar_type(),
+                    "grad must be ", features.scalar_type(), " [m, ", weight.size(0), "], got ",
+                    grad.scalar_type(), " ", grad.sizes());
   at::Tensor grad_features = at::empty({0}, features.options());
   at::Tensor grad_weight = at::empty({0}, weight.options());
   if (need_features) {

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/check.h"
 #include "common/targets.h"
 
 namespace opus {
@@ -48,6 +49,7 @@ at::Tensor voxel_light_cpu(const at::Tensor& drawn, const at::Tensor& opaque,
   check(opaque, "opaque");
   TORCH_CHECK_VALUE(drawn.sizes() == opaque.sizes(), "drawn and opaque must have one shape, got ",
                     drawn.sizes(), " and ", opaque.sizes());
+  check_length(sun_slope, 2, "sun_slope");
   for (const double slope : sun_slope) {
     TORCH_CHECK_VALUE(std::fabs(slope) <= 1e3, "sun_slope must be within 1000 voxels, got ",
                       sun_slope);

@@ -10,26 +10,28 @@ namespace light {
 using voxel_light::Size;
 using voxel_light::Slope;
 
-// One number per cell, with a border all around.
+// One number per cell, with a border all around; planes are `border_z` more below and above.
 template <typename T>
 class Volume {
  public:
-  Volume(const Size& size, int border, T outside)
+  Volume(const Size& size, int border, T outside) : Volume(size, border, border, outside) {}
+  Volume(const Size& size, int border, int border_z, T outside)
       : border_(border),
+        border_z_(border_z),
         row_(size.y + 2 * border),
         plane_((size.x + 2 * border) * row_),
-        cells_((size.z + 2 * border) * plane_, outside) {}
+        cells_((size.z + 2 * border_z) * plane_, outside) {}
 
   // Cell (x, 0) of a plane.
   T* at(int64_t z, int64_t x) {
-    return cells_.data() + (z + border_) * plane_ + (x + border_) * row_ + border_;
+    return cells_.data() + (z + border_z_) * plane_ + (x + border_) * row_ + border_;
   }
   const T* at(int64_t z, int64_t x) const { return const_cast<Volume*>(this)->at(z, x); }
   int64_t row() const { return row_; }
   int64_t plane() const { return plane_; }
 
  private:
-  int64_t border_, row_, plane_;
+  int64_t border_, border_z_, row_, plane_;
   std::vector<T> cells_;
 };
 
@@ -49,7 +51,7 @@ inline void sunlight(const Volume<uint8_t>& opaque, const Size& size, const Slop
                      float* light) {
   const int border = static_cast<int>(std::max(std::fabs(slope.x), std::fabs(slope.y))) + 2;
   const Size flat{size.x, size.y, 1};
-  Volume<float> free(flat, border, 1.f), above(flat, border, 1.f);
+  Volume<float> free(flat, border, 0, 1.f), above(flat, border, 0, 1.f);
   const Shift half(0.5 * slope.x, 0.5 * slope.y), whole(slope.x, slope.y);
   for (int64_t z = size.z - 1; z >= 0; --z) {
     for (int64_t x = 0; x < size.x; ++x) {

@@ -48,15 +48,16 @@ struct ReadKeys {
   }
 };
 
-// Gradients go to the winners. A point wins in its own voxel only: no two items meet.
+// Gradients go to the winners, if they are among the n points. A point wins in its own voxel only: no
+// two items meet.
 struct ScatterGradients {
   const float* grad;      // [m, channels]
   const int64_t* winner;  // as grad
-  int64_t channels;
+  int64_t channels, n;
   float* out;             // [n, channels], zero at first
 
   OPUS_HD void operator()(int64_t i) const {
-    if (winner[i] >= 0) out[winner[i] * channels + i % channels] = grad[i];
+    if (winner[i] >= 0 && winner[i] < n) out[winner[i] * channels + i % channels] = grad[i];
   }
 };
 

@@ -65,12 +65,11 @@ std::tuple<at::Tensor, at::Tensor> voxel_max_cpu(const at::Tensor& features,
 
 at::Tensor voxel_max_backward_cpu(const at::Tensor& grad, const at::Tensor& winner,
                                   int64_t num_points) {
-  TORCH_CHECK_VALUE(grad.sizes() == winner.sizes(), "grad must be ", winner.sizes(), ", got ",
-                    grad.sizes());
-  const at::Tensor g = grad.contiguous();
+  voxel_max::check_backward(grad, winner, num_points);
+  const at::Tensor g = grad.contiguous(), w = winner.contiguous();
   const int64_t num_voxels = g.size(0), channels = g.size(1);
   at::Tensor out = at::zeros({num_points, channels}, g.options());
-  const int64_t* winners = winner.const_data_ptr<int64_t>();
+  const int64_t* winners = w.const_data_ptr<int64_t>();
   AT_DISPATCH_FLOATING_TYPES(g.scalar_type(), "voxel_max_backward", [&] {
     const scalar_t* values = g.const_data_ptr<scalar_t>();
     scalar_t* grads = out.data_ptr<scalar_t>();
@@ -78,7 +77,8 @@ at::Tensor voxel_max_backward_cpu(const at::Tensor& grad, const at::Tensor& winn
     parallel_tasks(num_blocks(num_voxels, kVoxelsPerTask), [&](int64_t task) {
       const int64_t end = std::min(num_voxels, (task + 1) * kVoxelsPerTask) * channels;
       for (int64_t i = task * kVoxelsPerTask * channels; i < end; ++i) {
-        if (winners[i] >= 0) grads[winners[i] * channels + i % channels] = values[i];
+        if (winners[i] < 0 || winners[i] >= num_points) continue;
+        grads[winners[i] * channels + i % channels] = values[i];
       }
     });
   });

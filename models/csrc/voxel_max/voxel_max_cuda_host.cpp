@@ -41,14 +41,15 @@ std::tuple<at::Tensor, at::Tensor> voxel_max_cuda(const at::Tensor& features,
 
 at::Tensor voxel_max_backward_cuda(const at::Tensor& grad, const at::Tensor& winner,
                                    int64_t num_points) {
-  TORCH_CHECK_VALUE(grad.sizes() == winner.sizes(), "grad must be ", winner.sizes(), ", got ",
-                    grad.sizes());
+  voxel_max::check_backward(grad, winner, num_points);
+  TORCH_CHECK_VALUE(grad.scalar_type() == at::kFloat, "grad must be float32 on CUDA, got ",
+                    grad.scalar_type());
   check_same_device(grad, "grad", winner, "winner");
   const c10::DeviceGuard guard(grad.device());
   const at::Tensor g = grad.contiguous(), w = winner.contiguous();
   at::Tensor out = at::zeros({num_points, g.size(1)}, g.options());
   const voxel_max::ScatterGradients body{g.const_data_ptr<float>(), w.const_data_ptr<int64_t>(),
-                                         g.size(1), out.mutable_data_ptr<float>()};
+                                         g.size(1), num_points, out.mutable_data_ptr<float>()};
   launch_cuda(body, g.numel(), current_stream(g.device()));
   return out;
 }

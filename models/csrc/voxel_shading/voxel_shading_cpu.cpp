@@ -12,6 +12,7 @@
 #include <optional>
 #include <tuple>
 
+#include "common/check.h"
 #include "common/parallel.h"
 #include "common/targets.h"
 #include "ray_cast/pyramid.h"
@@ -53,6 +54,8 @@ void set_light(Scene& scene, const at::Tensor& light, at::IntArrayRef size) {
 Scene make_scene(const at::Tensor& masks, const at::Tensor& labels, int64_t empty_label,
                  const at::Tensor& light, const at::Tensor& albedo,
                  at::ArrayRef<double> brightness, double occlusion, at::ArrayRef<double> grid) {
+  check_length(brightness, 12, "brightness");
+  check_length(grid, 6, "grid");
   TORCH_CHECK_VALUE(labels.dim() == 3 && labels.scalar_type() == at::kByte,
                     "labels must be uint8 [X, Y, Z], got ", labels.scalar_type(), " ",
                     labels.sizes());
@@ -90,6 +93,9 @@ Scene make_scene(const at::Tensor& masks, const at::Tensor& labels, int64_t empt
 
 // `camera`: position, rows of the rotation, focal length in pixels.
 View make_view(at::ArrayRef<double> camera, at::ArrayRef<double> edges, at::ArrayRef<double> fog) {
+  check_length(camera, 13, "camera");
+  check_length(edges, 3, "edges");
+  check_length(fog, 3, "fog");
   View view{};
   for (int a = 0; a < 3; ++a) {
     view.position[a] = static_cast<float>(camera[a]);

@@ -1,0 +1,1 @@
+"""Seeded odd inputs for ``scripts/fuzz.py``."""

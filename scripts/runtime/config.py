@@ -29,6 +29,8 @@ from scripts.runtime.settings import (
 from scripts.runtime.value_types import annotations_of, fits, name_of
 
 OPTIONS_SOURCE = "--cfg-options"
+# What every config may name, also one that builds upon no file of this project.
+_OWN_MODULES = ("models.register", "loaders.register", "scripts.runtime.register")
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,15 @@ def _make_room(cfg: Any, keys: list[str]) -> None:
 
 
 def import_modules(cfg: Config, path: str | Path) -> None:
-    """Import the modules that a config names in `custom_imports`.
+    """Import the project's parts, and the modules that a config names in `custom_imports`.
 
     Errors that such a module raises by itself keep their traceback.
 
     Raises:
         ConfigError: A module does not exist, or one that it imports does not.
     """
+    for name in _OWN_MODULES:
+        importlib.import_module(name)
     for name in imported_names(cfg):
         try:
             importlib.import_module(name)

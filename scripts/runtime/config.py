@@ -18,6 +18,7 @@ from scripts.runtime.config_files import ConfigChain, imported_names, read_chain
 from scripts.runtime.errors import ConfigError
 from scripts.runtime.parts import REGISTRIES, Part, arguments_of, walk
 from scripts.runtime.runner_keys import RUNNER_KEYS
+from scripts.runtime.sections import check_sections
 from scripts.runtime.settings import (
     Setting,
     Written,
@@ -82,7 +83,7 @@ def load(path: str | Path, options: Mapping[str, Any] | None = None) -> LoadedCo
         if not setting.is_effective or setting.is_part:
             cfg.pop(name)
     check_parts(cfg)
-    _check_runner(cfg)
+    check_sections(cfg)
     return LoadedConfig(cfg, settings, sources)
 
 
@@ -227,11 +228,6 @@ def _check_types(part: Part) -> None:
                 f"{part.place}.{name} ({part.type_name}) is {part.config[name]!r}, expected "
                 f"{name_of(annotation)}"
             )
-
-
-def _check_runner(cfg: Config) -> None:
-    if cfg.get("strategy") is not None and cfg.get("runner_type") != "FlexibleRunner":
-        raise ConfigError("strategy is read by runner_type='FlexibleRunner' alone: set that too")
 
 
 __all__ = [

@@ -91,11 +91,7 @@ def check_arguments(args: argparse.Namespace) -> None:
                 f"--predictions scores files without a model: leave "
                 f"--{option.replace('_', '-')} out, or --predictions"
             )
-    # Before a model is built, and before the evaluation.
-    if args.weights is not None and not Path(args.weights).exists():
-        raise ConfigError(
-            f"checkpoint {does_not_exist(args.weights)}: give the .pth file that train.py wrote"
-        )
+    # Before the evaluation, not after it.
     if args.out is not None:
         check_file_target("--out", args.out)
     for option in ("work_dir", "save_predictions", "submission"):

@@ -107,7 +107,7 @@ def test_progress_filter_keeps_all_in_the_log_and_shows_milestones(tmp_path: Pat
 
 
 def test_env_report_names_versions_and_what_was_built(capsys: pytest.CaptureFixture[str]) -> None:
-    code = env_report.main()
+    code = env_report.main([])
     report = capsys.readouterr().out
     assert code == 0, report
     for word in ("torch", "mmcv's operations", "native extension", "ray_cast", "libturbojpeg"):

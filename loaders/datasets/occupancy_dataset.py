@@ -111,8 +111,6 @@ class OccupancyDataset(BaseDataset):
         self.num_frames = num_frames
         if on_error not in ("raise", "skip"):
             raise LoaderConfigError(f"on_error is '{on_error}', use 'raise' or 'skip'")
-        if indices is not None and (indices == 0 or (not isinstance(indices, int) and not indices)):
-            raise LoaderConfigError(f"indices is {indices}, which leaves no sample: choose others")
         self.pc_range = tuple(map(float, pc_range or self.default_pc_range))
         self.voxel_size = tuple(map(float, voxel_size or self.default_voxel_size))
         self.class_names = tuple(class_names or self.default_classes)

@@ -15,7 +15,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
-from models.errors import UserError
+from models.errors import UserError, does_not_exist
 from models.weight_layouts import to_own_layout
 
 NUM_NAMED_KEYS = 3  # keys of each kind that a message names
@@ -85,8 +85,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"checkpoint {path} {kind}: give the .pth file that train.py wrote")
+        fault = f"{path} is a folder, not a file" if path.is_dir() else does_not_exist(path)
+        raise CheckpointError(f"checkpoint {fault}: give the .pth file that train.py wrote")
     allow_checkpoint_classes()
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

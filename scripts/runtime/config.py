@@ -16,7 +16,7 @@ from mmengine.config import Config
 
 from scripts.runtime.config_files import ConfigChain, imported_names, read_chain, read_config
 from scripts.runtime.errors import ConfigError
-from scripts.runtime.parts import REGISTRIES, Part, arguments_of, walk
+from scripts.runtime.parts import LIBRARIES, REGISTRIES, Part, arguments_of, walk
 from scripts.runtime.runner_keys import RUNNER_KEYS
 from scripts.runtime.sections import check_sections
 from scripts.runtime.settings import (
@@ -214,14 +214,13 @@ def check_parts(cfg: Config) -> None:
 
 
 def _check_types(part: Part) -> None:
-    """Compare values with the annotations of the project's own classes.
+    """Compare values with the annotations of classes that no library brings.
 
     Raises:
         ConfigError: A value is of another type; both are given.
     """
-    if getattr(part.target, "__module__", "").split(".")[0] not in ("models", "loaders", "scripts"):
+    if part.target is None or part.target.__module__.split(".")[0] in LIBRARIES:
         return
-    assert part.target is not None
     for name, annotation in annotations_of(part.target).items():
         if name in part.config and not fits(part.config[name], annotation):
             raise ConfigError(

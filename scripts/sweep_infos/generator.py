@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from loaders.errors import BadDataError
 from loaders.info_io import InfoWriter, info_file_name, infos_fragment
+from scripts.runtime.atomic_write import check_folder_target
 from scripts.runtime.command_line import CommandParser, number_from, run_command
 from scripts.runtime.errors import ConfigError
 from scripts.sweep_infos.old_infos import complete_old_info, read_old_infos
@@ -199,6 +200,7 @@ def command_parser() -> CommandParser:
 def write_info_files(args: argparse.Namespace) -> None:
     """Writes the info files of all splits of a version, or of the files to complete."""
     progress = not args.no_progress
+    check_folder_target("--out-dir", args.out_dir or args.data_root)
     tables = open_tables(args.data_root, args.version, progress)
     out_dir = args.out_dir or args.data_root
     os.makedirs(out_dir, exist_ok=True)

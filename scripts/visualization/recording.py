@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from scripts.runtime.atomic_write import write_atomically
 from scripts.runtime.errors import ConfigError
 from scripts.visualization.difference import difference_colours, difference_grid
 from scripts.visualization.ego_car import car_faces
@@ -60,12 +61,16 @@ def write(job: Job) -> list[Path]:
     files = []
     for scene, indices in job.clips():
         path = job.file(f"{scene}.rrd")
-        partial = path.with_suffix(".partial")  # a cut-off file never remains under its name
-        recorder = _Recorder(rr, job, scene, indices, partial)
-        for number, index in enumerate(tqdm(indices, desc=path.name, unit="sample")):
-            recorder.add(number, job.source.view(index))
-        recorder.close()
-        partial.replace(path)
+
+        def record(file: Path, scene: str = scene, indices: list[int] = indices) -> None:
+            recorder = _Recorder(rr, job, scene, indices, file)
+            try:
+                for number, index in enumerate(tqdm(indices, desc=f"{scene}.rrd", unit="sample")):
+                    recorder.add(number, job.source.view(index))
+            finally:
+                recorder.close()
+
+        write_atomically(path, record)
         size = path.stat().st_size / 2**20
         job.report(f"{path}  ({len(indices)} samples, {size:.1f} MiB; open it with: rerun {path})")
         files.append(path)

@@ -24,7 +24,6 @@ from mmengine.visualization.vis_backend import (
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.errors import UserError
 from scripts.runtime.errors import ConfigError
 from scripts.visualization.job import spread
 from scripts.visualization.sample_view import CameraImage, SampleView, dense_grid
@@ -100,7 +99,7 @@ class ValidationSheetHook(Hook):
         for number, view in enumerate(self._views):
             try:
                 image = compose_sheet(view, self.options).image
-            except UserError as error:
+            except ValueError as error:
                 # Pictures are no reason to stop a training, e.g. for a class without a colour.
                 runner.logger.warning(f"no validation sheets: {error}")
                 self.num_samples = 0

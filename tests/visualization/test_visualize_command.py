@@ -138,7 +138,7 @@ def _broken_image(folder: Path) -> list[str]:
         (_other_model, ["other.pth", "another model", "backbone.weight"]),
         (lambda folder: [], ["--weights", "--vis-gt"]),
         (lambda folder: ["--vis-gt", "--index", "2"], ["--index 2", "0 to 1"]),
-        (lambda folder: ["--vis-gt", "--num", "0"], ["--num 0"]),
+        (lambda folder: ["--vis-gt", "--num", "0"], ["--num: '0' is not a whole number from 1"]),
         (lambda folder: ["--vis-gt", "--scale", "99"], ["scale 99"]),
         (lambda folder: ["--vis-gt", "--vis-points"], ["--vis-points", "--weights"]),
         (_no_labels, ["LoadOcc3DLabels"]),

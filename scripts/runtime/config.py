@@ -22,6 +22,7 @@ from scripts.runtime.sections import check_sections
 from scripts.runtime.settings import (
     Setting,
     Written,
+    check_agreement,
     did_you_mean,
     refuse_unread,
     resolve_settings,
@@ -83,6 +84,7 @@ def load(path: str | Path, options: Mapping[str, Any] | None = None) -> LoadedCo
         if not setting.is_effective or setting.is_part:
             cfg.pop(name)
     check_parts(cfg)
+    check_agreement(cfg)
     check_sections(cfg)
     return LoadedConfig(cfg, settings, sources)
 

@@ -40,7 +40,8 @@ def test_a_value_of_another_type_is_named(key: str, value: Any, expected: str) -
     [
         (1, float, True), (True, int, False), (1.0, int, False), ("a", str, True),
         (None, int | None, True), ("a", int | None, False), ([1, 2], tuple[int, int], True),
-        ([1], tuple[int, int], False), ([1, "a"], Sequence[int], False), ("ab", Sequence[str], False),
+        ([1], tuple[int, int], False), ([1, "a"], Sequence[int], False),
+        ("ab", Sequence[str], False),
         ({"a": 1}, dict, True), ({}, Mapping[str, int], True), (3, dict, False),
         ("x", Literal["x", "y"], True), ("z", Literal["x", "y"], False), (object(), Any, True),
         ((1, 2, 3), tuple[int, ...], True), ([[1, 2]], Sequence[tuple[int, int]], True),

@@ -87,7 +87,7 @@ def test_batch_that_does_not_divide_is_refused(config: Path, tmp_path: Path) -> 
     )
     assert done.returncode == EXIT_USER_ERROR
     [line] = sentences(done)  # one for both processes
-    assert line.startswith("train.py [rank 0")
+    assert line.startswith("train.py [rank ")
     assert "batch_size 3 (the total over all processes) is not divisible by 2" in done.stderr
 
 

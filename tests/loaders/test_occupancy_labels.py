@@ -165,7 +165,7 @@ def test_missing_and_empty(tmp_path):
 def test_scores_of_the_reference_through_the_evaluator():
     """The reference leaves classes out that are only predicted; they count as 0 (DATA.md)."""
     with np.load(GOLDEN) as golden:
-        per_class = golden["openocc/per_class"]
+        per_class = golden["openocc/per_class"][:FREE]
         predicted = {int(label) for i in range(2) for label in np.unique(golden[f"oo_pred/{i}"])}
         counted = [not np.isnan(score) or k in predicted for k, score in enumerate(per_class)]
         expected = float(np.nansum(per_class) / sum(counted))

@@ -12,6 +12,7 @@ from mmengine.dist import get_world_size
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger, print_log
 
+from loaders.errors import BadDataError
 from loaders.metrics.counts import CountAccumulator, CountState, merge
 from loaders.metrics.occupancy import dense_labels
 
@@ -140,10 +141,10 @@ def require(sample: DataSample, key: str, remedy: str) -> Any:
     """Returns ``sample[key]``.
 
     Raises:
-        ValueError: If the key is missing; the message ends with the remedy.
+        BadDataError: If the key is missing; the message ends with the remedy.
     """
-    if key not in sample:
-        raise ValueError(
+    if sample.get(key) is None:
+        raise BadDataError(
             f"sample {sample.get('sample_token', '?')} carries no '{key}' for the metric: {remedy}"
         )
     return sample[key]

@@ -12,6 +12,7 @@ from mmengine.registry import METRICS
 from loaders.metrics.base import CountingMetric, DataSample, gt_and_pred_grids, require, to_numpy
 from loaders.metrics.occupancy import occupancy_confusion, occupancy_scores
 from loaders.metrics.tables import format_table
+from loaders.sample import UNKNOWN_LABEL
 
 
 @METRICS.register_module()
@@ -24,7 +25,8 @@ class OccupancyMetric(CountingMetric):
     Args:
         mask: Which voxels count: 'camera' (the Occ3D benchmark), 'lidar', 'valid' (not noise: the
             OpenOccupancy benchmark), or None for all.
-        ignore_label: Ground-truth label whose voxels never count (noise), or None.
+        ignore_label: A further ground-truth label whose voxels never count, or None. Voxels of
+            unknown state (see ``ignore_label`` of the transforms that load labels) never do.
         class_names: See :class:`CountingMetric`.
         empty_label: See :class:`CountingMetric`.
         collect_device: See :class:`CountingMetric`.
@@ -55,11 +57,15 @@ class OccupancyMetric(CountingMetric):
         gt, pred = gt_and_pred_grids(sample, self.empty_label)
         counted: npt.NDArray[np.bool_] | None = None
         if self._mask is not None:
-            remedy = "its labels have no such mask; use OccupancyMetric(mask=None)"
+            remedy = (
+                "its labels have no such mask; score without with --masks none or "
+                "OccupancyMetric(mask=None)"
+            )
             counted = to_numpy(require(sample, f"mask_{self._mask}", remedy)).astype(bool)
-        if self._ignore_label is not None:
-            meant = gt != self._ignore_label
-            counted = meant if counted is None else counted & meant
+        for ignored in {UNKNOWN_LABEL, self._ignore_label} - {None}:
+            meant = gt != ignored
+            if not meant.all():
+                counted = meant if counted is None else counted & meant
         return occupancy_confusion(pred, gt, counted, self.num_classes)
 
     def score(self, counts: npt.NDArray[np.int64]) -> dict[str, float]:

@@ -2,57 +2,146 @@
 
 from __future__ import annotations
 
-import os
+import functools
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 
-from loaders.errors import BadDataError, MissingDataError, TruncatedDataError
+from loaders.errors import BadDataError
+from loaders.safe_reading import MIB, FileKind, read_file, reading, truncated
 from loaders.sample import LidarFrames, OccSample
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.geometry import move_points
 
 Points = npt.NDArray[np.float32]
 
+LOAD_DIMS = (3, 4, 5)  # columns of files that are understood
 _COLUMNS = 5  # x, y, z, intensity, ring
 _TIME_LAG = 4  # where the ring was
-_POINT_BYTES = _COLUMNS * 4
-_RESTORE = "restore it from the original archive"
+_LIDAR_FILE = FileKind(
+    "LiDAR file",
+    "complete the data set, or write the info file for the data you have with "
+    "scripts/gen_sweep_info.py",
+    "restore it from the original archive",
+    max_bytes=128 * MIB,
+)
+# Nothing that a LiDAR sees is further away.
+_MAX_DISTANCE_M = 1e5
+# A share of points beyond that, above which the file holds something else than points.
+_MAX_SHARE_FAR = 0.1
+# Rows that the plausibility of the columns is judged by.
+_JUDGED_ROWS = 300
+# The 99.9 % quantile of chi-squared with 2, 3 and 4 degrees of freedom.
+_SIGNIFICANT = {3: 13.8, 4: 16.3, 5: 18.5}
 
 
-def read_lidar_points(path: str) -> Points:
-    """Reads a nuScenes LiDAR file.
+def read_lidar_points(path: str, load_dim: int = _COLUMNS) -> Points:
+    """Reads a LiDAR file, as nuScenes has them or with fewer columns.
+
+    Rows whose x, y, z or intensity is no number, and rows further away than 100 km, are dropped; a
+    warning names the file and their number once.
+
+    Args:
+        path: Raw float32 rows: x, y, z (metres), then intensity, then ring index.
+        load_dim: Columns of the file: 3, 4 or 5.
 
     Returns:
         float32 [n, 5]: x, y, z (metres, frame of the LiDAR at the time of the sweep), intensity,
-        ring index.
+        ring index. Columns that the file does not have are 0.
 
     Raises:
         MissingDataError: If the file does not exist.
-        BadDataError: If it is empty, truncated, or holds coordinates that are no numbers.
+        BadDataError: If it is empty or truncated, has no point that is a number, or its content
+            cannot be rows of so many columns.
     """
-    try:
-        with open(path, "rb") as file:
-            data = bytearray(os.fstat(file.fileno()).st_size)  # writable, unlike bytes
-            data = data[: file.readinto(data)]
-    except FileNotFoundError:
-        raise MissingDataError(
-            f"LiDAR file {path} does not exist: complete the data set, or write the info file for "
-            "the data you have with scripts/gen_sweep_info.py"
-        ) from None
-    except OSError as error:
-        raise BadDataError(f"LiDAR file {path} cannot be read ({error.strerror})") from error
-    if not data or len(data) % _POINT_BYTES:
-        raise TruncatedDataError(
-            f"LiDAR file {path} is truncated ({len(data)} bytes are no whole number of points of "
-            f"{_POINT_BYTES}): {_RESTORE}"
+    data = read_file(path, _LIDAR_FILE)
+    row_bytes = 4 * load_dim
+    if not data or len(data) % row_bytes:
+        raise truncated(
+            path,
+            _LIDAR_FILE,
+            f"{len(data)} bytes are no whole number of points of {row_bytes}; other data sets have "
+            "files of other columns, which load_dim of LoadLidarSweeps sets",
         )
-    points = np.frombuffer(data, dtype=np.float32).reshape(-1, _COLUMNS)
-    if not np.isfinite(points[:, :4]).all():
-        raise BadDataError(f"LiDAR file {path} has points that are no numbers: {_RESTORE}")
+    values = np.frombuffer(data, dtype="<f4")
+    rows = values.reshape(-1, load_dim)
+    with np.errstate(invalid="ignore"), reading(path, _LIDAR_FILE):
+        finite = np.isfinite(rows[:, :4]).all(axis=1)
+        near = (np.abs(rows[:, :3]) <= _MAX_DISTANCE_M).all(axis=1)
+    if not finite.any():
+        raise _LIDAR_FILE.broken(path, "has no point that is a number")
+    far = finite & ~near
+    if far.sum() > _MAX_SHARE_FAR * finite.sum():
+        raise _not_points(path, load_dim, "most lie further away than 100 km")
+    kept = rows[finite & near]
+    _check_columns(path, kept if len(kept) == len(rows) else rows, load_dim)
+    if len(kept) < len(rows):
+        _note_dropped(path, len(rows) - len(kept), len(rows))
+    if load_dim == _COLUMNS:
+        return kept if kept.flags.writeable else kept.copy()
+    points = np.zeros((len(kept), _COLUMNS), dtype=np.float32)
+    points[:, :load_dim] = kept
     return points
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _note_dropped(path: str, number: int, total: int) -> None:
+    """Logs once per file and process that points were dropped."""
+    print_log(
+        f"LiDAR file {path}: dropped {number} of {total} points, which are no numbers or further "
+        "away than 100 km",
+        logger="current",
+        level=logging.WARNING,
+    )
+
+
+def _not_points(path: str, load_dim: int, why: str) -> BadDataError:
+    return BadDataError(
+        f"LiDAR file {path} is no list of points of {load_dim} columns ({why}): set load_dim of "
+        "LoadLidarSweeps to the columns of the files, or restore it from the original archive"
+    )
+
+
+def _check_columns(path: str, rows: Points, load_dim: int) -> None:
+    """Raises BadDataError if a file rather has another number of columns.
+
+    Rows that are read with a wrong number of columns mix x, y, z and intensity in every column, so
+    that all columns are distributed alike; with the right one they differ. Where nothing differs
+    with any number, as between random numbers, the fifth column decides: it is a ring index or,
+    in other data sets, a time.
+    """
+    values = np.ascontiguousarray(rows).reshape(-1)
+    others = [dim for dim in LOAD_DIMS if dim != load_dim and len(values) % dim == 0]
+    if not others or _difference(values, load_dim) > _SIGNIFICANT[load_dim]:
+        return
+    better = [dim for dim in others if _difference(values, dim) > _SIGNIFICANT[dim]]
+    if better:
+        raise _not_points(path, load_dim, f"its columns differ if there are {better[-1]} of them")
+    if load_dim == _COLUMNS and not _is_ring_or_time(rows[:, 4]):
+        raise _not_points(path, load_dim, "the fifth is neither a ring index nor a time")
+
+
+def _difference(values: npt.NDArray[np.float32], columns: int) -> float:
+    """Returns Kruskal and Wallis' statistic of the first rows: large if the columns differ."""
+    values = values[: _JUDGED_ROWS * columns]
+    number = len(values)
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse.reshape(-1)]  # ties share their mean
+    spread = float(((ranks - ranks.mean()) ** 2).sum())
+    between = (ranks.reshape(-1, columns).mean(axis=0) - ranks.mean()) ** 2
+    return (number - 1) * float(between.sum()) * (number // columns) / spread if spread else 0.0
+
+
+def _is_ring_or_time(column: Points) -> bool:
+    """Whether values are whole numbers, rise, or repeat as the time lags of sweeps do."""
+    if not np.isfinite(column).all():
+        return False
+    is_ring = bool(((column >= 0) & (column == np.floor(column))).all())
+    return is_ring or bool((np.diff(column) >= 0).all()) or 4 * len(set(column)) <= len(column)
 
 
 @TRANSFORMS.register_module()
@@ -70,11 +159,22 @@ class LoadLidarSweeps:
         close_m: Points of sweeps with both abs(x) and abs(y) below this, in their own LiDAR's
             frame, are dropped.
         cache_mb: Keep files up to so many MiB in each process (0.7 MiB per nuScenes file).
+        load_dim: Columns of the files: 5 (nuScenes: x, y, z, intensity, ring), 4 or 3. Missing ones
+            are 0.
     """
 
-    def __init__(self, num_sweeps: int = 9, close_m: float = 1.0, cache_mb: float = 0.0) -> None:
+    def __init__(
+        self,
+        num_sweeps: int = 9,
+        close_m: float = 1.0,
+        cache_mb: float = 0.0,
+        load_dim: int = _COLUMNS,
+    ) -> None:
         if num_sweeps < 0:
             raise ValueError(f"LoadLidarSweeps: num_sweeps is {num_sweeps}, it must not be < 0")
+        if load_dim not in LOAD_DIMS:
+            raise ValueError(f"LoadLidarSweeps: load_dim is {load_dim}, use one of {LOAD_DIMS}")
+        self.load_dim = load_dim
         self.num_sweeps = num_sweeps
         self.close_m = close_m
         self._cache = ArrayCache(cache_mb)
@@ -101,7 +201,7 @@ class LoadLidarSweeps:
         self, lidar: LidarFrames, row: int, lidar2occ: npt.NDArray[np.float64], is_key: bool
     ) -> Points:
         path = lidar.paths[row]
-        (points,) = self._cache.get(path, lambda: [read_lidar_points(path)])
+        (points,) = self._cache.get(path, lambda: [read_lidar_points(path, self.load_dim)])
         if not is_key:
             points = points[(np.abs(points[:, :2]) >= self.close_m).any(axis=1)]
         points = move_points(points, lidar2occ @ lidar.sensor2lidar[row])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.decoder import DecoderOutput
 
-from .base import HeadOutput, MatchedLayer, OccupancyHead
+from .base import UNKNOWN_LABEL, HeadOutput, MatchedLayer, OccupancyHead
 from .densifier import VoxelLogits
 
 
@@ -83,6 +83,11 @@ class CPDHead(OccupancyHead):
         assert voxels is not None
         b, x, y, z = voxels.coords.unbind(1)
         labels = semantics[b, x, y, z].long()
+        known = None
+        if layer.counted is not None:
+            known = labels != UNKNOWN_LABEL
+            labels = torch.where(known, labels, self.empty_label)
         occupied = labels != self.empty_label
         labels = torch.where(occupied, labels, self.num_classes)
-        return self.loss_cls(voxels.logits, labels, occupied.sum().clamp(min=1))
+        row_weights = None if known is None else known.to(voxels.logits.dtype)
+        return self.loss_cls(voxels.logits, labels, occupied.sum().clamp(min=1), row_weights)

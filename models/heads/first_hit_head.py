@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models import ops
 
-from .base import CameraGeometry
+from .base import UNKNOWN_LABEL, CameraGeometry
 
 
 @MODELS.register_module()
@@ -95,8 +95,11 @@ class FirstHitHead(BaseModule):
         of_class, of_depth = predicted.split([self.num_classes + 1, self.depth_bins], dim=1)
         hit = label < self.num_classes
         depth_terms = F.cross_entropy(of_depth, depth_bin, reduction="none")[hit]
+        # A ray that ends in a voxel of unknown state has no target.
+        class_terms = F.cross_entropy(of_class, label, reduction="none", ignore_index=UNKNOWN_LABEL)
+        number = (label != UNKNOWN_LABEL).sum().clamp(min=1)
         return {
-            "img.loss_cls": self.loss_weight * F.cross_entropy(of_class, label),
+            "img.loss_cls": self.loss_weight * class_terms.sum() / number,
             "img.loss_depth": self.loss_weight * depth_terms.sum() / max(len(depth_terms), 1),
         }
 
@@ -113,7 +116,8 @@ class FirstHitHead(BaseModule):
             size: h and w.
 
         Returns:
-            int64 ``[N, h, w]`` classes (K where nothing is hit) and int64 ``[N, h, w]`` depth bins.
+            int64 ``[N, h, w]`` classes (K where nothing is hit, ``UNKNOWN_LABEL`` in front of a
+            voxel of unknown state) and int64 ``[N, h, w]`` depth bins.
         """
         device = occ2img.device
         v = (torch.arange(size[0], device=device) + 0.5) * (img_hw[0] / size[0])

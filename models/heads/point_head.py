@@ -94,7 +94,11 @@ class PointHead(OccupancyHead):
         labels, weights = (
             torch.cat(column) for column in zip(*(self._labels(*row) for row in rows), strict=True)
         )
-        return self.loss_cls(logits.flatten(0, 2), labels, len(labels), weights)
+        if layer.counted is None:
+            return self.loss_cls(logits.flatten(0, 2), labels, len(labels), weights)
+        counted = torch.cat(list(layer.counted))
+        number = counted.sum().clamp(min=1)
+        return self.loss_cls(logits.flatten(0, 2), labels, number, weights * counted)
 
     @torch.no_grad()
     def _labels(

@@ -111,6 +111,7 @@ class ChamferLoss(nn.Module):
         points: Sequence[Tensor],
         targets: Sequence[OccupiedPoints],
         matched: Sequence[Match | None] | None = None,
+        counted: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Return the loss of a batch.
 
@@ -118,6 +119,8 @@ class ChamferLoss(nn.Module):
             points: Predicted points ``[N, 3]`` of every sample, metres of the occ frame.
             targets: Ground truth of every sample; samples without a point are left out.
             matched: What ``OccupiedPoints.match`` gives for ``points``, where it is known already.
+            counted: Per sample bool ``[N]``, which predictions have a term of their own; None for
+                all. The others may still be the nearest of a ground-truth point.
 
         Returns:
             Scalar with a graph to every predicted point; zero if no sample has a point.
@@ -127,13 +130,14 @@ class ChamferLoss(nn.Module):
         if matched is None:
             matched = [gt.match(pred) for pred, gt in zip(points, targets, strict=True)]
         to_pred, to_gt = [], []
-        for pred, gt, match in zip(points, targets, matched, strict=True):
+        rows = zip(points, targets, matched, counted or [None] * len(points), strict=True)
+        for pred, gt, match, own in rows:
             if match is None:
                 continue
             centres = gt.tree(pred).points
             weights = self._gt_weights(gt, match.squared_distance)
             to_pred.append(self._one_way(centres, pred, match.to_pred, weights))
-            to_gt.append(self._one_way(pred, centres, match.to_gt))
+            to_gt.append(self._one_way(pred, centres, match.to_gt, counted=own))
         for terms in (to_pred, to_gt):
             if terms:
                 sums, counts = zip(*terms, strict=True)
@@ -141,7 +145,12 @@ class ChamferLoss(nn.Module):
         return self.loss_weight * total
 
     def _one_way(
-        self, query: Tensor, reference: Tensor, index: Tensor, weights: Tensor | None = None
+        self,
+        query: Tensor,
+        reference: Tensor,
+        index: Tensor,
+        weights: Tensor | None = None,
+        counted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | float]:
         """Return the sum of the terms from query to reference and what to divide it by."""
         terms = ops.chamfer_terms(query, reference, index, self.beta)
@@ -150,6 +159,9 @@ class ChamferLoss(nn.Module):
         if self.density_aware:
             share = torch.bincount(index, minlength=len(reference))[index].to(terms).reciprocal()
             divisor = share.sum()
+        if counted is not None:
+            share = counted.to(terms) if share is None else share * counted
+            divisor = share.sum().clamp(min=torch.finfo(terms.dtype).tiny)
         for factor in (weights, share):
             if factor is not None:
                 terms = terms * factor

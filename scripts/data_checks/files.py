@@ -13,7 +13,7 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 
 from loaders.datasets.nuscenes import NuScenesDataset
-from loaders.errors import BadDataError, MissingDataError, WrongShapeError
+from loaders.errors import BadDataError, MissingDataError
 from loaders.transforms.decode import read_image
 from loaders.transforms.images import LoadMultiViewImages
 from loaders.transforms.points import LoadLidarSweeps, read_lidar_points
@@ -84,14 +84,7 @@ class FileChecker:
 
     def _check_image(self, path: str) -> Iterator[Finding]:
         def read() -> None:
-            image, raw_hw = read_image(path, reduction=_REDUCTION), self._raw_hw
-            expected = None if raw_hw is None else tuple(-(-size // _REDUCTION) for size in raw_hw)
-            if expected is not None and image.shape[:2] != expected:
-                found = [size * _REDUCTION for size in image.shape[:2]]
-                raise WrongShapeError(
-                    f"image {path} has about {found[0]} x {found[1]} pixels, the config says "
-                    f"{raw_hw}: set raw_hw in the config to the images' size"
-                )
+            read_image(path, reduction=_REDUCTION, raw_hw=self._raw_hw)
 
         yield from _attempt("image", read)
 

@@ -19,7 +19,7 @@ from loaders.errors import BadDataError
 
 # Longer names are refused, since all paths of a data set stand in one array of the longest.
 _MAX_TEXT = 1024
-_MAX_TIME_US = 1 << 62
+_MAX_TIME_US = 250_000_000_000_000_000  # the year 9892; dates end soon after
 
 # No metre, pixel or part of a rotation is larger, and products of these stay finite.
 _MAX_NUMBER = 1e12
@@ -45,7 +45,7 @@ class _Rule(NamedTuple):
 
 
 def _is_text(value: Any) -> bool:
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT or "\0" in value:
+    if not isinstance(value, str) or len(value) > _MAX_TEXT or "\0" in value:
         return False
     try:
         value.encode()
@@ -59,12 +59,12 @@ def _is_time(value: Any) -> bool:
         return False
     if isinstance(value, float | np.floating):
         value = int(value) if math.isfinite(value) and value == int(value) else None
-    return isinstance(value, int | np.integer) and abs(int(value)) <= _MAX_TIME_US
+    return isinstance(value, int | np.integer) and 0 <= int(value) <= _MAX_TIME_US
 
 
 def _are_times(values: Sequence[Any]) -> bool:
     return {type(v) for v in values} <= {int} and (
-        not values or (-_MAX_TIME_US <= min(values) and max(values) <= _MAX_TIME_US)
+        not values or (min(values) >= 0 and max(values) <= _MAX_TIME_US)
     )
 
 
@@ -119,17 +119,22 @@ def _are_texts(values: Sequence[Any]) -> bool:
     if not {type(v) for v in values} <= {str}:
         return False
     joined = "".join(values)
-    lengths = [len(v) for v in values] or [1]
-    return joined.isascii() and "\0" not in joined and 0 < min(lengths) <= max(lengths) <= _MAX_TEXT
+    longest = max(map(len, values), default=0)
+    return joined.isascii() and "\0" not in joined and longest <= _MAX_TEXT
 
 
 _TEXT = _Rule("a text", _are_texts, _is_text)
+_NAME = _Rule(
+    "a text that is not empty",
+    lambda values: _are_texts(values) and all(values),
+    lambda value: _is_text(value) and bool(value),
+)
 _TIME = _Rule("an integer of microseconds", _are_times, _is_time)
 
 _QUATERNION = _numbers(4, what=" that make a quaternion", is_usable=_is_turn)
 
 _INFO_RULES = {
-    "token": _TEXT,
+    "token": _NAME,
     "scene_name": _TEXT,
     "scene_token": _TEXT,
     "lidar_token": _TEXT,
@@ -141,7 +146,7 @@ _INFO_RULES = {
     "ego2global_rotation": _QUATERNION,
 }
 _CAMERA_RULES = {
-    "data_path": _TEXT,
+    "data_path": _NAME,
     "timestamp": _TIME,
     "cam_intrinsic": _numbers(3, 3),
     "sensor2global_rotation": _numbers(
@@ -151,7 +156,7 @@ _CAMERA_RULES = {
 }
 # Read only where LiDAR is used, so an info file may lack them.
 _SWEEP_RULES = {
-    "data_path": _TEXT,
+    "data_path": _NAME,
     "timestamp": _TIME,
     "sensor2lidar_rotation": _numbers(3, 3),
     "sensor2lidar_translation": _numbers(3),
@@ -205,16 +210,13 @@ def check_metadata(metadata: Mapping[Any, Any], path: str | os.PathLike[str], re
     Raises:
         BadDataError: It names the file and the key.
     """
-    for key, kind in (
-        ("version", str),
-        ("num_samples", int),
-        ("content_bytes", int),
-        ("content_hash", str),
-    ):
+    for key in ("version", "content_hash"):
+        if metadata.get(key) is not None and not isinstance(metadata[key], str):
+            raise BadDataError(f"info file {path}, metadata, '{key}' is no text: {remedy}")
+    for key in ("num_samples", "content_bytes"):
         value = metadata.get(key)
-        fits = isinstance(value, kind) and not (kind is int and value < 0)
-        if value is not None and not fits:
-            raise BadDataError(f"info file {path}, metadata, '{key}' is wrong: {remedy}")
+        if value is not None and not (isinstance(value, int) and value >= 0):
+            raise BadDataError(f"info file {path}, metadata, '{key}' is no number: {remedy}")
 
 
 def _wrong_structure(info: Entry) -> tuple[str, str] | None:

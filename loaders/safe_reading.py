@@ -211,7 +211,7 @@ class StoredArrays:
                 )
             flat = np.empty(math.prod(header.shape), dtype=header.dtype)
             with reading(self._path, self._kind):
-                _fill(stream, memoryview(flat.view(np.uint8)))
+                _fill(stream, flat.view(np.uint8).data)
             if header.dtype.kind == "b":  # any byte but 0 and 1 would be counted wrong
                 flat = flat.view(np.uint8) != 0
             return flat.reshape(header.shape, order="F" if header.fortran_order else "C")

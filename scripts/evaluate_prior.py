@@ -34,7 +34,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
 
 from loaders.datasets.nuscenes import NuScenesDataset
-from loaders.sample import OccSample
+from loaders.sample import UNKNOWN_LABEL, OccSample
 from scripts.runtime.config import load_config, named_config_keys
 from scripts.runtime.errors import ConfigError, run_entry_point
 from scripts.runtime.report import score_report, write_json
@@ -65,8 +65,13 @@ def count_labels(dataset: NuScenesDataset) -> tuple[Counts, ...]:
             shape = (len(VARIANTS), free + 1, *labels.shape)
             # Full OpenOccupancy grids have 10 million voxels: no more bytes than needed.
             counts = np.zeros(shape, np.min_scalar_type(len(dataset)))
-        index = np.nonzero(labels != free)
-        for count, scored in zip(counts, (None, _scored_voxels(sample)), strict=True):
+        known = labels != UNKNOWN_LABEL
+        index = np.nonzero((labels != free) & known)
+        scored_voxels = _scored_voxels(sample)
+        if not known.all():
+            scored_voxels = known if scored_voxels is None else known & scored_voxels
+        everywhere = None if known.all() else known
+        for count, scored in zip(counts, (everywhere, scored_voxels), strict=True):
             # How often a voxel counts stands where its free label does, until the end.
             count[free] += 1 if scored is None else scored
             seen = slice(None) if scored is None else scored[index]

@@ -90,7 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     def run() -> None:
-        report = score_folder(args.config, args.cfg_options, args.predictions, args.workers)
+        report = score_folder(
+            args.config, args.cfg_options, args.predictions, args.workers, args.masks
+        )
         print(report_table(report))
         if args.out:
             print(f"written to {write_report(args.out, report)}")

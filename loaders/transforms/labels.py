@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
-from loaders.errors import UnknownClassError, WrongShapeError
+from loaders.errors import BadDataError, UnknownClassError, WrongShapeError
 from loaders.safe_reading import MIB, FileKind, StoredArrays, open_arrays
 from loaders.sample import UNKNOWN_LABEL, OccSample
 from loaders.transforms.cache import ArrayCache
@@ -84,7 +84,7 @@ def read_occ3d_labels(
 def _check_headers(
     file: StoredArrays, keys: Sequence[str], path: str, grid_shape: tuple[int, int, int]
 ) -> None:
-    """Raises BadDataError unless the arrays are there, of one shape that fits, and of integers."""
+    """Raises BadDataError unless the arrays are there and of one shape that fits."""
     for key in keys:
         if key not in file:
             raise _LABEL_FILE.broken(path, f"has no '{key}'")
@@ -97,10 +97,6 @@ def _check_headers(
                 f"label file {path}: '{key}' has shape {header.shape}, but pc_range and voxel_size "
                 f"of the config make {grid_shape}: {_RESTORE}, or change the config"
             )
-    if headers["semantics"].dtype.kind not in "ui":
-        raise _LABEL_FILE.broken(
-            f"{path}: 'semantics'", f"is {headers['semantics'].dtype}, not integer"
-        )
 
 
 def known_labels(
@@ -113,7 +109,7 @@ def known_labels(
     """Checks the labels of a dense grid, and brings unknown ones to the one label they bear here.
 
     Args:
-        semantics: Integers of any shape, as stored.
+        semantics: Labels of any shape, as stored; may be changed.
         ignore_label: Label of the file's voxels of unknown state; None if there are none.
         num_classes: Number of classes, free included; all other labels must be below it.
         path: The file, for the error.
@@ -123,8 +119,10 @@ def known_labels(
         uint8 of the same shape.
 
     Raises:
-        UnknownClassError: If there is another label.
+        BadDataError: If there is another label, or the labels are no integers.
     """
+    if semantics.dtype.kind not in "ui":
+        raise BadDataError(f"label file {path} is {semantics.dtype}, not integer: {restore}")
     unknown = None
     if ignore_label is not None:
         unknown = semantics == ignore_label

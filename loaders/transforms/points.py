@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -207,6 +208,16 @@ class LoadLidarSweeps:
         points = move_points(points, lidar2occ @ lidar.sensor2lidar[row])
         points[:, _TIME_LAG] = (lidar.timestamps[0] - lidar.timestamps[row]) * 1e-6
         return points
+
+
+def load_dim_of(steps: Iterable[Any]) -> int:
+    """Returns the columns of LiDAR files that a pipeline loads: transforms, or their configs."""
+    for step in steps:
+        if isinstance(step, LoadLidarSweeps):
+            return step.load_dim
+        if isinstance(step, Mapping) and step.get("type") == LoadLidarSweeps.__name__:
+            return int(step.get("load_dim", _COLUMNS))
+    return _COLUMNS
 
 
 @TRANSFORMS.register_module()

@@ -130,7 +130,8 @@ class ChamferLoss(nn.Module):
         if matched is None:
             matched = [gt.match(pred) for pred, gt in zip(points, targets, strict=True)]
         to_pred, to_gt = [], []
-        rows = zip(points, targets, matched, counted or [None] * len(points), strict=True)
+        everyone: list[Tensor | None] = [None] * len(points)
+        rows = zip(points, targets, matched, counted or everyone, strict=True)
         for pred, gt, match, own in rows:
             if match is None:
                 continue

@@ -16,7 +16,7 @@ from loaders.datasets.nuscenes import NuScenesDataset
 from loaders.errors import BadDataError, MissingDataError
 from loaders.transforms.decode import read_image
 from loaders.transforms.images import LoadMultiViewImages
-from loaders.transforms.points import LoadLidarSweeps, read_lidar_points
+from loaders.transforms.points import LoadLidarSweeps, load_dim_of, read_lidar_points
 from scripts.data_checks.infos import Finding
 
 # Decoding at an eighth of the size still reads the whole file.
@@ -36,6 +36,7 @@ class FileChecker:
         found = [step.raw_hw for step in self._steps if isinstance(step, LoadMultiViewImages)]
         self._raw_hw: tuple[int, int] | None = found[0] if found else None
         self._reads_lidar = any(isinstance(step, LoadLidarSweeps) for step in self._steps)
+        self._load_dim = load_dim_of(self._steps)
         self._label_steps = [step for step in self._steps if hasattr(step, "label_path")]
 
     def check(self, index: int) -> tuple[int, list[Finding]]:
@@ -45,7 +46,7 @@ class FileChecker:
         images, sweeps = self._images(index), self._lidar_files(index)
         found = [finding for path in images for finding in self._check_image(path)]
         for path in sweeps:
-            found += _attempt("LiDAR", lambda path=path: read_lidar_points(path))
+            found += _attempt("LiDAR", lambda path=path: read_lidar_points(path, self._load_dim))
         sample = self.dataset.get_sample(index)
         for step in self._label_steps:
             found += _attempt("labels", lambda step=step: step(sample))

@@ -19,11 +19,13 @@ import numpy.typing as npt
 from loaders.errors import BadDataError, MissingDataError
 from loaders.info_io import CAMERAS
 from loaders.transforms.geometry import quaternion_to_matrix
+from models.errors import UserError
 from scripts.sweep_infos.json_stream import iter_records
 
 LIDAR = "LIDAR_TOP"
 CHANNELS = (*CAMERAS, LIDAR)
 _CHUNK_RECORDS = 100_000
+_LONGEST_NAME = 1024
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,9 @@ def open_tables(data_root: Path, version: str, progress: bool = False) -> Tables
         mounts, mount_index = _read_mounts(folder)
         scene_of_sample = np.repeat(np.arange(len(scenes)), [len(scene) for scene in samples])
         frames = _read_frames(folder, index, scene_of_sample, mounts, mount_index, progress)
-    except (KeyError, TypeError, IndexError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # values of any wrong type, in any of the tables
         raise BadDataError(
             f"the tables in {folder} cannot be read ({type(error).__name__}: {error}): restore "
             "them from the original archive"
@@ -185,9 +189,9 @@ def _read_frames(
                     record["timestamp"],
                     bool(record["is_key_frame"]),
                     mount,
-                    record["filename"].encode(),
-                    record["token"].encode(),
-                    record["ego_pose_token"].encode(),
+                    _name(record["filename"]),
+                    _name(record["token"]),
+                    _name(record["ego_pose_token"]),
                 )
 
     dtypes = (np.int32, np.int64, np.bool_, np.int32, np.bytes_, np.bytes_, np.bytes_)
@@ -208,6 +212,13 @@ def _read_frames(
         rotation,
         translation,
     )
+
+
+def _name(text: str) -> bytes:
+    """Returns a token or file name; arrays of them have the width of the longest."""
+    if len(text) > _LONGEST_NAME:
+        raise ValueError(f"a name of {len(text)} characters")
+    return text.encode()
 
 
 def _columns(rows: Iterator[tuple[Any, ...]], dtypes: Sequence[Any]) -> list[npt.NDArray[Any]]:
@@ -249,7 +260,7 @@ def _read_poses(
     names: list[bytes] = []
     values: list[Sequence[float]] = []
     for record in iter_records(path, progress):
-        names.append(record["token"].encode())
+        names.append(_name(record["token"]))
         values.append((*record["rotation"], *record["translation"]))
         if len(names) == _CHUNK_RECORDS:
             flush(names, values)

@@ -17,11 +17,12 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from loaders.predictions import load_prediction, prediction_path
 from loaders.sample import OccSample
-from loaders.transforms.points import read_lidar_points
+from loaders.transforms.decode import read_image
+from loaders.transforms.points import load_dim_of, read_lidar_points
 from scripts.runtime.checkpoint import load_weights
 from scripts.runtime.config import named_config_keys
 from scripts.runtime.errors import ConfigError
@@ -31,6 +32,7 @@ from scripts.visualization.sample_view import (
     QueryPoints,
     SampleView,
     dense_grid,
+    without_unknown,
 )
 from scripts.visualization.scores import sample_scores
 
@@ -76,6 +78,7 @@ class SampleSource:
         self._folder = None if predictions is None else Path(predictions)
         init_default_scope(cfg.get("default_scope", "mmengine"))
         dataset_cfg = _test_dataset(cfg)
+        self._load_dim = load_dim_of(dataset_cfg.get("pipeline") or [])
         if weights is None:
             _leave_out_inputs(dataset_cfg)
         if wanted.lidar:
@@ -160,13 +163,17 @@ class SampleSource:
             voxel_size=(float(size[0]), float(size[1]), float(size[2])),
             ego2grid=np.asarray(raw.ego2occ, dtype=np.float64),
             prediction=None if predicted is None else _prediction_grid(predicted, raw),
-            truth=_grid(labels, "voxel_semantics") if self._wanted.truth else None,
+            truth=(
+                without_unknown(_grid(labels, "voxel_semantics"), len(raw.class_names))
+                if self._wanted.truth
+                else None
+            ),
             scored=_grid(labels, "mask_camera"),
             images=_current_images(raw) if self._wanted.images else (),
             scores=() if predicted is None else sample_scores(self._metrics, predicted),
             time_us=scene.time_us,
             ego2global=scene.ego2global,
-            lidar=_lidar_points(raw) if self._wanted.lidar else None,
+            lidar=_lidar_points(raw, self._load_dim) if self._wanted.lidar else None,
             queries=queries,
         )
 
@@ -278,28 +285,24 @@ def _current_images(sample: OccSample) -> tuple[CameraImage, ...]:
     """Images of the current frame: the first of each camera (named by its folder).
 
     Raises:
-        ConfigError: an image is missing or broken.
+        MissingDataError: an image is missing.
+        BadDataError: an image is broken.
     """
     images: dict[str, CameraImage] = {}
     for path, ego2img in zip(sample.img_paths, sample.ego2img, strict=True):
         camera = Path(path).parent.name
         if camera in images:
             break
-        try:
-            with Image.open(path) as file:
-                images[camera] = CameraImage(camera, file.convert("RGB"), ego2img)
-        except (UnidentifiedImageError, OSError) as error:
-            raise ConfigError(
-                f"image {path} cannot be read ({error}): restore it or leave --vis-input out"
-            ) from error
+        rgb = np.ascontiguousarray(read_image(path)[:, :, ::-1])
+        images[camera] = CameraImage(camera, Image.fromarray(rgb), ego2img)
     return tuple(images.values())
 
 
-def _lidar_points(sample: OccSample) -> NDArray[np.float32] | None:
+def _lidar_points(sample: OccSample, load_dim: int) -> NDArray[np.float32] | None:
     """Points of the key frame's LiDAR in the ego frame: float32 [n, 3]; None without its file."""
     if sample.lidar is None or not Path(sample.lidar.paths[0]).is_file():
         return None
-    points = read_lidar_points(sample.lidar.paths[0])[:, :3]
+    points = read_lidar_points(sample.lidar.paths[0], load_dim)[:, :3]
     lidar2ego = sample.lidar2ego.astype(np.float32)
     return points @ lidar2ego[:3, :3].T + lidar2ego[:3, 3]
 

@@ -81,7 +81,7 @@ def _numbers(*shape: int, what: str = "", is_usable: _Usable | None = None) -> _
             return True
         if {type(v) for v in values} != {np.ndarray} or {v.shape for v in values} != {shape}:
             return False
-        if {v.dtype.kind for v in values} > set("fiu"):
+        if not {v.dtype.kind for v in values} <= set("fiu"):
             return False
         return are_good(np.concatenate(values).astype(np.float64).reshape(-1, *shape))
 
@@ -180,7 +180,7 @@ def check_infos(
 
     def wrong(i: int, key: str, problem: str) -> BadDataError:
         token = infos[i].get("token") if isinstance(infos[i], Mapping) else None
-        name = f" ({token:.80})" if isinstance(token, str) else ""
+        name = f" ({token:.80})" if isinstance(token, str) and token else ""
         return BadDataError(f"info file {path}, entry {i}{name}, '{key}' {problem}: {remedy}")
 
     for i, info in enumerate(infos):

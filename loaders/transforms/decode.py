@@ -77,7 +77,7 @@ def read_image(
         if data.count(_START_OF_SCAN) > _MAX_SCANS:
             raise _IMAGE_FILE.broken(path, broken)
     with reading(path, _IMAGE_FILE, broken):
-        size = _stored_size(data)
+        size = _stored_size(path, data)
     _check_size(path, size, raw_hw)
     with reading(path, _IMAGE_FILE, broken):
         image = decode(data, reduction)
@@ -93,14 +93,24 @@ def reduced_size(size_hw: tuple[int, int], reduction: int) -> tuple[int, int]:
     return -(-size_hw[0] // reduction), -(-size_hw[1] // reduction)
 
 
-def _stored_size(data: bytes | bytearray) -> tuple[int, int]:
+def _stored_size(path: str, data: bytes | bytearray) -> tuple[int, int]:
     """Returns height and width from the header of an image file; raises whatever Pillow does."""
     from PIL import Image as PilImage
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large pictures, which are judged by the caller
-        with PilImage.open(io.BytesIO(data), formats=_FORMATS) as file:
-            return file.height, file.width
+        try:
+            with PilImage.open(io.BytesIO(data), formats=_FORMATS) as file:
+                return file.height, file.width
+        except PilImage.DecompressionBombError:
+            raise _too_large(path, "far too many") from None
+
+
+def _too_large(path: str, found: str) -> WrongShapeError:
+    return WrongShapeError(
+        f"image {path} has {found} pixels, more than {_MAX_PIXELS >> 20} million: "
+        f"{_IMAGE_FILE.restore}"
+    )
 
 
 def _check_size(path: str, found: tuple[int, int], raw_hw: tuple[int, int] | None) -> None:
@@ -111,10 +121,7 @@ def _check_size(path: str, found: tuple[int, int], raw_hw: tuple[int, int] | Non
             "set raw_hw in the config to the images' size"
         )
     if raw_hw is None and found[0] * found[1] > _MAX_PIXELS:
-        raise WrongShapeError(
-            f"image {path} has {found[0]} x {found[1]} pixels, which is more than "
-            f"{_MAX_PIXELS >> 20} million: {_IMAGE_FILE.restore}"
-        )
+        raise _too_large(path, f"{found[0]} x {found[1]}")
 
 
 @functools.cache

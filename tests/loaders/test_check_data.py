@@ -148,7 +148,7 @@ def test_damaged_infos(copied, capsys):
         infos[3]["lidar_sweeps"][4]["timestamp"] += 10**7
         infos[3]["cams"]["CAM_FRONT_LEFT"]["timestamp"] += 700_000
         infos[4]["lidar_sweeps"].append({**infos[3]["lidar_sweeps"][0]})
-        infos[4]["lidar_sweeps"][0]["sensor2lidar_rotation"] = np.full((3, 3), np.nan)
+        infos[4]["lidar_sweeps"][0]["sensor2lidar_rotation"] = np.zeros((3, 3))
         infos[5]["ego2global_translation"] = [1e4, 0, 0]
 
     with_infos(copied, change)

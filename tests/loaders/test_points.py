@@ -153,9 +153,9 @@ class TestErrors:
         with pytest.raises(BadDataError, match=rf"a\.bin is truncated \({size} bytes"):
             read_lidar_points(str(tmp_path / "a.bin"))
 
-    def test_no_numbers(self, tmp_path):
+    def test_no_point_is_a_number(self, tmp_path):
         np.array([[1, 2, np.nan, 4, 5]], np.float32).tofile(tmp_path / "a.bin")
-        with pytest.raises(BadDataError, match=r"a\.bin has points that are no numbers"):
+        with pytest.raises(BadDataError, match=r"a\.bin has no point that is a number"):
             read_lidar_points(str(tmp_path / "a.bin"))
 
     def test_folder_instead_of_file(self, tmp_path):
@@ -174,7 +174,10 @@ class TestErrors:
         ("change", "message"),
         [
             (lambda sweep: sweep.pop("timestamp"), "lacks 'timestamp'"),
-            (lambda sweep: sweep.update(sensor2lidar_rotation=[1]), "broken pose"),
+            (
+                lambda sweep: sweep.update(sensor2lidar_rotation=[1]),
+                "sensor2lidar_rotation' is not 3 x 3 finite numbers",
+            ),
         ],
     )
     def test_broken_info(self, mini, tmp_path, change, message):

@@ -53,7 +53,7 @@ class RayCache:
         settings = (_VERSION, grid.shape, list(pc_range), list(voxel_size), empty_label)
         digest.update(repr((*settings, len(ray_directions()))).encode())
         path = self._folder / f"{digest.hexdigest()[:40]}.npz"
-        found = _read(path, len(origins) * len(ray_directions()))
+        found = read_rays(path, len(origins) * len(ray_directions()))
         if found is not None:
             return found
         label, depth = cast_label_rays([grid], origins, pc_range, voxel_size, empty_label)
@@ -71,7 +71,7 @@ class RayCache:
         os.replace(temporary, path)
 
 
-def _read(path: Path, number: int) -> Rays | None:
+def read_rays(path: Path, number: int) -> Rays | None:
     """Returns the rays of a file, None if it is not there or not whole."""
     try:
         with open_arrays(path, _RAY_FILE, _RAY_FILE.max_bytes) as file:

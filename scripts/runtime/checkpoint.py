@@ -110,7 +110,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"the 'state_dict' of {path} holds something else than named tensors: {_GIVE_ANOTHER}"
         )
-    if not isinstance(checkpoint.get("meta") or {}, Mapping):
+    if checkpoint.get("meta") is not None and not isinstance(checkpoint["meta"], Mapping):
         raise CheckpointError(f"the 'meta' of {path} is no dict: {_GIVE_ANOTHER}")
     return checkpoint
 

@@ -140,7 +140,8 @@ def read_file(path: StrPath, kind: FileKind) -> bytearray:
     """
     with open_file(path, kind) as file, reading(path, kind, "cannot be read"):
         data = bytearray(file_size(file))
-        return data[: file.readinto(data)]  # type: ignore[attr-defined]
+        number = file.readinto(data)  # type: ignore[attr-defined]
+        return data if number == len(data) else data[:number]
 
 
 class ArrayHeader(NamedTuple):

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 
 from loaders.errors import BadDataError
-from loaders.safe_reading import MIB, FileKind, read_file, reading, truncated
+from loaders.safe_reading import MIB, FileKind, read_file, truncated
 from loaders.sample import LidarFrames, OccSample
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.geometry import move_points
@@ -68,25 +68,31 @@ def read_lidar_points(path: str, load_dim: int = _COLUMNS) -> Points:
             f"{len(data)} bytes are no whole number of points of {row_bytes}; other data sets have "
             "files of other columns, which load_dim of LoadLidarSweeps sets",
         )
-    values = np.frombuffer(data, dtype="<f4")
-    rows = values.reshape(-1, load_dim)
-    with np.errstate(invalid="ignore"), reading(path, _LIDAR_FILE):
-        finite = np.isfinite(rows[:, :4]).all(axis=1)
-        near = (np.abs(rows[:, :3]) <= _MAX_DISTANCE_M).all(axis=1)
-    if not finite.any():
-        raise _LIDAR_FILE.broken(path, "has no point that is a number")
-    far = finite & ~near
-    if far.sum() > _MAX_SHARE_FAR * finite.sum():
-        raise _not_points(path, load_dim, "most lie further away than 100 km")
-    kept = rows[finite & near]
-    _check_columns(path, kept if len(kept) == len(rows) else rows, load_dim)
+    rows = np.frombuffer(data, dtype="<f4").reshape(-1, load_dim)
+    kept = _usable(path, rows, load_dim)
+    # With all rows, since a file of other columns has its infinities anywhere.
+    _check_columns(path, rows, load_dim)
     if len(kept) < len(rows):
         _note_dropped(path, len(rows) - len(kept), len(rows))
     if load_dim == _COLUMNS:
-        return kept if kept.flags.writeable else kept.copy()
+        return kept
     points = np.zeros((len(kept), _COLUMNS), dtype=np.float32)
     points[:, :load_dim] = kept
     return points
+
+
+def _usable(path: str, rows: Points, load_dim: int) -> Points:
+    """Returns the rows that are points; raises BadDataError if they cannot be points at all."""
+    if np.isfinite(rows[:, :4]).all() and np.abs(rows[:, :3]).max() <= _MAX_DISTANCE_M:
+        return rows
+    finite = np.isfinite(rows[:, :4]).all(axis=1)
+    if not finite.any():
+        raise _LIDAR_FILE.broken(path, "has no point that is a number")
+    near = (np.abs(rows[:, :3]) <= _MAX_DISTANCE_M).all(axis=1)
+    if (finite & ~near).sum() > _MAX_SHARE_FAR * finite.sum():
+        raise _not_points(path, load_dim, "many lie further away than 100 km")
+    kept: Points = rows[finite & near]
+    return kept
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -127,14 +133,23 @@ def _check_columns(path: str, rows: Points, load_dim: int) -> None:
 
 
 def _difference(values: npt.NDArray[np.float32], columns: int) -> float:
-    """Returns Kruskal and Wallis' statistic of the first rows: large if the columns differ."""
+    """Returns how much the columns differ, by where they lie or by how far they spread.
+
+    The larger of Kruskal and Wallis' statistics of the first rows' values and of their amounts.
+    """
     values = values[: _JUDGED_ROWS * columns]
-    number = len(values)
+    return max(_kruskal_wallis(values, columns), _kruskal_wallis(np.abs(values), columns))
+
+
+def _kruskal_wallis(values: npt.NDArray[np.float32], columns: int) -> float:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse.reshape(-1)]  # ties share their mean
     spread = float(((ranks - ranks.mean()) ** 2).sum())
+    if not spread:
+        return 0.0
     between = (ranks.reshape(-1, columns).mean(axis=0) - ranks.mean()) ** 2
-    return (number - 1) * float(between.sum()) * (number // columns) / spread if spread else 0.0
+    rows = len(values) // columns
+    return (len(values) - 1) * rows * float(between.sum()) / spread
 
 
 def _is_ring_or_time(column: Points) -> bool:

@@ -46,12 +46,26 @@ _VERSION = "v1.0-mini"
 _NUM_RAYS = 50
 # How often what is stored is changed, instead of the bytes.
 _SHARE_WRONG_VALUES = 0.4
-_JUNK = (
+_JUNK: tuple[Any, ...] = (
     None, True, "", "a", "\ud800", "a\0b", "x" * 3000, b"bytes", -1, 0, 2**70, 1.5, math.nan,
     math.inf, [], {}, [[]], {"a": {}}, [1, 2, 3], (1, 2), np.zeros(0), np.full((3, 3), np.nan),
     np.array(["a"]), np.array([None]), np.zeros((2, 2, 2)), np.int8(3), {1, 2},
 )  # fmt: skip
-_JSON_JUNK = (None, True, "", "a", "x" * 3000, -1, 2**70, 1.5, math.nan, [], {}, [[]], [1, 2])
+_JSON_JUNK: tuple[Any, ...] = (
+    None,
+    True,
+    "",
+    "a",
+    "x" * 3000,
+    -1,
+    2**70,
+    1.5,
+    math.nan,
+    [],
+    {},
+    [[]],
+    [1, 2],
+)
 
 
 @dataclass(frozen=True)
@@ -222,9 +236,8 @@ def _saved(save: Callable[..., None], *arrays: Any, **named: Any) -> bytes:
 
 
 def _lidar_targets(rng: Rng) -> dict[str, _Target]:
-    columns = [rng.normal(0, 20, 120), rng.normal(0, 9, 120), rng.normal(-1, 1, 120)]
-    columns += [rng.integers(0, 255, 120), np.arange(120) % 32]
-    points = np.stack(columns, axis=1).astype(np.float32)
+    xyz = rng.normal((0, 0, -1), (20, 9, 1), (120, 3))
+    points = np.c_[xyz, rng.integers(0, 255, 120), np.arange(120) % 32].astype(np.float32)
 
     def read(file: str) -> Callable[[Path, Rng], object]:
         return lambda root, rng: read_lidar_points(str(root / file), int(rng.choice(LOAD_DIMS)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,31 +13,39 @@ from tqdm import tqdm
 from loaders.errors import BadDataError
 from loaders.safe_reading import FileKind, file_size, open_file
 
-_CHUNK_CHARACTERS = 1 << 22
+_CHUNK_CHARACTERS = 1 << 20
 # nuScenes' longest records have a few kilobytes: what is not complete after this never will be.
-_LONGEST_RECORD = 1 << 24
+_LONGEST_RECORD = 1 << 21
 _SEPARATORS = " \t\r\n,"
 _RESTORE = "restore it from the original archive"
 # The largest table of nuScenes' trainval has 2 GB.
 _TABLE = FileKind("table", _RESTORE, _RESTORE, max_bytes=64 << 30)
 
 
-def iter_records(path: Path, progress: bool = False) -> Iterator[dict[str, Any]]:
+def iter_records(
+    path: Path, progress: bool = False, keys: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """Yields the objects of a JSON array ``[{...}, {...}, ...]`` in constant memory.
 
     Args:
         path: A table of nuScenes.
         progress: Whether to show a bar (in bytes).
+        keys: What every record must have.
 
     Raises:
         MissingDataError: If the file does not exist.
-        BadDataError: If it is no array of objects, or ends early.
+        BadDataError: If it is no array of objects, ends early, or a record lacks a key.
     """
     try:
         with open_file(path, _TABLE) as file:
             options = dict(unit="B", unit_scale=True, leave=False, disable=not progress)
             with tqdm(total=file_size(file), desc=path.name, **options) as bar:
-                yield from _records_of(io.TextIOWrapper(file, encoding="utf-8"), path, bar)
+                records = _records_of(io.TextIOWrapper(file, encoding="utf-8"), path, bar)
+                for number, record in enumerate(records):
+                    for key in keys:
+                        if key not in record:
+                            raise _broken(path, f"record {number} lacks '{key}'")
+                    yield record
     except UnicodeDecodeError as error:
         raise _broken(path, "no UTF-8 text") from error
 

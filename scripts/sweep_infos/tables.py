@@ -26,6 +26,23 @@ LIDAR = "LIDAR_TOP"
 CHANNELS = (*CAMERAS, LIDAR)
 _CHUNK_RECORDS = 100_000
 _LONGEST_NAME = 1024
+# Keys of the tables' records that infos are made of.
+_KEYS = {
+    "scene": ("token", "name"),
+    "sample": ("token", "timestamp", "scene_token"),
+    "sensor": ("token", "channel"),
+    "calibrated_sensor": ("token", "sensor_token", "rotation", "translation", "camera_intrinsic"),
+    "sample_data": (
+        "token",
+        "sample_token",
+        "ego_pose_token",
+        "calibrated_sensor_token",
+        "timestamp",
+        "is_key_frame",
+        "filename",
+    ),
+    "ego_pose": ("token", "rotation", "translation"),
+}
 
 
 @dataclass(frozen=True)
@@ -126,8 +143,8 @@ def open_tables(data_root: Path, version: str, progress: bool = False) -> Tables
             f"({', '.join(found) or 'no nuScenes tables'})"
         )
     try:
-        scenes = list(iter_records(folder / "scene.json"))
-        samples = _samples_by_scene(scenes, iter_records(folder / "sample.json"))
+        scenes = list(_records(folder, "scene"))
+        samples = _samples_by_scene(scenes, _records(folder, "sample"))
         index = {
             record["token"]: i for i, record in enumerate(r for scene in samples for r in scene)
         }
@@ -144,6 +161,11 @@ def open_tables(data_root: Path, version: str, progress: bool = False) -> Tables
     return Tables(data_root, version, scenes, samples, index, mounts, frames)
 
 
+def _records(folder: Path, table: str, progress: bool = False) -> Iterator[dict[str, Any]]:
+    """Yields the records of a table, which have the keys that are needed of them."""
+    return iter_records(folder / f"{table}.json", progress, _KEYS[table])
+
+
 def _samples_by_scene(
     scenes: Sequence[Mapping[str, Any]], samples: Iterable[dict[str, Any]]
 ) -> list[list[dict[str, Any]]]:
@@ -158,11 +180,11 @@ def _read_mounts(folder: Path) -> tuple[list[Mount], dict[str, int]]:
     """Returns the calibrations and their indices by token."""
     channels = {
         record["token"]: CHANNELS.index(record["channel"]) if record["channel"] in CHANNELS else -1
-        for record in iter_records(folder / "sensor.json")
+        for record in _records(folder, "sensor")
     }
     mounts: list[Mount] = []
     index: dict[str, int] = {}
-    for record in iter_records(folder / "calibrated_sensor.json"):
+    for record in _records(folder, "calibrated_sensor"):
         index[record["token"]] = len(mounts)
         intrinsic = np.array(record["camera_intrinsic"] or np.zeros((0, 0)), dtype=np.float64)
         rotation = quaternion_to_matrix(record["rotation"])
@@ -181,7 +203,7 @@ def _read_frames(
     progress: bool,
 ) -> Frames:
     def wanted() -> Iterator[tuple[Any, ...]]:
-        for record in iter_records(folder / "sample_data.json", progress):
+        for record in _records(folder, "sample_data", progress):
             mount = mount_index[record["calibrated_sensor_token"]]
             if mounts[mount].channel >= 0:
                 yield (
@@ -199,7 +221,7 @@ def _read_frames(
     scene = scene_of_sample[sample].astype(np.int32)
     channel = np.array([m.channel for m in mounts], dtype=np.int8)[mount]
     order = np.lexsort((timestamp, channel, scene))
-    rotation, translation = _read_poses(folder / "ego_pose.json", pose_token[order], progress)
+    rotation, translation = _read_poses(folder, pose_token[order], progress)
     return Frames(
         scene[order],
         channel[order],
@@ -244,7 +266,7 @@ def _columns(rows: Iterator[tuple[Any, ...]], dtypes: Sequence[Any]) -> list[npt
 
 
 def _read_poses(
-    path: Path, tokens: npt.NDArray[np.bytes_], progress: bool
+    folder: Path, tokens: npt.NDArray[np.bytes_], progress: bool
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Returns quaternions [n, 4] and translations [n, 3] of the poses with these tokens."""
     unique, inverse = np.unique(tokens, return_inverse=True)
@@ -259,7 +281,7 @@ def _read_poses(
 
     names: list[bytes] = []
     values: list[Sequence[float]] = []
-    for record in iter_records(path, progress):
+    for record in _records(folder, "ego_pose", progress):
         names.append(_name(record["token"]))
         values.append((*record["rotation"], *record["translation"]))
         if len(names) == _CHUNK_RECORDS:
@@ -269,7 +291,8 @@ def _read_poses(
     lacking = np.flatnonzero(np.isnan(poses).any(axis=1))
     if len(lacking):
         raise BadDataError(
-            f"the table {path} lacks {len(lacking)} poses that sample_data.json names (the first: "
-            f"{unique[lacking[0]].decode()}): restore the tables from the original archive"
+            f"the table {folder / 'ego_pose.json'} lacks {len(lacking)} poses that "
+            f"sample_data.json names (the first: {unique[lacking[0]].decode()}): restore the "
+            "tables from the original archive"
         )
     return poses[inverse, :4], poses[inverse, 4:]

@@ -43,7 +43,7 @@ READERS = {
     "infos": load_infos,
     "prediction": lambda path: load_prediction(path, GRID, 2),
     "checkpoint": read_checkpoint,
-    "table": lambda path: list(iter_records(Path(path))),
+    "table": lambda path: list(iter_records(Path(path), keys=("token",))),
 }
 
 
@@ -288,6 +288,10 @@ def hostile_files(folder: Path) -> dict[str, tuple[str, Path]]:
             for member in plain.infolist():
                 packed.writestr(member.filename, plain.read(member))
     cases["checkpoint"] = "checkpoint", folder / "bomb.pth"
+    (folder / "a.json").write_text("[" + "{}," * 4_000_000 + "{}]")
+    cases["table of many records"] = "table", folder / "a.json"
+    (folder / "b.json").write_text('[{"token": [' + "[]," * 5_000_000 + "[]]}]")
+    cases["table of a long record"] = "table", folder / "b.json"
     for name in ("memo", "sets", "frame"):
         cases[f"checkpoint: {name}"] = "checkpoint", folder / f"{name}.pkl"
     return cases
@@ -411,6 +415,11 @@ def test_checkpoint_of_other_content(tmp_path, content, message):
 def test_table_that_nothing_can_hold(tmp_path, text):
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
     assert "original archive" in refused("table", tmp_path / "a.json")
+
+
+def test_record_that_lacks_a_key(tmp_path):
+    (tmp_path / "a.json").write_text('[{"token": "a"}, {"name": "b"}]')
+    assert "(record 1 lacks 'token')" in refused("table", tmp_path / "a.json")
 
 
 def test_missing_data_error_is_a_file_not_found_error(tmp_path):

@@ -14,6 +14,7 @@ from loaders.metrics.ray_iou import cast_label_rays, sample_ray_counts
 from loaders.sample import UNKNOWN_LABEL, OccSample
 from loaders.transforms.labels import LoadOcc3DLabels
 from loaders.transforms.occupancy_labels import LoadOccupancyLabels
+from scripts.visualization.sample_view import without_unknown
 
 GRID, FREE, CLASSES = (20, 20, 5), 2, ("car", "bus")
 RANGE, VOXEL = (-4.0, -4.0, -1.0, 4.0, 4.0, 1.0), (0.4, 0.4, 0.4)
@@ -211,6 +212,14 @@ def test_rays_that_end_in_unknown_voxels_are_left_out(tmp_path, cached):
         assert counts.pred[k] == (kept & (found == k)).sum()
         for h, limit in enumerate((1, 2, 4)):
             assert counts.hit[h, k] == (hit & (true == k) & (abs(true_m - found_m) < limit)).sum()
+
+
+def test_unknown_voxels_are_not_drawn():
+    grid, unknown = labels()
+    truth = np.where(unknown, UNKNOWN_LABEL, grid).astype(np.uint8)
+    drawn = without_unknown(truth, FREE)
+    np.testing.assert_array_equal(drawn, np.where(unknown, FREE, grid))
+    assert drawn.dtype == np.uint8
 
 
 # ---------------------------------------------------------------- losses

@@ -71,14 +71,13 @@ def read_image(
     broken = f"cannot be decoded ({len(data)} bytes)"
     # OpenCV and TurboJPEG fill what is missing of a JPEG with grey and only warn on stderr, so
     # truncation is looked for here, before any of them.
-    if data.startswith(_START_OF_IMAGE):
-        if data.find(_END_OF_IMAGE, -_TAIL_BYTES) < 0:
-            raise truncated(path, _IMAGE_FILE, f"{len(data)} bytes")
-        if data.count(_START_OF_SCAN) > _MAX_SCANS:
-            raise _IMAGE_FILE.broken(path, broken)
+    if data.startswith(_START_OF_IMAGE) and data.find(_END_OF_IMAGE, -_TAIL_BYTES) < 0:
+        raise truncated(path, _IMAGE_FILE, f"{len(data)} bytes")
     with reading(path, _IMAGE_FILE, broken):
-        size = _stored_size(path, data)
+        size, is_progressive = _read_header(path, data)
     _check_size(path, size, raw_hw)
+    if is_progressive and data.count(_START_OF_SCAN) > _MAX_SCANS:
+        raise _IMAGE_FILE.broken(path, broken)
     with reading(path, _IMAGE_FILE, broken):
         image = decode(data, reduction)
     if image is None:
@@ -93,15 +92,18 @@ def reduced_size(size_hw: tuple[int, int], reduction: int) -> tuple[int, int]:
     return -(-size_hw[0] // reduction), -(-size_hw[1] // reduction)
 
 
-def _stored_size(path: str, data: bytes | bytearray) -> tuple[int, int]:
-    """Returns height and width from the header of an image file; raises whatever Pillow does."""
+def _read_header(path: str, data: bytes | bytearray) -> tuple[tuple[int, int], bool]:
+    """Returns height and width of an image file, and whether it is a progressive JPEG.
+
+    Raises whatever Pillow does.
+    """
     from PIL import Image as PilImage
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large pictures, which are judged by the caller
         try:
             with PilImage.open(io.BytesIO(data), formats=_FORMATS) as file:
-                return file.height, file.width
+                return (file.height, file.width), bool(file.info.get("progressive"))
         except PilImage.DecompressionBombError:
             raise _too_large(path, "far too many") from None
 
@@ -115,7 +117,7 @@ def _too_large(path: str, found: str) -> WrongShapeError:
 
 def _check_size(path: str, found: tuple[int, int], raw_hw: tuple[int, int] | None) -> None:
     """Raises an error if an image has another size than expected, or too many pixels."""
-    if raw_hw is not None and found != raw_hw:
+    if raw_hw is not None and found != tuple(raw_hw):
         raise WrongShapeError(
             f"image {path} has {found[0]} x {found[1]} pixels, expected {raw_hw[0]} x {raw_hw[1]}: "
             "set raw_hw in the config to the images' size"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -34,6 +33,9 @@ _LIDAR_FILE = FileKind(
 _MAX_DISTANCE_M = 1e5
 # A share of points beyond that, above which the file holds something else than points.
 _MAX_SHARE_FAR = 0.1
+# Files with dropped points that a process names, and those that it has named.
+_MAX_NOTES = 20
+_noted: set[str] = set()
 # Rows that the plausibility of the columns is judged by.
 _JUDGED_ROWS = 300
 # The 99.9 % quantile of chi-squared with 2, 3 and 4 degrees of freedom.
@@ -44,7 +46,7 @@ def read_lidar_points(path: str, load_dim: int = _COLUMNS) -> Points:
     """Reads a LiDAR file, as nuScenes has them or with fewer columns.
 
     Rows whose x, y, z or intensity is no number, and rows further away than 100 km, are dropped; a
-    warning names the file and their number once.
+    warning names the file and their number once (for the first files of a process).
 
     Args:
         path: Raw float32 rows: x, y, z (metres), then intensity, then ring index.
@@ -95,12 +97,15 @@ def _usable(path: str, rows: Points, load_dim: int) -> Points:
     return kept
 
 
-@functools.lru_cache(maxsize=1 << 16)
 def _note_dropped(path: str, number: int, total: int) -> None:
-    """Logs once per file and process that points were dropped."""
+    """Logs that points were dropped, once per file, for the first files of a process."""
+    if path in _noted or len(_noted) >= _MAX_NOTES:
+        return
+    _noted.add(path)
+    last = "; further files like it are not named" if len(_noted) == _MAX_NOTES else ""
     print_log(
         f"LiDAR file {path}: dropped {number} of {total} points, which are no numbers or further "
-        "away than 100 km",
+        f"away than 100 km{last}",
         logger="current",
         level=logging.WARNING,
     )

@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS
 import loaders.register  # noqa: F401 - enters the parts into the registries
 from loaders.errors import BadDataError, MissingDataError
 from loaders.info_io import load_infos, save_infos
+from loaders.transforms import points as points_module
 from loaders.transforms.points import FilterPoints, LoadLidarSweeps, read_lidar_points
 
 TRAIN = "nuscenes_infos_train_mini_sweep.pkl"
@@ -258,7 +259,16 @@ def test_size_of_other_columns_names_the_setting(tmp_path):
         read_lidar_points(lidar_file(tmp_path, some_points(7)[:, :4]))
 
 
-def test_rows_that_are_no_numbers_are_dropped_and_told_once(tmp_path, caplog):
+@pytest.fixture
+def logged(monkeypatch):
+    """Messages of this test, in a process that has named no file yet."""
+    messages = []
+    monkeypatch.setattr(points_module, "_noted", set())
+    monkeypatch.setattr(points_module, "print_log", lambda text, **_: messages.append(text))
+    return messages
+
+
+def test_rows_that_are_no_numbers_are_dropped_and_told_once(tmp_path, logged):
     points = some_points(100)
     bad = np.zeros(100, bool)
     for row, column, value in ((3, 0, np.nan), (7, 3, np.inf), (8, 2, -np.inf), (99, 1, 1e30)):
@@ -266,12 +276,19 @@ def test_rows_that_are_no_numbers_are_dropped_and_told_once(tmp_path, caplog):
         bad[row] = True
     points[20, 4] = np.nan  # the ring index is not used
     path = lidar_file(tmp_path, points)
-    with caplog.at_level("WARNING"):
-        for _ in range(3):
-            np.testing.assert_array_equal(read_lidar_points(path), points[~bad])
-    told = [record.getMessage() for record in caplog.records if "a.bin" in record.getMessage()]
-    assert len(told) <= 1
-    assert all("dropped 4 of 100 points" in message for message in told)
+    for _ in range(3):
+        np.testing.assert_array_equal(read_lidar_points(path), points[~bad])
+    assert [f"{path}: dropped 4 of 100 points" in message for message in logged] == [True]
+
+
+def test_only_the_first_files_with_dropped_points_are_named(tmp_path, logged):
+    points = some_points(50)
+    points[3, 1] = np.nan
+    for i in range(30):
+        np.asarray(points).tofile(tmp_path / f"{i}.bin")
+        assert len(read_lidar_points(str(tmp_path / f"{i}.bin"))) == 49
+    assert len(logged) == 20
+    assert "further files like it are not named" in logged[-1]
 
 
 def test_content_that_is_no_points(tmp_path):

@@ -25,7 +25,7 @@ _IMAGE_FILE = FileKind(
     "complete the data set, or write the info file for the data you have with "
     "scripts/gen_sweep_info.py",
     "restore it from the original archive",
-    max_bytes=128 * MIB,
+    max_bytes=64 * MIB,
 )
 # Formats that OpenCV and Pillow both decode, and whose header Pillow reads without a decoder.
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF")

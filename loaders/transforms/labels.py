@@ -123,12 +123,13 @@ def known_labels(
     """
     if semantics.dtype.kind not in "ui":
         raise BadDataError(f"label file {path} is {semantics.dtype}, not integer: {restore}")
-    unknown = None
+    known: npt.NDArray[np.bool_] | None = None
     if ignore_label is not None:
-        unknown = semantics == ignore_label
-        unknown = unknown if unknown.any() else None
-    known = semantics if unknown is None else semantics[~unknown]
-    low, high = (int(known.min()), int(known.max())) if known.size else (0, 0)
+        known = semantics != ignore_label
+        known = None if known.all() else known
+    where: Any = True if known is None else known
+    low = int(semantics.min(initial=0, where=where))
+    high = int(semantics.max(initial=0, where=where))
     if low < 0 or high >= num_classes:
         raise UnknownClassError(
             f"label file {path} has class {low if low < 0 else high}, but class_names of the "
@@ -136,8 +137,8 @@ def known_labels(
             "ignore_label if it marks voxels of unknown state"
         )
     labels = semantics.astype(np.uint8, copy=False)
-    if unknown is not None:
-        labels[unknown] = UNKNOWN_LABEL
+    if known is not None:
+        labels[~known] = UNKNOWN_LABEL
     return labels
 
 

@@ -27,7 +27,7 @@ _LABEL_FILE = FileKind(
     "extract the OpenOccupancy labels to occupancy/ of the data root, or write the info file anew "
     "if it belongs to other data",
     _RESTORE,
-    max_bytes=128 * MIB,
+    max_bytes=96 * MIB,
 )
 
 

@@ -27,7 +27,7 @@ _LIDAR_FILE = FileKind(
     "complete the data set, or write the info file for the data you have with "
     "scripts/gen_sweep_info.py",
     "restore it from the original archive",
-    max_bytes=128 * MIB,
+    max_bytes=64 * MIB,
 )
 # Nothing that a LiDAR sees is further away.
 _MAX_DISTANCE_M = 1e5

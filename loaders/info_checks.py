@@ -276,6 +276,6 @@ def _wrong_entry(
             if is_needed:
                 return key, "is missing"
         elif not rule.is_right(entry[key]):
-            found = " ".join(reprlib.repr(entry[key]).split())
-            return key, f"is not {rule.what} (it is {found:.60})"
+            value = " ".join(reprlib.repr(entry[key]).split())
+            return key, f"is not {rule.what} (it is {value:.60})"
     return None

@@ -130,9 +130,9 @@ def _dense(
     """Reads the label grid of a file, of any name if it is the only array."""
     name = "semantics" if "semantics" in file or len(file.names) != 1 else file.names[0]
     if name not in file:
-        found = ", ".join(file.names[:5]) or "nothing"
+        names = ", ".join(file.names[:5]) or "nothing"
         raise _PREDICTION_FILE.broken(
-            path, f"has neither 'coords' and 'labels' nor 'semantics' (found {found})"
+            path, f"has neither 'coords' and 'labels' nor 'semantics' (found {names})"
         )
     header = file.header(name)
     if header.shape != grid_shape or header.dtype.kind not in "ui":

@@ -123,8 +123,8 @@ def open_file(path: StrPath, kind: FileKind) -> BinaryIO:
 
 def _check_mode(mode: int, path: StrPath, kind: FileKind) -> None:
     if not stat.S_ISREG(mode):
-        found = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise kind.broken(path, f"cannot be read (it is {found}, not a file)")
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise kind.broken(path, f"cannot be read (it is {what}, not a file)")
 
 
 def file_size(file: BinaryIO) -> int:
@@ -348,10 +348,10 @@ def limited_memory(max_bytes: int) -> Iterator[None]:
 def _writable_bytes() -> int | None:
     """Returns the size of the process's private writable memory, None if it is not known."""
     try:
-        found = re.search(rb"^VmData:\s+(\d+) kB", Path("/proc/self/status").read_bytes(), re.M)
+        line = re.search(rb"^VmData:\s+(\d+) kB", Path("/proc/self/status").read_bytes(), re.M)
     except OSError:
         return None
-    return int(found[1]) * 1024 if found else None
+    return int(line[1]) * 1024 if line else None
 
 
 def truncated(path: StrPath, kind: FileKind, problem: str) -> UserError:

@@ -209,8 +209,8 @@ def batch_ray_counts(
     else:
         settings = (pc_range, voxel_size, empty_label)
         rays = [
-            _without_unknown(*(cast_gt or _cast_one)(gt, own, *settings), empty_label)
-            for gt, own in zip(gts, origins, strict=True)
+            _without_unknown(*(cast_gt or _cast_one)(gt, starts, *settings), empty_label)
+            for gt, starts in zip(gts, origins, strict=True)
         ]
         columns = (np.concatenate(column) for column in zip(*rays, strict=True))
         shape = (len(packed), len(ray_directions()))

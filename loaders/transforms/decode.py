@@ -108,22 +108,22 @@ def _read_header(path: str, data: bytes | bytearray) -> tuple[tuple[int, int], b
             raise _too_large(path, "far too many") from None
 
 
-def _too_large(path: str, found: str) -> WrongShapeError:
+def _too_large(path: str, number: str) -> WrongShapeError:
     return WrongShapeError(
-        f"image {path} has {found} pixels, more than {_MAX_PIXELS >> 20} million: "
+        f"image {path} has {number} pixels, more than {_MAX_PIXELS >> 20} million: "
         f"{_IMAGE_FILE.restore}"
     )
 
 
-def _check_size(path: str, found: tuple[int, int], raw_hw: tuple[int, int] | None) -> None:
+def _check_size(path: str, size: tuple[int, int], raw_hw: tuple[int, int] | None) -> None:
     """Raises an error if an image has another size than expected, or too many pixels."""
-    if raw_hw is not None and found != tuple(raw_hw):
+    if raw_hw is not None and size != tuple(raw_hw):
         raise WrongShapeError(
-            f"image {path} has {found[0]} x {found[1]} pixels, expected {raw_hw[0]} x {raw_hw[1]}: "
+            f"image {path} has {size[0]} x {size[1]} pixels, expected {raw_hw[0]} x {raw_hw[1]}: "
             "set raw_hw in the config to the images' size"
         )
-    if raw_hw is None and found[0] * found[1] > _MAX_PIXELS:
-        raise _too_large(path, f"{found[0]} x {found[1]}")
+    if raw_hw is None and size[0] * size[1] > _MAX_PIXELS:
+        raise _too_large(path, f"{size[0]} x {size[1]}")
 
 
 @functools.cache

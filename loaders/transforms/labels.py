@@ -127,9 +127,9 @@ def known_labels(
     if ignore_label is not None:
         known = semantics != ignore_label
         known = None if known.all() else known
-    where: Any = True if known is None else known
-    low = int(semantics.min(initial=0, where=where))
-    high = int(semantics.max(initial=0, where=where))
+    judged: Any = True if known is None else known
+    low = int(semantics.min(initial=0, where=judged))
+    high = int(semantics.max(initial=0, where=judged))
     if low < 0 or high >= num_classes:
         raise UnknownClassError(
             f"label file {path} has class {low if low < 0 else high}, but class_names of the "

@@ -132,13 +132,13 @@ class ChamferLoss(nn.Module):
         to_pred, to_gt = [], []
         everyone: list[Tensor | None] = [None] * len(points)
         rows = zip(points, targets, matched, counted or everyone, strict=True)
-        for pred, gt, match, own in rows:
+        for pred, gt, match, mask in rows:
             if match is None:
                 continue
             centres = gt.tree(pred).points
             weights = self._gt_weights(gt, match.squared_distance)
             to_pred.append(self._one_way(centres, pred, match.to_pred, weights))
-            to_gt.append(self._one_way(pred, centres, match.to_gt, counted=own))
+            to_gt.append(self._one_way(pred, centres, match.to_gt, counted=mask))
         for terms in (to_pred, to_gt):
             if terms:
                 sums, counts = zip(*terms, strict=True)

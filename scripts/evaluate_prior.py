@@ -100,7 +100,9 @@ def prior_grids(counts_all: Counts, counts_visible: Counts) -> dict[str, Grid]:
     Returns:
         Variant name to labels uint8 [X, Y, Z].
     """
-    everywhere = counts_all.argmax(axis=0).astype(np.uint8)
+    # A voxel whose state is never known is free.
+    is_known = counts_all.any(axis=0)
+    everywhere = np.where(is_known, counts_all.argmax(axis=0), len(counts_all) - 1).astype(np.uint8)
     seen = counts_visible.any(axis=0)
     visible = np.where(seen, counts_visible.argmax(axis=0).astype(np.uint8), everywhere)
     return {"all": everywhere, "visible": visible}

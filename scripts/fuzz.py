@@ -14,7 +14,6 @@ import importlib
 import importlib.util
 import multiprocessing
 import os
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,8 +23,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
 
 TARGETS = ("ops", "files")
 #: Cases of a seed. A new seed begins after these, or after a finding that ended the process.

@@ -77,13 +77,21 @@ def test_a_setting_reaches_every_part(name: str, way: str, tmp_path: Path) -> No
         assert at(cfg, place)[name] == value, place
 
 
-@pytest.mark.parametrize("name", ["num_sweeps", "lidar_cache_mb"])
+@pytest.mark.parametrize("name", ["num_sweeps", "lidar_cache_mb", "load_dim"])
 def test_lidar_settings(name: str) -> None:
-    cfg = load_config(FUSION, {name: 2})
+    cfg = load_config(FUSION, {name: 3})
     for split in SPLITS:
-        assert at(cfg, f"{split}_dataloader.dataset.pipeline.3")[name] == 2
+        assert at(cfg, f"{split}_dataloader.dataset.pipeline.3")[name] == 3
     with pytest.raises(ConfigError, match=rf"--cfg-options: {name} is read by no part"):
         load_config(TOY, {name: 2})
+
+
+def test_the_label_of_unknown_voxels_is_that_of_files() -> None:
+    metric = {"val_evaluator": [dict(type="OccupancyMetric")]}
+    cfg = load_config(TOY, {"ignore_label": 0, **metric})
+    for split in SPLITS:
+        assert at(cfg, f"{split}_dataloader.dataset.pipeline.2").ignore_label == 0
+    assert "ignore_label" not in cfg.val_evaluator[0]
 
 
 def test_class_names_count_the_classes_everywhere() -> None:

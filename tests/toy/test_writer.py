@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts import make_toy_nuscenes
+from scripts.toy_nuscenes import command as make_toy_nuscenes
 from scripts.toy_nuscenes import writer
 from scripts.toy_nuscenes.layout import make_layout
 from scripts.toy_nuscenes.options import Options

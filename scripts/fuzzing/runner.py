@@ -24,6 +24,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from scripts.runtime.command_line import CommandParser, number_from, run_command
+
 TARGETS = ("ops", "files")
 #: Cases of a seed. A new seed begins after these, or after a finding that ended the process.
 CASES_PER_SEED = 400
@@ -231,24 +233,25 @@ def peak_mib() -> float:
     return next((int(x.split()[1]) / 1024 for x in status.splitlines() if "VmHWM" in x), 0.0)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 1 if something was found."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--seconds", type=float, default=60.0, help="time to run (60)")
-    parser.add_argument("--seed", type=int, default=0, help="first seed (0)")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code, 1 if something was found."""
+    parser = CommandParser((__doc__ or "").split("\n\n")[0])
+    parser.add_argument(
+        "--seconds", type=number_from(0.0, float), default=60.0, help="time to run (default: 60)"
+    )
+    parser.add_argument("--seed", type=number_from(0), default=0, help="first seed (default: 0)")
     parser.add_argument("--target", choices=TARGETS, help="what to try; both take turns without it")
-    options = parser.parse_args(argv)
-    targets = [options.target] if options.target else available_targets()
-    findings = total = 0
-    for outcome in fuzz(targets, options.seed, options.seconds):
-        if isinstance(outcome, Finding):
-            findings += 1
-            print(outcome, flush=True)
-        else:
-            total = outcome
-    print(f"{total} cases of {', '.join(targets)}, {findings} findings")
-    return int(findings > 0)
 
+    def run(args: argparse.Namespace) -> int:
+        targets = [args.target] if args.target else available_targets()
+        findings = total = 0
+        for outcome in fuzz(targets, args.seed, args.seconds):
+            if isinstance(outcome, Finding):
+                findings += 1
+                print(outcome, flush=True)
+            else:
+                total = outcome
+        print(f"{total} cases of {', '.join(targets)}, {findings} findings")
+        return int(findings > 0)
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+    return run_command(parser, run, arguments)

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from scripts.runtime.atomic_write import write_atomically
 from scripts.runtime.errors import ConfigError
 from scripts.visualization.difference import difference_colours, difference_grid
 from scripts.visualization.ego_car import car_faces
@@ -44,7 +45,7 @@ from scripts.visualization.sample_view import CameraImage, SampleView
 from scripts.visualization.surface import surface_voxels
 
 # Class ids of a recording: those of the data set, then the kinds of difference.
-_DIFFERENCE_IDS = 100
+_DIFFERENCE_IDS = 1000
 _JPEG_QUALITY = 85
 # Coarse to fine, from the blue to the yellow end of matplotlib's plasma (dark to bright).
 _LAYER_COLOUR_MAP = "plasma"
@@ -60,12 +61,17 @@ def write(job: Job) -> list[Path]:
     files = []
     for scene, indices in job.clips():
         path = job.file(f"{scene}.rrd")
-        partial = path.with_suffix(".partial")  # a cut-off file never remains under its name
-        recorder = _Recorder(rr, job, scene, indices, partial)
-        for number, index in enumerate(tqdm(indices, desc=path.name, unit="sample")):
-            recorder.add(number, job.source.view(index))
-        recorder.close()
-        partial.replace(path)
+
+        def record(partial: Path, scene: str = scene, indices: Sequence[int] = indices) -> None:
+            recorder = _Recorder(rr, job, scene, indices, partial)
+            try:
+                for number, index in enumerate(tqdm(indices, desc=scene, unit="sample")):
+                    recorder.add(number, job.source.view(index))
+                recorder.add_layout()
+            finally:
+                recorder.close()
+
+        write_atomically(path, record)
         size = path.stat().st_size / 2**20
         job.report(f"{path}  ({len(indices)} samples, {size:.1f} MiB; open it with: rerun {path})")
         files.append(path)
@@ -234,9 +240,12 @@ class _Recorder:
         centres = points.mean(axis=1)
         self._log(f"{entity}/centres", rr.Points3D(centres, colors=colour, radii=2.0 * radius))
 
-    def close(self) -> None:
-        """Add the layout, now that the contents are known, and finish the file."""
+    def add_layout(self) -> None:
+        """Add the layout, now that the contents are known."""
         self._stream.send_blueprint(layout(self._cameras, self._shown))
+
+    def close(self) -> None:
+        """Finish the file."""
         self._stream.flush(blocking=True)
         self._rr.disconnect(recording=self._stream)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from scripts.runtime.atomic_write import write_atomically
 from scripts.visualization.job import Job, spread
 from scripts.visualization.overview import Tile, compose_overview, make_tile
 from scripts.visualization.points_sheet import compose_points_sheet
@@ -55,9 +56,8 @@ def write(job: Job) -> list[Path]:
 
 def save_png(image: Image.Image, path: Path) -> Path:
     """Write a PNG; a cut-off file never remains under its name."""
-    partial = path.with_suffix(".partial")
     # After PNG's own filters little repeats but runs of one byte: looking for these alone (zlib's
     # Z_RLE) gives smaller files than the search of level 2, in four fifths of its time.
-    image.save(partial, format="PNG", compress_level=2, compress_type=3)
-    partial.replace(path)
-    return path
+    return write_atomically(
+        path, lambda p: image.save(p, format="PNG", compress_level=2, compress_type=3)
+    )

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from scripts.runtime.atomic_write import write_atomically
 from scripts.runtime.errors import ConfigError
 from scripts.visualization.difference import difference_colours, difference_grid
 from scripts.visualization.ego_car import car_faces
@@ -63,9 +64,8 @@ def write(job: Job) -> list[Path]:
         page = _Page(job, scene, len(indices))
         for index in tqdm(indices, desc=path.name, unit="sample"):
             page.add(job.source.view(index))
-        partial = path.with_suffix(".partial")  # a cut-off file never remains under its name
-        partial.write_text(page.text(), encoding="utf-8")
-        partial.replace(path)
+        text = page.text()
+        write_atomically(path, lambda p, text=text: p.write_text(text, encoding="utf-8"))
         size = path.stat().st_size / 2**20
         job.report(f"{path}  ({len(indices)} samples, {size:.1f} MiB)")
         files.append(path)

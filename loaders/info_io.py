@@ -19,7 +19,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from loaders.errors import BadDataError, MissingDataError
+from loaders.errors import BadDataError
+from loaders.info_checks import check_infos, check_metadata
+from loaders.safe_reading import MIB, FileKind, file_size, limited_memory, open_file
 
 CAMERAS = (
     "CAM_FRONT",
@@ -31,6 +33,10 @@ CAMERAS = (
 )
 
 _REGENERATE = "write it anew with scripts/gen_sweep_info.py"
+_INFO_FILE = FileKind("info file", _REGENERATE, _REGENERATE, max_bytes=8 << 30)
+# Infos of nuScenes take three to five times their file's size in memory, lists of numbers 14 times.
+_MEMORY_FACTOR = 16
+_MEMORY_FLOOR = 64 * MIB
 
 # Keys of one key frame and of one camera that readers may rely on.
 INFO_KEYS = (
@@ -116,35 +122,38 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 
 def load_pickle(path: str | os.PathLike[str]) -> Any:
-    """Reads a pickle of plain containers and numpy arrays.
+    """Reads a pickle of plain containers and numpy arrays, in memory that its size bounds.
 
     Raises:
         MissingDataError: If the file does not exist.
-        BadDataError: If it is no pickle, is truncated, or asks for anything else to be loaded
-            (which could run code).
+        BadDataError: If it is no pickle, is truncated, asks for more memory than a file of its size
+            can need, or asks for anything else to be loaded (which could run code).
     """
-    try:
-        with open(path, "rb") as file:
-            return _RestrictedUnpickler(file).load()
-    except FileNotFoundError:
-        raise MissingDataError(f"info file {path} does not exist: {_REGENERATE}") from None
-    except OSError as error:
-        raise BadDataError(f"info file {path} cannot be read ({error.strerror})") from error
-    except pickle.UnpicklingError as error:
-        raise BadDataError(
-            f"info file {path} is refused, for {error}, and only plain data and numpy arrays may "
-            f"be loaded: {_REGENERATE}"
-        ) from error
-    except Exception as error:  # the unpickler raises nearly anything on broken input
-        raise BadDataError(f"info file {path} is no complete pickle: {_REGENERATE}") from error
+    with open_file(path, _INFO_FILE) as file:
+        limit = _MEMORY_FLOOR + _MEMORY_FACTOR * file_size(file)
+        try:
+            with limited_memory(limit):
+                return _RestrictedUnpickler(file).load()
+        except pickle.UnpicklingError as error:
+            raise _INFO_FILE.broken(
+                path,
+                f"is refused, for {error}, and only plain data and numpy arrays may be loaded",
+            ) from error
+        except MemoryError as error:
+            raise _INFO_FILE.broken(
+                path, f"is refused, for it asks for more than {limit / MIB:.0f} MiB of memory"
+            ) from error
+        except Exception as error:  # the unpickler raises nearly anything on broken input
+            raise _INFO_FILE.broken(path, "is no complete pickle") from error
 
 
 def load_infos(path: str | os.PathLike[str]) -> InfoFile:
-    """Reads an info file.
+    """Reads an info file and checks it (see :mod:`loaders.info_checks`).
 
     Raises:
         MissingDataError: If it does not exist.
-        BadDataError: If it is broken, refused (see :func:`load_pickle`) or lacks keys.
+        BadDataError: If it is broken, refused (see :func:`load_pickle`), lacks keys, or holds
+            values of a wrong type or shape.
     """
     content = load_pickle(path)
     if not isinstance(content, dict) or not isinstance(content.get("infos"), list):
@@ -152,10 +161,8 @@ def load_infos(path: str | os.PathLike[str]) -> InfoFile:
     infos, metadata = content["infos"], content.get("metadata", {})
     if not isinstance(metadata, dict):
         raise BadDataError(f"info file {path} has a broken 'metadata': {_REGENERATE}")
-    for i, info in enumerate(infos):
-        missing = [key for key in INFO_KEYS if not isinstance(info, dict) or key not in info]
-        if missing:
-            raise BadDataError(f"info file {path}, entry {i}, lacks '{missing[0]}': {_REGENERATE}")
+    check_metadata(metadata, path, _REGENERATE)
+    check_infos(infos, path, _REGENERATE, INFO_KEYS)
     return InfoFile(infos, metadata)
 
 

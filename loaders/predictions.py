@@ -11,10 +11,9 @@ A file ``<sample token>.npz`` is read in any of these forms:
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loaders.errors import BadDataError, MissingDataError, UnknownClassError, WrongShapeError
+from loaders.errors import UnknownClassError, WrongShapeError
 from loaders.metrics.occupancy import dense_labels
+from loaders.safe_reading import MIB, FileKind, StoredArrays, open_arrays
 
 IntArray = npt.NDArray[np.integer[Any]]
+
+_PREDICTION_FILE = FileKind(
+    "prediction",
+    "predict all samples of the split, or score fewer",
+    "predict this sample again",
+    max_bytes=512 * MIB,
+)
+# Predictions of any grid may have this much; the grid of the config may need more.
+_MAX_BYTES = 128 * MIB
 
 
 def prediction_path(folder: str | os.PathLike[str], sample_token: str) -> Path:
@@ -90,61 +99,62 @@ def load_prediction(
         MissingDataError: If the file does not exist.
         BadDataError: If it is broken or does not fit the grid or the classes.
     """
-    arrays = _read(path)
-    if "coords" in arrays or "labels" in arrays:
-        coords, labels = _sparse(arrays, path)
-        if len(coords) and not ((coords >= 0).all() and (coords < np.array(grid_shape)).all()):
-            raise WrongShapeError(f"prediction {path} has voxels outside the grid {grid_shape}")
-    else:
-        dense = arrays.get("semantics", next(iter(arrays.values())) if len(arrays) == 1 else None)
-        if dense is None:
-            raise BadDataError(
-                f"prediction {path} has neither 'coords' and 'labels' nor 'semantics' (found "
-                f"{', '.join(arrays) or 'nothing'})"
-            )
-        if dense.shape != grid_shape or dense.dtype.kind not in "ui":
-            raise WrongShapeError(
-                f"prediction {path} holds {dense.dtype} {dense.shape}, expected integers "
-                f"{grid_shape}"
-            )
-        coords = np.argwhere(dense != empty_label)
-        labels = dense[tuple(coords.T)]
+    limit = max(_MAX_BYTES, 32 * math.prod(grid_shape))
+    with open_arrays(path, _PREDICTION_FILE, limit) as file:
+        if "coords" in file or "labels" in file:
+            coords, labels = _sparse(file, path)
+            if len(coords) and not ((coords >= 0).all() and (coords < np.array(grid_shape)).all()):
+                raise WrongShapeError(f"prediction {path} has voxels outside the grid {grid_shape}")
+            _check_classes(labels, empty_label, path)
+        else:
+            dense = _dense(file, path, grid_shape)
+            _check_classes(dense, empty_label, path)
+            coords = np.argwhere(dense != empty_label)
+            labels = dense[tuple(coords.T)]
     coords, labels = coords.astype(np.int64), labels.astype(np.int64)
-    if len(labels) and not 0 <= labels.min() <= labels.max() <= empty_label:
-        raise UnknownClassError(
-            f"prediction {path} has classes from {labels.min()} to {labels.max()}, the config "
-            f"allows 0 to {empty_label}"
-        )
     occupied = labels != empty_label
     return {"pred_coords": coords[occupied], "pred_labels": labels[occupied]}
 
 
-def _sparse(
-    arrays: Mapping[str, npt.NDArray[Any]], path: str | os.PathLike[str]
-) -> tuple[IntArray, IntArray]:
-    coords, labels = arrays.get("coords"), arrays.get("labels")
-    if coords is None or labels is None:
-        raise BadDataError(f"prediction {path} has only one of 'coords' and 'labels'")
-    if coords.shape != (len(labels), 3) or labels.ndim != 1:
-        raise BadDataError(
-            f"prediction {path} has coords {coords.shape} and labels {labels.shape}, expected "
-            "[n, 3] and [n]"
+def _check_classes(labels: IntArray, empty_label: int, path: str | os.PathLike[str]) -> None:
+    if labels.size and not 0 <= labels.min() <= labels.max() <= empty_label:
+        raise UnknownClassError(
+            f"prediction {path} has classes from {labels.min()} to {labels.max()}, the config "
+            f"allows 0 to {empty_label}"
+        )
+
+
+def _dense(
+    file: StoredArrays, path: str | os.PathLike[str], grid_shape: tuple[int, int, int]
+) -> IntArray:
+    """Reads the label grid of a file, of any name if it is the only array."""
+    name = "semantics" if "semantics" in file or len(file.names) != 1 else file.names[0]
+    if name not in file:
+        names = ", ".join(file.names[:5]) or "nothing"
+        raise _PREDICTION_FILE.broken(
+            path, f"has neither 'coords' and 'labels' nor 'semantics' (found {names})"
+        )
+    header = file.header(name)
+    if header.shape != grid_shape or header.dtype.kind not in "ui":
+        raise WrongShapeError(
+            f"prediction {path} holds {header.dtype} {header.shape}, expected integers {grid_shape}"
+        )
+    return file.read(name)
+
+
+def _sparse(file: StoredArrays, path: str | os.PathLike[str]) -> tuple[IntArray, IntArray]:
+    """Reads voxels [n, 3] and classes [n] of a file."""
+    if "coords" not in file or "labels" not in file:
+        raise _PREDICTION_FILE.broken(path, "has only one of 'coords' and 'labels'")
+    coords, labels = file.header("coords"), file.header("labels")
+    if len(labels.shape) != 1 or coords.shape != (*labels.shape, 3):
+        raise _PREDICTION_FILE.broken(
+            path,
+            f"has coords {coords.shape} and labels {labels.shape}, expected [n, 3] and [n]",
         )
     if coords.dtype.kind not in "ui" or labels.dtype.kind not in "ui":
-        raise BadDataError(f"prediction {path} has coords or labels that are no integers")
-    return coords, labels
-
-
-def _read(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise MissingDataError(
-            f"prediction {path} does not exist: predict all samples of the split, or score fewer"
-        ) from None
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadDataError(f"prediction {path} is broken: predict this sample again") from error
+        raise _PREDICTION_FILE.broken(path, "has coords or labels that are no integers")
+    return file.read("coords"), file.read("labels")
 
 
 def _write(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> Path:

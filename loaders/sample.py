@@ -18,6 +18,9 @@ import numpy.typing as npt
 from loaders.lidar.frames import LidarFrames
 from loaders.transforms.geometry import ImageAugParams
 
+# Label of voxels whose state nobody knows, whatever the files call it: they count nowhere.
+UNKNOWN_LABEL = 255
+
 
 @dataclass
 class OccSample:
@@ -46,7 +49,7 @@ class OccSample:
         replaces: Index of the sample whose place this one takes because that cannot be loaded.
         image_aug: The draw that all images of the sample share.
         images: uint8 [F, H, W, 3] BGR, augmented.
-        voxel_semantics: uint8 [X, Y, Z].
+        voxel_semantics: uint8 [X, Y, Z]; ``UNKNOWN_LABEL`` where the state is not known.
         mask_camera: bool [X, Y, Z], voxels that a camera sees.
         mask_lidar: bool [X, Y, Z], voxels that the LiDAR sees.
         mask_valid: bool [X, Y, Z], voxels whose label is not noise.

@@ -25,8 +25,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, not as a module
-
 TARGETS = ("ops", "files")
 #: Cases of a seed. A new seed begins after these, or after a finding that ended the process.
 CASES_PER_SEED = 400

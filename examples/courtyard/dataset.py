@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from mmengine.registry import DATASETS, TRANSFORMS
 
 from loaders.datasets.occupancy_dataset import OccupancyDataset
-from loaders.errors import BadDataError, MissingDataError
+from loaders.safe_reading import FileKind, open_arrays
 from loaders.sample import OccSample
+from loaders.transforms.labels import known_labels
 
 CAMERAS = ("FRONT", "LEFT", "BACK", "RIGHT")
+LABEL_FILE = FileKind(
+    "label file",
+    missing="make the data set with examples/courtyard",
+    restore="make the data set anew",
+    max_bytes=2**20,
+)
 
 
 @DATASETS.register_module()
@@ -34,16 +40,13 @@ class LoadCourtyardLabels:
 
     def __call__(self, sample: OccSample) -> OccSample:
         """Sets ``voxel_semantics``; there are no visibility masks, so every voxel counts."""
-        path = self.label_path(sample)
-        try:
-            labels = np.load(path, allow_pickle=False)
-        except FileNotFoundError:
-            raise MissingDataError(
-                f"label file {path} does not exist: make the data set with examples/courtyard"
-            ) from None
-        except (OSError, ValueError, EOFError) as error:
-            raise BadDataError(f"label file {path} is broken: make the data set anew") from error
-        if labels.shape != sample.grid_shape or labels.max() > len(sample.class_names):
-            raise BadDataError(f"label file {path} does not fit the grid or the classes")
-        sample.voxel_semantics = labels.astype(np.uint8, copy=False)
+        path, shape = self.label_path(sample), sample.grid_shape
+        with open_arrays(path, LABEL_FILE, max_bytes=LABEL_FILE.max_bytes) as file:
+            if "" not in file or file.header("").shape != shape:
+                raise LABEL_FILE.broken(path, f"is no grid of {shape}")
+            labels = file.read("")
+        # With 255 for voxels of unknown state, if the files have such.
+        sample.voxel_semantics = known_labels(
+            labels, 255, len(sample.class_names) + 1, path, LABEL_FILE.restore
+        )
         return sample

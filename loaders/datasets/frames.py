@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loaders.errors import BadDataError
-from loaders.info_io import CAM_KEYS, relative_data_path
+from loaders.info_io import relative_data_path
 
 # As many frames as the published tool chain looks back: 25 key frames with 5 sweeps each.
 MAX_HISTORY = 150
@@ -87,11 +87,12 @@ def build_frame_table(infos: Sequence[Mapping[str, Any]], cameras: Sequence[str]
     """Puts the camera frames of an info file into arrays.
 
     Args:
-        infos: Key frames; those of a scene may stand apart, and are ordered by time.
+        infos: Key frames as :func:`loaders.info_io.load_infos` checks them; those of a scene may
+            stand apart, and are ordered by time.
         cameras: Names of the N cameras in the order wanted.
 
     Raises:
-        BadDataError: If a key frame lacks a camera, or a camera entry lacks or garbles a key.
+        BadDataError: If a key frame lacks a camera.
     """
     scenes: dict[str, list[int]] = {}
     for i, info in enumerate(infos):
@@ -130,23 +131,10 @@ def _frames_up_to_key(
 def _stack_frames(frames: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     flat = [cam for frame in frames for cam in frame]
     lead = (len(frames), len(frames[0]) if frames else 0)
-    for cam in flat:
-        lacking = [key for key in CAM_KEYS if key not in cam]
-        if lacking:
-            raise BadDataError(
-                f"a camera entry ({cam.get('data_path', 'without data_path')}) lacks "
-                f"'{lacking[0]}': write the info file anew with scripts/gen_sweep_info.py"
-            )
 
     def gather(key: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-        try:
-            values = np.array([cam[key] for cam in flat], dtype=np.float64)
-            return values.reshape(*lead, *shape)
-        except (ValueError, TypeError):
-            raise BadDataError(
-                f"a camera entry's '{key}' is no array of shape {list(shape)}: write the info file "
-                "anew with scripts/gen_sweep_info.py"
-            ) from None
+        values = np.array([cam[key] for cam in flat], dtype=np.float64)
+        return values.reshape(*lead, *shape)
 
     paths = [relative_data_path(str(cam["data_path"])).encode() for cam in flat]
     stored_rotation = gather("sensor2global_rotation", (3, 3))

@@ -180,15 +180,9 @@ class OccupancyDataset(BaseDataset):
         self.frames: FrameTable = build_frame_table(infos, self.cameras)
         self._check_images()
         self.lidar: LidarTable | None = build_lidar_table(infos) if self.use_lidar else None
-        try:
-            self.timestamps = np.array([int(info["timestamp"]) for info in infos], dtype=np.int64)
-            self.ego2global = _poses(infos, "ego2global")
-            self.lidar2ego = _poses(infos, "lidar2ego")
-        except (ValueError, TypeError) as error:
-            raise BadDataError(
-                f"info file {self.ann_file} has a broken pose ({error}): write it anew with "
-                "scripts/gen_sweep_info.py"
-            ) from error
+        self.timestamps = np.array([int(info["timestamp"]) for info in infos], dtype=np.int64)
+        self.ego2global = _poses(infos, "ego2global")
+        self.lidar2ego = _poses(infos, "lidar2ego")
         self._indices = _chosen_indices(self._indices, len(infos))
         # In shared memory: workers mark what they skip.
         self._skipped = torch.zeros(len(infos), dtype=torch.bool).share_memory_()

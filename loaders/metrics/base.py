@@ -160,9 +160,9 @@ def require(sample: DataSample, key: str, remedy: str) -> Any:
     """Returns ``sample[key]``.
 
     Raises:
-        LoaderConfigError: If the key is missing; the message ends with the remedy.
+        LoaderConfigError: If the key is missing or None; the message ends with the remedy.
     """
-    if key not in sample:
+    if sample.get(key) is None:
         raise LoaderConfigError(
             f"sample {sample.get('sample_token', '?')} carries no '{key}' for the metric: {remedy}"
         )

@@ -13,6 +13,7 @@ from loaders.errors import LoaderConfigError
 from loaders.metrics.base import CountingMetric, DataSample, gt_and_pred_grids, require, to_numpy
 from loaders.metrics.occupancy import occupancy_confusion, occupancy_scores
 from loaders.metrics.tables import format_table
+from loaders.sample import UNKNOWN_LABEL
 
 
 @METRICS.register_module()
@@ -26,7 +27,8 @@ class OccupancyMetric(CountingMetric):
         mask: Which voxels count: those that a camera sees ('camera', the Occ3D benchmark), that the
             LiDAR sees ('lidar'), that both see ('both'), that are not noise ('valid', the
             OpenOccupancy benchmark), or all (None).
-        ignore_label: Ground-truth label whose voxels never count (noise), or None.
+        ignore_label: A further ground-truth label whose voxels never count, or None. Voxels of
+            unknown state (see ``ignore_label`` of the transforms that load labels) never do.
         class_names: See :class:`CountingMetric`.
         empty_label: See :class:`CountingMetric`.
         collect_device: See :class:`CountingMetric`.
@@ -34,6 +36,8 @@ class OccupancyMetric(CountingMetric):
     """
 
     default_prefix = "occ3d"
+    # The setting is a label of the files, which need not be that of the grid.
+    not_settings = frozenset({"ignore_label"})
 
     def __init__(
         self,
@@ -58,12 +62,16 @@ class OccupancyMetric(CountingMetric):
         counted: npt.NDArray[np.bool_] | None = None
         names = ("camera", "lidar") if self._mask == "both" else (self._mask,)
         for name in names if self._mask is not None else ():
-            remedy = "its labels have no such mask; use OccupancyMetric(mask=None)"
+            remedy = (
+                "its labels have no such mask; score without with --masks none or "
+                "OccupancyMetric(mask=None)"
+            )
             mask = to_numpy(require(sample, f"mask_{name}", remedy)).astype(bool)
             counted = mask if counted is None else counted & mask
-        if self._ignore_label is not None:
-            meant = gt != self._ignore_label
-            counted = meant if counted is None else counted & meant
+        for ignored in {UNKNOWN_LABEL, self._ignore_label} - {None}:
+            meant = gt != ignored
+            if not meant.all():
+                counted = meant if counted is None else counted & meant
         return occupancy_confusion(pred, gt, counted, self.num_classes)
 
     def score(self, counts: npt.NDArray[np.int64]) -> dict[str, float]:

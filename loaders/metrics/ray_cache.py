@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loaders.errors import BadDataError, MissingDataError
 from loaders.metrics.ray_iou import cast_label_rays, ray_directions
+from loaders.safe_reading import MIB, FileKind, open_arrays
 
 Rays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
 
+_RAY_FILE = FileKind("ray file", "cast the rays", "cast the rays again", max_bytes=64 * MIB)
 # Raise it whenever the same grid and origins give other rays.
 _VERSION = 2
 
@@ -52,7 +53,7 @@ class RayCache:
         settings = (_VERSION, grid.shape, list(pc_range), list(voxel_size), empty_label)
         digest.update(repr((*settings, len(ray_directions()))).encode())
         path = self._folder / f"{digest.hexdigest()[:40]}.npz"
-        found = _read(path, len(origins) * len(ray_directions()))
+        found = read_rays(path, len(origins) * len(ray_directions()))
         if found is not None:
             return found
         label, depth = cast_label_rays([grid], origins, pc_range, voxel_size, empty_label)
@@ -70,12 +71,13 @@ class RayCache:
         os.replace(temporary, path)
 
 
-def _read(path: Path, number: int) -> Rays | None:
+def read_rays(path: Path, number: int) -> Rays | None:
     """Returns the rays of a file, None if it is not there or not whole."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            label, depth = file["label"], file["depth"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        with open_arrays(path, _RAY_FILE, _RAY_FILE.max_bytes) as file:
+            for name, dtype in (("label", np.uint8), ("depth", np.float32)):
+                if name not in file or file.header(name)[:2] != ((number,), np.dtype(dtype)):
+                    return None
+            return file.read("label"), file.read("depth")
+    except (BadDataError, MissingDataError):
         return None
-    fits = label.shape == depth.shape == (number,)
-    return (label, depth) if fits and depth.dtype == np.float32 else None

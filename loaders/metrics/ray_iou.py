@@ -17,6 +17,7 @@ import torch
 
 from loaders.errors import LoaderConfigError
 from loaders.metrics.occupancy import mean_of_known
+from loaders.sample import UNKNOWN_LABEL
 from models.ops import LabelRays, label_rays, ray_iou_counts
 
 DEPTH_THRESHOLDS_M = (1.0, 2.0, 4.0)
@@ -179,7 +180,8 @@ def sample_ray_counts(
 
     Args:
         pred: uint8 [X, Y, Z].
-        gt: uint8 [X, Y, Z].
+        gt: uint8 [X, Y, Z]. A ray whose first voxel that is not free is of unknown state
+            (``UNKNOWN_LABEL``) is not scored, for nobody knows what it would hit.
         origins: [O, 3] metres.
         pc_range: Of the grids.
         voxel_size: Of the grids.
@@ -210,11 +212,14 @@ def batch_ray_counts(
         if pred.shape != gt.shape:
             raise ValueError(f"prediction {pred.shape} and ground truth {gt.shape} differ in shape")
     packed, sample_of_origin = _origins(origins)
-    if cast_gt is None:
+    if cast_gt is None and not any((gt == UNKNOWN_LABEL).any() for gt in gts):
         truth: torch.Tensor | LabelRays = torch.from_numpy(np.stack(gts))
     else:
         settings = (pc_range, voxel_size, empty_label)
-        rays = [cast_gt(gt, own, *settings) for gt, own in zip(gts, origins, strict=True)]
+        rays = [
+            _without_unknown(*(cast_gt or _cast_one)(gt, starts, *settings), empty_label)
+            for gt, starts in zip(gts, origins, strict=True)
+        ]
         columns = (np.concatenate(column) for column in zip(*rays, strict=True))
         shape = (len(packed), len(ray_directions()))
         truth = LabelRays(*(torch.from_numpy(column).reshape(shape) for column in columns))
@@ -232,6 +237,20 @@ def batch_ray_counts(
     )
     total = np.delete(counts.sum(0).numpy(), empty_label, axis=1)
     return RayCounts(total[:-2], total[-2], total[-1])
+
+
+def _cast_one(
+    grid: npt.NDArray[np.uint8], origins: npt.NDArray[np.floating[Any]], *settings: Any
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    label, depth = cast_label_rays([grid], origins, *settings)
+    return label[0], depth[0]
+
+
+def _without_unknown(
+    label: npt.NDArray[np.uint8], depth: npt.NDArray[np.float32], empty_label: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """Makes rays free that end in a voxel of unknown state: free rays are not scored."""
+    return np.where(label == UNKNOWN_LABEL, np.uint8(empty_label), label), depth
 
 
 def ray_iou(

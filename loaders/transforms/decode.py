@@ -13,17 +13,27 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.logging import print_log
 
-from loaders.errors import (
-    BadDataError,
-    ImageBackendError,
-    LoaderConfigError,
-    MissingDataError,
-    TruncatedDataError,
-)
+from loaders.errors import ImageBackendError, LoaderConfigError, WrongShapeError
+from loaders.safe_reading import MIB, FileKind, read_file, reading, truncated
 
 Backend = Literal["auto", "turbojpeg", "cv2", "pillow"]
 Image = npt.NDArray[np.uint8]
-_Decoder = Callable[[bytes, int], "Image | None"]
+_Decoder = Callable[[bytes | bytearray, int], "Image | None"]
+
+_IMAGE_FILE = FileKind(
+    "image",
+    "complete the data set, or write the info file for the data you have with "
+    "scripts/gen_sweep_info.py",
+    "restore it from the original archive",
+    max_bytes=64 * MIB,
+)
+# Formats that OpenCV and Pillow both decode, and whose header Pillow reads without a decoder.
+_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF")
+# Of images whose size no config tells; 8K video has fewer.
+_MAX_PIXELS = 1 << 25
+# A progressive JPEG has about ten; each costs a pass over the whole picture.
+_MAX_SCANS = 200
+_START_OF_SCAN = b"\xff\xda"
 
 # libjpeg scales by these for nearly nothing, by leaving out DCT coefficients.
 REDUCTIONS = (8, 4, 2, 1)
@@ -34,43 +44,86 @@ _END_OF_IMAGE = b"\xff\xd9"
 _TAIL_BYTES = 4096
 
 
-def read_image(path: str, backend: Backend = "auto", reduction: int = 1) -> Image:
+def read_image(
+    path: str,
+    backend: Backend = "auto",
+    reduction: int = 1,
+    raw_hw: tuple[int, int] | None = None,
+) -> Image:
     """Reads an image file.
 
     Args:
-        path: JPEG (or, with cv2 and Pillow, any format they know).
+        path: JPEG, PNG, BMP, PPM, WebP or TIFF.
         backend: Which library decodes; 'auto' takes the fastest one that works here.
         reduction: 1, 2, 4 or 8; sizes shrink by it (rounded up).
+        raw_hw: Height and width that the stored image must have, before any reduction.
 
     Returns:
         uint8 [H, W, 3], BGR.
 
     Raises:
         MissingDataError: If the file does not exist.
-        BadDataError: If it is empty, truncated or no image.
+        WrongShapeError: If the image is not of the size ``raw_hw``; it is not decoded then.
+        BadDataError: If it is empty, truncated, no image, or too large.
     """
     decode = _decoder(backend)
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except FileNotFoundError:
-        raise MissingDataError(
-            f"image {path} does not exist: complete the data set, or write the info file for the "
-            "data you have with scripts/gen_sweep_info.py"
-        ) from None
+    data = read_file(path, _IMAGE_FILE)
+    broken = f"cannot be decoded ({len(data)} bytes)"
     # OpenCV and TurboJPEG fill what is missing of a JPEG with grey and only warn on stderr, so
     # truncation is looked for here, before any of them.
     if data.startswith(_START_OF_IMAGE) and data.find(_END_OF_IMAGE, -_TAIL_BYTES) < 0:
-        raise TruncatedDataError(
-            f"image {path} is truncated ({len(data)} bytes): restore it from the original archive"
-        )
-    try:
+        raise truncated(path, _IMAGE_FILE, f"{len(data)} bytes")
+    with reading(path, _IMAGE_FILE, broken):
+        size, is_progressive = _read_header(path, data)
+    _check_size(path, size, raw_hw)
+    if is_progressive and data.count(_START_OF_SCAN) > _MAX_SCANS:
+        raise _IMAGE_FILE.broken(path, broken)
+    with reading(path, _IMAGE_FILE, broken):
         image = decode(data, reduction)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three
-        raise BadDataError(_broken(path, data)) from error
     if image is None:
-        raise BadDataError(_broken(path, data))
+        raise _IMAGE_FILE.broken(path, broken)
+    if raw_hw is not None and image.shape[:2] != reduced_size(raw_hw, reduction):
+        raise _IMAGE_FILE.broken(path, broken)
     return image
+
+
+def reduced_size(size_hw: tuple[int, int], reduction: int) -> tuple[int, int]:
+    """Returns height and width of an image that is decoded at reduced size."""
+    return -(-size_hw[0] // reduction), -(-size_hw[1] // reduction)
+
+
+def _read_header(path: str, data: bytes | bytearray) -> tuple[tuple[int, int], bool]:
+    """Returns height and width of an image file, and whether it is a progressive JPEG.
+
+    Raises whatever Pillow does.
+    """
+    from PIL import Image as PilImage
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of large pictures, which are judged by the caller
+        try:
+            with PilImage.open(io.BytesIO(data), formats=_FORMATS) as file:
+                return (file.height, file.width), bool(file.info.get("progressive"))
+        except PilImage.DecompressionBombError:
+            raise _too_large(path, "far too many") from None
+
+
+def _too_large(path: str, number: str) -> WrongShapeError:
+    return WrongShapeError(
+        f"image {path} has {number} pixels, more than {_MAX_PIXELS >> 20} million: "
+        f"{_IMAGE_FILE.restore}"
+    )
+
+
+def _check_size(path: str, size: tuple[int, int], raw_hw: tuple[int, int] | None) -> None:
+    """Raises an error if an image has another size than expected, or too many pixels."""
+    if raw_hw is not None and size != tuple(raw_hw):
+        raise WrongShapeError(
+            f"image {path} has {size[0]} x {size[1]} pixels, expected {raw_hw[0]} x {raw_hw[1]}: "
+            "set raw_hw in the config to the images' size"
+        )
+    if raw_hw is None and size[0] * size[1] > _MAX_PIXELS:
+        raise _too_large(path, f"{size[0]} x {size[1]}")
 
 
 @functools.cache
@@ -83,12 +136,6 @@ def notice_slow_backend(backend: Backend) -> None:
             logger="current",
             level=logging.INFO,
         )
-
-
-def _broken(path: str, data: bytes) -> str:
-    return (
-        f"image {path} cannot be decoded ({len(data)} bytes): restore it from the original archive"
-    )
 
 
 @functools.cache
@@ -133,18 +180,19 @@ def _turbojpeg_decoder() -> _Decoder:
     jpeg = turbojpeg.TurboJPEG()
     other = _cv2_decoder()
 
-    def decode(data: bytes, reduction: int) -> Image | None:
+    def decode(data: bytes | bytearray, reduction: int) -> Image | None:
         if not data.startswith(_START_OF_IMAGE):
             return other(data, reduction)
         scale = None if reduction == 1 else (1, reduction)
         with warnings.catch_warnings():
-            # It warns where it returns grey or nothing; the other decoder then judges.
+            # It warns where it returns grey or nothing, and fails on colours that it does not
+            # know; the other decoder then judges.
             warnings.simplefilter("error", UserWarning)
             try:
                 image: Image = jpeg.decode(
                     data, pixel_format=turbojpeg.TJPF_BGR, scaling_factor=scale
                 )
-            except UserWarning:
+            except (UserWarning, OSError):
                 return other(data, reduction)
         return image
 
@@ -154,6 +202,8 @@ def _turbojpeg_decoder() -> _Decoder:
 def _cv2_decoder() -> _Decoder:
     import cv2
 
+    # What it writes to stderr about a broken file is raised by the caller, with the file's name.
+    cv2.setLogLevel(0)
     flags = {
         1: cv2.IMREAD_COLOR,
         2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -161,15 +211,17 @@ def _cv2_decoder() -> _Decoder:
         8: cv2.IMREAD_REDUCED_COLOR_8,
     }
 
-    def decode(data: bytes, reduction: int) -> Image | None:
+    def decode(data: bytes | bytearray, reduction: int) -> Image | None:
         if not data:
             return None
+        # OpenCV rounds down where it reduces other formats than JPEG.
+        by_itself = reduction if data.startswith(_START_OF_IMAGE) else 1
         # Calibration refers to pixels as stored, so EXIF orientation is ignored.
-        flag = flags[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
-        try:
-            image: Image | None = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flag)
-        except cv2.error:
-            return None
+        flag = flags[by_itself] | cv2.IMREAD_IGNORE_ORIENTATION
+        image: Image | None = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flag)
+        if image is not None and by_itself != reduction:
+            h, w = reduced_size((image.shape[0], image.shape[1]), reduction)
+            image = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)
         return image
 
     return decode
@@ -178,9 +230,9 @@ def _cv2_decoder() -> _Decoder:
 def _pillow_decoder() -> _Decoder:
     from PIL import Image as PilImage
 
-    def decode(data: bytes, reduction: int) -> Image | None:
-        with PilImage.open(io.BytesIO(data)) as file:
-            target = tuple(-(-size // reduction) for size in file.size)
+    def decode(data: bytes | bytearray, reduction: int) -> Image | None:
+        with PilImage.open(io.BytesIO(data), formats=_FORMATS) as file:
+            target = reduced_size(file.size, reduction)
             file.draft("RGB", target)
             pil: Any = file.convert("RGB")
             if pil.size != target:  # formats without reduced decoding

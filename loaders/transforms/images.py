@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
-from loaders.errors import LoaderConfigError, WrongShapeError
+from loaders.errors import LoaderConfigError
 from loaders.sample import OccSample
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.decode import (
@@ -165,20 +165,8 @@ class LoadMultiViewImages:
             apply_image_aug_fast(image, params, out)
 
     def _read(self, path: str, reduction: int) -> Image:
-        """Returns an image as stored, reduced.
-
-        Raises:
-            WrongShapeError: If it is not of the size that the config says.
-        """
-        image = read_image(path, self.backend, reduction)
-        expected = tuple(-(-size // reduction) for size in self.raw_hw)
-        if image.shape[:2] != expected:
-            scale = f" at 1/{reduction} scale" if reduction > 1 else ""
-            raise WrongShapeError(
-                f"image {path} has {image.shape[0]} x {image.shape[1]} pixels{scale}, expected "
-                f"{expected[0]} x {expected[1]}: set raw_hw in the config to the images' size"
-            )
-        return image
+        """Returns an image as stored, reduced."""
+        return read_image(path, self.backend, reduction, self.raw_hw)
 
 
 def choose_reduction(params: ImageAugParams) -> int:

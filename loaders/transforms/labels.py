@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,22 +11,38 @@ import numpy as np
 import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
-from loaders.errors import (
-    BadDataError,
-    LoaderConfigError,
-    MissingDataError,
-    UnknownClassError,
-    WrongShapeError,
-)
+from loaders.errors import BadDataError, LoaderConfigError, UnknownClassError, WrongShapeError
 from loaders.lidar.points import move_points
-from loaders.sample import OccSample
+from loaders.safe_reading import MIB, FileKind, StoredArrays, open_arrays
+from loaders.sample import UNKNOWN_LABEL, OccSample
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.geometry import flip_bev
-from loaders.transforms.regrid import LabelWindow, label_window, pool_any, regrid_sparse
+from loaders.transforms.regrid import (
+    LabelWindow,
+    label_window,
+    mark_unknown,
+    pool_any,
+    regrid_sparse,
+)
 
-_KEYS = ("semantics", "mask_camera", "mask_lidar")
+_MASKS = ("mask_camera", "mask_lidar")
 # What BEV flips must turn over together.
 _GRIDS = ("voxel_semantics", "mask_camera", "mask_lidar", "mask_valid")
+
+_RESTORE = "extract the Occ3D labels again"
+_LABEL_FILE = FileKind(
+    "label file",
+    "extract the Occ3D labels to gts/ of the data root, or write the info file anew if it belongs "
+    "to other data",
+    _RESTORE,
+    max_bytes=512 * MIB,
+)
+# Labels of any grid may have this much; the grid of the config may need more.
+_MAX_LABEL_BYTES = 128 * MIB
+
+Labels = tuple[
+    npt.NDArray[np.uint8], "npt.NDArray[np.bool_] | None", "npt.NDArray[np.bool_] | None"
+]
 
 
 def loads_labels(transform_type: str) -> bool:
@@ -37,60 +51,101 @@ def loads_labels(transform_type: str) -> bool:
 
 
 def read_occ3d_labels(
-    path: str, grid_shape: tuple[int, int, int], num_classes: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    path: str,
+    grid_shape: tuple[int, int, int],
+    num_classes: int,
+    ignore_label: int | None = UNKNOWN_LABEL,
+) -> Labels:
     """Reads an Occ3D ``labels.npz``.
 
     Args:
-        path: File with ``semantics``, ``mask_camera`` and ``mask_lidar``.
+        path: File with ``semantics`` and, where there are masks, ``mask_camera`` and
+            ``mask_lidar``.
         grid_shape: (X, Y, Z) that the arrays must have, or whole multiples of it (finer labels).
         num_classes: Number of classes, free included; labels must be below it.
+        ignore_label: Label of the file's voxels of unknown state; None if there are none.
 
     Returns:
-        Semantics uint8, camera mask bool and LiDAR mask bool, of one shape.
+        Semantics uint8 (``UNKNOWN_LABEL`` where the state is unknown), camera mask bool and LiDAR
+        mask bool, of one shape; None for masks that the file does not have.
 
     Raises:
         MissingDataError: If the file does not exist.
-        BadDataError: If it is broken, lacks a key, or has another shape or unknown labels.
+        BadDataError: If it is broken, lacks the semantics or one of the masks only, or has another
+            shape or unknown labels.
     """
-    restore = "extract the Occ3D labels again"
-    arrays: list[npt.NDArray[Any]] = []
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for key in _KEYS:
-                if key not in file.files:
-                    raise BadDataError(f"label file {path} has no '{key}': {restore}")
-                arrays.append(file[key])
-    except FileNotFoundError:
-        raise MissingDataError(
-            f"label file {path} does not exist: extract the Occ3D labels to gts/ of the data "
-            "root, or write the info file anew if it belongs to other data"
-        ) from None
-    except BadDataError:
-        raise
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadDataError(f"label file {path} is broken: {restore}") from error
-    for key, array in zip(_KEYS, arrays, strict=True):
+    limit = max(_MAX_LABEL_BYTES, 8 * (1 + len(_MASKS)) * math.prod(grid_shape))
+    with open_arrays(path, _LABEL_FILE, limit) as file:
+        with_masks = any(name in file for name in _MASKS)
+        keys = ("semantics", *(_MASKS if with_masks else ()))
+        _check_headers(file, keys, path, grid_shape)
+        semantics, *masks = (file.read(key) for key in keys)
+    semantics = known_labels(semantics, ignore_label, num_classes, path, _RESTORE)
+    camera, lidar = (
+        (mask.astype(bool, copy=False) for mask in masks) if with_masks else (None, None)
+    )
+    return semantics, camera, lidar
+
+
+def _check_headers(
+    file: StoredArrays, keys: Sequence[str], path: str, grid_shape: tuple[int, int, int]
+) -> None:
+    """Raises BadDataError unless the arrays are there and of one shape that fits."""
+    for key in keys:
+        if key not in file:
+            raise _LABEL_FILE.broken(path, f"has no '{key}'")
+    headers = {key: file.header(key) for key in keys}
+    first = headers["semantics"].shape
+    for key, header in headers.items():
         # Masks must be like the semantics, and these of the wanted grid or finer.
-        fits = array.shape == arrays[0].shape and _factors(array.shape, grid_shape) is not None
-        if not fits:
+        if header.shape != first or _factors(header.shape, grid_shape) is None:
             raise WrongShapeError(
-                f"label file {path}: '{key}' has shape {array.shape}, but pc_range and voxel_size "
-                f"of the config make {grid_shape}: {restore}, or change the config"
+                f"label file {path}: '{key}' has shape {header.shape}, but pc_range and voxel_size "
+                f"of the config make {grid_shape}: {_RESTORE}, or change the config"
             )
-    semantics = arrays[0]
+
+
+def known_labels(
+    semantics: npt.NDArray[Any],
+    ignore_label: int | None,
+    num_classes: int,
+    path: str,
+    restore: str,
+) -> npt.NDArray[np.uint8]:
+    """Checks the labels of a dense grid, and brings unknown ones to the one label they bear here.
+
+    Args:
+        semantics: Labels of any shape, as stored; may be changed.
+        ignore_label: Label of the file's voxels of unknown state; None if there are none.
+        num_classes: Number of classes, free included; all other labels must be below it.
+        path: The file, for the error.
+        restore: The way out, for the error.
+
+    Returns:
+        uint8 of the same shape.
+
+    Raises:
+        BadDataError: If there is another label, or the labels are no integers.
+    """
     if semantics.dtype.kind not in "ui":
-        raise BadDataError(
-            f"label file {path}: 'semantics' is {semantics.dtype}, not integer: {restore}"
-        )
-    low, high = int(semantics.min()), int(semantics.max())
+        raise BadDataError(f"label file {path} is {semantics.dtype}, not integer: {restore}")
+    known: npt.NDArray[np.bool_] | None = None
+    if ignore_label is not None:
+        known = semantics != ignore_label
+        known = None if known.all() else known
+    judged: Any = True if known is None else known
+    low = int(semantics.min(initial=0, where=judged))
+    high = int(semantics.max(initial=0, where=judged))
     if low < 0 or high >= num_classes:
         raise UnknownClassError(
             f"label file {path} has class {low if low < 0 else high}, but class_names of the "
-            f"config allow 0 to {num_classes - 1}: {restore}, or correct class_names"
+            f"config allow 0 to {num_classes - 1}: {restore}, correct class_names, or set "
+            "ignore_label if it marks voxels of unknown state"
         )
-    camera, lidar = (mask.astype(bool, copy=False) for mask in arrays[1:])
-    return semantics.astype(np.uint8, copy=False), camera, lidar
+    labels = semantics.astype(np.uint8, copy=False)
+    if known is not None:
+        labels[~known] = UNKNOWN_LABEL
+    return labels
 
 
 def _factors(
@@ -105,16 +160,19 @@ def _factors(
 
 @TRANSFORMS.register_module()
 class LoadOcc3DLabels:
-    """Loads semantics and visibility masks of a sample.
+    """Loads semantics and, where the files have them, visibility masks of a sample.
 
     The config's voxels may be a whole number of times as large as those of the files. Such a voxel
-    bears the label of most of its occupied ones, and a mask is true where any voxel inside is.
+    bears the label of most of its occupied ones, is unknown if there are none but unknown ones, and
+    a mask is true where any voxel inside is.
 
     Args:
         label_dir: Folder within the data root; files are ``<scene_name>/<token>/labels.npz``.
         label_cache_mb: Size of the label cache of each process, MiB (1.8 MiB per Occ3D sample).
         label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres; None means that of the
             config, which may else be a part of it.
+        ignore_label: Label of voxels of unknown state in the files. They get ``UNKNOWN_LABEL``,
+            which losses and metrics leave out. None refuses files with labels that are no class.
     """
 
     def __init__(
@@ -122,8 +180,10 @@ class LoadOcc3DLabels:
         label_dir: str = "gts",
         label_cache_mb: float = 0.0,
         label_range: Sequence[float] | None = None,
+        ignore_label: int | None = UNKNOWN_LABEL,
     ) -> None:
         self.label_dir = label_dir
+        self.ignore_label = ignore_label
         self.label_range = None if label_range is None else tuple(map(float, label_range))
         self._cache = ArrayCache(label_cache_mb)
 
@@ -134,38 +194,44 @@ class LoadOcc3DLabels:
         )
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Sets ``voxel_semantics``, ``mask_camera`` and ``mask_lidar``."""
+        """Sets ``voxel_semantics`` and, if the file has masks, ``mask_camera``, ``mask_lidar``."""
         path, num_classes = self.label_path(sample), len(sample.class_names)
         grid = (sample.pc_range, sample.voxel_size)
         label_range = self.label_range or sample.pc_range
 
         def read() -> Sequence[npt.NDArray[Any]]:
             whole = label_window(label_range, grid[1], label_range, grid[1]).shape
-            arrays = read_occ3d_labels(path, whole, num_classes + 1)
+            arrays = read_occ3d_labels(path, whole, num_classes + 1, self.ignore_label)
             fine = np.array(grid[1]) / (_factors(arrays[0].shape, whole) or (1, 1, 1))
             window = label_window(label_range, fine.tolist(), *grid)
             is_whole = window.shape == arrays[0].shape
-            return arrays if is_whole else _regrid(*arrays, window, num_classes)
+            arrays = arrays if is_whole else _regrid(*arrays, window, num_classes)
+            return [array for array in arrays if array is not None]
 
         # Copies: whoever changes a sample must not change the cache.
-        sample.voxel_semantics, sample.mask_camera, sample.mask_lidar = (
-            a.copy() for a in self._cache.get((path, *grid), read)
-        )
+        sample.voxel_semantics, *masks = (a.copy() for a in self._cache.get((path, *grid), read))
+        if masks:
+            sample.mask_camera, sample.mask_lidar = masks
         return sample
 
 
 def _regrid(
     semantics: npt.NDArray[np.uint8],
-    mask_camera: npt.NDArray[np.bool_],
-    mask_lidar: npt.NDArray[np.bool_],
+    mask_camera: npt.NDArray[np.bool_] | None,
+    mask_lidar: npt.NDArray[np.bool_] | None,
     window: LabelWindow,
     num_classes: int,
-) -> Sequence[npt.NDArray[Any]]:
+) -> Labels:
     """Crops and pools the arrays of a file (num_classes: semantic ones, free excluded)."""
-    index = np.argwhere(semantics != num_classes)
+    unknown = semantics == UNKNOWN_LABEL
+    index = np.argwhere((semantics != num_classes) & ~unknown)
     label = semantics[tuple(index.T)].astype(np.int64)
     grid = regrid_sparse(index, label, window, num_classes)
-    return grid, pool_any(mask_camera, window), pool_any(mask_lidar, window)
+    mark_unknown(grid, pool_any(unknown, window), num_classes)
+    camera, lidar = (
+        None if mask is None else pool_any(mask, window) for mask in (mask_camera, mask_lidar)
+    )
+    return grid, camera, lidar
 
 
 @TRANSFORMS.register_module()

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loaders.errors import LoaderConfigError
+from loaders.sample import UNKNOWN_LABEL
 
 IntArray = npt.NDArray[np.integer[Any]]
 
@@ -124,6 +125,19 @@ def regrid_sparse(
     order = np.lexsort((-label, count, voxel))
     grid.reshape(-1)[voxel[order]] = label[order]
     return grid
+
+
+def mark_unknown(grid: npt.NDArray[np.uint8], unknown: npt.NDArray[np.bool_], free: int) -> None:
+    """Writes ``UNKNOWN_LABEL`` to free voxels of a grid that hold a voxel of unknown state.
+
+    A larger voxel that holds known occupied ones keeps their label.
+
+    Args:
+        grid: uint8 [X, Y, Z], changed in place.
+        unknown: bool [X, Y, Z].
+        free: Label of free voxels.
+    """
+    grid[(grid == free) & unknown] = UNKNOWN_LABEL
 
 
 def pool_any(mask: npt.NDArray[np.bool_], window: LabelWindow) -> npt.NDArray[np.bool_]:

@@ -25,6 +25,9 @@ from models.randomness import SampleDraws
 
 from .densifier import VoxelLogits
 
+# Label by which data samples mark voxels of unknown state: they count in no loss.
+UNKNOWN_LABEL = 255
+
 
 @dataclass(frozen=True)
 class CameraGeometry:
@@ -90,12 +93,15 @@ class MatchedLayer:
         points: Per sample ``[Q*R_i, 3]``, metres of the occ frame.
         targets: Per sample.
         matched: Per sample, see ``OccupiedPoints.match``.
+        counted: Per sample bool ``[Q*R_i]``, which points lie in no voxel of unknown state; None
+            where there is no such voxel.
     """
 
     index: int
     points: Sequence[Tensor]
     targets: Sequence[OccupiedPoints]
     matched: Sequence[Match | None]
+    counted: Sequence[Tensor] | None = None
 
 
 class OccupancyHead(GridModule, metaclass=ABCMeta):
@@ -227,7 +233,8 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         Args:
             output: Output of ``forward`` in training mode.
             data_samples: Samples with ``voxel_semantics`` ``[X, Y, Z]``; where they have a
-                ``mask_camera`` ``[X, Y, Z]``, it tells which voxels a camera sees.
+                ``mask_camera`` ``[X, Y, Z]``, it tells which voxels a camera sees. Voxels with
+                ``UNKNOWN_LABEL`` are no target, and predictions inside them get no loss.
 
         Returns:
             ``init_loss_pts`` (without LiDAR), ``loss_cls`` and ``loss_pts`` of the last layer, and
@@ -235,18 +242,22 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         """
         targets = [self.occupied_points(sample) for sample in data_samples]
         semantics = torch.stack([sample.voxel_semantics for sample in data_samples])
+        unknown = semantics == UNKNOWN_LABEL
+        has_unknown = bool(unknown.any())
         terms: dict[str, list[LossTerm]] = {}
         if not self.use_lidar:
-            init_points = self._in_metres(output.init_points)
-            terms["init_loss_pts"] = self.loss_pts.terms(init_points, targets)
+            points = self._in_metres(output.init_points)
+            counted = self._outside(points, unknown) if has_unknown else None
+            terms["init_loss_pts"] = self.loss_pts.terms(points, targets, counted=counted)
         last = len(output.points) - 1
         for i in [last, *range(last)]:
             prefix = "" if i == last else f"d{i}."
             points = self._in_metres(output.points[i])
             matched = [gt.match(own) for own, gt in zip(points, targets, strict=True)]
-            layer = MatchedLayer(i, points, targets, matched)
+            counted = self._outside(points, unknown) if has_unknown else None
+            layer = MatchedLayer(i, points, targets, matched, counted)
             terms[f"{prefix}loss_cls"] = [self._class_term(output, layer, semantics)]
-            terms[f"{prefix}loss_pts"] = self.loss_pts.terms(points, targets, matched)
+            terms[f"{prefix}loss_pts"] = self.loss_pts.terms(points, targets, matched, counted)
         return terms
 
     @abstractmethod
@@ -272,11 +283,30 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
                 f"voxel_semantics has the shape {tuple(semantics.shape)}, the model predicts "
                 f"{self.grid_shape}: check pc_range and voxel_size of the model."
             )
-        index = torch.nonzero(semantics != self.empty_label)
+        index = torch.nonzero((semantics != self.empty_label) & (semantics != UNKNOWN_LABEL))
         x, y, z = index.unbind(1)
         mask = sample.get("mask_camera")
         visible = torch.ones_like(x, dtype=torch.bool) if mask is None else mask[x, y, z]
         return OccupiedPoints(self.voxel_centres(index), semantics[x, y, z].long(), visible)
+
+    @torch.no_grad()
+    def _outside(self, points: Sequence[Tensor], voxels: Tensor) -> list[Tensor]:
+        """Return which points lie in none of some voxels.
+
+        Args:
+            points: Per sample ``[n, 3]``, metres of the occ frame.
+            voxels: bool ``[B, X, Y, Z]``.
+
+        Returns:
+            Per sample bool ``[n]``; true for points outside the grid.
+        """
+        outside = []
+        for own_points, grid in zip(points, voxels, strict=True):
+            index = torch.floor(self.normalise(own_points) * self.voxel_num)
+            inside = ((index >= 0) & (index < self.voxel_num)).all(1)
+            x, y, z = torch.where(inside[:, None], index, 0).long().unbind(1)
+            outside.append(~(inside & grid[x, y, z]))
+        return outside
 
     @abstractmethod
     def _class_term(

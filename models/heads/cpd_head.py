@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.decoder import DecoderOutput
 from models.losses import LossTerm
 
-from .base import HeadOutput, MatchedLayer, OccupancyHead
+from .base import UNKNOWN_LABEL, HeadOutput, MatchedLayer, OccupancyHead
 from .densifier import VoxelLogits
 
 
@@ -84,6 +84,12 @@ class CPDHead(OccupancyHead):
         assert voxels is not None
         b, x, y, z = voxels.coords.unbind(1)
         labels = semantics[b, x, y, z].long()
+        known = None
+        if layer.counted is not None:
+            known = labels != UNKNOWN_LABEL
+            labels = torch.where(known, labels, self.empty_label)
         occupied = labels != self.empty_label
         labels = torch.where(occupied, labels, self.num_classes)
-        return LossTerm(self.loss_cls(voxels.logits, labels), occupied.sum())
+        row_weights = None if known is None else known.to(voxels.logits.dtype)
+        total = self.loss_cls(voxels.logits, labels, row_weights=row_weights)
+        return LossTerm(total, occupied.sum())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models import ops
 from models.losses import LossTerm, LossTerms, normalize_alone
 
-from .base import CameraGeometry
+from .base import UNKNOWN_LABEL, CameraGeometry
 
 
 @MODELS.register_module()
@@ -107,9 +107,10 @@ class FirstHitHead(BaseModule):
         predicted, label, depth_bin = torch.cat(logits), torch.cat(classes), torch.cat(bins)
         of_class, of_depth = predicted.split([self.num_classes + 1, self.depth_bins], dim=1)
         hit = label < self.num_classes
-        class_total = F.cross_entropy(of_class, label, reduction="sum")
+        # A ray that ends in a voxel of unknown state has no target.
+        class_total = F.cross_entropy(of_class, label, reduction="sum", ignore_index=UNKNOWN_LABEL)
         depth_total = F.cross_entropy(of_depth, depth_bin, reduction="none")[hit].sum()
-        pixels = class_total.new_full((), len(label), dtype=torch.float64)
+        pixels = (label != UNKNOWN_LABEL).sum().double()
         return {
             "img.loss_cls": [LossTerm(self.loss_weight * class_total, pixels)],
             "img.loss_depth": [LossTerm(self.loss_weight * depth_total, hit.sum())],
@@ -128,7 +129,8 @@ class FirstHitHead(BaseModule):
             size: h and w.
 
         Returns:
-            int64 ``[N, h, w]`` classes (K where nothing is hit) and int64 ``[N, h, w]`` depth bins.
+            int64 ``[N, h, w]`` classes (K where nothing is hit, ``UNKNOWN_LABEL`` in front of a
+            voxel of unknown state) and int64 ``[N, h, w]`` depth bins.
         """
         device = occ2img.device
         v = (torch.arange(size[0], device=device) + 0.5) * (img_hw[0] / size[0])

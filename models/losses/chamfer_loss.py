@@ -114,18 +114,20 @@ class ChamferLoss(nn.Module):
         points: Sequence[Tensor],
         targets: Sequence[OccupiedPoints],
         matched: Sequence[Match | None] | None = None,
+        counted: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Return the loss of a batch by itself: the sum of the means of ``terms``.
 
         Args and shapes as in ``terms``.
         """
-        return normalize_alone({"loss": self.terms(points, targets, matched)})["loss"]
+        return normalize_alone({"loss": self.terms(points, targets, matched, counted)})["loss"]
 
     def terms(
         self,
         points: Sequence[Tensor],
         targets: Sequence[OccupiedPoints],
         matched: Sequence[Match | None] | None = None,
+        counted: Sequence[Tensor] | None = None,
     ) -> list[LossTerm]:
         """Return the sums from the ground truth to the predictions and back, and their counts.
 
@@ -133,6 +135,8 @@ class ChamferLoss(nn.Module):
             points: Predicted points ``[N, 3]`` of every sample, metres of the occ frame.
             targets: Ground truth of every sample; samples without a point are left out.
             matched: What ``OccupiedPoints.match`` gives for ``points``, where it is known already.
+            counted: Per sample bool ``[N]``, which predictions have a term of their own; None for
+                all. The others may still be the nearest of a ground-truth point.
 
         Returns:
             Two terms, the second with a graph to every predicted point; both are zero if no sample
@@ -144,13 +148,15 @@ class ChamferLoss(nn.Module):
         to_pred, to_gt = [LossTerm(nothing, none)], [LossTerm(nothing, none)]
         if matched is None:
             matched = [gt.match(pred) for pred, gt in zip(points, targets, strict=True)]
-        for pred, gt, match in zip(points, targets, matched, strict=True):
+        everyone: list[Tensor | None] = [None] * len(points)
+        rows = zip(points, targets, matched, counted or everyone, strict=True)
+        for pred, gt, match, mask in rows:
             if match is None:
                 continue
             centres = gt.tree(pred).points
             weights = self._gt_weights(gt, match.squared_distance)
             to_pred.append(self._one_way(centres, pred, match.to_pred, weights))
-            to_gt.append(self._one_way(pred, centres, match.to_gt))
+            to_gt.append(self._one_way(pred, centres, match.to_gt, counted=mask))
         return [self._sum(to_pred), self._sum(to_gt)]
 
     def _sum(self, parts: Sequence[LossTerm]) -> LossTerm:
@@ -158,7 +164,12 @@ class ChamferLoss(nn.Module):
         return LossTerm(self.loss_weight * total, torch.stack([part.count for part in parts]).sum())
 
     def _one_way(
-        self, query: Tensor, reference: Tensor, index: Tensor, weights: Tensor | None = None
+        self,
+        query: Tensor,
+        reference: Tensor,
+        index: Tensor,
+        weights: Tensor | None = None,
+        counted: Tensor | None = None,
     ) -> LossTerm:
         """Return the sum of the distances from query to reference and what to divide it by."""
         terms = ops.chamfer_terms(query, reference, index, self.beta)
@@ -166,6 +177,9 @@ class ChamferLoss(nn.Module):
         count = terms.new_full((), len(terms), dtype=torch.float64)
         if self.density_aware:
             share = torch.bincount(index, minlength=len(reference))[index].to(terms).reciprocal()
+            count = share.sum().double()
+        if counted is not None:
+            share = counted.to(terms) if share is None else share * counted
             count = share.sum().double()
         for factor in (weights, share):
             if factor is not None:

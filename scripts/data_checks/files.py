@@ -13,8 +13,8 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 
 from loaders.datasets.occupancy_dataset import OccupancyDataset
-from loaders.errors import BadDataError, MissingDataError, WrongShapeError
-from loaders.lidar.points import LoadLidarSweeps, read_lidar_points
+from loaders.errors import BadDataError, MissingDataError
+from loaders.lidar.points import LoadLidarSweeps, load_dim_of, read_lidar_points
 from loaders.transforms.decode import read_image
 from loaders.transforms.images import LoadMultiViewImages
 from scripts.data_checks.infos import Finding
@@ -36,6 +36,7 @@ class FileChecker:
         found = [step.raw_hw for step in self._steps if isinstance(step, LoadMultiViewImages)]
         self._raw_hw: tuple[int, int] | None = found[0] if found else None
         self._reads_lidar = any(isinstance(step, LoadLidarSweeps) for step in self._steps)
+        self._load_dim = load_dim_of(self._steps)
         self._label_steps = [step for step in self._steps if hasattr(step, "label_path")]
 
     def check(self, index: int) -> tuple[int, list[Finding]]:
@@ -45,7 +46,7 @@ class FileChecker:
         images, sweeps = self._images(index), self._lidar_files(index)
         found = [finding for path in images for finding in self._check_image(path)]
         for path in sweeps:
-            found += _attempt("LiDAR", lambda path=path: read_lidar_points(path))
+            found += _attempt("LiDAR", lambda path=path: read_lidar_points(path, self._load_dim))
         sample = self.dataset.get_sample(index)
         for step in self._label_steps:
             found += _attempt("labels", lambda step=step: step(sample))
@@ -84,14 +85,7 @@ class FileChecker:
 
     def _check_image(self, path: str) -> Iterator[Finding]:
         def read() -> None:
-            image, raw_hw = read_image(path, reduction=_REDUCTION), self._raw_hw
-            expected = None if raw_hw is None else tuple(-(-size // _REDUCTION) for size in raw_hw)
-            if expected is not None and image.shape[:2] != expected:
-                found = [size * _REDUCTION for size in image.shape[:2]]
-                raise WrongShapeError(
-                    f"image {path} has about {found[0]} x {found[1]} pixels, the config says "
-                    f"{raw_hw}: set raw_hw in the config to the images' size"
-                )
+            read_image(path, reduction=_REDUCTION, raw_hw=self._raw_hw)
 
         yield from _attempt("image", read)
 

@@ -1,1 +1,1 @@
-"""Seeded odd inputs for ``scripts/fuzz.py``."""
+"""Seeded cases for ``scripts/fuzz.py``: odd inputs that must end in no crash or other error."""

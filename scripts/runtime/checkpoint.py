@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
+from loaders.safe_reading import MIB, FileKind, file_size, limited_memory, open_file
 from models.errors import UserError
 from models.weight_layouts import to_own_layout
 
@@ -23,6 +25,20 @@ NUM_NAMED_KEYS = 3  # keys of each kind that a message names
 
 class CheckpointError(UserError, ValueError):
     """A file is no checkpoint, or one of another model."""
+
+
+_GIVE_ANOTHER = "give the .pth file that train.py wrote"
+_CHECKPOINT = FileKind(
+    "checkpoint",
+    _GIVE_ANOTHER,
+    _GIVE_ANOTHER,
+    max_bytes=64 << 30,
+    error=CheckpointError,
+    missing_error=CheckpointError,
+)
+# Tensors take as much memory as in the file; what describes them takes little.
+_MEMORY_FACTOR = 3
+_MEMORY_FLOOR = 128 * MIB
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ def _statistic_of_history_buffer(owner: Any, name: str) -> Any:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint file onto the CPU.
+    """Load a checkpoint file onto the CPU, in memory that its size bounds.
 
     Args:
         path: File that `train.py` wrote, or a published one.
@@ -80,45 +96,62 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         The stored dict; a bare state dict is wrapped as `{"state_dict": ...}`.
 
     Raises:
-        CheckpointError: The file is missing, not a checkpoint, or holds classes that are not
-            loaded for safety.
+        CheckpointError: The file is missing, not a checkpoint, asks for more memory than a file of
+            its size can need, or holds classes that are not loaded for safety.
     """
-    path = Path(path)
-    if not path.is_file():
-        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"checkpoint {path} {kind}: give the .pth file that train.py wrote")
-    allow_checkpoint_classes()
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error):
-            name = str(error).split("GLOBAL ", 1)[-1].split(" ", 1)[0]
-            raise CheckpointError(
-                f"{path} holds an object of class {name}, which is not loaded for safety: "
-                "save the file again with its 'state_dict' alone"
-            ) from None
-        raise CheckpointError(_not_a_checkpoint(path)) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError):
-        # torch raises RuntimeError for a broken zip archive, the others for a stray pickle.
-        raise CheckpointError(_not_a_checkpoint(path)) from None
+    content = _load(Path(path))
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        return dict(content)
-    if (
-        isinstance(content, Mapping)
-        and content
-        and all(isinstance(value, Tensor) for value in content.values())
-    ):
-        return {"state_dict": dict(content)}
-    raise CheckpointError(
-        f"{path} holds no weights (no 'state_dict'): give the .pth file that train.py wrote"
-    )
+        checkpoint = dict(content)
+    elif isinstance(content, Mapping) and content and _are_weights(content):
+        checkpoint = {"state_dict": dict(content)}
+    else:
+        raise CheckpointError(f"{path} holds no weights (no 'state_dict'): {_GIVE_ANOTHER}")
+    if not _are_weights(checkpoint["state_dict"]):
+        raise CheckpointError(
+            f"the 'state_dict' of {path} holds something else than named tensors: {_GIVE_ANOTHER}"
+        )
+    if checkpoint.get("meta") is not None and not isinstance(checkpoint["meta"], Mapping):
+        raise CheckpointError(f"the 'meta' of {path} is no dict: {_GIVE_ANOTHER}")
+    return checkpoint
+
+
+def _are_weights(content: Mapping[Any, Any]) -> bool:
+    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+
+
+def _load(path: Path) -> Any:
+    """What `torch.load` gives of a file, or a CheckpointError."""
+    allow_checkpoint_classes()
+    with open_file(path, _CHECKPOINT) as file:
+        limit = _MEMORY_FLOOR + _MEMORY_FACTOR * file_size(file)
+        try:
+            with limited_memory(limit):
+                _check_archive(file)
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if "Unsupported global" in str(error):
+                name = str(error).split("GLOBAL ", 1)[-1].split(" ", 1)[0]
+                raise CheckpointError(
+                    f"{path} holds an object of class {name}, which is not loaded for safety: "
+                    "save the file again with its 'state_dict' alone"
+                ) from None
+            raise CheckpointError(_not_a_checkpoint(path)) from None
+        except Exception:  # torch raises nearly anything for a broken archive or a stray pickle
+            raise CheckpointError(_not_a_checkpoint(path)) from None
+
+
+def _check_archive(file: BinaryIO) -> None:
+    """Raise ValueError for a zip archive of compressed members, which torch does not write."""
+    if file.read(4) == b"PK\x03\x04":
+        file.seek(0)
+        for member in zipfile.ZipFile(file).infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("compressed members")
+    file.seek(0)
 
 
 def _not_a_checkpoint(path: Path) -> str:
-    return (
-        f"{path} is not a PyTorch checkpoint (or a damaged one): "
-        "give the .pth file that train.py wrote"
-    )
+    return f"{path} is not a PyTorch checkpoint (or a damaged one): {_GIVE_ANOTHER}"
 
 
 def _listed(keys: list[str]) -> str:

@@ -194,8 +194,12 @@ def _fill(
 ) -> dict[str, Any]:
     """Give a part what it reads; return the values for the parts inside it."""
     inner = dict(environment)
+    # Arguments that mean something else than the setting of their name.
+    skipped = set(getattr(part.target, "not_settings", ()))
+    if part.place in LOADERS:
+        skipped.add("batch_size")
     for name in part.arguments.names:
-        if name not in environment or (name == "batch_size" and part.place in LOADERS):
+        if name not in environment or name in skipped:
             continue
         value, setting = environment[name], settings.get(name)
         if name not in part.config:

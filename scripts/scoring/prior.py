@@ -30,7 +30,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from tqdm import tqdm
 
 from loaders.datasets.occupancy_dataset import OccupancyDataset
-from loaders.sample import OccSample
+from loaders.sample import UNKNOWN_LABEL, OccSample
 from scripts.runtime.building import named_config_keys
 from scripts.runtime.command_line import (
     CommandParser,
@@ -68,8 +68,13 @@ def count_labels(dataset: OccupancyDataset) -> tuple[Counts, ...]:
             shape = (len(VARIANTS), free + 1, *labels.shape)
             # Full OpenOccupancy grids have 10 million voxels: no more bytes than needed.
             counts = np.zeros(shape, np.min_scalar_type(len(dataset)))
-        index = np.nonzero(labels != free)
-        for count, scored in zip(counts, (None, _scored_voxels(sample)), strict=True):
+        known = labels != UNKNOWN_LABEL
+        index = np.nonzero((labels != free) & known)
+        scored_voxels = _scored_voxels(sample)
+        if not known.all():
+            scored_voxels = known if scored_voxels is None else known & scored_voxels
+        everywhere = None if known.all() else known
+        for count, scored in zip(counts, (everywhere, scored_voxels), strict=True):
             # How often a voxel counts stands where its free label does, until the end.
             count[free] += 1 if scored is None else scored
             seen = slice(None) if scored is None else scored[index]
@@ -98,7 +103,9 @@ def prior_grids(counts_all: Counts, counts_visible: Counts) -> dict[str, Grid]:
     Returns:
         Variant name to labels uint8 [X, Y, Z].
     """
-    everywhere = counts_all.argmax(axis=0).astype(np.uint8)
+    # A voxel whose state is never known is free.
+    is_known = counts_all.any(axis=0)
+    everywhere = np.where(is_known, counts_all.argmax(axis=0), len(counts_all) - 1).astype(np.uint8)
     seen = counts_visible.any(axis=0)
     visible = np.where(seen, counts_visible.argmax(axis=0).astype(np.uint8), everywhere)
     return {"all": everywhere, "visible": visible}

@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from loaders.errors import BadDataError, MissingDataError
+from loaders.errors import BadDataError
+from loaders.safe_reading import FileKind, file_size, open_file
 
-_CHUNK_CHARACTERS = 1 << 22
+_CHUNK_CHARACTERS = 1 << 20
 # nuScenes' longest records have a few kilobytes: what is not complete after this never will be.
-_LONGEST_RECORD = 1 << 24
+_LONGEST_RECORD = 1 << 21
 _SEPARATORS = " \t\r\n,"
+_RESTORE = "restore it from the original archive"
+# The largest table of nuScenes' trainval has 2 GB.
+_TABLE = FileKind("table", _RESTORE, _RESTORE, max_bytes=64 << 30)
 
 
-def iter_records(path: Path, progress: bool = False) -> Iterator[dict[str, Any]]:
+def iter_records(
+    path: Path, progress: bool = False, keys: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """Yields the objects of a JSON array ``[{...}, {...}, ...]`` in constant memory.
 
     Args:
         path: A table of nuScenes.
         progress: Whether to show a bar (in bytes).
+        keys: What every record must have.
 
     Raises:
         MissingDataError: If the file does not exist.
-        BadDataError: If it is no array of objects, or ends early.
+        BadDataError: If it is no array of objects, ends early, or a record lacks a key.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            size = os.path.getsize(path)
+        with open_file(path, _TABLE) as file:
             options = dict(unit="B", unit_scale=True, leave=False, disable=not progress)
-            with tqdm(total=size, desc=path.name, **options) as bar:
-                yield from _records_of(file, path, bar)
-    except FileNotFoundError:
-        raise MissingDataError(
-            f"table {path} does not exist: restore it from the original archive"
-        ) from None
+            with tqdm(total=file_size(file), desc=path.name, **options) as bar:
+                records = _records_of(io.TextIOWrapper(file, encoding="utf-8"), path, bar)
+                for number, record in enumerate(records):
+                    for key in keys:
+                        if key not in record:
+                            raise _broken(path, f"record {number} lacks '{key}'")
+                    yield record
     except UnicodeDecodeError as error:
         raise _broken(path, "no UTF-8 text") from error
 
@@ -60,6 +67,8 @@ def _records_of(file: TextIO, path: Path, bar: tqdm) -> Iterator[dict[str, Any]]
             except json.JSONDecodeError as error:
                 if len(text) - at > _LONGEST_RECORD:
                     raise _broken(path, str(error)) from error
+            except (RecursionError, ValueError) as error:  # lists in lists, numbers without end
+                raise _broken(path, "a record that nothing can hold") from error
         elif text.startswith("]", at):
             return
         elif at < len(text):
@@ -72,6 +81,4 @@ def _records_of(file: TextIO, path: Path, bar: tqdm) -> Iterator[dict[str, Any]]
 
 
 def _broken(path: Path, why: str) -> BadDataError:
-    return BadDataError(
-        f"the table {path} cannot be read ({why}): restore it from the original archive"
-    )
+    return BadDataError(f"the table {path} cannot be read ({why}): {_RESTORE}")

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from loaders.errors import BadDataError
-from loaders.info_io import CAM_KEYS, load_pickle, relative_data_path
+from loaders.info_checks import check_infos
+from loaders.info_io import CAM_KEYS, INFO_KEYS, load_pickle, relative_data_path
 from loaders.transforms.geometry import quaternion_to_matrix
+from models.errors import UserError
 from scripts.sweep_infos.scenes import MAX_LIDAR_SWEEPS
 
 _POSE_KEYS = (
@@ -40,6 +42,8 @@ def read_old_infos(path: Path) -> dict[str, dict[str, Any]]:
     needed = ("token", "cams", "sweeps", "lidar_path", "timestamp", *_POSE_KEYS)
     for i, info in enumerate(infos):
         lacking = [key for key in needed if not isinstance(info, Mapping) or key not in info]
+        if not lacking and not isinstance(info["token"], str):
+            raise BadDataError(f"{path}, entry {i}, has a 'token' that is no text")
         if lacking:
             raise BadDataError(
                 f"{path}, entry {i}, lacks '{lacking[0]}': it is no info file of mmdet3d's "
@@ -57,8 +61,23 @@ def complete_old_info(old: Mapping[str, Any], own: Mapping[str, Any]) -> dict[st
             camera sweeps).
 
     Raises:
-        BadDataError: If a camera of ``old`` lacks a key.
+        BadDataError: If a camera of ``old`` lacks a key, or a value is of a wrong type.
     """
+    try:
+        completed = _completed(old, own)
+    except UserError:
+        raise
+    except Exception as error:  # values of any wrong type
+        raise BadDataError(
+            f"key frame {own['token']} in the infos of mmdet3d's converter cannot be read "
+            f"({type(error).__name__}: {error}): leave out --from-mmdet3d, the tables have all"
+        ) from error
+    remedy = "leave out --from-mmdet3d, the tables have all"
+    check_infos([completed], "of mmdet3d's converter", remedy, INFO_KEYS)
+    return completed
+
+
+def _completed(old: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in old.items() if key != "sweeps"}
     sweeps = [
         {**sweep, "data_path": relative_data_path(str(sweep["data_path"]))}

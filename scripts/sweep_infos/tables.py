@@ -19,11 +19,30 @@ import numpy.typing as npt
 from loaders.errors import BadDataError, MissingDataError
 from loaders.info_io import CAMERAS
 from loaders.transforms.geometry import quaternion_to_matrix
+from models.errors import UserError
 from scripts.sweep_infos.json_stream import iter_records
 
 LIDAR = "LIDAR_TOP"
 CHANNELS = (*CAMERAS, LIDAR)
 _CHUNK_RECORDS = 100_000
+_LONGEST_NAME = 1024
+# Keys of the tables' records that infos are made of.
+_KEYS = {
+    "scene": ("token", "name"),
+    "sample": ("token", "timestamp", "scene_token"),
+    "sensor": ("token", "channel"),
+    "calibrated_sensor": ("token", "sensor_token", "rotation", "translation", "camera_intrinsic"),
+    "sample_data": (
+        "token",
+        "sample_token",
+        "ego_pose_token",
+        "calibrated_sensor_token",
+        "timestamp",
+        "is_key_frame",
+        "filename",
+    ),
+    "ego_pose": ("token", "rotation", "translation"),
+}
 
 
 @dataclass(frozen=True)
@@ -124,20 +143,27 @@ def open_tables(data_root: Path, version: str, progress: bool = False) -> Tables
             f"({', '.join(found) or 'no nuScenes tables'})"
         )
     try:
-        scenes = list(iter_records(folder / "scene.json"))
-        samples = _samples_by_scene(scenes, iter_records(folder / "sample.json"))
+        scenes = list(_records(folder, "scene"))
+        samples = _samples_by_scene(scenes, _records(folder, "sample"))
         index = {
             record["token"]: i for i, record in enumerate(r for scene in samples for r in scene)
         }
         mounts, mount_index = _read_mounts(folder)
         scene_of_sample = np.repeat(np.arange(len(scenes)), [len(scene) for scene in samples])
         frames = _read_frames(folder, index, scene_of_sample, mounts, mount_index, progress)
-    except (KeyError, TypeError, IndexError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # values of any wrong type, in any of the tables
         raise BadDataError(
             f"the tables in {folder} cannot be read ({type(error).__name__}: {error}): restore "
             "them from the original archive"
         ) from error
     return Tables(data_root, version, scenes, samples, index, mounts, frames)
+
+
+def _records(folder: Path, table: str, progress: bool = False) -> Iterator[dict[str, Any]]:
+    """Yields the records of a table, which have the keys that are needed of them."""
+    return iter_records(folder / f"{table}.json", progress, _KEYS[table])
 
 
 def _samples_by_scene(
@@ -154,11 +180,11 @@ def _read_mounts(folder: Path) -> tuple[list[Mount], dict[str, int]]:
     """Returns the calibrations and their indices by token."""
     channels = {
         record["token"]: CHANNELS.index(record["channel"]) if record["channel"] in CHANNELS else -1
-        for record in iter_records(folder / "sensor.json")
+        for record in _records(folder, "sensor")
     }
     mounts: list[Mount] = []
     index: dict[str, int] = {}
-    for record in iter_records(folder / "calibrated_sensor.json"):
+    for record in _records(folder, "calibrated_sensor"):
         index[record["token"]] = len(mounts)
         intrinsic = np.array(record["camera_intrinsic"] or np.zeros((0, 0)), dtype=np.float64)
         rotation = quaternion_to_matrix(record["rotation"])
@@ -177,7 +203,7 @@ def _read_frames(
     progress: bool,
 ) -> Frames:
     def wanted() -> Iterator[tuple[Any, ...]]:
-        for record in iter_records(folder / "sample_data.json", progress):
+        for record in _records(folder, "sample_data", progress):
             mount = mount_index[record["calibrated_sensor_token"]]
             if mounts[mount].channel >= 0:
                 yield (
@@ -185,9 +211,9 @@ def _read_frames(
                     record["timestamp"],
                     bool(record["is_key_frame"]),
                     mount,
-                    record["filename"].encode(),
-                    record["token"].encode(),
-                    record["ego_pose_token"].encode(),
+                    _name(record["filename"]),
+                    _name(record["token"]),
+                    _name(record["ego_pose_token"]),
                 )
 
     dtypes = (np.int32, np.int64, np.bool_, np.int32, np.bytes_, np.bytes_, np.bytes_)
@@ -195,7 +221,7 @@ def _read_frames(
     scene = scene_of_sample[sample].astype(np.int32)
     channel = np.array([m.channel for m in mounts], dtype=np.int8)[mount]
     order = np.lexsort((timestamp, channel, scene))
-    rotation, translation = _read_poses(folder / "ego_pose.json", pose_token[order], progress)
+    rotation, translation = _read_poses(folder, pose_token[order], progress)
     return Frames(
         scene[order],
         channel[order],
@@ -208,6 +234,13 @@ def _read_frames(
         rotation,
         translation,
     )
+
+
+def _name(text: str) -> bytes:
+    """Returns a token or file name; arrays of them have the width of the longest."""
+    if len(text) > _LONGEST_NAME:
+        raise ValueError(f"a name of {len(text)} characters")
+    return text.encode()
 
 
 def _columns(rows: Iterator[tuple[Any, ...]], dtypes: Sequence[Any]) -> list[npt.NDArray[Any]]:
@@ -233,7 +266,7 @@ def _columns(rows: Iterator[tuple[Any, ...]], dtypes: Sequence[Any]) -> list[npt
 
 
 def _read_poses(
-    path: Path, tokens: npt.NDArray[np.bytes_], progress: bool
+    folder: Path, tokens: npt.NDArray[np.bytes_], progress: bool
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Returns quaternions [n, 4] and translations [n, 3] of the poses with these tokens."""
     unique, inverse = np.unique(tokens, return_inverse=True)
@@ -248,8 +281,8 @@ def _read_poses(
 
     names: list[bytes] = []
     values: list[Sequence[float]] = []
-    for record in iter_records(path, progress):
-        names.append(record["token"].encode())
+    for record in _records(folder, "ego_pose", progress):
+        names.append(_name(record["token"]))
         values.append((*record["rotation"], *record["translation"]))
         if len(names) == _CHUNK_RECORDS:
             flush(names, values)
@@ -258,7 +291,8 @@ def _read_poses(
     lacking = np.flatnonzero(np.isnan(poses).any(axis=1))
     if len(lacking):
         raise BadDataError(
-            f"the table {path} lacks {len(lacking)} poses that sample_data.json names (the first: "
-            f"{unique[lacking[0]].decode()}): restore the tables from the original archive"
+            f"the table {folder / 'ego_pose.json'} lacks {len(lacking)} poses that "
+            f"sample_data.json names (the first: {unique[lacking[0]].decode()}): restore the "
+            "tables from the original archive"
         )
     return poses[inverse, :4], poses[inverse, 4:]

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from loaders.sample import UNKNOWN_LABEL
+
 
 @dataclass(frozen=True)
 class CameraImage:
@@ -141,6 +143,11 @@ def panorama(images: Sequence[CameraImage], single_row: bool = True) -> list[Cam
     order = _ONE_ROW if single_row else _TWO_ROWS
     rank = {name: i for i, name in enumerate(order)}
     return sorted(images, key=lambda camera: rank.get(short_name(camera.name), len(rank)))
+
+
+def without_unknown(grid: NDArray[np.uint8], empty_label: int) -> NDArray[np.uint8]:
+    """Labels [X, Y, Z] with free voxels in the place of those of unknown state: not drawn."""
+    return np.where(grid == UNKNOWN_LABEL, np.uint8(empty_label), grid)
 
 
 def dense_grid(

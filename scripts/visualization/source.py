@@ -17,12 +17,13 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from loaders.datasets.wrappers import locate, map_leaf_configs
-from loaders.lidar.points import read_lidar_points
+from loaders.datasets.wrappers import leaf_configs, leaf_datasets, locate, map_leaf_configs
+from loaders.lidar.points import load_dim_of, read_lidar_points
 from loaders.predictions import load_prediction, prediction_path
 from loaders.sample import OccSample
+from loaders.transforms.decode import read_image
 from loaders.transforms.labels import loads_labels
 from scripts.runtime.building import named_config_keys
 from scripts.runtime.checkpoint import load_weights
@@ -33,6 +34,7 @@ from scripts.visualization.sample_view import (
     QueryPoints,
     SampleView,
     dense_grid,
+    without_unknown,
 )
 from scripts.visualization.scores import sample_scores
 
@@ -81,10 +83,15 @@ class SampleSource:
         def change(dataset: dict[str, Any]) -> dict[str, Any]:
             return _for_drawing(dataset, weights is not None, wanted.lidar)
 
-        dataset_cfg = map_leaf_configs(_test_dataset(cfg), change)
+        test_cfg = _test_dataset(cfg)
+        dataset_cfg = map_leaf_configs(test_cfg, change)
         with named_config_keys(cfg):
             self._model = None if weights is None else _build_model(cfg, weights, wanted.queries)
             self._dataset = DATASETS.build(dataset_cfg)
+            # Of the config, as drawing may leave the step out that knows them.
+            columns = [load_dim_of(leaf.get("pipeline") or []) for leaf in leaf_configs(test_cfg)]
+            leaves = leaf_datasets(self._dataset)
+            self._load_dims = {id(leaf): dim for leaf, dim in zip(leaves, columns, strict=True)}
             scored = weights is not None or predictions is not None
             self._metrics = _build_metrics(cfg) if scored else []
         for metric in self._metrics:
@@ -162,13 +169,17 @@ class SampleSource:
             voxel_size=(float(size[0]), float(size[1]), float(size[2])),
             ego2grid=np.asarray(raw.ego2occ, dtype=np.float64),
             prediction=None if predicted is None else _prediction_grid(predicted, raw),
-            truth=_grid(labels, "voxel_semantics") if self._wanted.truth else None,
+            truth=(
+                without_unknown(_grid(labels, "voxel_semantics"), len(raw.class_names))
+                if self._wanted.truth
+                else None
+            ),
             scored=_grid(labels, "mask_camera"),
             images=_current_images(raw) if self._wanted.images else (),
             scores=() if predicted is None else sample_scores(self._metrics, predicted),
             time_us=scene.time_us,
             ego2global=scene.ego2global,
-            lidar=_lidar_points(raw) if self._wanted.lidar else None,
+            lidar=_lidar_points(raw, self._load_dims[id(dataset)]) if self._wanted.lidar else None,
             queries=queries,
         )
 
@@ -292,28 +303,24 @@ def _current_images(sample: OccSample) -> tuple[CameraImage, ...]:
     """Images of the current frame: the first of each camera (named by its folder).
 
     Raises:
-        ConfigError: an image is missing or broken.
+        MissingDataError: an image is missing.
+        BadDataError: an image is broken.
     """
     images: dict[str, CameraImage] = {}
     for path, ego2img in zip(sample.img_paths, sample.ego2img, strict=True):
         camera = Path(path).parent.name
         if camera in images:
             break
-        try:
-            with Image.open(path) as file:
-                images[camera] = CameraImage(camera, file.convert("RGB"), ego2img)
-        except (UnidentifiedImageError, OSError) as error:
-            raise ConfigError(
-                f"image {path} cannot be read ({error}): restore it or leave --vis-input out"
-            ) from error
+        rgb = np.ascontiguousarray(read_image(path)[:, :, ::-1])
+        images[camera] = CameraImage(camera, Image.fromarray(rgb), ego2img)
     return tuple(images.values())
 
 
-def _lidar_points(sample: OccSample) -> NDArray[np.float32] | None:
+def _lidar_points(sample: OccSample, load_dim: int) -> NDArray[np.float32] | None:
     """Points of the key frame's LiDAR in the ego frame: float32 [n, 3]; None without its file."""
     if sample.lidar is None or not Path(sample.lidar.paths[0]).is_file():
         return None
-    points = read_lidar_points(sample.lidar.paths[0])[:, :3]
+    points = read_lidar_points(sample.lidar.paths[0], load_dim)[:, :3]
     lidar2ego = sample.lidar2ego.astype(np.float32)
     return points @ lidar2ego[:3, :3].T + lidar2ego[:3, 3]
 

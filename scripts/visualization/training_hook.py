@@ -20,7 +20,7 @@ from PIL import Image
 from models.errors import UserError
 from scripts.runtime.errors import ConfigError
 from scripts.visualization.job import spread
-from scripts.visualization.sample_view import CameraImage, SampleView, dense_grid
+from scripts.visualization.sample_view import CameraImage, SampleView, dense_grid, without_unknown
 from scripts.visualization.scores import sample_scores
 from scripts.visualization.sheet import SheetOptions, compose_sheet
 
@@ -132,6 +132,7 @@ def view_of_sample(
         (nx, ny, nz),
         empty_label,
     )
+    truth = _grid(sample, "voxel_semantics")
     return SampleView(
         index=int(meta["sample_idx"]),
         total=total,
@@ -143,7 +144,7 @@ def view_of_sample(
         voxel_size=(float(size[0]), float(size[1]), float(size[2])),
         ego2grid=np.eye(4) if ego2occ is None else ego2occ.astype(np.float64),
         prediction=prediction,
-        truth=_grid(sample, "voxel_semantics"),
+        truth=None if truth is None else without_unknown(truth, empty_label),
         scored=_grid(sample, "mask_camera"),
         images=_input_images(images, meta["img_paths"]),
         scores=tuple(scores),

@@ -9,17 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.registry import DATASETS
+from PIL import Image
 
+from loaders.errors import BadDataError
 from loaders.info_io import load_infos, save_infos
 from scripts.data_checks import checker as check_data
+from scripts.fuzzing.corruption import damaged, with_wrong_value
 
 TRAIN, VAL = "nuscenes_infos_train_mini_sweep.pkl", "nuscenes_infos_val_mini_sweep.pkl"
 CONFIG = """
 custom_imports = dict(imports=['loaders.register'], allow_failed_imports=False)
 data_root = '.'
 pipeline = [
-    dict(type='DrawImageAug', raw_hw=(90, 160), final_hw=(32, 96)),
-    dict(type='LoadMultiViewImages', raw_hw=(90, 160), image_cache_mb=9),
+    dict(type='DrawImageAug', raw_hw={raw_hw}, final_hw=(32, 96)),
+    dict(type='LoadMultiViewImages', raw_hw={raw_hw}, image_cache_mb=9),
     dict(type='{labels}'),
     dict(type='LoadLidarSweeps'),
     dict(type='RandomFlipBEV'),
@@ -48,11 +52,11 @@ def copied(mini, tmp_path):
     return root
 
 
-def run(root, capsys, *options, form="Occ3D", full=True):
+def run(root, capsys, *options, form="Occ3D", full=True, raw_hw=(90, 160)):
     """Exit code and what was printed."""
     kind, labels = FORMS[form]
     config = root.parent / "config.py"
-    config.write_text(CONFIG.format(kind=kind, labels=labels, train=TRAIN, val=VAL))
+    config.write_text(CONFIG.format(kind=kind, labels=labels, train=TRAIN, val=VAL, raw_hw=raw_hw))
     arguments = [str(config), *(["--full"] if full else []), "--workers", "0", *options]
     code = check_data.main([*arguments, "--cfg-options", f"data_root={root}"])
     return code, capsys.readouterr().out
@@ -148,7 +152,7 @@ def test_damaged_infos(copied, capsys):
         infos[3]["lidar_sweeps"][4]["timestamp"] += 10**7
         infos[3]["cams"]["CAM_FRONT_LEFT"]["timestamp"] += 700_000
         infos[4]["lidar_sweeps"].append({**infos[3]["lidar_sweeps"][0]})
-        infos[4]["lidar_sweeps"][0]["sensor2lidar_rotation"] = np.full((3, 3), np.nan)
+        infos[4]["lidar_sweeps"][0]["sensor2lidar_rotation"] = np.zeros((3, 3))
         infos[5]["ego2global_translation"] = [1e4, 0, 0]
 
     with_infos(copied, change)
@@ -208,3 +212,112 @@ def test_command_line_help():
         check_data.main(["--help"])
     assert stop.value.code == 0
     assert Path(check_data.__file__).is_file()
+
+
+# ---------------------------------------------------------------- images of odd size
+
+
+def odd_images(root: Path) -> None:
+    """Turns all images into PNGs of one pixel less each way, under their old names."""
+    for folder in ("samples", "sweeps"):
+        for path in (root / folder).glob("CAM_*/*.jpg"):
+            with Image.open(path) as image:
+                image.crop((0, 0, 159, 89)).save(path, "PNG")
+
+
+def test_png_files_of_odd_size(copied, capsys):
+    odd_images(copied)
+    code, out = run(copied, capsys)
+    assert code == 1 and "has 89 x 159 pixels, expected 90 x 160: set raw_hw" in out
+    code, out = run(copied, capsys, raw_hw=(89, 159))
+    assert code == 0 and "nothing wrong was found" in out
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("resize", [0.6, 0.3, 0.15])
+def test_odd_sizes_load_in_both_modes(copied, mode, resize):
+    odd_images(copied)
+    size = (int(89 * resize), int(159 * resize))
+    steps = [
+        dict(type="DrawImageAug", raw_hw=(89, 159), final_hw=size),
+        dict(type="LoadMultiViewImages", raw_hw=(89, 159), mode=mode),
+    ]
+    dataset = DATASETS.build(
+        dict(
+            type="NuScenesOcc3DDataset",
+            data_root=str(copied),
+            ann_file=TRAIN,
+            num_frames=1,
+            pipeline=steps,
+            test_mode=True,
+        )
+    )
+    assert dataset[1].images.shape == (6, *size, 3)
+
+
+# ---------------------------------------------------------------- damage drawn at random
+
+
+KINDS = {
+    "image": "samples/CAM_FRONT/*.jpg",
+    "sweep": "sweeps/CAM_BACK/*.jpg",
+    "LiDAR": "samples/LIDAR_TOP/*.bin",
+    "Occ3D": "gts/*/*/labels.npz",
+    "OpenOccupancy": "occupancy/*/occupancy/*.npy",
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_damage_is_skipped_and_reported(copied, capsys, seed):
+    """In training with on_error='skip' and in the check, nothing but findings."""
+    rng = np.random.default_rng(seed)
+    others = [next(copied.glob(pattern)).read_bytes() for pattern in KINDS.values()]
+    for pattern in KINDS.values():
+        for path in sorted(copied.glob(pattern))[:3]:
+            data = damaged(path.read_bytes(), rng)[1]
+            path.write_bytes(others[int(rng.integers(5))] if rng.random() < 0.2 else data)
+    for form, (kind, labels) in FORMS.items():
+        code, out = run(copied, capsys, form=form)
+        assert code == 1 and "Traceback" not in out
+        dataset = DATASETS.build(
+            dict(
+                type=kind,
+                data_root=str(copied),
+                ann_file=TRAIN,
+                num_frames=2,
+                use_lidar=True,
+                on_error="skip",
+                pipeline=[
+                    dict(type="DrawImageAug", raw_hw=(90, 160), final_hw=(32, 96)),
+                    dict(type="LoadMultiViewImages", raw_hw=(90, 160)),
+                    dict(type=labels),
+                    dict(type="LoadLidarSweeps"),
+                    dict(type="PackOccSample"),
+                ],
+            )
+        )
+        for index in range(len(dataset)):
+            try:
+                dataset[index]
+            except BadDataError as error:  # all samples are broken
+                assert "cannot be loaded" in str(error)
+        assert dataset.skipped
+
+
+@pytest.mark.parametrize("seed", range(14))
+def test_info_files_damaged_at_random(mini, tmp_path, capsys, seed):
+    rng = np.random.default_rng(seed)
+    root = tmp_path / "nuscenes"
+    root.mkdir()
+    for name in ("samples", "sweeps", "gts", VAL):
+        os.symlink(mini.root / name, root / name)
+    data = (mini.root / TRAIN).read_bytes()
+    if seed % 2:
+        content = pickle.loads(data)
+        junk = [None, "a", -1, np.nan, [], {}, 2**70, np.zeros(2), b"x", {"CAM_FRONT": 3}]
+        _, content = with_wrong_value(content, rng, junk)
+        (root / TRAIN).write_bytes(pickle.dumps(content))
+    else:
+        (root / TRAIN).write_bytes(damaged(data, rng)[1])
+    code, out = run(root, capsys, "--seconds", "0", full=False)
+    assert code in (0, 1, 2) and "Traceback" not in out

@@ -425,7 +425,7 @@ class TestErrors:
         def spoil(infos):
             infos[1]["ego2global_rotation"] = [1, 0]
 
-        with pytest.raises(BadDataError, match="broken pose"):
+        with pytest.raises(BadDataError, match="'ego2global_rotation' is not 4 finite numbers"):
             build(mini, ann_file=with_infos(mini, tmp_path, spoil))
 
     def test_wrong_raw_size(self, mini):

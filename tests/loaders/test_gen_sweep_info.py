@@ -14,6 +14,8 @@ from scipy.spatial.transform import Rotation
 
 from loaders.errors import BadDataError, MissingDataError
 from loaders.info_io import CAM_KEYS, CAMERAS, INFO_KEYS, content_hash, load_infos
+from models.errors import UserError
+from scripts.fuzzing.corruption import with_wrong_value
 from scripts.sweep_infos import json_stream
 from scripts.sweep_infos.generator import open_tables, write_from_mmdet3d, write_split
 from scripts.sweep_infos.json_stream import iter_records
@@ -351,3 +353,24 @@ def test_old_infos_that_do_not_fit(mini, tmp_path):
     with pytest.raises(BadDataError, match=r"camera CAM_BACK .* lacks 'ego2global_rotation'"):
         complete(good)
     assert not (tmp_path / "x.pkl").exists()
+
+
+def test_old_infos_with_wrong_values(mini, tmp_path):
+    """Completed, or refused in a sentence; what is written can be read."""
+    tables, path = open_tables(mini.root, "v1.0-mini"), tmp_path / "a.pkl"
+    good = {"infos": old_infos(mini)[:2], "metadata": {}}
+    rng = np.random.default_rng(0)
+    junk = [None, "a", b"a", -1, np.nan, [], {}, 2**70, np.zeros(2), np.full((3, 3), np.nan)]
+    refused = 0
+    for _ in range(80):
+        what, content = with_wrong_value(good, rng, junk)
+        path.write_bytes(pickle.dumps(content))
+        try:
+            write_from_mmdet3d(tables, path, tmp_path / "x.pkl", progress=False)
+            load_infos(tmp_path / "x.pkl")
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+        except Exception as error:
+            raise AssertionError(what) from error
+    assert 20 < refused < 80

@@ -142,11 +142,3 @@ def test_errors_name_what_is_wrong():
     del broken["cams"]["B"]
     with pytest.raises(BadDataError, match="key frame a has no camera B"):
         build_frame_table([broken], CAMS)
-    broken = info("a", "s", 0, [])
-    del broken["cams"]["A"]["cam_intrinsic"]
-    with pytest.raises(BadDataError, match=r"\(aA\) lacks 'cam_intrinsic'"):
-        build_frame_table([broken], CAMS)
-    broken = info("a", "s", 0, [])
-    broken["cams"]["A"]["cam_intrinsic"] = np.eye(4)
-    with pytest.raises(BadDataError, match="'cam_intrinsic' is no array of shape"):
-        build_frame_table([broken], CAMS)

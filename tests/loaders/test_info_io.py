@@ -20,8 +20,36 @@ from loaders.info_io import (
 )
 
 
+def a_camera(name="a.jpg"):
+    return {
+        "data_path": name,
+        "timestamp": 1,
+        "cam_intrinsic": np.eye(3),
+        "sensor2global_rotation": np.eye(3),
+        "sensor2global_translation": np.zeros(3),
+    }
+
+
 def an_info(**changes):
-    return {**{key: [] for key in INFO_KEYS}, "scene_token": "s", **changes}
+    info = {
+        **dict.fromkeys(("scene_name", "scene_token", "lidar_token", "lidar_path"), "s"),
+        "token": "t",
+        "timestamp": 1,
+        "cams": {"A": a_camera()},
+        "cam_sweeps": [{"A": a_camera("b.jpg")}],
+        "lidar_sweeps": [
+            {
+                "data_path": "c.bin",
+                "timestamp": 0,
+                "sensor2lidar_rotation": np.eye(3),
+                "sensor2lidar_translation": np.zeros(3),
+            }
+        ],
+        **{key: [0.0, 0.0, 0.0] for key in ("lidar2ego_translation", "ego2global_translation")},
+        **{key: [1.0, 0.0, 0.0, 0.0] for key in ("lidar2ego_rotation", "ego2global_rotation")},
+    }
+    assert set(info) == set(INFO_KEYS)
+    return {**info, **changes}
 
 
 class RunsCode:
@@ -40,7 +68,8 @@ def write(path: Path, content, protocol=4) -> Path:
 
 
 def test_round_trip(tmp_path):
-    info = an_info(a=np.eye(3), b=np.float64(2.5), c=(1, "x", None, {2, 3}), d=b"x", e=True)
+    info = an_info(cams={}, cam_sweeps=[], lidar_sweeps=[])
+    info.update(a=np.eye(3), b=np.float64(2.5), c=(1, "x", None, {2, 3}), d=b"x", e=True)
     save_infos(tmp_path / "i.pkl", [info], {"version": "v"})
     loaded = load_infos(tmp_path / "i.pkl")
     np.testing.assert_array_equal(loaded.infos[0]["a"], np.eye(3))
@@ -194,3 +223,96 @@ def test_relative_data_path(stored, relative):
 )
 def test_info_file_name(version, split, name):
     assert info_file_name(version, split) == name
+
+
+def spoil(path, value):
+    """Changes a value inside an info; `path` holds keys and indices."""
+
+    def change(info):
+        *way, last = path
+        for step in way:
+            info = info[step]
+        info[last] = value
+
+    return change
+
+
+CAM, SWEEP, POINTS = ("cams", "A"), ("cam_sweeps", 0, "A"), ("lidar_sweeps", 0)
+GROWING = [[1.0]]
+for _ in range(60):  # 2^60 numbers if somebody unfolds it
+    GROWING = [GROWING, GROWING]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        (("timestamp",), "a", "'timestamp' is not an integer of microseconds"),
+        (("timestamp",), 1.5, "'timestamp'"),
+        (("timestamp",), True, "'timestamp'"),
+        (("timestamp",), -1, "'timestamp'"),
+        (("timestamp",), 10**400, "'timestamp'"),
+        (("timestamp",), [1], "'timestamp'"),
+        ((*CAM, "timestamp"), None, r"'cams\.A\.timestamp'"),
+        ((*SWEEP, "timestamp"), "9", r"'cam_sweeps\[0\]\.A\.timestamp'"),
+        ((*POINTS, "timestamp"), np.nan, r"'lidar_sweeps\[0\]\.timestamp'"),
+        (("token",), 5, "'token' is not a text"),
+        (("token",), "", "'token'"),
+        (("scene_token",), ["s"], "'scene_token'"),
+        (("scene_name",), None, "'scene_name'"),
+        (("lidar_path",), b"a.bin", "'lidar_path'"),
+        ((*CAM, "data_path"), 3, r"'cams\.A\.data_path'"),
+        ((*CAM, "data_path"), "a\0b", r"'cams\.A\.data_path'"),
+        ((*CAM, "data_path"), "\ud800", r"'cams\.A\.data_path'"),
+        ((*CAM, "data_path"), "a" * 5000, r"'cams\.A\.data_path'"),
+        (("cams",), [a_camera()], "'cams' is no dict"),
+        (CAM, "a.jpg", r"'cams\.A' is no dict"),
+        (SWEEP, 7, r"'cam_sweeps\[0\]\.A' is no dict"),
+        (("cam_sweeps",), {"A": a_camera()}, "'cam_sweeps' is no list"),
+        (("cam_sweeps",), None, "'cam_sweeps' is no list"),
+        (("lidar_sweeps", 0), None, r"'lidar_sweeps\[0\]' is no dict"),
+        ((*CAM, "cam_intrinsic"), np.eye(4), r"'cams\.A\.cam_intrinsic' is not 3 x 3"),
+        ((*CAM, "cam_intrinsic"), np.full((3, 3), np.nan), r"'cams\.A\.cam_intrinsic'"),
+        ((*CAM, "cam_intrinsic"), np.full((3, 3), "1"), r"'cams\.A\.cam_intrinsic'"),
+        ((*CAM, "cam_intrinsic"), [[1, 2, 3], [4, 5, 6], [7, 8]], r"'cams\.A\.cam_intrinsic'"),
+        ((*CAM, "cam_intrinsic"), GROWING, r"'cams\.A\.cam_intrinsic'"),
+        ((*SWEEP, "sensor2global_rotation"), np.zeros((3, 3)), "that make a rotation"),
+        ((*SWEEP, "sensor2global_translation"), [0.0, np.inf, 0.0], "sensor2global_translation'"),
+        (("ego2global_rotation",), [0.0] * 4, "'ego2global_rotation' .* make a quaternion"),
+        (("ego2global_rotation",), [1.0, 0.0], "'ego2global_rotation'"),
+        (("lidar2ego_translation",), "000", "'lidar2ego_translation'"),
+        (("lidar2ego_translation",), [0.0, 1e200, 0.0], "'lidar2ego_translation'"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path, path, value, named):
+    infos = [an_info(token="first"), an_info(token="second")]
+    spoil(path, value)(infos[1])
+    stored = write(tmp_path / "i.pkl", {"infos": infos})
+    name = "" if path == ("token",) else r" \(second\)"
+    with pytest.raises(BadDataError, match=rf"i\.pkl, entry 1{name}, .*{named}.*gen_sweep_info"):
+        load_infos(stored)
+
+
+def test_missing_key_of_a_camera_is_named(tmp_path):
+    info = an_info()
+    del info["cam_sweeps"][0]["A"]["cam_intrinsic"]
+    with pytest.raises(BadDataError, match=r"'cam_sweeps\[0\]\.A\.cam_intrinsic' is missing"):
+        load_infos(write(tmp_path / "i.pkl", {"infos": [info]}))
+
+
+def test_lists_and_arrays_of_other_numbers_are_accepted(tmp_path):
+    info = an_info(timestamp=np.int64(5), ego2global_translation=np.zeros(3, np.float32))
+    info["cams"]["A"].update(
+        cam_intrinsic=np.eye(3, dtype=int), sensor2global_rotation=np.eye(3).tolist(), timestamp=6.0
+    )
+    info["cam_sweeps"] = ()
+    del info["lidar_sweeps"][0]["sensor2lidar_rotation"]  # read only where LiDAR is used
+    assert len(load_infos(write(tmp_path / "i.pkl", {"infos": [info]})).infos) == 1
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"version": 1}, {"content_bytes": "9"}, {"num_samples": -1}, {"content_hash": 0}]
+)
+def test_wrong_header_is_named(tmp_path, metadata):
+    (key,) = metadata
+    with pytest.raises(BadDataError, match=rf"i\.pkl, metadata, '{key}'"):
+        load_infos(write(tmp_path / "i.pkl", {"infos": [an_info()], "metadata": metadata}))

@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS
 import loaders.register  # noqa: F401 - enters the parts into the registries
 from loaders.errors import BadDataError, MissingDataError
 from loaders.info_io import load_infos, save_infos
+from loaders.lidar import points as points_module
 from loaders.lidar.points import FilterPoints, LoadLidarSweeps, read_lidar_points
 
 TRAIN = "nuscenes_infos_train_mini_sweep.pkl"
@@ -155,9 +156,9 @@ class TestErrors:
         with pytest.raises(BadDataError, match=rf"a\.bin is truncated \({size} bytes"):
             read_lidar_points(str(tmp_path / "a.bin"))
 
-    def test_no_numbers(self, tmp_path):
+    def test_no_point_is_a_number(self, tmp_path):
         np.array([[1, 2, np.nan, 4, 5]], np.float32).tofile(tmp_path / "a.bin")
-        with pytest.raises(BadDataError, match=r"a\.bin has points that are no numbers"):
+        with pytest.raises(BadDataError, match=r"a\.bin has no point that is a number"):
             read_lidar_points(str(tmp_path / "a.bin"))
 
     def test_folder_instead_of_file(self, tmp_path):
@@ -174,7 +175,10 @@ class TestErrors:
         ("change", "message"),
         [
             (lambda sweep: sweep.pop("timestamp"), "lacks 'timestamp'"),
-            (lambda sweep: sweep.update(sensor2lidar_rotation=[1]), "broken pose"),
+            (
+                lambda sweep: sweep.update(sensor2lidar_rotation=[1]),
+                "sensor2lidar_rotation' is not 3 x 3 finite numbers",
+            ),
         ],
     )
     def test_broken_info(self, mini, tmp_path, change, message):
@@ -198,3 +202,116 @@ def test_published_paths_load_from_any_root(mini, tmp_path):
     )[3]
     assert {str(Path(path).parents[2]) for path in moved.lidar.paths} == {str(tmp_path / "moved")}
     np.testing.assert_array_equal(moved.points, build(mini, test_mode=True)[3].points)
+
+
+# ---------------------------------------------------------------- files of other columns
+
+
+def some_points(number: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    xyz = rng.normal(0, (20, 15, 1), (number, 3))
+    return np.c_[xyz, rng.integers(0, 256, number), np.arange(number) % 32].astype(np.float32)
+
+
+def lidar_file(tmp_path, points) -> str:
+    np.ascontiguousarray(points, dtype=np.float32).tofile(tmp_path / "a.bin")
+    return str(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize("load_dim", [3, 4, 5])
+@pytest.mark.parametrize("number", [1, 60, 3000])
+def test_missing_columns_are_zero(tmp_path, load_dim, number):
+    points = some_points(number)
+    loaded = read_lidar_points(lidar_file(tmp_path, points[:, :load_dim]), load_dim)
+    expected = np.where(np.arange(5) < load_dim, points, 0)
+    np.testing.assert_array_equal(loaded, expected)
+    assert loaded.dtype == np.float32 and loaded.flags.writeable
+
+
+@pytest.mark.parametrize("stored", [3, 4, 5])
+@pytest.mark.parametrize("load_dim", [3, 4, 5])
+@pytest.mark.parametrize("number", [60, 1200])  # divisible by all
+def test_other_columns_are_never_read_scrambled(tmp_path, stored, load_dim, number):
+    path = lidar_file(tmp_path, some_points(number)[:, :stored])
+    if stored == load_dim:
+        assert len(read_lidar_points(path, load_dim)) == number
+    else:
+        with pytest.raises(BadDataError, match=rf"a\.bin .* if there are {stored} .*set load_dim"):
+            read_lidar_points(path, load_dim)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_numbers_of_four_columns_are_not_five(tmp_path, seed):
+    points = np.random.default_rng(seed).random((10, 4)).astype(np.float32)
+    with pytest.raises(BadDataError, match="set load_dim"):
+        read_lidar_points(lidar_file(tmp_path, points))
+    np.testing.assert_array_equal(read_lidar_points(str(tmp_path / "a.bin"), 4)[:, :4], points)
+
+
+def test_fifth_column_may_be_a_time(tmp_path):
+    points = some_points(400)
+    points[:, 4] = np.linspace(0, 0.1, 400)
+    np.testing.assert_array_equal(read_lidar_points(lidar_file(tmp_path, points)), points)
+
+
+def test_size_of_other_columns_names_the_setting(tmp_path):
+    with pytest.raises(BadDataError, match=r"is truncated .* load_dim"):
+        read_lidar_points(lidar_file(tmp_path, some_points(7)[:, :4]))
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    """Messages of this test, in a process that has named no file yet."""
+    messages = []
+    monkeypatch.setattr(points_module, "_noted", set())
+    monkeypatch.setattr(points_module, "print_log", lambda text, **_: messages.append(text))
+    return messages
+
+
+def test_rows_that_are_no_numbers_are_dropped_and_told_once(tmp_path, logged):
+    points = some_points(100)
+    bad = np.zeros(100, bool)
+    for row, column, value in ((3, 0, np.nan), (7, 3, np.inf), (8, 2, -np.inf), (99, 1, 1e30)):
+        points[row, column] = value
+        bad[row] = True
+    points[20, 4] = np.nan  # the ring index is not used
+    path = lidar_file(tmp_path, points)
+    for _ in range(3):
+        np.testing.assert_array_equal(read_lidar_points(path), points[~bad])
+    assert [f"{path}: dropped 4 of 100 points" in message for message in logged] == [True]
+
+
+def test_only_the_first_files_with_dropped_points_are_named(tmp_path, logged):
+    points = some_points(50)
+    points[3, 1] = np.nan
+    for i in range(30):
+        np.asarray(points).tofile(tmp_path / f"{i}.bin")
+        assert len(read_lidar_points(str(tmp_path / f"{i}.bin"))) == 49
+    assert len(logged) == 20
+    assert "further files like it are not named" in logged[-1]
+
+
+def test_content_that_is_no_points(tmp_path):
+    floats = some_points(400).astype(np.float64)
+    (tmp_path / "a.bin").write_bytes(floats.tobytes())
+    with pytest.raises(BadDataError, match=r"a\.bin .* restore it"):
+        read_lidar_points(str(tmp_path / "a.bin"))
+
+
+def test_load_dim_of_the_transform(mini, tmp_path):
+    for kind in ("samples", "sweeps"):
+        for path in (mini.root / kind / "LIDAR_TOP").iterdir():
+            target = tmp_path / kind / "LIDAR_TOP" / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            points = np.fromfile(path, np.float32).reshape(-1, 5)
+            np.ascontiguousarray(points[:, :4]).tofile(target)
+        for path in (mini.root / kind).iterdir():
+            if path.name != "LIDAR_TOP":
+                os.symlink(path, tmp_path / kind / path.name)
+    files = dict(data_root=str(tmp_path), ann_file=str(mini.root / TRAIN), test_mode=True)
+    sample = build(mini, steps=[LoadLidarSweeps(load_dim=4)], **files)[1]
+    np.testing.assert_array_equal(sample.points, build(mini, test_mode=True)[1].points)
+    with pytest.raises(BadDataError, match="load_dim"):
+        build(mini, steps=[LoadLidarSweeps()], **files)[1]
+    with pytest.raises(ValueError, match="load_dim is 6"):
+        LoadLidarSweeps(load_dim=6)

@@ -153,6 +153,17 @@ def test_saved_predictions_score_as_they_did(predicted, tmp_path, capsys):
     assert ["occ3d/mIoU", "|", f"{expected['occ3d/mIoU']:.2f}"] in lines
 
 
+def test_masks_of_the_command_line(predicted, tmp_path, capsys):
+    config, folder, _ = predicted
+    out = tmp_path / "scores.json"
+    arguments = ["--config", str(config), "--predictions", str(folder), "--out", str(out)]
+    code = score_predictions.main([*arguments, "--masks", "none"])
+    if "mask='valid'" in config.read_text():
+        assert code == 2 and "leave --masks out" in capsys.readouterr().err
+    else:
+        assert code == 0 and "occ3d_none/mIoU" in json.loads(out.read_text())["metrics"]
+
+
 def test_missing_prediction_and_folder(predicted, tmp_path, capsys):
     config, folder, _ = predicted
     arguments = ["--config", str(config), "--predictions"]

@@ -54,6 +54,27 @@ class FakeOccDataset(BaseDataset):
         )
 
 
+def test_voxels_of_unknown_state_are_not_counted() -> None:
+    samples = [dataset()[index] for index in range(3)]
+    plain = evaluate_prior.count_labels(samples)  # type: ignore[arg-type]
+    assert [count.sum(axis=0).max() for count in plain] == [3, 3]
+    hidden = np.random.default_rng(0).random((3, *SHAPE)) < 0.4
+    hidden[:, 0, 0, 0] = True  # never known
+    for sample, unknown in zip(samples, hidden, strict=True):
+        sample.voxel_semantics[unknown] = 255
+    for count, scored in zip(
+        evaluate_prior.count_labels(samples),  # type: ignore[arg-type]
+        (np.ones((3, *SHAPE), bool), np.stack([sample.mask_camera for sample in samples])),
+        strict=True,
+    ):
+        labels = np.stack([sample.voxel_semantics for sample in samples])
+        for label in range(FREE + 1):
+            np.testing.assert_array_equal(count[label], ((labels == label) & scored).sum(axis=0))
+    counts = evaluate_prior.count_labels(samples)  # type: ignore[arg-type]
+    for grid in evaluate_prior.prior_grids(*counts).values():
+        assert grid[0, 0, 0] == FREE
+
+
 def dataset(seed: int = 0, num_samples: int = 5) -> FakeOccDataset:
     return FakeOccDataset([dict(type="LoadOcc3DLabels")], seed, num_samples, test_mode=True)
 

@@ -32,6 +32,8 @@ class OccSample:
         scene_name: Name of the scene (labels are filed under it).
         scene_token: nuScenes token of the scene.
         lidar_token: nuScenes token of the key frame's LiDAR sweep.
+        lidar_file: Name of the key frame's LiDAR file, without folders.
+        cameras: Names of the N cameras.
         data_root: Folder of the data set.
         img_paths: Files of the F images.
         img_timestamps: int64 [F], microseconds.
@@ -69,6 +71,8 @@ class OccSample:
     pc_range: tuple[float, ...]
     voxel_size: tuple[float, ...]
     class_names: tuple[str, ...]
+    lidar_file: str = ""
+    cameras: tuple[str, ...] = ()
     rng: np.random.Generator | None = None
     ray_origins: npt.NDArray[np.float64] | None = None
     ego2occ: npt.NDArray[np.float64] = field(default_factory=lambda: np.eye(4))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -187,7 +187,14 @@ class OccupancyDataset(BaseDataset):
         # In shared memory: workers mark what they skip.
         self._skipped = torch.zeros(len(infos), dtype=torch.bool).share_memory_()
         names = ("token", "scene_name", "scene_token", "lidar_token")
-        return [{"row": i, **{key: infos[i][key] for key in names}} for i in range(len(infos))]
+        return [
+            {
+                "row": i,
+                "lidar_file": PurePosixPath(info["lidar_path"].replace("\\", "/")).name,
+                **{key: info[key] for key in names},
+            }
+            for i, info in enumerate(infos)
+        ]
 
     def get_sample(self, idx: int, position: int | None = None) -> OccSample:
         """Returns sample ``idx`` as the pipeline receives it (no images or labels yet).
@@ -224,6 +231,8 @@ class OccupancyDataset(BaseDataset):
             scene_name=info["scene_name"],
             scene_token=info["scene_token"],
             lidar_token=info["lidar_token"],
+            lidar_file=info["lidar_file"],
+            cameras=self.cameras,
             data_root=str(self.data_root),
             img_paths=[str(root / path.decode()) for path in self.frames.paths[rows].ravel()],
             img_timestamps=self.frames.timestamps[rows].ravel(),

@@ -3,8 +3,8 @@ record is there.
 
 While a data set is being made, `toy_nuscenes.json` in its root says `complete: false` and the
 tables do not exist yet; finished scenes leave their records in `.scenes/`. A run with the same
-options goes on from there. A data set that lacks labels which were not written when it was made gets
-them; its other files stay as they are.
+options goes on from there. A data set from before all labels were written gets those it lacks;
+its other files stay as they are.
 """
 
 from __future__ import annotations

@@ -155,7 +155,9 @@ def test_semantics_alone(tmp_path):
     assert scored(dict(type="OccupancyMetric", mask=None), sample, grid)["occ3d/mIoU"] == 100
     assert scored(dict(type="RayIoUMetric"), sample, grid)["ray/RayIoU"] == 100
     for mask in ("camera", "lidar", "valid"):
-        with pytest.raises(LoaderConfigError, match=rf"no 'mask_{mask}' for the metric.*--masks none"):
+        with pytest.raises(
+            LoaderConfigError, match=rf"no 'mask_{mask}' for the metric.*--masks none"
+        ):
             scored(dict(type="OccupancyMetric", mask=mask), sample, grid)
 
 

@@ -177,9 +177,11 @@ class OccupancyDataset(BaseDataset):
         content = load_infos(self.ann_file)
         self._check_version(content.metadata)
         infos = content.infos
-        self.frames: FrameTable = build_frame_table(infos, self.cameras)
+        self.frames: FrameTable = build_frame_table(infos, self.cameras, self.data_root)
         self._check_images()
-        self.lidar: LidarTable | None = build_lidar_table(infos) if self.use_lidar else None
+        self.lidar: LidarTable | None = (
+            build_lidar_table(infos, self.data_root) if self.use_lidar else None
+        )
         self.timestamps = np.array([int(info["timestamp"]) for info in infos], dtype=np.int64)
         self.ego2global = _poses(infos, "ego2global")
         self.lidar2ego = _poses(infos, "lidar2ego")

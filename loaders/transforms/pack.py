@@ -38,6 +38,7 @@ class PackOccSample:
         metainfo: dict[str, Any] = {
             "sample_token": sample.sample_token,
             "scene_name": sample.scene_name,
+            "cameras": sample.cameras,
             "sample_idx": sample.sample_idx,
             "img_paths": sample.img_paths,
             "img_timestamps": sample.img_timestamps,

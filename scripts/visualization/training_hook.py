@@ -146,52 +146,16 @@ def view_of_sample(
         prediction=prediction,
         truth=None if truth is None else without_unknown(truth, empty_label),
         scored=_grid(sample, "mask_camera"),
-        images=_input_images(images, meta["img_paths"]),
+        images=_input_images(images, meta["cameras"]),
         scores=tuple(scores),
         time_us=int(meta["img_timestamps"][0]),
     )
 
 
-def _input_images(images: torch.Tensor, paths: Sequence[str]) -> tuple[CameraImage, ...]:
-    """The current frame's images; cameras are named by the folders of their files."""
-    found: dict[str, CameraImage] = {}
-    for path, image in zip(paths, images, strict=False):
-        name = Path(path).parent.name
-        if name in found:
-            break
+def _input_images(images: torch.Tensor, cameras: Sequence[str]) -> tuple[CameraImage, ...]:
+    """The current frame's images."""
+    found: list[CameraImage] = []
+    for name, image in zip(cameras, images, strict=False):
         rgb = image.flip(0).permute(1, 2, 0).cpu().numpy().astype(np.uint8)
-        found[name] = CameraImage(name, Image.fromarray(np.ascontiguousarray(rgb)))
-    return tuple(found.values())
-
-
-def _grid(sample: BaseDataElement, name: str) -> NDArray[Any] | None:
-    return sample.get(name).cpu().numpy() if name in sample else None
-
-
-def class_table(metrics: Mapping[str, float]) -> str:
-    """The class scores among an evaluation's results, as a Markdown table; empty without any.
-
-    Args:
-        metrics: Results by name; those of a class are called ``<metric>/IoU_<class>``.
-    """
-    rows: dict[str, dict[str, float]] = {}
-    columns: dict[str, None] = {}
-    for key, value in metrics.items():
-        match = _CLASS_SCORE.fullmatch(key)
-        if match is not None:
-            rows.setdefault(match["name"], {})[match["metric"]] = value
-            columns[match["metric"]] = None
-    if not rows:
-        return ""
-    means = {
-        name: metrics[key]
-        for name in columns
-        for key in (f"{name}/mIoU", f"{name}/RayIoU")
-        if key in metrics
-    }
-    lines = [f"| class | {' | '.join(f'{name} IoU' for name in columns)} |"]
-    lines.append("|---" * (1 + len(columns)) + "|")
-    for name, scores in [*rows.items(), ("**mean**", means)]:
-        cells = (f"{scores[c]:.2f}" if c in scores else "-" for c in columns)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        found.append(CameraImage(name, Image.fromarray(np.ascontiguousarray(rgb))))
+    return tuple(found)

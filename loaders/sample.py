@@ -49,6 +49,7 @@ class OccSample:
         ray_origins: float64 [O, 3] metres in the occ frame before BEV flips, where RayIoU's rays
             start, or None.
         replaces: Index of the sample whose place this one takes because that cannot be loaded.
+        is_unlabelled: Whether the label file is missing, and may be.
         image_aug: The draw that all images of the sample share.
         images: uint8 [F, H, W, 3] BGR, augmented.
         voxel_semantics: uint8 [X, Y, Z]; ``UNKNOWN_LABEL`` where the state is not known.
@@ -79,6 +80,7 @@ class OccSample:
     lidar2ego: npt.NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
     lidar: LidarFrames | None = None
     replaces: int | None = None
+    is_unlabelled: bool = False
     image_aug: ImageAugParams | None = None
     images: npt.NDArray[np.uint8] | None = None
     voxel_semantics: npt.NDArray[np.uint8] | None = None

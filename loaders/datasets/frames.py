@@ -112,8 +112,12 @@ def build_frame_table(
         for i in members:
             frames += _frames_up_to_key(infos[i], cameras)
             key_frame[i], scene_first[i], scene_samples[i] = len(frames) - 1, first, shared
-    return FrameTable(**_stack_frames(frames, DataPaths(data_root)), key_frame=key_frame, scene_first=scene_first,
-                      scene_samples=scene_samples)  # fmt: skip
+    return FrameTable(
+        **_stack_frames(frames, DataPaths(data_root)),
+        key_frame=key_frame,
+        scene_first=scene_first,
+        scene_samples=scene_samples,
+    )
 
 
 def _frames_up_to_key(
@@ -124,8 +128,8 @@ def _frames_up_to_key(
     if missing:
         raise BadDataError(
             f"key frame {info['token']} has no camera {missing[0]}, but {', '.join(info['cams'])}: "
-            "set cameras in the config to those that the data has, or write the info file anew with "
-            "scripts/gen_sweep_info.py"
+            "set cameras in the config to those that the data has, or write the info file anew "
+            "with scripts/gen_sweep_info.py"
         )
     newest_first = [[info["cams"][name] for name in cameras]]
     for sweep in info["cam_sweeps"]:

@@ -59,6 +59,8 @@ class OccupancyDataset(BaseDataset):
         on_error: What a missing or broken file of a sample does: 'raise' stops the run; with 'skip'
             the sample is logged and counted (``skipped``), and the next good one takes its place
             (in an evaluation, metrics leave that one out).
+        require_labels: Whether a missing label file is an error. Without, which is for evaluation
+            alone, such samples have no labels, and metrics leave them out.
         version: nuScenes version the info file must be of; None accepts any.
         cameras: Cameras in the order in which the images are stacked.
         train_interval: Range of the frame interval in training, in camera frames (12 Hz).
@@ -102,6 +104,7 @@ class OccupancyDataset(BaseDataset):
         with_ray_origins: bool = False,
         use_lidar: bool = False,
         on_error: Literal["raise", "skip"] = "raise",
+        require_labels: bool = True,
         version: str | None = None,
         cameras: Sequence[str] = CAMERAS,
         train_interval: tuple[int, int] = (4, 8),
@@ -123,6 +126,9 @@ class OccupancyDataset(BaseDataset):
         self.with_ray_origins = with_ray_origins
         self.use_lidar = use_lidar
         self.on_error = on_error
+        self.require_labels = require_labels
+        if not (require_labels or test_mode):
+            raise LoaderConfigError("require_labels=False needs test_mode=True: labels are learnt")
         self.version = version
         if ann_file is None:
             if version is None or split is None:
@@ -280,7 +286,16 @@ class OccupancyDataset(BaseDataset):
         )
 
     def _run_pipeline(self, sample: OccSample) -> Any:
-        item = self.pipeline(sample)
+        item: Any = sample
+        for step in self.pipeline.transforms:
+            try:
+                item = step(item)
+            except MissingDataError:
+                if self.require_labels or not loads_labels(type(step).__name__):
+                    raise
+                item.is_unlabelled = True
+            if item is None:
+                break
         if item is None:
             raise BadDataError(
                 f"a transform returned None for sample {sample.sample_token}: set on_error='skip' "

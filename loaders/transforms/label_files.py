@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loaders.errors import BadDataError, LoaderConfigError, UnknownClassError
+from loaders.errors import LoaderConfigError, MissingDataError, UnknownClassError
 from loaders.sample import UNKNOWN_LABEL, OccSample
 
 _FIELDS = ("scene_name", "scene_token", "sample_token", "lidar_token", "lidar_file")
@@ -54,12 +54,12 @@ class LabelFiles:
         """Returns the label file of a sample.
 
         Raises:
-            BadDataError: If the info file lacks what the file is named after.
+            MissingDataError: If the info file lacks what the file is named after.
         """
         values = {name: getattr(sample, name) for name in self._fields}
         lacking = [name for name, value in values.items() if not value]
         if lacking:
-            raise BadDataError(
+            raise MissingDataError(
                 f"key frame {sample.sample_token} has no {lacking[0]} in the info file, and its "
                 "label file is named after it: complete the info file with python "
                 "scripts/gen_sweep_info.py --from FILE"
@@ -79,8 +79,9 @@ class LabelMap:
     """
 
     def __init__(self, label_map: MappedLabels) -> None:
-        is_dict = isinstance(label_map, Mapping)
-        items: Any = label_map.items() if is_dict else enumerate(label_map)
+        items: Any = enumerate(label_map)
+        if isinstance(label_map, Mapping):
+            items = label_map.items()
         self._targets: dict[int, int | str | None] = {}
         for key, target in items:
             # Dumped configs hold keys as text.

@@ -52,6 +52,8 @@ class PackOccSample:
             metainfo["seed"] = int(sample.rng.integers(2**63))
         if sample.replaces is not None:
             metainfo["replaces"] = sample.replaces
+        if sample.is_unlabelled:
+            metainfo["is_unlabelled"] = True
         if sample.ray_origins is not None:
             metainfo["ray_origins"] = sample.ray_origins
         data = {

@@ -159,3 +159,36 @@ def _input_images(images: torch.Tensor, cameras: Sequence[str]) -> tuple[CameraI
         rgb = image.flip(0).permute(1, 2, 0).cpu().numpy().astype(np.uint8)
         found.append(CameraImage(name, Image.fromarray(np.ascontiguousarray(rgb))))
     return tuple(found)
+
+
+def _grid(sample: BaseDataElement, name: str) -> NDArray[Any] | None:
+    return sample.get(name).cpu().numpy() if name in sample else None
+
+
+def class_table(metrics: Mapping[str, float]) -> str:
+    """The class scores among an evaluation's results, as a Markdown table; empty without any.
+
+    Args:
+        metrics: Results by name; those of a class are called ``<metric>/IoU_<class>``.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    columns: dict[str, None] = {}
+    for key, value in metrics.items():
+        match = _CLASS_SCORE.fullmatch(key)
+        if match is not None:
+            rows.setdefault(match["name"], {})[match["metric"]] = value
+            columns[match["metric"]] = None
+    if not rows:
+        return ""
+    means = {
+        name: metrics[key]
+        for name in columns
+        for key in (f"{name}/mIoU", f"{name}/RayIoU")
+        if key in metrics
+    }
+    lines = [f"| class | {' | '.join(f'{name} IoU' for name in columns)} |"]
+    lines.append("|---" * (1 + len(columns)) + "|")
+    for name, scores in [*rows.items(), ("**mean**", means)]:
+        cells = (f"{scores[c]:.2f}" if c in scores else "-" for c in columns)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -14,6 +14,7 @@ import html
 import io
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,7 @@ def write(job: Job) -> list[Path]:
         page = _Page(job, scene, len(indices))
         for index in tqdm(indices, desc=path.name, unit="sample"):
             page.add(job.source.view(index))
-        text = page.text()
-        write_atomically(path, lambda p, text=text: p.write_text(text, encoding="utf-8"))
+        write_atomically(path, partial(Path.write_text, data=page.text(), encoding="utf-8"))
         size = path.stat().st_size / 2**20
         job.report(f"{path}  ({len(indices)} samples, {size:.1f} MiB)")
         files.append(path)

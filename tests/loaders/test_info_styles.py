@@ -67,7 +67,7 @@ def test_opus_v1_is_read_directly(mini, tmp_path):
         np.testing.assert_array_equal(ours.ego2img, theirs.ego2img)
     steps = [dict(type="LoadOccupancyLabels")]
     kind = dict(type="NuScenesOccupancyDataset", pipeline=steps)
-    with pytest.raises(MissingDataError, match="no scene_token|no lidar_token .*--from FILE"):
+    with pytest.raises(MissingDataError, match=r"no lidar_token .*--from FILE"):
         dataset_of(mini, tmp_path / "v1.pkl", **kind)[0]
 
 

@@ -54,7 +54,9 @@ def train(args: argparse.Namespace) -> None:
             cfg.load_from = None if args.resume == "auto" else args.resume
         elif args.load_from:
             cfg.resume, cfg.load_from = False, args.load_from
-        latest = cfg.load_from or (find_latest_checkpoint(cfg.work_dir) if cfg.resume else None)
+        latest = cfg.get("load_from") or (
+            find_latest_checkpoint(cfg.work_dir) if cfg.get("resume") else None
+        )
         notes += settle_pretrained(cfg, is_loaded_later=latest is not None)
         runner = build_runner(cfg, notes)
         stop_hook = StopOnSignalHook()

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from models.errors import does_not_exist
 from scripts.runtime.building import named_config_keys
-from scripts.runtime.checkpoint import load_weights
+from scripts.runtime.checkpoint import CheckpointError, load_weights
 from scripts.runtime.command_line import run_command
 from scripts.runtime.evaluators import choose_masks, save_outputs
 from scripts.runtime.hooks import peak_memory_mb
@@ -45,6 +46,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         cfg.resume, cfg.load_from = False, None
         choose_masks(cfg, args.masks)
         save_outputs(cfg, args.save_predictions, args.submission)
+        if not Path(args.weights).exists():  # told before a work dir is made
+            raise CheckpointError(
+                f"checkpoint {does_not_exist(args.weights)}: give the .pth file that train.py wrote"
+            )
         runner = build_runner(cfg, notes)
         checkpoint = load_weights(bare_model(runner), args.weights)
         start = time.monotonic()

@@ -1,11 +1,20 @@
 """The base class of all errors that a user can put right.
 
-This module imports nothing, so every room of the project may import it.
+This module imports nothing of the project, so every room may import it.
 """
 
 from __future__ import annotations
 
+import os
+
 _WORKER_TRACEBACK = "\nOriginal Traceback"
+
+
+def does_not_exist(path: object) -> str:
+    """Words for a missing file; of a relative path also the folder that it was meant from."""
+    text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
+    place = "" if os.path.isabs(text) else f" in {os.getcwd()}"
+    return f"{text} does not exist{place}"
 
 
 class UserError(Exception):

@@ -14,7 +14,6 @@ import importlib
 import importlib.util
 import multiprocessing
 import os
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.runtime.atomic_write import check_folder_target
 from scripts.runtime.command_line import CommandParser, number_from, run_command
 from scripts.toy_nuscenes.options import LIDAR_RATES_HZ, Options
 
@@ -73,9 +74,10 @@ def _generate(args: argparse.Namespace, options: Options) -> None:
 
     from scripts.toy_nuscenes.writer import generate
 
+    check_folder_target("--out", args.out)
     start = time.monotonic()
     total = options.scenes * options.samples
-    with tqdm(total=total, desc="toy nuScenes", unit="key frame") as bar:
+    with tqdm(total=total, desc="toy nuScenes", unit="key frame", delay=1.0) as bar:
         worked = generate(
             args.out, options, workers=args.workers, overwrite=args.overwrite, progress=bar.update
         )

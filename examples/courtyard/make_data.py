@@ -9,6 +9,8 @@ calibrations.
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from PIL import Image
 
 from examples.courtyard.dataset import CAMERAS, CourtyardDataset
 from loaders.info_io import save_infos
+from scripts.runtime.command_line import CommandParser, number_from, run_command
 
 IMAGE_HW = (64, 96)
 INTRINSIC = np.array([[50.0, 0, 48], [0, 50, 32], [0, 0, 1]])
@@ -160,16 +163,19 @@ def make_data(root: Path, scenes: int, frames: int, seed: int = 0) -> None:
         save_infos(root / f"infos_{split}.pkl", infos, {"version": "courtyard"})
 
 
-def main() -> None:
-    """Does what the command line says."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = CommandParser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/courtyard"))
-    parser.add_argument("--scenes", type=int, default=6, help="training scenes")
-    parser.add_argument("--frames", type=int, default=8, help="frames per scene")
-    args = parser.parse_args()
-    make_data(args.out, args.scenes, args.frames)
-    print(f"{args.out}: {args.scenes + 1} scenes of {args.frames} frames")
+    parser.add_argument("--scenes", type=number_from(1), default=6, help="training scenes")
+    parser.add_argument("--frames", type=number_from(1), default=8, help="frames per scene")
+
+    def run(args: argparse.Namespace) -> None:
+        make_data(args.out, args.scenes, args.frames)
+        print(f"{args.out}: {args.scenes + 1} scenes of {args.frames} frames")
+
+    return run_command(parser, run, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -27,6 +27,7 @@ from loaders.transforms.geometry import (
     quaternion_to_matrix,
 )
 from loaders.transforms.labels import loads_labels
+from models.errors import does_not_exist
 
 # How many samples in a row may be broken before a run with on_error='skip' stops after all.
 _MAX_TRIES = 100
@@ -171,12 +172,12 @@ class OccupancyDataset(BaseDataset):
         """Reads the info file: poses into shared arrays, names into a list (one per sample)."""
         if not Path(self.data_root).is_dir():
             raise MissingDataError(
-                f"data root {self.data_root} does not exist: put (or link) nuScenes there, make a "
+                f"data root {does_not_exist(self.data_root)}: put (or link) nuScenes there, make a "
                 "toy data set with scripts/make_toy_nuscenes.py, or set data_root in the config"
             )
         if not Path(self.ann_file).is_file():
             raise MissingDataError(
-                f"info file {self.ann_file} does not exist: write it with python "
+                f"info file {does_not_exist(self.ann_file)}: write it with python "
                 f"scripts/gen_sweep_info.py --data-root {self.data_root} "
                 f"--version {self.version or 'VERSION'}"
             )

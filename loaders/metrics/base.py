@@ -12,7 +12,7 @@ from mmengine.dist import get_world_size
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger, print_log
 
-from loaders.errors import BadDataError, LoaderConfigError
+from loaders.errors import LoaderConfigError
 from loaders.metrics.counts import CountAccumulator, CountState, merge
 from loaders.metrics.occupancy import dense_labels
 
@@ -152,11 +152,11 @@ def sample_key(sample: DataSample) -> tuple[str | None, int | None]:
     have the position of the original and do not count.
 
     Raises:
-        BadDataError: If it has neither.
+        LoaderConfigError: If it has neither.
     """
     token, index = sample.get("sample_token"), sample.get("sample_idx")
     if token is None and index is None:
-        raise BadDataError(
+        raise LoaderConfigError(
             "a sample has neither 'sample_token' nor 'sample_idx', which tell samples apart: put "
             "PackOccSample into the test pipeline"
         )

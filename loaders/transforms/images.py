@@ -60,6 +60,10 @@ class DrawImageAug:
     ) -> None:
         self.raw_hw = (int(raw_hw[0]), int(raw_hw[1]))
         self.final_hw = (int(final_hw[0]), int(final_hw[1]))
+        if min(*self.raw_hw, *self.final_hw) < 1:
+            raise LoaderConfigError(
+                f"raw_hw {self.raw_hw} and final_hw {self.final_hw} must be positive pixels"
+            )
         self._fixed = test_image_aug(self.raw_hw, self.final_hw)
         low, high = resize_range or (self._fixed.resize, self._fixed.resize)
         if not 0 < low <= high:

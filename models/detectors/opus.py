@@ -17,7 +17,7 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from models.errors import MissingWeightsError, ModelConfigError
+from models.errors import MissingWeightsError, ModelConfigError, does_not_exist
 from models.heads import CameraGeometry, HeadOutput, LidarInput, OccupancyHead
 from models.losses import LossNormalizer
 from models.randomness import SampleDraws
@@ -130,7 +130,7 @@ class OPUS(BaseModel):
             path = cfg.get("checkpoint", "") if isinstance(cfg, dict) else ""
             if path and "://" not in path and not Path(path).is_file():
                 raise MissingWeightsError(
-                    f"The pretrained image network {path} is missing: download it to this path, "
+                    f"The pretrained image network {does_not_exist(path)}: download it, "
                     f"or train from scratch with --cfg-options model.{name}.init_cfg=None."
                 )
         super().init_weights()

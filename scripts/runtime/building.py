@@ -12,11 +12,10 @@ from mmengine.registry import Registry
 
 from models.errors import UserError
 from scripts.runtime.errors import ConfigError
-from scripts.runtime.parts import REGISTRIES, Part, arguments_of, find_type, walk
+from scripts.runtime.parts import LIBRARIES, REGISTRIES, Part, arguments_of, find_type, walk
 from scripts.runtime.settings import did_you_mean
 
-# A constructor of these libraries that refuses its arguments refuses what the config says.
-_LIBRARIES = ("mmengine", "mmcv", "mmdet", "mmdet3d", "torch", "torchvision")
+# What a library's constructor raises to refuse its arguments, and so what the config says.
 _REFUSALS = (ValueError, TypeError, KeyError, AssertionError, NotImplementedError)
 
 
@@ -112,7 +111,7 @@ def _takes_away(registry: Registry, key: str) -> bool:
 
 def _is_refusal(error: BaseException, target: Any) -> bool:
     """Whether an error was raised in a library's constructor, called with the part's arguments."""
-    if target is None or getattr(target, "__module__", "").split(".")[0] not in _LIBRARIES:
+    if target is None or getattr(target, "__module__", "").split(".")[0] not in LIBRARIES:
         return False
     trace = error.__traceback__
     frames = []
@@ -121,7 +120,7 @@ def _is_refusal(error: BaseException, target: Any) -> bool:
         trace = trace.tb_next
     names = [frame.f_code.co_name for frame in frames]
     last = frames[-1].f_globals.get("__name__", "").split(".")[0]
-    return "__init__" in names and last in _LIBRARIES
+    return "__init__" in names and last in LIBRARIES
 
 
 def _name(target: Any) -> str:

@@ -16,11 +16,13 @@ from mmengine.config import Config
 
 from scripts.runtime.config_files import ConfigChain, imported_names, read_chain, read_config
 from scripts.runtime.errors import ConfigError
-from scripts.runtime.parts import REGISTRIES, Part, arguments_of, walk
+from scripts.runtime.parts import LIBRARIES, REGISTRIES, Part, arguments_of, walk
 from scripts.runtime.runner_keys import RUNNER_KEYS
+from scripts.runtime.sections import check_sections
 from scripts.runtime.settings import (
     Setting,
     Written,
+    check_agreement,
     did_you_mean,
     refuse_unread,
     resolve_settings,
@@ -29,6 +31,8 @@ from scripts.runtime.settings import (
 from scripts.runtime.value_types import annotations_of, fits, name_of
 
 OPTIONS_SOURCE = "--cfg-options"
+# What every config may name, also one that builds upon no file of this project.
+_OWN_MODULES = ("models.register", "loaders.register", "scripts.runtime.register")
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ def load(path: str | Path, options: Mapping[str, Any] | None = None) -> LoadedCo
         if not setting.is_effective or setting.is_part:
             cfg.pop(name)
     check_parts(cfg)
-    _check_runner(cfg)
+    check_agreement(cfg)
+    check_sections(cfg)
     return LoadedConfig(cfg, settings, sources)
 
 
@@ -130,13 +135,15 @@ def _make_room(cfg: Any, keys: list[str]) -> None:
 
 
 def import_modules(cfg: Config, path: str | Path) -> None:
-    """Import the modules that a config names in `custom_imports`.
+    """Import the project's parts, and the modules that a config names in `custom_imports`.
 
     Errors that such a module raises by itself keep their traceback.
 
     Raises:
         ConfigError: A module does not exist, or one that it imports does not.
     """
+    for name in _OWN_MODULES:
+        importlib.import_module(name)
     for name in imported_names(cfg):
         try:
             importlib.import_module(name)
@@ -209,25 +216,19 @@ def check_parts(cfg: Config) -> None:
 
 
 def _check_types(part: Part) -> None:
-    """Compare values with the annotations of the project's own classes.
+    """Compare values with the annotations of classes that no library brings.
 
     Raises:
         ConfigError: A value is of another type; both are given.
     """
-    if getattr(part.target, "__module__", "").split(".")[0] not in ("models", "loaders", "scripts"):
+    if part.target is None or part.target.__module__.split(".")[0] in LIBRARIES:
         return
-    assert part.target is not None
     for name, annotation in annotations_of(part.target).items():
         if name in part.config and not fits(part.config[name], annotation):
             raise ConfigError(
                 f"{part.place}.{name} ({part.type_name}) is {part.config[name]!r}, expected "
                 f"{name_of(annotation)}"
             )
-
-
-def _check_runner(cfg: Config) -> None:
-    if cfg.get("strategy") is not None and cfg.get("runner_type") != "FlexibleRunner":
-        raise ConfigError("strategy is read by runner_type='FlexibleRunner' alone: set that too")
 
 
 __all__ = [

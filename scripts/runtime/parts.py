@@ -38,6 +38,8 @@ REGISTRIES: tuple[Registry, ...] = (
     OPTIMIZERS, PARAM_SCHEDULERS, VISUALIZERS, VISBACKENDS, LOG_PROCESSORS, MODEL_WRAPPERS,
     FUNCTIONS,
 )  # fmt: skip
+# Libraries whose constructors' annotations and errors are their own.
+LIBRARIES = ("mmengine", "mmcv", "mmdet", "mmdet3d", "torch", "torchvision", "builtins")
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 # Top-level keys below which parts stand, with the registry of these.

@@ -15,6 +15,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
+from models.errors import does_not_exist
 from scripts.runtime.building import named_config_keys
 from scripts.runtime.checkpoint import (
     CheckpointError,
@@ -122,9 +123,9 @@ class OpusRunner(Runner):
         elif self._load_from is not None:
             if not Path(self._load_from).is_file():
                 raise CheckpointError(
-                    f"load_from {self._load_from} does not exist: put the checkpoint there (fusion "
-                    "models: scripts/gen_fusion_pretrain_model.py writes it), or train without it "
-                    "with --cfg-options load_from=None"
+                    f"load_from {does_not_exist(self._load_from)}: put the checkpoint there "
+                    "(fusion models: scripts/gen_fusion_pretrain_model.py writes it), or train "
+                    "without it with --cfg-options load_from=None"
                 )
             revise_keys = self.cfg.get("revise_keys") or ()
             self.logger.info(start_from(bare_model(self), self._load_from, revise_keys))

@@ -85,7 +85,7 @@ def resolve_settings(cfg: MutableMapping[str, Any]) -> dict[str, Setting]:
         The settings by name, with their readers.
 
     Raises:
-        ConfigError: Values of data set and head that must agree do not.
+        ConfigError: A section is of another kind, or the training loop is named twice.
     """
     _check_sections(cfg)
     _drop_disabled_hooks(cfg)
@@ -105,7 +105,6 @@ def resolve_settings(cfg: MutableMapping[str, Any]) -> dict[str, Setting]:
     if "batch_size" in settings:
         _read_batch_size(cfg, settings["batch_size"])
     _fit_to_loop(cfg)
-    check_agreement(cfg)
     return settings
 
 

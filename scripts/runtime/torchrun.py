@@ -51,6 +51,7 @@ def launch(words: Sequence[str]) -> int:
     if len(words) < 2:
         raise ConfigError("give the number of processes and the script that they run")
     processes = _count(words[0], "the number of processes")
+    options = [*_machines(), "--nproc_per_node", str(processes), *words[1:]]
     # torchrun would set 1 thread for each process; share the cores instead.
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
@@ -61,7 +62,6 @@ def launch(words: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     _quieten()
-    options = [*_machines(), "--nproc_per_node", str(processes), *words[1:]]
     try:
         run.run(run.parse_args(options))
     except ChildFailedError as error:

@@ -22,6 +22,7 @@ from mmengine.registry import init_default_scope
 from loaders.errors import MissingDataError
 from loaders.predictions import load_prediction, prediction_path
 from loaders.sample import OccSample
+from models.errors import does_not_exist
 from scripts.runtime.atomic_write import check_file_target, check_folder_target
 from scripts.runtime.command_line import CommandParser, number_from, run_command
 from scripts.runtime.config import load_config
@@ -146,10 +147,8 @@ def score_folder(
         BadDataError: If a prediction is broken or does not fit.
     """
     if not folder.is_dir():
-        kind = "is a file" if folder.exists() else f"does not exist in {Path.cwd()}"
-        if folder.is_absolute() and not folder.exists():
-            kind = "does not exist"
-        raise MissingDataError(f"folder {folder} {kind}: give the folder with the predictions")
+        fault = f"{folder} is a file" if folder.exists() else does_not_exist(folder)
+        raise MissingDataError(f"folder {fault}: give the folder with the predictions")
     start = time.monotonic()
     cfg = load_config(config, options)
     choose_masks(cfg, masks)

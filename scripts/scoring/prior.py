@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from loaders.datasets.occupancy_dataset import OccupancyDataset
 from loaders.sample import UNKNOWN_LABEL, OccSample
+from scripts.runtime.atomic_write import check_file_target
 from scripts.runtime.building import named_config_keys
 from scripts.runtime.command_line import (
     CommandParser,
@@ -151,6 +152,8 @@ def evaluate_prior(cfg: Config, workers: int = 0) -> dict[str, dict[str, float]]
 def run(args: argparse.Namespace) -> None:
     """Do what the command line says."""
     start = time.monotonic()
+    if args.out is not None:
+        check_file_target("--out", args.out)
     cfg = load_config(args.config, args.cfg_options)
     scores = evaluate_prior(cfg, args.workers)
     summary = [key for key in scores["stronger"] if "IoU_" not in key]

@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from loaders.errors import BadDataError
 from loaders.info_io import CAMERAS, InfoWriter, info_file_name, infos_fragment
+from scripts.runtime.atomic_write import check_folder_target
 from scripts.runtime.command_line import CommandParser, number_from, run_command
 from scripts.runtime.errors import ConfigError
 from scripts.sweep_infos.other_infos import Info, complete_info, read_other_infos
@@ -220,6 +221,7 @@ def write_info_files(args: argparse.Namespace) -> None:
         raise ConfigError("--split and --splits both name scenes: leave one out")
     if Path(args.version).name != args.version or args.version in ("", ".", ".."):
         raise ConfigError(f"--version {args.version} is no name of a folder in the data root")
+    check_folder_target("--out-dir", args.out_dir or args.data_root)
     tables = open_tables(args.data_root, args.version, progress, args.cameras, args.lidar)
     out_dir = args.out_dir or args.data_root
     os.makedirs(out_dir, exist_ok=True)

@@ -206,6 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("docs", "images"), metavar="FOLDER")
 
     def run(args: argparse.Namespace) -> None:
+        if (args.config is None) != (args.weights is None):
+            raise ConfigError("--config and --weights belong together: give both or neither")
         if args.weights is None:
             make_data()
         make_gallery(args.only, args.config, args.weights, args.out)

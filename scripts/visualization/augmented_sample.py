@@ -304,7 +304,7 @@ def compose(sample: AugmentedSample, all_frames: bool = False) -> Image.Image:
     for view in bev:
         canvas.paste(view, (right, top))
         top += view.height + _GAP
-    colours = class_colours(sample.class_names)
+    colours = _colours(sample.class_names)
     entries = [(name, _rgb(colour)) for name, colour in zip(names, colours, strict=True)]
     place = (_GAP, canvas.height - foot, width - 2 * _GAP)
     draw_colour_key(canvas, *place, entries, _TEXT - 2, _TEXT + 8, theme.text, theme.rule)
@@ -316,6 +316,17 @@ _HEADINGS = {
     "voxels": "centres of occupied voxels",
     "lidar": f"LiDAR points, by distance up to {_LIDAR_FAR_M:.0f} m",
 }
+
+
+def _colours(class_names: Sequence[str]) -> NDArray[np.uint8]:
+    """Colours [C, 3] of the classes; evenly spread hues where the palette lacks one of them."""
+    try:
+        return class_colours(class_names)
+    except ConfigError:  # a data set of one's own is looked at before its colours are chosen
+        hues = np.linspace(0, 180, len(class_names), endpoint=False)
+        hsv = np.column_stack([hues, np.full((len(hues), 2), 220)]).astype(np.uint8)
+        colours: NDArray[np.uint8] = cv2.cvtColor(hsv[:, None], cv2.COLOR_HSV2RGB)[:, 0]
+        return colours
 
 
 def _rgb(colour: Sequence[Any]) -> RGB:
@@ -331,7 +342,7 @@ def _cell(sample: AugmentedSample, i: int, kind: str, size: tuple[int, int]) -> 
         values = (np.asarray(picture) * _DIM).astype(np.uint8)
         if kind == "voxels":
             centres, labels = sample.occupied()
-            colours = class_colours(sample.class_names)[labels]
+            colours = _colours(sample.class_names)[labels]
         else:
             assert sample.points is not None
             centres = sample.points.astype(np.float64)
@@ -384,7 +395,7 @@ def _label_map(sample: AugmentedSample, show_points: bool) -> Image.Image:
     values = np.full((size[1], size[0], 3), 245, np.uint8)
     if sample.labels is not None:
         top = _uppermost(sample.labels, len(sample.class_names))
-        colours = np.vstack([class_colours(sample.class_names), [245, 245, 245]]).astype(np.uint8)
+        colours = np.vstack([_colours(sample.class_names), [245, 245, 245]]).astype(np.uint8)
         flat = colours[top][::-1, ::-1]  # x up, y left
         values = cv2.resize(flat, size, interpolation=cv2.INTER_NEAREST)
 

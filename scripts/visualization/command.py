@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.runtime.atomic_write import check_folder_target
 from scripts.runtime.command_line import (
     CommandParser,
     add_config_arguments,
@@ -85,7 +86,7 @@ def _add_choice_of_samples(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("which samples").add_mutually_exclusive_group()
     group.add_argument("--scene", metavar="NAME", help="all samples of a scene")
     group.add_argument(
-        "--index", type=int, nargs="+", metavar="I", help="these samples, counted from 0"
+        "--index", type=number_from(0), nargs="+", metavar="I", help="these samples, counted from 0"
     )
     group.add_argument(
         "--num",
@@ -157,6 +158,9 @@ def visualize(args: argparse.Namespace) -> list[Path]:
         view=args.view,
         overlay=args.vis_overlay,
     )
+    name = Path(args.config).stem
+    out = Path(args.out) if args.out is not None else Path("outputs", name)
+    check_folder_target("--out", out)
     # The same large arrays are taken and freed for every picture.
     keep_freed_memory()
     if args.vis_points and args.weights is None:
@@ -171,8 +175,6 @@ def visualize(args: argparse.Namespace) -> list[Path]:
         queries=args.vis_points or (everything and args.weights is not None),
     )
     source = SampleSource(cfg, args.weights, args.predictions, wanted)
-    name = Path(args.config).stem
-    out = Path(args.out) if args.out is not None else Path("outputs", name)
     return Job(source, _chosen(args, source), out, name, args.format, options, fps).run()
 
 

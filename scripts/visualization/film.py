@@ -124,6 +124,7 @@ def _shoot(job: Job, indices: Sequence[int], shots: Sequence[Shot], path: Path) 
                 view, shown = job.source.view(indices[shot.number]), shot.number
             picture = _picture(job, view, shot)
             if writer is None:
+                partial.parent.mkdir(parents=True, exist_ok=True)
                 height, width = picture.shape[:2]
                 writer = _open_writer(partial, (width, height), job)
                 writer.send(None)

@@ -67,7 +67,6 @@ class Job:
 
     def run(self) -> list[Path]:
         """Write the files; returns their paths."""
-        self.out.mkdir(parents=True, exist_ok=True)
         files: list[Path] = import_module(FORMATS[self.format]).write(self)
         return files
 

@@ -62,12 +62,11 @@ def write(job: Job) -> list[Path]:
     for scene, indices in job.clips():
         path = job.file(f"{scene}.rrd")
 
-        def record(partial: Path, scene: str = scene, indices: Sequence[int] = indices) -> None:
-            recorder = _Recorder(rr, job, scene, indices, partial)
+        def record(file: Path, scene: str = scene, indices: list[int] = indices) -> None:
+            recorder = _Recorder(rr, job, scene, indices, file)
             try:
-                for number, index in enumerate(tqdm(indices, desc=scene, unit="sample")):
+                for number, index in enumerate(tqdm(indices, desc=f"{scene}.rrd", unit="sample")):
                     recorder.add(number, job.source.view(index))
-                recorder.add_layout()
             finally:
                 recorder.close()
 
@@ -240,12 +239,9 @@ class _Recorder:
         centres = points.mean(axis=1)
         self._log(f"{entity}/centres", rr.Points3D(centres, colors=colour, radii=2.0 * radius))
 
-    def add_layout(self) -> None:
-        """Add the layout, now that the contents are known."""
-        self._stream.send_blueprint(layout(self._cameras, self._shown))
-
     def close(self) -> None:
-        """Finish the file."""
+        """Add the layout, now that the contents are known, and finish the file."""
+        self._stream.send_blueprint(layout(self._cameras, self._shown))
         self._stream.flush(blocking=True)
         self._rr.disconnect(recording=self._stream)
 

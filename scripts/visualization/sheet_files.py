@@ -58,6 +58,5 @@ def save_png(image: Image.Image, path: Path) -> Path:
     """Write a PNG; a cut-off file never remains under its name."""
     # After PNG's own filters little repeats but runs of one byte: looking for these alone (zlib's
     # Z_RLE) gives smaller files than the search of level 2, in four fifths of its time.
-    return write_atomically(
-        path, lambda p: image.save(p, format="PNG", compress_level=2, compress_type=3)
-    )
+    options = {"format": "PNG", "compress_level": 2, "compress_type": 3}
+    return write_atomically(path, lambda file: image.save(file, **options))

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models.errors import does_not_exist
+from scripts.runtime.atomic_write import check_file_target, write_atomically
 from scripts.runtime.command_line import CommandParser, run_command
 from scripts.runtime.errors import ConfigError
 
@@ -60,7 +62,8 @@ def read_run(folder: Path, name: str) -> RunLog:
         ConfigError: The folder does not exist or holds no logged training, or a log is damaged.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder} does not exist: give the work dir of a training")
+        fault = f"{folder} is a file" if folder.exists() else does_not_exist(folder)
+        raise ConfigError(f"{fault}: give the work dir of a training")
     # mmengine names the folders of a work dir by the time of their start.
     files = sorted(folder.glob(f"*/{SCALARS}")) or sorted(folder.glob(SCALARS))
     log = RunLog(name)
@@ -177,8 +180,7 @@ def draw(runs: Sequence[RunLog], out: Path) -> None:
         for i, run in enumerate(runs)
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False, fontsize=11)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=130, format="png")
+    write_atomically(out, lambda path: figure.savefig(path, dpi=130, format="png"))
 
 
 def _draw_panel(ax: Any, panel: Panel) -> None:
@@ -243,6 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
     def run(args: argparse.Namespace) -> None:
+        check_file_target("--out", args.out)
         names = run_names(args.work_dirs)
         draw([read_run(*pair) for pair in zip(args.work_dirs, names, strict=True)], args.out)
         print(args.out)

@@ -1,4 +1,4 @@
-"""What a training shows in TensorBoard beside its curves: sheets of fixed samples, class tables."""
+"""What a training logs beside its curves: sheets of fixed samples, tables of class scores."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
+from mmengine.visualization.vis_backend import (
+    BaseVisBackend,
+    LocalVisBackend,
+    MLflowVisBackend,
+    TensorboardVisBackend,
+    WandbVisBackend,
+)
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.errors import UserError
 from scripts.runtime.errors import ConfigError
 from scripts.visualization.job import spread
 from scripts.visualization.sample_view import CameraImage, SampleView, dense_grid, without_unknown
@@ -32,8 +38,9 @@ class ValidationSheetHook(Hook):
 
     The predictions are those of the evaluation itself, so that a sheet costs its drawing alone
     (about half a second on one core). Sheets go to all visualisation back ends of the runner: to
-    TensorBoard under *Images*, and as PNG files into ``vis_data/vis_image``. The table of class
-    scores stands under *Text*.
+    TensorBoard under *Images*, and as PNG files into ``vis_data/vis_image``. So does the table of
+    class scores: to TensorBoard under *Text*, to Weights & Biases as a table, to MLflow as an
+    artifact, and as a Markdown file into ``vis_data``.
 
     Args:
         num_samples: Sheets per evaluation, of samples spread evenly over the validation split (the
@@ -91,17 +98,17 @@ class ValidationSheetHook(Hook):
         for number, view in enumerate(self._views):
             try:
                 image = compose_sheet(view, self.options).image
-            except UserError as error:
+            except ValueError as error:
                 # Pictures are no reason to stop a training, e.g. for a class without a colour.
                 runner.logger.warning(f"no validation sheets: {error}")
                 self.num_samples = 0
                 break
             runner.visualizer.add_image(f"val_sheet_{number}", np.asarray(image), step)
         self._views = []
-        table = class_table(metrics or {})
-        board = runner.visualizer.get_backend("TensorboardVisBackend")
-        if table and board is not None:
-            board.experiment.add_text("val/classes", table, step)
+        header, rows = class_rows(metrics or {})
+        if rows:
+            for backend in runner.visualizer._vis_backends.values():
+                log_table(backend, header, rows, step)
 
 
 def view_of_sample(
@@ -164,30 +171,59 @@ def _grid(sample: BaseDataElement, name: str) -> NDArray[Any] | None:
     return sample.get(name).cpu().numpy() if name in sample else None
 
 
-def class_table(metrics: Mapping[str, float]) -> str:
-    """The class scores among an evaluation's results, as a Markdown table; empty without any.
+def class_rows(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
+    """The class scores among an evaluation's results, as a header and rows; no rows without any.
 
     Args:
         metrics: Results by name; those of a class are called ``<metric>/IoU_<class>``.
     """
-    rows: dict[str, dict[str, float]] = {}
+    scores: dict[str, dict[str, float]] = {}
     columns: dict[str, None] = {}
     for key, value in metrics.items():
         match = _CLASS_SCORE.fullmatch(key)
         if match is not None:
-            rows.setdefault(match["name"], {})[match["metric"]] = value
+            scores.setdefault(match["name"], {})[match["metric"]] = value
             columns[match["metric"]] = None
-    if not rows:
-        return ""
-    means = {
+    header = ["class", *(f"{name} IoU" for name in columns)]
+    if not scores:
+        return header, []
+    scores["mean"] = {
         name: metrics[key]
         for name in columns
         for key in (f"{name}/mIoU", f"{name}/RayIoU")
         if key in metrics
     }
-    lines = [f"| class | {' | '.join(f'{name} IoU' for name in columns)} |"]
-    lines.append("|---" * (1 + len(columns)) + "|")
-    for name, scores in [*rows.items(), ("**mean**", means)]:
-        cells = (f"{scores[c]:.2f}" if c in scores else "-" for c in columns)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return header, [
+        [name, *(f"{row[c]:.2f}" if c in row else "-" for c in columns)]
+        for name, row in scores.items()
+    ]
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the row named "mean" in bold."""
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for name, *cells in rows:
+        lines.append(f"| {' | '.join([f'**{name}**' if name == 'mean' else name, *cells])} |")
     return "\n".join(lines)
+
+
+def log_table(
+    backend: BaseVisBackend, header: Sequence[str], rows: Sequence[Sequence[str]], step: int
+) -> None:
+    """Give a table of class scores to a visualisation back end, in the form that it takes.
+
+    Back ends that take no tables are left out.
+    """
+    text = markdown_table(header, rows)
+    if isinstance(backend, TensorboardVisBackend):
+        backend.experiment.add_text("val/classes", text, step)
+    elif isinstance(backend, WandbVisBackend):
+        wandb = backend.experiment
+        table = wandb.Table(columns=list(header), data=[list(row) for row in rows])
+        wandb.log({"val/classes": table}, step=step)
+    elif isinstance(backend, MLflowVisBackend):
+        backend.experiment.log_text(text, f"val_classes_{step}.md")
+    elif isinstance(backend, LocalVisBackend):
+        folder = Path(backend._save_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"val_classes_{step}.md").write_text(text + "\n")

@@ -65,7 +65,8 @@ def write(job: Job) -> list[Path]:
         page = _Page(job, scene, len(indices))
         for index in tqdm(indices, desc=path.name, unit="sample"):
             page.add(job.source.view(index))
-        write_atomically(path, partial(Path.write_text, data=page.text(), encoding="utf-8"))
+        text = page.text()
+        write_atomically(path, lambda file, text=text: file.write_text(text, encoding="utf-8"))  # type: ignore[misc]
         size = path.stat().st_size / 2**20
         job.report(f"{path}  ({len(indices)} samples, {size:.1f} MiB)")
         files.append(path)

@@ -240,7 +240,7 @@ def test_odd_sizes_load_in_both_modes(copied, mode, resize):
     size = (int(89 * resize), int(159 * resize))
     steps = [
         dict(type="DrawImageAug", raw_hw=(89, 159), final_hw=size),
-        dict(type="LoadMultiViewImages", raw_hw=(89, 159), mode=mode),
+        dict(type="LoadMultiViewImages", raw_hw=(89, 159), image_mode=mode),
     ]
     dataset = DATASETS.build(
         dict(

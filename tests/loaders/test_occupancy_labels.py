@@ -163,7 +163,12 @@ def test_missing_and_empty(tmp_path):
 
 
 def test_scores_of_the_reference_through_the_evaluator():
+    """The reference leaves classes out that are only predicted; they count as 0 (DATA.md)."""
     with np.load(GOLDEN) as golden:
+        per_class = golden["openocc/per_class"][:FREE]
+        predicted = {int(label) for i in range(2) for label in np.unique(golden[f"oo_pred/{i}"])}
+        counted = [not np.isnan(score) or k in predicted for k, score in enumerate(per_class)]
+        expected = float(np.nansum(per_class) / sum(counted))
         evaluator = Evaluator([dict(type="OccupancyMetric", mask="valid", prefix="openocc")])
         evaluator.dataset_meta = {"class_names": [f"c{i}" for i in range(16)]}
         for i in range(2):
@@ -178,4 +183,5 @@ def test_scores_of_the_reference_through_the_evaluator():
             )
             evaluator.process(data_samples=[sample], data_batch=None)
         result = evaluator.evaluate(2)
-    assert (result["openocc/mIoU"], result["openocc/IoU"]) == (46.07, 60.95)
+    assert result["openocc/IoU"] == 60.95
+    assert result["openocc/mIoU"] == pytest.approx(expected, abs=0.006) != 46.07

@@ -154,10 +154,8 @@ def test_semantics_alone(tmp_path):
             assert sample.mask_camera is None and sample.mask_lidar is None
     assert scored(dict(type="OccupancyMetric", mask=None), sample, grid)["occ3d/mIoU"] == 100
     assert scored(dict(type="RayIoUMetric"), sample, grid)["ray/RayIoU"] == 100
-    for mask in ("camera", "lidar", "valid"):
-        with pytest.raises(
-            LoaderConfigError, match=rf"no 'mask_{mask}' for the metric.*--masks none"
-        ):
+    for mask, key in (("camera", "camera"), ("lidar", "lidar"), ("both", "camera"), ("valid",) * 2):
+        with pytest.raises(LoaderConfigError, match=rf"no 'mask_{key}' for the .*--masks none"):
             scored(dict(type="OccupancyMetric", mask=mask), sample, grid)
 
 
@@ -172,23 +170,23 @@ def test_one_mask_of_two_is_a_broken_file(tmp_path, kept):
 # ---------------------------------------------------------------- metrics
 
 
-@pytest.mark.parametrize("mask", [None, "camera"])
+@pytest.mark.parametrize("mask", [None, "camera", "both"])
 @pytest.mark.parametrize("ignore_label", [None, 255])
 def test_unknown_voxels_count_in_no_voxel_score(mask, ignore_label):
     grid, unknown = labels()
     rng = np.random.default_rng(5)
-    visible = rng.random(GRID) < 0.5
+    visible, lit = rng.random((2, *GRID)) < 0.5
     metric = dict(type="OccupancyMetric", mask=mask, ignore_label=ignore_label)
     truth = np.where(unknown, UNKNOWN_LABEL, grid).astype(np.uint8)
     results = []
     for seed in (1, 2):  # predictions that differ in unknown voxels alone
         noise = np.random.default_rng(seed).integers(0, FREE + 1, GRID)
         pred = np.where(unknown, noise, np.roll(grid, 1, axis=0)).astype(np.uint8)
-        sample = make_sample(voxel_semantics=truth, mask_camera=visible)
+        sample = make_sample(voxel_semantics=truth, mask_camera=visible, mask_lidar=lit)
         results.append(scored(metric, sample, pred))
     assert results[0] == results[1]
     # By hand, from the known voxels.
-    counted = ~unknown & (visible if mask else True)
+    counted = ~unknown & {None: True, "camera": visible, "both": visible & lit}[mask]
     t, p = grid[counted], np.roll(grid, 1, axis=0)[counted]
     ious = [((t == k) & (p == k)).sum() / ((t == k) | (p == k)).sum() for k in range(FREE)]
     assert results[0]["occ3d/mIoU"] == round(100 * float(np.mean(ious)), 2)

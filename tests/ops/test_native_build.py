@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.build import native_build
+from scripts.runtime.errors import ConfigError
 
 
 def make_toolkit(folder: Path, version: str) -> Path:
@@ -84,7 +85,7 @@ def test_cuda_home_is_taken_or_refused(tmp_path: Path, alone: pytest.MonkeyPatch
 
 def test_runtime_of_the_packages_gets_the_name_that_linkers_look_for(tmp_path: Path) -> None:
     packages = make_toolkit(tmp_path / "cu13", "13.0")
-    with pytest.raises(FileNotFoundError, match=r"cu13 has no libcudart\.so"):
+    with pytest.raises(ConfigError, match=r"cu13 has no libcudart\.so"):
         native_build.cuda_library_folder(packages, tmp_path / "build")
     (packages / "lib" / "libcudart.so.13").write_text("runtime")
     for _ in range(2):  # the second build finds the first one's link

@@ -13,6 +13,7 @@ from torch import nn
 
 import train
 import val
+from models.errors import UserError
 from scripts.runtime.checkpoint import (
     CheckpointError,
     allow_checkpoint_classes,
@@ -20,7 +21,7 @@ from scripts.runtime.checkpoint import (
     read_checkpoint,
 )
 from scripts.runtime.config import load_config
-from scripts.runtime.errors import EXIT_USER_ERROR, describe
+from scripts.runtime.errors import EXIT_USER_ERROR
 from scripts.runtime.pretrained import settle_pretrained
 
 
@@ -94,7 +95,8 @@ def test_training_refuses_a_checkpoint_of_another_model(
 
 def test_load_from_that_is_missing(run: Runner) -> None:
     sentence = run.train("--cfg-options", "load_from=pretrain/nowhere.pth")
-    assert "load_from pretrain/nowhere.pth does not exist: put the checkpoint there" in sentence
+    place = f"pretrain/nowhere.pth does not exist in {Path.cwd()}"
+    assert f"load_from {place}: put the checkpoint there" in sentence
     assert "--cfg-options load_from=None" in sentence
 
 
@@ -299,16 +301,51 @@ def test_debug_shows_the_traceback(config: Path, tmp_path: Path, capsys) -> None
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_defects_are_not_dressed_up() -> None:
-    def caught(function: object) -> BaseException:
-        try:
-            function()  # type: ignore[operator]
-        except Exception as error:
-            return error
-        raise AssertionError("no error")
+def test_a_broken_contract_in_a_hook_keeps_its_traceback(run: Runner, tmp_path: Path) -> None:
+    path = tmp_path / "child.py"
+    path.write_text(
+        f"_base_ = [{str(run.config)!r}]\ncustom_hooks = [dict(type='WrongShapesHook')]\n"
+    )
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        run.train(config=path)
+    assert not isinstance(caught.value, UserError)
+    assert any(entry.name == "farthest_point_sampling" for entry in caught.traceback)
 
-    # Library code complains about its arguments: a bug of ours, not a sentence for a user.
-    assert describe(caught(lambda: torch.zeros(2) + torch.zeros(3))) is None
-    assert describe(caught(lambda: [][0])) is None
-    assert describe(caught(lambda: int("x"))) is None
-    assert describe(caught(lambda: open("/nonexistent/file"))) is not None
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--wrok-dir", "x"], "unknown argument --wrok-dir (did you mean --work-dir?)"),
+        (["--cfg-options", "batch_size"], "'batch_size' is not KEY=VALUE"),
+        (["--cfg-options", "=3"], "'=3' is not KEY=VALUE"),
+        (["--cfg-options", "a=[1,(2"], "'a=[1,(2' is not KEY=VALUE: Imbalanced"),
+    ],
+)
+def test_wrong_options(run: Runner, arguments: list[str], message: str) -> None:
+    assert message in run.train(*arguments)
+
+
+def test_work_dir_that_is_a_file(run: Runner, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    assert f"{tmp_path / 'run'} exists and is no folder" in run.train()
+
+
+@pytest.mark.parametrize("option", ["--out", "--save-predictions", "--submission"])
+def test_results_that_could_not_be_written_are_refused_before_the_work(
+    run: Runner, tmp_path: Path, option: str
+) -> None:
+    path = save_weights(tmp_path / "weights.pth")
+    sentence = run.val(path, option, str(path / "x" / "y"))
+    assert option in sentence and "weights.pth is a file, choose a folder" in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_of_the_project_is_found_from_elsewhere(
+    run: Runner, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "configs/toy/opusv2-nano_toy.py"
+    sentence = run.train(config=Path(name))
+    assert f"config {name} does not exist in {tmp_path}: give {root / name}" in sentence
+    sentence = run.train(config=Path("opusv2-nanotoy.py"))
+    assert f"did you mean {root / name}?" in sentence

@@ -77,13 +77,21 @@ def test_a_setting_reaches_every_part(name: str, way: str, tmp_path: Path) -> No
         assert at(cfg, place)[name] == value, place
 
 
-@pytest.mark.parametrize("name", ["num_sweeps", "lidar_cache_mb"])
+@pytest.mark.parametrize("name", ["num_sweeps", "lidar_cache_mb", "load_dim"])
 def test_lidar_settings(name: str) -> None:
-    cfg = load_config(FUSION, {name: 2})
+    cfg = load_config(FUSION, {name: 3})
     for split in SPLITS:
-        assert at(cfg, f"{split}_dataloader.dataset.pipeline.3")[name] == 2
+        assert at(cfg, f"{split}_dataloader.dataset.pipeline.3")[name] == 3
     with pytest.raises(ConfigError, match=rf"--cfg-options: {name} is read by no part"):
         load_config(TOY, {name: 2})
+
+
+def test_the_label_of_unknown_voxels_is_that_of_files() -> None:
+    metric = {"val_evaluator": [dict(type="OccupancyMetric")]}
+    cfg = load_config(TOY, {"ignore_label": 0, **metric})
+    for split in SPLITS:
+        assert at(cfg, f"{split}_dataloader.dataset.pipeline.2").ignore_label == 0
+    assert "ignore_label" not in cfg.val_evaluator[0]
 
 
 def test_class_names_count_the_classes_everywhere() -> None:
@@ -192,6 +200,19 @@ def test_options_reach_into_parts(option: str, place: str, value: Any) -> None:
         ({"default_hooks.logger.intervall": 4}, "did you mean 'interval'"),
         ({"val_evaluator.0.maks": "x"}, "did you mean 'mask'"),
         ({"model.type": "OPOS"}, "did you mean 'OPUS'"),
+        ({"randomness.sed": 3}, "did you mean 'seed'"),
+        ({"env_cfg.cudnn_benchmrk": True}, "did you mean 'cudnn_benchmark'"),
+        ({"env_cfg.mp_cfg.start_method": "fork"}, "did you mean 'mp_start_method'"),
+        ({"optim_wrapper.clip_grad.max_nrm": 3}, "did you mean 'max_norm'"),
+        ({"optim_wrapper.paramwise_cfg.custm_keys": {}}, "did you mean 'custom_keys'"),
+        (
+            {"optim_wrapper.paramwise_cfg.custom_keys.img_backbone.lr_mul": 3},
+            "did you mean 'lr_mult'",
+        ),
+        ({"log_level": "DEBG"}, "did you mean 'DEBUG'"),
+        ({"launcher": "slurm"}, "leave it out"),
+        ({"revise_keys": [("(", "x")]}, "revise_keys holds"),
+        ({"randomness": 3}, "randomness is 3, expected a dict"),
         ({"strategy": dict(type="DDPStrategy")}, "runner_type='FlexibleRunner'"),
         ({"train_dataloader.dataset.pipeline.9.x": 1}, "--cfg-options does not fit"),
     ],

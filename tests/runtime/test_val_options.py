@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import val
+from loaders.predictions import save_prediction
+from scripts import score_predictions
 from scripts.runtime.errors import EXIT_USER_ERROR
 from tests.loaders.conftest import MiniSet, mini  # noqa: F401 - a fixture
 
@@ -104,14 +106,14 @@ def test_masks(config: Path, weights: Path, tmp_path: Path) -> None:
     alone = score(
         config, tmp_path / "a.json", "--weights", weights, "--save-predictions", saved
     )["metrics"]  # fmt: skip
-    every = ["--masks", "camera", "lidar", "none"]
+    every = ["--masks", "camera", "lidar", "both", "none"]
     of_model = score(config, tmp_path / "b.json", "--weights", weights, *every)["metrics"]
     of_files = score(config, tmp_path / "c.json", "--predictions", saved, *every)["metrics"]
     assert of_model == of_files
     assert of_model["occ3d/mIoU"] == alone["occ3d/mIoU"]
     assert of_model["ray/RayIoU"] == alone["ray/RayIoU"]
-    values = [of_model[f"occ3d{mask}/mIoU"] for mask in ("", "_lidar", "_none")]
-    assert len(set(values)) == 3  # the masks of the hand-made data are random, and independent
+    values = [of_model[f"occ3d{mask}/mIoU"] for mask in ("", "_lidar", "_both", "_none")]
+    assert len(set(values)) == 4  # the masks of the hand-made data are random, and independent
     lidar = ["--cfg-options", "test_evaluator.0.mask=lidar"]
     by_field = score(config, tmp_path / "d.json", "--predictions", saved, *lidar)["metrics"]
     assert by_field["occ3d/mIoU"] == of_model["occ3d_lidar/mIoU"]
@@ -186,3 +188,53 @@ def test_masks_that_do_not_fit(config: Path, evaluator: str, message: str, capsy
         options = ["--config", str(child), "--work-dir", str(config.parent / "run"), *what]
         assert val.main([*options, "--masks", "camera"]) == EXIT_USER_ERROR
         assert message in capsys.readouterr().err
+
+
+def test_score_predictions_is_val_with_predictions(
+    config: Path,
+    tmp_path: Path,
+    mini: MiniSet,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Predictions that are right where no camera looks, and leave out what cameras see."""
+    folder = tmp_path / "unseen"
+    folder.mkdir()
+    for token, label in mini.labels.items():
+        coords = np.argwhere((label["semantics"] != 17) & ~label["mask_camera"])
+        save_prediction(folder, token, coords, label["semantics"][tuple(coords.T)].astype(np.int64))
+    common = ["--config", str(config), "--work-dir", str(tmp_path / "run")]
+    common += ["--predictions", str(folder)]
+    for masks in ([], ["none"], ["lidar", "both"]):
+        reports = []
+        options = ["--masks", *masks] if masks else []
+        for command, workers in ((val, "0"), (score_predictions, "2")):
+            out = tmp_path / "scores.json"
+            arguments = [*common, "--workers", workers, "--out", str(out), *options]
+            assert command.main(arguments) == 0
+            reports.append(json.loads(out.read_text())["metrics"])
+        assert reports[0] == reports[1]
+        if not masks:
+            assert reports[0]["occ3d/mIoU"] == 0
+        if masks == ["none"]:
+            # Nothing wrong is predicted: a class's IoU is the share of it that no camera sees.
+            truth = _scored(mini)
+            shares = []
+            for name in range(17):
+                of_class = [label["semantics"] == name for label in truth]
+                total = sum(int(mask.sum()) for mask in of_class)
+                unseen = sum(
+                    int((mask & ~label["mask_camera"]).sum())
+                    for mask, label in zip(of_class, truth, strict=True)
+                )
+                shares += [100 * unseen / total] if total else []
+            assert reports[0]["occ3d_none/mIoU"] == pytest.approx(np.mean(shares), abs=0.006)
+        if masks == ["lidar", "both"]:
+            assert reports[0]["occ3d_lidar/mIoU"] > 0 and reports[0]["occ3d_both/mIoU"] == 0
+    assert score_predictions.main(["--config", str(config)]) == EXIT_USER_ERROR
+    assert "required: --predictions" in capsys.readouterr().err
+
+
+def _scored(mini: MiniSet) -> list[dict[str, np.ndarray]]:  # noqa: F811
+    """Labels of the samples that the config scores: the first five of the training scenes."""
+    tokens = [*mini.samples["scene-0061"], *mini.samples["scene-0553"]][:5]
+    return [mini.labels[token] for token in tokens]

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, METRICS, MODELS
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from loaders.errors import BadDataError
+from models import ops
 
 NUM_SAMPLES = 22
 DIMENSIONS = 3
@@ -36,7 +38,8 @@ class TinyDataset(BaseDataset):
         return [dict(index=index) for index in range(NUM_SAMPLES)]
 
     def prepare_data(self, idx: int) -> dict[str, Any]:
-        if self.bad_file is not None and idx == 5:
+        is_here = os.environ.get("TINY_BAD_RANK", rank := os.environ.get("RANK", "0")) == rank
+        if self.bad_file is not None and idx == 5 and is_here:
             raise BadDataError(f"{self.bad_file} is broken: write it anew")
         generator = torch.Generator().manual_seed(idx)
         x = torch.randn(DIMENSIONS, generator=generator)
@@ -86,6 +89,14 @@ class TinyModel(BaseModel):
         _maybe_disturb(self.steps_in_this_process)
         target = torch.stack([sample.target for sample in data_samples])
         return dict(loss=(out - target).square().mean())
+
+
+@HOOKS.register_module()
+class WrongShapesHook(Hook):
+    """Calls an operation as its contract forbids."""
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        ops.farthest_point_sampling(torch.zeros(4, 2), 3)
 
 
 @MODELS.register_module()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 
 from loaders.predictions import save_prediction
-from tests.visualization.conftest import FREE, street_grid
+from scripts.visualization.source import SampleSource, Wanted
+from tests.visualization.conftest import FREE, street_grid, write_data_set
 from visualize import main
 
 SMALL = ["--scale", "0.3"]
@@ -58,3 +60,24 @@ def test_impossible_choices_end_in_one_sentence(arguments, words, config, tmp_pa
     assert main([*command, *arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert all(word in line for word in words), line
+
+
+def test_lidar_files_of_each_data_set_have_columns_of_their_own(config, tmp_path):
+    rng = np.random.default_rng(0)
+    points = rng.normal((0, 0, -1, 90), (20, 9, 1, 20), (120, 4)).astype(np.float32)
+    data_sets = []
+    for columns in (4, 3):
+        root = tmp_path / f"columns{columns}"
+        write_data_set(root)
+        points[:, :columns].tofile(root / "none.bin")
+        steps = [dict(type="LoadLidarSweeps", load_dim=columns), dict(type="LoadOcc3DLabels")]
+        data_sets.append(dict(data_root=str(root), pipeline=steps))
+    cfg = Config.fromfile(config)
+    leaf = dict(cfg.test_dataloader.dataset)
+    data_sets = [{**leaf, **changes} for changes in data_sets]
+    cfg.test_dataloader.dataset = dict(type="ConcatDataset", datasets=data_sets)
+    source = SampleSource(cfg, None, None, Wanted(truth=True, lidar=True))
+    mounting = np.array([0.9, 0.0, 1.8])
+    for index in range(4):
+        drawn = source.view(index).lidar
+        np.testing.assert_allclose(drawn, points[:, :3] + mounting, atol=1e-5)

@@ -11,14 +11,25 @@ import numpy as np
 import pytest
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import MODELS
-from mmengine.visualization import Visualizer
+from mmengine.visualization import (
+    LocalVisBackend,
+    Visualizer,
+    WandbVisBackend,
+)
+from mmengine.visualization.vis_backend import MLflowVisBackend
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.runtime.config import load_config
+from scripts.runtime.errors import ConfigError
 from scripts.runtime.runner import OpusRunner
 from scripts.visualization import training_hook
-from scripts.visualization.training_hook import ValidationSheetHook, class_table
+from scripts.visualization.training_hook import (
+    ValidationSheetHook,
+    class_rows,
+    log_table,
+    markdown_table,
+)
 from tests.visualization.conftest import EchoOccupancyModel
 
 TRAINING = """
@@ -102,11 +113,11 @@ def test_a_picture_that_fails_does_not_stop_the_training(view, monkeypatch, capl
     hook._in_training, hook._views = True, [view]
 
     def fail(*_):
-        raise ValueError("class 'dragon' has no colour")
+        raise ConfigError("class 'dragon' has no colour")
 
     monkeypatch.setattr(training_hook, "compose_sheet", fail)
     log = logging.getLogger("hook")
-    board = SimpleNamespace(get_backend=lambda name: None)
+    board = SimpleNamespace(_vis_backends={})
     with caplog.at_level("WARNING"):
         hook.after_val_epoch(SimpleNamespace(epoch=3, logger=log, visualizer=board), {})
     assert "dragon" in caplog.text
@@ -123,14 +134,43 @@ def test_evaluations_without_training_draw_nothing():
         ValidationSheetHook(num_samples=-1)
 
 
+METRICS = {
+    "occ3d/mIoU": 10.0, "occ3d/IoU": 50.0, "occ3d/IoU_car": 12.345,
+    "ray/IoU_car": 3.0, "ray/IoU_bus": 4.0, "ray/RayIoU": 5.0,
+}  # fmt: skip
+TABLE = [
+    "| class | occ3d IoU | ray IoU |",
+    "|---|---|---|",
+    "| car | 12.35 | 3.00 |",
+    "| bus | - | 4.00 |",
+    "| **mean** | 10.00 | 5.00 |",
+]
+
+
 def test_class_table_has_a_column_per_metric():
-    metrics = {"occ3d/mIoU": 10.0, "occ3d/IoU": 50.0, "occ3d/IoU_car": 12.345}
-    metrics |= {"ray/IoU_car": 3.0, "ray/IoU_bus": 4.0, "ray/RayIoU": 5.0}
-    assert class_table(metrics).splitlines() == [
-        "| class | occ3d IoU | ray IoU |",
-        "|---|---|---|",
-        "| car | 12.35 | 3.00 |",
-        "| bus | - | 4.00 |",
-        "| **mean** | 10.00 | 5.00 |",
+    assert markdown_table(*class_rows(METRICS)).splitlines() == TABLE
+    assert class_rows({"loss": 1.0, "occ3d/IoU": 2.0})[1] == []
+
+
+def test_class_table_reaches_every_back_end(tmp_path):
+    """The back ends' own objects with the libraries' calls recorded."""
+    logged = {}
+    wandb, mlflow, local = (
+        kind.__new__(kind) for kind in (WandbVisBackend, MLflowVisBackend, LocalVisBackend)
+    )
+    wandb._wandb = SimpleNamespace(
+        Table=lambda columns, data: [columns, *data],
+        log=lambda content, step: logged.update(content, step=step),
+    )
+    mlflow._mlflow = SimpleNamespace(log_text=lambda text, name: logged.update({name: text}))
+    local._save_dir = str(tmp_path / "vis_data")
+    for backend in (wandb, mlflow, local):
+        backend._env_initialized = True
+        log_table(backend, *class_rows(METRICS), step=3)
+    assert logged["step"] == 3
+    assert logged["val/classes"][:2] == [
+        ["class", "occ3d IoU", "ray IoU"],
+        ["car", "12.35", "3.00"],
     ]
-    assert class_table({"loss": 1.0, "occ3d/IoU": 2.0}) == ""
+    assert logged["val_classes_3.md"].splitlines() == TABLE
+    assert (tmp_path / "vis_data/val_classes_3.md").read_text().splitlines() == TABLE

@@ -138,7 +138,7 @@ def _broken_image(folder: Path) -> list[str]:
         (_other_model, ["other.pth", "another model", "backbone.weight"]),
         (lambda folder: [], ["--weights", "--vis-gt"]),
         (lambda folder: ["--vis-gt", "--index", "2"], ["--index 2", "0 to 1"]),
-        (lambda folder: ["--vis-gt", "--num", "0"], ["--num 0"]),
+        (lambda folder: ["--vis-gt", "--num", "0"], ["--num: '0' is not a whole number from 1"]),
         (lambda folder: ["--vis-gt", "--scale", "99"], ["scale 99"]),
         (lambda folder: ["--vis-gt", "--vis-points"], ["--vis-points", "--weights"]),
         (_no_labels, ["LoadOcc3DLabels"]),
@@ -184,7 +184,10 @@ def test_user_errors_end_in_one_sentence(prepare, words, config, tmp_path, capsy
 
 def test_command_runs_without_a_display(config, tmp_path):
     out = tmp_path / "pictures"
-    command = [sys.executable, "visualize.py", "--config", str(config), "--vis-gt", "--vis-input"]
+    # The model of these tests is registered in this process alone.
+    child = tmp_path / "child.py"
+    child.write_text(f"_base_ = {str(config)!r}\nmodel = None\n")
+    command = [sys.executable, "visualize.py", "--config", str(child), "--vis-gt", "--vis-input"]
     result = subprocess.run(
         [*command, "--out", str(out), "--index", "0", *SCALE],
         cwd=ROOT,

@@ -1,0 +1,91 @@
+"""Sections of a config that are no parts: which keys MMEngine reads from them, and which values.
+
+MMEngine ignores unknown keys in most of them, or fails on them after minutes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mmengine.runner import Runner
+
+from scripts.runtime.errors import ConfigError
+from scripts.runtime.settings import did_you_mean
+
+_RULE_KEYS = ("lr_mult", "decay_mult")
+# Keys that MMEngine reads, by the section's dotted path.
+_KEYS: dict[str, Collection[str]] = {
+    "randomness": list(inspect.signature(Runner.set_randomness).parameters)[1:],
+    "env_cfg": ("cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"),
+    "env_cfg.mp_cfg": ("mp_start_method", "opencv_num_threads"),
+    "auto_scale_lr": ("enable", "base_batch_size"),
+    "custom_imports": ("imports", "allow_failed_imports"),
+    "optim_wrapper.clip_grad": (
+        "type", "max_norm", "norm_type", "error_if_nonfinite", "foreach", "clip_value",
+    ),
+    "optim_wrapper.paramwise_cfg": (
+        "custom_keys", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "flat_decay_mult",
+        "dwconv_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate",
+    ),
+}  # fmt: skip
+
+
+def check_sections(cfg: Mapping[str, Any]) -> None:
+    """Check sections that are no parts.
+
+    Raises:
+        ConfigError: A key that nothing reads, or a value that cannot be used.
+    """
+    has_constructor = "constructor" in (cfg.get("optim_wrapper") or {})
+    for path, known in _KEYS.items():
+        section = _at(cfg, path)
+        if section is None or (has_constructor and path.startswith("optim_wrapper")):
+            continue
+        if not isinstance(section, Mapping):
+            raise ConfigError(f"{path} is {section!r}, expected a dict")
+        _check_keys(path, section, known)
+    rules = _at(cfg, "optim_wrapper.paramwise_cfg.custom_keys")
+    for name, rule in (rules or {}).items() if not has_constructor else ():
+        _check_keys(f"optim_wrapper.paramwise_cfg.custom_keys['{name}']", rule, _RULE_KEYS)
+    _check_values(cfg)
+
+
+def _at(cfg: Mapping[str, Any], path: str) -> Any:
+    node: Any = cfg
+    for key in path.split("."):
+        node = node.get(key) if isinstance(node, Mapping) or hasattr(node, "get") else None
+    return node
+
+
+def _check_keys(path: str, section: Mapping[str, Any], known: Collection[str]) -> None:
+    for key in section:
+        if key not in known:
+            raise ConfigError(
+                f"{path} has no key '{key}'{did_you_mean(key, known)}; it takes {', '.join(known)}"
+            )
+
+
+def _check_values(cfg: Mapping[str, Any]) -> None:
+    level = cfg.get("log_level")
+    names = logging.getLevelNamesMapping() if hasattr(logging, "getLevelNamesMapping") else {}
+    if isinstance(level, str) and names and level not in names:
+        raise ConfigError(f"log_level is '{level}'{did_you_mean(level, names)}")
+    if cfg.get("launcher") not in (None, "none"):
+        raise ConfigError(
+            f"launcher is '{cfg['launcher']}': leave it out; dist_train.sh and torchrun start "
+            "several processes"
+        )
+    for entry in cfg.get("revise_keys") or ():
+        try:
+            pattern, replacement = entry
+            re.sub(pattern, replacement, "")
+        except (ValueError, TypeError, re.error) as error:
+            raise ConfigError(
+                f"revise_keys holds {entry!r}, expected (regular expression, replacement): {error}"
+            ) from None
+    if cfg.get("strategy") is not None and cfg.get("runner_type") != "FlexibleRunner":
+        raise ConfigError("strategy is read by runner_type='FlexibleRunner' alone: set that too")

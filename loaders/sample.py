@@ -51,6 +51,7 @@ class OccSample:
         replaces: Index of the sample whose place this one takes because that cannot be loaded.
         is_unlabelled: Whether the label file is missing, and may be.
         image_aug: The draw that all images of the sample share.
+        camera_augs: The same draw for each of the N cameras, whose images may differ in size.
         images: uint8 [F, H, W, 3] BGR, augmented.
         voxel_semantics: uint8 [X, Y, Z]; ``UNKNOWN_LABEL`` where the state is not known.
         mask_camera: bool [X, Y, Z], voxels that a camera sees.
@@ -82,6 +83,7 @@ class OccSample:
     replaces: int | None = None
     is_unlabelled: bool = False
     image_aug: ImageAugParams | None = None
+    camera_augs: tuple[ImageAugParams, ...] = ()
     images: npt.NDArray[np.uint8] | None = None
     voxel_semantics: npt.NDArray[np.uint8] | None = None
     mask_camera: npt.NDArray[np.bool_] | None = None

@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 
 from loaders.datasets.frames import FrameTable, build_frame_table, history_offsets
 from loaders.errors import BadDataError, LoaderConfigError, MissingDataError
-from loaders.info_io import CAMERAS, info_file_name, load_infos
+from loaders.info_io import CAMERAS, DataPaths, info_file_name, load_infos
 from loaders.lidar.frames import LidarTable, build_lidar_table
 from loaders.sample import OccSample
 from loaders.transforms.geometry import (
@@ -196,10 +196,11 @@ class OccupancyDataset(BaseDataset):
         # In shared memory: workers mark what they skip.
         self._skipped = torch.zeros(len(infos), dtype=torch.bool).share_memory_()
         names = ("token", "scene_name", "scene_token", "lidar_token")
+        data_path = DataPaths(self.data_root)
         return [
             {
                 "row": i,
-                "lidar_file": PurePosixPath(info["lidar_path"].replace("\\", "/")).name,
+                "lidar_path": data_path(info["lidar_path"]),
                 **{key: info[key] for key in names},
             }
             for i, info in enumerate(infos)
@@ -240,7 +241,7 @@ class OccupancyDataset(BaseDataset):
             scene_name=info["scene_name"],
             scene_token=info["scene_token"],
             lidar_token=info["lidar_token"],
-            lidar_file=info["lidar_file"],
+            lidar_file=PurePosixPath(info["lidar_path"].replace("\\", "/")).name,
             cameras=self.cameras,
             data_root=str(self.data_root),
             img_paths=[str(root / path.decode()) for path in self.frames.paths[rows].ravel()],
@@ -344,6 +345,11 @@ class OccupancyDataset(BaseDataset):
                 f"skipped sample {idx} ({int(self._skipped.sum())} of {len(self)} so far): {error}"
             )
             print_log(text, logger="current", level=logging.WARNING)
+
+    def lidar_path(self, idx: int) -> str | None:
+        """Returns the LiDAR file of sample ``idx``, None if the info file has none."""
+        path = self.get_data_info(idx)["lidar_path"]
+        return str(Path(self.data_root) / path) if path else None
 
     def ego2occ(self, row: int) -> npt.NDArray[np.float64]:
         """Returns the matrix [4, 4] from a sample's ego frame to that of its grid."""

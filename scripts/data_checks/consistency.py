@@ -133,7 +133,7 @@ def _check_motion(dataset: OccupancyDataset, rows: npt.NDArray[np.int64]) -> Ite
 
 
 def _check_heading(dataset: OccupancyDataset) -> Iterator[Finding]:
-    """A vehicle that drives sideways: another order of the quaternion, or other axes."""
+    """A vehicle that drives sideways or backwards: another order of the quaternion, other axes."""
     steps = []
     for rows in {id(rows): rows for rows in dataset.frames.scene_samples}.values():
         poses = dataset.ego2global[rows]
@@ -141,13 +141,13 @@ def _check_heading(dataset: OccupancyDataset) -> Iterator[Finding]:
         steps.append(np.einsum("nji,nj->ni", poses[:-1, :3, :3], moved))  # in the ego frame
     step = np.concatenate(steps)
     step = step[np.linalg.norm(step, axis=1) > _MOVING_M]
-    sideways = (np.abs(step[:, 0]) < np.linalg.norm(step[:, 1:], axis=1)).mean() if len(step) else 0
+    sideways = (step[:, 0] < np.linalg.norm(step[:, 1:], axis=1)).mean() if len(step) else 0
     if sideways > 0.5:
         yield (
             "pose",
-            "drives sideways",
-            f"in {sideways:.0%} of the steps between key frames the vehicle moves across its x "
-            "axis: rotations are quaternions (w, x, y, z), and x points forward",
+            "not driving forward",
+            f"in {sideways:.0%} of the steps between key frames the vehicle moves across or against "
+            "its x axis: rotations are quaternions (w, x, y, z), and x points forward",
         )
 
 

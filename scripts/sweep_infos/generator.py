@@ -197,7 +197,7 @@ def command_parser() -> CommandParser:
     )
     parser.add_argument("--splits", type=Path, metavar="FILE", help="JSON file with the scenes")
     parser.add_argument("--cameras", nargs="+", metavar="CHANNEL", help="default: all")
-    parser.add_argument("--lidar", metavar="CHANNEL", help="default: LIDAR_TOP, or the only one")
+    parser.add_argument("--lidar", metavar="CHANNEL", help="default: the only one, or LIDAR_TOP")
     parser.add_argument(
         "--from",
         "--from-mmdet3d",

@@ -64,22 +64,26 @@ class SceneReader:
                 "frames have with --cameras and --lidar"
             )
         keys = {name: rows[index] for name, rows in key_rows.items()}
-        lidar = keys.pop(self._tables.lidar)
-        mount = self._tables.mounts[self._frames.mount[lidar]]
+        # Without a LiDAR the pose of a key frame is that of its first camera's image, and the frame
+        # that would be the LiDAR's has the axes of the vehicle.
+        name = self._tables.lidar
+        row = keys[self._tables.cameras[0]] if name is None else keys.pop(name)
+        mount = self._tables.mounts[self._frames.mount[row]]
+        rotation = [1.0, 0.0, 0.0, 0.0] if name is None else list(mount.rotation_wxyz)
         return {
             "token": sample["token"],
             "scene_name": record["name"],
             "scene_token": record["token"],
-            "lidar_token": self._frames.token[lidar].decode(),
+            "lidar_token": "" if name is None else self._frames.token[row].decode(),
             "timestamp": sample["timestamp"],
-            "lidar_path": self._filename(lidar),
+            "lidar_path": "" if name is None else self._filename(row),
             "lidar2ego_translation": mount.translation.tolist(),
-            "lidar2ego_rotation": list(mount.rotation_wxyz),
-            "ego2global_translation": self._frames.ego_translation[lidar].tolist(),
-            "ego2global_rotation": self._frames.ego_rotation_wxyz[lidar].tolist(),
+            "lidar2ego_rotation": rotation,
+            "ego2global_translation": self._frames.ego_translation[row].tolist(),
+            "ego2global_rotation": self._frames.ego_rotation_wxyz[row].tolist(),
             "cams": {name: self._camera(keys[name]) for name in self._tables.cameras},
             "cam_sweeps": [] if is_first else self._camera_sweeps(keys, chains),
-            "lidar_sweeps": self._lidar_sweeps(lidar, chains[self._tables.lidar].start),
+            "lidar_sweeps": [] if name is None else self._lidar_sweeps(row, chains[name].start),
         }
 
     def _filename(self, row: int) -> str:

@@ -112,7 +112,8 @@ class Tables:
         sample_index: Index of a key frame by its token, over all scenes.
         mounts: Calibrations.
         frames: Camera and LiDAR records.
-        channels: Names of the cameras, then that of the LiDAR.
+        cameras: Names of the cameras.
+        lidar: Name of the LiDAR, None without one.
     """
 
     data_root: Path
@@ -122,17 +123,13 @@ class Tables:
     sample_index: Mapping[str, int]
     mounts: list[Mount]
     frames: Frames
-    channels: tuple[str, ...]
+    cameras: tuple[str, ...]
+    lidar: str | None
 
     @property
-    def cameras(self) -> tuple[str, ...]:
-        """Names of the cameras."""
-        return self.channels[:-1]
-
-    @property
-    def lidar(self) -> str:
-        """Name of the LiDAR."""
-        return self.channels[-1]
+    def channels(self) -> tuple[str, ...]:
+        """Names of the cameras, then that of the LiDAR."""
+        return (*self.cameras, *([] if self.lidar is None else [self.lidar]))
 
 
 def open_tables(
@@ -150,7 +147,7 @@ def open_tables(
         progress: Whether to show progress bars.
         cameras: Channels of the cameras; None takes all that are calibrated, those of nuScenes
             first.
-        lidar: Channel of the LiDAR; None takes ``LIDAR_TOP``, else the only one.
+        lidar: Channel of the LiDAR; None takes the only one, ``LIDAR_TOP`` of several.
 
     Raises:
         ConfigError: If the tables do not have these channels, or do not tell the LiDAR.
@@ -175,7 +172,8 @@ def open_tables(
         index = {
             record["token"]: i for i, record in enumerate(r for scene in samples for r in scene)
         }
-        channels = _choose_channels(folder, cameras, lidar)
+        cameras, lidar = _choose_channels(folder, cameras, lidar)
+        channels = (*cameras, *([] if lidar is None else [lidar]))
         mounts, mount_index = _read_mounts(folder, channels)
         scene_of_sample = np.repeat(np.arange(len(scenes)), [len(scene) for scene in samples])
         frames = _read_frames(folder, index, scene_of_sample, mounts, mount_index, progress)
@@ -186,7 +184,7 @@ def open_tables(
             f"the tables in {folder} cannot be read ({type(error).__name__}: {error}): restore "
             "them from the original archive"
         ) from error
-    return Tables(data_root, version, scenes, samples, index, mounts, frames, channels)
+    return Tables(data_root, version, scenes, samples, index, mounts, frames, cameras, lidar)
 
 
 def _records(folder: Path, table: str, progress: bool = False) -> Iterator[dict[str, Any]]:
@@ -206,8 +204,8 @@ def _samples_by_scene(
 
 def _choose_channels(
     folder: Path, cameras: Sequence[str] | None, lidar: str | None
-) -> tuple[str, ...]:
-    """Returns the channels of the cameras, then that of the LiDAR."""
+) -> tuple[tuple[str, ...], str | None]:
+    """Returns the channels of the cameras, and that of the LiDAR if there is one."""
     used = {record["sensor_token"] for record in _records(folder, "calibrated_sensor")}
     sensors = [record for record in _records(folder, "sensor") if record["token"] in used]
     # Old tables may lack the modality.
@@ -220,10 +218,11 @@ def _choose_channels(
     if cameras is None:
         own = [name for name in kinds["camera"] if name not in CAMERAS]
         cameras = [*(name for name in CAMERAS if name in kinds["camera"]), *own]
-    if lidar is None and len(kinds["lidar"]) == 1:
-        lidar = kinds["lidar"][0]
+    if lidar is None and kinds["lidar"]:
+        lidar = kinds["lidar"][0] if len(kinds["lidar"]) == 1 else LIDAR
     wanted = [("--cameras", name, "camera") for name in cameras]
-    for option, name, kind in [*wanted, ("--lidar", lidar or LIDAR, "lidar")]:
+    wanted += [] if lidar is None else [("--lidar", lidar, "lidar")]
+    for option, name, kind in wanted:
         if name not in kinds[kind]:
             raise ConfigError(
                 f"the tables in {folder} have no calibrated {kind} {name}: set {option} to what "
@@ -231,7 +230,7 @@ def _choose_channels(
             )
     if not cameras or len(set(cameras)) != len(cameras):
         raise ConfigError(f"--cameras {' '.join(cameras)}: name each camera once, one at least")
-    return (*cameras, lidar or LIDAR)
+    return tuple(cameras), lidar
 
 
 def _read_mounts(folder: Path, channels: Sequence[str]) -> tuple[list[Mount], dict[str, int]]:

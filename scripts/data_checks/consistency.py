@@ -146,8 +146,8 @@ def _check_heading(dataset: OccupancyDataset) -> Iterator[Finding]:
         yield (
             "pose",
             "not driving forward",
-            f"in {sideways:.0%} of the steps between key frames the vehicle moves across or against "
-            "its x axis: rotations are quaternions (w, x, y, z), and x points forward",
+            f"in {sideways:.0%} of the steps between key frames the vehicle moves across or "
+            "against its x axis: rotations are quaternions (w, x, y, z), and x points forward",
         )
 
 

@@ -1,5 +1,5 @@
-"""Makes a small procedural data set in the nuScenes layout: images, LiDAR, boxes, Occ3D and
-OpenOccupancy labels.
+"""Make a small procedural data set in the nuScenes layout: images, LiDAR, boxes, labels of Occ3D,
+OpenOccupancy and SurroundOcc.
 
 Example:
     python scripts/make_toy_nuscenes.py --out data/toy_nuscenes

@@ -282,7 +282,8 @@ def _wxyz(rotation: np.ndarray) -> list[float]:
 @pytest.fixture(scope="session")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> MiniSet:
     """The data set with its info files written by the real generator. Read only."""
-    from scripts.sweep_infos.generator import SPLITS, open_tables, write_split
+    from scripts.sweep_infos.generator import open_tables, write_split
+    from scripts.sweep_infos.splits import SPLITS
 
     written = _Writer(tmp_path_factory.mktemp("mini") / "nuscenes").write()
     tables = open_tables(written.root, "v1.0-mini")

@@ -21,6 +21,8 @@ SHAPES = {
     "nuscenes_occupancy": (512, 512, 40),
     "toy_occ3d": (200, 200, 16),
     "toy_occupancy": (160, 160, 20),
+    "nuscenes_surroundocc": (200, 200, 16),
+    "toy_surroundocc": (80, 80, 12),
 }
 NAMES = sorted(SHAPES)
 # Image sizes of the hand-made data set.

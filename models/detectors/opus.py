@@ -18,7 +18,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from models.heads import CameraGeometry, HeadOutput, LidarInput, OccupancyHead
-from models.weight_layouts import to_own_layout
+from models.layers import convert_layouts_together
 
 from .feature_cache import FeatureCache, FrameFeatures
 from .lidar_branch import build_lidar_branch, lidar_map
@@ -94,6 +94,7 @@ class OPUS(BaseModel):
         self.stop_prev_grad = stop_prev_grad
         self.streaming = streaming
         self.cache = FeatureCache(cached_frames)
+        convert_layouts_together(self)
 
     def _add_lidar_branch(
         self, configs: Mapping[str, dict | None], pc_range: Sequence[float]
@@ -132,13 +133,10 @@ class OPUS(BaseModel):
         super().train(mode)
         return self
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load weights, with sparse convolutions in any library's layout.
-
-        Cached features are forgotten: other weights made them.
-        """
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Forget cached features: other weights made them."""
         self.cache.clear()
-        return super().load_state_dict(to_own_layout(state_dict, self), *args, **kwargs)
+        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(
         self, inputs: dict[str, Any], data_samples: list[BaseDataElement], mode: str = "tensor"

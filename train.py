@@ -6,14 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mmengine.runner import find_latest_checkpoint
-
-from scripts.runtime.config import named_config_keys, settle_pretrained
-from scripts.runtime.errors import ConfigError, run_entry_point
+from scripts.runtime.checkpoint_files import remove_leftovers
+from scripts.runtime.config import named_config_keys
+from scripts.runtime.errors import run_entry_point
+from scripts.runtime.finite_steps import FiniteStepsHook
 from scripts.runtime.hooks import StopOnSignalHook
 from scripts.runtime.host_allocator import keep_freed_memory
 from scripts.runtime.launch import launched
 from scripts.runtime.runner import add_common_arguments, build_runner, prepare_config
+from scripts.runtime.weights_origin import find_origin
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,6 +32,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--load-from", metavar="CHECKPOINT", help="start with the weights of CHECKPOINT that fit"
     )
+    parser.add_argument(
+        "--drop-mismatched",
+        action="store_true",
+        help="of the weights to start with, leave out those of another shape or range",
+    )
     return parser.parse_args(arguments)
 
 
@@ -42,23 +48,23 @@ def train(args: argparse.Namespace) -> None:
         CheckpointError: A checkpoint cannot be read or does not fit.
         TrainingInterrupted: A signal stopped the training; a checkpoint has been saved.
     """
-    if args.resume and args.load_from:
-        raise ConfigError("--resume and --load-from exclude each other: give one of them")
     keep_freed_memory()
     with launched() as launch:
         cfg, notes = prepare_config(args.config, args.cfg_options, args.work_dir, launch)
-        if args.resume:
-            cfg.resume = True
-            cfg.load_from = None if args.resume == "auto" else args.resume
-        elif args.load_from:
-            cfg.resume, cfg.load_from = False, args.load_from
-        latest = cfg.load_from or (find_latest_checkpoint(cfg.work_dir) if cfg.resume else None)
-        notes += settle_pretrained(cfg, is_loaded_later=latest is not None)
-        runner = build_runner(cfg, notes)
-        stop_hook = StopOnSignalHook()
-        runner.register_hook(stop_hook)
+        origin = find_origin(
+            cfg,
+            resume=args.resume,
+            load_from=args.load_from,
+            drop_mismatched=args.drop_mismatched,
+        )
+        origin.apply_to(cfg)
+        if launch.is_main:
+            remove_leftovers(cfg.work_dir)
+        runner = build_runner(cfg, notes, origin)
+        runner.register_hook(FiniteStepsHook())
+        runner.register_hook(StopOnSignalHook())
         # Data sets, optimiser and loops are built in train(), hence the named keys.
-        with stop_hook.installed(), named_config_keys(cfg):
+        with runner.stop_signals.installed(), named_config_keys(cfg):
             runner.train()
 
 

@@ -1,31 +1,18 @@
-"""Epoch-based training that resumes in the middle of an epoch."""
+"""Epoch-based training that resumes in the middle of an epoch, and before an evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
+from mmengine.dist import get_world_size
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop
+from torch import nn
 
-
-class _SkippingSampler:
-    """A sampler that leaves out its first indices in the first pass, and is itself thereafter."""
-
-    def __init__(self, sampler: Any, num_skipped: int) -> None:
-        self._sampler = sampler
-        self._num_skipped = num_skipped
-
-    def __iter__(self) -> Iterator[int]:
-        num_skipped, self._num_skipped = self._num_skipped, 0
-        return islice(iter(self._sampler), num_skipped, None)
-
-    def __len__(self) -> int:
-        return len(self._sampler)
-
-    def __getattr__(self, name: str) -> Any:  # set_epoch and the like
-        return getattr(self._sampler, name)
+from scripts.runtime import random_state
+from scripts.runtime.place import Place, RemainingSamples, num_iterations, remaining_indices
+from scripts.runtime.stop_signals import StopRequested
 
 
 @LOOPS.register_module()
@@ -35,36 +22,163 @@ class ResumableEpochTrainLoop(EpochBasedTrainLoop):
     mmengine starts an epoch anew when a checkpoint from its middle is resumed, while the iteration
     count goes on: the run then has more steps than its schedule. Here the samples that the epoch
     has already seen are left out (they are not loaded either); shuffling depends on seed and epoch
-    alone, so the rest of the epoch is the rest that an uninterrupted run would have seen.
+    alone, so the rest of the epoch is the rest that an uninterrupted run would have seen. With
+    another total batch size the iteration count is that of the same place in a run of that size.
+
+    Every evaluation is preceded by a checkpoint. An evaluation that was interrupted is made up for
+    by the resumed run, which starts with it.
     """
 
+    runner: Any
     _epoch: int
     _iter: int
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._samples_done = 0
+        self._evaluated_epoch: int | None = None
+        self._evaluation_is_due = False
+
+    @property
+    def total_batch(self) -> int:
+        """Samples of an iteration over all processes."""
+        return int(self.dataloader.batch_sampler.batch_size) * get_world_size()
+
+    def place(self, epoch: int, iteration: int) -> Place:
+        """Return the place of a checkpoint that is written now.
+
+        Args:
+            epoch: Completed epochs.
+            iteration: Completed iterations.
+        """
+        num_samples, samples = len(self.dataloader.dataset), 0
+        if epoch == self._epoch:
+            samples = self._samples_done + (iteration - self._iter) * self.total_batch
+        return Place(
+            epoch,
+            iteration,
+            samples=min(samples, num_samples),
+            num_samples=num_samples,
+            total_batch=self.total_batch,
+            evaluated_epoch=self._evaluated_epoch,
+            seed=self.runner.seed,
+        )
+
+    def resume_at(self, place: Place) -> bool:
+        """Go on from the place of a checkpoint.
+
+        Returns:
+            Whether the iteration count is that of the checkpoint.
+        """
+        length = len(self.dataloader)
+        self._epoch, self._evaluated_epoch = place.epoch, place.evaluated_epoch
+        self._decide_current_val_interval()
+        samples = self._samples_of(place)
+        self._iter = place.epoch * length
+        if samples:
+            sampler = self.dataloader.batch_sampler.sampler
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(place.epoch)
+            indices = remaining_indices(sampler, samples)
+            if indices is None:
+                self._restart_epoch("its sampler cannot be divided among other processes")
+                samples = 0
+            else:
+                rest = num_iterations(len(indices), self.dataloader.batch_sampler)
+                self._iter += length - rest
+                if rest:
+                    self.dataloader.batch_sampler.sampler = RemainingSamples(sampler, indices)
+                self.runner.logger.info(
+                    f"epoch {place.epoch + 1}: {samples} of its {len(self.dataloader.dataset)} "
+                    f"samples are done, {rest} iterations remain"
+                )
+        self._samples_done = samples
+        self._evaluation_is_due = (
+            samples == 0
+            and place.evaluated_epoch != place.epoch
+            and place.samples is not None
+            and self._evaluates_now()
+        )
+        return self._iter == place.iteration
+
+    def _samples_of(self, place: Place) -> int:
+        """Samples of the epoch that need not be seen again."""
+        if place.samples is None:  # a checkpoint of plain MMEngine
+            samples = (place.iteration - place.epoch * len(self.dataloader)) * self.total_batch
+            fits = 0 <= samples < len(self.dataloader) * self.total_batch + 1
+        else:
+            samples = place.samples
+            fits = samples == 0 or place.num_samples == len(self.dataloader.dataset)
+            if samples and place.seed is not None and place.seed != self.runner.seed:
+                self._restart_epoch(f"its order was drawn from the seed {place.seed}")
+                return 0
+        if not fits:
+            self._restart_epoch("the data set or the batch size has changed")
+            return 0
+        return min(samples, len(self.dataloader.dataset))
+
+    def _restart_epoch(self, reason: str) -> None:
+        self.runner.logger.warning(
+            f"the checkpoint is from the middle of epoch {self._epoch + 1}: {reason}, so this "
+            "epoch starts at its beginning"
+        )
+
+    def run(self) -> nn.Module:
+        """Train, and evaluate where the configuration asks for it."""
+        self.runner.call_hook("before_train")
+        self.runner.restore_random_state()
+        if self._evaluation_is_due:
+            self._evaluate()
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            self._decide_current_val_interval()
+            if self._evaluates_now():
+                self._evaluate()
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
     def run_epoch(self) -> None:
         """Run one epoch, or what a resumed checkpoint left of it."""
-        num_done = self._iter - self._epoch * len(self.dataloader)
-        if num_done == 0:
-            super().run_epoch()
-            return
-        if not 0 < num_done <= len(self.dataloader):
-            self.runner.logger.warning(
-                f"resumed at iteration {self._iter} of epoch {self._epoch + 1}, but an epoch has "
-                f"{len(self.dataloader)} iterations now: the data set or the batch size has "
-                "changed; this epoch starts at its beginning"
-            )
-            self._iter = self._epoch * len(self.dataloader)
-            super().run_epoch()
-            return
-
-        self.runner.logger.info(
-            f"epoch {self._epoch + 1}: its first {num_done} iterations are done"
-        )
-        batches = self.dataloader.batch_sampler
-        batches.sampler = _SkippingSampler(batches.sampler, num_done * batches.batch_size)
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
-        for index, data_batch in enumerate(self.dataloader, start=num_done):
-            self.run_iter(index, data_batch)
+        first = self._iter - self._epoch * len(self.dataloader)
+        if first < len(self.dataloader):
+            for index, data_batch in enumerate(self._batches(), start=first):
+                self.run_iter(index, data_batch)
+                self._samples_done += self.total_batch
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
+        self._samples_done = 0
+
+    def _batches(self) -> Iterator[Any]:
+        """Yield batches; on a signal while waiting for one, save and stop."""
+        batches = iter(self.dataloader)
+        while True:
+            before = random_state.capture()  # loading in this process draws numbers
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except StopRequested:
+                random_state.restore(before)
+                self.runner.stop(self._epoch, self._iter)
+            yield batch
+
+    def _evaluates_now(self) -> bool:
+        """Whether an evaluation follows the epochs that are complete."""
+        return (
+            self.runner.val_loop is not None
+            and self._epoch >= self.val_begin
+            and (self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs)
+        )
+
+    def _evaluate(self) -> None:
+        self._evaluation_is_due = False
+        self.runner.ensure_checkpoint(self._epoch, self._iter)
+        try:
+            with self.runner.stop_signals.may_interrupt():
+                self.runner.val_loop.run()
+        except StopRequested:
+            self.runner.stop(self._epoch, self._iter, is_saved=True)
+        self._evaluated_epoch = self._epoch
+        self.runner.refresh_checkpoint(self._epoch, self._iter)

@@ -74,6 +74,7 @@ class ResumableRunner(Runner):
         self._saved_file: str | None = None
         self._random_states: Any = None
         self._configured: list[schedules.Options] = []  # options of the optimiser's groups
+        self._config_text: str | None = None  # formatting takes longer than writing a checkpoint
         super().__init__(*args, **kwargs)
 
     # ------------------------------------------------------------------ reading
@@ -141,6 +142,8 @@ class ResumableRunner(Runner):
         restore_gradients(model, checkpoint.get("gradients"))
         restore_early_stopping(self, checkpoint.get("early_stopping"))
         self._random_states = checkpoint.get("random_states")
+        if keeps_count and Path(path).parent in (Path(self.work_dir), *self.checkpoint_folders):
+            self._saved_at, self._saved_file = (self.epoch, self.iter), path
         self.logger.info(f"resumed {path}: {self.epoch} epochs, {self.iter} iterations done")
 
     def _resume_loop(self, place: Place) -> bool:
@@ -274,8 +277,10 @@ class ResumableRunner(Runner):
         self, meta: dict[str, Any], save_optimizer: bool, save_param_scheduler: bool
     ) -> dict[str, Any]:
         dataset = self.train_dataloader.dataset
+        if self._config_text is None:
+            self._config_text = self.cfg.pretty_text
         meta |= dict(
-            cfg=self.cfg.pretty_text,
+            cfg=self._config_text,
             seed=self.seed,
             experiment_name=self.experiment_name,
             time=time.strftime("%Y%m%d_%H%M%S", time.localtime()),

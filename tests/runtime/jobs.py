@@ -57,6 +57,13 @@ class Job:
         except ProcessLookupError:
             pass
 
+    def children(self) -> list[int]:
+        """Processes that it has started, but for helpers of Python's own."""
+        pid = self.process.pid
+        names = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        lines = {int(n): Path(f"/proc/{n}/cmdline").read_bytes() for n in names}
+        return [child for child, line in lines.items() if b"resource_tracker" not in line]
+
     def text(self) -> str:
         """What it has printed."""
         return self.output.read_text() if self.output.exists() else ""

@@ -1,13 +1,15 @@
 """A data set, a metric and configs that train the real models at a size of milliseconds.
 
 Every sample is made from its index, and augmented from (seed, epoch, index). Environment variables
-disturb a run: `NANO_SLOW` names a sample that takes minutes to load, `NANO_BAD` one whose image
-network sees NaN, `NANO_SIGNAL` a signal that the process sends itself, `NANO_AT` when.
+disturb a run: `NANO_SLOW` names a sample that takes minutes to load, `NANO_BAD` one whose images
+are NaN, `NANO_SIGNAL` a signal that the process sends itself, `NANO_AT` when,
+`NANO_FULL_AT` the iteration from which on no larger file can be written.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Sequence
@@ -72,7 +74,7 @@ class NanoDataset(BaseDataset):
         if self.lidar:
             inputs["points"] = make_points(idx)
         if os.environ.get("NANO_BAD") in (str(idx), "all"):
-            sample.ego2occ = sample.ego2occ * float("nan")
+            inputs["img"] = inputs["img"] * float("nan")
         return dict(inputs=inputs, data_samples=sample)
 
 
@@ -111,6 +113,8 @@ class NanoHook(Hook):
         rate = runner.optim_wrapper.get_lr()["lr"][0]
         record("step", runner.epoch, runner.iter, f"{rate:.9e}", *samples)
         self._disturb(f"before{runner.iter}")
+        if os.environ.get("NANO_FULL_AT") == str(runner.iter):  # as if the disk were full
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
 
     def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
         self._disturb(f"after{runner.iter}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from scripts.runtime.checkpoint_files import remove_leftovers
@@ -12,7 +11,7 @@ from scripts.runtime.errors import run_entry_point
 from scripts.runtime.finite_steps import FiniteStepsHook
 from scripts.runtime.hooks import StopOnSignalHook
 from scripts.runtime.host_allocator import keep_freed_memory
-from scripts.runtime.launch import launched
+from scripts.runtime.launch import launched, leave
 from scripts.runtime.runner import add_common_arguments, build_runner, prepare_config
 from scripts.runtime.weights_origin import find_origin
 
@@ -75,4 +74,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -179,16 +179,20 @@ def _candidates(folder: Path) -> Iterable[Path]:
     return (p for p in folder.glob("*.pth") if p.is_file() and not p.name.startswith("."))
 
 
-def _progress(path: Path) -> tuple[int, float]:
-    """Iteration of a checkpoint, read without its tensors, and its time."""
+def stored_facts(path: str | Path) -> dict[str, Any]:
+    """The `meta` of a checkpoint, read without its tensors; empty if it cannot be read so."""
     allow_checkpoint_classes()
-    iteration = -1
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        iteration = int(content["meta"]["iter"])
-    except Exception:  # whatever is wrong with it: it comes last, and its reading tells
-        pass
-    return iteration, path.stat().st_mtime
+        return dict(content["meta"])
+    except Exception:  # whatever is wrong with it: its proper reading tells
+        return {}
+
+
+def _progress(path: Path) -> tuple[int, float]:
+    """Iteration of a checkpoint and its time."""
+    iteration = stored_facts(path).get("iter")
+    return iteration if type(iteration) is int else -1, path.stat().st_mtime
 
 
 def _is_resumable(path: Path, notes: list[str]) -> bool:

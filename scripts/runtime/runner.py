@@ -26,6 +26,7 @@ from scripts.runtime.config import fit_config, load_config, named_config_keys
 from scripts.runtime.launch import Launch
 from scripts.runtime.resumable_runner import ResumableRunner, bare_model
 from scripts.runtime.stoppable_evaluator import StoppableEvaluator
+from scripts.runtime.tolerant_logging import tolerate_write_errors
 from scripts.runtime.watched_loader import WatchedDataLoader
 from scripts.runtime.weights_origin import OriginKind, WeightsOrigin, settle_pretrained
 
@@ -112,6 +113,12 @@ class OpusRunner(ResumableRunner):
     def build_train_loop(self, loop: Any) -> Any:
         """Build the training loop, with this project's in the place of mmengine's."""
         return super().build_train_loop(_replaced(loop))
+
+    def build_visualizer(self, visualizer: Any = None) -> Any:
+        """Build the visualizer, whose backends do not end the run when the disk is full."""
+        built = super().build_visualizer(visualizer)
+        tolerate_write_errors(built, self.logger)
+        return built
 
     def build_evaluator(self, evaluator: Any) -> Any:
         """Build an evaluator whose processes leave together when one was told to stop."""

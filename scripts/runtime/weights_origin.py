@@ -14,7 +14,7 @@ from mmengine.model import PretrainedInit
 from torch import Tensor, nn
 
 from scripts.runtime.checkpoint import read_checkpoint, revised_weights
-from scripts.runtime.checkpoint_files import find_newest_checkpoint
+from scripts.runtime.checkpoint_files import find_newest_checkpoint, stored_facts
 from scripts.runtime.errors import ConfigError
 
 
@@ -44,9 +44,17 @@ class WeightsOrigin:
     notes: list[str] = field(default_factory=list, compare=False)
 
     def apply_to(self, cfg: Config) -> None:
-        """Write the decision into a config, in place, as MMEngine's Runner reads it."""
+        """Write the decision into a config, in place, as MMEngine's Runner reads it.
+
+        A config without a random seed goes on with that of the resumed run.
+        """
         cfg.resume = self.kind is OriginKind.RESUME
         cfg.load_from = self.path if self.kind is not OriginKind.WEIGHTS else None
+        if self.kind is OriginKind.RESUME and self.path is not None:
+            randomness = cfg.get("randomness") or {}
+            seed = stored_facts(self.path).get("seed")
+            if randomness.get("seed") is None and type(seed) is int:
+                cfg.randomness = {**randomness, "seed": seed}
 
 
 def decide_origin(

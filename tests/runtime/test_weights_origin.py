@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import MODELS
-from mmengine.visualization import Visualizer
+from mmengine.visualization import LocalVisBackend, Visualizer
 from torch import nn
 
 import models.register  # noqa: F401
@@ -203,6 +204,45 @@ def test_what_else_is_stored_may_be_anything(config: Path, tmp_path: Path) -> No
     assert run_train(config, run, "--resume", "--cfg-options", *options) == 0
     assert precious.read_text() == "keep me"
     assert read_checkpoint(run / "epoch_3.pth")["meta"]["iter"] == 3 * STEPS_PER_EPOCH
+
+
+def test_a_run_without_a_seed_resumes_with_its_own(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the rest of the epoch would be that of another order."""
+    monkeypatch.setenv("TINY_STEPS_FILE", str(tmp_path / "steps.txt"))
+    monkeypatch.setenv("TINY_INTERRUPT_AT", "3")
+    options = ["--cfg-options", "randomness.seed=None", "max_epochs=1"]
+    assert run_train(config, tmp_path / "run", *options) == EXIT_INTERRUPTED
+    monkeypatch.delenv("TINY_INTERRUPT_AT")
+    assert run_train(config, tmp_path / "run", "--resume", *options) == 0
+    seen = (tmp_path / "steps.txt").read_text().split()
+    assert sorted(map(int, seen)) == list(range(22))
+
+
+def test_another_seed_starts_the_epoch_anew(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINY_INTERRUPT_AT", "3")
+    assert run_train(config, tmp_path / "run") == EXIT_INTERRUPTED
+    monkeypatch.setenv("TINY_STEPS_FILE", str(tmp_path / "steps.txt"))
+    monkeypatch.delenv("TINY_INTERRUPT_AT")
+    options = ["--cfg-options", "randomness.seed=1", "max_epochs=1"]
+    assert run_train(config, tmp_path / "run", "--resume", *options) == 0
+    assert "its order was drawn from the seed 0" in log_of(tmp_path / "run")
+    seen = (tmp_path / "steps.txt").read_text().split()
+    assert sorted(map(int, seen)) == list(range(22))
+
+
+def test_logs_that_cannot_be_written_do_not_end_a_training(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(LocalVisBackend, "add_scalars", full)
+    assert run_train(config, tmp_path / "run", "--cfg-options", "max_epochs=1") == 0
+    assert log_of(tmp_path / "run").count("LocalVisBackend cannot write") == 1
 
 
 # ---------------------------------------------------------------- damaged files

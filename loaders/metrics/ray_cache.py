@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 import zipfile
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from mmengine.logging import print_log
 
 from loaders.metrics.ray_iou import cast_label_rays, ray_directions
 
@@ -26,7 +28,8 @@ class RayCache:
     """Casts the rays of a grid, or reads them if the same grid was cast before.
 
     Files are named after a hash of everything that rays depend on, so a folder may serve several
-    data sets and processes, and changed labels are cast anew. Broken files are replaced.
+    data sets and processes, and changed labels are cast anew. Broken files are replaced. Where
+    files cannot be written, rays are cast for every evaluation.
 
     Args:
         folder: Made if needed; about 0.3 MB per Occ3D sample.
@@ -34,6 +37,7 @@ class RayCache:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = Path(folder)
+        self._can_write = True
 
     def cast(
         self,
@@ -56,7 +60,17 @@ class RayCache:
         if found is not None:
             return found
         label, depth = cast_label_rays([grid], origins, pc_range, voxel_size, empty_label)
-        self._write(path, label[0], depth[0])
+        if self._can_write:
+            try:
+                self._write(path, label[0], depth[0])
+            except OSError as error:
+                self._can_write = False
+                print_log(
+                    f"the ray cache {self._folder} cannot be written ({error}): the evaluation "
+                    "goes on without it",
+                    logger="current",
+                    level=logging.WARNING,
+                )
         return label[0], depth[0]
 
     def _write(
@@ -64,10 +78,14 @@ class RayCache:
     ) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=self._folder, suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, label=label, depth=depth)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez_compressed(file, label=label, depth=depth)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
 
 
 def _read(path: Path, number: int) -> Rays | None:

@@ -1,13 +1,14 @@
-"""Epoch-based training that resumes in the middle of an epoch, and before an evaluation."""
+"""Training loops that resume in the middle of an epoch, and before an evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_world_size
 from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 
 from scripts.runtime import random_state
@@ -15,34 +16,48 @@ from scripts.runtime.place import Place, RemainingSamples, num_iterations, remai
 from scripts.runtime.stop_signals import StopRequested
 
 
-@LOOPS.register_module()
-class ResumableEpochTrainLoop(EpochBasedTrainLoop):
-    """mmengine's EpochBasedTrainLoop, which takes an interrupted epoch up where it was left.
+class ResumableLoop:
+    """What the loops by epoch and by iteration have in common.
 
     mmengine starts an epoch anew when a checkpoint from its middle is resumed, while the iteration
-    count goes on: the run then has more steps than its schedule. Here the samples that the epoch
-    has already seen are left out (they are not loaded either); shuffling depends on seed and epoch
-    alone, so the rest of the epoch is the rest that an uninterrupted run would have seen. With
-    another total batch size the iteration count is that of the same place in a run of that size.
+    count goes on. Here the samples that the epoch has already seen are left out (they are not
+    loaded either); shuffling depends on seed and epoch alone, so the rest of the epoch is the rest
+    that an uninterrupted run would have seen, with another batch size and on another number of
+    processes as well.
 
     Every evaluation is preceded by a checkpoint. An evaluation that was interrupted is made up for
     by the resumed run, which starts with it.
     """
 
     runner: Any
+    dataloader: Any
     _epoch: int
     _iter: int
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def _reset_place(self) -> None:
         self._samples_done = 0
-        self._evaluated_epoch: int | None = None
+        self._evaluated_at: int | None = None
         self._evaluation_is_due = False
+        self._is_endless = isinstance(self.dataloader.batch_sampler.sampler, InfiniteSampler)
 
     @property
     def total_batch(self) -> int:
         """Samples of an iteration over all processes."""
         return int(self.dataloader.batch_sampler.batch_size) * get_world_size()
+
+    def _now(self) -> int:
+        """Completed epochs, or iterations where evaluations are counted by them."""
+        raise NotImplementedError
+
+    def _evaluates_now(self) -> bool:
+        """Whether an evaluation follows what is complete."""
+        loop: Any = self
+        is_last = self._now() == loop._last()
+        return (
+            self.runner.val_loop is not None
+            and self._now() >= loop.val_begin
+            and (self._now() % loop.val_interval == 0 or is_last)
+        )
 
     def place(self, epoch: int, iteration: int) -> Place:
         """Return the place of a checkpoint that is written now.
@@ -57,55 +72,51 @@ class ResumableEpochTrainLoop(EpochBasedTrainLoop):
         return Place(
             epoch,
             iteration,
-            samples=min(samples, num_samples),
+            samples=samples if self._is_endless else min(samples, num_samples),
             num_samples=num_samples,
             total_batch=self.total_batch,
-            evaluated_epoch=self._evaluated_epoch,
+            evaluated_at=self._evaluated_at,
             seed=self.runner.seed,
         )
 
-    def resume_at(self, place: Place) -> bool:
-        """Go on from the place of a checkpoint.
+    def _resume_samples(self, place: Place) -> int | None:
+        """Leave out the samples that are done.
 
         Returns:
-            Whether the iteration count is that of the checkpoint.
+            Iterations that the epoch has left; None for a whole epoch.
         """
-        length = len(self.dataloader)
-        self._epoch, self._evaluated_epoch = place.epoch, place.evaluated_epoch
-        self._decide_current_val_interval()
+        self._epoch, self._evaluated_at = place.epoch, place.evaluated_at
         samples = self._samples_of(place)
-        self._iter = place.epoch * length
-        if samples:
-            sampler = self.dataloader.batch_sampler.sampler
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(place.epoch)
-            indices = remaining_indices(sampler, samples)
-            if indices is None:
-                self._restart_epoch("its sampler cannot be divided among other processes")
-                samples = 0
-            else:
-                rest = num_iterations(len(indices), self.dataloader.batch_sampler)
-                self._iter += length - rest
-                if rest:
-                    self.dataloader.batch_sampler.sampler = RemainingSamples(sampler, indices)
-                self.runner.logger.info(
-                    f"epoch {place.epoch + 1}: {samples} of its {len(self.dataloader.dataset)} "
-                    f"samples are done, {rest} iterations remain"
-                )
         self._samples_done = samples
-        self._evaluation_is_due = (
-            samples == 0
-            and place.evaluated_epoch != place.epoch
-            and place.samples is not None
-            and self._evaluates_now()
+        if not samples:
+            return None
+        sampler = self.dataloader.batch_sampler.sampler
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(place.epoch)
+        indices = remaining_indices(sampler, samples)
+        if indices is None:
+            self._restart_epoch("its sampler cannot be divided among other processes")
+            self._samples_done = 0
+            return None
+        if not isinstance(indices, list):  # endless
+            self.dataloader.batch_sampler.sampler = RemainingSamples(sampler, indices)
+            self.runner.logger.info(f"{samples} samples are done")
+            return None
+        rest = num_iterations(len(indices), self.dataloader.batch_sampler)
+        if rest:
+            self.dataloader.batch_sampler.sampler = RemainingSamples(sampler, indices)
+        self.runner.logger.info(
+            f"epoch {place.epoch + 1}: {samples} of its {len(self.dataloader.dataset)} samples "
+            f"are done, {rest} iterations remain"
         )
-        return self._iter == place.iteration
+        return rest
 
     def _samples_of(self, place: Place) -> int:
         """Samples of the epoch that need not be seen again."""
+        length = len(self.dataloader)
         if place.samples is None:  # a checkpoint of plain MMEngine
-            samples = (place.iteration - place.epoch * len(self.dataloader)) * self.total_batch
-            fits = 0 <= samples < len(self.dataloader) * self.total_batch + 1
+            samples = (place.iteration - place.epoch * length) * self.total_batch
+            fits = self._is_endless or 0 <= samples <= length * self.total_batch
         else:
             samples = place.samples
             fits = samples == 0 or place.num_samples == len(self.dataloader.dataset)
@@ -115,13 +126,76 @@ class ResumableEpochTrainLoop(EpochBasedTrainLoop):
         if not fits:
             self._restart_epoch("the data set or the batch size has changed")
             return 0
-        return min(samples, len(self.dataloader.dataset))
+        return samples if self._is_endless else min(samples, len(self.dataloader.dataset))
 
     def _restart_epoch(self, reason: str) -> None:
         self.runner.logger.warning(
             f"the checkpoint is from the middle of epoch {self._epoch + 1}: {reason}, so this "
             "epoch starts at its beginning"
         )
+
+    def _note_due_evaluation(self, place: Place) -> None:
+        loop: Any = self
+        loop._decide_current_val_interval()
+        is_counted = place.samples is not None and place.evaluated_at != self._now()
+        self._evaluation_is_due = is_counted and self._now() > 0 and self._evaluates_now()
+
+    def _batches(self) -> Iterator[Any]:
+        """Yield batches; on a signal while waiting for one, save and stop."""
+        batches = iter(self.dataloader)
+        while True:
+            before = random_state.capture()  # loading in this process draws numbers
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except StopRequested:
+                random_state.restore(before)
+                self.runner.stop(self._epoch, self._iter)
+            yield batch
+
+    def _evaluate(self) -> None:
+        self._evaluation_is_due = False
+        self.runner.ensure_checkpoint(self._epoch, self._iter)
+        try:
+            with self.runner.stop_signals.may_interrupt():
+                self.runner.val_loop.run()
+        except StopRequested:
+            self.runner.stop(self._epoch, self._iter, is_saved=True)
+        self._evaluated_at = self._now()
+        self.runner.refresh_checkpoint(self._epoch, self._iter)
+
+
+@LOOPS.register_module()
+class ResumableEpochTrainLoop(ResumableLoop, EpochBasedTrainLoop):
+    """mmengine's EpochBasedTrainLoop, which takes an interrupted epoch up where it was left.
+
+    With another total batch size the iteration count is that of the same place in a run of that
+    size. See `ResumableLoop`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._reset_place()
+
+    def _now(self) -> int:
+        return self._epoch
+
+    def _last(self) -> int:
+        return int(self._max_epochs)
+
+    def resume_at(self, place: Place) -> bool:
+        """Go on from the place of a checkpoint.
+
+        Returns:
+            Whether the iteration count is that of the checkpoint.
+        """
+        rest = self._resume_samples(place)
+        length = len(self.dataloader)
+        self._iter = place.epoch * length + (0 if rest is None else length - rest)
+        if not self._samples_done:
+            self._note_due_evaluation(place)
+        return self._iter == place.iteration
 
     def run(self) -> nn.Module:
         """Train, and evaluate where the configuration asks for it."""
@@ -150,35 +224,58 @@ class ResumableEpochTrainLoop(EpochBasedTrainLoop):
         self._epoch += 1
         self._samples_done = 0
 
-    def _batches(self) -> Iterator[Any]:
-        """Yield batches; on a signal while waiting for one, save and stop."""
-        batches = iter(self.dataloader)
+
+@LOOPS.register_module()
+class ResumableIterTrainLoop(ResumableLoop, IterBasedTrainLoop):
+    """mmengine's IterBasedTrainLoop, which goes on at the sample where it was left.
+
+    Its epochs are passes over the data set. mmengine loads all samples that are done once more.
+    See `ResumableLoop`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._reset_place()
+
+    def _now(self) -> int:
+        return self._iter
+
+    def _last(self) -> int:
+        return int(self._max_iters)
+
+    def resume_at(self, place: Place) -> bool:
+        """Go on from the place of a checkpoint; the iteration count is always its own."""
+        if self._resume_samples(place) == 0:
+            self._epoch, self._samples_done = self._epoch + 1, 0
+        self._iter = place.iteration
+        self._note_due_evaluation(place)
+        return True
+
+    def run(self) -> nn.Module:
+        """Train, and evaluate where the configuration asks for it."""
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        self.runner.restore_random_state()
+        if self._evaluation_is_due:
+            self._evaluate()
+        batches = self._passes()
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(next(batches))
+            self._samples_done += self.total_batch
+            self._decide_current_val_interval()
+            if self._evaluates_now():
+                self._evaluate()
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def _passes(self) -> Iterator[Any]:
+        """Yield batches without end."""
         while True:
-            before = random_state.capture()  # loading in this process draws numbers
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except StopRequested:
-                random_state.restore(before)
-                self.runner.stop(self._epoch, self._iter)
-            yield batch
-
-    def _evaluates_now(self) -> bool:
-        """Whether an evaluation follows the epochs that are complete."""
-        return (
-            self.runner.val_loop is not None
-            and self._epoch >= self.val_begin
-            and (self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs)
-        )
-
-    def _evaluate(self) -> None:
-        self._evaluation_is_due = False
-        self.runner.ensure_checkpoint(self._epoch, self._iter)
-        try:
-            with self.runner.stop_signals.may_interrupt():
-                self.runner.val_loop.run()
-        except StopRequested:
-            self.runner.stop(self._epoch, self._iter, is_saved=True)
-        self._evaluated_epoch = self._epoch
-        self.runner.refresh_checkpoint(self._epoch, self._iter)
+            sampler = self.dataloader.batch_sampler.sampler
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(self._epoch)
+            yield from self._batches()
+            self._epoch += 1
+            self._samples_done = 0

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmengine.dataset import DefaultSampler
+from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dist import get_world_size
 
 from scripts.runtime.checkpoint import CheckpointError
@@ -27,8 +27,8 @@ class Place:
             checkpoint that does not tell.
         num_samples: Samples of an epoch.
         total_batch: Samples of an iteration over all processes.
-        evaluated_epoch: Number of completed epochs at the last evaluation that ended; None
-            before the first.
+        evaluated_at: Completed epochs (iterations, in a training by iterations) at the last
+            evaluation that ended; None before the first.
         seed: Seed of the order of samples.
     """
 
@@ -37,7 +37,7 @@ class Place:
     samples: int | None = None
     num_samples: int | None = None
     total_batch: int | None = None
-    evaluated_epoch: int | None = None
+    evaluated_at: int | None = None
     seed: int | None = None
 
     def as_dict(self) -> dict[str, int | None]:
@@ -74,9 +74,9 @@ class RemainingSamples:
     Its length is that of the whole sampler.
     """
 
-    def __init__(self, sampler: Any, indices: list[int]) -> None:
+    def __init__(self, sampler: Any, indices: Iterable[int]) -> None:
         self._sampler = sampler
-        self._indices: list[int] | None = indices
+        self._indices: Iterable[int] | None = indices
 
     def __iter__(self) -> Iterator[int]:
         indices, self._indices = self._indices, None
@@ -89,7 +89,7 @@ class RemainingSamples:
         return getattr(self._sampler, name)
 
 
-def remaining_indices(sampler: Any, num_done: int) -> list[int] | None:
+def remaining_indices(sampler: Any, num_done: int) -> Iterable[int] | None:
     """Indices that a process has left of an epoch.
 
     Args:
@@ -97,8 +97,11 @@ def remaining_indices(sampler: Any, num_done: int) -> list[int] | None:
         num_done: Samples that are done, over all processes.
 
     Returns:
-        The indices; None if this kind of sampler cannot tell.
+        The indices, a list unless they have no end; None if this kind of sampler cannot tell.
     """
+    if isinstance(sampler, InfiniteSampler):
+        stream = sampler._infinite_indices()
+        return islice(stream, num_done + sampler.rank, None, sampler.world_size)
     if isinstance(sampler, DefaultSampler):
         whole = copy.copy(sampler)
         whole.rank, whole.world_size = 0, 1

@@ -33,7 +33,7 @@ from scripts.runtime.checkpoint_files import (
 )
 from scripts.runtime.errors import TrainingInterrupted
 from scripts.runtime.finite_steps import FiniteStepsHook, TrainingDivergedError
-from scripts.runtime.loops import ResumableEpochTrainLoop
+from scripts.runtime.loops import ResumableEpochTrainLoop, ResumableLoop
 from scripts.runtime.place import Place
 from scripts.runtime.stop_signals import StopSignals
 from scripts.runtime.training_state import (
@@ -148,8 +148,9 @@ class ResumableRunner(Runner):
 
     def _resume_loop(self, place: Place) -> bool:
         loop = self.train_loop
-        if isinstance(loop, ResumableEpochTrainLoop):
-            return loop.resume_at(place)
+        if isinstance(loop, ResumableLoop):
+            resumed: bool = loop.resume_at(place)  # type: ignore[attr-defined]
+            return resumed
         loop._epoch, loop._iter = place.epoch, place.iteration
         return True
 
@@ -180,7 +181,8 @@ class ResumableRunner(Runner):
             wrapper=self.optim_wrapper,
             initial=before,
             place_is_kept=keeps_count and not changed,
-            epoch=self.epoch,
+            # mmengine steps schedulers by epoch at the end of a training by iterations
+            epoch=self.epoch if isinstance(self.train_loop, ResumableEpochTrainLoop) else 0,
             iteration=self.iter,
             epoch_length=len(self.train_dataloader),
         )
@@ -293,7 +295,7 @@ class ResumableRunner(Runner):
             message_hub=hub_state(self.message_hub),
             early_stopping=early_stopping_state(self),
         )
-        if isinstance(self.train_loop, ResumableEpochTrainLoop):
+        if isinstance(self.train_loop, ResumableLoop):
             content["place"] = self.train_loop.place(meta["epoch"], meta["iter"]).as_dict()
         if save_optimizer:
             content["optimizer"] = _on_cpu(self.optim_wrapper.state_dict())

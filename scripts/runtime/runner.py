@@ -42,6 +42,7 @@ __all__ = [
 REPLACEMENTS = {
     "CheckpointHook": "DurableCheckpointHook",
     "EpochBasedTrainLoop": "ResumableEpochTrainLoop",
+    "IterBasedTrainLoop": "ResumableIterTrainLoop",
     "OptimWrapper": "FiniteOptimWrapper",
     "AmpOptimWrapper": "FiniteAmpOptimWrapper",
 }
@@ -92,9 +93,9 @@ def _replaced(part: Any) -> Any:
     kind = part.get("type")
     if kind is None and "optimizer" in part and "constructor" not in part:
         kind = "OptimWrapper"
-    if kind is None and part.get("by_epoch") is True:
+    if kind is None and "by_epoch" in part:
+        kind = "EpochBasedTrainLoop" if part["by_epoch"] else "IterBasedTrainLoop"
         part = {key: value for key, value in part.items() if key != "by_epoch"}
-        kind = "EpochBasedTrainLoop"
     name = kind.rsplit(".", 1)[-1] if isinstance(kind, str) else getattr(kind, "__name__", "")
     return type(part)({**part, "type": REPLACEMENTS[name]}) if name in REPLACEMENTS else part
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from mmengine.runner import find_latest_checkpoint
-
 from scripts.runtime.building import named_config_keys
+from scripts.runtime.checkpoint_files import remove_leftovers
 from scripts.runtime.command_line import CommandParser, run_command
-from scripts.runtime.errors import ConfigError
+from scripts.runtime.finite_steps import FiniteStepsHook
 from scripts.runtime.hooks import StopOnSignalHook
 from scripts.runtime.host_allocator import keep_freed_memory
-from scripts.runtime.launch import launched
-from scripts.runtime.pretrained import settle_pretrained
+from scripts.runtime.launch import launched, leave
 from scripts.runtime.runner import add_common_arguments, build_runner, prepare_config
+from scripts.runtime.weights_origin import find_origin
 
 
 def command_parser() -> CommandParser:
@@ -33,6 +31,11 @@ def command_parser() -> CommandParser:
     parser.add_argument(
         "--load-from", metavar="CHECKPOINT", help="start with the weights of CHECKPOINT that fit"
     )
+    parser.add_argument(
+        "--drop-mismatched",
+        action="store_true",
+        help="of the weights to start with, leave out those of another shape or range",
+    )
     return parser
 
 
@@ -44,25 +47,22 @@ def train(args: argparse.Namespace) -> None:
         CheckpointError: A checkpoint cannot be read or does not fit.
         TrainingInterrupted: A signal stopped the training; a checkpoint has been saved.
     """
-    if args.resume and args.load_from:
-        raise ConfigError("--resume and --load-from exclude each other: give one of them")
     keep_freed_memory()
     with launched() as launch:
-        cfg, notes = prepare_config(args.config, args.cfg_options, args.work_dir, launch)
-        if args.resume:
-            cfg.resume = True
-            cfg.load_from = None if args.resume == "auto" else args.resume
-        elif args.load_from:
-            cfg.resume, cfg.load_from = False, args.load_from
-        latest = cfg.get("load_from") or (
-            find_latest_checkpoint(cfg.work_dir) if cfg.get("resume") else None
+        cfg = prepare_config(args.config, args.cfg_options, args.work_dir)
+        origin = find_origin(
+            cfg,
+            resume=args.resume,
+            load_from=args.load_from,
+            drop_mismatched=args.drop_mismatched,
         )
-        notes += settle_pretrained(cfg, is_loaded_later=latest is not None)
-        runner = build_runner(cfg, notes)
-        stop_hook = StopOnSignalHook()
-        runner.register_hook(stop_hook)
+        if launch.is_main:
+            remove_leftovers(cfg.work_dir)
+        runner = build_runner(cfg, launch, origin)
+        runner.register_hook(FiniteStepsHook())
+        runner.register_hook(StopOnSignalHook())
         # Data sets, optimiser and loops are built in train(), hence the named keys.
-        with stop_hook.installed(), named_config_keys(cfg):
+        with runner.stop_signals.installed(), named_config_keys(cfg):
             runner.train()
 
 
@@ -72,4 +72,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -25,6 +25,7 @@ from scripts.runtime.host_allocator import keep_freed_memory
 from scripts.runtime.launch import launched
 from scripts.runtime.report import report_table, score_report, write_report
 from scripts.runtime.runner import bare_model, build_runner, prepare_config
+from scripts.runtime.weights_origin import OriginKind, WeightsOrigin
 from scripts.scoring.predictions import check_arguments, command_parser, evaluate_predictions
 
 
@@ -40,9 +41,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """
     keep_freed_memory()
     with launched() as launch:
-        cfg, notes = prepare_config(
-            args.config, args.cfg_options, args.work_dir, launch, trains=False
-        )
+        cfg = prepare_config(args.config, args.cfg_options, args.work_dir, trains=False)
         cfg.resume, cfg.load_from = False, None
         choose_masks(cfg, args.masks)
         save_outputs(cfg, args.save_predictions, args.submission)
@@ -50,8 +49,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             raise CheckpointError(
                 f"checkpoint {does_not_exist(args.weights)}: give the .pth file that train.py wrote"
             )
-        runner = build_runner(cfg, notes)
+        runner = build_runner(cfg, launch, trains=False)
         checkpoint = load_weights(bare_model(runner), args.weights)
+        runner.origin = WeightsOrigin(OriginKind.WEIGHTS, args.weights)
         start = time.monotonic()
         with named_config_keys(cfg):
             metrics = runner.test()

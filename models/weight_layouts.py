@@ -1,48 +1,32 @@
-"""Layouts in which sparse-convolution libraries store their weights, and conversion both ways.
+"""Conversion of a model's state dict between the layouts of sparse-convolution libraries.
 
 The models keep spconv 2's layout, as the published OPUS checkpoints do. All other parameters have
-one layout everywhere.
+one layout everywhere. Loading a state dict into a model converts it by itself: the sparse
+convolutions see to it, whichever function loads them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
 
 from torch import Size, Tensor, nn
 
-from models.layers import SparseConv3d, SubMConv3d
+from models.layers import SparseConv3d, SparseLayout, SubMConv3d
+from models.layers.sparse_layout import common_layout, converted
 
-
-class SparseLayout(Enum):
-    """Order of the axes of a sparse convolution's weight: the permutation from this project's.
-
-    This project stores ``[out, k0, k1, k2, in]``, kernels of one voxel too. spconv 2 stores these
-    so as well, but reads their memory as ``[in, out]`` when it computes: a model with such layers
-    that was trained there has to be converted by hand. No published model has any.
-    """
-
-    SPCONV2 = (0, 1, 2, 3, 4)  # [out, k0, k1, k2, in]: spconv >= 2.2 and here
-    SPCONV1 = (1, 2, 3, 4, 0)  # [k0, k1, k2, in, out]: spconv 1, mmcv, MMCV-1 releases
-    SPCONV2_NATIVE = (1, 2, 3, 0, 4)  # [k0, k1, k2, out, in]: spconv 2.0 and 2.1, "native" only
-
-    def store(self, weight: Tensor) -> Tensor:
-        """Convert a weight of this project to the layout."""
-        return weight.permute(self.value)
-
-    def load(self, weight: Tensor) -> Tensor:
-        """Convert a weight of the layout to this project's."""
-        return weight.permute(tuple(self.value.index(axis) for axis in range(5)))
-
-    def shape(self, own: Size) -> Size:
-        """Return the shape in this layout of a weight that has the shape ``own`` here."""
-        return Size(own[axis] for axis in self.value)
+__all__ = [
+    "SparseLayout",
+    "detect_layout",
+    "sparse_weight_shapes",
+    "to_layout",
+    "to_own_layout",
+]
 
 
 def sparse_weight_shapes(model: nn.Module) -> dict[str, Size]:
     """Return name and shape of all sparse-convolution weights of a model."""
     return {
-        f"{name}.weight": module.weight.shape
+        f"{name}.weight" if name else "weight": module.weight.shape
         for name, module in model.named_modules()
         if isinstance(module, (SparseConv3d, SubMConv3d))
     }
@@ -58,11 +42,7 @@ def detect_layout(weights: Mapping[str, Tensor], model: nn.Module) -> SparseLayo
         The first layout, in the order of ``SparseLayout``, that all sparse weights fit; None if
         they fit none: the weights are of another model.
     """
-    shapes = {key: shape for key, shape in sparse_weight_shapes(model).items() if key in weights}
-    for layout in SparseLayout:
-        if all(weights[key].shape == layout.shape(shape) for key, shape in shapes.items()):
-            return layout
-    return None
+    return common_layout(weights, sparse_weight_shapes(model))
 
 
 def to_own_layout(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -70,12 +50,7 @@ def to_own_layout(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
 
     Weights that fit no layout are left as they are.
     """
-    layout = detect_layout(weights, model)
-    own = dict(weights)
-    if layout is not None and layout is not SparseLayout.SPCONV2:
-        for key in sparse_weight_shapes(model).keys() & own.keys():
-            own[key] = layout.load(own[key]).contiguous()
-    return own
+    return {**weights, **converted(weights, sparse_weight_shapes(model))}
 
 
 def to_layout(model: nn.Module, layout: SparseLayout) -> dict[str, Tensor]:

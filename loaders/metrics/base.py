@@ -28,7 +28,9 @@ class CountingMetric(BaseMetric):
     Args:
         class_names: Semantic classes in label order; None takes them from the data set.
         empty_label: Label of free voxels; None means the one after the last semantic class.
-        collect_device: See :class:`mmengine.evaluator.BaseMetric`.
+        collect_device: ``"gpu"`` gathers results by a collective operation of the process group,
+            also on CPU processes; ``"cpu"`` through files, which needs a folder that all machines
+            share.
         prefix: Prefix of the result's keys.
     """
 
@@ -36,7 +38,7 @@ class CountingMetric(BaseMetric):
         self,
         class_names: Sequence[str] | None = None,
         empty_label: int | None = None,
-        collect_device: str = "cpu",
+        collect_device: str = "gpu",
         prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)

@@ -45,7 +45,7 @@ class OccupancyMetric(CountingMetric):
         ignore_label: int | None = None,
         class_names: Sequence[str] | None = None,
         empty_label: int | None = None,
-        collect_device: str = "cpu",
+        collect_device: str = "gpu",
         prefix: str | None = None,
     ) -> None:
         super().__init__(class_names, empty_label, collect_device, prefix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from mmengine.logging import print_log
 
 from loaders.errors import BadDataError, MissingDataError
 from loaders.metrics.ray_iou import cast_label_rays, ray_directions
@@ -27,7 +29,8 @@ class RayCache:
     """Casts the rays of a grid, or reads them if the same grid was cast before.
 
     Files are named after a hash of everything that rays depend on, so a folder may serve several
-    data sets and processes, and changed labels are cast anew. Broken files are replaced.
+    data sets and processes, and changed labels are cast anew. Broken files are replaced. Where
+    files cannot be written, rays are cast for every evaluation.
 
     Args:
         folder: Made if needed; about 0.3 MB per Occ3D sample.
@@ -35,6 +38,7 @@ class RayCache:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = Path(folder)
+        self._can_write = True
 
     def cast(
         self,
@@ -57,7 +61,17 @@ class RayCache:
         if found is not None:
             return found
         label, depth = cast_label_rays([grid], origins, pc_range, voxel_size, empty_label)
-        self._write(path, label[0], depth[0])
+        if self._can_write:
+            try:
+                self._write(path, label[0], depth[0])
+            except OSError as error:
+                self._can_write = False
+                print_log(
+                    f"the ray cache {self._folder} cannot be written ({error}): the evaluation "
+                    "goes on without it",
+                    logger="current",
+                    level=logging.WARNING,
+                )
         return label[0], depth[0]
 
     def _write(

@@ -48,7 +48,7 @@ class RayIoUMetric(CountingMetric):
         cache_dir: str | None = None,
         class_names: Sequence[str] | None = None,
         empty_label: int | None = None,
-        collect_device: str = "cpu",
+        collect_device: str = "gpu",
         prefix: str | None = None,
     ) -> None:
         super().__init__(class_names, empty_label, collect_device, prefix)

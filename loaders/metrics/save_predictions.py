@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
 from loaders.errors import BadDataError
@@ -20,7 +23,9 @@ class SavePredictions(BaseMetric):
     """Writes the prediction of every sample to ``<out_dir>/<sample token>.npz``.
 
     Put it beside the metrics of a ``test_evaluator``. Samples that take the place of broken ones
-    are not written. A sample that is listed or repeated twice is written to one file.
+    are not written. A sample that is listed or repeated twice is written to one file. When the disk
+    is full, the rest is left out with an error in the log: the scores of the other metrics are not
+    lost.
 
     Args:
         out_dir: Folder, made if needed.
@@ -33,18 +38,30 @@ class SavePredictions(BaseMetric):
     """
 
     def __init__(self, out_dir: str, submission: bool = False) -> None:
-        super().__init__(collect_device="cpu", prefix=None)
+        super().__init__(collect_device="gpu", prefix=None)
         self._folder = Path(out_dir)
         self._submission = submission
+        self._can_write = True
 
     def process(self, data_batch: Any, data_samples: Sequence[DataSample]) -> None:
         """Writes the files of one batch."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for sample in data_samples:
-            if sample.get("replaces") is None:
-                self.results.append((self._save(sample), _source(sample)))
-            else:
-                self.results.append(None)
+            saved = None
+            if self._can_write and sample.get("replaces") is None:
+                try:
+                    saved = (self._save(sample), _source(sample))
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                        raise
+                    self._can_write = False
+                    print_log(
+                        f"{self._folder} takes no more predictions ({error.strerror}): free some "
+                        "space and run again; the scores are computed all the same",
+                        logger="current",
+                        level=logging.ERROR,
+                    )
+            self.results.append(saved)
 
     def compute_metrics(self, results: list[tuple[str, str] | None]) -> dict[str, float]:
         """Returns how many files were written."""

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from models.errors import MissingWeightsError, ModelConfigError, does_not_exist
 from models.heads import CameraGeometry, HeadOutput, LidarInput, OccupancyHead
+from models.layers import convert_layouts_together
 from models.losses import LossNormalizer
 from models.randomness import SampleDraws
-from models.weight_layouts import to_own_layout
 
 from .feature_cache import FeatureCache, FrameFeatures
 from .lidar_branch import build_lidar_branch, lidar_map
@@ -103,6 +103,7 @@ class OPUS(BaseModel):
         self.stop_prev_grad = stop_prev_grad
         self.streaming = streaming
         self.cache = FeatureCache(cached_frames)
+        convert_layouts_together(self)
 
     def _add_lidar_branch(
         self, configs: Mapping[str, dict | None], pc_range: Sequence[float]
@@ -141,13 +142,10 @@ class OPUS(BaseModel):
         super().train(mode)
         return self
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load weights, with sparse convolutions in any library's layout.
-
-        Cached features are forgotten: other weights made them.
-        """
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Forget cached features: other weights made them."""
         self.cache.clear()
-        return super().load_state_dict(to_own_layout(state_dict, self), *args, **kwargs)
+        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(
         self, inputs: dict[str, Any], data_samples: list[BaseDataElement], mode: str = "tensor"

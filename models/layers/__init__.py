@@ -2,8 +2,9 @@
 
 from .grid import GridModule, grid_shape
 from .grid_mask import GridMask
-from .sparse_conv import SparseConv3d, SparseTensor, SubMConv3d
+from .sparse_conv import SparseConv3d, SparseTensor, SubMConv3d, convert_layouts_together
 from .sparse_encoder import run_sparse_encoder, use_own_convolutions
+from .sparse_layout import SparseLayout
 from .voxelization import MeanVoxelizer, Voxels
 
 __all__ = [
@@ -11,9 +12,11 @@ __all__ = [
     "GridModule",
     "MeanVoxelizer",
     "SparseConv3d",
+    "SparseLayout",
     "SparseTensor",
     "SubMConv3d",
     "Voxels",
+    "convert_layouts_together",
     "grid_shape",
     "run_sparse_encoder",
     "use_own_convolutions",

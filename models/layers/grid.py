@@ -76,6 +76,12 @@ class GridModule(BaseModule):
         """Return the centres in metres of voxels with index ``[..., 3]`` (x, y, z)."""
         return (index + 0.5) * self.voxel_size + self.pc_range[:3]
 
+    def has_range(self, stored: Tensor) -> bool:
+        """Return whether a range of a checkpoint, [6] in metres, is this one."""
+        if stored.shape != self.pc_range.shape:
+            return False
+        return torch.allclose(stored.to(self.pc_range), self.pc_range, atol=1e-4)
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
@@ -85,9 +91,7 @@ class GridModule(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         for name, value in own.items():
             getattr(self, name).copy_(value)
-        if stored_range is not None and not torch.allclose(
-            stored_range.to(self.pc_range), self.pc_range, atol=1e-4
-        ):
+        if stored_range is not None and not self.has_range(stored_range):
             error_msgs.append(
                 f"{prefix}pc_range: the checkpoint was trained for the range "
                 f"{stored_range.tolist()}, the configuration asks for {self.pc_range.tolist()}."

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from models import ops
 from models.errors import MissingPackageError
 
+from .sparse_layout import converted
+
 
 @dataclass(eq=False)
 class SparseTensor:
@@ -70,6 +72,17 @@ class _SparseConvBase(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self._spconv: tuple[nn.Module, ...] = ()  # in a tuple: not a child, adds no parameters
         self.reset_parameters()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load weight and bias, the weight in any library's layout.
+
+        With as many outputs as inputs, a weight fits two older layouts. spconv 1's is then taken,
+        unless ``convert_layouts_together`` has let the others of the file decide.
+        """
+        state_dict.update(converted(state_dict, {prefix + "weight": self.weight.shape}))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def reset_parameters(self) -> None:
         """Draw weight and bias as torch's own convolutions do."""
@@ -190,6 +203,26 @@ class SubMConv3d(_SparseConvBase):
     """Submanifold convolution: the active voxels stay as they are; arguments as SparseConv3d."""
 
     submanifold = True
+
+
+def convert_layouts_together(container: nn.Module) -> None:
+    """Let the sparse convolutions below a module be loaded in the one layout that fits them all.
+
+    The conversion runs whichever function loads the module or one that contains it:
+    ``load_state_dict`` of any ancestor, or MMEngine's ``load_checkpoint``.
+    """
+    container.register_load_state_dict_pre_hook(_convert_layouts)
+
+
+def _convert_layouts(
+    container: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any
+) -> None:
+    shapes = {
+        f"{prefix}{name}.weight": module.weight.shape
+        for name, module in container.named_modules()
+        if isinstance(module, _SparseConvBase)
+    }
+    state_dict.update(converted(state_dict, shapes))
 
 
 def _triple(value: int | Sequence[int]) -> tuple[int, int, int]:

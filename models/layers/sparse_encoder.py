@@ -18,20 +18,27 @@ from torch import Tensor, nn
 
 from models.errors import ModelConfigError
 
-from .sparse_conv import SparseConv3d, SparseTensor, SubMConv3d
+from .sparse_conv import SparseConv3d, SparseTensor, SubMConv3d, convert_layouts_together
 
 
 def use_own_convolutions(module: nn.Module) -> None:
     """Replace all sparse convolutions below a module; the new ones draw new weights.
 
+    The module then loads weights in any library's layout.
+
     Raises:
         ModelConfigError: If there is a kind of convolution that has no counterpart.
     """
+    _replace_convolutions(module)
+    convert_layouts_together(module)
+
+
+def _replace_convolutions(module: nn.Module) -> None:
     for name, child in module.named_children():
         if hasattr(child, "subm"):
             setattr(module, name, _own_convolution(child))
         else:
-            use_own_convolutions(child)
+            _replace_convolutions(child)
 
 
 def _own_convolution(conv: Any) -> nn.Module:

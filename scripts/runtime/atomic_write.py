@@ -10,7 +10,9 @@ from pathlib import Path
 from scripts.runtime.errors import ConfigError
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
+def write_atomically(
+    path: str | Path, write: Callable[[Path], object], *, durable: bool = False
+) -> Path:
     """Let `write` fill a temporary file beside `path`, then move it there.
 
     A temporary file whose writing failed is removed.
@@ -18,6 +20,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     Args:
         path: The file; missing parent folders are made.
         write: Receives the temporary file's path, which has the suffix of `path`.
+        durable: Flush the file to the disk before it is moved, and the folder afterwards, so that
+            the new content survives a crash of the machine.
 
     Returns:
         `path`.
@@ -27,7 +31,11 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     try:
         write(temporary)
+        if durable:
+            _flush(temporary)
         os.replace(temporary, path)
+        if durable:
+            _flush(path.parent)
     except OSError as error:
         if error.filename is not None and Path(os.fsdecode(error.filename)) == temporary:
             # The user knows the file by its name, not the temporary one.
@@ -65,6 +73,23 @@ def check_folder_target(option: str, path: str | Path) -> None:
         raise ConfigError(f"{option} {path}: {existing} cannot be written to, choose another path")
 
 
+def leftovers(folder: str | Path) -> list[Path]:
+    """Temporary files of `write_atomically` in a folder, which a killed process left there."""
+    return [
+        path
+        for path in Path(folder).glob(".*")
+        if path.suffix and path.stem.rpartition(".")[2].isdigit() and path.is_file()
+    ]
+
+
 def write_json(path: str | Path, content: object, indent: int = 0) -> Path:
     """Write JSON in one step."""
     return write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=indent) + "\n"))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -13,6 +13,7 @@ from mmengine.registry import Registry
 from models.errors import UserError
 from scripts.runtime.errors import ConfigError
 from scripts.runtime.parts import LIBRARIES, REGISTRIES, Part, arguments_of, find_type, walk
+from scripts.runtime.replacements import replaced_type
 from scripts.runtime.settings import did_you_mean
 
 # What a library's constructor raises to refuse its arguments, and so what the config says.
@@ -131,7 +132,8 @@ def _place_of(config: Any, parts: list[Part]) -> str:
     """Dotted path to the part of the config that most resembles a dict that is being built."""
     best, score = "config", 0.0
     for part in parts:
-        if part.config.get("type") != config.get("type"):
+        kind = part.config.get("type")
+        if config.get("type") not in (kind, replaced_type(kind)):
             continue
         shared = [key for key in part.config if key in config]
         equal = sum(_same(part.config[key], config[key]) for key in shared)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,9 @@ from torch import Tensor, nn
 
 from loaders.safe_reading import MIB, FileKind, file_size, limited_memory, open_file
 from models.errors import UserError
+from models.layers import GridModule
 from models.weight_layouts import to_own_layout
+from scripts.runtime.archive_check import damage_of
 
 NUM_NAMED_KEYS = 3  # keys of each kind that a message names
 
@@ -126,8 +127,9 @@ def _load(path: Path) -> Any:
         limit = _MEMORY_FLOOR + _MEMORY_FACTOR * file_size(file)
         try:
             with limited_memory(limit):
-                _check_archive(file)
-                return torch.load(file, map_location="cpu", weights_only=True)
+                damage = damage_of(file)
+                if damage is None:
+                    return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             if "Unsupported global" in str(error):
                 name = str(error).split("GLOBAL ", 1)[-1].split(" ", 1)[0]
@@ -138,16 +140,7 @@ def _load(path: Path) -> Any:
             raise CheckpointError(_not_a_checkpoint(path)) from None
         except Exception:  # torch raises nearly anything for a broken archive or a stray pickle
             raise CheckpointError(_not_a_checkpoint(path)) from None
-
-
-def _check_archive(file: BinaryIO) -> None:
-    """Raise ValueError for a zip archive of compressed members, which torch does not write."""
-    if file.read(4) == b"PK\x03\x04":
-        file.seek(0)
-        for member in zipfile.ZipFile(file).infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("compressed members")
-    file.seek(0)
+    raise CheckpointError(f"{_not_a_checkpoint(path)} ({damage})")
 
 
 def _not_a_checkpoint(path: Path) -> str:
@@ -248,13 +241,13 @@ def load_weights(model: nn.Module, path: str | Path) -> CheckpointInfo:
     checkpoint = read_checkpoint(path)
     weights = weights_of(checkpoint, model)
     check_fit(weights, model, path)
-    _fill(model, weights, path, strict=True)
+    fill_weights(model, weights, path)
     meta = checkpoint.get("meta") or {}
     return CheckpointInfo(str(path), file_sha256(path), meta.get("epoch"), meta.get("iter"))
 
 
-def _fill(
-    model: nn.Module, weights: Mapping[str, Tensor], path: str | Path, *, strict: bool
+def fill_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], path: str | Path, *, strict: bool = True
 ) -> None:
     """Load weights whose names and shapes fit; a model may still refuse what they stand for."""
     try:
@@ -265,31 +258,101 @@ def _fill(
         raise CheckpointError(f"{path} does not fit the config: {reason}") from error
 
 
-def start_from(
-    model: nn.Module, path: str | Path, revise_keys: Sequence[tuple[str, str]] = ()
-) -> str:
-    """Load what fits of a checkpoint, for training on from other weights (`--load-from`).
+@dataclass(frozen=True)
+class Fit:
+    """What of a checkpoint a model takes.
+
+    Attributes:
+        weights: The entries to load, as the model names and stores them.
+        missing: Keys of the model that are left as initialised.
+        unexpected: Keys of the file that the model does not have.
+        dropped: Descriptions of the entries left out since their shape or range differs.
+    """
+
+    weights: dict[str, Tensor]
+    missing: list[str]
+    unexpected: list[str]
+    dropped: list[str]
+
+
+def fit_weights(
+    model: nn.Module,
+    path: str | Path,
+    revise_keys: Sequence[tuple[str, str]] = (),
+    *,
+    drop_mismatched: bool = False,
+) -> Fit:
+    """Read what fits of a checkpoint, for training on from other weights (`load_from`).
 
     Args:
         model: The unwrapped model.
         path: Checkpoint file; parts of the model may be absent from it.
         revise_keys: Renaming of the file's keys, as in `revised_weights`.
-
-    Returns:
-        A sentence that says how much was loaded.
+        drop_mismatched: Leave out entries of another shape (another list of classes, another
+            number of queries) and voxel grids of another range. Otherwise they are an error.
 
     Raises:
-        CheckpointError: Not a checkpoint, no key in common, or a key of another shape.
+        CheckpointError: Not a checkpoint, no key in common, or an entry that does not fit.
     """
     weights = weights_of(read_checkpoint(path), model, revise_keys)
     missing, unexpected, mismatched = misfits(weights, model)
-    if mismatched or len(missing) == len(model.state_dict()):
+    dropped: list[str] = []
+    if drop_mismatched:
+        dropped = _drop_mismatched(weights, model)
+        missing, unexpected, mismatched = misfits(weights, model)
+    if mismatched:
+        try:
+            check_fit(weights, model, path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}, or drop what differs (--drop-mismatched)") from None
+    if len(missing) == len(model.state_dict()):
         check_fit(weights, model, path)
-    _fill(model, weights, path, strict=False)
-    loaded = len(model.state_dict()) - len(missing)
-    sentence = f"started from {path}: {loaded} of {len(model.state_dict())} tensors loaded"
-    if missing:
-        sentence += f"; left as initialised: {_listed(missing)}"
-    if unexpected:
-        sentence += f"; not used: {_listed(unexpected)}"
-    return sentence
+    return Fit(weights, missing, unexpected, dropped)
+
+
+def _drop_mismatched(weights: dict[str, Tensor], model: nn.Module) -> list[str]:
+    """Remove the entries that do not fit the model from a state dict, and describe them."""
+    expected = model.state_dict()
+    dropped = []
+    for name, module in model.named_modules():
+        if not isinstance(module, GridModule):
+            continue
+        prefix = f"{name}." if name else ""
+        stored = weights.get(f"{prefix}pc_range")
+        if stored is None or module.has_range(stored):
+            continue
+        dropped.append(
+            f"{prefix}pc_range ({stored.tolist()} in the file, {list(module.grid_range)} in the "
+            "model)"
+        )
+        for key in ("pc_range", "scene_size", "voxel_size", "voxel_num"):
+            weights.pop(prefix + key, None)
+    for key, value in expected.items():
+        if key in weights and weights[key].shape != value.shape:
+            shape = tuple(weights.pop(key).shape)
+            dropped.append(f"{key} ({shape} in the file, {tuple(value.shape)} in the model)")
+    return dropped
+
+
+def start_from(
+    model: nn.Module,
+    path: str | Path,
+    revise_keys: Sequence[tuple[str, str]] = (),
+    *,
+    drop_mismatched: bool = False,
+) -> str:
+    """Load what fits of a checkpoint into a model; see `fit_weights`.
+
+    Returns:
+        How much was loaded, and what was not, for the log.
+    """
+    fit = fit_weights(model, path, revise_keys, drop_mismatched=drop_mismatched)
+    fill_weights(model, fit.weights, path, strict=False)
+    total = len(model.state_dict())
+    lines = [f"started from {path}: {total - len(fit.missing)} of {total} tensors loaded"]
+    if fit.missing:
+        lines[0] += f"; left as initialised: {_listed(fit.missing)}"
+    if fit.unexpected:
+        lines[0] += f"; not used: {_listed(fit.unexpected)}"
+    lines += [f"dropped: {description}" for description in fit.dropped]
+    return "\n".join(lines)

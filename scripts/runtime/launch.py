@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -33,6 +36,21 @@ class Launch:
     def is_main(self) -> bool:
         """Whether this process writes the files and the messages."""
         return self.rank == 0
+
+
+def leave(code: int) -> NoReturn:
+    """End a command with an exit code.
+
+    One process of a distributed run skips Python's shutdown. Threads of gloo may still release
+    tensors then; asking for the interpreter's lock while it shuts down ends the whole process with
+    "terminate called without an active exception", after a run that was complete.
+    """
+    if "RANK" not in os.environ:
+        sys.exit(code)
+    atexit._run_exitfuncs()  # data workers, logs
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @contextmanager

@@ -1,62 +1,240 @@
-"""Epoch-based training that accumulates gradients and resumes in the middle of an epoch."""
+"""Training loops that accumulate gradients and resume in the middle of an epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any
 
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import all_reduce_dict, get_world_size
 from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch import nn
 from torch.utils.data import DataLoader
 
+from scripts.runtime import random_state
 from scripts.runtime.accumulation import accumulated_step
 from scripts.runtime.errors import ConfigError
+from scripts.runtime.place import Place, RemainingSamples, num_iterations, remaining_indices
+from scripts.runtime.stop_signals import StopRequested
 
 
-class _SkippingSampler:
-    """A sampler that leaves out its first indices in the first pass, and is itself thereafter."""
-
-    def __init__(self, sampler: Any, num_skipped: int) -> None:
-        self._sampler = sampler
-        self._num_skipped = num_skipped
-
-    def __iter__(self) -> Iterator[int]:
-        num_skipped, self._num_skipped = self._num_skipped, 0
-        return islice(iter(self._sampler), num_skipped, None)
-
-    def __len__(self) -> int:
-        return len(self._sampler)
-
-    def __getattr__(self, name: str) -> Any:  # set_epoch and the like
-        return getattr(self._sampler, name)
+def _check_lengths(**lengths: Any) -> None:
+    """Refuse lengths and intervals that are not positive whole numbers."""
+    for name, value in lengths.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{name} is {value!r}: it must be a whole number of at least 1")
 
 
-def _whole_steps(dataloader: Mapping[str, Any], accumulation: int) -> dict[str, Any]:
+def _take_accumulation(runner: Any) -> int:
+    """Take `accumulative_counts` out of the configuration of a runner's optimiser.
+
+    Raises:
+        ConfigError: It is not a positive whole number.
+    """
+    wrapper = runner.optim_wrapper
+    if not isinstance(wrapper, Mapping):
+        return 1
+    runner.optim_wrapper = wrapper = dict(wrapper)
+    count = wrapper.pop("accumulative_counts", 1)
+    _check_lengths(**{"optim_wrapper.accumulative_counts": count})
+    return int(count)
+
+
+def _whole_steps(dataloader: Any, accumulation: int) -> Any:
     """Return the configuration of a data loader whose batches are those of optimiser steps."""
+    if not isinstance(dataloader, Mapping) or dataloader.get("batch_size") is None:
+        return dataloader
     whole = dict(dataloader)
-    sampler, size = whole.get("sampler"), whole.get("batch_size")
-    if size is None:
-        return whole
-    whole["batch_size"] = size * accumulation
+    whole["batch_size"] *= accumulation
+    sampler = whole.get("sampler")
     if isinstance(sampler, Mapping) and sampler.get("type") == "EpochSampler":
         whole["sampler"] = dict(sampler, multiple_of=whole["batch_size"] * get_world_size())
     return whole
 
 
-@LOOPS.register_module()
-class ResumableEpochTrainLoop(EpochBasedTrainLoop):
-    """mmengine's EpochBasedTrainLoop, which takes an interrupted epoch up where it was left.
+class ResumableLoop:
+    """What the loops by epoch and by iteration have in common.
 
     mmengine starts an epoch anew when a checkpoint from its middle is resumed, while the iteration
-    count goes on: the run then has more steps than its schedule. Here the samples that the epoch
-    has already seen are left out (they are not loaded either); shuffling depends on seed and epoch
-    alone, so the rest of the epoch is the rest that an uninterrupted run would have seen.
+    count goes on. Here the samples that the epoch has already seen are left out (they are not
+    loaded either); shuffling depends on seed and epoch alone, so the rest of the epoch is the rest
+    that an uninterrupted run would have seen, with another batch size and on another number of
+    processes as well.
+
+    Every evaluation is preceded by a checkpoint. An evaluation that was interrupted is made up for
+    by the resumed run, which starts with it.
 
     With `optim_wrapper.accumulative_counts` k an iteration takes the samples of k batches and is
     one step of the optimiser: iterations, epochs and schedule are those of a batch k times as
-    large. (In mmengine's loop an iteration is a batch, and every k-th of them a step.)
+    large. (In mmengine's loops an iteration is a batch, and every k-th of them a step.)
+    """
+
+    runner: Any
+    dataloader: Any
+    accumulation: int
+    _epoch: int
+    _iter: int
+
+    def _run_step(self, index: int, data_batch: Any) -> None:
+        """Run one iteration: one step of the optimiser.
+
+        What hooks get, and the log shows, is the mean of the losses over the processes.
+        """
+        runner = self.runner
+        runner.call_hook("before_train_iter", batch_idx=index, data_batch=data_batch)
+        if self.accumulation == 1:
+            outputs = runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)
+        else:
+            outputs = accumulated_step(
+                runner.model, data_batch, runner.optim_wrapper, self.accumulation
+            )
+        outputs = {name: value.detach() for name, value in outputs.items()}
+        all_reduce_dict(outputs, op="mean")
+        runner.call_hook(
+            "after_train_iter", batch_idx=index, data_batch=data_batch, outputs=outputs
+        )
+        self._iter += 1
+        self._samples_done += self.total_batch
+
+    def _reset_place(self) -> None:
+        self._samples_done = 0
+        self._evaluated_at: int | None = None
+        self._evaluation_is_due = False
+        self._is_endless = isinstance(self.dataloader.batch_sampler.sampler, InfiniteSampler)
+
+    @property
+    def total_batch(self) -> int:
+        """Samples of an iteration over all processes."""
+        return int(self.dataloader.batch_sampler.batch_size) * get_world_size()
+
+    def _now(self) -> int:
+        """Completed epochs, or iterations where evaluations are counted by them."""
+        raise NotImplementedError
+
+    def _evaluates_now(self) -> bool:
+        """Whether an evaluation follows what is complete."""
+        loop: Any = self
+        is_last = self._now() == loop._last()
+        return (
+            self.runner.val_loop is not None
+            and self._now() >= loop.val_begin
+            and (self._now() % loop.val_interval == 0 or is_last)
+        )
+
+    def place(self, epoch: int, iteration: int) -> Place:
+        """Return the place of a checkpoint that is written now.
+
+        Args:
+            epoch: Completed epochs.
+            iteration: Completed iterations.
+        """
+        num_samples, samples = len(self.dataloader.dataset), 0
+        if epoch == self._epoch:
+            samples = self._samples_done + (iteration - self._iter) * self.total_batch
+        return Place(
+            epoch,
+            iteration,
+            samples=samples if self._is_endless else min(samples, num_samples),
+            num_samples=num_samples,
+            total_batch=self.total_batch,
+            evaluated_at=self._evaluated_at,
+            seed=self.runner.seed,
+        )
+
+    def _resume_samples(self, place: Place) -> int | None:
+        """Leave out the samples that are done.
+
+        Returns:
+            Iterations that the epoch has left; None for a whole epoch.
+        """
+        self._epoch, self._evaluated_at = place.epoch, place.evaluated_at
+        samples = self._samples_of(place)
+        self._samples_done = samples
+        if not samples:
+            return None
+        sampler = self.dataloader.batch_sampler.sampler
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(place.epoch)
+        indices = remaining_indices(sampler, samples)
+        if indices is None:
+            self._restart_epoch("its sampler cannot be divided among other processes")
+            self._samples_done = 0
+            return None
+        if not isinstance(indices, list):  # endless
+            self.dataloader.batch_sampler.sampler = RemainingSamples(sampler, indices)
+            self.runner.logger.info(f"{samples} samples are done")
+            return None
+        rest = num_iterations(len(indices), self.dataloader.batch_sampler)
+        if rest:
+            self.dataloader.batch_sampler.sampler = RemainingSamples(sampler, indices)
+        self.runner.logger.info(
+            f"epoch {place.epoch + 1}: {samples} of its {len(self.dataloader.dataset)} samples "
+            f"are done, {rest} iterations remain"
+        )
+        return rest
+
+    def _samples_of(self, place: Place) -> int:
+        """Samples of the epoch that need not be seen again."""
+        length = len(self.dataloader)
+        if place.samples is None:  # a checkpoint of plain MMEngine
+            samples = (place.iteration - place.epoch * length) * self.total_batch
+            fits = self._is_endless or 0 <= samples <= length * self.total_batch
+        else:
+            samples = place.samples
+            fits = samples == 0 or place.num_samples == len(self.dataloader.dataset)
+            if samples and place.seed is not None and place.seed != self.runner.seed:
+                self._restart_epoch(f"its order was drawn from the seed {place.seed}")
+                return 0
+        if not fits:
+            self._restart_epoch("the data set or the batch size has changed")
+            return 0
+        return samples if self._is_endless else min(samples, len(self.dataloader.dataset))
+
+    def _restart_epoch(self, reason: str) -> None:
+        self.runner.logger.warning(
+            f"the checkpoint is from the middle of epoch {self._epoch + 1}: {reason}, so this "
+            "epoch starts at its beginning"
+        )
+
+    def _note_due_evaluation(self, place: Place) -> None:
+        loop: Any = self
+        loop._decide_current_val_interval()
+        is_counted = place.samples is not None and place.evaluated_at != self._now()
+        self._evaluation_is_due = is_counted and self._now() > 0 and self._evaluates_now()
+
+    def _batches(self) -> Iterator[Any]:
+        """Yield batches; on a signal while waiting for one, save and stop."""
+        batches = iter(self.dataloader)
+        while True:
+            before = random_state.capture()  # loading in this process draws numbers
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except StopRequested:
+                random_state.restore(before)
+                self.runner.stop(self._epoch, self._iter)
+            yield batch
+
+    def _evaluate(self) -> None:
+        self._evaluation_is_due = False
+        self.runner.ensure_checkpoint(self._epoch, self._iter)
+        try:
+            with self.runner.stop_signals.may_interrupt():
+                self.runner.val_loop.run()
+        except StopRequested:
+            self.runner.stop(self._epoch, self._iter, is_saved=True)
+        self._evaluated_at = self._now()
+        self.runner.refresh_checkpoint(self._epoch, self._iter)
+
+
+@LOOPS.register_module()
+class ResumableEpochTrainLoop(ResumableLoop, EpochBasedTrainLoop):
+    """mmengine's EpochBasedTrainLoop, which takes an interrupted epoch up where it was left.
+
+    With another total batch size the iteration count is that of the same place in a run of that
+    size. See `ResumableLoop`.
 
     Args:
         runner: The runner; its optimiser is not built yet.
@@ -70,9 +248,6 @@ class ResumableEpochTrainLoop(EpochBasedTrainLoop):
         ConfigError: A length, an interval or `accumulative_counts` is not a positive whole number.
     """
 
-    _epoch: int
-    _iter: int
-
     def __init__(
         self,
         runner: Runner,
@@ -82,65 +257,132 @@ class ResumableEpochTrainLoop(EpochBasedTrainLoop):
         val_interval: int | None = None,
         dynamic_intervals: list[tuple[int, int]] | None = None,
     ) -> None:
-        for name, value in (("max_epochs", max_epochs), ("val_interval", val_interval or 1)):
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} is {value!r}: it must be a whole number of at least 1")
-        self.accumulation = 1
-        wrapper: Any = runner.optim_wrapper
-        if isinstance(wrapper, Mapping) and isinstance(dataloader, Mapping):
-            runner.optim_wrapper = wrapper = dict(wrapper)
-            self.accumulation = wrapper.pop("accumulative_counts", 1)
-            if not isinstance(self.accumulation, int) or self.accumulation < 1:
-                raise ConfigError(
-                    f"optim_wrapper.accumulative_counts is {self.accumulation!r}: it must be a "
-                    "whole number, at least 1"
-                )
-            dataloader = _whole_steps(dataloader, self.accumulation)
         interval = max_epochs if val_interval is None else val_interval
-        super().__init__(runner, dataloader, max_epochs, val_begin, interval, dynamic_intervals)
+        _check_lengths(max_epochs=max_epochs, val_interval=interval)
+        self.accumulation = _take_accumulation(runner)
+        loader = _whole_steps(dataloader, self.accumulation)
+        super().__init__(runner, loader, max_epochs, val_begin, interval, dynamic_intervals)
+        self._reset_place()
 
-    def run_iter(self, idx: int, data_batch: Any) -> None:
-        """Run one iteration: one step of the optimiser.
+    def _now(self) -> int:
+        return self._epoch
 
-        What hooks get, and the log shows, is the mean of the losses over the processes.
+    def _last(self) -> int:
+        return int(self._max_epochs)
+
+    def resume_at(self, place: Place) -> bool:
+        """Go on from the place of a checkpoint.
+
+        Returns:
+            Whether the iteration count is that of the checkpoint.
         """
-        runner = self.runner
-        runner.call_hook("before_train_iter", batch_idx=idx, data_batch=data_batch)
-        if self.accumulation == 1:
-            outputs = runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)
-        else:
-            outputs = accumulated_step(
-                runner.model, data_batch, runner.optim_wrapper, self.accumulation
-            )
-        outputs = {name: value.detach() for name, value in outputs.items()}
-        all_reduce_dict(outputs, op="mean")
-        runner.call_hook("after_train_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
-        self._iter += 1
+        rest = self._resume_samples(place)
+        length = len(self.dataloader)
+        self._iter = place.epoch * length + (0 if rest is None else length - rest)
+        if not self._samples_done:
+            self._note_due_evaluation(place)
+        return self._iter == place.iteration
+
+    def run(self) -> nn.Module:
+        """Train, and evaluate where the configuration asks for it."""
+        self.runner.call_hook("before_train")
+        self.runner.restore_random_state()
+        if self._evaluation_is_due:
+            self._evaluate()
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            self._decide_current_val_interval()
+            if self._evaluates_now():
+                self._evaluate()
+        self.runner.call_hook("after_train")
+        return self.runner.model
 
     def run_epoch(self) -> None:
         """Run one epoch, or what a resumed checkpoint left of it."""
-        num_done = self._iter - self._epoch * len(self.dataloader)
-        if num_done == 0:
-            super().run_epoch()
-            return
-        if not 0 < num_done <= len(self.dataloader):
-            self.runner.logger.warning(
-                f"resumed at iteration {self._iter} of epoch {self._epoch + 1}, but an epoch has "
-                f"{len(self.dataloader)} iterations now: the data set or the batch size has "
-                "changed; this epoch starts at its beginning"
-            )
-            self._iter = self._epoch * len(self.dataloader)
-            super().run_epoch()
-            return
-
-        self.runner.logger.info(
-            f"epoch {self._epoch + 1}: its first {num_done} iterations are done"
-        )
-        batches = self.dataloader.batch_sampler
-        batches.sampler = _SkippingSampler(batches.sampler, num_done * batches.batch_size)
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
-        for index, data_batch in enumerate(self.dataloader, start=num_done):
-            self.run_iter(index, data_batch)
+        first = self._iter - self._epoch * len(self.dataloader)
+        if first < len(self.dataloader):
+            for index, data_batch in enumerate(self._batches(), start=first):
+                self._run_step(index, data_batch)
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
+        self._samples_done = 0
+
+
+@LOOPS.register_module()
+class ResumableIterTrainLoop(ResumableLoop, IterBasedTrainLoop):
+    """mmengine's IterBasedTrainLoop, which goes on at the sample where it was left.
+
+    Its epochs are passes over the data set. mmengine loads all samples that are done once more.
+    See `ResumableLoop`.
+
+    Args:
+        runner: The runner; its optimiser is not built yet.
+        dataloader: Configuration of the data loader, with the size of one batch, or a data loader.
+        max_iters: Length of the training.
+        val_begin: First iteration that may be followed by an evaluation.
+        val_interval: Iterations between two evaluations; None evaluates once, after the last.
+        dynamic_intervals: See mmengine's IterBasedTrainLoop.
+
+    Raises:
+        ConfigError: A length, an interval or `accumulative_counts` is not a positive whole number.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: DataLoader | dict,
+        max_iters: int,
+        val_begin: int = 1,
+        val_interval: int | None = 1000,
+        dynamic_intervals: list[tuple[int, int]] | None = None,
+    ) -> None:
+        interval = max_iters if val_interval is None else val_interval
+        _check_lengths(max_iters=max_iters, val_interval=interval)
+        self.accumulation = _take_accumulation(runner)
+        loader = _whole_steps(dataloader, self.accumulation)
+        super().__init__(runner, loader, max_iters, val_begin, interval, dynamic_intervals)
+        self._reset_place()
+
+    def _now(self) -> int:
+        return self._iter
+
+    def _last(self) -> int:
+        return int(self._max_iters)
+
+    def resume_at(self, place: Place) -> bool:
+        """Go on from the place of a checkpoint; the iteration count is always its own."""
+        if self._resume_samples(place) == 0:
+            self._epoch, self._samples_done = self._epoch + 1, 0
+        self._iter = place.iteration
+        self._note_due_evaluation(place)
+        return True
+
+    def run(self) -> nn.Module:
+        """Train, and evaluate where the configuration asks for it."""
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        self.runner.restore_random_state()
+        if self._evaluation_is_due:
+            self._evaluate()
+        batches = self._passes()
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self._run_step(self._iter, next(batches))
+            self._decide_current_val_interval()
+            if self._evaluates_now():
+                self._evaluate()
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def _passes(self) -> Iterator[Any]:
+        """Yield batches without end."""
+        while True:
+            sampler = self.dataloader.batch_sampler.sampler
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(self._epoch)
+            yield from self._batches()
+            self._epoch += 1
+            self._samples_done = 0

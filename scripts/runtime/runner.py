@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -10,26 +11,42 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.model import is_model_wrapper
+from mmengine.evaluator import Evaluator
 from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner, find_latest_checkpoint
-from torch import nn
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import Tensor
 
-from models.errors import does_not_exist
+from scripts.runtime import schedules
 from scripts.runtime.building import named_config_keys
 from scripts.runtime.checkpoint import (
-    CheckpointError,
     allow_checkpoint_classes,
-    check_fit,
+    fit_weights,
     read_checkpoint,
-    start_from,
     weights_of,
 )
 from scripts.runtime.command_line import add_config_arguments
 from scripts.runtime.config import load_config
+from scripts.runtime.errors import ConfigError
 from scripts.runtime.fit import fit_config
 from scripts.runtime.launch import Launch
 from scripts.runtime.preflight import check_evaluation
+from scripts.runtime.replacements import replaced
+from scripts.runtime.resumable_runner import ResumableRunner, bare_model
+from scripts.runtime.sections import check_custom_keys
+from scripts.runtime.settings import did_you_mean
+from scripts.runtime.stoppable_evaluator import StoppableEvaluator
+from scripts.runtime.tolerant_logging import tolerate_write_errors
+from scripts.runtime.watched_loader import WatchedDataLoader
+from scripts.runtime.weights_origin import OriginKind, WeightsOrigin, settle_pretrained
+
+__all__ = [
+    "OpusRunner",
+    "add_common_arguments",
+    "bare_model",
+    "build_runner",
+    "prepare_config",
+]
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,20 +58,14 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare_config(
-    path: str,
-    options: Mapping[str, Any],
-    work_dir: str | None,
-    launch: Launch,
-    *,
-    trains: bool = True,
-) -> tuple[Config, list[str]]:
-    """Config of a run, fitted to this process, and notes for its log.
+    path: str, options: Mapping[str, Any], work_dir: str | None, *, trains: bool = True
+) -> Config:
+    """Return the resolved config of a run, the same on every process.
 
     Args:
         path: Config file.
         options: `--cfg-options`.
         work_dir: Overrides the config's; the default is `work_dirs/<name of the config>`.
-        launch: This process among the others.
         trains: Whether the run trains.
     """
     cfg = load_config(path, options)
@@ -64,29 +75,89 @@ def prepare_config(
         cfg.work_dir = work_dir
     elif cfg.get("work_dir") is None:
         cfg.work_dir = str(Path("work_dirs", Path(path).stem))
-    return cfg, fit_config(cfg, launch, trains=trains)
+    return cfg
 
 
-def _is_no_parameter_rule(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("paramwise_options -- ")
+@RUNNERS.register_module()
+class OpusRunner(ResumableRunner):
+    """mmengine's Runner as the entry points use it.
 
+    Parts of mmengine that lose work are replaced by this project's (see
+    `scripts.runtime.replacements`), so that configurations keep mmengine's names.
 
-class OpusRunner(Runner):
-    """mmengine's Runner with checkpoints read safely and checked against the model."""
+    Attributes:
+        resolved_cfg: The config before it was fitted to this process, which is written to the work
+            dir: it can be given to the entry points again, on any number of processes.
+    """
 
-    _has_loaded: bool
+    cfg: Config
+    resolved_cfg: Config | None = None
+
+    def dump_config(self) -> None:
+        """Write the config to the work dir."""
+        if self.resolved_cfg is None:
+            super().dump_config()
+            return
+        fitted, self.cfg = self.cfg, self.resolved_cfg
+        try:
+            super().dump_config()
+        finally:
+            self.cfg = fitted
+
+    def register_hook(self, hook: Any, priority: Any = None) -> None:
+        """Register a hook, with this project's in the place of mmengine's."""
+        super().register_hook(replaced(hook), priority)
+
+    def build_train_loop(self, loop: Any) -> Any:
+        """Build the training loop, with this project's in the place of mmengine's."""
+        if isinstance(loop, Mapping) and "type" not in loop:
+            loop = dict(loop)
+            by_epoch = loop.pop("by_epoch", True)
+            loop["type"] = "EpochBasedTrainLoop" if by_epoch else "IterBasedTrainLoop"
+        return super().build_train_loop(replaced(loop))
+
+    def build_visualizer(self, visualizer: Any = None) -> Any:
+        """Build the visualizer, whose backends do not end the run when the disk is full."""
+        built = super().build_visualizer(visualizer)
+        tolerate_write_errors(built, self.logger)
+        return built
+
+    def build_evaluator(self, evaluator: Any) -> Any:
+        """Build an evaluator whose processes leave together when one was told to stop."""
+        built = super().build_evaluator(evaluator)
+        if type(built) is Evaluator:
+            built.__class__ = StoppableEvaluator
+            built.stop_signals = self.stop_signals
+        return built
+
+    def build_dataloader(  # type: ignore[override]
+        self, dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False
+    ) -> WatchedDataLoader:
+        """Build a data loader that signals can interrupt."""
+        loader = Runner.build_dataloader(dataloader, seed=seed, diff_rank_seed=diff_rank_seed)
+        return WatchedDataLoader.watch(loader, self.stop_signals)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         """Build the optimiser, and log one line per learning rate.
 
         mmengine logs three lines for every parameter that a rule of `paramwise_cfg` touches.
+
+        Raises:
+            ConfigError: A rule of `paramwise_cfg.custom_keys` touches no parameter.
         """
+        is_config = isinstance(optim_wrapper, Mapping) and "constructor" not in optim_wrapper
+        if is_config:
+            names = [name for name, _ in bare_model(self).named_parameters()]
+            check_custom_keys(optim_wrapper, names)
+            if "optimizer" in optim_wrapper:
+                optim_wrapper = replaced(optim_wrapper, "OptimWrapper")
         self.logger.addFilter(_is_no_parameter_rule)
         try:
             built = super().build_optim_wrapper(optim_wrapper)
         finally:
             self.logger.removeFilter(_is_no_parameter_rule)
         if built is not optim_wrapper and isinstance(built, OptimWrapper):
+            self._configured = schedules.group_options(built)
             settings = Counter(
                 (group["lr"], group.get("weight_decay", 0.0))
                 for group in built.param_groups
@@ -96,52 +167,80 @@ class OpusRunner(Runner):
                 self.logger.info(f"{count} tensors: learning rate {rate:g}, weight decay {decay:g}")
         return built
 
-    def load_or_resume(self) -> None:
-        """Resume or start from the checkpoint that the config names.
 
-        `resume` without `load_from` takes the latest checkpoint of the work dir and starts anew if
-        there is none. mmengine's own version accepts a checkpoint of any other model silently.
-        The config's `revise_keys` rename what `load_from` holds.
+def build_runner(
+    cfg: Config, launch: Launch, origin: WeightsOrigin | None = None, *, trains: bool = True
+) -> OpusRunner:
+    """Build the runner of this process, with errors that name config keys.
 
-        Raises:
-            CheckpointError: The checkpoint cannot be read, does not fit, or cannot be resumed.
-        """
-        if self._has_loaded:
-            return
-        if self._resume:
-            path = self._load_from or find_latest_checkpoint(self.work_dir)
-            if path is None:
-                self.logger.info(f"no checkpoint in {self.work_dir} to resume: starting anew")
-                return
-            checkpoint = read_checkpoint(path)
-            check_fit(weights_of(checkpoint, bare_model(self)), bare_model(self), path)
-            if "optimizer" not in checkpoint:
-                raise CheckpointError(
-                    f"{path} holds weights only and cannot be resumed: use --load-from"
-                )
-            self.resume(str(path))
-        elif self._load_from is not None:
-            if not Path(self._load_from).is_file():
-                raise CheckpointError(
-                    f"load_from {does_not_exist(self._load_from)}: put the checkpoint there "
-                    "(fusion models: scripts/gen_fusion_pretrain_model.py writes it), or train "
-                    "without it with --cfg-options load_from=None"
-                )
-            revise_keys = self.cfg.get("revise_keys") or ()
-            self.logger.info(start_from(bare_model(self), self._load_from, revise_keys))
-        self._has_loaded = True
+    Args:
+        cfg: The resolved config; it stays as it is, and is written to the work dir.
+        launch: This process among the others.
+        origin: Where a training's weights come from.
+        trains: Whether the run trains.
 
-
-def build_runner(cfg: Config, notes: list[str]) -> OpusRunner:
-    """Build the runner, with errors that name config keys, and log the notes."""
+    Raises:
+        ConfigError: The config has a wrong key, does not fit the number of processes, or a
+            pretrained file is missing.
+        CheckpointError: The file that the weights come from does not fit.
+    """
     allow_checkpoint_classes()
-    with named_config_keys(cfg):
-        runner = OpusRunner.from_cfg(cfg)
+    runner_class = _runner_class(cfg.get("runner_type"))
+    fitted = copy.deepcopy(cfg)
+    if origin is not None:
+        origin.apply_to(fitted)
+    notes = fit_config(fitted, launch, trains=trains)
+    with named_config_keys(fitted):
+        runner = runner_class.from_cfg(fitted)
+    assert isinstance(runner, OpusRunner)
+    runner.resolved_cfg = cfg
+    runner.dump_config()
+    runner.origin = origin
     for note in notes:
         runner.logger.info(note)
+    if origin is not None:
+        for note in settle_pretrained(bare_model(runner), _coming_weights(runner, origin)):
+            runner.logger.info(note)
     return runner
 
 
-def bare_model(runner: Runner) -> nn.Module:
-    """The runner's model without its data-parallel wrapper."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+def _runner_class(name: str | None) -> type[OpusRunner]:
+    """The class that `runner_type` of a config names.
+
+    Raises:
+        ConfigError: It is not registered, or no OpusRunner.
+    """
+    if name in (None, "Runner"):
+        return OpusRunner
+    kind = RUNNERS.get(name)
+    if kind is None:
+        near = did_you_mean(str(name), RUNNERS.module_dict)
+        raise ConfigError(
+            f"runner_type is '{name}', which is not registered{near}: check the name and "
+            "custom_imports, or leave it out"
+        )
+    if not (isinstance(kind, type) and issubclass(kind, OpusRunner)):
+        raise ConfigError(
+            f"runner_type is '{name}', whose checkpoints cannot be resumed exactly, nor read "
+            "without running code of theirs: leave it out, or derive a runner from OpusRunner"
+        )
+    return kind
+
+
+def _coming_weights(runner: OpusRunner, origin: WeightsOrigin) -> Mapping[str, Tensor] | None:
+    """Weights that a checkpoint will fill; read only if a part wants a pretrained file."""
+    model = bare_model(runner)
+    if origin.path is None or not any(getattr(m, "init_cfg", None) for m in model.modules()):
+        return None
+    if origin.kind is OriginKind.RESUME:
+        return weights_of(read_checkpoint(origin.path), model)
+    return fit_weights(
+        model,
+        origin.path,
+        runner.cfg.get("revise_keys") or (),
+        drop_mismatched=origin.drop_mismatched,
+    ).weights
+
+
+def _is_no_parameter_rule(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("paramwise_options -- ")

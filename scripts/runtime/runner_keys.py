@@ -17,7 +17,7 @@ _READ_FROM_CFG = {
     "sync_bn",
 }
 # What the entry points read.
-_OURS = {"custom_imports", "revise_keys"}
+_OURS = {"custom_imports", "drop_mismatched", "revise_keys"}
 
 RUNNER_KEYS = frozenset(
     {*inspect.signature(Runner).parameters, *inspect.signature(FlexibleRunner).parameters}

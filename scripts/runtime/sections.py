@@ -54,6 +54,27 @@ def check_sections(cfg: Mapping[str, Any]) -> None:
     _check_values(cfg)
 
 
+def check_custom_keys(optim_wrapper: Mapping[str, Any], names: Collection[str]) -> None:
+    """Check that every rule of an optimiser's `paramwise_cfg.custom_keys` touches a parameter.
+
+    Args:
+        optim_wrapper: Config of the optimiser.
+        names: Names of the model's parameters.
+
+    Raises:
+        ConfigError: A key is part of no name.
+    """
+    rules = _at(optim_wrapper, "paramwise_cfg.custom_keys") or {}
+    for key in rules:
+        if not any(key in f".{name}" for name in names):
+            parts = {part for name in names for part in name.split(".") if not part.isdigit()}
+            prefixes = {name.rsplit(".", depth)[0] for name in names for depth in range(1, 4)}
+            raise ConfigError(
+                f"optim_wrapper.paramwise_cfg.custom_keys['{key}'] is part of no parameter's name"
+                f"{did_you_mean(key, parts | prefixes)}: correct it, or leave it out"
+            )
+
+
 def _at(cfg: Mapping[str, Any], path: str) -> Any:
     node: Any = cfg
     for key in path.split("."):
@@ -87,5 +108,8 @@ def _check_values(cfg: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"revise_keys holds {entry!r}, expected (regular expression, replacement): {error}"
             ) from None
-    if cfg.get("strategy") is not None and cfg.get("runner_type") != "FlexibleRunner":
-        raise ConfigError("strategy is read by runner_type='FlexibleRunner' alone: set that too")
+    if cfg.get("strategy") is not None:
+        raise ConfigError(
+            "strategy is read by MMEngine's FlexibleRunner alone, whose runs cannot be resumed "
+            "exactly: leave it out, and start several processes with dist_train.sh"
+        )

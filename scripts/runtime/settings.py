@@ -164,7 +164,7 @@ def _name_loop(cfg: MutableMapping[str, Any]) -> None:
         )
     if "type" not in loop:
         by_epoch = loop.pop("by_epoch", True)
-        loop["type"] = "ResumableEpochTrainLoop" if by_epoch else "IterBasedTrainLoop"
+        loop["type"] = "ResumableEpochTrainLoop" if by_epoch else "ResumableIterTrainLoop"
 
 
 def merged(base: Mapping[str, Any], delta: Mapping[str, Any]) -> Any:
@@ -268,8 +268,9 @@ def _fit_to_loop(cfg: MutableMapping[str, Any]) -> None:
     by_epoch = counts_epochs(cfg)
     checkpoint = (cfg.get("default_hooks") or {}).get("checkpoint")
     if isinstance(checkpoint, dict) and "type" in checkpoint:
-        default = 1 if by_epoch else (cfg.get("train_cfg") or {}).get("val_interval", 1000)
-        checkpoint.setdefault("interval", default)
+        loop = cfg.get("train_cfg") or {}
+        evaluations = loop.get("val_interval", 1000) or loop.get("max_iters", -1)
+        checkpoint.setdefault("interval", 1 if by_epoch else evaluations)
     if by_epoch:
         return
     schedulers = cfg.get("param_scheduler") or []

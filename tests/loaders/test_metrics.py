@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 from pathlib import Path
@@ -403,6 +404,19 @@ class TestRayCache:
 
         monkeypatch.setattr("loaders.metrics.ray_cache.cast_label_rays", cast)
         assert self.score(golden, folder) == expected
+
+    def test_a_full_disk_costs_the_cache_and_not_the_scores(self, golden, tmp_path, monkeypatch):
+        plain = RayIoUMetric(class_names=CLASSES)
+        plain.process(None, [element(golden, i).to_dict() for i in range(3)])
+        tries = []
+
+        def full(file, **arrays):
+            tries.append(file.write(b"half"))
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(np, "savez_compressed", full)
+        assert self.score(golden, str(tmp_path / "rays")) == plain.evaluate(3)
+        assert len(tries) == 1 and not list((tmp_path / "rays").iterdir())
 
     def test_other_content_is_cast_anew(self, golden, tmp_path):
         cache = RayCache(tmp_path)

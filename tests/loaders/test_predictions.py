@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import numpy as np
@@ -213,3 +214,19 @@ def test_metric_that_needs_a_model_is_refused(mini, tmp_path, capsys):
     arguments = ["--config", str(config), "--predictions", str(tmp_path)]
     assert score_predictions.main(arguments) == 2
     assert "SavePredictions cannot score" in capsys.readouterr().err
+
+
+def test_a_full_disk_does_not_end_an_evaluation(tmp_path, monkeypatch):
+    def full(file, **arrays):
+        if list(tmp_path.glob("*.npz")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(file, **arrays)
+
+    write = np.savez_compressed
+    monkeypatch.setattr(np, "savez_compressed", full)
+    save = METRICS.build(dict(type="SavePredictions", out_dir=str(tmp_path)))
+    one = dict(pred_coords=torch.zeros(1, 3, dtype=torch.int64), pred_labels=torch.zeros(1).long())
+    for token in ("a", "b", "c"):
+        save.process(None, [one | dict(sample_token=token)])
+    assert save.evaluate(3) == {"saved_predictions": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections import OrderedDict
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS
+from mmengine.runner import load_checkpoint
 from torch import nn
 
-from models.layers import SparseConv3d, SubMConv3d
+from models.layers import SparseConv3d, SubMConv3d, convert_layouts_together
 from models.weight_layouts import (
     SparseLayout,
     detect_layout,
@@ -69,6 +72,37 @@ def test_layouts_are_read_and_written(layout: SparseLayout, fusion: Any) -> None
     assert equal(other.state_dict(), own)
 
 
+@pytest.mark.parametrize("layout", SparseLayout)
+def test_every_loader_converts_layouts(layout: SparseLayout, fusion: Any, tmp_path: Path) -> None:
+    """MMEngine's loading functions do not call the model's ``load_state_dict``."""
+    own, foreign = fusion.state_dict(), to_layout(fusion, layout)
+    torch.save(dict(state_dict=foreign), tmp_path / "weights.pth")
+    loaded = MODELS.build(merge(DETECTOR, **with_lidar(HEAD)))
+    loaded.cache.fetch(["old"], lambda positions: [torch.zeros(1)] * len(positions))
+    load_checkpoint(loaded, str(tmp_path / "weights.pth"), strict=True)
+    assert equal(loaded.state_dict(), own) and len(loaded.cache) == 0
+
+    parts = nn.ModuleDict(dict(model=MODELS.build(merge(DETECTOR, **with_lidar(HEAD)))))
+    parts.load_state_dict({f"model.{key}": value for key, value in foreign.items()})
+    assert equal(parts["model"].state_dict(), own)
+    averaged = ExponentialMovingAverage(loaded)  # a deep copy
+    averaged.module.load_state_dict(foreign)
+    assert equal(averaged.module.state_dict(), own)
+
+    encoder = copy.deepcopy(fusion.pts_middle_encoder)
+    prefix = "pts_middle_encoder."
+    part = {k.removeprefix(prefix): v for k, v in foreign.items() if k.startswith(prefix)}
+    encoder.load_state_dict(part)
+    assert equal(encoder.state_dict(), fusion.pts_middle_encoder.state_dict())
+
+
+@pytest.mark.parametrize("layout", SparseLayout)
+def test_a_single_convolution_converts_its_weight(layout: SparseLayout) -> None:
+    model, loaded = SubMConv3d(4, 6), SubMConv3d(4, 6)
+    loaded.load_state_dict(to_layout(model, layout))
+    assert equal(loaded.state_dict(), model.state_dict())
+
+
 def test_layouts_are_those_of_the_libraries() -> None:
     mmcv_ops, spconv = pytest.importorskip("mmcv.ops"), pytest.importorskip("spconv.pytorch")
     own = SubMConv3d(5, 7).weight.shape
@@ -88,6 +122,14 @@ def test_a_square_weight_follows_the_others() -> None:
         assert detect_layout(foreign, model) is layout
         assert torch.equal(to_own_layout(foreign, model)["0.weight"], model[0].weight)
     assert detect_layout({"1.weight": torch.zeros(1, 3, 3, 3, 4)}, model) is None
+    convert_layouts_together(model)
+    original = {key: value.clone() for key, value in model.state_dict().items()}
+    for layout in SparseLayout:
+        foreign = {f"0.{key}": value.clone() for key, value in to_layout(model, layout).items()}
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
+        nn.ModuleList([model]).load_state_dict(foreign)
+        assert equal(model.state_dict(), original)
 
 
 def old_meta() -> dict[str, Any]:

@@ -20,9 +20,7 @@ from scripts.runtime.checkpoint import (
     load_weights,
     read_checkpoint,
 )
-from scripts.runtime.config import load_config
 from scripts.runtime.errors import EXIT_USER_ERROR
-from scripts.runtime.pretrained import settle_pretrained
 
 
 class Runner:
@@ -255,14 +253,6 @@ def test_missing_pretrained_file(run: Runner) -> None:
     sentence = run.train("--cfg-options", *PRETRAINED)
     assert "model.init_cfg wants the pretrained file pretrain/none.pth" in sentence
     assert "--cfg-options model.init_cfg=None" in sentence
-
-
-def test_missing_pretrained_file_is_not_needed_to_go_on(config: Path) -> None:
-    options = dict(option.split("=") for option in PRETRAINED)
-    cfg = load_config(config, options)
-    [note] = settle_pretrained(cfg, is_loaded_later=True)
-    assert "pretrain/none.pth is not needed" in note
-    assert cfg.model.init_cfg is None
 
 
 # ---------------------------------------------------------------- data

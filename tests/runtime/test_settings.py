@@ -221,7 +221,7 @@ def test_options_reach_into_parts(option: str, place: str, value: Any) -> None:
         ({"launcher": "slurm"}, "leave it out"),
         ({"revise_keys": [("(", "x")]}, "revise_keys holds"),
         ({"randomness": 3}, "randomness is 3, expected a dict"),
-        ({"strategy": dict(type="DDPStrategy")}, "runner_type='FlexibleRunner'"),
+        ({"strategy": dict(type="DDPStrategy")}, "FlexibleRunner alone"),
         ({"train_dataloader.dataset.pipeline.9.x": 1}, "--cfg-options does not fit"),
     ],
 )
@@ -243,7 +243,7 @@ def test_what_takes_no_effect_is_refused(options: dict[str, Any], words: str) ->
 def test_keys_of_the_runner_are_accepted(key: str) -> None:
     values: dict[str, Any] = {
         "model_wrapper_cfg": dict(find_unused_parameters=True),
-        "auto_scale_lr": dict(enable=False, base_batch_size=8),
+        "auto_scale_lr": dict(enable=True, base_batch_size=8),
     }
     cfg = load_config(TOY, {key: values.get(key, "x")})
     assert cfg[key] == values.get(key, "x")
@@ -311,7 +311,8 @@ def test_settings_reach_through_wrappers(wrapper: str, tmp_path: Path) -> None:
 )
 def test_a_loop_by_iterations_counts_everything_in_iterations(text: str, tmp_path: Path) -> None:
     cfg = load_config(child(tmp_path, text))
-    assert cfg.train_cfg == dict(type="IterBasedTrainLoop", max_iters=8, val_interval=4)
+    kind = "ResumableIterTrainLoop" if "by_epoch" in text else "IterBasedTrainLoop"
+    assert cfg.train_cfg == dict(type=kind, max_iters=8, val_interval=4)
     assert cfg.default_hooks.checkpoint.interval == 4
     assert cfg.default_hooks.checkpoint.by_epoch is cfg.log_processor.by_epoch is False
     assert [scheduler.by_epoch for scheduler in cfg.param_scheduler] == [False, False]

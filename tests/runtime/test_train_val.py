@@ -107,6 +107,33 @@ def test_interrupted_epoch_is_resumed_where_it_was_left(
     assert not (tmp_path / "parts" / "interrupted.pth").exists()
 
 
+@pytest.mark.parametrize("sampler", ["DefaultSampler", "InfiniteSampler"])
+def test_training_by_iterations_is_resumed_where_it_was_left(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    child = tmp_path / "by_iteration.py"
+    child.write_text(
+        f"_base_ = {str(config)!r}\n"
+        "train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=15, val_interval=5)\n"
+        f"train_dataloader = dict(sampler=dict(type={sampler!r}))\n"
+        "param_scheduler = [dict(type='CosineAnnealingLR', T_max=15, by_epoch=False)]\n"
+        "default_hooks = dict(checkpoint=dict(by_epoch=False, interval=5))\n"
+    )
+    monkeypatch.setenv("TINY_STEPS_FILE", str(tmp_path / "whole.txt"))
+    assert run_train(child, tmp_path / "whole") == 0
+    monkeypatch.setenv("TINY_STEPS_FILE", str(tmp_path / "parts.txt"))
+    for step in ("6", "2"):  # the end of the first pass, and the middle of the second
+        monkeypatch.setenv("TINY_INTERRUPT_AT", step)
+        assert run_train(child, tmp_path / "parts", "--resume") == EXIT_INTERRUPTED
+    assert last_checkpoint(tmp_path / "parts")["meta"]["iter"] == 8
+    monkeypatch.delenv("TINY_INTERRUPT_AT")
+    assert run_train(child, tmp_path / "parts", "--resume") == 0
+    assert (tmp_path / "parts.txt").read_text() == (tmp_path / "whole.txt").read_text()
+    whole, parts = last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts")
+    assert parts["meta"]["iter"] == whole["meta"]["iter"] == 15
+    assert_same_state(whole, parts)
+
+
 def test_interrupt_at_the_end_of_an_epoch(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,220 @@
+"""Steps whose loss or gradient is not finite are skipped, counted, and end the run when they last.
+
+A skipped step leaves weights, optimiser and buffers (batch-norm statistics) as they were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from models.errors import UserError
+from scripts.runtime.agreement import any_process, of_every_process
+from scripts.runtime.checkpoint_files import pointed_checkpoint
+from scripts.runtime.errors import ConfigError
+
+NUM_NAMED_SAMPLES = 8
+
+
+class TrainingDivergedError(UserError, RuntimeError):
+    """Losses or gradients have not been finite for too many steps in a row."""
+
+
+class _FiniteSteps(OptimWrapper):
+    """Mixin: an optimiser wrapper that skips steps that are not finite."""
+
+    _loss_is_finite: bool
+    loss_was_finite: bool  # of the last step, on this process
+    skipped: bool | None  # whether the step was skipped; None while gradients are accumulated
+    bad_parameter: Tensor | None  # the first whose gradient is not finite
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._loss_is_finite, self.skipped, self.bad_parameter = True, None, None
+        self.loss_was_finite = True
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Add the gradients of a loss."""
+        self.skipped = None
+        self._loss_is_finite &= math.isfinite(loss.item())
+        super().backward(loss, **kwargs)
+
+    def _parameters(self) -> list[Tensor]:
+        groups = self.optimizer.param_groups
+        return [p for group in groups for p in group["params"] if p.grad is not None]
+
+    def _is_bad(self) -> bool:
+        """Whether the step due is not finite on any process; keeps the first bad parameter."""
+        parameters = self._parameters()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        is_finite = bool(norm.isfinite())
+        self.bad_parameter = None
+        if not is_finite:
+            bad = (p for p in parameters if p.grad is not None and not p.grad.isfinite().all())
+            self.bad_parameter = next(bad, None)
+        return any_process(not self._take_loss() or not is_finite)
+
+    def _take_loss(self) -> bool:
+        """Whether the losses of the step due are finite on this process."""
+        self.loss_was_finite, self._loss_is_finite = self._loss_is_finite, True
+        return self.loss_was_finite
+
+
+@OPTIM_WRAPPERS.register_module()
+class FiniteOptimWrapper(_FiniteSteps):
+    """MMEngine's OptimWrapper that makes no step with a loss or gradient that is not finite."""
+
+    def step(self, **kwargs: Any) -> None:
+        """Clip the gradients and update the parameters, unless the step is not finite."""
+        self.skipped = self._is_bad()
+        if not self.skipped:
+            super().step(**kwargs)
+
+
+@OPTIM_WRAPPERS.register_module()
+class FiniteAmpOptimWrapper(_FiniteSteps, AmpOptimWrapper):
+    """MMEngine's AmpOptimWrapper that tells failing steps from those that its scale rules out.
+
+    The loss scaler skips steps whose scaled gradient overflows, and lowers the scale. Such a step
+    counts as not finite when the loss is not, or when a scale below one does not help either.
+    """
+
+    def step(self, **kwargs: Any) -> None:
+        """Unscale and clip the gradients, and update the parameters."""
+        self.loss_scaler.unscale_(self.optimizer)
+        self.skipped = self._is_beyond_scaling()
+        if not self.skipped:
+            if self.clip_grad_kwargs:
+                self._clip_grad()
+            self.loss_scaler.step(self.optimizer, **kwargs)
+        self.loss_scaler.update(self._scale_update_param)
+
+    def _is_beyond_scaling(self) -> bool:
+        if self.loss_scaler.get_scale() < 1.0:
+            return self._is_bad()
+        return any_process(not self._take_loss())
+
+
+@HOOKS.register_module()
+class FiniteStepsHook(Hook):
+    """Count the steps that were skipped since they were not finite, and stop when they last.
+
+    Args:
+        max_consecutive: Number of such steps in a row that ends the training.
+    """
+
+    priority = "VERY_HIGH"  # before hooks that save
+
+    def __init__(self, max_consecutive: int = 10) -> None:
+        if max_consecutive < 1:
+            raise ConfigError(f"max_consecutive is {max_consecutive}: it must be at least 1")
+        self.max_consecutive = max_consecutive
+        self.consecutive = 0
+        self.total = 0
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._is_new_step = True
+
+    def before_train(self, runner: Runner) -> None:
+        """Make room for a copy of the model's buffers."""
+        self._buffers = [(buffer, buffer.clone()) for buffer in runner.model.buffers()]
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Copy the buffers: a forward pass over bad data spoils batch-norm statistics."""
+        if not self._is_new_step:  # gradients are being accumulated
+            return
+        with torch.no_grad():
+            for buffer, copy in self._buffers:
+                copy.copy_(buffer)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Log a skipped step, and stop after too many."""
+        skipped = getattr(runner.optim_wrapper, "skipped", False)
+        self._is_new_step = skipped is not None
+        if not skipped:
+            self.consecutive = 0 if self._is_new_step else self.consecutive
+            return
+        with torch.no_grad():
+            for buffer, copy in self._buffers:
+                buffer.copy_(copy)
+        self.consecutive += 1
+        self.total += 1
+        cause = f"{_cause(runner, outputs or {})}; samples {_bad_samples(runner, data_batch)}"
+        runner.logger.warning(f"iteration {runner.iter + 1} skipped: {cause}")
+        if self.consecutive >= self.max_consecutive:
+            raise TrainingDivergedError(
+                f"training stopped at iteration {runner.iter + 1}, the last "
+                f"{self.consecutive} were not finite: {cause}; {_kept(runner)}. Lower the learning "
+                "rate, or look for bad values in these samples"
+            )
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Log how many steps have been skipped so far."""
+        if self.total:
+            runner.logger.warning(f"{self.total} iterations skipped so far: they were not finite")
+
+    def after_train(self, runner: Runner) -> None:
+        """Do not end a training as if all was well while its steps fail."""
+        if self.consecutive:
+            raise TrainingDivergedError(
+                f"the last {self.consecutive} iterations of the training were not finite; "
+                f"{_kept(runner)}. Lower the learning rate, or look for bad values in the data"
+            )
+
+
+def _kept(runner: Runner) -> str:
+    path = pointed_checkpoint(runner.work_dir, [Path(runner.work_dir)])
+    return "no checkpoint was written before" if path is None else f"{path} is kept"
+
+
+def _cause(runner: Runner, outputs: Mapping[str, Any]) -> str:
+    """Say which losses (means over the processes), or whose gradient, are not finite."""
+    bad = [
+        f"{name} is {float(value)}"
+        for name, value in outputs.items()
+        if isinstance(value, Tensor) and value.numel() == 1 and not bool(value.isfinite().all())
+    ]
+    parts = [entry for entry in bad if not entry.startswith("loss is ")] or bad
+    parameter = getattr(runner.optim_wrapper, "bad_parameter", None)
+    if parameter is not None:
+        parts.append(f"the gradient of {_name_of(runner.model, parameter)} is not finite")
+    if not parts:
+        parts = ["the loss or the gradient norm of another process is not finite"]
+    return ", ".join(parts)
+
+
+def _name_of(model: nn.Module, parameter: Tensor) -> str:
+    names = (name for name, value in model.named_parameters() if value is parameter)
+    return next(names, "a parameter").removeprefix("module.")
+
+
+def _bad_samples(runner: Runner, data_batch: Any) -> str:
+    """Samples of the processes whose loss is not finite; of all where every loss is."""
+    is_finite = getattr(runner.optim_wrapper, "loss_was_finite", True)
+    processes = of_every_process((is_finite, _sample_names(data_batch)))
+    bad = [names for was_finite, names in processes if not was_finite]
+    listed = [name for names in bad or [names for _, names in processes] for name in names]
+    more = f" and {len(listed) - NUM_NAMED_SAMPLES} more" if len(listed) > NUM_NAMED_SAMPLES else ""
+    return (", ".join(listed[:NUM_NAMED_SAMPLES]) or "unknown") + more
+
+
+def _sample_names(data_batch: Any) -> list[str]:
+    samples: Any = data_batch.get("data_samples") if isinstance(data_batch, Mapping) else None
+    if not isinstance(samples, Sequence):
+        return []
+    names = []
+    for sample in samples:
+        metainfo = getattr(sample, "metainfo", {})
+        keys = ("token", "sample_token", "sample_idx")
+        names.append(str(next((metainfo[key] for key in keys if key in metainfo), "?")))
+    return names

@@ -1,0 +1,125 @@
+"""How far a training has come: counted in samples, so that another batch size continues there."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.dist import get_world_size
+
+from scripts.runtime.checkpoint import CheckpointError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a training.
+
+    Attributes:
+        epoch: Completed epochs.
+        iteration: Completed iterations.
+        samples: Samples of the current epoch that are done, over all processes. None in a
+            checkpoint that does not tell.
+        num_samples: Samples of an epoch.
+        total_batch: Samples of an iteration over all processes.
+        evaluated_at: Completed epochs (iterations, in a training by iterations) at the last
+            evaluation that ended; None before the first.
+        seed: Seed of the order of samples.
+    """
+
+    epoch: int
+    iteration: int
+    samples: int | None = None
+    num_samples: int | None = None
+    total_batch: int | None = None
+    evaluated_at: int | None = None
+    seed: int | None = None
+
+    def as_dict(self) -> dict[str, int | None]:
+        """Return plain values for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Mapping[str, Any], path: str | Path) -> Place:
+        """Read the place that a checkpoint was written at.
+
+        Raises:
+            CheckpointError: It holds none.
+        """
+        meta = checkpoint.get("meta")
+        meta = meta if isinstance(meta, Mapping) else {}
+        stored = checkpoint.get("place")
+        stored = stored if isinstance(stored, Mapping) else {}
+        values: dict[str, Any] = dict(epoch=meta.get("epoch"), iteration=meta.get("iter"))
+        values["seed"] = meta.get("seed")
+        values |= {name: stored[name] for name in cls.__dataclass_fields__ if name in stored}
+        for name, value in values.items():
+            optional = name not in ("epoch", "iteration")
+            if not (type(value) is int and value >= 0) and not (optional and value is None):
+                raise CheckpointError(
+                    f"{path} does not say how far its training had come ({name} is {value!r}): "
+                    "start from its weights with --load-from"
+                )
+        return cls(**values)
+
+
+class RemainingSamples:
+    """A sampler that leaves out the samples that are done in its first pass.
+
+    Its length is that of the whole sampler.
+    """
+
+    def __init__(self, sampler: Any, indices: Iterable[int]) -> None:
+        self._sampler = sampler
+        self._indices: Iterable[int] | None = indices
+
+    def __iter__(self) -> Iterator[int]:
+        indices, self._indices = self._indices, None
+        return iter(self._sampler) if indices is None else iter(indices)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __getattr__(self, name: str) -> Any:  # set_epoch and the like
+        return getattr(self._sampler, name)
+
+
+def remaining_indices(sampler: Any, num_done: int) -> Iterable[int] | None:
+    """Indices that a process has left of an epoch.
+
+    Args:
+        sampler: Of this process, told the epoch.
+        num_done: Samples that are done, over all processes.
+
+    Returns:
+        The indices, a list unless they have no end; None if this kind of sampler cannot tell.
+    """
+    if isinstance(sampler, InfiniteSampler):
+        stream = sampler._infinite_indices()
+        return islice(stream, num_done + sampler.rank, None, sampler.world_size)
+    if isinstance(sampler, DefaultSampler):
+        whole = copy.copy(sampler)
+        whole.rank, whole.world_size = 0, 1
+        whole.num_samples = whole.total_size = len(sampler.dataset)
+        order = list(whole)
+        rest = order[num_done:]
+        if sampler.round_up and rest:
+            multiple = getattr(sampler, "multiple", sampler.world_size)
+            missing = -len(rest) % multiple
+            rest += (order * math.ceil(missing / len(order)))[:missing]
+        return rest[sampler.rank :: sampler.world_size]
+    if num_done % get_world_size():
+        return None
+    return list(islice(iter(sampler), num_done // get_world_size(), None))
+
+
+def num_iterations(num_indices: int, batch_sampler: Any) -> int:
+    """Number of batches that a batch sampler makes of some samples."""
+    size = int(batch_sampler.batch_size)
+    drop_last = bool(getattr(batch_sampler, "drop_last", False))
+    return num_indices // size if drop_last else math.ceil(num_indices / size)

@@ -1,0 +1,121 @@
+"""A training stops on a signal where it can be resumed, and its data workers wait for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from mmengine.dist import is_distributed, is_main_process
+
+# What terminals (SIGINT, SIGHUP), schedulers (SIGTERM) and Slurm before a time limit send.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# A signal to the group and one to the process arrive together; a person takes longer.
+_SECOND_PRESS_S = 1.0
+
+
+class StopRequested(BaseException):
+    """Raised by the signal handler where the main process waits and nothing is half done."""
+
+
+class StopSignals:
+    """What signals have asked of this process, and whether they may interrupt it now.
+
+    Attributes:
+        received: The first signal; None until one arrives.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._received_at = 0.0
+        self._pid = os.getpid()
+        self._depth = 0
+        self._closing = torch.ones(1, dtype=torch.uint8).share_memory_()
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Take over the signals."""
+        before = [signal.signal(number, self._handle) for number in STOP_SIGNALS]
+        self._closing.fill_(0)
+        try:
+            yield
+        finally:
+            self._closing.fill_(1)
+            for number, handler in zip(STOP_SIGNALS, before, strict=True):
+                signal.signal(number, handler)
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the signals are taken over."""
+        return not bool(self._closing.item())
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a data worker that has not taken over its signals yet
+            return
+        if self.received is None:
+            self.received = signal.Signals(number)
+            self._received_at = time.monotonic()
+            if is_main_process():
+                text = f"\n{self.received.name}: stopping where the run can be resumed\n"
+                os.write(1, text.encode())  # print is not allowed to interrupt itself
+        elif self._is_second_press(number):
+            raise KeyboardInterrupt
+        # The processes of a distributed run leave together, see `StopOnSignalHook`.
+        if self._depth and not is_distributed():
+            raise StopRequested
+
+    def _is_second_press(self, number: int) -> bool:
+        # torchrun repeats the terminal's SIGINT.
+        elapsed = time.monotonic() - self._received_at
+        return number == signal.SIGINT and not is_distributed() and elapsed > _SECOND_PRESS_S
+
+    @contextmanager
+    def may_interrupt(self) -> Iterator[None]:
+        """Let a signal raise `StopRequested` in here, at once if it has come already."""
+        self._depth += 1
+        try:
+            if self.received is not None and not is_distributed():
+                raise StopRequested
+            yield
+        finally:
+            self._depth -= 1
+
+    def worker_init(self, original: Callable[[int], Any] | None) -> Callable[[int], Any]:
+        """Return what a data worker runs first: `original`, and its own signal handlers."""
+        return _WorkerInit(original, self._closing)
+
+
+class _WorkerInit:
+    """Has a data worker outlive signals to the process group until its parent ends it."""
+
+    def __init__(self, original: Callable[[int], Any] | None, closing: torch.Tensor) -> None:
+        self.original = original
+        self.closing = closing
+
+    def __call__(self, worker_id: int) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        self.parent = os.getppid()
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        if self.original is not None:
+            self.original(worker_id)
+
+    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
+        if self.closing.item() or os.getppid() != self.parent:
+            os._exit(0)
+
+
+@contextmanager
+def blocked_signals() -> Iterator[None]:
+    """Hold the signals back, also in processes that start in here until they take them over."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,39 @@
+"""Curves and pictures of a training on a disk that is full: the training goes on without them."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+
+def tolerate_write_errors(visualizer: Any, logger: logging.Logger) -> None:
+    """Have the backends of a visualizer log an error of the disk once and go on.
+
+    Args:
+        visualizer: mmengine's.
+        logger: Of the run.
+    """
+    for name, backend in getattr(visualizer, "_vis_backends", {}).items():
+        warned: list[str] = []
+        for method in dir(type(backend)):
+            if method.startswith("add_"):
+                guarded = _guarded(getattr(backend, method), name, warned, logger)
+                setattr(backend, method, guarded)
+
+
+def _guarded(
+    method: Callable[..., Any], name: str, warned: list[str], logger: logging.Logger
+) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def write(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except OSError as error:
+            if not warned:
+                warned.append(name)
+                logger.warning(f"{name} cannot write ({error}): the training goes on without it")
+            return None
+
+    return write

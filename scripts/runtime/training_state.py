@@ -1,0 +1,238 @@
+"""What a checkpoint holds beside the weights, and how a run takes it up again.
+
+Nothing of a checkpoint is evaluated: the text of the configuration in it is for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from mmengine.dist import is_distributed
+from mmengine.hooks import EarlyStoppingHook
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.optim import OptimWrapper
+from torch import Tensor, nn
+
+from scripts.runtime import schedules
+from scripts.runtime.checkpoint import CheckpointError
+
+# Facts about a run in the message hub that the resuming run knows better.
+_OF_THIS_RUN = frozenset(
+    "cfg seed experiment_name last_ckpt loop_stage dataset_meta epoch iter max_epochs "
+    "max_iters".split()
+)
+# States of torch's optimisers that have the shape of their parameter.
+_SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
+
+
+def plain(value: Any) -> Any:
+    """A copy of a value that `torch.load` reads without running code; other objects as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(plain, value)) if type(value) in (list, tuple) else list(value)
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+
+
+def hub_state(hub: MessageHub) -> dict[str, Any]:
+    """State of a message hub for a checkpoint."""
+    state = hub.state_dict()
+    info = {key: plain(value) for key, value in state["runtime_info"].items() if key != "cfg"}
+    return {
+        "log_scalars": dict(state["log_scalars"]),
+        "runtime_info": info,
+        "resumed_keys": plain(state["resumed_keys"]),
+    }
+
+
+def restore_hub(hub: MessageHub, state: Any, folders: list[Path]) -> None:
+    """Take up the history of logged values and the scores of the best checkpoint.
+
+    Args:
+        hub: The run's.
+        state: Of a checkpoint; what is no history is left out.
+        folders: Where checkpoints of this run are. The files of the best ones are known by name:
+            a work dir that was copied does not touch those of the original.
+    """
+    state = state if isinstance(state, Mapping) else {}
+    scalars = state.get("log_scalars")
+    for key, buffer in scalars.items() if isinstance(scalars, Mapping) else ():
+        copied = _copy_of_history(buffer)
+        if isinstance(key, str) and copied is not None:
+            hub.log_scalars[key] = copied
+            hub._resumed_keys[key] = True
+    info = state.get("runtime_info")
+    for key, value in info.items() if isinstance(info, Mapping) else ():
+        if not isinstance(key, str) or key in _OF_THIS_RUN:
+            continue
+        if key.startswith("best_ckpt"):
+            name = Path(str(value)).name
+            paths = [str(folder / name) for folder in folders if (folder / name).is_file()]
+            value = paths[0] if paths else None
+        hub.update_info(key, value)
+
+
+def _copy_of_history(buffer: Any) -> HistoryBuffer | None:
+    try:
+        values, counts = (np.asarray(part, dtype=np.float64) for part in buffer.data)
+        return HistoryBuffer(values, counts, int(buffer._max_length))
+    except Exception:  # anything may be in a file, and a history is no more than log lines
+        return None
+
+
+def restore_optimizer(wrapper: Any, state: Any, path: str | Path) -> None:
+    """Load the state of an optimiser, after a look at its shapes.
+
+    Raises:
+        CheckpointError: It is of another optimiser or another model.
+    """
+    advice = "start from its weights with --load-from"
+    if not isinstance(wrapper, OptimWrapper):  # several optimisers
+        try:
+            wrapper.load_state_dict(state)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the optimisers of {path} do not fit: {error}: {advice}"
+            ) from None
+        return
+    problem = _optimizer_misfit(wrapper, state)
+    if problem is None:
+        state = dict(state)
+        base = state.pop("base_param_settings", None)
+        if isinstance(base, Mapping) and wrapper.base_param_settings is not None:
+            state["base_param_settings"] = {**wrapper.base_param_settings, **base}
+        elif wrapper.base_param_settings is not None:
+            state["base_param_settings"] = dict(wrapper.base_param_settings)
+        try:
+            wrapper.load_state_dict(state)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            problem = str(error)
+    if problem is not None:
+        raise CheckpointError(
+            f"the optimiser of {path} does not fit the config: {problem}: {advice}"
+        )
+
+
+def _optimizer_misfit(wrapper: OptimWrapper, state: Any) -> str | None:
+    """Describe why a stored state is of another optimiser; None if it fits."""
+    if not isinstance(state, Mapping) or not isinstance(state.get("state"), Mapping):
+        return "it holds no state"
+    groups, own = state.get("param_groups"), wrapper.optimizer.param_groups
+    if not isinstance(groups, (list, tuple)) or len(groups) != len(own):
+        return "its number of parameter groups differs"
+    for stored, group in zip(groups, own, strict=True):
+        indices = stored.get("params") if isinstance(stored, Mapping) else None
+        if not isinstance(indices, (list, tuple)) or len(indices) != len(group["params"]):
+            return "the sizes of its parameter groups differ"
+        for index, parameter in zip(indices, group["params"], strict=True):
+            entry = state["state"].get(index)
+            if entry is not None and not isinstance(entry, Mapping):
+                return "its state is broken"
+            for name in _SHAPED:
+                value = None if entry is None else entry.get(name)
+                if isinstance(value, Tensor) and value.shape not in (parameter.shape, ()):
+                    return f"{name} has the shape {tuple(value.shape)}, its parameter " + str(
+                        tuple(parameter.shape)
+                    )
+    return None
+
+
+def use_configured_options(
+    wrapper: Any, configured: list[schedules.Options], stored: Any
+) -> list[str]:
+    """Set the options of an optimiser that the configuration has changed since the checkpoint.
+
+    Args:
+        wrapper: The optimiser, with its stored state.
+        configured: Options of its groups as the configuration says.
+        stored: The same of the stored run; None in a checkpoint of plain MMEngine.
+
+    Returns:
+        Names of the changed options, with their values.
+    """
+    changed: dict[str, tuple[Any, Any]] = {}
+    is_known = isinstance(stored, (list, tuple)) and len(stored) == len(configured)
+    for index, (group, options) in enumerate(zip(wrapper.param_groups, configured, strict=True)):
+        before = stored[index] if is_known and isinstance(stored[index], Mapping) else None
+        for key, value in options.items():
+            if before is None:
+                old = group.get(f"initial_{key}", group.get(key))
+            else:
+                old = before.get(key)
+            if schedules._plain(old) == schedules._plain(value):
+                continue
+            changed.setdefault(key, (old, value))
+            group[key] = value
+            if f"initial_{key}" in group:
+                group[f"initial_{key}"] = value
+    return [f"{key} {old} in the checkpoint, {new} now" for key, (old, new) in changed.items()]
+
+
+def pending_gradients(model: nn.Module, wrapper: Any) -> dict[str, Tensor] | None:
+    """Gradients that are being accumulated for a coming step, averaged over the processes.
+
+    Returns:
+        They by name; None between two steps. All processes have to ask.
+    """
+    count = getattr(wrapper, "_accumulative_counts", 1)
+    if count == 1 or wrapper._inner_count % count == 0:
+        return None
+    gradients = {
+        name: parameter.grad.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    if is_distributed():
+        for gradient in gradients.values():
+            dist.all_reduce(gradient)
+            gradient /= dist.get_world_size()
+    return {name: gradient.cpu() for name, gradient in gradients.items()}
+
+
+def restore_gradients(model: nn.Module, gradients: Any) -> None:
+    """Set accumulated gradients; entries that fit no parameter are left out."""
+    if not isinstance(gradients, Mapping):
+        return
+    for name, parameter in model.named_parameters():
+        gradient = gradients.get(name)
+        if isinstance(gradient, Tensor) and gradient.shape == parameter.shape:
+            parameter.grad = gradient.to(parameter)
+
+
+def early_stopping_state(runner: Any) -> dict[str, Any]:
+    """What MMEngine's EarlyStoppingHook has counted; MMEngine does not store it."""
+    state: dict[str, Any] = {"stop_training": bool(getattr(runner.train_loop, "stop_training", 0))}
+    for hook in runner.hooks:
+        if isinstance(hook, EarlyStoppingHook):
+            state |= {"wait_count": hook.wait_count, "best_score": float(hook.best_score)}
+    return state
+
+
+def restore_early_stopping(runner: Any, state: Any) -> None:
+    """Go on counting where a checkpoint was written."""
+    if not isinstance(state, Mapping):
+        return
+    for hook in runner.hooks:
+        if isinstance(hook, EarlyStoppingHook) and type(state.get("wait_count")) is int:
+            hook.wait_count = state["wait_count"]
+            hook.best_score = float(state.get("best_score", hook.best_score))
+            runner.train_loop.stop_training = state.get("stop_training") is True
+
+
+def first_not_finite(model: nn.Module) -> str | None:
+    """Name of the first parameter that holds a value that is not finite; None if all are."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            return name
+    return None

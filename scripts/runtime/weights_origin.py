@@ -1,0 +1,261 @@
+"""Where the weights of a run come from: one decision for all entry points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.model import PretrainedInit
+from torch import Tensor, nn
+
+from models.errors import does_not_exist
+from scripts.runtime.checkpoint import read_checkpoint, revised_weights
+from scripts.runtime.checkpoint_files import find_newest_checkpoint, stored_facts
+from scripts.runtime.errors import ConfigError
+
+
+class OriginKind(Enum):
+    """What is done with the file that the weights come from."""
+
+    RESUME = "resume"  # weights, optimiser, schedule and place in the epoch
+    LOAD_FROM = "load_from"  # the weights that fit
+    WEIGHTS = "weights"  # all weights, and nothing else
+    SCRATCH = "scratch"  # no file: as initialised
+
+
+@dataclass(frozen=True)
+class WeightsOrigin:
+    """Where the weights of a run come from.
+
+    Attributes:
+        kind: What is done with the file.
+        path: The checkpoint; None for `SCRATCH`.
+        drop_mismatched: Leave out entries of another shape or range (`LOAD_FROM` alone).
+        notes: Sentences for the log.
+    """
+
+    kind: OriginKind
+    path: str | None = None
+    drop_mismatched: bool = False
+    notes: list[str] = field(default_factory=list, compare=False)
+
+    def apply_to(self, cfg: Config) -> None:
+        """Write the decision into a config, in place, as MMEngine's Runner reads it.
+
+        A config without a random seed goes on with that of the resumed run.
+        """
+        cfg.resume = self.kind is OriginKind.RESUME
+        cfg.load_from = self.path if self.kind is not OriginKind.WEIGHTS else None
+        if self.kind is OriginKind.RESUME and self.path is not None:
+            randomness = cfg.get("randomness") or {}
+            seed = stored_facts(self.path).get("seed")
+            if randomness.get("seed") is None and type(seed) is int:
+                cfg.randomness = {**randomness, "seed": seed}
+
+
+def decide_origin(
+    *,
+    resume: str | None = None,
+    load_from: str | None = None,
+    weights: str | None = None,
+    drop_mismatched: bool = False,
+    config_resume: bool = False,
+    config_load_from: str | None = None,
+    config_file_resumes: bool = False,
+    newest: str | None = None,
+) -> WeightsOrigin:
+    """Decide where the weights of a run come from.
+
+    Options of the command line come before the config. Automatic resumption takes the newest
+    checkpoint of the work dir; while there is none, the run starts as it would without.
+
+    Args:
+        resume: `--resume`: a path, `'auto'`, or None.
+        load_from: `--load-from`.
+        weights: `--weights` of val.py.
+        drop_mismatched: `--drop-mismatched`, or the config's key of that name.
+        config_resume: The config's `resume`.
+        config_load_from: The config's `load_from`.
+        config_file_resumes: Whether the file of `config_load_from` holds more than weights.
+            MMEngine resumes it when the config says `resume=True`.
+        newest: The newest checkpoint of the work dir that can be resumed.
+
+    Raises:
+        ConfigError: The options contradict each other.
+    """
+    if resume and load_from:
+        raise ConfigError("--resume and --load-from exclude each other: give one of them")
+    if weights:
+        if resume or load_from:
+            raise ConfigError("--weights excludes --resume and --load-from: give one of them")
+        return WeightsOrigin(OriginKind.WEIGHTS, weights)
+    if drop_mismatched and not (load_from or config_load_from):
+        raise ConfigError("--drop-mismatched needs a file to start from: give --load-from")
+    if load_from:
+        return WeightsOrigin(OriginKind.LOAD_FROM, load_from, drop_mismatched)
+    if resume and resume != "auto":
+        return WeightsOrigin(OriginKind.RESUME, resume)
+    if resume or config_resume:
+        if newest:
+            return WeightsOrigin(OriginKind.RESUME, newest)
+        if config_resume and config_load_from and config_file_resumes:
+            return WeightsOrigin(OriginKind.RESUME, config_load_from)
+    if config_load_from:
+        return WeightsOrigin(OriginKind.LOAD_FROM, config_load_from, drop_mismatched)
+    return WeightsOrigin(OriginKind.SCRATCH)
+
+
+def find_origin(
+    cfg: Config,
+    *,
+    resume: str | None = None,
+    load_from: str | None = None,
+    drop_mismatched: bool = False,
+) -> WeightsOrigin:
+    """Decide where the weights of a training come from, with a look at its work dir.
+
+    The first process looks, and sets damaged checkpoints aside; the others follow it.
+
+    Args:
+        cfg: The merged config, with its work dir.
+        resume: `--resume`: a path, `'auto'`, or None.
+        load_from: `--load-from`.
+        drop_mismatched: `--drop-mismatched`.
+
+    Raises:
+        ConfigError: The options contradict each other or the config.
+    """
+    outcome: list[Any] = [None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            outcome = [_look(cfg, resume, load_from, drop_mismatched)]
+        except Exception as error:
+            outcome = [error]
+    if dist.is_initialized():
+        dist.broadcast_object_list(outcome)
+    [origin] = outcome
+    if isinstance(origin, Exception):
+        raise origin
+    assert isinstance(origin, WeightsOrigin)
+    return origin
+
+
+def _look(
+    cfg: Config, resume: str | None, load_from: str | None, drop_mismatched: bool
+) -> WeightsOrigin:
+    config_resume, config_load_from = bool(cfg.get("resume")), cfg.get("load_from")
+    newest, notes, file_resumes = None, [], False
+    if not load_from and (resume == "auto" or (config_resume and not resume)):
+        search = find_newest_checkpoint(cfg.work_dir, checkpoint_folders(cfg))
+        newest, notes = search.path, list(search.notes)
+        if newest is None:
+            notes.append(f"no checkpoint in {cfg.work_dir} to resume")
+            if config_resume and config_load_from and Path(config_load_from).is_file():
+                file_resumes = "optimizer" in read_checkpoint(config_load_from)
+    origin = decide_origin(
+        resume=resume,
+        load_from=load_from,
+        drop_mismatched=drop_mismatched or bool(cfg.get("drop_mismatched")),
+        config_resume=config_resume,
+        config_load_from=config_load_from,
+        config_file_resumes=file_resumes,
+        newest=newest,
+    )
+    if origin.kind is OriginKind.LOAD_FROM and not Path(str(origin.path)).is_file():
+        raise ConfigError(
+            f"load_from {does_not_exist(str(origin.path))}: put the checkpoint there "
+            "(fusion models: scripts/gen_fusion_pretrain_model.py writes it), or train without it "
+            "with --cfg-options load_from=None"
+        )
+    return WeightsOrigin(origin.kind, origin.path, origin.drop_mismatched, notes)
+
+
+def checkpoint_folders(cfg: Config) -> list[Path]:
+    """Folders besides the work dir in which a config's runs keep checkpoints."""
+    hook = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
+    out_dir = hook.get("out_dir")
+    return [] if out_dir is None else [Path(out_dir, Path(cfg.work_dir).name)]
+
+
+def settle_pretrained(model: nn.Module, weights: Mapping[str, Tensor] | None) -> list[str]:
+    """See to the pretrained files that parts of a model are configured with, in place.
+
+    Args:
+        model: The unwrapped model, before its weights are initialised.
+        weights: The entries that a checkpoint will fill afterwards; None without one. A part
+            whose entries are all among them does not need its pretrained file.
+
+    Returns:
+        Sentences for the log about files that are not needed.
+
+    Raises:
+        ConfigError: A file is missing and needed, or holds no weight of its part.
+        CheckpointError: A file is no checkpoint.
+    """
+    notes = []
+    for name, module in model.named_modules():
+        part = _Part(name, module)
+        for init_cfg in part.pretrained():
+            path = str(init_cfg.get("checkpoint", ""))
+            if "://" in path:
+                continue
+            unfilled = part.entries_not_in(weights or {})
+            if Path(path).is_file():
+                part.check_file(path, init_cfg.get("prefix"))
+            elif unfilled:
+                lacking = (
+                    f", and the checkpoint does not hold {unfilled[0]} of that part"
+                    if weights is not None
+                    else ""
+                )
+                raise ConfigError(
+                    f"{part.key} wants the pretrained file {path}, which does not exist{lacking}: "
+                    f"put it there, or train from scratch with --cfg-options {part.key}=None"
+                )
+            else:
+                part.forget(init_cfg)
+                notes.append(f"{path} is not needed: the checkpoint holds all weights of its part")
+    return notes
+
+
+class _Part:
+    """A module of a model, with the configuration of its initial weights."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.module: Any = module
+        self.prefix = f"{name}." if name else ""
+        self.key = f"model.{self.prefix}init_cfg"
+
+    def pretrained(self) -> list[Mapping[str, Any]]:
+        """Those entries of its configuration that name a file."""
+        init_cfg = getattr(self.module, "init_cfg", None)
+        entries = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+        kinds = ("Pretrained", PretrainedInit)
+        return [e for e in entries if isinstance(e, Mapping) and e.get("type") in kinds]
+
+    def forget(self, init_cfg: Mapping[str, Any]) -> None:
+        """Leave an entry of the configuration out."""
+        entries = self.module.init_cfg
+        rest = [e for e in entries if e is not init_cfg] if isinstance(entries, list) else []
+        self.module.init_cfg = rest or None
+
+    def entries_not_in(self, weights: Mapping[str, Tensor]) -> list[str]:
+        """Names of its entries that a state dict of the whole model lacks."""
+        names = (self.prefix + entry for entry in self.module.state_dict())
+        return [n for n in names if n not in weights and not n.endswith("num_batches_tracked")]
+
+    def check_file(self, path: str, file_prefix: str | None) -> None:
+        """Refuse a file that holds none of its weights."""
+        start = "" if file_prefix is None else file_prefix.rstrip(".") + "."
+        stored = revised_weights(read_checkpoint(path))
+        names = {key.removeprefix(start) for key in stored if key.startswith(start)}
+        if not names & self.module.state_dict().keys():
+            raise ConfigError(
+                f"{self.key} names the file {path}, which holds no weights of that part: check "
+                f"the file, and the prefix {file_prefix!r} of its keys"
+            )

@@ -1,0 +1,116 @@
+"""Trainings in processes of their own that start in no time.
+
+They are forked from a server that has imported everything, so that a test may kill one after the
+other. Each is the leader of a process group, as a shell's job is.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
+    ["train", "loaders.register", "nano_parts", "mmdet.models", "mmdet3d.models", "torch._dynamo"]
+)
+
+
+class Job:
+    """One process that trains."""
+
+    def __init__(self, arguments: list[str], output: Path, environment: Mapping[str, str]) -> None:
+        self.output = output
+        self.process = _context.Process(
+            target=_run, args=(arguments, str(output), dict(environment))
+        )
+        self.process.start()
+
+    def wait(self, seconds: float = 60.0) -> int:
+        """Wait for the end; return the exit code, negative for a signal."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.send(signal.SIGKILL)
+            raise AssertionError(f"still running after {seconds} s:\n{self.text()[-3000:]}")
+        return self.process.exitcode
+
+    def wait_for(self, words: str, seconds: float = 60.0) -> None:
+        """Wait until the output holds some words."""
+        end = time.monotonic() + seconds
+        while words not in self.text():
+            assert self.process.is_alive() and time.monotonic() < end, self.text()[-3000:]
+            time.sleep(0.02)
+
+    def send(self, number: signal.Signals, *, group: bool = True) -> None:
+        """Send a signal to the process, or to its group."""
+        pid = self.process.pid
+        assert pid is not None
+        try:
+            os.killpg(pid, number) if group else os.kill(pid, number)
+        except ProcessLookupError:
+            pass
+
+    def children(self) -> list[int]:
+        """Processes that it has started, but for helpers of Python's own."""
+        pid = self.process.pid
+        names = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        lines = {int(n): Path(f"/proc/{n}/cmdline").read_bytes() for n in names}
+        return [child for child, line in lines.items() if b"resource_tracker" not in line]
+
+    def text(self) -> str:
+        """What it has printed."""
+        return self.output.read_text() if self.output.exists() else ""
+
+
+def start(config: Path, work_dir: Path, *options: str, **environment: str) -> Job:
+    """Start a training; its steps are recorded in `record.txt` beside the work dir's name."""
+    arguments = ["--config", str(config), "--work-dir", str(work_dir), *options]
+    record = work_dir.with_suffix(".txt")
+    env = {"NANO_RECORD": str(record), **environment}
+    rank = environment.get("RANK", "")
+    return Job(arguments, work_dir.with_suffix(f".out{rank}"), env)
+
+
+def train(config: Path, work_dir: Path, *options: str, **environment: str) -> tuple[int, str]:
+    """Train to the end; return the exit code and the output."""
+    job = start(config, work_dir, *options, **environment)
+    return job.wait(), job.text()
+
+
+def start_group(
+    number: int, config: Path, work_dir: Path, *options: str, **environment: str
+) -> list[Job]:
+    """Start the processes of a distributed training."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = dict(WORLD_SIZE=str(number), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    return [
+        start(config, work_dir, *options, RANK=str(r), LOCAL_RANK=str(r), **shared, **environment)
+        for r in range(number)
+    ]
+
+
+def _run(arguments: list[str], output: str, environment: dict[str, str]) -> None:
+    os.setsid()
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(environment)
+    import torch
+
+    import train
+
+    torch.set_num_threads(1)
+    sys.argv = ["train.py"]
+    code = train.main(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)

@@ -8,7 +8,6 @@ import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +178,6 @@ def _refuse_unread(
     refuse_unread(settings, Written(own_names, variables, _known_arguments(), set(options)))
 
 
-@lru_cache(maxsize=1)
 def _known_arguments() -> frozenset[str]:
     """Arguments of all parts that this project and MMEngine's loops register."""
     names: set[str] = {"batch_size", "num_workers"}

@@ -233,7 +233,10 @@ def test_what_takes_no_effect_is_refused(options: dict[str, Any], words: str) ->
     ],
 )  # fmt: skip
 def test_keys_of_the_runner_are_accepted(key: str) -> None:
-    values: dict[str, Any] = {"model_wrapper_cfg": dict(find_unused_parameters=True)}
+    values: dict[str, Any] = {
+        "model_wrapper_cfg": dict(find_unused_parameters=True),
+        "auto_scale_lr": dict(enable=False, base_batch_size=8),
+    }
     cfg = load_config(TOY, {key: values.get(key, "x")})
     assert cfg[key] == values.get(key, "x")
 

@@ -106,6 +106,10 @@ def test_augmentation_covers_the_same_place():
 def test_wrong_sizes(root):
     with pytest.raises(BadDataError, match=r"CAM_BACK/.*has 180 x 240 pixels, expected 90 x 160"):
         build(root)[0]
+    dataset = build(root, camera_hw=dict(CAM_BACK=OTHER_HW))
+    dataset.pipeline.transforms[0].camera_hw = {}
+    with pytest.raises(LoaderConfigError, match="in LoadMultiViewImages alone: set it at the top"):
+        dataset[0]
     with pytest.raises(LoaderConfigError, match="camera_hw of CAM_BACK is"):
         build(root, camera_hw=dict(CAM_BACK=(180,)))
     assert Path(build(root).data_root) == root

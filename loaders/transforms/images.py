@@ -168,6 +168,12 @@ class LoadMultiViewImages:
                     camera = i % len(sample.cameras)
                     aug = sample.camera_augs[camera]
                     raw_hw = self.camera_hw.get(sample.cameras[camera], raw_hw)
+                    if raw_hw != self.raw_hw and aug == params:
+                        raise LoaderConfigError(
+                            f"camera_hw of {sample.cameras[camera]} is {raw_hw} in "
+                            "LoadMultiViewImages alone: set it at the top of the config, "
+                            "DrawImageAug needs it too"
+                        )
                 self._load(path, aug, raw_hw, images[i], is_fixed=sample.rng is None)
                 done[path] = i
         sample.images = images

@@ -258,6 +258,11 @@ class _Writer:
             folder = self.mini.root / "occupancy" / f"scene_{scene_token}" / "occupancy"
             folder.mkdir(parents=True, exist_ok=True)
             np.save(folder / f"{frame.token}.npy", np.c_[voxel[:, ::-1], label])
+            folder = self.mini.root / "surroundocc"
+            folder.mkdir(exist_ok=True)
+            coarse = np.floor((dots - [-50, -50, -5]) / 0.5).astype(np.int64)
+            rows = np.c_[coarse, np.arange(len(dots)) % 16 + 1]
+            np.save(folder / f"{Path(frame.filename).name}.npy", rows)
 
     def _labels(self, scene: str, token: str) -> None:
         rng = np.random.default_rng(len(self.mini.labels))

@@ -53,6 +53,20 @@ def sparseocc(mini):
     return {"infos": infos, "metadata": {"version": "v1.0-mini"}}
 
 
+def bevdet(mini):
+    """`sweeps` has the LiDAR sweeps; names of label files and annotations beside them."""
+    infos = copy.deepcopy(infos_of(mini))
+    for info in infos:
+        del info["lidar_token"], info["scene_name"], info["cam_sweeps"]
+        info["sweeps"] = [
+            {**sweep, "data_path": "./data/nuscenes/" + sweep["data_path"], "type": "lidar"}
+            for sweep in info.pop("lidar_sweeps")
+        ]
+        info["occ_path"] = f"./data/nuscenes/gts/scene/{info['token']}"
+        info["ann_infos"] = ([np.zeros(9)], [0])
+    return {"infos": infos, "metadata": {"version": "v1.0-mini"}}
+
+
 def new_style(mini):
     data = [{"sample_idx": i, "token": info["token"]} for i, info in enumerate(infos_of(mini))]
     return {"data_list": data, "metainfo": {"dataset": "nuscenes", "version": "v1.0-mini"}}
@@ -71,14 +85,14 @@ def test_opus_v1_is_read_directly(mini, tmp_path):
         dataset_of(mini, tmp_path / "v1.pkl", **kind)[0]
 
 
-@pytest.mark.parametrize("style", [sparseocc, new_style])
+@pytest.mark.parametrize("style", [sparseocc, bevdet, new_style])
 def test_files_without_scenes_are_refused_with_the_way_out(mini, tmp_path, style):
     path = write(tmp_path / "other.pkl", style(mini))
     with pytest.raises(BadDataError, match=r"other\.pkl is one of mmdet3d, BEVDet.*--from .*other"):
         dataset_of(mini, path)
 
 
-@pytest.mark.parametrize("style", [opus_v1, sparseocc, new_style])
+@pytest.mark.parametrize("style", [opus_v1, sparseocc, bevdet, new_style])
 def test_they_are_completed(mini, tmp_path, style):
     path = write(tmp_path / "other.pkl", style(mini))
     arguments = ["--data-root", str(mini.root), "--version", "v1.0-mini", "--no-progress"]

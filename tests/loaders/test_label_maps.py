@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from mmengine.evaluator import Evaluator
@@ -12,6 +14,7 @@ from loaders.datasets.nuscenes_occ3d import OCC3D_CLASSES
 from loaders.errors import LoaderConfigError, UnknownClassError
 from loaders.sample import UNKNOWN_LABEL
 from loaders.transforms.label_files import LabelMap
+from scripts.runtime.config import load_config
 
 # OpenOcc v2's order, 16 is free.
 OPENOCC_V2 = [
@@ -19,6 +22,8 @@ OPENOCC_V2 = [
     "traffic_cone", "barrier", "driveable_surface", "other_flat", "sidewalk", "terrain", "manmade",
     "vegetation",
 ]  # fmt: skip
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs" / "toy" / "opusv2-nano_toy.py"
 VAL = "nuscenes_infos_val_mini_sweep.pkl"
 
 
@@ -146,3 +151,19 @@ def test_data_sets_of_different_labels_are_concatenated(root, mini):
 def test_wrong_maps(mini, label_map, error, message):
     with pytest.raises(error, match=message):
         build(mini.root, dict(label_map=label_map))[0]
+
+
+def test_maps_in_config_files(tmp_path):
+    """With labels as keys, also after the config is dumped and read again."""
+    path = tmp_path / "config.py"
+    path.write_text(
+        f"_base_ = {str(CONFIG)!r}\n"
+        "pipeline = [dict(type='LoadOcc3DLabels', label_map={0: 'car', 1: None, 2: 'free'})]\n"
+    )
+    table = [4, UNKNOWN_LABEL, 17]
+    for _ in range(2):
+        cfg = load_config(path)
+        (step,) = cfg.val_dataloader.dataset.pipeline
+        assert LabelMap(step.label_map).table(OCC3D_CLASSES).tolist() == table
+        path = tmp_path / "again.py"
+        cfg.dump(path)

@@ -86,16 +86,16 @@ FAMILIES = [
         V2, OPENOCCUPANCY, 50, True,
     ),
     Family(
-        "opusv2_nusc-surroundocc", "opusv2-{}" + TAIL + "nusc-surroundocc_24e",
-        V2, SURROUNDOCC, 24, True,
-    ),
-    Family(
         "opusv2-fusion_nusc-occ3d", "opusv2-fusion-{}" + TAIL + "nusc-occ3d_100e",
         {"t": V2["t"], "s": V2["s"]}, OCC3D, 100, True, lidar=True,
     ),
     Family(
         "opusv2-fusion_nusc-occupancy", "opusv2-fusion-{}" + TAIL + "nusc-occupancy_50e",
         {"t": V2["t"], "s": V2["s"]}, OPENOCCUPANCY, 50, True, lidar=True,
+    ),
+    Family(
+        "opusv2_nusc-surroundocc", "opusv2-{}" + TAIL + "nusc-surroundocc_24e",
+        V2, SURROUNDOCC, 24, True,
     ),
 ]  # fmt: skip
 CASES = [

@@ -127,7 +127,7 @@ def test_interrupted_at_every_kind_of_place(folder: Path, config: Path, whole: P
     ("kind", "extra", "place", "name"),
     [
         ("v1", "custom_hooks = [dict(type='NanoHook'), dict(type='EMAHook')]", "val1.1", "SIGINT"),
-        ("v2_fusion", "optim_wrapper['accumulative_counts'] = 4", "after8", "SIGUSR2"),
+        ("v2_fusion", "optim_wrapper['accumulative_counts'] = 3", "after2", "SIGUSR2"),
         ("dcd", "train_dataloader['num_workers'] = 0", "before7", "SIGKILL"),
     ],
     ids=["V1 with averaged weights", "fusion with accumulation", "density-aware in one process"],

@@ -242,7 +242,7 @@ def test_two_processes_stop_and_resume_as_one(folder: Path, config: Path) -> Non
     runs = [folder / f"two_{part}" for part in ("whole", "parts")]
     short = ["--cfg-options", "max_epochs=2"]
 
-    def train(run: Path, *options: str, **disturbance: str) -> list[int]:
+    def train(run: Path, *options: str, **disturbance: Any) -> list[int]:
         group = jobs.start_group(2, config, run, *short, *options, **disturbance)
         return [job.wait() for job in group]
 
@@ -250,7 +250,11 @@ def test_two_processes_stop_and_resume_as_one(folder: Path, config: Path) -> Non
     for place in ("before3", "val1.0", "before9"):
         disturbance = dict(NANO_SIGNAL="SIGTERM", NANO_AT=place)
         assert train(runs[1], "--resume", **disturbance) == [EXIT_INTERRUPTED] * 2, place
-    assert train(runs[1], "--resume") == [0, 0]
+    # without a common disk: the second process has no file to resume
+    away = [folder, folder / "other_machine"]
+    away[1].mkdir()
+    assert train(runs[1], "--resume", "--work-dir", runs[1].name, folders=away) == [0, 0]
+    assert not list(away[1].rglob("*.pth"))
     first, second = (state_of(run) for run in runs)
     for key in ("state_dict", "optimizer", "param_schedulers", "random_states", "place"):
         assert_same(first[key], second[key], key)

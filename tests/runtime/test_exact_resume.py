@@ -88,6 +88,7 @@ def test_interrupted_at_every_kind_of_place(folder: Path, config: Path, whole: P
     """In a step, in an evaluation, while saving, by signals to the process and to its group."""
     parts = folder / "parts"
     places = [
+        ("SIGTERM", "start", "", EXIT_INTERRUPTED, "after 0 iterations"),  # workers just start
         ("SIGKILL", "before3", "", -9, ""),
         ("SIGUSR1", "after5", "", EXIT_INTERRUPTED, "after 6 iterations"),  # the end of an epoch
         ("SIGTERM", "before8", "group", EXIT_INTERRUPTED, "after 9 iterations"),

@@ -39,11 +39,11 @@ class _FiniteSteps(OptimWrapper):
         super().__init__(*args, **kwargs)
         self._loss_is_finite, self.skipped, self.bad_parameter = True, None, None
 
-    def update_params(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Add the gradients of a loss, and make a step where one is due."""
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Add the gradients of a loss."""
         self.skipped = None
         self._loss_is_finite &= math.isfinite(loss.item())
-        super().update_params(loss, *args, **kwargs)
+        super().backward(loss, **kwargs)
 
     def _parameters(self) -> list[Tensor]:
         groups = self.optimizer.param_groups

@@ -99,7 +99,9 @@ class ResumableLoop:
         sampler = self._sampler
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(place.epoch)
-        indices = None if sampler is None else remaining_indices(sampler, samples)
+        indices = None
+        if sampler is not None:
+            indices = remaining_indices(sampler, samples, self.total_batch)
         if indices is None:
             self._restart_epoch("its sampler does not tell which samples are left")
             self._samples_done = 0

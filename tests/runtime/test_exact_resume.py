@@ -213,8 +213,14 @@ def test_steps_that_are_not_finite(folder: Path, config: Path, whole: Path) -> N
     assert_same(state_of(one)["state_dict"], weights)
 
     wild = folder / "wild"
-    code, text = jobs.train(config, wild, "--cfg-options", "optim_wrapper.optimizer.lr=1e20")
+    patience = (
+        "custom_hooks=[dict(type='NanoHook'), dict(type='FiniteStepsHook', max_consecutive=3)]"
+    )
+    impatient = folder / "impatient.py"
+    impatient.write_text(f"_base_ = {str(config)!r}\n{patience}\n")
+    code, text = jobs.train(impatient, wild, "--cfg-options", "optim_wrapper.optimizer.lr=1e20")
     assert code == EXIT_USER_ERROR and not list(wild.glob("*.pth"))
+    assert "the last 3 were not finite" in text
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(folder: Path, config: Path) -> None:

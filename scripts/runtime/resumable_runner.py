@@ -21,7 +21,6 @@ from scripts.runtime.checkpoint import (
     CheckpointError,
     check_fit,
     fill_weights,
-    read_checkpoint,
     start_from,
     weights_of,
 )
@@ -51,6 +50,7 @@ from scripts.runtime.weights_origin import (
     WeightsOrigin,
     checkpoint_folders,
     find_origin,
+    read_on_every_process,
 )
 
 
@@ -116,7 +116,7 @@ class ResumableRunner(Runner):
 
     def _resume_from(self, path: str) -> None:
         model = bare_model(self)
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_on_every_process(path)
         check_fit(weights_of(checkpoint, model), model, path)
         if "optimizer" not in checkpoint:
             raise CheckpointError(

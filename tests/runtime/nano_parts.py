@@ -109,6 +109,9 @@ class NanoHook(Hook):
             else:
                 os.kill(os.getpid(), number)
 
+    def before_train(self, runner: Any) -> None:
+        self._disturb("start")
+
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         samples = [sample.sample_idx for sample in data_batch["data_samples"]]
         rate = runner.optim_wrapper.get_lr()["lr"][0]

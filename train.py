@@ -59,7 +59,8 @@ def train(args: argparse.Namespace) -> None:
         if launch.is_main:
             remove_leftovers(cfg.work_dir)
         runner = build_runner(cfg, launch, origin)
-        runner.register_hook(FiniteStepsHook())
+        if not any(isinstance(hook, FiniteStepsHook) for hook in runner.hooks):
+            runner.register_hook(FiniteStepsHook())
         runner.register_hook(StopOnSignalHook())
         # Data sets, optimiser and loops are built in train(), hence the named keys.
         with runner.stop_signals.installed(), named_config_keys(cfg):

@@ -26,16 +26,14 @@ class EpochSampler(DefaultSampler):
         multiple_of: Samples of a training step on all processes. The first samples of an epoch fill
             its last step up, so that this has the same samples on any number of processes.
         **kwargs: Arguments of ``DefaultSampler``.
-
-    Attributes:
-        multiple: With ``round_up``, the number of samples of an epoch is a multiple of this.
     """
 
     def __init__(self, dataset: Sized, multiple_of: int = 1, **kwargs: Any) -> None:
         super().__init__(dataset, **kwargs)
-        self.multiple = math.lcm(multiple_of, self.world_size)
+        self.multiple_of = multiple_of
         if self.round_up:
-            self.total_size = math.ceil(len(dataset) / self.multiple) * self.multiple
+            multiple = math.lcm(multiple_of, self.world_size)
+            self.total_size = math.ceil(len(dataset) / multiple) * multiple
             self.num_samples = self.total_size // self.world_size
 
     def set_epoch(self, epoch: int) -> None:

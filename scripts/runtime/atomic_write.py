@@ -74,12 +74,23 @@ def check_folder_target(option: str, path: str | Path) -> None:
 
 
 def leftovers(folder: str | Path) -> list[Path]:
-    """Temporary files of `write_atomically` in a folder, which a killed process left there."""
-    return [
-        path
-        for path in Path(folder).glob(".*")
-        if path.suffix and path.stem.rpartition(".")[2].isdigit() and path.is_file()
-    ]
+    """Temporary files of `write_atomically` in a folder, which killed processes left there."""
+    found = []
+    for path in Path(folder).glob(".*"):
+        pid = path.stem.rpartition(".")[2]
+        if path.suffix and pid.isdigit() and path.is_file() and not _is_running(int(pid)):
+            found.append(path)
+    return found
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def write_json(path: str | Path, content: object, indent: int = 0) -> Path:

@@ -145,9 +145,14 @@ def pointed_checkpoint(work_dir: str | Path, folders: Sequence[Path]) -> Path | 
     except (OSError, UnicodeDecodeError):
         return None
     name = Path(text).name
-    if not name or "\0" in name:
-        return None
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+    return next((folder / name for folder in folders if name and _is_file(folder / name)), None)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no name that a file could have
+        return False
 
 
 def find_newest_checkpoint(work_dir: str | Path, more_folders: Iterable[Path] = ()) -> Search:

@@ -34,17 +34,16 @@ class _FiniteSteps(OptimWrapper):
 
     _loss_is_finite: bool
     loss_was_finite: bool  # of the last step, on this process
-    skipped: bool | None  # whether the step was skipped; None while gradients are accumulated
+    skipped: bool  # whether the last step was skipped
     bad_parameter: Tensor | None  # the first whose gradient is not finite
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._loss_is_finite, self.skipped, self.bad_parameter = True, None, None
+        self._loss_is_finite, self.skipped, self.bad_parameter = True, False, None
         self.loss_was_finite = True
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Add the gradients of a loss."""
-        self.skipped = None
         self._loss_is_finite &= math.isfinite(loss.item())
         super().backward(loss, **kwargs)
 
@@ -121,7 +120,6 @@ class FiniteStepsHook(Hook):
         self.consecutive = 0
         self.total = 0
         self._buffers: list[tuple[Tensor, Tensor]] = []
-        self._is_new_step = True
 
     def before_train(self, runner: Runner) -> None:
         """Make room for a copy of the model's buffers."""
@@ -129,8 +127,6 @@ class FiniteStepsHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Copy the buffers: a forward pass over bad data spoils batch-norm statistics."""
-        if not self._is_new_step:  # gradients are being accumulated
-            return
         with torch.no_grad():
             for buffer, copy in self._buffers:
                 copy.copy_(buffer)
@@ -139,10 +135,8 @@ class FiniteStepsHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Log a skipped step, and stop after too many."""
-        skipped = getattr(runner.optim_wrapper, "skipped", False)
-        self._is_new_step = skipped is not None
-        if not skipped:
-            self.consecutive = 0 if self._is_new_step else self.consecutive
+        if not getattr(runner.optim_wrapper, "skipped", False):
+            self.consecutive = 0
             return
         with torch.no_grad():
             for buffer, copy in self._buffers:

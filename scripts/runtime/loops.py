@@ -101,12 +101,18 @@ class ResumableLoop:
         self._samples_done = 0
         self._evaluated_at: int | None = None
         self._evaluation_is_due = False
-        self._is_endless = isinstance(self.dataloader.batch_sampler.sampler, InfiniteSampler)
+        self._is_endless = isinstance(self._sampler, InfiniteSampler)
+
+    @property
+    def _sampler(self) -> Any:
+        """The sampler of the data loader; None where a batch sampler of another kind has none."""
+        return getattr(self.dataloader.batch_sampler, "sampler", None)
 
     @property
     def total_batch(self) -> int:
         """Samples of an iteration over all processes."""
-        return int(self.dataloader.batch_sampler.batch_size) * get_world_size()
+        size = getattr(self.dataloader.batch_sampler, "batch_size", None)
+        return int(size or self.dataloader.batch_size or 1) * get_world_size()
 
     def _now(self) -> int:
         """Completed epochs, or iterations where evaluations are counted by them."""
@@ -153,12 +159,14 @@ class ResumableLoop:
         self._samples_done = samples
         if not samples:
             return None
-        sampler = self.dataloader.batch_sampler.sampler
+        sampler = self._sampler
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(place.epoch)
-        indices = remaining_indices(sampler, samples)
+        indices = None
+        if sampler is not None:
+            indices = remaining_indices(sampler, samples, self.total_batch)
         if indices is None:
-            self._restart_epoch("its sampler cannot be divided among other processes")
+            self._restart_epoch("its sampler does not tell which samples are left")
             self._samples_done = 0
             return None
         if not isinstance(indices, list):  # endless
@@ -380,9 +388,8 @@ class ResumableIterTrainLoop(ResumableLoop, IterBasedTrainLoop):
     def _passes(self) -> Iterator[Any]:
         """Yield batches without end."""
         while True:
-            sampler = self.dataloader.batch_sampler.sampler
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(self._epoch)
+            if hasattr(self._sampler, "set_epoch"):
+                self._sampler.set_epoch(self._epoch)
             yield from self._batches()
             self._epoch += 1
             self._samples_done = 0

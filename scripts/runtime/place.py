@@ -89,12 +89,13 @@ class RemainingSamples:
         return getattr(self._sampler, name)
 
 
-def remaining_indices(sampler: Any, num_done: int) -> Iterable[int] | None:
+def remaining_indices(sampler: Any, num_done: int, step: int) -> Iterable[int] | None:
     """Indices that a process has left of an epoch.
 
     Args:
         sampler: Of this process, told the epoch.
         num_done: Samples that are done, over all processes.
+        step: Samples of an iteration, over all processes.
 
     Returns:
         The indices, a list unless they have no end; None if this kind of sampler cannot tell.
@@ -103,19 +104,26 @@ def remaining_indices(sampler: Any, num_done: int) -> Iterable[int] | None:
         stream = sampler._infinite_indices()
         return islice(stream, num_done + sampler.rank, None, sampler.world_size)
     if isinstance(sampler, DefaultSampler):
-        whole = copy.copy(sampler)
-        whole.rank, whole.world_size = 0, 1
-        whole.num_samples = whole.total_size = len(sampler.dataset)
-        order = list(whole)
-        rest = order[num_done:]
-        if sampler.round_up and rest:
-            multiple = getattr(sampler, "multiple", sampler.world_size)
-            missing = -len(rest) % multiple
-            rest += (order * math.ceil(missing / len(order)))[:missing]
-        return rest[sampler.rank :: sampler.world_size]
+        return _rest_of_order(sampler, num_done, step)[sampler.rank :: sampler.world_size]
     if num_done % get_world_size():
         return None
     return list(islice(iter(sampler), num_done // get_world_size(), None))
+
+
+def _rest_of_order(sampler: DefaultSampler, num_done: int, step: int) -> list[int]:
+    """The order of an epoch over all processes, without the samples that are done."""
+    whole = copy.copy(sampler)
+    whole.rank, whole.world_size = 0, 1
+    whole.num_samples = whole.total_size = len(sampler.dataset)
+    order = list(whole)
+    if num_done >= len(order) or not sampler.round_up:
+        return order[num_done:]
+    if num_done % step == 0:  # the iterations that an undisturbed run has left
+        length = sampler.total_size
+    else:
+        multiple = math.lcm(getattr(sampler, "multiple_of", 1), sampler.world_size)
+        length = num_done + math.ceil((len(order) - num_done) / multiple) * multiple
+    return (order * math.ceil(length / len(order)))[num_done:length]
 
 
 def num_iterations(num_indices: int, batch_sampler: Any) -> int:

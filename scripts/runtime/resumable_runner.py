@@ -21,7 +21,6 @@ from scripts.runtime.checkpoint import (
     CheckpointError,
     check_fit,
     fill_weights,
-    read_checkpoint,
     start_from,
     weights_of,
 )
@@ -40,10 +39,8 @@ from scripts.runtime.training_state import (
     early_stopping_state,
     first_not_finite,
     hub_state,
-    pending_gradients,
     plain,
     restore_early_stopping,
-    restore_gradients,
     restore_hub,
     restore_optimizer,
     use_configured_options,
@@ -53,6 +50,7 @@ from scripts.runtime.weights_origin import (
     WeightsOrigin,
     checkpoint_folders,
     find_origin,
+    read_on_every_process,
 )
 
 
@@ -118,7 +116,7 @@ class ResumableRunner(Runner):
 
     def _resume_from(self, path: str) -> None:
         model = bare_model(self)
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_on_every_process(path)
         check_fit(weights_of(checkpoint, model), model, path)
         if "optimizer" not in checkpoint:
             raise CheckpointError(
@@ -140,7 +138,6 @@ class ResumableRunner(Runner):
         restore_hub(self.message_hub, checkpoint.get("message_hub"), folders)
         restore_optimizer(self.optim_wrapper, checkpoint["optimizer"], path)
         self._resume_schedule(checkpoint, before, keeps_count)
-        restore_gradients(model, checkpoint.get("gradients"))
         restore_early_stopping(self, checkpoint.get("early_stopping"))
         self._random_states = checkpoint.get("random_states")
         if keeps_count and Path(path).parent in (Path(self.work_dir), *self.checkpoint_folders):
@@ -248,7 +245,6 @@ class ResumableRunner(Runner):
         meta.setdefault("epoch", self.epoch + 1 if by_epoch else self.epoch)
         meta.setdefault("iter", self.iter if by_epoch else self.iter + 1)
         states = of_every_process(random_state.capture())
-        gradients = pending_gradients(bare_model(self), self.optim_wrapper)
         bad = first_not_finite(bare_model(self))
         if bad is not None:
             raise TrainingDivergedError(
@@ -260,8 +256,6 @@ class ResumableRunner(Runner):
         if is_main_process():
             content = self._checkpoint_content(meta, save_optimizer, save_param_scheduler)
             content["random_states"] = states
-            if gradients is not None:
-                content["gradients"] = gradients
             self.call_hook("before_save_checkpoint", checkpoint=content)
             try:
                 if "://" in path:

@@ -22,7 +22,6 @@ from scripts.runtime.building import named_config_keys
 from scripts.runtime.checkpoint import (
     allow_checkpoint_classes,
     fit_weights,
-    read_checkpoint,
     weights_of,
 )
 from scripts.runtime.command_line import add_config_arguments
@@ -38,7 +37,12 @@ from scripts.runtime.settings import did_you_mean
 from scripts.runtime.stoppable_evaluator import StoppableEvaluator
 from scripts.runtime.tolerant_logging import tolerate_write_errors
 from scripts.runtime.watched_loader import WatchedDataLoader
-from scripts.runtime.weights_origin import OriginKind, WeightsOrigin, settle_pretrained
+from scripts.runtime.weights_origin import (
+    OriginKind,
+    WeightsOrigin,
+    read_on_every_process,
+    settle_pretrained,
+)
 
 __all__ = [
     "OpusRunner",
@@ -128,6 +132,9 @@ class OpusRunner(ResumableRunner):
         if type(built) is Evaluator:
             built.__class__ = StoppableEvaluator
             built.stop_signals = self.stop_signals
+            for metric in built.metrics:
+                # By collectives: mmengine's way for CPUs writes files to a disk that all share.
+                metric.collect_device = "gpu"
         return built
 
     def build_dataloader(  # type: ignore[override]
@@ -236,7 +243,7 @@ def _coming_weights(runner: OpusRunner, origin: WeightsOrigin) -> Mapping[str, T
     if origin.path is None or not any(getattr(m, "init_cfg", None) for m in model.modules()):
         return None
     if origin.kind is OriginKind.RESUME:
-        return weights_of(read_checkpoint(origin.path), model)
+        return weights_of(read_on_every_process(origin.path), model)
     return fit_weights(
         model,
         origin.path,

@@ -14,6 +14,7 @@ from typing import Any
 from mmengine.runner import Runner
 
 from scripts.runtime.errors import ConfigError
+from scripts.runtime.parts import LOADERS
 from scripts.runtime.settings import did_you_mean
 
 _RULE_KEYS = ("lr_mult", "decay_mult")
@@ -91,6 +92,16 @@ def _check_keys(path: str, section: Mapping[str, Any], known: Collection[str]) -
 
 
 def _check_values(cfg: Mapping[str, Any]) -> None:
+    for name in LOADERS:
+        workers = (cfg.get(name) or {}).get("num_workers", 0)
+        if not isinstance(workers, int) or workers < 0:
+            raise ConfigError(
+                f"{name}.num_workers is {workers!r}: it must be a whole number; 0 loads in the "
+                "main process"
+            )
+    norm = _at(cfg, "optim_wrapper.clip_grad.max_norm")
+    if norm is not None and not (isinstance(norm, (int, float)) and norm > 0):
+        raise ConfigError(f"optim_wrapper.clip_grad.max_norm is {norm!r}: it must be above 0")
     level = cfg.get("log_level")
     names = logging.getLevelNamesMapping() if hasattr(logging, "getLevelNamesMapping") else {}
     if isinstance(level, str) and names and level not in names:

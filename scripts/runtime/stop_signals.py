@@ -98,10 +98,11 @@ class _WorkerInit:
         self.closing = closing
 
     def __call__(self, worker_id: int) -> None:
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
         self.parent = os.getppid()
-        signal.signal(signal.SIGTERM, self._on_terminate)
+        for number in STOP_SIGNALS:
+            # Not SIG_IGN for SIGTERM first: that would discard one that waits to be delivered.
+            is_end = number == signal.SIGTERM
+            signal.signal(number, self._on_terminate if is_end else signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         if self.original is not None:
             self.original(worker_id)

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from mmengine.dist import is_distributed
 from mmengine.hooks import EarlyStoppingHook
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.optim import OptimWrapper
@@ -177,37 +175,6 @@ def use_configured_options(
             if f"initial_{key}" in group:
                 group[f"initial_{key}"] = value
     return [f"{key} {old} in the checkpoint, {new} now" for key, (old, new) in changed.items()]
-
-
-def pending_gradients(model: nn.Module, wrapper: Any) -> dict[str, Tensor] | None:
-    """Gradients that are being accumulated for a coming step, averaged over the processes.
-
-    Returns:
-        They by name; None between two steps. All processes have to ask.
-    """
-    count = getattr(wrapper, "_accumulative_counts", 1)
-    if count == 1 or wrapper._inner_count % count == 0:
-        return None
-    gradients = {
-        name: parameter.grad.detach().clone()
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-    }
-    if is_distributed():
-        for gradient in gradients.values():
-            dist.all_reduce(gradient)
-            gradient /= dist.get_world_size()
-    return {name: gradient.cpu() for name, gradient in gradients.items()}
-
-
-def restore_gradients(model: nn.Module, gradients: Any) -> None:
-    """Set accumulated gradients; entries that fit no parameter are left out."""
-    if not isinstance(gradients, Mapping):
-        return
-    for name, parameter in model.named_parameters():
-        gradient = gradients.get(name)
-        if isinstance(gradient, Tensor) and gradient.shape == parameter.shape:
-            parameter.grad = gradient.to(parameter)
 
 
 def early_stopping_state(runner: Any) -> dict[str, Any]:

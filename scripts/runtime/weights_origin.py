@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.model import PretrainedInit
 from torch import Tensor, nn
 
 from models.errors import does_not_exist
+from scripts.runtime.agreement import of_every_process, of_first_process
 from scripts.runtime.checkpoint import read_checkpoint, revised_weights
 from scripts.runtime.checkpoint_files import find_newest_checkpoint, stored_facts
 from scripts.runtime.errors import ConfigError
@@ -36,12 +36,14 @@ class WeightsOrigin:
         kind: What is done with the file.
         path: The checkpoint; None for `SCRATCH`.
         drop_mismatched: Leave out entries of another shape or range (`LOAD_FROM` alone).
+        seed: Random seed of the run that is resumed, if its checkpoint tells.
         notes: Sentences for the log.
     """
 
     kind: OriginKind
     path: str | None = None
     drop_mismatched: bool = False
+    seed: int | None = None
     notes: list[str] = field(default_factory=list, compare=False)
 
     def apply_to(self, cfg: Config) -> None:
@@ -51,11 +53,9 @@ class WeightsOrigin:
         """
         cfg.resume = self.kind is OriginKind.RESUME
         cfg.load_from = self.path if self.kind is not OriginKind.WEIGHTS else None
-        if self.kind is OriginKind.RESUME and self.path is not None:
-            randomness = cfg.get("randomness") or {}
-            seed = stored_facts(self.path).get("seed")
-            if randomness.get("seed") is None and type(seed) is int:
-                cfg.randomness = {**randomness, "seed": seed}
+        randomness = cfg.get("randomness") or {}
+        if self.seed is not None and randomness.get("seed") is None:
+            cfg.randomness = {**randomness, "seed": self.seed}
 
 
 def decide_origin(
@@ -130,17 +130,7 @@ def find_origin(
     Raises:
         ConfigError: The options contradict each other or the config.
     """
-    outcome: list[Any] = [None]
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        try:
-            outcome = [_look(cfg, resume, load_from, drop_mismatched)]
-        except Exception as error:
-            outcome = [error]
-    if dist.is_initialized():
-        dist.broadcast_object_list(outcome)
-    [origin] = outcome
-    if isinstance(origin, Exception):
-        raise origin
+    origin = of_first_process(lambda: _look(cfg, resume, load_from, drop_mismatched))
     assert isinstance(origin, WeightsOrigin)
     return origin
 
@@ -172,7 +162,22 @@ def _look(
             "(fusion models: scripts/gen_fusion_pretrain_model.py writes it), or train without it "
             "with --cfg-options load_from=None"
         )
-    return WeightsOrigin(origin.kind, origin.path, origin.drop_mismatched, notes)
+    seed = None
+    if origin.kind is OriginKind.RESUME:
+        seed = stored_facts(str(origin.path)).get("seed")
+    return replace(origin, notes=notes, seed=seed if type(seed) is int else None)
+
+
+def read_on_every_process(path: str) -> dict[str, Any]:
+    """Read a checkpoint that the first process has found; the others may be on other disks.
+
+    Raises:
+        CheckpointError: As `read_checkpoint`, on all processes.
+    """
+    if all(of_every_process(Path(path).is_file())):
+        return read_checkpoint(path)
+    content: dict[str, Any] = of_first_process(lambda: read_checkpoint(path))
+    return content
 
 
 def checkpoint_folders(cfg: Config) -> list[Path]:

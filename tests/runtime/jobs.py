@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -85,15 +85,26 @@ def train(config: Path, work_dir: Path, *options: str, **environment: str) -> tu
 
 
 def start_group(
-    number: int, config: Path, work_dir: Path, *options: str, **environment: str
+    number: int,
+    config: Path,
+    work_dir: Path,
+    *options: str,
+    folders: Sequence[Path] | None = None,
+    **environment: str,
 ) -> list[Job]:
-    """Start the processes of a distributed training."""
+    """Start the processes of a distributed training, each in its own folder if there are some."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = dict(WORLD_SIZE=str(number), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    places = [{} if folders is None else {"JOB_FOLDER": str(folders[r])} for r in range(number)]
     return [
-        start(config, work_dir, *options, RANK=str(r), LOCAL_RANK=str(r), **shared, **environment)
+        start(
+            config,
+            work_dir,
+            *options,
+            **{"RANK": str(r), "LOCAL_RANK": str(r), **shared, **places[r], **environment},
+        )
         for r in range(number)
     ]
 
@@ -104,6 +115,7 @@ def _run(arguments: list[str], output: str, environment: dict[str, str]) -> None
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
+    os.chdir(environment.get("JOB_FOLDER", "."))
     import torch
 
     import train

@@ -8,6 +8,7 @@ are NaN, `NANO_SIGNAL` a signal that the process sends itself, `NANO_AT` when,
 
 from __future__ import annotations
 
+import copy
 import os
 import resource
 import signal
@@ -108,6 +109,9 @@ class NanoHook(Hook):
             else:
                 os.kill(os.getpid(), number)
 
+    def before_train(self, runner: Any) -> None:
+        self._disturb("start")
+
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         samples = [sample.sample_idx for sample in data_batch["data_samples"]]
         rate = runner.optim_wrapper.get_lr()["lr"][0]
@@ -171,7 +175,7 @@ def write_config(
     folder: Path, root: Path, kind: str = "v2", workers: int = 1, extra: str = ""
 ) -> Path:
     """A config of a small model; `extra` is appended to it."""
-    model = merge(DETECTOR, img_backbone=BACKBONE, img_neck=NECK, **KINDS[kind])
+    model = copy.deepcopy(merge(DETECTOR, img_backbone=BACKBONE, img_neck=NECK, **KINDS[kind]))
     model["pts_bbox_head"]["decoder"]["dropout"] = 0.1
     path = folder / f"nano_{kind}.py"
     text = CONFIG.format(

@@ -100,6 +100,7 @@ def test_interrupted_at_every_kind_of_place(folder: Path, config: Path, whole: P
     """In a step, in an evaluation, while saving, by signals to the process and to its group."""
     parts = folder / "parts"
     places = [
+        ("SIGTERM", "start", "", EXIT_INTERRUPTED, "after 0 iterations"),  # workers just start
         ("SIGKILL", "before3", "", -9, ""),
         ("SIGUSR1", "after5", "", EXIT_INTERRUPTED, "after 6 iterations"),  # the end of an epoch
         ("SIGTERM", "before8", "group", EXIT_INTERRUPTED, "after 9 iterations"),
@@ -127,7 +128,7 @@ def test_interrupted_at_every_kind_of_place(folder: Path, config: Path, whole: P
     ("kind", "extra", "place", "name"),
     [
         ("v1", "custom_hooks = [dict(type='NanoHook'), dict(type='EMAHook')]", "val1.1", "SIGINT"),
-        ("v2_fusion", "optim_wrapper['accumulative_counts'] = 4", "after8", "SIGUSR2"),
+        ("v2_fusion", "optim_wrapper['accumulative_counts'] = 3", "after2", "SIGUSR2"),
         ("dcd", "train_dataloader['num_workers'] = 0", "before7", "SIGKILL"),
     ],
     ids=["V1 with averaged weights", "fusion with accumulation", "density-aware in one process"],
@@ -221,8 +222,14 @@ def test_steps_that_are_not_finite(folder: Path, config: Path, whole: Path) -> N
     assert_same(state_of(one)["state_dict"], weights)
 
     wild = folder / "wild"
-    code, text = jobs.train(config, wild, "--cfg-options", "optim_wrapper.optimizer.lr=1e20")
+    patience = (
+        "custom_hooks=[dict(type='NanoHook'), dict(type='FiniteStepsHook', max_consecutive=3)]"
+    )
+    impatient = folder / "impatient.py"
+    impatient.write_text(f"_base_ = {str(config)!r}\n{patience}\n")
+    code, text = jobs.train(impatient, wild, "--cfg-options", "optim_wrapper.optimizer.lr=1e20")
     assert code == EXIT_USER_ERROR and not list(wild.glob("*.pth"))
+    assert "the last 3 were not finite" in text
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(folder: Path, config: Path) -> None:
@@ -251,7 +258,7 @@ def test_two_processes_stop_and_resume_as_one(folder: Path, config: Path) -> Non
     runs = [folder / f"two_{part}" for part in ("whole", "parts")]
     short = ["--cfg-options", "max_epochs=2"]
 
-    def train(run: Path, *options: str, **disturbance: str) -> list[int]:
+    def train(run: Path, *options: str, **disturbance: Any) -> list[int]:
         group = jobs.start_group(2, config, run, *short, *options, **disturbance)
         return [job.wait() for job in group]
 
@@ -259,7 +266,11 @@ def test_two_processes_stop_and_resume_as_one(folder: Path, config: Path) -> Non
     for place in ("before3", "val1.0", "before9"):
         disturbance = dict(NANO_SIGNAL="SIGTERM", NANO_AT=place)
         assert train(runs[1], "--resume", **disturbance) == [EXIT_INTERRUPTED] * 2, place
-    assert train(runs[1], "--resume") == [0, 0]
+    # without a common disk: the second process has no file to resume
+    away = [folder, folder / "other_machine"]
+    away[1].mkdir()
+    assert train(runs[1], "--resume", "--work-dir", runs[1].name, folders=away) == [0, 0]
+    assert not list(away[1].rglob("*.pth"))
     first, second = (state_of(run) for run in runs)
     for key in ("state_dict", "optimizer", "param_schedulers", "random_states", "place"):
         assert_same(first[key], second[key], key)

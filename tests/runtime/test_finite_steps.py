@@ -78,9 +78,12 @@ def test_the_loss_scale_comes_down_before_a_step_counts_as_bad(
 
 def test_accumulated_gradients_are_judged_together(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Linear(3, 1)
-    wrapper = wrap("float32", model, monkeypatch, accumulative_counts=2)
-    wrapper._inner_count = 0
-    assert not moved(model, wrapper, float("nan")) and wrapper.skipped is None
-    assert not moved(model, wrapper, 1.0) and wrapper.skipped is True
-    assert not moved(model, wrapper, 1.0) and wrapper.skipped is None
-    assert moved(model, wrapper, 1.0) and wrapper.skipped is False
+    wrapper = wrap("float32", model, monkeypatch)
+    before = model.weight.detach().clone()
+    for first, is_bad in ((float("nan"), True), (1.0, False)):
+        for factor in (first, 1.0):
+            wrapper.backward(factor * model(torch.ones(1, 3)).sum())
+        wrapper.step()
+        wrapper.zero_grad()
+        assert wrapper.skipped is is_bad and wrapper.loss_was_finite is not is_bad
+        assert torch.equal(model.weight, before) is is_bad

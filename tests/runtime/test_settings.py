@@ -219,6 +219,8 @@ def test_options_reach_into_parts(option: str, place: str, value: Any) -> None:
         ),
         ({"log_level": "DEBG"}, "did you mean 'DEBUG'"),
         ({"launcher": "slurm"}, "leave it out"),
+        ({"train_dataloader.num_workers": -1}, "train_dataloader.num_workers is -1"),
+        ({"optim_wrapper.clip_grad.max_norm": -1}, "max_norm is -1: it must be above 0"),
         ({"revise_keys": [("(", "x")]}, "revise_keys holds"),
         ({"randomness": 3}, "randomness is 3, expected a dict"),
         ({"strategy": dict(type="DDPStrategy")}, "FlexibleRunner alone"),

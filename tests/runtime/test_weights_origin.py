@@ -250,7 +250,16 @@ def test_logs_that_cannot_be_written_do_not_end_a_training(
 
 @pytest.mark.parametrize(
     "damage",
-    ["cut", "short", "flipped", "empty", "empty pointer", "dangling pointer", "no pointer"],
+    [
+        "cut",
+        "short",
+        "flipped",
+        "empty",
+        "empty pointer",
+        "long pointer",
+        "dangling pointer",
+        "no pointer",
+    ],
 )
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     config: Path, tmp_path: Path, damage: str
@@ -270,6 +279,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
         last.write_bytes(content[: at + 2] + bytes([content[at + 2] ^ 64]) + content[at + 3 :])
     elif damage == "empty pointer":
         pointer.write_text("")
+    elif damage == "long pointer":
+        pointer.write_text("x" * 5000)
     elif damage == "dangling pointer":
         pointer.write_text(str(run / "interrupted.pth"))
     else:
@@ -289,9 +300,29 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 def test_a_half_written_file_of_a_killed_run_is_removed(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / ".epoch_1.pth.12345.pth").write_bytes(b"half")
+    (run / ".epoch_1.pth.99999999.pth").write_bytes(b"half")
     assert run_train(config, run, "--cfg-options", "max_epochs=1") == 0
     assert not list(run.glob(".*"))
+
+
+def test_checkpoints_of_plain_mmengine_are_resumed_where_they_were_left(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINY_STEPS_FILE", str(tmp_path / "whole.txt"))
+    assert run_train(config, tmp_path / "whole") == 0
+    monkeypatch.setenv("TINY_STEPS_FILE", str(tmp_path / "parts.txt"))
+    monkeypatch.setenv("TINY_INTERRUPT_AT", "9")
+    assert run_train(config, tmp_path / "parts") == EXIT_INTERRUPTED
+    monkeypatch.delenv("TINY_INTERRUPT_AT")
+    path = tmp_path / "parts" / "interrupted.pth"
+    own = ("place", "schedule", "random_states", "early_stopping")
+    content = {key: value for key, value in read_checkpoint(path).items() if key not in own}
+    torch.save(content, path)
+    assert run_train(config, tmp_path / "parts", "--resume") == 0
+    assert (tmp_path / "parts.txt").read_text() == (tmp_path / "whole.txt").read_text()
+    whole, parts = (read_checkpoint(tmp_path / n / "epoch_3.pth") for n in ("whole", "parts"))
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(parts["state_dict"][key], value)
 
 
 def test_a_stopped_run_replaces_its_checkpoint_in_one_step(

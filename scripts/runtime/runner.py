@@ -123,8 +123,15 @@ class OpusRunner(ResumableRunner):
         return built
 
     def build_evaluator(self, evaluator: Any) -> Any:
-        """Build an evaluator whose processes leave together when one was told to stop."""
+        """Build an evaluator whose processes leave together when one was told to stop.
+
+        Results are gathered by the process group, also those of metrics that gather them through
+        files: machines may share no disk.
+        """
         built = super().build_evaluator(evaluator)
+        for metric in getattr(built, "metrics", []):
+            if getattr(metric, "collect_device", "") == "cpu" and metric.collect_dir is None:
+                metric.collect_device = "gpu"  # mmengine's name of that way, with gloo as well
         if type(built) is Evaluator:
             built.__class__ = StoppableEvaluator
             built.stop_signals = self.stop_signals

@@ -49,11 +49,10 @@ def torchrun_variables(env: Mapping[str, str]) -> dict[str, str]:
     """
     if "RANK" in env:
         return {}
-    for rank_key, size_key, local_key, local_size_key in _SOURCES:
-        if env.get(rank_key) and env.get(size_key):
-            break
-    else:
+    source = next((keys for keys in _SOURCES if env.get(keys[0]) and env.get(keys[1])), None)
+    if source is None:
         return {}
+    rank_key, size_key, local_key, local_size_key = source
     if rank_key.startswith("SLURM") and _is_batch_script(env):
         return {}
     rank, size = _number(env, rank_key), _number(env, size_key)
@@ -98,14 +97,8 @@ def _is_batch_script(env: Mapping[str, str]) -> bool:
 
 
 def _first_machine(env: Mapping[str, str], size: int, local_size: int | None, rank_key: str) -> str:
-    nodes = next(
-        (
-            env[k]
-            for k in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
-            if env.get(k)
-        ),
-        "",
-    )
+    lists = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
+    nodes = next((env[key] for key in lists if env.get(key)), "")
     counts = [env[k] for k in ("SLURM_STEP_NUM_NODES", "SLURM_NNODES") if env.get(k)]
     is_one_list = bool(nodes) and "," not in nodes and "[" not in nodes
     if local_size == size or (counts and counts[0] == "1") or is_one_list:

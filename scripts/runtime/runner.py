@@ -15,7 +15,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from scripts.runtime import schedules
 from scripts.runtime.building import named_config_keys
@@ -30,6 +30,7 @@ from scripts.runtime.config import load_config
 from scripts.runtime.errors import ConfigError
 from scripts.runtime.fit import fit_config
 from scripts.runtime.launch import Launch
+from scripts.runtime.model_options import checkpoint_activations, compile_image_network
 from scripts.runtime.preflight import check_evaluation
 from scripts.runtime.replacements import replaced
 from scripts.runtime.resumable_runner import ResumableRunner, bare_model
@@ -92,6 +93,7 @@ class OpusRunner(ResumableRunner):
 
     cfg: Config
     resolved_cfg: Config | None = None
+    _is_compiled = False
 
     def dump_config(self) -> None:
         """Write the config to the work dir."""
@@ -103,6 +105,23 @@ class OpusRunner(ResumableRunner):
             super().dump_config()
         finally:
             self.cfg = fitted
+
+    def train(self) -> nn.Module:
+        """Train, with activation checkpointing of this project's own; see mmengine."""
+        names = self.cfg.pop("activation_checkpointing", None)
+        if names is not None:
+            if self.cfg.get("compile"):
+                raise ConfigError(
+                    "activation_checkpointing and compile exclude each other: leave one of them out"
+                )
+            checkpoint_activations(bare_model(self), names)
+            self.logger.info(f"activations are computed twice to save memory: {names}")
+        return super().train()
+
+    def _maybe_compile(self, target: str) -> None:
+        """Compile the image network; mmengine would compile the whole step."""
+        if not self._is_compiled:
+            self._is_compiled = compile_image_network(bare_model(self), self.cfg.get("compile"))
 
     def register_hook(self, hook: Any, priority: Any = None) -> None:
         """Register a hook, with this project's in the place of mmengine's."""

@@ -133,9 +133,8 @@ def _explain(error: Exception, batches: Any) -> NoReturn:
     if isinstance(error, UserError):
         raise error
     if isinstance(error, RuntimeError) and _is_about_shared_memory(error):
-        raise SharedMemoryError(
-            f"/dev/shm has no room for a batch: {_MORE_SHARED_MEMORY}"
-        ) from error
+        sentence = f"/dev/shm has no room for a batch: {_MORE_SHARED_MEMORY}"
+        raise SharedMemoryError(sentence) from error
     is_broken = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
     sentence = _death_of_worker(batches, _GRACE_S if is_broken else 0.0)
     if sentence is None:

@@ -43,7 +43,10 @@ def fit_config(cfg: Config, launch: Launch, *, trains: bool = True) -> list[str]
         for key in ("loss_scale", "dtype", "use_fsdp"):
             wrapper.pop(key, None)
         if not is_bfloat16:
-            notes.append("no GPU: float16 is off, training runs in float32 (or dtype='bfloat16')")
+            notes.append(
+                "no GPU: mixed precision is off, training runs in float32 (the CPU has "
+                "optim_wrapper.dtype=bfloat16)"
+            )
     if launch.is_distributed:
         cfg.launcher = "pytorch"
         if on_cpu:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from scripts.runtime.errors import (
 )
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the evaluation of a slow rank must fit in
+
+GRACE_S = 3.0  # from a broken connection on; the launcher shall see the cause end first
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ def launched() -> Iterator[Launch]:
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
+        time.sleep(GRACE_S)
         raise LostProcessError(f"{LOST_PROCESS}, see its message: go on with --resume") from error
     finally:
         dist.destroy_process_group()

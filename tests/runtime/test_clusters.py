@@ -108,11 +108,12 @@ def test_two_tasks_of_srun_are_one_training_without_a_common_disk(
     for folder in folders:
         folder.mkdir()
 
+    arguments = ["--config", str(config), "--work-dir", "run", "--resume"]
+
     def srun(epochs: int, step: int) -> list[str]:
         group = [
             jobs.Job(
-                ["--config", str(config), "--work-dir", "run", "--resume"]
-                + ["--cfg-options", f"max_epochs={epochs}"],
+                [*arguments, "--cfg-options", f"max_epochs={epochs}"],
                 folder / f"{step}.out",
                 dict(
                     SLURM_PROCID=str(rank),
@@ -216,11 +217,11 @@ def test_restart_after_a_rank_was_killed(config: Path, tmp_path: Path) -> None:
 def test_signals_to_the_launcher(config: Path, tmp_path: Path, number: signal.Signals) -> None:
     """It hands them on; when it is killed, its processes save and end."""
     run = tmp_path / "run"
-    options = ["--cfg-options", "max_epochs=100000", "val_interval=None"]
-    process = dist_train("2", str(config), "--work-dir", str(run), *options[:2])
+    options = ["--cfg-options", "max_epochs=100000"]
+    process = dist_train("2", str(config), "--work-dir", str(run), *options)
     assert process.stdout is not None
     for line in process.stdout:
-        if "Epoch(train) [1][6/6]" in line:
+        if "Epoch(train)" in line:
             break
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(number)

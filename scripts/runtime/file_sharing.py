@@ -40,9 +40,9 @@ def share_file(path: str, *, by_time: bool) -> None:
             os.utime(path, ns=(times[0][1], times[0][1]))
     except OSError as error:
         failure = error
-    for error in of_every_process(failure):
-        if error is not None:
-            raise error
+    for other in of_every_process(failure):
+        if other is not None:
+            raise other
 
 
 def _identity(path: str) -> tuple[int, int] | None:

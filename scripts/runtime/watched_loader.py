@@ -136,12 +136,12 @@ def _explain(error: Exception, batches: Any) -> NoReturn:
         sentence = f"/dev/shm has no room for a batch: {_MORE_SHARED_MEMORY}"
         raise SharedMemoryError(sentence) from error
     is_broken = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
-    sentence = _death_of_worker(batches, _GRACE_S if is_broken else 0.0)
-    if sentence is None:
+    death = _death_of_worker(batches, _GRACE_S if is_broken else 0.0)
+    if death is None:
         raise error
-    if "/dev/shm" in sentence:
-        raise SharedMemoryError(sentence) from error
-    raise WorkerKilledError(sentence) from error
+    if "/dev/shm" in death:
+        raise SharedMemoryError(death) from error
+    raise WorkerKilledError(death) from error
 
 
 def _death_of_worker(batches: Any, patience: float) -> str | None:

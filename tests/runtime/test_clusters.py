@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,7 +231,14 @@ def test_signals_to_the_launcher(config: Path, tmp_path: Path, number: signal.Si
     assert process.returncode == (EXIT_INTERRUPTED if number == signal.SIGUSR1 else -number)
     assert (run / "interrupted.pth").is_file(), text[-3000:]
     assert len(children) >= 2
-    assert not any(Path(f"/proc/{child}/cmdline").exists() for child in children)
+    assert not any(is_running(child) for child in children)
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # empty: waits for its parent
+    except FileNotFoundError:
+        return False
 
 
 def test_shared_memory_that_is_too_small(tmp_path: Path) -> None:
@@ -247,17 +256,13 @@ def test_shared_memory_that_is_too_small(tmp_path: Path) -> None:
 
 def test_a_broken_connection_names_the_killed_worker() -> None:
     """The main process may notice the connection before the system reports the death."""
-    worker = subprocess.Popen(["sh", "-c", "sleep 0.3; kill -9 $$"])
-    killed = SimpleNamespace(
-        pid=worker.pid,
-        is_alive=lambda: worker.poll() is None,
-        join=lambda timeout: None,
-    )
-    type(killed).exitcode = property(lambda self: worker.poll())
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    assert worker.pid is not None
+    timer = threading.Timer(0.3, os.kill, (worker.pid, signal.SIGKILL))
+    timer.start()
+    batches = SimpleNamespace(_workers=[worker])
     with pytest.raises(WorkerKilledError) as error:
-        _explain(
-            ConnectionResetError(104, "Connection reset by peer"),
-            SimpleNamespace(_workers=[killed]),
-        )
+        _explain(ConnectionResetError(104, "Connection reset by peer"), batches)
     assert f"data worker {worker.pid} was killed by SIGKILL" in error.value.sentence
     assert "fewer workers" in error.value.sentence

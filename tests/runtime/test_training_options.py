@@ -38,6 +38,7 @@ def model(cfg: Config) -> nn.Module:
 
 def train(model: Any, wrapper: type[FiniteOptimWrapper] = FiniteOptimWrapper) -> list[float]:
     """Two steps; returns their losses."""
+    torch.manual_seed(1)  # dropout
     optimizer = wrapper(optimizer=torch.optim.SGD(model.parameters(), lr=1e-3))
     dataset = NanoDataset()
     losses = []
@@ -75,13 +76,13 @@ def test_bfloat16_on_the_cpu(
     assert fitted.optim_wrapper.type == "Bfloat16OptimWrapper"
     assert not {"dtype", "loss_scale"} & set(fitted.optim_wrapper)
 
-    other, seen = twin(cfg, model), []
+    other, image, points = twin(cfg, model), [], []
     convolution = next(m for m in model.img_neck.modules() if isinstance(m, nn.Conv2d))
-    convolution.register_forward_hook(lambda *a: seen.append(a[-1].dtype))
+    convolution.register_forward_hook(lambda *a: image.append(a[-1].dtype))
     head = next(m for m in model.pts_bbox_head.modules() if isinstance(m, nn.Linear))
-    head.register_forward_hook(lambda *a: seen.append(a[-1].dtype))
+    head.register_forward_hook(lambda *a: points.append(a[-1].dtype))
     losses = train(model, Bfloat16OptimWrapper)
-    assert set(seen[::2]) | set(seen[1::2]) == {torch.bfloat16, torch.float32}
+    assert set(image) == {torch.bfloat16} and set(points) == {torch.float32}
     assert losses == pytest.approx(train(other), rel=0.02)
     assert all(value.dtype != torch.bfloat16 for value in model.state_dict().values())
 
@@ -137,5 +138,5 @@ def test_compilation_that_cannot_be() -> None:
 
 
 def test_fully_sharded_training_is_refused_with_the_reason() -> None:
-    with pytest.raises(ConfigError, match="FlexibleRunner.*cannot be resumed exactly"):
+    with pytest.raises(ConfigError, match=r"FlexibleRunner.*cannot be resumed exactly"):
         _runner_class("FlexibleRunner")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -94,7 +94,7 @@ def launched() -> Iterator[Launch]:
             )
         torch.cuda.set_device(launch.local_rank)
     try:
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, **_restart_store(launch))
     except (dist.DistError, ValueError) as error:  # ValueError: a variable is missing or wrong
         reason = " ".join(str(error).split("\n")[0].split())
         raise ConfigError(
@@ -112,6 +112,22 @@ def launched() -> Iterator[Launch]:
         raise LostProcessError(f"{LOST_PROCESS}, see its message: go on with --resume") from error
     finally:
         dist.destroy_process_group()
+
+
+def _restart_store(launch: Launch) -> dict[str, Any]:
+    """Arguments of `init_process_group` for processes that torchrun has started anew.
+
+    Its store still holds the addresses of those that have ended, under the same names.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, launch.world_size, False, timeout=COLLECTIVE_TIMEOUT)
+    prefix = f"restart{restarts}of{launch.world_size}"
+    return dict(
+        store=dist.PrefixStore(prefix, store), rank=launch.rank, world_size=launch.world_size
+    )
 
 
 def _end_with_the_launcher() -> None:

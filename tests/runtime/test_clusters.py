@@ -215,6 +215,22 @@ def test_restart_after_a_rank_was_killed(config: Path, tmp_path: Path) -> None:
     assert read_checkpoint(run / "epoch_3.pth")["meta"]["iter"] == 18
 
 
+def test_restart_by_torchrun_itself(config: Path, tmp_path: Path) -> None:
+    """Its store still holds the addresses of the processes that have ended."""
+    run = tmp_path / "run"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, "--max-restarts", "1", str(ROOT / "train.py"), "--resume"]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TINY_KILLED": str(tmp_path / "killed")}
+    env["PYTHONPATH"] = os.pathsep.join([str(HERE), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, *command, "--config", str(config), "--work-dir", str(run)],
+        env=env, text=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "epoch_1.pth: 1 epochs, 6 iterations done" in done.stdout
+    assert read_checkpoint(run / "epoch_3.pth")["meta"]["iter"] == 18
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
 def test_signals_to_the_launcher(config: Path, tmp_path: Path, number: signal.Signals) -> None:
     """It hands them on; when it is killed, its processes save and end."""

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
 
 from scripts.runtime.building import named_config_keys
-from scripts.runtime.checkpoint_files import remove_leftovers
+from scripts.runtime.checkpoint_files import pointed_checkpoint, remove_leftovers
 from scripts.runtime.command_line import CommandParser, run_command
+from scripts.runtime.errors import LAUNCHED, RESTARTS
 from scripts.runtime.finite_steps import FiniteStepsHook
 from scripts.runtime.hooks import StopOnSignalHook
 from scripts.runtime.host_allocator import keep_freed_memory
-from scripts.runtime.launch import launched, leave
+from scripts.runtime.launch import Launch, launched, leave
 from scripts.runtime.runner import add_common_arguments, build_runner, prepare_config
-from scripts.runtime.weights_origin import find_origin
+from scripts.runtime.weights_origin import checkpoint_folders, find_origin
+from scripts.runtime.work_dir_lock import locked_work_dir
 
 
 def command_parser() -> CommandParser:
@@ -50,21 +56,39 @@ def train(args: argparse.Namespace) -> None:
     keep_freed_memory()
     with launched() as launch:
         cfg = prepare_config(args.config, args.cfg_options, args.work_dir)
-        origin = find_origin(
-            cfg,
-            resume=args.resume,
-            load_from=args.load_from,
-            drop_mismatched=args.drop_mismatched,
-        )
-        if launch.is_main:
-            remove_leftovers(cfg.work_dir)
-        runner = build_runner(cfg, launch, origin)
-        if not any(isinstance(hook, FiniteStepsHook) for hook in runner.hooks):
-            runner.register_hook(FiniteStepsHook())
-        runner.register_hook(StopOnSignalHook())
-        # Data sets, optimiser and loops are built in train(), hence the named keys.
-        with runner.stop_signals.installed(), named_config_keys(cfg):
-            runner.train()
+        with locked_work_dir(cfg.work_dir, launch):
+            _train(args, cfg, launch)
+
+
+def _train(args: argparse.Namespace, cfg: Config, launch: Launch) -> None:
+    goes_on = _is_restart_with_checkpoint(cfg)
+    origin = find_origin(
+        cfg,
+        resume="auto" if goes_on else args.resume,
+        load_from=None if goes_on else args.load_from,
+        drop_mismatched=args.drop_mismatched and not goes_on,
+    )
+    if launch.is_main:
+        remove_leftovers(cfg.work_dir)
+    runner = build_runner(cfg, launch, origin)
+    if not any(isinstance(hook, FiniteStepsHook) for hook in runner.hooks):
+        runner.register_hook(FiniteStepsHook())
+    runner.register_hook(StopOnSignalHook())
+    # Data sets, optimiser and loops are built in train(), hence the named keys.
+    with runner.stop_signals.installed(), named_config_keys(cfg):
+        runner.train()
+
+
+def _is_restart_with_checkpoint(cfg: Config) -> bool:
+    """Whether the launcher has started the processes anew after they had saved a checkpoint.
+
+    A checkpoint that was there before the launcher is none of this run. Only what the first process
+    finds counts, see `find_origin`.
+    """
+    if not int(os.environ.get(RESTARTS, "0")):
+        return False
+    path = pointed_checkpoint(cfg.work_dir, [Path(cfg.work_dir), *checkpoint_folders(cfg)])
+    return path is not None and path.stat().st_mtime >= float(os.environ[LAUNCHED])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

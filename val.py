@@ -6,7 +6,6 @@ Predictions on disk, of this or another system, are scored without a model by `-
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from scripts.runtime.command_line import run_command
 from scripts.runtime.evaluators import choose_masks, save_outputs
 from scripts.runtime.hooks import peak_memory_mb
 from scripts.runtime.host_allocator import keep_freed_memory
-from scripts.runtime.launch import launched
+from scripts.runtime.launch import launched, leave
 from scripts.runtime.report import report_table, score_report, write_report
 from scripts.runtime.runner import bare_model, build_runner, prepare_config
 from scripts.runtime.weights_origin import OriginKind, WeightsOrigin
@@ -88,4 +87,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

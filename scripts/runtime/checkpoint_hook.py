@@ -10,6 +10,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from scripts.runtime.agreement import of_every_process
 from scripts.runtime.checkpoint_files import CheckpointWriteError, write_pointer
 
 
@@ -64,6 +65,7 @@ class DurableCheckpointHook(CheckpointHook):
         stored = runner.message_hub.runtime_info.get("keep_ckpt_ids", [])
         names = {step: self.filename_tmpl.format(step) for step in stored if type(step) is int}
         steps = [step for step, name in names.items() if (folder / name).is_file()]
+        steps = of_every_process(steps)[0]  # the first process alone may see the files
         runner.message_hub.update_info("keep_ckpt_ids", steps)
         super().before_train(runner)
         self.file_backend = _DeferredRemoval(self.file_backend)
@@ -123,7 +125,8 @@ class DurableCheckpointHook(CheckpointHook):
             if self.max_keep_ckpts <= 0 or len(kept) < 2 or error.missing_bytes is None:
                 raise
             oldest = Path(self.out_dir, self.filename_tmpl.format(kept[0]))
-            if not oldest.is_file() or oldest.stat().st_size < error.missing_bytes:
+            makes_room = oldest.is_file() and oldest.stat().st_size >= error.missing_bytes
+            if not of_every_process(makes_room)[0]:
                 raise
             self._remove(kept.pop(0))
             save()

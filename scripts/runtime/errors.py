@@ -15,8 +15,10 @@ from models.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-# Set by scripts/runtime/torchrun.py, which prints the sentences of its processes, each once.
+# Set by scripts/runtime/torchrun.py, which prints the sentences of its processes, each once, to the
+# time of its start in seconds.
 LAUNCHED = "OPUS_LAUNCHED"
+RESTARTS = "OPUS_RESTARTS"  # how often it has started its processes anew
 
 # Operating-system errors about a file that the user can put right, and what to say about the file.
 _ABOUT_A_FILE = {
@@ -43,6 +45,29 @@ _ABOUT_THE_MACHINE = {
 
 class ConfigError(UserError, ValueError):
     """A configuration or a command-line option asks for something that does not exist."""
+
+
+class LostProcessError(UserError, RuntimeError):
+    """Another process of a distributed run has ended; its own message tells the reason."""
+
+
+LOST_PROCESS = "another process of the run has ended"
+# How gloo and NCCL report the end of another process in a collective operation.
+_LOST_CONNECTION = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Connection refused",
+    "remote process exited",
+    "NCCL communicator was aborted",
+)
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective operation failed since another process has ended."""
+    text = str(error)
+    is_collective = type(error).__name__.startswith("Dist") or "gloo" in text or "NCCL" in text
+    return is_collective and any(words in text for words in _LOST_CONNECTION)
 
 
 class TrainingInterrupted(Exception):  # noqa: N818 - an event, not an error
@@ -102,16 +127,13 @@ def run_entry_point(
         0, EXIT_USER_ERROR after an error that the user can put right (one line on standard error),
         or EXIT_INTERRUPTED. Defects are raised on, with their traceback.
     """
-    rank = os.environ.get("RANK")
-    name = Path(sys.argv[0]).name
-    prefix = f"{name}: " if rank is None else f"{name} [rank {rank}]: "
     try:
         main()
     except TrainingInterrupted as stop:
-        print(prefix + str(stop), file=sys.stderr)
+        print(_prefix() + str(stop), file=sys.stderr)
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        print(prefix + interrupted, file=sys.stderr)
+        print(_prefix() + interrupted, file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
         sentence = describe(error)
@@ -120,9 +142,14 @@ def run_entry_point(
         if _shows_tracebacks(debug):
             traceback.print_exc()
         if not _left_to_launcher(sentence):
-            print(prefix + sentence, file=sys.stderr)
+            print(_prefix() + sentence, file=sys.stderr)
         return EXIT_USER_ERROR
     return 0
+
+
+def _prefix() -> str:
+    name, rank = Path(sys.argv[0]).name, os.environ.get("RANK")
+    return f"{name}: " if rank is None else f"{name} [rank {rank}]: "
 
 
 def _left_to_launcher(sentence: str) -> bool:

@@ -6,7 +6,8 @@ A skipped step leaves weights, optimiser and buffers (batch-norm statistics) as 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,17 @@ class FiniteOptimWrapper(_FiniteSteps):
         self.skipped = self._is_bad()
         if not self.skipped:
             super().step(**kwargs)
+
+
+@OPTIM_WRAPPERS.register_module()
+class Bfloat16OptimWrapper(FiniteOptimWrapper):
+    """MMEngine's AmpOptimWrapper with `dtype='bfloat16'`, on the CPU: it needs no loss scale."""
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Run the forward pass in mixed precision."""
+        with super().optim_context(model), torch.autocast("cpu", torch.bfloat16):
+            yield
 
 
 @OPTIM_WRAPPERS.register_module()

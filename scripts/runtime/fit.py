@@ -17,8 +17,8 @@ def fit_config(cfg: Config, launch: Launch, *, trains: bool = True) -> list[str]
     - `batch_size` at the top of the config is the total over all processes: each gets its share.
       A batch size of the training loader itself is that of one process, as in MMEngine.
     - A data loader without workers keeps no settings of workers (torch refuses them).
-    - On the CPU mixed precision is off (MMEngine's AmpOptimWrapper refuses the CPU) and the
-      data-parallel wrapper gets no device number.
+    - On the CPU mixed precision is bfloat16, where the config asks for it, or off (MMEngine's
+      AmpOptimWrapper refuses the CPU), and the data-parallel wrapper gets no device number.
 
     Args:
         cfg: The resolved config.
@@ -38,10 +38,15 @@ def fit_config(cfg: Config, launch: Launch, *, trains: bool = True) -> list[str]
     on_cpu = not torch.cuda.is_available()
     wrapper = cfg.get("optim_wrapper")
     if on_cpu and wrapper is not None and wrapper.get("type") == "AmpOptimWrapper":
-        wrapper.type = "OptimWrapper"
+        is_bfloat16 = wrapper.get("dtype") in ("bfloat16", torch.bfloat16)
+        wrapper.type = "Bfloat16OptimWrapper" if is_bfloat16 else "OptimWrapper"
         for key in ("loss_scale", "dtype", "use_fsdp"):
             wrapper.pop(key, None)
-        notes.append("no GPU: mixed precision is off, training runs in float32")
+        if not is_bfloat16:
+            notes.append(
+                "no GPU: mixed precision is off, training runs in float32 (the CPU has "
+                "optim_wrapper.dtype=bfloat16)"
+            )
     if launch.is_distributed:
         cfg.launcher = "pytorch"
         if on_cpu:

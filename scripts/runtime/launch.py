@@ -1,22 +1,34 @@
-"""Start of one process or of one among many (torchrun): process group, device, threads."""
+"""Start of one process or of one among many (torchrun, srun, mpirun): process group, device."""
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
-from scripts.runtime.errors import ConfigError
+from scripts.runtime.cluster import adopt_cluster_variables
+from scripts.runtime.errors import (
+    LAUNCHED,
+    LOST_PROCESS,
+    ConfigError,
+    LostProcessError,
+    is_lost_connection,
+)
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the evaluation of a slow rank must fit in
+
+GRACE_S = 3.0  # from a broken connection on; the launcher shall see the cause end first
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class Launch:
 
     @property
     def is_distributed(self) -> bool:
-        """Whether torchrun started this process."""
+        """Whether this process is one of a group."""
         return dist.is_available() and dist.is_initialized()
 
     @property
@@ -55,17 +67,22 @@ def leave(code: int) -> NoReturn:
 
 @contextmanager
 def launched() -> Iterator[Launch]:
-    """Join the process group that torchrun describes in the environment; alone without one.
+    """Join the process group that the environment describes; alone without one.
+
+    The variables of torchrun describe it, or those of `srun` and `mpirun`.
 
     The group is made here and not by mmengine's `init_dist`, which selects a CUDA device also for
     gloo and so fails on a CPU build of torch. NCCL where there are GPUs, gloo elsewhere.
 
     Raises:
         ConfigError: More processes than GPUs on this machine, or a wrong environment.
+        LostProcessError: Another process of the group has ended.
     """
+    adopt_cluster_variables()
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Launch()
         return
+    _end_with_the_launcher()
     launch = Launch(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK", "0"))
     backend = "gloo"
     if torch.cuda.is_available():
@@ -77,7 +94,7 @@ def launched() -> Iterator[Launch]:
             )
         torch.cuda.set_device(launch.local_rank)
     try:
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, **_restart_store(launch))
     except (dist.DistError, ValueError) as error:  # ValueError: a variable is missing or wrong
         reason = " ".join(str(error).split("\n")[0].split())
         raise ConfigError(
@@ -86,8 +103,37 @@ def launched() -> Iterator[Launch]:
         ) from error
     try:
         yield launch
+        # Nobody closes connections that others still use.
+        dist.barrier(device_ids=[launch.local_rank] if backend == "nccl" else None)
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        time.sleep(GRACE_S)
+        raise LostProcessError(f"{LOST_PROCESS}, see its message: go on with --resume") from error
     finally:
         dist.destroy_process_group()
+
+
+def _restart_store(launch: Launch) -> dict[str, Any]:
+    """Arguments of `init_process_group` for processes that torchrun has started anew.
+
+    Its store still holds the addresses of those that have ended, under the same names.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, launch.world_size, False, timeout=COLLECTIVE_TIMEOUT)
+    prefix = f"restart{restarts}of{launch.world_size}"
+    return dict(
+        store=dist.PrefixStore(prefix, store), rank=launch.rank, world_size=launch.world_size
+    )
+
+
+def _end_with_the_launcher() -> None:
+    """Have the system send SIGTERM when the launcher is killed, so that no process is left."""
+    if os.environ.get(LAUNCHED) and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _number(name: str, default: str | None = None) -> int:

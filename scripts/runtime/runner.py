@@ -15,7 +15,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from scripts.runtime import schedules
 from scripts.runtime.building import named_config_keys
@@ -29,6 +29,7 @@ from scripts.runtime.config import load_config
 from scripts.runtime.errors import ConfigError
 from scripts.runtime.fit import fit_config
 from scripts.runtime.launch import Launch
+from scripts.runtime.model_options import checkpoint_activations, compile_image_network
 from scripts.runtime.preflight import check_evaluation
 from scripts.runtime.replacements import replaced
 from scripts.runtime.resumable_runner import ResumableRunner, bare_model
@@ -96,6 +97,7 @@ class OpusRunner(ResumableRunner):
 
     cfg: Config
     resolved_cfg: Config | None = None
+    _is_compiled = False
 
     def dump_config(self) -> None:
         """Write the config to the work dir."""
@@ -107,6 +109,23 @@ class OpusRunner(ResumableRunner):
             super().dump_config()
         finally:
             self.cfg = fitted
+
+    def train(self) -> nn.Module:
+        """Train, with activation checkpointing of this project's own; see mmengine."""
+        names = self.cfg.pop("activation_checkpointing", None)
+        if names is not None:
+            if self.cfg.get("compile"):
+                raise ConfigError(
+                    "activation_checkpointing and compile exclude each other: leave one of them out"
+                )
+            checkpoint_activations(bare_model(self), names)
+            self.logger.info(f"activations are computed twice to save memory: {names}")
+        return super().train()
+
+    def _maybe_compile(self, target: str) -> None:
+        """Compile the image network; mmengine would compile the whole step."""
+        if not self._is_compiled:
+            self._is_compiled = compile_image_network(bare_model(self), self.cfg.get("compile"))
 
     def register_hook(self, hook: Any, priority: Any = None) -> None:
         """Register a hook, with this project's in the place of mmengine's."""
@@ -127,8 +146,15 @@ class OpusRunner(ResumableRunner):
         return built
 
     def build_evaluator(self, evaluator: Any) -> Any:
-        """Build an evaluator whose processes leave together when one was told to stop."""
+        """Build an evaluator whose processes leave together when one was told to stop.
+
+        Results are gathered by the process group, also those of metrics that gather them through
+        files: machines may share no disk.
+        """
         built = super().build_evaluator(evaluator)
+        for metric in getattr(built, "metrics", []):
+            if getattr(metric, "collect_device", "") == "cpu" and metric.collect_dir is None:
+                metric.collect_device = "gpu"  # mmengine's name of that way, with gloo as well
         if type(built) is Evaluator:
             built.__class__ = StoppableEvaluator
             built.stop_signals = self.stop_signals

@@ -4,7 +4,8 @@
 
 This is torchrun with readable ends: a sentence that several processes have ended with is printed
 once, and the exit code is that of the process that failed first. NNODES, NODE_RANK, MASTER_ADDR and
-MASTER_PORT describe a run on several machines.
+MASTER_PORT describe a run on several machines. MAX_RESTARTS is how often processes that crashed or
+were killed are started anew; train.py then goes on from the checkpoint that they have saved.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from scripts.runtime.errors import (
     EXIT_INTERRUPTED,
     EXIT_USER_ERROR,
     LAUNCHED,
+    LOST_PROCESS,
+    RESTARTS,
     ConfigError,
     run_entry_point,
 )
@@ -51,12 +56,42 @@ def launch(words: Sequence[str]) -> int:
     if len(words) < 2:
         raise ConfigError("give the number of processes and the script that they run")
     processes = _count(words[0], "the number of processes")
-    options = [*_machines(), "--nproc_per_node", str(processes), *words[1:]]
+    machines = _machines()
+    restarts = _count(os.environ.get("MAX_RESTARTS", "0"), "MAX_RESTARTS", 0)
+    if restarts and "--standalone" not in machines:
+        raise ConfigError(
+            "MAX_RESTARTS starts the processes of one machine anew, and NNODES is not 1: leave it "
+            "out and start all machines again with --resume, or use torchrun with --max-restarts, "
+            "--rdzv-backend c10d and --resume"
+        )
+    # SIGUSR1 and SIGUSR2 stop a training, see `StopSignals`: hand them on.
+    signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+    options = [*machines, "--signals_to_handle", signals]
+    options += ["--nproc_per_node", str(processes), *words[1:]]
     # torchrun would set 1 thread for each process; share the cores instead.
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
-    os.environ[LAUNCHED] = "1"
+    os.environ[LAUNCHED] = str(time.time())
 
+    script = Path(words[1]).name
+    for restart in range(restarts + 1):
+        os.environ[RESTARTS] = str(restart)
+        code, is_final = _run_once(options, script)
+        if is_final or restart == restarts:
+            break
+        print(
+            f"{script}: restart {restart + 1} of {restarts} from the last checkpoint",
+            file=sys.stderr,
+        )
+    return code
+
+
+def _run_once(options: Sequence[str], script: str) -> tuple[int, bool]:
+    """Start the processes and wait for them.
+
+    Returns:
+        The exit code, and whether it is of no use to start them anew.
+    """
     from torch.distributed import DistError, run  # slow to import: wrong numbers are told before
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -65,17 +100,32 @@ def launch(words: Sequence[str]) -> int:
     try:
         run.run(run.parse_args(options))
     except ChildFailedError as error:
-        _, first = error.get_first_failure()
-        return _report(Path(words[1]).name, error.failures, first.exitcode)
+        failures = _causes(error.failures)
+        first = min(failures.values(), key=lambda failure: failure.timestamp)
+        # A killed data worker is worth another try, as a killed process is.
+        is_final = first.exitcode in (EXIT_USER_ERROR, EXIT_INTERRUPTED) and not any(
+            words in first.message for words in ("was killed by", LOST_PROCESS)
+        )
+        return _report(script, failures, first.exitcode), is_final
     except SignalException:
-        return EXIT_INTERRUPTED  # the processes have told what was saved
+        return EXIT_INTERRUPTED, True  # the processes have told what was saved
     except DistError as error:
         raise ConfigError(
             f"the processes cannot meet at {os.environ.get('MASTER_ADDR', 'localhost')}, port "
             f"{os.environ.get('MASTER_PORT', '29500')} ({_first_line(error)}): set MASTER_ADDR to "
             "the first machine and MASTER_PORT to a port that is free there"
         ) from error
-    return 0
+    return 0, True
+
+
+def _causes(failures: Mapping[int, Any]) -> dict[int, Any]:
+    """Failures without those that only followed from another; all if there are no others."""
+    causes = {
+        rank: failure
+        for rank, failure in failures.items()
+        if LOST_PROCESS not in failure.message and failure.exitcode != -signal.SIGTERM
+    }
+    return causes or dict(failures)
 
 
 def _count(text: str, what: str, low: int = 1) -> int:
@@ -109,7 +159,7 @@ def _quieten() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _report(script: str, failures: dict, code: int) -> int:
+def _report(script: str, failures: Mapping[int, Any], code: int) -> int:
     """Print how the processes ended; returns the exit code of the whole."""
     if code == EXIT_USER_ERROR:
         ranks: dict[str, list[int]] = {}

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing.queues
+import os
 import signal
-from collections.abc import Iterator
-from typing import Any
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import torch
 from torch.utils.data import DataLoader
@@ -17,12 +23,27 @@ class WorkerKilledError(UserError, RuntimeError):
     """A data worker was killed, by the system or by a person."""
 
 
+# Exit codes of a worker that could not hand a batch over; torch's workers leave with 0 or 1.
+_EXIT_NO_SHARED_MEMORY, _EXIT_NOT_SENT = 81, 82
+_GRACE_S = 2.0  # from a broken connection until the worker at its end counts as dead
+_ABOUT_SHARED_MEMORY = ("No space left on device", "shared memory", "(shm)", "unable to mmap")
+_MORE_SHARED_MEMORY = (
+    "use fewer workers (num_workers of the data loader; with 0 none is needed), or make /dev/shm "
+    "larger (docker run --shm-size=8g, mount -o remount,size=8g /dev/shm)"
+)
+
+
+class SharedMemoryError(UserError, RuntimeError):
+    """The shared memory that data workers hand batches over in is full."""
+
+
 class WatchedDataLoader(DataLoader):
     """torch's DataLoader as the entry points use it.
 
     - While it waits for a batch, a stop signal raises `StopRequested`.
     - Its workers outlive signals to the process group.
     - A worker that was killed ends in one sentence, and never in the middle of an iteration.
+    - So does shared memory that is too small for a batch.
     - The seed of its workers is drawn from a generator of its own: starting them leaves torch's
       global generator as it is, so that a resumed run draws what an undisturbed one draws.
     """
@@ -36,7 +57,7 @@ class WatchedDataLoader(DataLoader):
             loader.__class__ = cls  # torch forbids to build it anew from its own parts
         assert isinstance(loader, cls)
         loader.stop_signals = stop_signals
-        loader.worker_init_fn = stop_signals.worker_init(loader.worker_init_fn)
+        loader.worker_init_fn = WorkerStart(stop_signals.worker_init(loader.worker_init_fn))
         if loader.generator is None:
             loader.generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
         return loader
@@ -47,10 +68,15 @@ class WatchedDataLoader(DataLoader):
         Raises:
             StopRequested: A signal arrived while the loader waited.
             WorkerKilledError: A data worker was killed.
+            SharedMemoryError: There is no room for a batch in /dev/shm.
         """
         before = signal.getsignal(signal.SIGCHLD)
-        with blocked_signals():
-            batches: Any = super().__iter__()
+        batches: Any = None
+        try:
+            with blocked_signals():
+                batches = super().__iter__()
+        except (RuntimeError, OSError, EOFError) as error:
+            _explain(error, getattr(self, "_iterator", None))  # workers of the epoch before
         # torch's handler would raise at any place of the program; the wait below notices as well.
         signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
         while True:
@@ -60,20 +86,81 @@ class WatchedDataLoader(DataLoader):
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError) as error:
-                sentence = _death_of_worker(batches)
-                if sentence is None:
-                    raise
-                raise WorkerKilledError(sentence) from error
+                _explain(error, batches)
             yield batch
 
 
-def _death_of_worker(batches: Any) -> str | None:
-    """Say which worker was killed by a signal; None if none was."""
-    for worker in getattr(batches, "_workers", []):
+class WorkerStart:
+    """What a data worker runs first: it ends when it cannot hand a batch over.
+
+    torch's queue would print the error and drop the batch, for which the main process then waits
+    for ever.
+    """
+
+    def __init__(self, original: Callable[[int], Any]) -> None:
+        self.original = original
+
+    def __call__(self, worker_id: int) -> None:
+        """Prepare this worker."""
+        queue: Any = multiprocessing.queues.Queue
+        queue._on_queue_feeder_error = staticmethod(_leave_without_batch)
+        self.original(worker_id)
+
+
+def _leave_without_batch(error: BaseException, batch: Any) -> None:
+    """End a worker whose queue could not send a batch; called in the thread that sends."""
+    if _is_about_shared_memory(error):
+        os._exit(_EXIT_NO_SHARED_MEMORY)
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(_EXIT_NOT_SENT)
+
+
+def _is_about_shared_memory(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "/dev/shm" in str(error.filename or "/dev/shm")
+    return isinstance(error, RuntimeError) and any(w in str(error) for w in _ABOUT_SHARED_MEMORY)
+
+
+def _explain(error: Exception, batches: Any) -> NoReturn:
+    """Raise what an error of the loader means.
+
+    Raises:
+        SharedMemoryError: A worker has found no room in /dev/shm.
+        WorkerKilledError: A worker was killed.
+        Exception: The error itself, which is none of the workers' end.
+    """
+    if isinstance(error, UserError):
+        raise error
+    if isinstance(error, RuntimeError) and _is_about_shared_memory(error):
+        sentence = f"/dev/shm has no room for a batch: {_MORE_SHARED_MEMORY}"
+        raise SharedMemoryError(sentence) from error
+    is_broken = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
+    death = _death_of_worker(batches, _GRACE_S if is_broken else 0.0)
+    if death is None:
+        raise error
+    if "/dev/shm" in death:
+        raise SharedMemoryError(death) from error
+    raise WorkerKilledError(death) from error
+
+
+def _death_of_worker(batches: Any, patience: float) -> str | None:
+    """Say which worker has ended by a signal or without room; None if none has."""
+    workers = getattr(batches, "_workers", [])
+    end = time.monotonic() + patience
+    while time.monotonic() < end and all(worker.is_alive() for worker in workers):
+        time.sleep(0.05)
+    for worker in workers:
         worker.join(timeout=0)
-        if worker.exitcode is None or worker.exitcode >= 0:
+        code = worker.exitcode
+        if code in (_EXIT_NO_SHARED_MEMORY, -signal.SIGBUS):
+            return (
+                f"data worker {worker.pid} found no room for a batch in /dev/shm: "
+                f"{_MORE_SHARED_MEMORY}, and go on with --resume"
+            )
+        if code is None or code >= 0:
             continue
-        name = signal.Signals(-worker.exitcode).name
+        name = signal.Signals(-code).name
         reason = " (the system does so when memory runs out)" if name == "SIGKILL" else ""
         return (
             f"data worker {worker.pid} was killed by {name}{reason}: use fewer workers "

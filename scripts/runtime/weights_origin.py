@@ -17,6 +17,7 @@ from scripts.runtime.agreement import of_every_process, of_first_process
 from scripts.runtime.checkpoint import read_checkpoint, revised_weights
 from scripts.runtime.checkpoint_files import find_newest_checkpoint, stored_facts
 from scripts.runtime.errors import ConfigError
+from scripts.runtime.file_sharing import share_file
 
 
 class OriginKind(Enum):
@@ -119,7 +120,8 @@ def find_origin(
 ) -> WeightsOrigin:
     """Decide where the weights of a training come from, with a look at its work dir.
 
-    The first process looks, and sets damaged checkpoints aside; the others follow it.
+    The first process looks, and sets damaged checkpoints aside; the others follow it, and get its
+    file where they do not share its disk.
 
     Args:
         cfg: The merged config, with its work dir.
@@ -132,6 +134,8 @@ def find_origin(
     """
     origin = of_first_process(lambda: _look(cfg, resume, load_from, drop_mismatched))
     assert isinstance(origin, WeightsOrigin)
+    if origin.path is not None and "://" not in origin.path:
+        share_file(origin.path, by_time=origin.kind is OriginKind.RESUME)
     return origin
 
 

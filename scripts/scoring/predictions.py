@@ -24,6 +24,7 @@ from loaders.predictions import load_prediction, prediction_path
 from loaders.sample import OccSample
 from models.errors import does_not_exist
 from scripts.runtime.atomic_write import check_file_target, check_folder_target
+from scripts.runtime.cluster import adopt_cluster_variables
 from scripts.runtime.command_line import CommandParser, number_from, run_command
 from scripts.runtime.config import load_config
 from scripts.runtime.errors import ConfigError
@@ -112,6 +113,7 @@ def evaluate_predictions(args: argparse.Namespace) -> dict[str, Any]:
         MissingDataError: A prediction is missing.
         BadDataError: A prediction is broken or does not fit.
     """
+    adopt_cluster_variables()
     if int(os.environ.get("RANK", "0")):
         return {}
     workers = args.workers

@@ -6,6 +6,7 @@ other. Each is the leader of a process group, as a shell's job is.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+EXIT_NOT_ALLOWED = 77
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     ["train", "loaders.register", "nano_parts", "mmdet.models", "mmdet3d.models", "torch._dynamo"]
@@ -109,6 +111,17 @@ def start_group(
     ]
 
 
+def _limit_shared_memory(size: str) -> bool:
+    """Give this process a small /dev/shm of its own; needs the rights to mount."""
+    libc = ctypes.CDLL(None)
+    new_namespace, private = 0x20000, 0x44000  # CLONE_NEWNS; MS_REC | MS_PRIVATE
+    return (
+        libc.unshare(new_namespace) == 0
+        and libc.mount(None, b"/", None, private, None) == 0
+        and libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, f"size={size}".encode()) == 0
+    )
+
+
 def _run(arguments: list[str], output: str, environment: dict[str, str]) -> None:
     os.setsid()
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -116,6 +129,8 @@ def _run(arguments: list[str], output: str, environment: dict[str, str]) -> None
     os.dup2(descriptor, 2)
     os.environ.update(environment)
     os.chdir(environment.get("JOB_FOLDER", "."))
+    if "JOB_SHM" in environment and not _limit_shared_memory(environment["JOB_SHM"]):
+        sys.exit(EXIT_NOT_ALLOWED)
     import torch
 
     import train

@@ -17,6 +17,7 @@ SHELL_FILES = [
     "scripts/runtime/torchrun.sh",
     "dist_train.sh",
     "dist_val.sh",
+    "scripts/slurm/train.sbatch",
     ".ci/run",
 ]
 

@@ -55,6 +55,11 @@ def _log_step(indices: Sequence[int]) -> None:
 
 
 def _maybe_disturb(step: int) -> None:
+    """Disturb the run at a step; what TINY_KILLED names is made when rank 1 kills itself."""
+    killed = os.environ.get("TINY_KILLED")
+    if killed and os.environ.get("RANK") == "1" and step == 8 and not os.path.exists(killed):
+        open(killed, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get("RANK", "0") != "0":
         return
     if os.environ.get("TINY_INTERRUPT_AT") == str(step):

@@ -1,0 +1,101 @@
+"""Options of the Runner that change how a model computes: activation checkpointing, compilation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from scripts.runtime.errors import ConfigError
+from scripts.runtime.settings import did_you_mean
+
+IMAGE_NETWORK = ("img_backbone", "img_neck")
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def checkpoint_activations(model: nn.Module, names: Sequence[str] | str) -> None:
+    """Have modules keep their inputs alone, and compute the rest anew in the backward pass.
+
+    The second computation draws the same random numbers, and batch norms learn from the first
+    alone, so that the trained model is the same. (MMEngine's way
+    computes no gradient of a module whose input has none, such as the image backbone, and updates
+    batch norms twice.)
+
+    Args:
+        model: The model, changed in place.
+        names: Modules by name, e.g. `img_backbone.layer3`.
+
+    Raises:
+        ConfigError: The model has no such module.
+    """
+    modules = dict(model.named_modules())
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, (list, tuple)):
+        raise ConfigError(f"activation_checkpointing is {names!r}: give a list of modules by name")
+    for name in names:
+        if not name or name not in modules:
+            raise ConfigError(
+                f"activation_checkpointing names '{name}', which is no module of the model"
+                f"{did_you_mean(str(name), modules)}"
+            )
+        module = modules[name]
+        module.forward = functools.partial(_forward, module, module.forward)
+
+
+def _forward(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), _resting_statistics(module)
+
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+
+@contextmanager
+def _resting_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of batch norms as they are."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
+def compile_image_network(model: nn.Module, options: Any) -> bool:
+    """Compile the image network of a model in place with `torch.compile`.
+
+    Head and losses work on sets whose size changes with the sample; they are not compiled.
+
+    Args:
+        model: The model; the names of its parameters stay.
+        options: The config's `compile`: True, or arguments of `torch.compile`.
+
+    Returns:
+        Whether anything is compiled.
+
+    Raises:
+        ConfigError: The options are of another type, or the model has no image network.
+    """
+    if options is None or options is False:
+        return False
+    if options is not True and not isinstance(options, Mapping):
+        raise ConfigError(f"compile is {options!r}: set True, or dict(arguments of torch.compile)")
+    parts = [getattr(model, name) for name in IMAGE_NETWORK if hasattr(model, name)]
+    if not parts:
+        raise ConfigError(
+            "compile is for models with an image network (img_backbone): leave it out"
+        )
+    for part in parts:
+        part.compile(**({} if options is True else options))
+    return True

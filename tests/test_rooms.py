@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
 for library in ("golden", "sweep_infos", "data_checks", "toy_nuscenes", "scoring", "visualization"):
     ALLOWED[f"scripts.{library}"] = ALLOWED["scripts.runtime"] | {"scripts.runtime"}
 ALLOWED["scripts.fuzzing"] = ALLOWED["scripts.golden"] | {"scripts.sweep_infos"}
+ALLOWED["scripts.drills"] = ALLOWED["scripts.golden"]
 ALLOWED["scripts.toy_runs"] = {"models.errors", "scripts.runtime", "scripts.visualization"}
 LIBRARIES = set(ALLOWED) - {"scripts"}
 # Commands stand directly in scripts/ and, for the main ones, at the top level.

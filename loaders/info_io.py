@@ -156,14 +156,41 @@ def load_infos(path: str | os.PathLike[str]) -> InfoFile:
             values of a wrong type or shape.
     """
     content = load_pickle(path)
+    _refuse_other_style(content, path)
     if not isinstance(content, dict) or not isinstance(content.get("infos"), list):
         raise BadDataError(f"info file {path} has no list 'infos': {_REGENERATE}")
     infos, metadata = content["infos"], content.get("metadata", {})
     if not isinstance(metadata, dict):
         raise BadDataError(f"info file {path} has a broken 'metadata': {_REGENERATE}")
+    infos = [_with_names(info) for info in infos]
     check_metadata(metadata, path, _REGENERATE)
     check_infos(infos, path, _REGENERATE, INFO_KEYS)
     return InfoFile(infos, metadata)
+
+
+def _refuse_other_style(content: Any, path: str | os.PathLike[str]) -> None:
+    """Raises BadDataError if a file is one of mmdet3d, BEVDet, SparseBEV or SparseOcc."""
+    infos = content.get("infos") if isinstance(content, dict) else content
+    first = infos[0] if isinstance(infos, list) and infos else None
+    is_other = isinstance(content, dict) and "data_list" in content
+    if isinstance(first, dict) and not {"cam_sweeps", "scene_name"} <= first.keys():
+        is_other = is_other or {"token", "sweeps", "cams"} <= first.keys()
+    if is_other:
+        raise BadDataError(
+            f"info file {path} is one of mmdet3d, BEVDet, SparseBEV or SparseOcc, which lack names "
+            "of scenes and sweeps: complete it with python scripts/gen_sweep_info.py --from "
+            f"{path} --data-root DATA_ROOT --version VERSION"
+        )
+
+
+def _with_names(info: Any) -> Any:
+    """Returns an info with what OPUS-V1's sweep script leaves out.
+
+    Scenes have names there, which serve as tokens; OpenOccupancy's labels cannot be found.
+    """
+    if isinstance(info, dict) and {"scene_name", "cam_sweeps", "lidar_sweeps"} <= info.keys():
+        return {"scene_token": info["scene_name"], "lidar_token": "", **info}
+    return info
 
 
 def infos_fragment(infos: Sequence[dict[str, Any]]) -> bytes:
@@ -285,6 +312,32 @@ def info_file_name(version: str, split: str) -> str:
     part = version.removeprefix("v1.0-")
     suffix = "" if part in ("trainval", "test") else f"_{part}"
     return f"nuscenes_infos_{split}{suffix}_sweep.pkl"
+
+
+class DataPaths:
+    """Makes the paths of an info file relative to the data root, where the files are in it.
+
+    Absolute paths stay as they are where the files are there and not under the data root, which is
+    looked up once for each folder.
+
+    Args:
+        data_root: Folder of the data set; None makes all paths relative.
+    """
+
+    def __init__(self, data_root: str | os.PathLike[str] | None) -> None:
+        self._root = None if data_root is None else Path(data_root)
+        self._is_elsewhere: dict[str, bool] = {}
+
+    def __call__(self, path: str) -> str:
+        """Returns the path of a sensor file."""
+        inner = relative_data_path(path)
+        if self._root is None or inner == path or not Path(path).is_absolute():
+            return inner
+        outer = path[: -len(inner)]
+        if outer not in self._is_elsewhere:
+            is_inside = (self._root / inner).exists()
+            self._is_elsewhere[outer] = not is_inside and Path(path).exists()
+        return path if self._is_elsewhere[outer] else inner
 
 
 def relative_data_path(path: str) -> str:

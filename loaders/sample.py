@@ -32,6 +32,8 @@ class OccSample:
         scene_name: Name of the scene (labels are filed under it).
         scene_token: nuScenes token of the scene.
         lidar_token: nuScenes token of the key frame's LiDAR sweep.
+        lidar_file: Name of the key frame's LiDAR file, without folders.
+        cameras: Names of the N cameras.
         data_root: Folder of the data set.
         img_paths: Files of the F images.
         img_timestamps: int64 [F], microseconds.
@@ -47,7 +49,9 @@ class OccSample:
         ray_origins: float64 [O, 3] metres in the occ frame before BEV flips, where RayIoU's rays
             start, or None.
         replaces: Index of the sample whose place this one takes because that cannot be loaded.
+        is_unlabelled: Whether the label file is missing, and may be.
         image_aug: The draw that all images of the sample share.
+        camera_augs: The same draw for each of the N cameras, whose images may differ in size.
         images: uint8 [F, H, W, 3] BGR, augmented.
         voxel_semantics: uint8 [X, Y, Z]; ``UNKNOWN_LABEL`` where the state is not known.
         mask_camera: bool [X, Y, Z], voxels that a camera sees.
@@ -69,13 +73,17 @@ class OccSample:
     pc_range: tuple[float, ...]
     voxel_size: tuple[float, ...]
     class_names: tuple[str, ...]
+    lidar_file: str = ""
+    cameras: tuple[str, ...] = ()
     rng: np.random.Generator | None = None
     ray_origins: npt.NDArray[np.float64] | None = None
     ego2occ: npt.NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
     lidar2ego: npt.NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
     lidar: LidarFrames | None = None
     replaces: int | None = None
+    is_unlabelled: bool = False
     image_aug: ImageAugParams | None = None
+    camera_augs: tuple[ImageAugParams, ...] = ()
     images: npt.NDArray[np.uint8] | None = None
     voxel_semantics: npt.NDArray[np.uint8] | None = None
     mask_camera: npt.NDArray[np.bool_] | None = None

@@ -19,7 +19,15 @@ ALLOWED: dict[str, set[str]] = {
     "scripts.build": {"scripts.runtime"},
     "scripts.runtime": {"models", "models.ops", "models.errors", "loaders"},
 }
-for library in ("golden", "sweep_infos", "data_checks", "toy_nuscenes", "scoring", "visualization"):
+for library in (
+    "checkpoints",
+    "golden",
+    "sweep_infos",
+    "data_checks",
+    "toy_nuscenes",
+    "scoring",
+    "visualization",
+):
     ALLOWED[f"scripts.{library}"] = ALLOWED["scripts.runtime"] | {"scripts.runtime"}
 ALLOWED["scripts.fuzzing"] = ALLOWED["scripts.golden"] | {"scripts.sweep_infos"}
 ALLOWED["scripts.drills"] = ALLOWED["scripts.golden"]
@@ -92,6 +100,11 @@ def test_an_upward_import_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"def f():\n    {line}\n")
         assert len(violations([path])) == 1, name
+
+
+def test_commands_are_thin() -> None:
+    for path in (ROOT / "scripts").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 10, path
 
 
 def test_no_command_patches_the_import_path() -> None:

@@ -6,6 +6,7 @@ sample (current first).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loaders.errors import BadDataError
-from loaders.info_io import relative_data_path
+from loaders.info_io import DataPaths
 
 # As many frames as the published tool chain looks back: 25 key frames with 5 sweeps each.
 MAX_HISTORY = 150
@@ -83,13 +84,18 @@ class FrameTable:
         return int(self.key_frame[sample] - self.scene_first[sample])
 
 
-def build_frame_table(infos: Sequence[Mapping[str, Any]], cameras: Sequence[str]) -> FrameTable:
+def build_frame_table(
+    infos: Sequence[Mapping[str, Any]],
+    cameras: Sequence[str],
+    data_root: str | os.PathLike[str] | None = None,
+) -> FrameTable:
     """Puts the camera frames of an info file into arrays.
 
     Args:
         infos: Key frames as :func:`loaders.info_io.load_infos` checks them; those of a scene may
             stand apart, and are ordered by time.
         cameras: Names of the N cameras in the order wanted.
+        data_root: Folder of the data set, see :class:`loaders.info_io.DataPaths`.
 
     Raises:
         BadDataError: If a key frame lacks a camera.
@@ -106,8 +112,12 @@ def build_frame_table(infos: Sequence[Mapping[str, Any]], cameras: Sequence[str]
         for i in members:
             frames += _frames_up_to_key(infos[i], cameras)
             key_frame[i], scene_first[i], scene_samples[i] = len(frames) - 1, first, shared
-    return FrameTable(**_stack_frames(frames), key_frame=key_frame, scene_first=scene_first,
-                      scene_samples=scene_samples)  # fmt: skip
+    return FrameTable(
+        **_stack_frames(frames, DataPaths(data_root)),
+        key_frame=key_frame,
+        scene_first=scene_first,
+        scene_samples=scene_samples,
+    )
 
 
 def _frames_up_to_key(
@@ -117,8 +127,9 @@ def _frames_up_to_key(
     missing = [name for name in cameras if name not in info["cams"]]
     if missing:
         raise BadDataError(
-            f"key frame {info['token']} has no camera {missing[0]}: write the info file anew with "
-            "scripts/gen_sweep_info.py, or list the cameras the data has in the data set's config"
+            f"key frame {info['token']} has no camera {missing[0]}, but {', '.join(info['cams'])}: "
+            "set cameras in the config to those that the data has, or write the info file anew "
+            "with scripts/gen_sweep_info.py"
         )
     newest_first = [[info["cams"][name] for name in cameras]]
     for sweep in info["cam_sweeps"]:
@@ -128,7 +139,9 @@ def _frames_up_to_key(
     return newest_first[::-1]
 
 
-def _stack_frames(frames: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def _stack_frames(
+    frames: Sequence[Sequence[Mapping[str, Any]]], data_path: DataPaths
+) -> dict[str, Any]:
     flat = [cam for frame in frames for cam in frame]
     lead = (len(frames), len(frames[0]) if frames else 0)
 
@@ -136,7 +149,7 @@ def _stack_frames(frames: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, An
         values = np.array([cam[key] for cam in flat], dtype=np.float64)
         return values.reshape(*lead, *shape)
 
-    paths = [relative_data_path(str(cam["data_path"])).encode() for cam in flat]
+    paths = [data_path(str(cam["data_path"])).encode() for cam in flat]
     stored_rotation = gather("sensor2global_rotation", (3, 3))
     return {
         "paths": np.array(paths, dtype=np.bytes_).reshape(lead),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 
 from loaders.datasets.frames import FrameTable, build_frame_table, history_offsets
 from loaders.errors import BadDataError, LoaderConfigError, MissingDataError
-from loaders.info_io import CAMERAS, info_file_name, load_infos
+from loaders.info_io import CAMERAS, DataPaths, info_file_name, load_infos
 from loaders.lidar.frames import LidarTable, build_lidar_table
 from loaders.sample import OccSample
 from loaders.transforms.geometry import (
@@ -60,6 +60,8 @@ class OccupancyDataset(BaseDataset):
         on_error: What a missing or broken file of a sample does: 'raise' stops the run; with 'skip'
             the sample is logged and counted (``skipped``), and the next good one takes its place
             (in an evaluation, metrics leave that one out).
+        require_labels: Whether a missing label file is an error. Without, which is for evaluation
+            alone, such samples have no labels, and metrics leave them out.
         version: nuScenes version the info file must be of; None accepts any.
         cameras: Cameras in the order in which the images are stacked.
         train_interval: Range of the frame interval in training, in camera frames (12 Hz).
@@ -103,6 +105,7 @@ class OccupancyDataset(BaseDataset):
         with_ray_origins: bool = False,
         use_lidar: bool = False,
         on_error: Literal["raise", "skip"] = "raise",
+        require_labels: bool = True,
         version: str | None = None,
         cameras: Sequence[str] = CAMERAS,
         train_interval: tuple[int, int] = (4, 8),
@@ -124,6 +127,9 @@ class OccupancyDataset(BaseDataset):
         self.with_ray_origins = with_ray_origins
         self.use_lidar = use_lidar
         self.on_error = on_error
+        self.require_labels = require_labels
+        if not (require_labels or test_mode):
+            raise LoaderConfigError("require_labels=False needs test_mode=True: labels are learnt")
         self.version = version
         if ann_file is None:
             if version is None or split is None:
@@ -178,9 +184,11 @@ class OccupancyDataset(BaseDataset):
         content = load_infos(self.ann_file)
         self._check_version(content.metadata)
         infos = content.infos
-        self.frames: FrameTable = build_frame_table(infos, self.cameras)
+        self.frames: FrameTable = build_frame_table(infos, self.cameras, self.data_root)
         self._check_images()
-        self.lidar: LidarTable | None = build_lidar_table(infos) if self.use_lidar else None
+        self.lidar: LidarTable | None = (
+            build_lidar_table(infos, self.data_root) if self.use_lidar else None
+        )
         self.timestamps = np.array([int(info["timestamp"]) for info in infos], dtype=np.int64)
         self.ego2global = _poses(infos, "ego2global")
         self.lidar2ego = _poses(infos, "lidar2ego")
@@ -188,7 +196,15 @@ class OccupancyDataset(BaseDataset):
         # In shared memory: workers mark what they skip.
         self._skipped = torch.zeros(len(infos), dtype=torch.bool).share_memory_()
         names = ("token", "scene_name", "scene_token", "lidar_token")
-        return [{"row": i, **{key: infos[i][key] for key in names}} for i in range(len(infos))]
+        data_path = DataPaths(self.data_root)
+        return [
+            {
+                "row": i,
+                "lidar_path": data_path(info["lidar_path"]),
+                **{key: info[key] for key in names},
+            }
+            for i, info in enumerate(infos)
+        ]
 
     def get_sample(self, idx: int, position: int | None = None) -> OccSample:
         """Returns sample ``idx`` as the pipeline receives it (no images or labels yet).
@@ -225,6 +241,8 @@ class OccupancyDataset(BaseDataset):
             scene_name=info["scene_name"],
             scene_token=info["scene_token"],
             lidar_token=info["lidar_token"],
+            lidar_file=PurePosixPath(info["lidar_path"].replace("\\", "/")).name,
+            cameras=self.cameras,
             data_root=str(self.data_root),
             img_paths=[str(root / path.decode()) for path in self.frames.paths[rows].ravel()],
             img_timestamps=self.frames.timestamps[rows].ravel(),
@@ -270,7 +288,16 @@ class OccupancyDataset(BaseDataset):
         )
 
     def _run_pipeline(self, sample: OccSample) -> Any:
-        item = self.pipeline(sample)
+        item: Any = sample
+        for step in self.pipeline.transforms:
+            try:
+                item = step(item)
+            except MissingDataError:
+                if self.require_labels or not loads_labels(type(step).__name__):
+                    raise
+                item.is_unlabelled = True
+            if item is None:
+                break
         if item is None:
             raise BadDataError(
                 f"a transform returned None for sample {sample.sample_token}: set on_error='skip' "
@@ -318,6 +345,11 @@ class OccupancyDataset(BaseDataset):
                 f"skipped sample {idx} ({int(self._skipped.sum())} of {len(self)} so far): {error}"
             )
             print_log(text, logger="current", level=logging.WARNING)
+
+    def lidar_path(self, idx: int) -> str | None:
+        """Returns the LiDAR file of sample ``idx``, None if the info file has none."""
+        path = self.get_data_info(idx)["lidar_path"]
+        return str(Path(self.data_root) / path) if path else None
 
     def ego2occ(self, row: int) -> npt.NDArray[np.float64]:
         """Returns the matrix [4, 4] from a sample's ego frame to that of its grid."""

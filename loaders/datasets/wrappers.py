@@ -214,6 +214,17 @@ def map_leaf_configs(
     return change(cfg)
 
 
+def with_optional_labels(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config of a data set that also gives samples without a label file."""
+
+    def change(leaf: dict[str, Any]) -> dict[str, Any]:
+        kind = DATASETS.get(str(leaf.get("type")))
+        is_ours = isinstance(kind, type) and issubclass(kind, OccupancyDataset)
+        return {**leaf, "require_labels": False} if is_ours else leaf
+
+    return map_leaf_configs(cfg, change)
+
+
 def leaf_configs(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns the configs of the data sets inside all wrappers, in the order of their samples."""
     leaves: list[dict[str, Any]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loaders.errors import BadDataError
-from loaders.info_io import relative_data_path
+from loaders.info_io import DataPaths
 
 _SWEEP_KEYS = ("data_path", "timestamp", "sensor2lidar_rotation", "sensor2lidar_translation")
 _REGENERATE = "write the info file anew with scripts/gen_sweep_info.py"
@@ -54,14 +55,20 @@ class LidarTable:
         """Returns the LiDAR files of key frame ``sample`` as paths under ``data_root``."""
         rows = slice(int(self.first[sample]), int(self.first[sample + 1]))
         return LidarFrames(
-            [f"{data_root}/{path.decode()}" for path in self.paths[rows]],
+            [os.path.join(data_root, path.decode()) for path in self.paths[rows]],
             self.timestamps[rows],
             self.sensor2lidar[rows],
         )
 
 
-def build_lidar_table(infos: Sequence[Mapping[str, Any]]) -> LidarTable:
+def build_lidar_table(
+    infos: Sequence[Mapping[str, Any]], data_root: str | os.PathLike[str] | None = None
+) -> LidarTable:
     """Puts the LiDAR frames of an info file into arrays.
+
+    Args:
+        infos: Key frames.
+        data_root: Folder of the data set, see :class:`loaders.info_io.DataPaths`.
 
     Raises:
         BadDataError: If a sweep lacks a key.
@@ -71,12 +78,13 @@ def build_lidar_table(infos: Sequence[Mapping[str, Any]]) -> LidarTable:
     sensor2lidar = np.tile(np.eye(4), (int(first[-1]), 1, 1))
     timestamps = np.empty(int(first[-1]), dtype=np.int64)
     paths: list[bytes] = []
+    data_path = DataPaths(data_root)
     for start, info in zip(first[:-1], infos, strict=True):
         timestamps[start] = int(info["timestamp"])
-        paths.append(relative_data_path(str(info["lidar_path"])).encode())
+        paths.append(data_path(str(info["lidar_path"])).encode())
         for row, sweep in enumerate(info["lidar_sweeps"], start=int(start) + 1):
             timestamps[row], sensor2lidar[row] = _read_sweep(sweep)
-            paths.append(relative_data_path(str(sweep["data_path"])).encode())
+            paths.append(data_path(str(sweep["data_path"])).encode())
     return LidarTable(first, np.array(paths, dtype=np.bytes_), timestamps, sensor2lidar)
 
 

@@ -45,6 +45,7 @@ class CountingMetric(BaseMetric):
         self._class_names = None if class_names is None else tuple(class_names)
         self._empty_label = empty_label
         self._counts = CountAccumulator()
+        self._has_unlabelled = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -80,6 +81,9 @@ class CountingMetric(BaseMetric):
         for sample in data_samples:
             if sample.get("replaces") is not None:
                 continue  # it stands in for one that cannot be loaded, and counts where it belongs
+            if sample.get("is_unlabelled"):
+                self._has_unlabelled = True
+                continue
             self._counts.add(sample_key(sample), self.count(sample))
 
     def count(self, sample: DataSample) -> npt.NDArray[np.int64]:
@@ -120,6 +124,9 @@ class CountingMetric(BaseMetric):
     def compute_metrics(self, results: list[CountState]) -> dict[str, float]:
         """Scores the gathered states (called on the main process)."""
         counts, num_samples = merge(results)
+        if counts is None and self._has_unlabelled:
+            self.log(f"{type(self).__name__}: no sample has labels, nothing is scored")
+            return {}
         if counts is None:
             raise LoaderConfigError(f"{type(self).__name__} saw no sample: is the data set empty?")
         if num_samples != self._expected_samples:

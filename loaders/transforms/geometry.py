@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,30 @@ def test_image_aug(raw_hw: tuple[int, int], final_hw: tuple[int, int]) -> ImageA
     top = new_h - final_hw[0]
     crop = (left, top, left + final_hw[1], top + final_hw[0])
     return ImageAugParams(resize, (new_w, new_h), crop)
+
+
+def aug_for_size(
+    params: ImageAugParams, raw_hw: tuple[int, int], other_hw: tuple[int, int]
+) -> ImageAugParams:
+    """Returns an augmentation for images of another size.
+
+    They are resized so that they cover what the others are resized to, and cropped likewise: to the
+    middle of the width, and to the lower part of the height.
+
+    Args:
+        params: For images of ``raw_hw``.
+        raw_hw: Height and width.
+        other_hw: Height and width of the other images.
+    """
+    if other_hw == raw_hw:
+        return params
+    resize = params.resize * max(raw_hw[0] / other_hw[0], raw_hw[1] / other_hw[1])
+    new_w, new_h = _resized_dims(other_hw, resize)
+    left = params.crop[0] + (new_w - params.resize_dims[0]) // 2
+    top = params.crop[1] + new_h - params.resize_dims[1]
+    height, width = params.size_hw
+    crop = (left, top, left + width, top + height)
+    return replace(params, resize=resize, resize_dims=(new_w, new_h), crop=crop)
 
 
 def _resized_dims(raw_hw: tuple[int, int], resize: float) -> tuple[int, int]:

@@ -5,7 +5,7 @@ Legend: F images of a sample, H W raw height and width, h w those of the network
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from loaders.transforms.decode import (
 from loaders.transforms.geometry import (
     ImageAugParams,
     apply_image_aug,
+    aug_for_size,
     draw_image_aug,
     image_aug_matrix,
     test_image_aug,
@@ -48,6 +49,7 @@ class DrawImageAug:
             takes 0.38 ... 0.55. None uses the ratio of evaluation.
         flip_prob: Probability of a left-right flip in training.
         rotate_range_deg: Range of the rotation in training, degrees counter-clockwise.
+        camera_hw: Height and width by camera, of those whose images are not of ``raw_hw``.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class DrawImageAug:
         resize_range: tuple[float, float] | None = None,
         flip_prob: float = 0.5,
         rotate_range_deg: tuple[float, float] = (0.0, 0.0),
+        camera_hw: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.raw_hw = (int(raw_hw[0]), int(raw_hw[1]))
         self.final_hw = (int(final_hw[0]), int(final_hw[1]))
@@ -72,10 +75,11 @@ class DrawImageAug:
             )
         self.resize_range = (float(low), float(high))
         self.flip_prob = flip_prob
+        self.camera_hw = _camera_sizes(camera_hw)
         self.rotate_range_deg = (float(rotate_range_deg[0]), float(rotate_range_deg[1]))
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Sets ``image_aug`` and multiplies its matrix into ``ego2img``."""
+        """Sets ``image_aug`` and ``camera_augs``, and multiplies the matrices into ``ego2img``."""
         params = self._fixed
         if sample.rng is not None:
             params = draw_image_aug(
@@ -86,9 +90,25 @@ class DrawImageAug:
                 self.flip_prob,
                 self.rotate_range_deg,
             )
+        sizes = [self.camera_hw.get(name, self.raw_hw) for name in sample.cameras]
         sample.image_aug = params
-        sample.ego2img = image_aug_matrix(params).astype(np.float64) @ sample.ego2img
+        sample.camera_augs = tuple(aug_for_size(params, self.raw_hw, size) for size in sizes)
+        matrices = [image_aug_matrix(aug) for aug in sample.camera_augs or (params,)]
+        # Images stand frame by frame: those of a camera are N apart.
+        repeated = np.resize(np.array(matrices, dtype=np.float64), sample.ego2img.shape)
+        sample.ego2img = repeated @ sample.ego2img
         return sample
+
+
+def _camera_sizes(camera_hw: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, int]]:
+    sizes: dict[str, tuple[int, int]] = {}
+    for name, size in (camera_hw or {}).items():
+        if len(size) != 2 or min(size) < 1:
+            raise LoaderConfigError(
+                f"camera_hw of {name} is {size}: give height and width, positive pixels"
+            )
+        sizes[name] = (int(size[0]), int(size[1]))
+    return sizes
 
 
 @TRANSFORMS.register_module()
@@ -97,6 +117,7 @@ class LoadMultiViewImages:
 
     Args:
         raw_hw: Height and width that the images must have.
+        camera_hw: Height and width by camera, of those whose images are of another size.
         image_mode: 'exact' decodes fully and resizes with Pillow's bicubic filter, as the
             published models are trained and evaluated; 'fast' decodes at the smallest sufficient
             DCT scale and resizes linearly (4 times faster on 1600 x 900 images).
@@ -115,12 +136,14 @@ class LoadMultiViewImages:
         backend: Backend = "auto",
         image_cache_mb: float = 0.0,
         test_cache_mb: float | None = None,
+        camera_hw: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         if image_mode not in ("exact", "fast"):
             raise LoaderConfigError(
                 f"LoadMultiViewImages: image_mode is '{image_mode}', use 'exact' or 'fast'"
             )
         self.raw_hw = (int(raw_hw[0]), int(raw_hw[1]))
+        self.camera_hw = _camera_sizes(camera_hw)
         self.image_mode = image_mode
         self.backend = backend
         self._train_cache = ArrayCache(image_cache_mb)
@@ -140,17 +163,35 @@ class LoadMultiViewImages:
             if path in done:
                 images[i] = images[done[path]]
             else:
-                self._load(path, params, images[i], is_fixed=sample.rng is None)
+                aug, raw_hw = params, self.raw_hw
+                if sample.camera_augs:
+                    camera = i % len(sample.cameras)
+                    aug = sample.camera_augs[camera]
+                    raw_hw = self.camera_hw.get(sample.cameras[camera], raw_hw)
+                    if raw_hw != self.raw_hw and aug == params:
+                        raise LoaderConfigError(
+                            f"camera_hw of {sample.cameras[camera]} is {raw_hw} in "
+                            "LoadMultiViewImages alone: set it at the top of the config, "
+                            "DrawImageAug needs it too"
+                        )
+                self._load(path, aug, raw_hw, images[i], is_fixed=sample.rng is None)
                 done[path] = i
         sample.images = images
         return sample
 
-    def _load(self, path: str, params: ImageAugParams, out: Image, is_fixed: bool) -> None:
+    def _load(
+        self,
+        path: str,
+        params: ImageAugParams,
+        raw_hw: tuple[int, int],
+        out: Image,
+        is_fixed: bool,
+    ) -> None:
         """Writes an image to ``out``; ``is_fixed`` if all samples share the augmentation."""
 
         def finish() -> Sequence[Image]:
             finished = np.empty_like(out)
-            self._augment(self._read(path, reduction), params, finished)
+            self._augment(self._read(path, reduction, raw_hw), params, finished)
             return [finished]
 
         reduction = choose_reduction(params) if self.image_mode == "fast" else 1
@@ -158,7 +199,7 @@ class LoadMultiViewImages:
             (out[...],) = self._test_cache.get((path, params), finish)
         else:
             (image,) = self._train_cache.get(
-                (path, reduction), lambda: [self._read(path, reduction)]
+                (path, reduction), lambda: [self._read(path, reduction, raw_hw)]
             )
             self._augment(image, params, out)
 
@@ -168,9 +209,9 @@ class LoadMultiViewImages:
         else:
             apply_image_aug_fast(image, params, out)
 
-    def _read(self, path: str, reduction: int) -> Image:
+    def _read(self, path: str, reduction: int, raw_hw: tuple[int, int]) -> Image:
         """Returns an image as stored, reduced."""
-        return read_image(path, self.backend, reduction, self.raw_hw)
+        return read_image(path, self.backend, reduction, raw_hw)
 
 
 def choose_reduction(params: ImageAugParams) -> int:

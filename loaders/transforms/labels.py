@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from loaders.safe_reading import MIB, FileKind, StoredArrays, open_arrays
 from loaders.sample import UNKNOWN_LABEL, OccSample
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.geometry import flip_bev
+from loaders.transforms.label_files import LabelFiles, LabelMap, MappedLabels, mapped_labels
 from loaders.transforms.regrid import (
     LabelWindow,
     label_window,
@@ -29,11 +29,11 @@ _MASKS = ("mask_camera", "mask_lidar")
 # What BEV flips must turn over together.
 _GRIDS = ("voxel_semantics", "mask_camera", "mask_lidar", "mask_valid")
 
-_RESTORE = "extract the Occ3D labels again"
+_RESTORE = "extract the labels again"
 _LABEL_FILE = FileKind(
     "label file",
-    "extract the Occ3D labels to gts/ of the data root, or write the info file anew if it belongs "
-    "to other data",
+    "extract the labels there, set label_dir in the config, or write the info file anew if it "
+    "belongs to other data",
     _RESTORE,
     max_bytes=512 * MIB,
 )
@@ -55,6 +55,7 @@ def read_occ3d_labels(
     grid_shape: tuple[int, int, int],
     num_classes: int,
     ignore_label: int | None = UNKNOWN_LABEL,
+    label_table: npt.NDArray[np.int64] | None = None,
 ) -> Labels:
     """Reads an Occ3D ``labels.npz``.
 
@@ -64,6 +65,8 @@ def read_occ3d_labels(
         grid_shape: (X, Y, Z) that the arrays must have, or whole multiples of it (finer labels).
         num_classes: Number of classes, free included; labels must be below it.
         ignore_label: Label of the file's voxels of unknown state; None if there are none.
+        label_table: New labels of the file's, see :class:`loaders.transforms.label_files.LabelMap`;
+            ``ignore_label`` is not asked then.
 
     Returns:
         Semantics uint8 (``UNKNOWN_LABEL`` where the state is unknown), camera mask bool and LiDAR
@@ -80,7 +83,12 @@ def read_occ3d_labels(
         keys = ("semantics", *(_MASKS if with_masks else ()))
         _check_headers(file, keys, path, grid_shape)
         semantics, *masks = (file.read(key) for key in keys)
-    semantics = known_labels(semantics, ignore_label, num_classes, path, _RESTORE)
+    if label_table is None:
+        semantics = known_labels(semantics, ignore_label, num_classes, path, _RESTORE)
+    elif semantics.dtype.kind not in "ui":
+        raise _LABEL_FILE.broken(path, f"is {semantics.dtype}, not integer")
+    else:
+        semantics = mapped_labels(semantics, label_table, path).astype(np.uint8)
     camera, lidar = (
         (mask.astype(bool, copy=False) for mask in masks) if with_masks else (None, None)
     )
@@ -167,31 +175,35 @@ class LoadOcc3DLabels:
     a mask is true where any voxel inside is.
 
     Args:
-        label_dir: Folder within the data root; files are ``<scene_name>/<token>/labels.npz``.
+        label_dir: Folder within the data root.
+        label_file: Path in that folder, see :class:`loaders.transforms.label_files.LabelFiles`.
         label_cache_mb: Size of the label cache of each process, MiB (1.8 MiB per Occ3D sample).
         label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres; None means that of the
             config, which may else be a part of it.
         ignore_label: Label of voxels of unknown state in the files. They get ``UNKNOWN_LABEL``,
             which losses and metrics leave out. None refuses files with labels that are no class.
+        label_map: For files of other classes or another order of them, see
+            :class:`loaders.transforms.label_files.LabelMap`; ``ignore_label`` is not read then.
     """
 
     def __init__(
         self,
         label_dir: str = "gts",
+        label_file: str = "{scene_name}/{sample_token}/labels.npz",
         label_cache_mb: float = 0.0,
         label_range: Sequence[float] | None = None,
         ignore_label: int | None = UNKNOWN_LABEL,
+        label_map: MappedLabels | None = None,
     ) -> None:
-        self.label_dir = label_dir
+        self._files = LabelFiles(label_dir, label_file)
+        self._map = None if label_map is None else LabelMap(label_map)
         self.ignore_label = ignore_label
         self.label_range = None if label_range is None else tuple(map(float, label_range))
         self._cache = ArrayCache(label_cache_mb)
 
     def label_path(self, sample: OccSample) -> str:
         """Returns the label file of a sample."""
-        return os.path.join(
-            sample.data_root, self.label_dir, sample.scene_name, sample.sample_token, "labels.npz"
-        )
+        return self._files.path(sample)
 
     def __call__(self, sample: OccSample) -> OccSample:
         """Sets ``voxel_semantics`` and, if the file has masks, ``mask_camera``, ``mask_lidar``."""
@@ -201,7 +213,8 @@ class LoadOcc3DLabels:
 
         def read() -> Sequence[npt.NDArray[Any]]:
             whole = label_window(label_range, grid[1], label_range, grid[1]).shape
-            arrays = read_occ3d_labels(path, whole, num_classes + 1, self.ignore_label)
+            table = None if self._map is None else self._map.table(sample.class_names)
+            arrays = read_occ3d_labels(path, whole, num_classes + 1, self.ignore_label, table)
             fine = np.array(grid[1]) / (_factors(arrays[0].shape, whole) or (1, 1, 1))
             window = label_window(label_range, fine.tolist(), *grid)
             is_whole = window.shape == arrays[0].shape
@@ -209,7 +222,8 @@ class LoadOcc3DLabels:
             return [array for array in arrays if array is not None]
 
         # Copies: whoever changes a sample must not change the cache.
-        sample.voxel_semantics, *masks = (a.copy() for a in self._cache.get((path, *grid), read))
+        key = (path, *grid, sample.class_names)
+        sample.voxel_semantics, *masks = (a.copy() for a in self._cache.get(key, read))
         if masks:
             sample.mask_camera, sample.mask_lidar = masks
         return sample

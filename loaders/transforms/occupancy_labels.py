@@ -1,31 +1,32 @@
-"""OpenOccupancy labels (arXiv 2303.03991). Legend: X Y Z voxels along the axes, n rows of a file,
-K semantic classes.
+"""Labels in rows of voxels: OpenOccupancy (arXiv 2303.03991), SurroundOcc (arXiv 2303.09551).
+
+Legend: X Y Z voxels along the axes, n rows of a file, K semantic classes.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
-from loaders.errors import UnknownClassError, WrongShapeError
+from loaders.errors import LoaderConfigError, UnknownClassError, WrongShapeError
 from loaders.safe_reading import MIB, FileKind, open_arrays
 from loaders.sample import UNKNOWN_LABEL, OccSample
 from loaders.transforms.cache import ArrayCache
+from loaders.transforms.label_files import LabelFiles, LabelMap, MappedLabels, mapped_labels
 from loaders.transforms.regrid import LabelWindow, label_window, mark_unknown, regrid_sparse
 
 NOISE = 0  # label of a file's voxels that are occupied by nobody knows what
 OPENOCC_RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)  # metres, lidar frame
 OPENOCC_VOXEL_SIZE = (0.2, 0.2, 0.2)
-_RESTORE = "extract the OpenOccupancy labels again"
+_RESTORE = "extract the labels again"
 _LABEL_FILE = FileKind(
     "label file",
-    "extract the OpenOccupancy labels to occupancy/ of the data root, or write the info file anew "
-    "if it belongs to other data",
+    "extract the labels there, set label_dir in the config, or write the info file anew if it "
+    "belongs to other data",
     _RESTORE,
     max_bytes=96 * MIB,
 )
@@ -36,17 +37,23 @@ def read_occupancy_rows(
     grid_shape: tuple[int, int, int],
     num_classes: int,
     ignore_label: int | None = UNKNOWN_LABEL,
+    column_order: str = "zyx",
+    label_table: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.integer[Any]]:
-    """Reads an OpenOccupancy file.
+    """Reads the file of a sample.
 
     Args:
-        path: ``.npy`` file of integer rows (z, y, x, label).
+        path: ``.npy`` file of integer rows, three voxel indices and a label.
         grid_shape: (X, Y, Z) of the grid that the rows index.
         num_classes: K; labels are 0 (noise) to K.
         ignore_label: Label of voxels of unknown state, which is allowed too; None if there is none.
+        column_order: Axes of the first three columns.
+        label_table: New labels of the file's, see :class:`loaders.transforms.label_files.LabelMap`;
+            ``num_classes`` and ``ignore_label`` are not asked then.
 
     Returns:
-        Integers [n, 4], as stored.
+        Integers [n, 4], rows (z, y, x, label), labels as stored. With ``label_table``, labels are 1
+        to K, or ``UNKNOWN_LABEL``, and free voxels are left out.
 
     Raises:
         MissingDataError: If the file does not exist.
@@ -55,10 +62,16 @@ def read_occupancy_rows(
     with open_arrays(path, _LABEL_FILE, _LABEL_FILE.max_bytes) as file:
         header = file.header("") if "" in file else None
         if header is None or len(header.shape) != 2 or header.shape[1] != 4:
-            raise _LABEL_FILE.broken(path, "holds no rows (z, y, x, label)")
+            raise _LABEL_FILE.broken(path, f"holds no rows ({', '.join(column_order)}, label)")
         if header.dtype.kind not in "ui":
             raise _LABEL_FILE.broken(path, f"is {header.dtype}, not integer")
         rows = file.read("")
+    rows = rows[:, [*(column_order.index(axis) for axis in "zyx"), 3]]
+    if label_table is not None:
+        label = mapped_labels(rows[:, 3], label_table, path)
+        label[label != UNKNOWN_LABEL] += 1
+        rows = np.c_[rows[:, :3].astype(np.int64), label][label != num_classes + 1]
+        ignore_label = UNKNOWN_LABEL
     if len(rows):
         low, high = rows[:, :3].min(axis=0).tolist(), rows[:, :3].max(axis=0).tolist()
         if min(low) < 0 or any(a >= b for a, b in zip(high, grid_shape[::-1], strict=True)):
@@ -116,30 +129,43 @@ def occupancy_grids(
 
 @TRANSFORMS.register_module()
 class LoadOccupancyLabels:
-    """Loads OpenOccupancy labels into the grid of the config, which may be a part of the files'
+    """Loads labels in rows of voxels into the grid of the config, which may be a part of the files'
     grid, with voxels a whole number of times as large.
 
+    The defaults are those of OpenOccupancy: label 0 is noise, others are one more than here.
+
     Args:
-        label_dir: Folder within the data root; files are
-            ``scene_<scene_token>/occupancy/<lidar_token>.npy``.
+        label_dir: Folder within the data root.
+        label_file: Path in that folder, see :class:`loaders.transforms.label_files.LabelFiles`.
+        column_order: Axes of the first three columns: 'zyx' or 'xyz'; the last is the label.
         label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres of the lidar frame.
         label_voxel_size: (dx, dy, dz) of the files' voxels, metres.
         label_cache_mb: Size of the label cache of each process, MiB (21 MiB per sample of the full
             grid).
         ignore_label: Label of voxels of unknown state in the files; see
-            :class:`loaders.transforms.labels.LoadOcc3DLabels`.
+            :class:`loaders.transforms.labels.LoadOcc3DLabels`. With 0, noise is left out in
+            training too.
+        label_map: For files of other labels, see :class:`loaders.transforms.label_files.LabelMap`;
+            ``ignore_label`` is not read then.
     """
 
     def __init__(
         self,
         label_dir: str = "occupancy",
+        label_file: str = "scene_{scene_token}/occupancy/{lidar_token}.npy",
+        column_order: Literal["zyx", "xyz"] = "zyx",
         label_range: Sequence[float] = OPENOCC_RANGE,
         label_voxel_size: Sequence[float] = OPENOCC_VOXEL_SIZE,
         label_cache_mb: float = 0.0,
         ignore_label: int | None = UNKNOWN_LABEL,
+        label_map: MappedLabels | None = None,
     ) -> None:
-        self.label_dir = label_dir
-        self.ignore_label = ignore_label
+        if sorted(column_order) != ["x", "y", "z"]:
+            raise LoaderConfigError(f"column_order is '{column_order}', use 'zyx' or 'xyz'")
+        self._files = LabelFiles(label_dir, label_file)
+        self._map = None if label_map is None else LabelMap(label_map)
+        self.column_order = column_order
+        self.ignore_label = ignore_label if label_map is None else UNKNOWN_LABEL
         self.label_range = tuple(map(float, label_range))
         self.label_voxel_size = tuple(map(float, label_voxel_size))
         whole = label_window(
@@ -150,8 +176,7 @@ class LoadOccupancyLabels:
 
     def label_path(self, sample: OccSample) -> str:
         """Returns the label file of a sample."""
-        scene, name = f"scene_{sample.scene_token}", f"{sample.lidar_token}.npy"
-        return os.path.join(sample.data_root, self.label_dir, scene, "occupancy", name)
+        return self._files.path(sample)
 
     def __call__(self, sample: OccSample) -> OccSample:
         """Sets ``voxel_semantics`` and ``mask_valid``."""
@@ -161,11 +186,14 @@ class LoadOccupancyLabels:
         )
 
         def read() -> Sequence[npt.NDArray[Any]]:
-            rows = read_occupancy_rows(path, self.label_shape, num_classes, self.ignore_label)
+            table = None if self._map is None else self._map.table(sample.class_names)
+            rows = read_occupancy_rows(
+                path, self.label_shape, num_classes, self.ignore_label, self.column_order, table
+            )
             return occupancy_grids(rows, window, num_classes, self.ignore_label)
 
         # Copies: whoever changes a sample must not change the cache.
         sample.voxel_semantics, sample.mask_valid = (
-            grid.copy() for grid in self._cache.get((path, window), read)
+            grid.copy() for grid in self._cache.get((path, window, sample.class_names), read)
         )
         return sample

@@ -38,6 +38,7 @@ class PackOccSample:
         metainfo: dict[str, Any] = {
             "sample_token": sample.sample_token,
             "scene_name": sample.scene_name,
+            "cameras": sample.cameras,
             "sample_idx": sample.sample_idx,
             "img_paths": sample.img_paths,
             "img_timestamps": sample.img_timestamps,
@@ -51,6 +52,8 @@ class PackOccSample:
             metainfo["seed"] = int(sample.rng.integers(2**63))
         if sample.replaces is not None:
             metainfo["replaces"] = sample.replaces
+        if sample.is_unlabelled:
+            metainfo["is_unlabelled"] = True
         if sample.ray_origins is not None:
             metainfo["ray_origins"] = sample.ray_origins
         data = {

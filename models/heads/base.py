@@ -93,15 +93,14 @@ class MatchedLayer:
         points: Per sample ``[Q*R_i, 3]``, metres of the occ frame.
         targets: Per sample.
         matched: Per sample, see ``OccupiedPoints.match``.
-        counted: Per sample bool ``[Q*R_i]``, which points lie in no voxel of unknown state; None
-            where there is no such voxel.
+        counted: Per sample bool ``[Q*R_i]``, which points lie in no voxel of unknown state.
     """
 
     index: int
     points: Sequence[Tensor]
     targets: Sequence[OccupiedPoints]
     matched: Sequence[Match | None]
-    counted: Sequence[Tensor] | None = None
+    counted: Sequence[Tensor]
 
 
 class OccupancyHead(GridModule, metaclass=ABCMeta):
@@ -242,19 +241,19 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         """
         targets = [self.occupied_points(sample) for sample in data_samples]
         semantics = torch.stack([sample.voxel_semantics for sample in data_samples])
+        # Without a look whether there are any, for which the host would wait.
         unknown = semantics == UNKNOWN_LABEL
-        has_unknown = bool(unknown.any())
         terms: dict[str, list[LossTerm]] = {}
         if not self.use_lidar:
             points = self._in_metres(output.init_points)
-            counted = self._outside(points, unknown) if has_unknown else None
+            counted = self._outside(points, unknown)
             terms["init_loss_pts"] = self.loss_pts.terms(points, targets, counted=counted)
         last = len(output.points) - 1
         for i in [last, *range(last)]:
             prefix = "" if i == last else f"d{i}."
             points = self._in_metres(output.points[i])
             matched = [gt.match(own) for own, gt in zip(points, targets, strict=True)]
-            counted = self._outside(points, unknown) if has_unknown else None
+            counted = self._outside(points, unknown)
             layer = MatchedLayer(i, points, targets, matched, counted)
             terms[f"{prefix}loss_cls"] = [self._class_term(output, layer, semantics)]
             terms[f"{prefix}loss_pts"] = self.loss_pts.terms(points, targets, matched, counted)

@@ -84,12 +84,10 @@ class CPDHead(OccupancyHead):
         assert voxels is not None
         b, x, y, z = voxels.coords.unbind(1)
         labels = semantics[b, x, y, z].long()
-        known = None
-        if layer.counted is not None:
-            known = labels != UNKNOWN_LABEL
-            labels = torch.where(known, labels, self.empty_label)
+        known = labels != UNKNOWN_LABEL
+        labels = torch.where(known, labels, self.empty_label)
         occupied = labels != self.empty_label
         labels = torch.where(occupied, labels, self.num_classes)
-        row_weights = None if known is None else known.to(voxels.logits.dtype)
+        row_weights = known.to(voxels.logits.dtype)
         total = self.loss_cls(voxels.logits, labels, row_weights=row_weights)
         return LossTerm(total, occupied.sum())

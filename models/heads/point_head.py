@@ -94,11 +94,9 @@ class PointHead(OccupancyHead):
         labels, weights = (
             torch.cat(column) for column in zip(*(self._labels(*row) for row in rows), strict=True)
         )
-        number = logits.new_full((), len(labels), dtype=torch.float64)
-        if layer.counted is not None:
-            counted = torch.cat(list(layer.counted))
-            number, weights = counted.sum().double(), weights * counted
-        return LossTerm(self.loss_cls(logits.flatten(0, 2), labels, row_weights=weights), number)
+        counted = torch.cat(list(layer.counted))
+        total = self.loss_cls(logits.flatten(0, 2), labels, row_weights=weights * counted)
+        return LossTerm(total, counted.sum().double())
 
     @torch.no_grad()
     def _labels(

@@ -3,9 +3,10 @@
     python scripts/check_data.py CONFIG [--full] [--cfg-options KEY=VALUE ...]
 
 Checks every split that the config loads: the info file (hash, counts, tokens), all poses,
-calibrations and time stamps, and the files of key frames: images (decoded), LiDAR and labels
-(shapes, classes). Without --full the key frames are visited evenly spread until --seconds are over;
-with it, every file once. Exits with 1 if anything is wrong, with 2 if the config is.
+calibrations and time stamps, whether they fit together (principal points, motion, units), and the
+files of key frames: images (decoded), LiDAR and labels (shapes, classes, whether they lie where the
+LiDAR measures surfaces). Without --full the key frames are visited evenly spread until --seconds
+are over; with it, every file once. Exits with 1 if anything is wrong, with 2 if the config is.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from loaders.datasets.occupancy_dataset import OccupancyDataset
 from loaders.datasets.wrappers import check_alike, leaf_configs
 from loaders.errors import BadDataError, MissingDataError
 from loaders.transforms.cache import without_caches
+from scripts.data_checks.consistency import check_together
 from scripts.data_checks.files import FileChecker
 from scripts.data_checks.findings import Findings
 from scripts.data_checks.infos import Finding, check_frames, check_info_file
@@ -131,12 +133,14 @@ def check_data_set(
     Returns:
         A sentence about what was looked at.
     """
+    files_checker = FileChecker(dataset)
     if isinstance(dataset, OccupancyDataset):
         findings.extend(check_info_file(dataset))
         findings.extend(check_frames(dataset))
+        findings.extend(check_together(dataset, files_checker.image_hw))
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     samples = files = 0
-    results = check_files(FileChecker(dataset), spread_order(len(dataset)), workers, deadline)
+    results = check_files(files_checker, spread_order(len(dataset)), workers, deadline)
     for opened, new in tqdm(results, desc=name, total=len(dataset), unit="sample", disable=None):
         samples, files = samples + 1, files + opened
         findings.extend(new)

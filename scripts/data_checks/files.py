@@ -17,6 +17,7 @@ from loaders.errors import BadDataError, MissingDataError
 from loaders.lidar.points import LoadLidarSweeps, load_dim_of, read_lidar_points
 from loaders.transforms.decode import read_image
 from loaders.transforms.images import LoadMultiViewImages
+from scripts.data_checks.consistency import check_labels_at_returns
 from scripts.data_checks.infos import Finding
 
 # Decoding at an eighth of the size still reads the whole file.
@@ -33,8 +34,14 @@ class FileChecker:
     def __init__(self, dataset: BaseDataset) -> None:
         self.dataset = dataset
         self._steps: list[Any] = list(dataset.pipeline.transforms)
-        found = [step.raw_hw for step in self._steps if isinstance(step, LoadMultiViewImages)]
-        self._raw_hw: tuple[int, int] | None = found[0] if found else None
+        cameras = dataset.cameras if isinstance(dataset, OccupancyDataset) else ()
+        found = [
+            {name: step.camera_hw.get(name, step.raw_hw) for name in cameras}
+            for step in self._steps
+            if isinstance(step, LoadMultiViewImages)
+        ]
+        self._loads_images = bool(found)
+        self.image_hw = {name: size for sizes in found for name, size in sizes.items()}
         self._reads_lidar = any(isinstance(step, LoadLidarSweeps) for step in self._steps)
         self._load_dim = load_dim_of(self._steps)
         self._label_steps = [step for step in self._steps if hasattr(step, "label_path")]
@@ -44,18 +51,22 @@ class FileChecker:
         if not isinstance(self.dataset, OccupancyDataset):
             return 1, list(_attempt("sample", lambda: self.dataset[index]))
         images, sweeps = self._images(index), self._lidar_files(index)
-        found = [finding for path in images for finding in self._check_image(path)]
+        found = [finding for path, camera in images for finding in self._check_image(path, camera)]
         for path in sweeps:
             found += _attempt("LiDAR", lambda path=path: read_lidar_points(path, self._load_dim))
         sample = self.dataset.get_sample(index)
         for step in self._label_steps:
             found += _attempt("labels", lambda step=step: step(sample))
+        found += check_labels_at_returns(self.dataset, sample, self._load_dim)
         return len(images) + len(sweeps) + len(self._label_steps), found
 
-    def _images(self, index: int) -> list[str]:
-        """Returns the images of a key frame and, if history is used, of the sweeps before it."""
+    def _images(self, index: int) -> list[tuple[str, str]]:
+        """Returns the images of a key frame and, if history is used, of the sweeps before it.
+
+        Each with the name of its camera.
+        """
         assert isinstance(self.dataset, OccupancyDataset)
-        if self._raw_hw is None:
+        if not self._loads_images:
             return []
         frames, row = self.dataset.frames, self.dataset.get_data_info(index)["row"]
         last, scene = int(frames.key_frame[row]), frames.scene_samples[row]
@@ -63,8 +74,13 @@ class FileChecker:
         if self.dataset.num_frames > 1:
             earlier = frames.key_frame[scene][frames.key_frame[scene] < last]
             first = int(earlier.max()) + 1 if len(earlier) else int(frames.scene_first[row])
-        paths = dict.fromkeys(frames.paths[first : last + 1].ravel().tolist())  # sweeps repeat
-        return [str(Path(self.dataset.data_root) / path.decode()) for path in paths]
+        root, cameras = Path(self.dataset.data_root), self.dataset.cameras
+        images = {  # sweeps repeat
+            str(root / path.decode()): camera
+            for frame in frames.paths[first : last + 1].tolist()
+            for path, camera in zip(frame, cameras, strict=True)
+        }
+        return list(images.items())
 
     def _lidar_files(self, index: int) -> list[str]:
         """Returns the LiDAR file of a key frame and the sweeps since the key frame before it."""
@@ -83,9 +99,9 @@ class FileChecker:
             if time > since or path == lidar.paths[0]
         ]
 
-    def _check_image(self, path: str) -> Iterator[Finding]:
+    def _check_image(self, path: str, camera: str) -> Iterator[Finding]:
         def read() -> None:
-            read_image(path, reduction=_REDUCTION, raw_hw=self._raw_hw)
+            read_image(path, reduction=_REDUCTION, raw_hw=self.image_hw[camera])
 
         yield from _attempt("image", read)
 

@@ -84,7 +84,7 @@ def _check_ego(dataset: OccupancyDataset) -> Iterator[Finding]:
     for name, poses in (("ego2global", dataset.ego2global), ("lidar2ego", dataset.lidar2ego)):
         bad = ~np.isfinite(poses).all(axis=(1, 2)) | _bad_rotations(poses[:, :3, :3])
         for row in np.flatnonzero(bad):
-            yield "pose", "no rotation or position", f"{name} of {_name(dataset, row)}"
+            yield "pose", "no rotation or position", f"{name} of {name_of_key_frame(dataset, row)}"
     times = dataset.timestamps
     lag = np.abs(dataset.frames.timestamps[dataset.frames.key_frame] - times[:, None]) * 1e-6
     for row, camera in np.argwhere(lag > _MAX_CAMERA_LAG_S):
@@ -95,12 +95,12 @@ def _check_ego(dataset: OccupancyDataset) -> Iterator[Finding]:
         step = np.linalg.norm(np.diff(dataset.ego2global[scene, :3, 3], axis=0), axis=1)
         seconds = np.diff(times[scene]) * 1e-6
         for i in np.flatnonzero(~(step <= _MAX_SPEED_M_S * np.maximum(seconds, 1e-6))):
-            where = _name(dataset, scene[i + 1])
+            where = name_of_key_frame(dataset, scene[i + 1])
             sentence = f"{step[i]:.1f} m in {seconds[i]:.2f} s before {where}"
             yield "pose", "jump", sentence
 
 
-def _name(dataset: OccupancyDataset, row: int) -> str:
+def name_of_key_frame(dataset: OccupancyDataset, row: int) -> str:
     """Returns how to call a key frame: its files name the scene and the time."""
     path = dataset.frames.paths[dataset.frames.key_frame[row], 0].decode()
     return f"key frame {row} ({path})"

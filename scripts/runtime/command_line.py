@@ -98,7 +98,7 @@ class ConfigOptions(argparse.Action):
                 raise argparse.ArgumentError(self, f"'{text}' is not KEY=VALUE")
             try:
                 self._parse(parser, namespace, [text], option)
-            except (ValueError, AssertionError, IndexError) as error:
+            except (ValueError, AssertionError, IndexError, RecursionError) as error:
                 raise argparse.ArgumentError(self, f"'{text}' is not KEY=VALUE: {error}") from None
 
 

@@ -8,7 +8,6 @@ import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from scripts.runtime.settings import (
     refuse_unread,
     resolve_settings,
     setting_names,
+    without_lidar_steps,
 )
 from scripts.runtime.value_types import annotations_of, fits, name_of
 
@@ -69,6 +69,8 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
 
 def load(path: str | Path, options: Mapping[str, Any] | None = None) -> LoadedConfig:
     """As :func:`load_config`, with the origin of the settings."""
+    for name in _OWN_MODULES:
+        importlib.import_module(name)
     cfg = read_config(path)
     chain = read_chain(path)
     options = dict(options or {})
@@ -125,7 +127,9 @@ def _make_room(cfg: Any, keys: list[str]) -> None:
         if not isinstance(node, dict):
             return
         if key not in node and following.isdigit() and isinstance(cfg.get(key), list):
-            node[key] = copy.deepcopy(cfg[key])
+            shared = copy.deepcopy(cfg[key])
+            has_lidar = key != "pipeline" or cfg.get("use_lidar", False)
+            node[key] = shared if has_lidar else without_lidar_steps(shared)
         if key not in node:
             return
         if node[key] is None:  # MMEngine merges no dict into None
@@ -135,15 +139,13 @@ def _make_room(cfg: Any, keys: list[str]) -> None:
 
 
 def import_modules(cfg: Config, path: str | Path) -> None:
-    """Import the project's parts, and the modules that a config names in `custom_imports`.
+    """Import the modules that a config names in `custom_imports`.
 
     Errors that such a module raises by itself keep their traceback.
 
     Raises:
         ConfigError: A module does not exist, or one that it imports does not.
     """
-    for name in _OWN_MODULES:
-        importlib.import_module(name)
     for name in imported_names(cfg):
         try:
             importlib.import_module(name)
@@ -179,7 +181,6 @@ def _refuse_unread(
     refuse_unread(settings, Written(own_names, variables, _known_arguments(), set(options)))
 
 
-@lru_cache(maxsize=1)
 def _known_arguments() -> frozenset[str]:
     """Arguments of all parts that this project and MMEngine's loops register."""
     names: set[str] = {"batch_size", "num_workers"}

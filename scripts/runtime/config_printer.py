@@ -10,6 +10,8 @@ refuse the config.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
 from collections.abc import Sequence
 
 from mmengine.config import Config
@@ -77,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_config_arguments(parser, positional=True)
 
     def run(args: argparse.Namespace) -> None:
-        print(print_config(args.config, args.cfg_options))
+        # What parts print or log while they are built goes to standard error.
+        with contextlib.redirect_stdout(sys.stderr):
+            text = print_config(args.config, args.cfg_options)
+        print(text)
 
     return run_command(parser, run, arguments)

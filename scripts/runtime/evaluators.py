@@ -52,6 +52,8 @@ def choose_masks(cfg: Config, masks: Sequence[str]) -> None:
 def save_outputs(cfg: Config, predictions: str | None, submission: str | None) -> None:
     """Have the test split's evaluator write every prediction to disk, in place.
 
+    Samples without a label file are predicted too; no metric scores them.
+
     Args:
         cfg: The merged config.
         predictions: Folder for compressed sparse voxels, or None.
@@ -72,7 +74,10 @@ def save_outputs(cfg: Config, predictions: str | None, submission: str | None) -
         for folder, dense in ((predictions, False), (submission, True))
         if folder is not None
     ]
+    from loaders.datasets.wrappers import with_optional_labels
+
     cfg.test_evaluator = [*_test_metrics(cfg), *added]
+    cfg.test_dataloader["dataset"] = with_optional_labels(cfg.test_dataloader["dataset"])
 
 
 def _test_metrics(cfg: Config) -> list[dict[str, Any]]:

@@ -264,7 +264,7 @@ def _walk_inside(
     config: dict[str, Any], place: str, registry: Registry, depth: int
 ) -> Iterator[Node]:
     for key in list(config):
-        if not key.endswith("_cfg"):
+        if not str(key).endswith("_cfg"):
             inner = _NESTED.get(key, registry)
             yield from _walk_value(config[key], f"{place}.{key}", inner, depth)
 

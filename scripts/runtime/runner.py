@@ -197,8 +197,11 @@ def build_runner(
     if origin is not None:
         origin.apply_to(fitted)
     notes = fit_config(fitted, launch, trains=trains)
-    with named_config_keys(fitted):
-        runner = runner_class.from_cfg(fitted)
+    try:
+        with named_config_keys(fitted):
+            runner = runner_class.from_cfg(fitted)
+    except ImportError as error:  # such as of a visualisation back end
+        raise ConfigError(f"a part of the config needs a library: {error}") from error
     assert isinstance(runner, OpusRunner)
     runner.resolved_cfg = cfg
     runner.dump_config()

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmengine.registry import LOOPS
+from mmengine.registry import LOOPS, TRANSFORMS
 
 from scripts.runtime.errors import ConfigError
 from scripts.runtime.parts import LOADERS, SECTIONS, Part, find_type, walk
@@ -230,13 +230,17 @@ def _steps_for(part: Part, name: str, value: Any, environment: Mapping[str, Any]
     use_lidar = part.config.get("use_lidar", environment.get("use_lidar", False))
     if name != "pipeline" or use_lidar or "use_lidar" not in part.arguments.names:
         return value
-    from mmengine.registry import TRANSFORMS
+    return without_lidar_steps(value)
 
-    return [
-        step
-        for step in value
-        if not getattr(find_type(step.get("type"), TRANSFORMS), "needs_lidar", False)
-    ]
+
+def without_lidar_steps(pipeline: Iterable[Any]) -> list[Any]:
+    """Return a pipeline without the transforms that do nothing without LiDAR."""
+    return [step for step in pipeline if not _needs_lidar(step)]
+
+
+def _needs_lidar(step: Any) -> bool:
+    kind = find_type(step.get("type"), TRANSFORMS) if isinstance(step, dict) else None
+    return bool(getattr(kind, "needs_lidar", False))
 
 
 def _read_batch_size(cfg: Mapping[str, Any], setting: Setting) -> None:
@@ -297,6 +301,21 @@ def check_agreement(cfg: Mapping[str, Any]) -> None:
     if isinstance(head, dict):
         for leaf in datasets:
             _check_head(leaf, ("model.pts_bbox_head", head))
+    for leaf in datasets:
+        _check_lidar_steps(leaf)
+
+
+def _check_lidar_steps(dataset: PlacedDict) -> None:
+    """Refuse LiDAR steps that are written into the pipeline of a data set without LiDAR."""
+    place, config = dataset
+    if config.get("use_lidar", False):
+        return
+    for index, step in enumerate(config.get("pipeline") or ()):
+        if _needs_lidar(step):
+            raise ConfigError(
+                f"{place}.pipeline[{index}] is {step['type']}, but the data set has no LiDAR: set "
+                "use_lidar=True, or leave the step out"
+            )
 
 
 def _check_head(dataset: PlacedDict, head: PlacedDict) -> None:
@@ -388,7 +407,7 @@ def refuse_unread(settings: Mapping[str, Setting], written: Written) -> None:
             continue
         if name not in written.own_names and (setting.written or name in written.known_names):
             continue
-        if any(map(written.overrides, setting.written)):
+        if name not in written.options and any(map(written.overrides, setting.written)):
             continue
         prefix = f"{written.own_names.get(name, 'the config')}: {name}"
         if setting.written:

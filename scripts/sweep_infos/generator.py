@@ -7,9 +7,14 @@ Reads the nuScenes tables only (no images) and writes ``nuscenes_infos_{train,va
 ``nuscenes_infos_{train,val}_mini_sweep.pkl`` (v1.0-mini) into the data root. Paths are relative to
 it, so the data set may move. Readers: ``loaders/info_io.py``.
 
-With ``--from-mmdet3d FILE`` the key frames, their poses and annotations come from an old-style info
-file of mmdet3d's converter, and ``NAME_sweep.pkl`` is written; the tables are still needed for what
-such files lack (names of the scenes, camera sweeps).
+Recordings in nuScenes' format may have versions, scenes and channels of their own: --version is the
+folder of the tables, --split or a ``splits.json`` beside them or in the data root
+(``{"train": ["scene", ...], "val": [...]}``) names the scenes.
+
+With ``--from FILE`` the key frames, their poses and annotations come from an info file of another
+tool chain (mmdet3d's converter, BEVDet's, the sweep scripts of SparseBEV, SparseOcc and OPUS), and
+``NAME_sweep.pkl`` is written; the tables are still needed for what such files lack (names of the
+scenes, sweeps).
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -26,20 +32,15 @@ from typing import Any
 from tqdm import tqdm
 
 from loaders.errors import BadDataError
-from loaders.info_io import InfoWriter, info_file_name, infos_fragment
+from loaders.info_io import CAMERAS, InfoWriter, info_file_name, infos_fragment
 from scripts.runtime.atomic_write import check_folder_target
 from scripts.runtime.command_line import CommandParser, number_from, run_command
 from scripts.runtime.errors import ConfigError
-from scripts.sweep_infos.old_infos import complete_old_info, read_old_infos
+from scripts.sweep_infos.other_infos import Info, complete_info, read_other_infos
 from scripts.sweep_infos.scenes import SceneReader
+from scripts.sweep_infos.splits import SPLITS, choose_splits, devkit_scenes
 from scripts.sweep_infos.tables import Tables, open_tables
 
-# Splits and what the devkit calls them, by nuScenes version.
-SPLITS = {
-    "v1.0-trainval": {"train": "train", "val": "val"},
-    "v1.0-test": {"test": "test"},
-    "v1.0-mini": {"train": "mini_train", "val": "mini_val"},
-}
 # Layout of the info files; raise it when readers must know the difference.
 FORMAT = 2
 
@@ -80,7 +81,7 @@ def write_scenes(
     metadata: Mapping[str, Any],
     workers: int = 0,
     progress: bool = True,
-    old_infos: Mapping[str, Mapping[str, Any]] | None = None,
+    others: Mapping[str, Info | None] | None = None,
 ) -> int:
     """Writes the info file of some scenes.
 
@@ -91,8 +92,8 @@ def write_scenes(
         metadata: Header, completed with what the tables know.
         workers: Processes; 0 works in this one. The file does not depend on it.
         progress: Whether to show a progress bar.
-        old_infos: Infos of mmdet3d's converter by sample token; key frames without one are left
-            out.
+        others: Infos of another tool chain by sample token; key frames that are not among them are
+            left out, and those that are None are taken from the tables.
 
     Returns:
         Number of key frames.
@@ -101,9 +102,14 @@ def write_scenes(
 
     def make(scene: int) -> tuple[bytes, int]:
         infos = reader.infos(scene)
-        if old_infos is not None:
-            known = [info for info in infos if info["token"] in old_infos]
-            infos = [complete_old_info(old_infos[info["token"]], info) for info in known]
+        if others is not None:
+            infos = [
+                info
+                if (other := others[info["token"]]) is None
+                else complete_info(other, info, path)
+                for info in infos
+                if info["token"] in others
+            ]
         return infos_fragment(infos), len(infos)
 
     total = 0
@@ -136,9 +142,7 @@ def write_split(
     Raises:
         BadDataError: If the tables have none of the split's scenes.
     """
-    from nuscenes.utils.splits import create_splits_scenes  # slow to import
-
-    names = set(create_splits_scenes()[split])
+    names = set(devkit_scenes(split))
     scenes = [i for i, scene in enumerate(tables.scenes) if scene["name"] in names]
     scenes.sort(key=lambda i: tables.scenes[i]["name"])
     if not scenes:
@@ -150,10 +154,10 @@ def write_split(
     return len(scenes), write_scenes(tables, scenes, path, metadata, workers, progress)
 
 
-def write_from_mmdet3d(
+def write_from(
     tables: Tables, source: Path, path: Path, workers: int = 0, progress: bool = True
 ) -> tuple[int, int]:
-    """Writes the info file of the key frames of an old-style info file of mmdet3d.
+    """Writes the info file of the key frames of another tool chain's info file.
 
     Returns:
         Number of scenes and of key frames.
@@ -162,7 +166,7 @@ def write_from_mmdet3d(
         MissingDataError: If ``source`` does not exist.
         BadDataError: If ``source`` is broken or names key frames that the tables lack.
     """
-    old = read_old_infos(source)
+    old = read_other_infos(source)
     unknown = [token for token in old if token not in tables.sample_index]
     if unknown:
         raise BadDataError(
@@ -181,14 +185,27 @@ def command_parser() -> CommandParser:
     """Returns the command line."""
     parser = CommandParser(__doc__)
     parser.add_argument("--data-root", type=Path, default=Path("data/nuscenes"))
-    parser.add_argument("--version", choices=[*SPLITS], default="v1.0-trainval")
+    version = f"folder of the tables: {', '.join(SPLITS)}, or one's own (default: %(default)s)"
+    parser.add_argument("--version", default="v1.0-trainval", help=version)
     parser.add_argument("--out-dir", type=Path, help="default: the data root")
     parser.add_argument(
+        "--split",
+        nargs="+",
+        action="append",
+        metavar=("NAME", "SCENE"),
+        help="scenes of a split, or patterns such as 'night-*'; once for each split",
+    )
+    parser.add_argument("--splits", type=Path, metavar="FILE", help="JSON file with the scenes")
+    parser.add_argument("--cameras", nargs="+", metavar="CHANNEL", help="default: all")
+    parser.add_argument("--lidar", metavar="CHANNEL", help="default: the only one, or LIDAR_TOP")
+    parser.add_argument(
+        "--from",
         "--from-mmdet3d",
+        dest="sources",
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="old-style info files of mmdet3d's converter to complete",
+        help="info files of other tool chains to complete",
     )
     default = min(8, os.cpu_count() or 1)
     workers = "processes, 0: work in the main one; the files do not depend on it"
@@ -200,18 +217,35 @@ def command_parser() -> CommandParser:
 def write_info_files(args: argparse.Namespace) -> None:
     """Writes the info files of all splits of a version, or of the files to complete."""
     progress = not args.no_progress
+    if args.split and args.splits:
+        raise ConfigError("--split and --splits both name scenes: leave one out")
+    if Path(args.version).name != args.version or args.version in ("", ".", ".."):
+        raise ConfigError(f"--version {args.version} is no name of a folder in the data root")
     check_folder_target("--out-dir", args.out_dir or args.data_root)
-    tables = open_tables(args.data_root, args.version, progress)
+    tables = open_tables(args.data_root, args.version, progress, args.cameras, args.lidar)
     out_dir = args.out_dir or args.data_root
     os.makedirs(out_dir, exist_ok=True)
-    for source in args.from_mmdet3d or []:
+    for source in args.sources or []:
         path = out_dir / f"{source.stem}_sweep.pkl"
-        scenes, samples = write_from_mmdet3d(tables, source, path, args.workers, progress)
-        print(f"{path}: {samples} samples of {scenes} scenes")
-    for split, devkit_split in {} if args.from_mmdet3d else SPLITS[args.version].items():
+        number, samples = write_from(tables, source, path, args.workers, progress)
+        print(f"{path}: {samples} samples of {number} scenes")
+    if not args.sources:
+        _write_splits(args, tables, out_dir)
+    if tables.cameras != CAMERAS:
+        print(f"cameras other than nuScenes': set cameras = {[*tables.cameras]} in the config")
+
+
+def _write_splits(args: argparse.Namespace, tables: Tables, out_dir: Path) -> None:
+    names = [str(scene["name"]) for scene in tables.scenes]
+    splits = choose_splits(names, tables.data_root / tables.version, args.split, args.splits)
+    for split, scenes in splits.scenes.items():
         path = out_dir / info_file_name(args.version, split)
-        scenes, samples = write_split(tables, devkit_split, path, args.workers, progress)
-        print(f"{path}: {samples} samples of {scenes} scenes")
+        metadata = {"split": splits.labels[split]}
+        progress = not args.no_progress
+        samples = write_scenes(tables, scenes, path, metadata, args.workers, progress)
+        print(f"{path}: {samples} samples of {len(scenes)} scenes")
+    for note in splits.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loaders.errors import BadDataError
-from loaders.info_io import CAMERAS
 from loaders.transforms.geometry import quaternion_to_matrix
-from scripts.sweep_infos.tables import CHANNELS, LIDAR, Tables
+from scripts.sweep_infos.tables import Tables
 
 MAX_CAM_SWEEPS = 5
 MAX_LIDAR_SWEEPS = 10
@@ -37,7 +36,7 @@ class SceneReader:
         Raises:
             BadDataError: If a key frame lacks a camera or the LiDAR.
         """
-        chains = {name: self._frames.rows(scene, i) for i, name in enumerate(CHANNELS)}
+        chains = {name: self._frames.rows(scene, i) for i, name in enumerate(self._tables.channels)}
         key_rows = {
             name: {int(self._frames.sample[row]): row for row in rows if self._frames.is_key[row]}
             for name, rows in chains.items()
@@ -57,29 +56,34 @@ class SceneReader:
         is_first: bool,
     ) -> dict[str, Any]:
         record, index = self._tables.scenes[scene], self._tables.sample_index[sample["token"]]
-        missing = [name for name in CHANNELS if index not in key_rows[name]]
+        missing = [name for name in self._tables.channels if index not in key_rows[name]]
         if missing:
             raise BadDataError(
                 f"key frame {sample['token']} of {record['name']} has no {missing[0]} in the "
-                "nuScenes tables: restore the tables from the original archive"
+                "tables: restore them from the original archive, or name the channels that all key "
+                "frames have with --cameras and --lidar"
             )
         keys = {name: rows[index] for name, rows in key_rows.items()}
-        lidar = keys.pop(LIDAR)
-        mount = self._tables.mounts[self._frames.mount[lidar]]
+        # Without a LiDAR the pose of a key frame is that of its first camera's image, and the frame
+        # that would be the LiDAR's has the axes of the vehicle.
+        name = self._tables.lidar
+        row = keys[self._tables.cameras[0]] if name is None else keys.pop(name)
+        mount = self._tables.mounts[self._frames.mount[row]]
+        rotation = [1.0, 0.0, 0.0, 0.0] if name is None else list(mount.rotation_wxyz)
         return {
             "token": sample["token"],
             "scene_name": record["name"],
             "scene_token": record["token"],
-            "lidar_token": self._frames.token[lidar].decode(),
+            "lidar_token": "" if name is None else self._frames.token[row].decode(),
             "timestamp": sample["timestamp"],
-            "lidar_path": self._filename(lidar),
+            "lidar_path": "" if name is None else self._filename(row),
             "lidar2ego_translation": mount.translation.tolist(),
-            "lidar2ego_rotation": list(mount.rotation_wxyz),
-            "ego2global_translation": self._frames.ego_translation[lidar].tolist(),
-            "ego2global_rotation": self._frames.ego_rotation_wxyz[lidar].tolist(),
-            "cams": {name: self._camera(keys[name]) for name in CAMERAS},
+            "lidar2ego_rotation": rotation,
+            "ego2global_translation": self._frames.ego_translation[row].tolist(),
+            "ego2global_rotation": self._frames.ego_rotation_wxyz[row].tolist(),
+            "cams": {name: self._camera(keys[name]) for name in self._tables.cameras},
             "cam_sweeps": [] if is_first else self._camera_sweeps(keys, chains),
-            "lidar_sweeps": self._lidar_sweeps(lidar, chains[LIDAR].start),
+            "lidar_sweeps": [] if name is None else self._lidar_sweeps(row, chains[name].start),
         }
 
     def _filename(self, row: int) -> str:
@@ -118,7 +122,7 @@ class SceneReader:
         sweeps: list[dict[str, Any]] = []
         for i in range(max(map(len, found.values()))):
             if all(i < len(rows) for rows in found.values()):
-                sweeps.append({name: self._camera(found[name][i]) for name in CAMERAS})
+                sweeps.append({name: self._camera(found[name][i]) for name in self._tables.cameras})
             elif sweeps:
                 sweeps.append(sweeps[-1])
         return sweeps

@@ -20,10 +20,10 @@ from loaders.errors import BadDataError, MissingDataError
 from loaders.info_io import CAMERAS
 from loaders.transforms.geometry import quaternion_to_matrix
 from models.errors import UserError
+from scripts.runtime.errors import ConfigError
 from scripts.sweep_infos.json_stream import iter_records
 
 LIDAR = "LIDAR_TOP"
-CHANNELS = (*CAMERAS, LIDAR)
 _CHUNK_RECORDS = 100_000
 _LONGEST_NAME = 1024
 # Keys of the tables' records that infos are made of.
@@ -50,7 +50,7 @@ class Mount:
     """Calibration of a sensor of a vehicle.
 
     Attributes:
-        channel: Index into CHANNELS, -1 for other sensors.
+        channel: Index into ``Tables.channels``, -1 for other sensors.
         rotation_wxyz: Quaternion sensor to ego, as stored.
         rotation: float64 [3, 3], p_ego = R @ p_sensor + t.
         translation: float64 [3], metres.
@@ -70,7 +70,7 @@ class Frames:
 
     Attributes:
         scene: int32, index into ``Tables.scenes``.
-        channel: int8, index into CHANNELS.
+        channel: int16, index into ``Tables.channels``.
         timestamp: int64, microseconds.
         sample: int32, index of the key frame it is filed under.
         is_key: bool.
@@ -82,7 +82,7 @@ class Frames:
     """
 
     scene: npt.NDArray[np.int32]
-    channel: npt.NDArray[np.int8]
+    channel: npt.NDArray[np.int16]
     timestamp: npt.NDArray[np.int64]
     sample: npt.NDArray[np.int32]
     is_key: npt.NDArray[np.bool_]
@@ -112,6 +112,8 @@ class Tables:
         sample_index: Index of a key frame by its token, over all scenes.
         mounts: Calibrations.
         frames: Camera and LiDAR records.
+        cameras: Names of the cameras.
+        lidar: Name of the LiDAR, None without one.
     """
 
     data_root: Path
@@ -121,12 +123,34 @@ class Tables:
     sample_index: Mapping[str, int]
     mounts: list[Mount]
     frames: Frames
+    cameras: tuple[str, ...]
+    lidar: str | None
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the cameras, then that of the LiDAR."""
+        return (*self.cameras, *([] if self.lidar is None else [self.lidar]))
 
 
-def open_tables(data_root: Path, version: str, progress: bool = False) -> Tables:
-    """Reads the tables of a nuScenes folder.
+def open_tables(
+    data_root: Path,
+    version: str,
+    progress: bool = False,
+    cameras: Sequence[str] | None = None,
+    lidar: str | None = None,
+) -> Tables:
+    """Reads the tables of a folder in nuScenes' format.
+
+    Args:
+        data_root: The folder.
+        version: Name of the folder with the tables in it.
+        progress: Whether to show progress bars.
+        cameras: Channels of the cameras; None takes all that are calibrated, those of nuScenes
+            first.
+        lidar: Channel of the LiDAR; None takes the only one, ``LIDAR_TOP`` of several.
 
     Raises:
+        ConfigError: If the tables do not have these channels, or do not tell the LiDAR.
         MissingDataError: If the folder, the version, or one of its tables do not exist.
         BadDataError: If a table is broken, or refers to records that another lacks.
     """
@@ -137,10 +161,10 @@ def open_tables(data_root: Path, version: str, progress: bool = False) -> Tables
         )
     folder = data_root / version
     if not folder.is_dir():
-        found = sorted(path.name for path in data_root.glob("v1.0-*") if path.is_dir())
+        found = sorted(path.parent.name for path in data_root.glob("*/scene.json"))
         raise MissingDataError(
             f"{folder} does not exist: choose --version from what is there "
-            f"({', '.join(found) or 'no nuScenes tables'})"
+            f"({', '.join(found) or 'no folder with nuScenes tables'})"
         )
     try:
         scenes = list(_records(folder, "scene"))
@@ -148,7 +172,9 @@ def open_tables(data_root: Path, version: str, progress: bool = False) -> Tables
         index = {
             record["token"]: i for i, record in enumerate(r for scene in samples for r in scene)
         }
-        mounts, mount_index = _read_mounts(folder)
+        cameras, lidar = _choose_channels(folder, cameras, lidar)
+        channels = (*cameras, *([] if lidar is None else [lidar]))
+        mounts, mount_index = _read_mounts(folder, channels)
         scene_of_sample = np.repeat(np.arange(len(scenes)), [len(scene) for scene in samples])
         frames = _read_frames(folder, index, scene_of_sample, mounts, mount_index, progress)
     except UserError:
@@ -158,7 +184,7 @@ def open_tables(data_root: Path, version: str, progress: bool = False) -> Tables
             f"the tables in {folder} cannot be read ({type(error).__name__}: {error}): restore "
             "them from the original archive"
         ) from error
-    return Tables(data_root, version, scenes, samples, index, mounts, frames)
+    return Tables(data_root, version, scenes, samples, index, mounts, frames, cameras, lidar)
 
 
 def _records(folder: Path, table: str, progress: bool = False) -> Iterator[dict[str, Any]]:
@@ -176,10 +202,41 @@ def _samples_by_scene(
     return [sorted(group, key=lambda sample: sample["timestamp"]) for group in grouped.values()]
 
 
-def _read_mounts(folder: Path) -> tuple[list[Mount], dict[str, int]]:
+def _choose_channels(
+    folder: Path, cameras: Sequence[str] | None, lidar: str | None
+) -> tuple[tuple[str, ...], str | None]:
+    """Returns the channels of the cameras, and that of the LiDAR if there is one."""
+    used = {record["sensor_token"] for record in _records(folder, "calibrated_sensor")}
+    sensors = [record for record in _records(folder, "sensor") if record["token"] in used]
+    # Old tables may lack the modality.
+    kinds: dict[str, list[str]] = {"camera": [], "lidar": []}
+    for record in sensors:
+        channel = str(record["channel"])
+        kind = record.get("modality") or ("camera" if channel.startswith("CAM") else "lidar")
+        if channel not in kinds.setdefault(kind, []):
+            kinds[kind].append(channel)
+    if cameras is None:
+        own = [name for name in kinds["camera"] if name not in CAMERAS]
+        cameras = [*(name for name in CAMERAS if name in kinds["camera"]), *own]
+    if lidar is None and kinds["lidar"]:
+        lidar = kinds["lidar"][0] if len(kinds["lidar"]) == 1 else LIDAR
+    wanted = [("--cameras", name, "camera") for name in cameras]
+    wanted += [] if lidar is None else [("--lidar", lidar, "lidar")]
+    for option, name, kind in wanted:
+        if name not in kinds[kind]:
+            raise ConfigError(
+                f"the tables in {folder} have no calibrated {kind} {name}: set {option} to what "
+                f"they have ({', '.join(kinds[kind]) or f'no {kind} at all'})"
+            )
+    if not cameras or len(set(cameras)) != len(cameras):
+        raise ConfigError(f"--cameras {' '.join(cameras)}: name each camera once, one at least")
+    return tuple(cameras), lidar
+
+
+def _read_mounts(folder: Path, channels: Sequence[str]) -> tuple[list[Mount], dict[str, int]]:
     """Returns the calibrations and their indices by token."""
-    channels = {
-        record["token"]: CHANNELS.index(record["channel"]) if record["channel"] in CHANNELS else -1
+    channel_of = {
+        record["token"]: channels.index(record["channel"]) if record["channel"] in channels else -1
         for record in _records(folder, "sensor")
     }
     mounts: list[Mount] = []
@@ -189,7 +246,7 @@ def _read_mounts(folder: Path) -> tuple[list[Mount], dict[str, int]]:
         intrinsic = np.array(record["camera_intrinsic"] or np.zeros((0, 0)), dtype=np.float64)
         rotation = quaternion_to_matrix(record["rotation"])
         translation = np.array(record["translation"], dtype=np.float64)
-        channel = channels[record["sensor_token"]]
+        channel = channel_of[record["sensor_token"]]
         mounts.append(Mount(channel, record["rotation"], rotation, translation, intrinsic))
     return mounts, index
 
@@ -219,7 +276,7 @@ def _read_frames(
     dtypes = (np.int32, np.int64, np.bool_, np.int32, np.bytes_, np.bytes_, np.bytes_)
     sample, timestamp, is_key, mount, filename, token, pose_token = _columns(wanted(), dtypes)
     scene = scene_of_sample[sample].astype(np.int32)
-    channel = np.array([m.channel for m in mounts], dtype=np.int8)[mount]
+    channel = np.array([m.channel for m in mounts], dtype=np.int16)[mount]
     order = np.lexsort((timestamp, channel, scene))
     rotation, translation = _read_poses(folder, pose_token[order], progress)
     return Frames(

@@ -9,14 +9,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from scripts.runtime.atomic_write import write_json
+from scripts.runtime.atomic_write import write_atomically, write_json
 from scripts.toy_nuscenes import lidar
 from scripts.toy_nuscenes.annotations import annotate
 from scripts.toy_nuscenes.camera import take_image
 from scripts.toy_nuscenes.classes import Occ
 from scripts.toy_nuscenes.errors import DataSetError
 from scripts.toy_nuscenes.files import write_png
-from scripts.toy_nuscenes.labels import Observed, camera_in_key_ego, observe, occ3d, openocc_rows
+from scripts.toy_nuscenes.labels import (
+    Observed,
+    camera_in_key_ego,
+    observe,
+    occ3d,
+    openocc_rows,
+    surroundocc_rows,
+)
 from scripts.toy_nuscenes.options import KEY_PERIOD_US, Options, Shot, all_shots
 from scripts.toy_nuscenes.rig import CAMERAS, LIDAR_NAME
 from scripts.toy_nuscenes.scene import Scene, make_scene
@@ -28,6 +35,10 @@ _CAMERA_INDEX = {camera.name: k for k, camera in enumerate(CAMERAS)}
 def _save(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    write_atomically(path, lambda p: np.save(p, array))
 
 
 def _write_labels(
@@ -49,9 +60,27 @@ def _write_labels(
         mask_camera=labels.mask_camera.astype(np.uint8),
     )
     _save(root / names.occ3d_path(sample), buffer.getvalue())
-    buffer = io.BytesIO()
-    np.save(buffer, openocc_rows(scene, observed, time_s))
-    _save(root / names.openocc_path(sample), buffer.getvalue())
+    _save_array(root / names.openocc_path(sample), openocc_rows(scene, observed, time_s))
+    rows = surroundocc_rows(scene, observed, time_s)
+    _save_array(root / names.surroundocc_path(sample), rows)
+
+
+def lacks_labels(root: Path, options: Options, names: SceneNames) -> bool:
+    """Whether a scene was made before the generator wrote SurroundOcc labels."""
+    paths = (root / names.surroundocc_path(sample) for sample in range(options.samples))
+    return not all(path.exists() for path in paths)
+
+
+def add_labels(
+    root: Path, options: Options, names: SceneNames, progress: Callable[[int], None]
+) -> None:
+    """Writes the SurroundOcc labels of a finished scene and leaves all other files alone."""
+    scene = make_scene(options.seed, names.index, options.duration_s)
+    observed = observe(scene, options.duration_s)
+    for sample in range(options.samples):
+        rows = surroundocc_rows(scene, observed, sample * KEY_PERIOD_US * 1e-6)
+        _save_array(root / names.surroundocc_path(sample), rows)
+        progress(1)
 
 
 class _Recorder:

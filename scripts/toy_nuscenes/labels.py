@@ -1,6 +1,6 @@
-"""Occupancy labels of a key frame, in the formats of Occ3D-nuScenes and OpenOccupancy.
+"""Occupancy labels of a key frame, as Occ3D-nuScenes, OpenOccupancy and SurroundOcc have them.
 
-Both come from the same two parts: columns of the static world below each label column, and the
+All come from the same two parts: columns of the static world below each label column, and the
 surface points of the actors at the key frame's time. As in labels made from LiDAR, only surfaces
 are occupied (voxels with a free neighbour), and static surfaces that no LiDAR position of the
 drive can see stay free. Things are where they are at the key frame's LiDAR time.
@@ -26,6 +26,8 @@ from scripts.toy_nuscenes.visibility import LIDAR, OCC3D_RANGE, CameraView, Visi
 FINE_M = 0.2
 OPENOCC_RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
 OPENOCC_VOXEL_M = 0.2
+SURROUNDOCC_RANGE = (-50.0, -50.0, -5.0, 50.0, 50.0, 3.0)
+SURROUNDOCC_VOXEL_M = 0.5
 
 _RANK = np.zeros(18, np.uint8)
 _RANK[[int(occ) for occ in LABEL_PRIORITY]] = np.arange(18)
@@ -248,6 +250,15 @@ def _halve(values: np.ndarray) -> np.ndarray:
     return np.maximum(values[:, :, ::2], values[:, :, 1::2])
 
 
+def _pool(values: np.ndarray, voxel_m: float) -> np.ndarray:
+    """Maximum over the points of a lattice [X, Y, Z] that lie in each voxel of edge `voxel_m`."""
+    for axis in range(3):
+        voxel = np.floor((np.arange(values.shape[axis]) + 0.5) * FINE_M / voxel_m)
+        first = np.flatnonzero(np.diff(voxel, prepend=-1))
+        values = np.maximum.reduceat(values, first, axis=axis)
+    return values
+
+
 @dataclass
 class Occ3D:
     """Occ3D labels of a key frame, all [200, 200, 16]: semantics uint8, mask_lidar and mask_camera
@@ -276,6 +287,19 @@ def openocc_rows(scene: Scene, observed: Observed, time_s: float) -> np.ndarray:
     x, y, z = np.unravel_index(cells, shell.shape)
     label = _OCC_OF_RANK[lattice.rank.reshape(-1)[cells]]
     return np.stack([z, y, x, label], 1).astype(np.int16)
+
+
+def surroundocc_rows(scene: Scene, observed: Observed, time_s: float) -> np.ndarray:
+    """SurroundOcc labels int64 [n, 4], rows (x, y, z, label) in the LiDAR frame; label 0 is noise
+    ('others').
+    """
+    position = np.array(LIDAR_TRANSLATION)
+    lattice = _lattice(scene, observed, time_s, lidar_rotation(), position, SURROUNDOCC_RANGE)
+    rank = _pool(lattice.rank, SURROUNDOCC_VOXEL_M)
+    seen = _pool(lattice.seen.astype(np.uint8), SURROUNDOCC_VOXEL_M).astype(bool)
+    index = np.argwhere(_surface(rank > 0) & seen)
+    label = _OCC_OF_RANK[rank[tuple(index.T)]]
+    return np.c_[index, label].astype(np.int64)
 
 
 def occ3d(

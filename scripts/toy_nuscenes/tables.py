@@ -102,6 +102,11 @@ class SceneNames:
         lidar = Shot(LIDAR_NAME, sample * KEY_PERIOD_US, True, sample)
         return f"occupancy/scene_{self.scene_token}/occupancy/{self.data_token(lidar)}.npy"
 
+    def surroundocc_path(self, sample: int) -> str:
+        """Path of the SurroundOcc labels of a key frame."""
+        lidar = Shot(LIDAR_NAME, sample * KEY_PERIOD_US, True, sample)
+        return f"surroundocc/{self.path(lidar).rpartition('/')[2]}.npy"
+
 
 def common_tables(options: Options) -> Tables:
     """The tables that do not depend on scenes: category, attribute, visibility and sensor."""

@@ -3,7 +3,8 @@ record is there.
 
 While a data set is being made, `toy_nuscenes.json` in its root says `complete: false` and the
 tables do not exist yet; finished scenes leave their records in `.scenes/`. A run with the same
-options goes on from there.
+options goes on from there. A data set from before all labels were written gets those it lacks;
+its other files stay as they are.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from scripts.runtime.errors import describe
 from scripts.runtime.host_allocator import keep_freed_memory
 from scripts.toy_nuscenes.errors import DataSetError
 from scripts.toy_nuscenes.files import write_png
-from scripts.toy_nuscenes.frames import generate_scene
+from scripts.toy_nuscenes.frames import add_labels, generate_scene, lacks_labels
 from scripts.toy_nuscenes.layout import Layout, make_layout
 from scripts.toy_nuscenes.options import Options
 from scripts.toy_nuscenes.recipes import make_recipe
@@ -47,7 +48,8 @@ SCENES_PER_PLACE = 10
 _PLACE_MARGIN_M = 20.0
 _MAP_RESOLUTION_M = 0.1  # nuScenes map masks have 10 pixels per metre
 Progress = Callable[[int], None]
-Job = tuple[SceneNames, int, np.ndarray]  # a scene, its place, and its shift on the map
+# A scene, its place, and its shift on the map; or a finished scene that lacks labels.
+Job = tuple[SceneNames, int, np.ndarray] | SceneNames
 
 
 def _read_record(root: Path) -> dict | None:
@@ -175,6 +177,13 @@ def _finish(root: Path, options: Options, places: list[tuple[int, np.ndarray]]) 
     shutil.rmtree(root / ".scenes")
 
 
+def _do(root: Path, options: Options, job: Job, progress: Progress) -> None:
+    if isinstance(job, SceneNames):
+        add_labels(root, options, job, progress)
+    else:
+        generate_scene(root, options, *job, progress)
+
+
 def _work(
     root: str, options: Options, jobs: multiprocessing.Queue, news: multiprocessing.Queue
 ) -> None:
@@ -188,8 +197,7 @@ def _work(
     cv2.setNumThreads(1)
     try:
         while (job := jobs.get()) is not None:
-            names, place, shift = job
-            generate_scene(Path(root), options, names, place, shift, news.put)
+            _do(Path(root), options, job, news.put)
         news.put(None)
     except BaseException as error:
         is_users = describe(error) is not None
@@ -280,21 +288,25 @@ def generate(
         DataSetError: the folder holds something else, or a worker process was killed.
         RuntimeError: a worker process failed.
     """
-    if prepare(root, options, overwrite):
-        return False
+    is_complete = prepare(root, options, overwrite)
     progress = progress or (lambda _: None)
     names = [SceneNames(options, k, name) for k, name in enumerate(options.scene_names())]
-    todo = [
-        k for k, name in enumerate(names) if not (root / ".scenes" / f"{name.name}.json").exists()
+    records = [root / ".scenes" / f"{name.name}.json" for name in names]
+    todo = [k for k, record in enumerate(records) if not (is_complete or record.exists())]
+    late = [
+        name for k, name in enumerate(names) if k not in todo and lacks_labels(root, options, name)
     ]
-    progress(options.samples * (len(names) - len(todo)))
-    with _crew(min(workers, len(todo)), root, options) as crew:
+    if is_complete and not late:
+        return False
+    progress(options.samples * (len(names) - len(todo) - len(late)))
+    with _crew(min(workers, len(todo) + len(late)), root, options) as crew:
         places = _places(options)  # while the workers start
-        jobs: list[Job] = [(names[k], *places[k]) for k in todo]
+        jobs: list[Job] = [*late, *((names[k], *places[k]) for k in todo)]
         if crew.workers:
             _follow(crew, jobs, progress)
-        elif jobs:
+        else:
             for job in jobs:
-                generate_scene(root, options, *job, progress)
-    _finish(root, options, places)
+                _do(root, options, job, progress)
+    if not is_complete:
+        _finish(root, options, places)
     return True

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -163,7 +162,7 @@ class AugmentedSource:
             token=str(meta["sample_token"]),
             scene_name=str(meta["scene_name"]),
             images=self._network_input(item, raw),
-            cameras=self._cameras or _folders(meta["img_paths"]),
+            cameras=self._cameras or tuple(meta["cameras"]),
             ego2img=_array(ego2img),
             ego2occ=_array(ego2occ),
             lidar2ego=_array(meta["lidar2ego"]),
@@ -198,11 +197,6 @@ def _datasets(dataset: Any) -> Iterator[Any]:
     inner = getattr(dataset, "dataset", None)
     for other in [*([inner] if inner is not None else []), *getattr(dataset, "datasets", ())]:
         yield from _datasets(other)
-
-
-def _folders(img_paths: Sequence[str]) -> tuple[str, ...]:
-    """Names of the folders of a sample's images, each once: those of the cameras."""
-    return tuple(dict.fromkeys(Path(path).parent.name for path in img_paths))
 
 
 def _array(value: Any) -> NDArray[np.float64]:

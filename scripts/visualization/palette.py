@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -79,12 +83,14 @@ _ALIASES = {
     "other": "others",
     "noise": "others",
     "cone": "traffic_cone",
-    "construction vehicle": "construction_vehicle",
     "drivable_surface": "driveable_surface",
-    "driveable surface": "driveable_surface",
-    "traffic cone": "traffic_cone",
-    "other flat": "other_flat",
 }
+# Colours of other classes are taken from this many steps of red, green and blue, between these
+# lightnesses of CIELAB: darker and lighter ones are hard to see on the dark and light backgrounds.
+_STEPS = 9
+_LIGHTNESS = (25.0, 85.0)
+# CIELAB difference from all other colours of a picture at which a candidate is taken.
+_DISTANCE = 30.0
 
 EGO_COLOUR: RGB = (255, 240, 245)
 """nuScenes' vehicle.ego."""
@@ -157,6 +163,9 @@ THEMES: dict[str, Theme] = {
 def class_colours(class_names: Sequence[str], palette: str = "field") -> NDArray[np.uint8]:
     """Colours of classes in the order of their labels.
 
+    The classes of nuScenes' occupancy labels have the colours of the palette, under any spelling.
+    Others get a colour by their name, the same in any order of the classes, and another for each.
+
     Args:
         class_names: names of the C semantic classes (the free class is not among them).
         palette: name in :data:`PALETTES`.
@@ -165,22 +174,56 @@ def class_colours(class_names: Sequence[str], palette: str = "field") -> NDArray
         uint8 [C, 3] sRGB.
 
     Raises:
-        ConfigError: there is no such palette, or a name is not one of nuScenes' occupancy classes.
+        ConfigError: there is no such palette.
     """
     if palette not in PALETTES:
         raise ConfigError(
             f"palette '{palette}' does not exist: choose one of {', '.join(PALETTES)}."
         )
-    rows = []
-    for name in class_names:
-        key = _ALIASES.get(name, name)
-        if key not in PALETTES[palette]:
-            raise ConfigError(
-                f"class '{name}' has no colour: add it to the palettes in "
-                "scripts/visualization/palette.py or correct class_names in the config."
-            )
-        rows.append(PALETTES[palette][key])
-    return np.asarray(rows, dtype=np.uint8).reshape(-1, 3)
+    keys = [_key(name) for name in class_names]
+    table = _with_others(tuple(sorted(set(keys) - set(PALETTES[palette]))), palette)
+    return np.asarray([table[key] for key in keys], dtype=np.uint8).reshape(-1, 3)
+
+
+def _key(class_name: str) -> str:
+    key = class_name.lower().replace(" ", "_").replace("-", "_")
+    return _ALIASES.get(key, key)
+
+
+@cache
+def _candidates() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Colours that other classes may have: sRGB uint8 [n, 3] and CIELAB float32 [n, 3]."""
+    levels = np.linspace(0, 255, _STEPS).round()
+    rgb = np.array(list(itertools.product(levels, repeat=3)), dtype=np.uint8)
+    lab = _lab(rgb)
+    visible = (lab[:, 0] > _LIGHTNESS[0]) & (lab[:, 0] < _LIGHTNESS[1])
+    return rgb[visible], lab[visible]
+
+
+def _lab(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+    pixels = rgb.reshape(-1, 1, 3).astype(np.float32) / 255
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2Lab).reshape(-1, 3).astype(np.float32)
+
+
+@cache
+def _with_others(names: tuple[str, ...], palette: str) -> dict[str, RGB]:
+    """The palette, completed with colours of these names.
+
+    Each name draws an order of the candidates and takes the first that is far from all colours
+    before it, or the farthest if there is none: a colour rarely depends on the other names.
+    """
+    table = dict(PALETTES[palette])
+    rgb, lab = _candidates()
+    taken = _lab(np.array([*table.values(), EGO_COLOUR], dtype=np.uint8))
+    distance = np.linalg.norm(lab[:, None] - taken, axis=-1).min(axis=1)
+    for name in names:
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+        order = np.random.default_rng(seed).permutation(len(rgb))
+        far = order[distance[order] >= min(_DISTANCE, float(distance.max()))]
+        red, green, blue = rgb[far[0]].tolist()
+        table[name] = (red, green, blue)
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[far[0]], axis=-1))
+    return table
 
 
 def pretty_name(class_name: str) -> str:

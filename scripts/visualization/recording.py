@@ -45,7 +45,7 @@ from scripts.visualization.sample_view import CameraImage, SampleView
 from scripts.visualization.surface import surface_voxels
 
 # Class ids of a recording: those of the data set, then the kinds of difference.
-_DIFFERENCE_IDS = 100
+_DIFFERENCE_IDS = 1000
 _JPEG_QUALITY = 85
 # Coarse to fine, from the blue to the yellow end of matplotlib's plasma (dark to bright).
 _LAYER_COLOUR_MAP = "plasma"

@@ -19,7 +19,13 @@ from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
 from numpy.typing import NDArray
 from PIL import Image
 
-from loaders.datasets.wrappers import leaf_configs, leaf_datasets, locate, map_leaf_configs
+from loaders.datasets.wrappers import (
+    leaf_configs,
+    leaf_datasets,
+    locate,
+    map_leaf_configs,
+    with_optional_labels,
+)
 from loaders.lidar.points import load_dim_of, read_lidar_points
 from loaders.predictions import load_prediction, prediction_path
 from loaders.sample import OccSample
@@ -85,6 +91,8 @@ class SampleSource:
 
         test_cfg = _test_dataset(cfg)
         dataset_cfg = map_leaf_configs(test_cfg, change)
+        if not wanted.truth:
+            dataset_cfg = with_optional_labels(dataset_cfg)
         with named_config_keys(cfg):
             self._model = None if weights is None else _build_model(cfg, weights, wanted.queries)
             self._dataset = DATASETS.build(dataset_cfg)
@@ -300,20 +308,19 @@ def _build_metrics(cfg: Config) -> list[Any]:
 
 
 def _current_images(sample: OccSample) -> tuple[CameraImage, ...]:
-    """Images of the current frame: the first of each camera (named by its folder).
+    """Images of the current frame.
 
     Raises:
         MissingDataError: an image is missing.
         BadDataError: an image is broken.
     """
-    images: dict[str, CameraImage] = {}
-    for path, ego2img in zip(sample.img_paths, sample.ego2img, strict=True):
-        camera = Path(path).parent.name
-        if camera in images:
-            break
+    images: list[CameraImage] = []
+    for camera, path, ego2img in zip(
+        sample.cameras, sample.img_paths, sample.ego2img, strict=False
+    ):
         rgb = np.ascontiguousarray(read_image(path)[:, :, ::-1])
-        images[camera] = CameraImage(camera, Image.fromarray(rgb), ego2img)
-    return tuple(images.values())
+        images.append(CameraImage(camera, Image.fromarray(rgb), ego2img))
+    return tuple(images)
 
 
 def _lidar_points(sample: OccSample, load_dim: int) -> NDArray[np.float32] | None:

@@ -153,22 +153,19 @@ def view_of_sample(
         prediction=prediction,
         truth=None if truth is None else without_unknown(truth, empty_label),
         scored=_grid(sample, "mask_camera"),
-        images=_input_images(images, meta["img_paths"]),
+        images=_input_images(images, meta["cameras"]),
         scores=tuple(scores),
         time_us=int(meta["img_timestamps"][0]),
     )
 
 
-def _input_images(images: torch.Tensor, paths: Sequence[str]) -> tuple[CameraImage, ...]:
-    """The current frame's images; cameras are named by the folders of their files."""
-    found: dict[str, CameraImage] = {}
-    for path, image in zip(paths, images, strict=False):
-        name = Path(path).parent.name
-        if name in found:
-            break
+def _input_images(images: torch.Tensor, cameras: Sequence[str]) -> tuple[CameraImage, ...]:
+    """The current frame's images."""
+    found: list[CameraImage] = []
+    for name, image in zip(cameras, images, strict=False):
         rgb = image.flip(0).permute(1, 2, 0).cpu().numpy().astype(np.uint8)
-        found[name] = CameraImage(name, Image.fromarray(np.ascontiguousarray(rgb)))
-    return tuple(found.values())
+        found.append(CameraImage(name, Image.fromarray(np.ascontiguousarray(rgb))))
+    return tuple(found)
 
 
 def _grid(sample: BaseDataElement, name: str) -> NDArray[Any] | None:

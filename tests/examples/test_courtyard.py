@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine.registry import DATASETS
 
 import loaders.register  # noqa: F401 - enters the parts into the registries
 import train
 import val
+import visualize
 from examples.courtyard.make_data import COLOURS, GROUND, make_data
+from loaders.info_io import load_infos, save_infos
 from scripts.data_checks import checker as check_data
 from scripts.runtime.config import load_config
 
@@ -82,3 +85,51 @@ def test_trains_and_scores(root, tmp_path):
     names = {name for name in metrics if name.startswith("courtyard/IoU_")}
     assert names == {f"courtyard/IoU_{name}" for name in ("ground", "wall", "crate", "person")}
     assert "ray/RayIoU" in metrics
+    # Without labels, pictures and files are made from the same weights, and nothing is scored.
+    (root / "labels").rename(root / "hidden")
+    try:
+        draw = ["--config", str(CONFIG), "--weights", weights, "--vis-input", "--num", "1"]
+        for kind in ("png", "html"):
+            folder = tmp_path / kind
+            words = [*draw, "--format", kind, "--out", str(folder), *options]
+            assert visualize.main(words) == 0
+            assert list(folder.glob(f"*.{kind}")) and not list(folder.glob(".*"))
+        folders = [str(tmp_path / "dense"), str(tmp_path / "sparse")]
+        save = ["--submission", folders[0], "--save-predictions", folders[1], "--out", str(out)]
+        assert val.main([*common, "--weights", weights, *save, *options]) == 0
+        for folder in folders:
+            assert len(list(Path(folder).glob("*.npz"))) == 3
+        metrics = json.loads(out.read_text())["metrics"]
+        assert metrics == {"submission_files": 3, "saved_predictions": 3}
+        assert val.main([*common, "--weights", weights, *options]) == 2
+    finally:
+        (root / "hidden").rename(root / "labels")
+
+
+@pytest.mark.parametrize("kind", ["png", "html", "rrd", "gif"])
+def test_classes_of_any_name_have_colours(root, tmp_path, kind):
+    """In every format; a file that cannot be written leaves nothing behind."""
+    words = ["--config", str(CONFIG), "--format", kind, "--vis-gt", "--index", "0"]
+    words += ["--out", str(tmp_path), "--cfg-options", f"data_root={root}"]
+    assert visualize.main(words) == 0
+    assert [path.suffix for path in tmp_path.iterdir() if path.stem != "overview"] == [f".{kind}"]
+
+
+def test_two_cameras_of_which_one_sees_no_part_of_the_grid(root, tmp_path):
+    """Trained and scored: one looks along the street, the other at the sky."""
+    for split in ("train", "val"):
+        infos = load_infos(root / f"infos_{split}.pkl").infos
+        for info in infos:
+            front = info["cams"]["FRONT"]
+            rotation = front["sensor2global_rotation"]
+            # Its z axis becomes the axis that pointed up (row vectors: rows are camera axes).
+            up = np.stack([rotation[0], rotation[2], -rotation[1]])
+            info["cams"] = {"FRONT": front, "UP": {**front, "sensor2global_rotation": up}}
+            assert np.allclose(up[2], [0, 0, 1]) and np.isclose(np.linalg.det(up), 1)
+        save_infos(tmp_path / f"{split}.pkl", infos, {"version": "courtyard"})
+    options = [f"data_root={root}", "cameras=['FRONT','UP']", "max_epochs=1"]
+    options += [f"{s}_dataloader.dataset.ann_file={tmp_path}/{s}.pkl" for s in ("train", "val")]
+    words = ["--config", str(CONFIG), "--work-dir", str(tmp_path / "run"), "--cfg-options"]
+    assert train.main([*words, *options]) == 0
+    weights = torch.load(tmp_path / "run" / "epoch_1.pth", weights_only=False)["state_dict"]
+    assert all(torch.isfinite(value).all() for value in weights.values())

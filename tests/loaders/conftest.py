@@ -258,6 +258,11 @@ class _Writer:
             folder = self.mini.root / "occupancy" / f"scene_{scene_token}" / "occupancy"
             folder.mkdir(parents=True, exist_ok=True)
             np.save(folder / f"{frame.token}.npy", np.c_[voxel[:, ::-1], label])
+            folder = self.mini.root / "surroundocc"
+            folder.mkdir(exist_ok=True)
+            coarse = np.floor((dots - [-50, -50, -5]) / 0.5).astype(np.int64)
+            rows = np.c_[coarse, np.arange(len(dots)) % 16 + 1]
+            np.save(folder / f"{Path(frame.filename).name}.npy", rows)
 
     def _labels(self, scene: str, token: str) -> None:
         rng = np.random.default_rng(len(self.mini.labels))
@@ -282,7 +287,8 @@ def _wxyz(rotation: np.ndarray) -> list[float]:
 @pytest.fixture(scope="session")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> MiniSet:
     """The data set with its info files written by the real generator. Read only."""
-    from scripts.sweep_infos.generator import SPLITS, open_tables, write_split
+    from scripts.sweep_infos.generator import open_tables, write_split
+    from scripts.sweep_infos.splits import SPLITS
 
     written = _Writer(tmp_path_factory.mktemp("mini") / "nuscenes").write()
     tables = open_tables(written.root, "v1.0-mini")

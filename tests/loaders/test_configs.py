@@ -21,6 +21,8 @@ SHAPES = {
     "nuscenes_occupancy": (512, 512, 40),
     "toy_occ3d": (200, 200, 16),
     "toy_occupancy": (160, 160, 20),
+    "nuscenes_surroundocc": (200, 200, 16),
+    "toy_surroundocc": (80, 80, 12),
 }
 NAMES = sorted(SHAPES)
 # Image sizes of the hand-made data set.
@@ -90,7 +92,7 @@ def test_toy_config_runs_through_the_data_loader(name, use_lidar, mini):
         assert inputs["img"][0].shape == (cfg.num_frames * 6, 3, 32, 96)
         assert ("points" in inputs) == use_lidar
         assert ("ray_origins" in sample) == (part == "val")
-        assert ("mask_valid" in sample) == ("occupancy" in name) != ("mask_camera" in sample)
+        assert ("mask_valid" in sample) == (name != "toy_occ3d") != ("mask_camera" in sample)
 
 
 def test_toy_config_with_workers(mini):

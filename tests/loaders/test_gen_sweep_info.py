@@ -17,7 +17,7 @@ from loaders.info_io import CAM_KEYS, CAMERAS, INFO_KEYS, content_hash, load_inf
 from models.errors import UserError
 from scripts.fuzzing.corruption import with_wrong_value
 from scripts.sweep_infos import json_stream
-from scripts.sweep_infos.generator import open_tables, write_from_mmdet3d, write_split
+from scripts.sweep_infos.generator import open_tables, write_from, write_split
 from scripts.sweep_infos.json_stream import iter_records
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -339,11 +339,11 @@ def test_old_infos_that_do_not_fit(mini, tmp_path):
 
     def complete(content):
         path.write_bytes(pickle.dumps(content))
-        return write_from_mmdet3d(tables, path, tmp_path / "x.pkl", progress=False)
+        return write_from(tables, path, tmp_path / "x.pkl", progress=False)
 
     assert complete({"infos": good[:3], "metadata": {}}) == (1, 3)
     (tmp_path / "x.pkl").unlink()
-    with pytest.raises(BadDataError, match="new style"):
+    with pytest.raises(BadDataError, match="no 'infos' and no 'data_list'"):
         complete({"data_list": [], "metainfo": {}})
     with pytest.raises(BadDataError, match=r"entry 0, lacks 'cams'"):
         complete([{"token": "a"}])
@@ -366,7 +366,7 @@ def test_old_infos_with_wrong_values(mini, tmp_path):
         what, content = with_wrong_value(good, rng, junk)
         path.write_bytes(pickle.dumps(content))
         try:
-            write_from_mmdet3d(tables, path, tmp_path / "x.pkl", progress=False)
+            write_from(tables, path, tmp_path / "x.pkl", progress=False)
             load_infos(tmp_path / "x.pkl")
         except UserError as error:
             refused += 1

@@ -27,7 +27,8 @@ from models.weight_layouts import (
     to_layout,
     to_own_layout,
 )
-from scripts import gen_fusion_pretrain_model, inspect_checkpoint
+from scripts.checkpoints import fusion_pretrain as gen_fusion_pretrain_model
+from scripts.checkpoints import inspection as inspect_checkpoint
 from scripts.runtime.checkpoint import (
     CheckpointError,
     check_fit,

@@ -15,8 +15,8 @@ import torch
 
 from models import ops
 from models.ops._extension import native
-from scripts import fuzz
 from scripts.fuzzing import ops as target
+from scripts.fuzzing import runner as fuzz
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -100,6 +100,15 @@ def test_the_written_config_is_read_again(config: Path, tmp_path: Path) -> None:
     )
 
 
+def test_a_back_end_that_is_not_installed(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    child = config.parent / "child.py"
+    child.write_text(f"_base_ = {config.name!r}\nvis_backends = [dict(type='WandbVisBackend')]\n")
+    code = train.main(["--config", str(child), "--work-dir", str(tmp_path / "run")])
+    assert code == 2 and "wandb" in capsys.readouterr().err
+
+
 def test_a_config_without_any_base(config: Path, tmp_path: Path) -> None:
     text = config.read_text().split("\n", 2)[2].replace(", 'scripts.runtime.register'", "")
     lone = tmp_path / "lone.py"

@@ -201,6 +201,14 @@ def test_options_reach_into_parts(option: str, place: str, value: Any) -> None:
         ({"val_evaluator.0.maks": "x"}, "did you mean 'mask'"),
         ({"model.type": "OPOS"}, "did you mean 'OPUS'"),
         ({"randomness.sed": 3}, "did you mean 'seed'"),
+        (
+            {"train_dataloader.dataset.pipeline": [dict(type="LoadLidarSweeps")]},
+            "train_dataloader.dataset.pipeline[0] is LoadLidarSweeps, but the data set has no",
+        ),
+        (
+            {"batch_size": 4, "train_dataloader.batch_size": 2},
+            "batch_size=4 takes no effect, since train_dataloader.batch_size=2",
+        ),
         ({"env_cfg.cudnn_benchmrk": True}, "did you mean 'cudnn_benchmark'"),
         ({"env_cfg.mp_cfg.start_method": "fork"}, "did you mean 'mp_start_method'"),
         ({"optim_wrapper.clip_grad.max_nrm": 3}, "did you mean 'max_norm'"),

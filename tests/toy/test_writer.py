@@ -6,12 +6,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from scripts import make_toy_nuscenes
+from scripts.toy_nuscenes import command as make_toy_nuscenes
 from scripts.toy_nuscenes import writer
 from scripts.toy_nuscenes.layout import make_layout
 from scripts.toy_nuscenes.options import Options
@@ -109,3 +110,17 @@ def test_scenes_lie_apart_on_their_map() -> None:
             assert place != other or (high <= low2).any() or (high2 <= low).any()
     assert {place for place, _, _ in corners} == {0, 1}
     assert np.isfinite([low for _, low, _ in corners]).all()
+
+
+def test_a_data_set_from_before_surroundocc_gets_its_labels_and_nothing_else(
+    small_root: Path, small_options: Options, tmp_path: Path
+) -> None:
+    """Complete but for the labels, and half made without them: both end as a new one."""
+    root = tmp_path / "toy"
+    shutil.copytree(small_root, root)
+    shutil.rmtree(root / "surroundocc")
+    kept = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+    assert generate(root, small_options, workers=0)
+    assert digest(root) == digest(small_root)
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    assert not generate(root, small_options, workers=0)

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from loaders import register  # noqa: F401 - registers data sets and transforms
-from scripts import browse_dataset
+from scripts.visualization import browsing as browse_dataset
 from scripts.visualization.augmented_sample import (
     AugmentedSample,
     AugmentedSource,

@@ -103,3 +103,18 @@ def test_palettes_name_the_same_classes():
     assert {tuple(colours) for colours in PALETTES.values()} == {OCC3D_CLASSES}
     with pytest.raises(ValueError, match=r"palette 'neon'.*field, safe"):
         class_colours(OCC3D_CLASSES, "neon")
+
+
+@pytest.mark.parametrize("palette", PALETTES)
+def test_any_class_list_has_colours(palette):
+    """Known classes keep theirs under any spelling, others get distinct ones by their name."""
+    own = ["Traffic Cone", "ground", "wall", "driveable-surface", "crate", "person"]
+    colours = class_colours(own, palette)
+    known = class_colours(["traffic_cone", "driveable_surface"], palette)
+    np.testing.assert_array_equal(colours[[0, 3]], known)
+    everything = np.vstack([class_colours(OCC3D_CLASSES, palette), colours[[1, 2, 4, 5]]])
+    among_others = differences(everything, "normal")[17:]
+    assert among_others.min() >= 10
+    np.testing.assert_array_equal(class_colours(own[::-1], palette), colours[::-1])
+    many = class_colours([f"class {i}" for i in range(254)], palette)
+    assert len(np.unique(many, axis=0)) == 254

@@ -147,15 +147,6 @@ def _broken_image(folder: Path) -> list[str]:
             lambda folder: ["--vis-gt", "--cfg-options", "test_dataloader.dataset.speed=3"],
             ["test_dataloader.dataset", "speed"],
         ),
-        (
-            lambda folder: [
-                "--vis-gt",
-                "--cfg-options",
-                "test_dataloader.dataset.class_names="
-                + str(["dragon", *"abcdefghijklmnop"]).replace(" ", ""),
-            ],
-            ["dragon", "colour"],
-        ),
     ],
     ids=[
         "missing weights",
@@ -169,7 +160,6 @@ def _broken_image(folder: Path) -> list[str]:
         "no labels",
         "broken image",
         "unknown key",
-        "class without colour",
     ],
 )
 def test_user_errors_end_in_one_sentence(prepare, words, config, tmp_path, capsys):

@@ -1,0 +1,9 @@
+_base_ = [
+    "../_base_/default_runtime.py",
+    "../_base_/datasets/toy_surroundocc.py",
+    "../_base_/models/opusv2_nano.py",
+    "../_base_/models/resnet18_nano.py",
+    "../_base_/schedules/adamw_toy.py",
+]
+
+max_epochs = 20

@@ -1,0 +1,89 @@
+"""Compare this code with files of reference numbers.
+
+    python scripts/check_golden.py FILE [FILE ...] [--dtype float32]
+
+Prints one line per quantity: name, largest error, tolerance, ok. Exits with 1 if a quantity is off
+or a file is of a kind that is not supported.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from scripts.golden.report import Check, GoldenFile, GoldenFileError
+from scripts.runtime.command_line import CommandParser, run_command
+
+Checker = Callable[[GoldenFile], Iterator[Check]]
+
+
+def load(path: str) -> GoldenFile:
+    """Read a reference file.
+
+    Raises:
+        GoldenFileError: If it is not there or not an .npz file.
+    """
+    try:
+        with np.load(path) as archive:
+            return dict(archive)
+    except Exception as error:  # numpy raises nearly anything on a broken file
+        raise GoldenFileError(f"not a readable .npz file ({error})") from error
+
+
+def find_checker(golden: GoldenFile, dtype: str) -> Checker:
+    """Return the comparison for a file, judged by what it holds.
+
+    Raises:
+        GoldenFileError: If there is none.
+    """
+    # Imported here: a file needs the parts it checks, not all of them.
+    if "meta/config" in golden:
+        from scripts.golden import heads
+
+        return heads.check_head_float64 if dtype == "float64" else heads.check_head_float32
+    if "rayiou/mean" in golden:
+        from scripts.golden.metrics import check_metrics
+
+        return check_metrics
+    if "ida/image" in golden:
+        from scripts.golden.geometry import check_geometry
+
+        return check_geometry
+    raise GoldenFileError("neither a head's file nor one of metrics or geometry")
+
+
+def check_file(path: str, dtype: str) -> bool:
+    """Print the comparison of a file and return whether all of it agrees."""
+    print(path)
+    try:
+        golden = load(path)
+        checks = []
+        for check in find_checker(golden, dtype)(golden):
+            checks.append(check)
+            print(f"  {check}", flush=True)
+    except GoldenFileError as error:
+        print(f"  not supported: {error}")
+        return False
+    failed = sum(not check.ok for check in checks)
+    print(f"  {len(checks) - failed} of {len(checks)} quantities ok")
+    return failed == 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with these or the process's arguments and return its exit code."""
+    parser = CommandParser(__doc__)
+    parser.add_argument("files", nargs="+", metavar="FILE", help=".npz file of reference numbers")
+    parser.add_argument(
+        "--dtype",
+        choices=("float64", "float32"),
+        default="float64",
+        help="precision the heads run in",
+    )
+
+    def check(args: argparse.Namespace) -> int:
+        results = [check_file(path, args.dtype) for path in args.files]
+        return 0 if all(results) else 1
+
+    return run_command(parser, check, arguments)

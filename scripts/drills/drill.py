@@ -178,7 +178,8 @@ class _Drill:
                 else:
                     self._compare(work_dir)
                 break
-            last = name
+            if not last or len(self._lines(work_dir)) > len(before):
+                last = name  # else the steps to repeat are still those of the one before
         self._forget(work_dir)
 
     def _start(self, work_dir: Path, **environment: str) -> Training:

@@ -4,8 +4,9 @@ PY := .venv/bin/python
 DEMO ?=
 GALLERY ?=
 BENCH ?=
+DRILL ?=
 .PHONY: help setup test lint types pytest bench cuda-report cuda-emulation sanitize compute-sanitizer demo \
-        toy-train gallery family env-report clean clean-all
+        toy-train drill gallery family env-report clean clean-all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -51,6 +52,9 @@ toy-train: setup  ## the longer run over the toy data (under an hour on two core
 
 family: setup  ## every model on the toy data, in one table (one to two hours on two cores)
 	$(PY) -m scripts.family
+
+drill: setup  ## trainings that are killed, signalled, damaged and resumed (DRILL="--kills 100")
+	$(PY) -m scripts.drill $(DRILL)
 
 gallery: setup  ## the pictures of docs/gallery.md, from the toy data and a model trained on it
 	$(PY) -m scripts.make_gallery $(GALLERY)

@@ -30,6 +30,7 @@ for library in (
 ):
     ALLOWED[f"scripts.{library}"] = ALLOWED["scripts.runtime"] | {"scripts.runtime"}
 ALLOWED["scripts.fuzzing"] = ALLOWED["scripts.golden"] | {"scripts.sweep_infos"}
+ALLOWED["scripts.drills"] = ALLOWED["scripts.golden"]
 ALLOWED["scripts.toy_runs"] = {"models.errors", "scripts.runtime", "scripts.visualization"}
 LIBRARIES = set(ALLOWED) - {"scripts"}
 # Commands stand directly in scripts/ and, for the main ones, at the top level.

@@ -1,0 +1,8 @@
+"""Disturb trainings at random, resume them, and count what is lost: `make drill`."""
+
+import sys
+
+from scripts.drills.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

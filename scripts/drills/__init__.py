@@ -1,0 +1,1 @@
+"""Trainings that are disturbed at random and resumed, and what is lost by it."""

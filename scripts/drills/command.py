@@ -1,0 +1,54 @@
+"""Disturb trainings at random, resume them, and count what is lost: `make drill`.
+
+    python -m scripts.drill [--kills 100] [--processes 2] [--model nano]
+
+Real models at a small size train on made-up samples. They are killed, get signals, lose their
+newest checkpoint or the space on the disk, and wait for samples that never come; after each
+disturbance `train.py --resume` goes on. Every completed training is compared with an undisturbed
+one. The exit code is 1 if a training was lost or ended differently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.drills.drill import run_drill
+from scripts.drills.parts import HEADS
+from scripts.runtime.command_line import CommandParser, number_from, run_command
+
+
+def command_parser() -> CommandParser:
+    """Command line of the drill."""
+    parser = CommandParser(__doc__)
+    parser.add_argument("--kills", type=number_from(1), default=100, help="disturbances")
+    parser.add_argument("--processes", type=number_from(1), default=2, help="of a training")
+    parser.add_argument("--model", choices=sorted(HEADS), default="nano")
+    parser.add_argument("--epochs", type=number_from(1), default=3, help="of six steps each")
+    parser.add_argument("--seed", type=number_from(0), default=0, help="of the disturbances")
+    return parser
+
+
+def drill(args: argparse.Namespace) -> int:
+    """Run the drill and print its table."""
+    with tempfile.TemporaryDirectory(prefix="drill-") as folder:
+        result = run_drill(
+            Path(folder),
+            kills=args.kills,
+            processes=args.processes,
+            model=args.model,
+            epochs=args.epochs,
+            seed=args.seed,
+        )
+    print(result.table())
+    for failure in result.failures:
+        print(failure, file=sys.stderr)
+    return 0 if result.is_good else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run_command(command_parser(), drill, arguments)

@@ -1,0 +1,310 @@
+"""Disturb a training at random, resume it, and count what is lost."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.drills.jobs import Training, record_of, warm_up
+from scripts.drills.parts import FULL, SLOW, write_config
+from scripts.runtime.checkpoint import CheckpointError, read_checkpoint
+from scripts.runtime.checkpoint_files import find_newest_checkpoint
+from scripts.runtime.errors import ConfigError
+
+PATIENCE_S = 60.0  # how long a process may take to leave after a disturbance
+_GENTLE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# Parts of a checkpoint that have to be those of an undisturbed run.
+_COMPARED = ("state_dict", "optimizer", "param_schedulers", "random_states", "place")
+Steps = dict[int, str]  # what a process did in an iteration
+
+
+@dataclass
+class Outcome:
+    """What one kind of disturbance has cost.
+
+    Attributes:
+        number: How often a training was disturbed so.
+        lost_steps: Steps that had to be repeated.
+        hung: How often a process did not leave by itself.
+        lost_runs: Trainings that could not be resumed or did not end afterwards.
+    """
+
+    number: int = 0
+    lost_steps: int = 0
+    hung: int = 0
+    lost_runs: int = 0
+
+
+@dataclass
+class Result:
+    """Result of a drill.
+
+    Attributes:
+        outcomes: By kind of disturbance.
+        runs: Completed trainings.
+        differing_steps: Iterations with other samples or another learning rate than undisturbed.
+        differing_weights: Completed trainings that ended with another state than undisturbed.
+        failures: What happened, for people.
+    """
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    runs: int = 0
+    differing_steps: int = 0
+    differing_weights: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def number(self) -> int:
+        """Number of disturbances."""
+        return sum(outcome.number for outcome in self.outcomes.values())
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing was lost but steps since a checkpoint."""
+        outcomes = self.outcomes.values()
+        lost = sum(outcome.lost_runs + outcome.hung for outcome in outcomes)
+        return not (lost or self.differing_steps or self.differing_weights)
+
+    def table(self) -> str:
+        """The result in Markdown."""
+        lines = [
+            "| disturbance | number | lost runs | processes that hung | repeated steps |",
+            "|---|---|---|---|---|",
+        ]
+        for name, one in sorted(self.outcomes.items()):
+            lines.append(
+                f"| {name} | {one.number} | {one.lost_runs} | {one.hung} | {one.lost_steps} |"
+            )
+        lines += [
+            "",
+            f"{self.number} disturbances in {self.runs} completed trainings: "
+            f"{self.differing_steps} iterations with other samples or another learning rate, "
+            f"{self.differing_weights} trainings with other final weights than undisturbed.",
+        ]
+        return "\n".join(lines)
+
+
+def run_drill(
+    folder: Path, *, kills: int, processes: int, model: str, epochs: int = 3, seed: int = 0
+) -> Result:
+    """Disturb trainings until there have been so many disturbances.
+
+    Args:
+        folder: For configs and work dirs.
+        kills: Number of disturbances.
+        processes: Processes of a training.
+        model: See `scripts.drills.parts.HEADS`.
+        epochs: Length of a training; an epoch has six steps.
+        seed: Of the drill's random numbers.
+
+    Raises:
+        ConfigError: The undisturbed training fails.
+    """
+    return _Drill(folder, processes, model, epochs, random.Random(seed)).run(kills)
+
+
+class _Drill:
+    def __init__(
+        self, folder: Path, processes: int, model: str, epochs: int, rng: random.Random
+    ) -> None:
+        self.folder, self.processes, self.rng = folder, processes, rng
+        self.config = write_config(folder, model, epochs)
+        self.result = Result()
+        self.kinds: list[tuple[str, Callable[[Path], tuple[Training, bool]]]] = [
+            ("SIGKILL to one process", self._kill_one),
+            ("SIGKILL to all processes", self._kill_all),
+            ("signal to the processes", self._signal_processes),
+            ("signal to the process groups", self._signal_groups),
+            ("SIGKILL, newest checkpoint damaged", self._damage),
+            ("full disk, then a signal", self._fill_disk),
+        ]
+        if processes == 1:  # several processes stop together, and wait for each other's samples
+            self.kinds.append(("a sample that never comes, then a signal", self._slow_loader))
+
+    def run(self, kills: int) -> Result:
+        whole = self.folder / "whole"
+        warm_up()
+        start = time.monotonic()
+        training = self._start(whole)
+        codes = training.wait(600)
+        if codes != [0] * self.processes:
+            training.end()
+            raise ConfigError(
+                f"the undisturbed training of the drill ended with {codes}: see "
+                f"{training.output(0)}"
+            )
+        self.duration = time.monotonic() - start
+        self.expected = [self._steps(whole, rank) for rank in range(self.processes)]
+        self.end = _end_of(whole)
+        while self.result.number < kills:
+            self._one_run(kills)
+        return self.result
+
+    def _one_run(self, kills: int) -> None:
+        """Disturb one training until it ends."""
+        work_dir = self.folder / "run"
+        last = ""
+        while True:
+            undisturbed = self.result.number >= kills
+            before = self._lines(work_dir)
+            if undisturbed:
+                training, was_disturbed = self._start(work_dir), False
+            else:
+                name, disturb = self.rng.choice(self.kinds)
+                training, was_disturbed = disturb(work_dir)
+            if was_disturbed:
+                self.result.outcomes.setdefault(name, Outcome()).number += 1
+            codes = training.wait(PATIENCE_S if was_disturbed else 600)
+            hung = None in codes
+            training.end()
+            self._count_repeated(work_dir, before, last)
+            if hung and was_disturbed:
+                self.result.outcomes[name].hung += 1
+                self.result.failures.append(f"{name}: exit codes {codes}, {_tail(training)}")
+            if not was_disturbed:
+                if codes != [0] * self.processes:
+                    outcome = self.result.outcomes.setdefault(last or "none", Outcome())
+                    outcome.lost_runs += 1
+                    text = f"after {last}: exit codes {codes}, {_tail(training)}"
+                    self.result.failures.append(text)
+                else:
+                    self._compare(work_dir)
+                break
+            if not last or len(self._lines(work_dir)) > len(before):
+                last = name  # else the steps to repeat are still those of the one before
+        self._forget(work_dir)
+
+    def _start(self, work_dir: Path, **environment: str) -> Training:
+        return Training(self.config, work_dir, self.processes, environment)
+
+    def _strike(self, training: Training, strike: Callable[[], None]) -> bool:
+        """Strike at a random time; return whether the training still ran."""
+        end = time.monotonic() + self.rng.uniform(0.1, 0.9) * self.duration
+        while time.monotonic() < end and training.is_running:
+            time.sleep(0.01)
+        if not training.is_running:
+            return False
+        strike()
+        # A run that had come to its end by itself was not disturbed.
+        return training.wait(PATIENCE_S) != [0] * self.processes
+
+    # Kinds of disturbances: each starts a training and says whether it was disturbed.
+
+    def _kill_one(self, work_dir: Path) -> tuple[Training, bool]:
+        training = self._start(work_dir)
+        rank = self.rng.randrange(self.processes)
+        return training, self._strike(training, lambda: training.send(signal.SIGKILL, rank))
+
+    def _kill_all(self, work_dir: Path) -> tuple[Training, bool]:
+        training = self._start(work_dir)
+        return training, self._strike(training, lambda: training.send(signal.SIGKILL, group=True))
+
+    def _signal_processes(self, work_dir: Path) -> tuple[Training, bool]:
+        training, number = self._start(work_dir), self.rng.choice(_GENTLE)
+        return training, self._strike(training, lambda: training.send(number))
+
+    def _signal_groups(self, work_dir: Path) -> tuple[Training, bool]:
+        training, number = self._start(work_dir), self.rng.choice(_GENTLE)
+        return training, self._strike(training, lambda: training.send(number, group=True))
+
+    def _damage(self, work_dir: Path) -> tuple[Training, bool]:
+        training, was_disturbed = self._kill_all(work_dir)
+        newest = max(work_dir.glob("*.pth"), key=lambda path: path.stat().st_mtime, default=None)
+        if was_disturbed and newest is not None:
+            content = bytearray(newest.read_bytes())
+            kind = self.rng.choice(["flip", "cut", "empty"])
+            if kind == "flip":
+                content[self.rng.randrange(len(content))] ^= 1 << self.rng.randrange(8)
+            size = {"flip": len(content), "cut": self.rng.randrange(len(content)), "empty": 0}
+            newest.write_bytes(bytes(content[: size[kind]]))
+        return training, was_disturbed
+
+    def _fill_disk(self, work_dir: Path) -> tuple[Training, bool]:
+        training = self._start(work_dir, **{FULL: "1000000"})
+        return training, self._strike(training, lambda: training.send(signal.SIGTERM))
+
+    def _slow_loader(self, work_dir: Path) -> tuple[Training, bool]:
+        training = self._start(work_dir, **{SLOW: str(self.rng.randrange(11))})
+        return training, self._strike(training, lambda: training.send(signal.SIGTERM, group=True))
+
+    # What is counted.
+
+    def _lines(self, work_dir: Path) -> list[str]:
+        path = record_of(work_dir, 0)
+        return path.read_text().splitlines() if path.exists() else []
+
+    def _steps(self, work_dir: Path, rank: int) -> Steps:
+        """What a process did last in every iteration."""
+        steps: Steps = {}
+        path = record_of(work_dir, rank)
+        for line in path.read_text().splitlines() if path.exists() else []:
+            epoch, iteration, rest = line.split(" ", 2)
+            steps[int(iteration)] = f"{epoch} {rest}"
+        return steps
+
+    def _count_repeated(self, work_dir: Path, before: list[str], last: str) -> None:
+        """Count the steps of the last start that had been made before."""
+        if not last:
+            return
+        done = {line.split(" ")[1] for line in before}
+        now = {line.split(" ")[1] for line in self._lines(work_dir)[len(before) :]}
+        self.result.outcomes[last].lost_steps += len(done & now)
+
+    def _compare(self, work_dir: Path) -> None:
+        self.result.runs += 1
+        for rank, expected in enumerate(self.expected):
+            steps = self._steps(work_dir, rank)
+            iterations = expected.keys() | steps.keys()
+            self.result.differing_steps += sum(
+                expected.get(number) != steps.get(number) for number in iterations
+            )
+        end = _end_of(work_dir)
+        if end is None or not _same(end, self.end):
+            self.result.differing_weights += 1
+
+    def _forget(self, work_dir: Path) -> None:
+        shutil.rmtree(work_dir, ignore_errors=True)
+        for rank in range(self.processes):
+            record_of(work_dir, rank).unlink(missing_ok=True)
+
+
+def _end_of(work_dir: Path) -> dict[str, Any] | None:
+    """What is compared of the newest checkpoint of a work dir."""
+    newest = find_newest_checkpoint(work_dir).path
+    try:
+        content = read_checkpoint(newest) if newest is not None else None
+    except CheckpointError:
+        return None
+    return None if content is None else {key: content.get(key) for key in _COMPARED}
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two states are equal bit by bit."""
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and torch.equal(first, second)
+    if isinstance(first, dict):
+        return (
+            isinstance(second, dict)
+            and first.keys() == second.keys()
+            and all(_same(value, second[key]) for key, value in first.items())
+        )
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(_same, first, second))
+    return bool(first == second)
+
+
+def _tail(training: Training) -> str:
+    path = training.output(0)
+    lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
+    return lines[-1][:300] if lines else "no output"
+
+
+__all__ = ["Outcome", "Result", "run_drill"]

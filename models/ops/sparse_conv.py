@@ -322,6 +322,8 @@ def _check_conv(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{weight.shape[0]}], got {list(bias.shape)}")
+    if kernel_map.out_coords.dim() != 2 or kernel_map.out_coords.shape[1] != 4:
+        raise ValueError(f"out_coords must be [m, 4], got {list(kernel_map.out_coords.shape)}")
     pairs, starts = kernel_map.pairs, kernel_map.starts
     if pairs.dim() != 2 or pairs.shape[0] != 2 or pairs.dtype != torch.int32:
         raise ValueError(f"pairs must be int32 [2, R], got {pairs.dtype} {list(pairs.shape)}")

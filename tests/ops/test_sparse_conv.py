@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -392,6 +393,17 @@ def test_features_of_more_elements_than_32_bits_can_number(
     torch.testing.assert_close(d_weight.view(c_out, c_in), grad.t() @ x, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(d_features[[n - 1, 0]], grad @ flat, rtol=1e-4, atol=1e-4)
     assert not d_features[1:9].any() and not d_features[n - 9 : n - 1].any()
+
+
+def test_output_coordinates_of_a_map_are_checked() -> None:
+    coords = torch.tensor([[0, 1, 1, 1]])
+    kernel_map = build_kernel_map(coords, (4, 4, 4), 3)
+    weight = torch.ones(2, 3, 3, 3, 1)
+    for wrong in (torch.tensor(3), coords[:, :3]):
+        with pytest.raises(ValueError, match=r"out_coords must be \[m, 4\]"):
+            sparse_conv(
+                torch.ones(1, 1), weight, None, dataclasses.replace(kernel_map, out_coords=wrong)
+            )
 
 
 def test_more_voxels_than_32_bits_can_number_are_refused() -> None:

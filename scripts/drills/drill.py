@@ -229,7 +229,9 @@ class _Drill:
 
     def _fill_disk(self, work_dir: Path) -> tuple[Training, bool]:
         training = self._start(work_dir, **{FULL: "1000000"})
-        return training, self._strike(training, lambda: training.send(signal.SIGTERM))
+        self._strike(training, lambda: training.send(signal.SIGTERM))
+        # It may have ended before the signal: the end of the training cannot be written.
+        return training, training.wait(PATIENCE_S) != [0] * self.processes
 
     def _slow_loader(self, work_dir: Path) -> tuple[Training, bool]:
         training = self._start(work_dir, **{SLOW: str(self.rng.randrange(11))})
@@ -302,9 +304,13 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def _tail(training: Training) -> str:
-    path = training.output(0)
-    lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
-    return lines[-1][:300] if lines else "no output"
+    """The last line that each process has printed."""
+    tails = []
+    for rank in range(training.number):
+        path = training.output(rank)
+        lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
+        tails.append(lines[-1][:300] if lines else "no output")
+    return " | ".join(tails)
 
 
 __all__ = ["Outcome", "Result", "run_drill"]

@@ -125,7 +125,7 @@ def test_bad_arguments() -> None:
             function(features, index[:3], 2)
         with pytest.raises(ValueError, match=r"features must be .* \[4\]"):
             function(features[:, 0], index, 2)
-        with pytest.raises(ValueError, match="must not be negative"):
+        with pytest.raises(ValueError, match=r"num_voxels must lie in \[0, .*got -1"):
             function(features, index, -1)
     for bad in (-1, 2):
         with pytest.raises(ValueError, match=rf"voxel_index\[1\] is {bad}, expected"):

@@ -184,9 +184,8 @@ OPUS_BODY T normalise(const Team& team, const Matrix<T>& x, int rows, int column
     sum[0] = fmadd(d, d, sum[0]);
   });
   const T variance = team.sum(squares[0]) / count;
-  const bool is_finite = variance - variance == T(0);
-  const T inverse =
-      is_finite ? T(1) / root(variance + epsilon) : std::numeric_limits<T>::quiet_NaN();
+  const T zero = variance - variance;  // NaN where the variance overflows
+  const T inverse = zero == T(0) ? T(1) / root(variance + epsilon) : zero;
   for_each_vector<V>(team, rows, columns, [&](int row, int first) {
     store(row, first, delta(row, first) * Lanes<V>::fill(inverse));
   });

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from loaders.lidar.frames import LidarFrames
 from loaders.transforms.geometry import ImageAugParams
 
-# Label of voxels whose state nobody knows, whatever the files call it: they count nowhere.
+# Label of voxels of unknown state, whatever their label in the files: losses and metrics skip them.
 UNKNOWN_LABEL = 255
 
 

@@ -181,7 +181,7 @@ def sample_ray_counts(
     Args:
         pred: uint8 [X, Y, Z].
         gt: uint8 [X, Y, Z]. A ray whose first voxel that is not free is of unknown state
-            (``UNKNOWN_LABEL``) is not scored, for nobody knows what it would hit.
+            (``UNKNOWN_LABEL``) is not scored: what it would hit is unknown.
         origins: [O, 3] metres.
         pc_range: Of the grids.
         voxel_size: Of the grids.

@@ -35,7 +35,7 @@ class _DeferredRemoval:
         self._doomed.clear()
 
     def flush(self, kept: str | None) -> None:
-        """Remove it, but for a file that has been written anew."""
+        """Remove it, unless the file has been written again."""
         for method, path in self._doomed:
             if kept is None or Path(path) != Path(kept):
                 getattr(self._backend, method)(path)

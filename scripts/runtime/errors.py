@@ -18,7 +18,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 # Set by scripts/runtime/torchrun.py, which prints the sentences of its processes, each once, to the
 # time of its start in seconds.
 LAUNCHED = "OPUS_LAUNCHED"
-RESTARTS = "OPUS_RESTARTS"  # how often it has started its processes anew
+RESTARTS = "OPUS_RESTARTS"  # how often it has restarted its processes
 
 # Operating-system errors about a file that the user can put right, and what to say about the file.
 _ABOUT_A_FILE = {

@@ -19,7 +19,7 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def checkpoint_activations(model: nn.Module, names: Sequence[str] | str) -> None:
-    """Have modules keep their inputs alone, and compute the rest anew in the backward pass.
+    """Have modules keep their inputs alone, and recompute the rest in the backward pass.
 
     The second computation draws the same random numbers, and batch norms learn from the first
     alone, so that the trained model is the same. (MMEngine's way

@@ -54,7 +54,7 @@ def command_parser() -> CommandParser:
     parser.add_argument("--samples", type=number_from(1), default=500, help="at most, each way")
     parser.add_argument("--warmup", type=number_from(0), default=10, help="batches before them")
     parser.add_argument(
-        "--seconds", type=number_from(0, float), default=60.0, help="at most, each way"
+        "--seconds", type=number_from(0, float), default=20.0, help="at most, each way"
     )
     parser.add_argument("--batch-size", type=number_from(1), default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")

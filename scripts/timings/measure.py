@@ -84,7 +84,7 @@ class Stopwatch:
 
     Args:
         model: In eval mode, on its device.
-        warmup: Batches before those that are measured.
+        warmup: Batches before those that are measured, as many as run in a quarter of `seconds`.
         samples: Samples to measure at most.
         seconds: After which a measurement ends, once ``MIN_FRAMES`` are measured.
     """
@@ -155,8 +155,11 @@ class Stopwatch:
         """Run the first batches and return the rest."""
         reset_peak_memory(self.device)
         stream = iter(batches)
+        begin = self._now()
         for batch in itertools.islice(stream, self.warmup):
             self._frame(batch)
+            if self._now() - begin > self.seconds / 4:
+                break
         return stream
 
     @torch.no_grad()

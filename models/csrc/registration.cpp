@@ -82,6 +82,16 @@ TORCH_LIBRARY(opus, m) {
       "sigmoid_focal_loss_backward(Tensor grad, Tensor logits, Tensor labels, "
       "Tensor class_weights, Tensor? row_weights, float gamma, float alpha) -> Tensor");
 
+  // `ends` lies on the CPU where no capacity is given, else on the keys' device.
+  m.def(
+      "voxel_sets(Tensor keys, int num_grids, int[3] shape, int[] kernels, int[] strides, "
+      "int[] paddings, int[]? capacity) "
+      "-> (Tensor[] members, Tensor[] words, Tensor[] up_to, Tensor ends, Tensor place)");
+  m.def(
+      "voxel_neighbors(Tensor rows, int[3] shape, int[3] kernel_size, int[3] stride, "
+      "int[3] padding, bool of_inputs, int num_grids, Tensor words, Tensor up_to, int first, "
+      "int size) -> Tensor");
+
   m.def("unique_voxels(Tensor keys, int num_keys) -> (Tensor unique, Tensor inverse)");
 
   m.def(

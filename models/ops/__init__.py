@@ -34,6 +34,17 @@ from .sparse_conv import (
 from .unique_voxels import unique_voxels, unique_voxels_reference
 from .voxel_light import voxel_light, voxel_light_reference
 from .voxel_max import voxel_max, voxel_max_reference
+from .voxel_sets import (
+    ConvStep,
+    Neighbors,
+    VoxelChain,
+    VoxelSet,
+    gathered_conv,
+    voxel_chain,
+    voxel_chain_reference,
+    voxel_neighbors,
+    voxel_neighbors_reference,
+)
 from .voxel_shading import (
     ShadedRays,
     VoxelScene,
@@ -43,14 +54,18 @@ from .voxel_shading import (
 )
 
 __all__ = [
+    "ConvStep",
     "ExtensionError",
     "KernelMap",
     "LabelRays",
+    "Neighbors",
     "OccupancyPyramid",
     "PointTree",
     "RayHits",
     "ShadedRays",
+    "VoxelChain",
     "VoxelScene",
+    "VoxelSet",
     "VoxelView",
     "adaptive_mixing",
     "adaptive_mixing_reference",
@@ -62,6 +77,7 @@ __all__ = [
     "distance_attention_reference",
     "farthest_point_sampling",
     "farthest_point_sampling_reference",
+    "gathered_conv",
     "is_available",
     "label_rays",
     "label_rays_reference",
@@ -80,10 +96,14 @@ __all__ = [
     "sparse_conv_reference",
     "unique_voxels",
     "unique_voxels_reference",
+    "voxel_chain",
+    "voxel_chain_reference",
     "voxel_light",
     "voxel_light_reference",
     "voxel_max",
     "voxel_max_reference",
+    "voxel_neighbors",
+    "voxel_neighbors_reference",
     "voxel_shading",
     "voxel_shading_reference",
 ]

@@ -103,6 +103,7 @@ class OPUS(BaseModel):
         self.stop_prev_grad = stop_prev_grad
         self.streaming = streaming
         self.cache = FeatureCache(cached_frames)
+        self.copies_losses = False
         convert_layouts_together(self)
 
     def _add_lidar_branch(
@@ -141,6 +142,20 @@ class OPUS(BaseModel):
         self.cache.clear()
         super().train(mode)
         return self
+
+    def parse_losses(
+        self, losses: dict[str, Tensor | list[Tensor]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of the losses, and each for the log.
+
+        Where ``copies_losses`` is set, those for the log are on their way to the host in one copy:
+        they may be read once the optimiser wrapper, which sets it, has waited for the device.
+        """
+        total, log = super().parse_losses(losses)
+        if not self.copies_losses or total.device.type == "cpu":
+            return total, log
+        values = torch.stack([value.detach().double() for value in log.values()])
+        return total, dict(zip(log, values.to("cpu", non_blocking=True), strict=True))
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Forget cached features: other weights made them."""

@@ -20,7 +20,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from mmengine.optim import OptimWrapper
+from mmengine.logging import MessageHub
 from mmengine.registry import MODELS
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -31,6 +31,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 import models.register  # noqa: F401
 from models.layers import SparseConv3d, SubMConv3d
 from models.ops import _extension, voxel_sets
+from scripts.runtime.finite_steps import FiniteOptimWrapper
 from tests.models.cases import (
     DETECTOR,
     HEAD,
@@ -191,7 +192,8 @@ def note_wait(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], to_host:
     if packet is aten.repeat_interleave and kwargs.get("output_size") is None:
         waits = True
     if packet is aten.copy_:
-        waits |= isinstance(args[1], OnDevice) and not isinstance(args[0], OnDevice)
+        is_blocking = not kwargs.get("non_blocking", len(args) > 2 and args[2])
+        waits |= isinstance(args[1], OnDevice) and not isinstance(args[0], OnDevice) and is_blocking
     if waits or leaves_on_host(func, args, kwargs) is not None:
         WAITS.append(func.name())
 
@@ -217,6 +219,7 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"{func} mixes the devices {NAME} and cpu: shapes {shapes}")
     target = kwargs.get("device")
     from_device = bool(ours) and target is not None and not names_device(target)
+    from_device &= not kwargs.get("non_blocking", False)
     note_wait(func, args, kwargs, to_host=from_device)
     on_host = leaves_on_host(func, args, kwargs)
     if target is not None:
@@ -257,16 +260,23 @@ def results(kind: str, device: str) -> dict[str, Any]:
         if name.endswith(("sampling_offset.weight", "parameter_generator.weight")):
             torch.nn.init.normal_(parameter, std=0.01)  # they start at zero
     model = model.to(device).train()
-    wrapper = OptimWrapper(
+    wrapper = FiniteOptimWrapper(
         torch.optim.AdamW(model.parameters(), lr=1e-3), clip_grad=dict(max_norm=35, norm_type=2)
     )
     torch.manual_seed(1)
     WAITS.clear()
     found: dict[str, Any] = dict(model.train_step(make_batch(0, lidar=model.has_lidar), wrapper))
+    for name, value in found.items():  # as MMEngine's hook does in every iteration
+        MessageHub.get_current_instance().update_scalar(f"train/{name}", value)
+    assert all(value.device.type == "cpu" for value in found.values())
     waits = {"training": list(WAITS)}
     found |= {f"step {name}": value for name, value in model.state_dict().items()}
     WAITS.clear()
-    elsewhere = [name for name, value in found.items() if value.device.type != device]
+    elsewhere = [
+        name
+        for name, value in found.items()
+        if name.startswith("step ") and value.device.type != device
+    ]
     assert not elsewhere, f"not on {device}: {elsewhere}"
     with torch.no_grad():
         model.eval()

@@ -37,11 +37,12 @@ TORCH_LIBRARY(opus, m) {
   // log_sum [B, H, Q] is what the backward pass needs of the softmax.
   m.def(
       "distance_attention(Tensor query, Tensor key, Tensor value, Tensor tau, Tensor centres, "
-      "float dropout_p, int seed) -> (Tensor out, Tensor log_sum)");
+      "float dropout_p, Tensor? seeds, Tensor? order) -> (Tensor out, Tensor log_sum)");
   m.def(
       "distance_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, "
-      "Tensor tau, Tensor centres, Tensor out, Tensor log_sum, float dropout_p, int seed) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor tau, Tensor centres, Tensor out, Tensor log_sum, float dropout_p, Tensor? seeds, "
+      "Tensor? order) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("attention_order(Tensor centres) -> Tensor");
 
   m.def("adaptive_mixing(Tensor sampled, Tensor parameters, int out_points) -> Tensor");
   m.def(

@@ -14,6 +14,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from models import ops
 from models.errors import ModelConfigError
 from models.randomness import SampleDraws
 
@@ -159,23 +160,55 @@ class OPUSDecoder(BaseModule):
                 f"{'no' if bev_feats is None else 'a'} LiDAR map: set use_lidar of the head to "
                 "what the detector has."
             )
-        maps = FeatureMaps(mlvl_feats, occ2img, img_hw, bev_feats, self.pc_range)
+        maps = FeatureMaps(tuple(mlvl_feats), occ2img, img_hw, bev_feats, self.pc_range)
+        seeds = None
+        if self.training:
+            draws = draws or SampleDraws.fresh(len(init_points))
+            seeds = self.dropout_seeds(draws, init_points.device)
+        return self.decode(init_points, maps, seeds)
+
+    def decode(
+        self, init_points: Tensor, maps: FeatureMaps, seeds: Tensor | None = None
+    ) -> DecoderOutput:
+        """Run all layers: tensors in, tensors out, nothing that the host has to look at.
+
+        So it compiles in one graph, and can be captured as a CUDA graph.
+
+        Args:
+            init_points: ``[B, Q, 1, 3]``, normalised.
+            maps: What to sample from.
+            seeds: int64 ``[layers, 3, B]``, see ``dropout_seeds``; None drops nothing.
+        """
         low, size = self.pc_range[:3], self.pc_range[3:] - self.pc_range[:3]
         query_feats = init_points.new_zeros(*init_points.shape[:2], self.embed_dims)
         points = init_points
+        order = None
+        if init_points.device.type != "cpu":  # a dozen launches, too many for every layer
+            order = ops.attention_order((init_points.detach() * size + low).squeeze(2))
         output = DecoderOutput([], [])
-        if not self.training:
-            draws = None
-        elif draws is None:
-            draws = SampleDraws.fresh(len(init_points))
         for i, layer in enumerate(self.decoder_layers):
             points = points.detach()
-            wanted = self.training or layer is self.decoder_layers[-1]
+            wanted = self.training or i == len(self.decoder_layers) - 1
             points_m = points * size + low
-            refined = layer(query_feats, points, points_m, maps, wanted, draws and draws.part(i))
+            own_seeds = None if seeds is None else seeds[i]
+            refined = layer(query_feats, points, points_m, maps, wanted, own_seeds, order)
             query_feats = refined.query_feats
             points = (refined.points_m - low) / size
             output.points.append(points)
             output.point_feats.append(refined.point_feats)
             output.sampling_points.append(refined.sampling_points)
         return output
+
+    def dropout_seeds(self, draws: SampleDraws, device: torch.device) -> Tensor:
+        """Return the seeds of all layers, int64 ``[layers, 3, B]``, in one copy to the device.
+
+        Those of a layer are of its self-attention and of the two dropouts of its feed-forward
+        network.
+        """
+        seeds = []
+        for i in range(len(self.decoder_layers)):
+            own = draws.part(i)
+            ffn = own.part("ffn")
+            parts = (own.part("attention"), ffn.part(0), ffn.part(1))
+            seeds.append([part.seeds for part in parts])
+        return torch.tensor(seeds, dtype=torch.int64).to(device, non_blocking=True)

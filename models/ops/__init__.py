@@ -8,7 +8,11 @@ same arguments.
 from ._extension import ExtensionError, is_available, library_path
 from .adaptive_mixing import adaptive_mixing, adaptive_mixing_reference
 from .chamfer import chamfer_terms, chamfer_terms_reference
-from .distance_attention import distance_attention, distance_attention_reference
+from .distance_attention import (
+    attention_order,
+    distance_attention,
+    distance_attention_reference,
+)
 from .farthest_point_sampling import (
     farthest_point_sampling,
     farthest_point_sampling_reference,
@@ -69,6 +73,7 @@ __all__ = [
     "VoxelView",
     "adaptive_mixing",
     "adaptive_mixing_reference",
+    "attention_order",
     "build_kernel_map",
     "build_kernel_map_reference",
     "chamfer_terms",

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from models import ops
 from models.errors import ModelConfigError
 
+from .precision import in_full_precision
+
 PATTERNS = ("prototype", "scaled_offset")
 
 
@@ -94,7 +96,7 @@ class PointSampling(nn.Module):
             query_feats: ``[B, Q, C]``.
             points: ``[B, Q, R, 3]`` current points of the queries, metres of the occ frame.
         """
-        offset = self.sampling_offset(query_feats).unflatten(-1, (-1, 3))
+        offset = in_full_precision(self.sampling_offset, query_feats).unflatten(-1, (-1, 3))
         centre = points.mean(2, keepdim=True)
         single = points.shape[2] == 1
         if self.pattern == "prototype":
@@ -120,7 +122,7 @@ class PointSampling(nn.Module):
             points: ``[B, Q, R, 3]``, metres of the occ frame.
             maps: What to sample from.
         """
-        level_weights = self.scale_weights(query_feats)
+        level_weights = in_full_precision(self.scale_weights, query_feats)
         level_weights = level_weights.unflatten(
             -1, (self.num_groups, self.num_points, self.num_levels)
         ).softmax(-1)

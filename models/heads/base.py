@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models import ops
 from models.decoder import DecoderOutput
+from models.decoder.precision import check_precision, products_in
 from models.errors import ModelConfigError
 from models.layers import GridModule
 from models.losses import LossTerm, LossTerms, Match, OccupiedPoints, normalize_alone
@@ -127,6 +128,8 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         loss_cls: Configuration of the class loss.
         score_thr: Voxels whose best score is not above this are predicted free.
         use_lidar: Whether the model has a LiDAR branch.
+        precision: Of matrix products: ``'float32'``, ``'tf32'`` or ``'bfloat16'``, see
+            ``models.decoder.precision``.
         init_cfg: Initialisation configuration of MMEngine.
     """
 
@@ -147,8 +150,10 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         loss_cls: dict,
         score_thr: float,
         use_lidar: bool = False,
+        precision: str = "float32",
         init_cfg: dict | None = None,
     ) -> None:
+        check_precision(precision)
         stored = ("pc_range", "scene_size", "voxel_size", "voxel_num")
         super().__init__(pc_range, voxel_size, stored, init_cfg)
         self.num_classes = num_classes
@@ -160,6 +165,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         self.num_levels = num_levels
         self.score_thr = score_thr
         self.use_lidar = use_lidar
+        self.precision = precision
         sizes = dict(
             pc_range=pc_range,
             embed_dims=embed_dims,
@@ -200,6 +206,16 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
                 configuration.
         """
         self._check_inputs(mlvl_feats, geometry)
+        with products_in(self.precision, mlvl_feats[0].device):
+            return self._forward(mlvl_feats, geometry, lidar, draws)
+
+    def _forward(
+        self,
+        mlvl_feats: Sequence[Tensor],
+        geometry: CameraGeometry,
+        lidar: LidarInput | None,
+        draws: SampleDraws | None,
+    ) -> HeadOutput:
         dtype = self.pc_range.dtype
         init_points = self._initial_points(len(geometry.ego2occ), lidar)
         decoded: DecoderOutput = self.transformer["decoder"](

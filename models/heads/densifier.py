@@ -159,6 +159,21 @@ class CPDDensifier(GridModule):
             chain: Their voxels, as ``voxel_chains`` gives them; None to find them here.
             first_grid: Number of the first sample's grid in the chain.
         """
+        # The point networks are small; sparse convolutions of a GPU follow the autocast themselves.
+        with torch.autocast(points.device.type, enabled=False):
+            voxels = self._voxels_of_points(points, point_feats, chain)
+        dilate, _, classify = self.cls_branch
+        voxels = dilate(voxels)
+        voxels = classify(replace(voxels, features=F.relu(voxels.features, inplace=True)))
+        coords = voxels.coords
+        if first_grid:
+            coords = coords - coords.new_tensor([first_grid, 0, 0, 0])
+        return VoxelLogits(coords, torch.nan_to_num(voxels.features))
+
+    def _voxels_of_points(
+        self, points: Tensor, point_feats: Tensor, chain: ops.VoxelChain | None
+    ) -> SparseTensor:
+        """Return the voxels with a point, with features of the point networks."""
         index = self._voxel_index(points)  # [B, Q, R, 3]
         from_voxel = points - self.voxel_centres(index)
         from_query = points - points.mean(2, keepdim=True)
@@ -173,16 +188,8 @@ class CPDDensifier(GridModule):
             x, maxima = layer(x, maxima, voxel_of_point, num_voxels)
         assert maxima is not None
         if chain is None:
-            voxels = SparseTensor(maxima, coords, self.grid_shape, len(points))
-        else:
-            voxels = SparseTensor.of_chain(maxima, chain, len(points))
-        dilate, _, classify = self.cls_branch
-        voxels = dilate(voxels)
-        voxels = classify(replace(voxels, features=F.relu(voxels.features, inplace=True)))
-        coords = voxels.coords
-        if first_grid:
-            coords = coords - coords.new_tensor([first_grid, 0, 0, 0])
-        return VoxelLogits(coords, torch.nan_to_num(voxels.features))
+            return SparseTensor(maxima, coords, self.grid_shape, len(points))
+        return SparseTensor.of_chain(maxima, chain, len(points))
 
     @torch.no_grad()
     def voxel_chain(

@@ -280,8 +280,11 @@ def gathered_conv(
         bias: [C_out] or None; added to every output voxel.
         pairs: from :func:`voxel_neighbors`.
 
+    Under autocast the factors have its dtype.
+
     Returns:
-        [m, C_out], differentiable (once) in ``features``, ``weight`` and ``bias``.
+        [m, C_out] in ``features``' dtype, differentiable (once) in ``features``, ``weight`` and
+        ``bias``.
 
     Raises:
         ValueError: a shape does not fit the neighbours.
@@ -300,7 +303,13 @@ def gathered_conv(
         raise ValueError(
             f"weight has {weight.shape[4]} input channels, features have {features.shape[1]}"
         )
-    return _GatheredConv.apply(features, weight, bias, pairs.of_outputs, pairs.of_inputs)
+    inputs = (features, weight, bias)
+    kind = features.device.type
+    if torch.is_autocast_enabled(kind):  # a bare Function does not follow it
+        half = torch.get_autocast_dtype(kind)
+        inputs = tuple(None if x is None else x.to(half) for x in inputs)
+    out = _GatheredConv.apply(*inputs, pairs.of_outputs, pairs.of_inputs)
+    return out.to(features.dtype)
 
 
 class _GatheredConv(torch.autograd.Function):
@@ -330,10 +339,14 @@ class _GatheredConv(torch.autograd.Function):
             for rows, gathered in _gathered(grad, back):
                 grad_features[rows] = F.linear(gathered, turned)
         if need_weight:
-            total = torch.zeros_like(weight.flatten(1))
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            total = torch.zeros_like(weight.flatten(1), dtype=wide)
             for rows, gathered in _gathered(features, table):
-                total.addmm_(grad[rows].t(), gathered)
-            grad_weight = total.view_as(weight)
+                if weight.dtype == wide:
+                    total.addmm_(grad[rows].t(), gathered)
+                else:  # 16 bits hold no sum over slices
+                    total += grad[rows].t() @ gathered
+            grad_weight = total.view_as(weight).to(weight.dtype)
         return grad_features, grad_weight, grad.sum(0) if need_bias else None, None, None
 
 

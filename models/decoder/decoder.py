@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from mmengine.model import BaseModule
@@ -15,6 +16,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from models import ops
+from models.cuda_graphs import CapturedFunction
 from models.errors import ModelConfigError
 from models.randomness import SampleDraws
 
@@ -66,6 +68,8 @@ class OPUSDecoder(BaseModule):
         sampling_pattern: ``'prototype'`` (V2) or ``'scaled_offset'`` (V1), see ``PointSampling``.
         level_pairing: ``'published'`` or ``'straight'``, see ``PointSampling``.
         use_lidar: Whether a LiDAR map is sampled beside the images.
+        cuda_graphs: Whether evaluation on a GPU captures the layers as CUDA graphs and replays
+            them: the host then starts one graph a frame in place of hundreds of kernels.
         init_cfg: Initialisation configuration of MMEngine.
 
     Raises:
@@ -94,6 +98,7 @@ class OPUSDecoder(BaseModule):
         sampling_pattern: str = "prototype",
         level_pairing: str = "published",
         use_lidar: bool = False,
+        cuda_graphs: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -104,6 +109,10 @@ class OPUSDecoder(BaseModule):
             )
         self.embed_dims = embed_dims
         self.use_lidar = use_lidar
+        self._img_hw: tuple[int, int] = (0, 0)  # that graphs have been captured with
+        self._captured: CapturedFunction | None = None
+        if cuda_graphs:
+            self._captured = CapturedFunction(self._decode_flat)
         self.register_buffer(
             "pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False
         )
@@ -165,7 +174,34 @@ class OPUSDecoder(BaseModule):
         if self.training:
             draws = draws or SampleDraws.fresh(len(init_points))
             seeds = self.dropout_seeds(draws, init_points.device)
-        return self.decode(init_points, maps, seeds)
+        if self._captured is None or self.training:
+            return self.decode(init_points, maps, seeds)
+        if self._img_hw != img_hw:
+            self._captured.forget()
+            self._img_hw = img_hw
+        results = self._captured(init_points, occ2img, bev_feats, *mlvl_feats)
+        number = len(self.decoder_layers)
+        points, sampling, feats = results[:number], results[number:-1], results[-1]
+        return DecoderOutput(
+            [x for x in points if x is not None],
+            [*[None] * (number - 1), feats],
+            [x for x in sampling if x is not None],
+        )
+
+    def _decode_flat(
+        self, init_points: Tensor, occ2img: Tensor, bev_feats: Tensor | None, *mlvl_feats: Tensor
+    ) -> list[Tensor | None]:
+        """Run all layers in eval mode; results are the lists of ``DecoderOutput`` in one."""
+        maps = FeatureMaps(mlvl_feats, occ2img, self._img_hw, bev_feats, self.pc_range)
+        output = self.decode(init_points, maps)
+        return [*output.points, *output.sampling_points, output.point_feats[-1]]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> OPUSDecoder:
+        """Forget graphs: they read the parameters where these lay."""
+        if self._captured is not None:
+            self._captured.forget()
+        super()._apply(*args, **kwargs)
+        return self
 
     def decode(
         self, init_points: Tensor, maps: FeatureMaps, seeds: Tensor | None = None

@@ -5,8 +5,8 @@ Dimensions:
 
 A chain of sets (the voxels of points, then what one convolution after another reaches from them) is
 found with one wait for the device, however long it is. A convolution between two sets then takes a
-table of neighbours, one gather and one matrix product, and so do both of its gradients: nothing is
-added atomically, and results repeat bit by bit.
+table of neighbours, one matrix product, and one gather before or after it, and so do both of its
+gradients: nothing is added atomically, and results repeat bit by bit.
 """
 
 from __future__ import annotations
@@ -313,7 +313,7 @@ def gathered_conv(
 
 
 class _GatheredConv(torch.autograd.Function):
-    """Gathers again in the backward pass: the gathered rows are K times the features."""
+    """Gathers again in the backward pass: what is gathered is K times the features."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -321,45 +321,97 @@ class _GatheredConv(torch.autograd.Function):
         back: Tensor,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(features, weight, table, back)
-        flat = weight.flatten(1)
-        out = features.new_empty(len(table), len(weight))
-        for rows, gathered in _gathered(features, table):
-            out[rows] = F.linear(gathered, flat, bias)
-        return out
+        by_position = weight.flatten(1, 3).permute(1, 2, 0)  # [K, C_in, C_out]
+        out = _convolved(features, by_position, table)
+        return out if bias is None else out.add_(bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         features, weight, table, back = ctx.saved_tensors
         need_features, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad = grad.contiguous()
         grad_features = grad_weight = None
         if need_features:
-            turned = weight.flatten(1, 3).permute(2, 1, 0).flatten(1)  # [C_in, K * C_out]
-            grad_features = torch.empty_like(features)
-            for rows, gathered in _gathered(grad, back):
-                grad_features[rows] = F.linear(gathered, turned)
+            grad_features = _convolved(grad, weight.flatten(1, 3).permute(1, 0, 2), back)
         if need_weight:
-            wide = torch.promote_types(weight.dtype, torch.float32)
-            total = torch.zeros_like(weight.flatten(1), dtype=wide)
-            for rows, gathered in _gathered(features, table):
-                if weight.dtype == wide:
-                    total.addmm_(grad[rows].t(), gathered)
-                else:  # 16 bits hold no sum over slices
-                    total += grad[rows].t() @ gathered
-            grad_weight = total.view_as(weight).to(weight.dtype)
+            # Of the two ways to pair rows the one that gathers less.
+            if _gathers_less(grad, back, features, table):
+                turned = _summed_products(features, grad, back)  # [C_in, K * C_out]
+                flat = turned.unflatten(1, (-1, len(weight))).permute(2, 1, 0).flatten(1)
+            else:
+                flat = _summed_products(grad, features, table)  # [C_out, K * C_in]
+            grad_weight = flat.reshape(weight.shape).to(weight.dtype)
         return grad_features, grad_weight, grad.sum(0) if need_bias else None, None, None
 
 
-def _gathered(features: Tensor, table: Tensor) -> Any:
-    """Yields slices of the table's rows and what they gather, [rows, K * C]; zeros for no voxel."""
-    padded = F.pad(features, (0, 0, 0, 1))
-    width = max(1, table.shape[1] * features.shape[1] * features.element_size())
-    most = _GATHERED_BYTES.get(features.device.type, _GATHERED_BYTES_ON_DEVICE)
-    step = max(64, most // width)
+def _convolved(source: Tensor, weight: Tensor, table: Tensor) -> Tensor:
+    """Sum over positions of the table's rows of ``source`` [n, A] times ``weight`` [K, A, B].
+
+    Either the rows are gathered side by side for one product, or the products of all rows are
+    computed and those that a row needs are summed while they are gathered: what is written between
+    has A numbers for each of the table's entries, or B for each position of ``source``.
+    """
+    positions, depth, width = weight.shape
+    if len(source) * width < len(table) * depth:
+        return _summed_rows(source, weight, table)
+    flat = weight.reshape(positions * depth, width)
+    out = source.new_empty(len(table), width)
+    for rows, gathered in _gathered(source, table):
+        torch.mm(gathered, flat, out=out[rows])
+    return out
+
+
+def _summed_rows(source: Tensor, weight: Tensor, table: Tensor) -> Tensor:
+    positions, _, width = weight.shape
+    number, step = len(source), max(1, _room(source) // max(1, len(source) * width))
+    total: Tensor | None = None
+    for begin in range(0, positions, step):
+        own = weight[begin : begin + step]
+        count = len(own)
+        # one row more, for entries without a voxel
+        products = source.new_empty(number * count + 1, width)
+        flat = own.permute(1, 0, 2).reshape(-1, count * width)
+        torch.mm(source, flat, out=products[:-1].view(number, count * width))
+        index = table[:, begin : begin + count].long() * count
+        index += torch.arange(count, device=table.device)
+        index.clamp_(max=number * count)
+        part = F.embedding_bag(index, products, mode="sum", padding_idx=number * count)
+        total = part if total is None else total.add_(part)
+    return source.new_zeros(len(table), width) if total is None else total
+
+
+def _summed_products(rows: Tensor, source: Tensor, table: Tensor) -> Tensor:
+    """Sum over the table's rows of ``rows`` [m, A] times what they gather: [A, K * B]."""
+    width = table.shape[1] * source.shape[1]
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    total = rows.new_zeros(rows.shape[1], width, dtype=wide)
+    for part, gathered in _gathered(source, table):
+        if rows.dtype == wide:
+            total.addmm_(rows[part].t(), gathered)
+        else:  # 16 bits hold no sum over slices
+            total += rows[part].t() @ gathered
+    return total
+
+
+def _gathers_less(a: Tensor, a_table: Tensor, b: Tensor, b_table: Tensor) -> bool:
+    return len(a_table) * a.shape[1] < len(b_table) * b.shape[1]
+
+
+def _gathered(source: Tensor, table: Tensor) -> Any:
+    """Yields slices of the table's rows and what they gather, [rows, K * A]; zeros for no voxel."""
+    padded = F.pad(source, (0, 0, 0, 1))
+    step = max(64, _room(source) // max(1, table.shape[1] * source.shape[1]))
     for begin in range(0, len(table), step):
         rows = slice(begin, begin + step)
         part = table[rows]
         yield rows, padded.index_select(0, part.flatten()).view(len(part), -1)
+
+
+def _room(source: Tensor) -> int:
+    """Numbers of what is gathered that are alive at once."""
+    most = _GATHERED_BYTES.get(source.device.type, _GATHERED_BYTES_ON_DEVICE)
+    return most // source.element_size()
 
 
 def _table(

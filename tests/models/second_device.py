@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import models.register  # noqa: F401
+from models.decoder.mixing import AdaptiveMixing
 from models.layers import SparseConv3d, SubMConv3d
 from models.ops import _extension, voxel_sets
 from scripts.runtime.finite_steps import FiniteOptimWrapper
@@ -299,10 +300,11 @@ def results(kind: str, device: str) -> dict[str, Any]:
 def check(kind: str) -> None:
     """Compares a kind of detector on the device and on the CPU.
 
-    The CPU multiplies a sparse convolution's rows as the device does, so that bits can be compared;
-    tests/models/test_sparse_conv.py compares the two ways.
+    The CPU computes sparse convolutions and adaptive mixing as the device does, so that bits can be
+    compared; tests/models/test_sparse_conv.py and test_precision.py compare the two ways.
     """
     with (
+        mock.patch.object(AdaptiveMixing, "forward", AdaptiveMixing._mix_together),
         mock.patch.object(SubMConv3d, "_forward_native", SubMConv3d._forward_gathered),
         mock.patch.object(SparseConv3d, "_forward_native", SparseConv3d._forward_gathered),
         mock.patch.dict(voxel_sets._GATHERED_BYTES, cpu=voxel_sets._GATHERED_BYTES_ON_DEVICE),

@@ -322,7 +322,9 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             targets.append(OccupiedPoints(self.voxel_centres(own), own_labels, visible))
         return targets
 
-    def _stacked_labels(self, data_samples: Sequence[BaseDataElement], device: torch.device) -> Tensor:
+    def _stacked_labels(
+        self, data_samples: Sequence[BaseDataElement], device: torch.device
+    ) -> Tensor:
         """Return the labels ``[B, X, Y, Z]`` of all samples.
 
         Raises:

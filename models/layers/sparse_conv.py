@@ -1,6 +1,6 @@
 """Sparse 3-D convolutions with spconv's parameter layout, on the CPU and on other devices.
 
-CPU tensors go through ``models.ops.sparse_conv``. Tensors of other devices go through a table of
+CPU tensors go through ``models.ops.sparse_conv``. Tensors of other devices, and voxels of a chain, go through a table of
 neighbours, one gather and one matrix product (``models.ops.gathered_conv``), or, with
 ``backend='spconv'``, through spconv on CUDA. Kernels of one voxel are matrix products everywhere:
 spconv has a shortcut for them, which reads the memory of a weight ``[out, 1, 1, 1, in]`` as
@@ -119,7 +119,7 @@ class _SparseConvBase(nn.Module):
         """Convolve the active voxels of ``x``."""
         if self.kernel_size == (1, 1, 1) and self.stride == (1, 1, 1):
             return self._forward_pointwise(x)
-        if x.features.device.type == "cpu":
+        if x.features.device.type == "cpu" and x.voxels is None:
             return self._forward_native(x)
         # spconv knows no empty input
         if self.backend == "spconv" and x.features.is_cuda and len(x.coords):

@@ -251,16 +251,17 @@ def voxel_neighbors(inputs: VoxelSet, outputs: VoxelSet, step: ConvStep) -> Neig
     return Neighbors(of_outputs, _table(inputs, outputs, inputs.shape, step, of_inputs=True))
 
 
-def voxel_neighbors_reference(
-    inputs: VoxelSet, outputs: VoxelSet, step: ConvStep
-) -> Neighbors:
+def voxel_neighbors_reference(inputs: VoxelSet, outputs: VoxelSet, step: ConvStep) -> Neighbors:
     """Plain-torch twin of :func:`voxel_neighbors`. Same arguments."""
     known = outputs.keys[outputs.keys >= 0]
     of_inputs = []
     for key in _reached_keys(inputs, step):
         place = torch.searchsorted(known, key)
-        found = (place < len(known)) & (known[place.clamp(max=max(len(known) - 1, 0))] == key) \
-            if len(known) else torch.zeros_like(key, dtype=torch.bool)
+        found = (
+            (place < len(known)) & (known[place.clamp(max=max(len(known) - 1, 0))] == key)
+            if len(known)
+            else torch.zeros_like(key, dtype=torch.bool)
+        )
         of_inputs.append(place.where(found, len(outputs)))
     back = torch.stack(of_inputs, 1) if of_inputs else inputs.keys.new_empty(len(inputs), 0)
     table = back.new_full((len(outputs) + 1, back.shape[1]), len(inputs))
@@ -418,9 +419,7 @@ def _table(
     rows: VoxelSet, others: VoxelSet, shape: Triple, step: ConvStep, of_inputs: bool
 ) -> Tensor:
     if not runs_natively("voxel_neighbors", rows.keys):
-        pairs = voxel_neighbors_reference(
-            *((rows, others) if of_inputs else (others, rows)), step
-        )
+        pairs = voxel_neighbors_reference(*((rows, others) if of_inputs else (others, rows)), step)
         return pairs.of_inputs if of_inputs else pairs.of_outputs
     return native("voxel_neighbors")(
         rows.keys, list(shape), list(step.kernel_size), list(step.stride), list(step.padding),

@@ -219,9 +219,7 @@ def check_head_precision(golden: GoldenFile, precision: str) -> Iterator[Check]:
         yield from _check_precision(golden, precision, TOLERANCES[precision])
 
 
-def _check_precision(
-    golden: GoldenFile, precision: str, allowed: Tolerances
-) -> Iterator[Check]:
+def _check_precision(golden: GoldenFile, precision: str, allowed: Tolerances) -> Iterator[Check]:
     case = load_case(golden, torch.float32)
     case.head.precision = precision
     case.head.eval()
@@ -230,7 +228,9 @@ def _check_precision(
         samples = case.head.predict(output, case.samples)
     for i, points in enumerate(output.points):
         key = f"eval/refine_pts.{i}"
-        yield quantile(f"native {key}", points.numpy(), golden[key], allowed.later if i else allowed.first)
+        yield quantile(
+            f"native {key}", points.numpy(), golden[key], allowed.later if i else allowed.first
+        )
     for i, sample in enumerate(samples):
         expected = _voxel_set(golden[f"occ/{i}.loc"], golden[f"occ/{i}.label"])
         actual = _voxel_set(sample.pred_coords.numpy(), sample.pred_labels.numpy())

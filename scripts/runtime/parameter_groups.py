@@ -37,9 +37,7 @@ class MergedGroupsConstructor(DefaultOptimWrapperConstructor):
         """Build the optimiser of a model and its wrapper."""
         parameters = [p for p in model.parameters() if p.requires_grad]
         says = self.optimizer_cfg.keys() & {"fused", "foreach"}
-        on_gpu = bool(parameters) and all(
-            p.is_cuda and p.is_floating_point() for p in parameters
-        )
+        on_gpu = bool(parameters) and all(p.is_cuda and p.is_floating_point() for p in parameters)
         if self.optimizer_cfg.get("type") in _FUSED and on_gpu and not says:
             self.optimizer_cfg = dict(self.optimizer_cfg, fused=True)
         wrapper = super().__call__(model)
@@ -180,9 +178,7 @@ def _map_lists(content: dict[str, Any], length: int, change: Any) -> None:
     def of_scheduler(state: Any) -> Any:
         if not isinstance(state, Mapping):
             return state
-        return {
-            key: changed(value) if key in _PER_GROUP else value for key, value in state.items()
-        }
+        return {key: changed(value) if key in _PER_GROUP else value for key, value in state.items()}
 
     schedulers = content.get("param_schedulers")
     if isinstance(schedulers, (list, tuple)):

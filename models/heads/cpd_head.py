@@ -135,7 +135,7 @@ class CPDHead(OccupancyHead):
         """Discretize the last layers; the host waits once for all of them, in prediction not at
         all once it knows how many voxels are usual.
         """
-        densifiers = self.densifiers[len(self.densifiers) - len(points) :]
+        densifiers: list[Any] = list(self.densifiers)[-len(points) :]
         in_metres = [self.denormalise(own) for own in points]
         batch = len(points[0])
         predicts = not torch.is_grad_enabled() and not self.training and len(points) == 1

@@ -212,6 +212,7 @@ class CPDDensifier(GridModule):
             key = ((grid.view(-1, 1, 1) * x_num + x) * y_num + y) * z_num + z
             keys.append(key.flatten())
         dilate = self.cls_branch[0]
+        assert isinstance(dilate, SparseConv3d)
         step = ops.ConvStep(dilate.kernel_size, dilate.stride, dilate.padding)
         return ops.voxel_chain(
             torch.cat(keys), batch * len(layers), self.grid_shape, [step], capacity

@@ -1,10 +1,10 @@
 """Sparse 3-D convolutions with spconv's parameter layout, on the CPU and on other devices.
 
-CPU tensors go through ``models.ops.sparse_conv``. Tensors of other devices, and voxels of a chain, go through a table of
-neighbours, one gather and one matrix product (``models.ops.gathered_conv``), or, with
-``backend='spconv'``, through spconv on CUDA. Kernels of one voxel are matrix products everywhere:
-spconv has a shortcut for them, which reads the memory of a weight ``[out, 1, 1, 1, in]`` as
-``[in, out]`` and so gives other numbers than its general code.
+CPU tensors go through ``models.ops.sparse_conv``. Tensors of other devices, and voxels of a chain,
+go through a table of neighbours, one gather and one matrix product (``models.ops.gathered_conv``),
+or, with ``backend='spconv'``, through spconv on CUDA. Kernels of one
+voxel are matrix products everywhere: spconv has a shortcut for them, which reads the memory of a
+weight ``[out, 1, 1, 1, in]`` as ``[in, out]`` and so gives other numbers than its general code.
 
 Dimension letters: V active voxels, C channels, k kernel size along an axis.
 """

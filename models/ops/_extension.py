@@ -124,7 +124,7 @@ def _has_kernel(name: str, kind: str) -> bool:
 
 
 # Cached, since on a GPU the host starts a kernel in about the time that the look takes.
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _look_for_kernel(name: str, kind: str) -> bool:
     native(name)
     key = kind.upper()

@@ -41,8 +41,9 @@ def distance_attention(
 
     Dropout decides by a hash of a sample's seed and the position, so that the backward pass repeats
     it without a stored mask. Seeds in a tensor are read when the kernels run: a CUDA graph that is
-    replayed drops by those of the replay. Gradients are summed in a fixed order: results do not depend on the
-    number of threads and repeat bit by bit. What is not finite spreads as it does in the twin.
+    replayed drops by those of the replay. Gradients are summed in a fixed order: results do not
+    depend on the number of threads and repeat bit by bit. What is not finite spreads as it does in
+    the twin.
 
     On a GPU heads of more than 32 channels and float64 go through the twin, whose memory grows
     with Q².

@@ -37,8 +37,8 @@ __all__ = [
 
 Triple = tuple[int, int, int]
 
-# Of the gathered rows that are alive at once: on a GPU they should outlast a launch by far, on a CPU
-# they should stay in a cache.
+# Of the gathered rows that are alive at once: on a GPU they should outlast a launch by far, on a
+# CPU they should stay in a cache.
 _GATHERED_BYTES = {"cpu": 2 * 2**20}
 _GATHERED_BYTES_ON_DEVICE = 256 * 2**20
 
@@ -273,7 +273,7 @@ def voxel_neighbors_reference(inputs: VoxelSet, outputs: VoxelSet, step: ConvSte
 def gathered_conv(
     features: Tensor, weight: Tensor, bias: Tensor | None, pairs: Neighbors
 ) -> Tensor:
-    """Sparse convolution: the neighbours' features side by side, times the weights of all positions.
+    """Sparse convolution: the neighbours' features side by side, times the weights.
 
     Args:
         features: [n, C_in], of the inputs.
@@ -304,7 +304,7 @@ def gathered_conv(
         raise ValueError(
             f"weight has {weight.shape[4]} input channels, features have {features.shape[1]}"
         )
-    inputs = (features, weight, bias)
+    inputs: tuple[Tensor | None, ...] = (features, weight, bias)
     kind = features.device.type
     if torch.is_autocast_enabled(kind):  # a bare Function does not follow it
         half = torch.get_autocast_dtype(kind)

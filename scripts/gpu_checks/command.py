@@ -11,6 +11,7 @@ small` tries the command itself.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import subprocess
 import sys
@@ -118,7 +119,8 @@ def compare_operations(table: Table, sizes: Sequence[str], device: str) -> bool:
                 table.add("", "The time is up.")
                 return agree
             inputs = case.inputs
-            times = measure([lambda c=case, x=inputs: c.native(*x)], device, case.captures)
+            call = functools.partial(case.native, *inputs)
+            times = measure([call], device, case.captures)
             backward = "-"
             if case.leaves:
                 leaves = [x.clone().requires_grad_(i in case.leaves) for i, x in enumerate(inputs)]

@@ -86,7 +86,9 @@ def time_frames(sizes: Sizes, device: str) -> Iterator[Frame]:
         )
         starts = torch.rand(1, sizes.queries, 1, 3, generator=rng.manual_seed(1)).to(device)
 
-        def decode(given: FeatureMaps = given, precision: str = precision) -> Any:
+        def decode(
+            given: FeatureMaps = given, starts: Tensor = starts, precision: str = precision
+        ) -> Any:
             with torch.no_grad(), products_in(precision, place):
                 return decoder.decode(starts, given)
 
@@ -97,18 +99,21 @@ def time_frames(sizes: Sizes, device: str) -> Iterator[Frame]:
         yield Frame(f"decoder, {precision}", times.eager, times.captured, error)
 
         in_metres = points * (decoder.pc_range[3:] - decoder.pc_range[:3]) + decoder.pc_range[:3]
-        room: list[int] | None = None
+        room: list[int] = []  # filled once the numbers of voxels are known
 
         def discretize(
-            in_metres: Tensor = in_metres, feats: Tensor = feats, precision: str = precision
+            in_metres: Tensor = in_metres,
+            feats: Tensor = feats,
+            room: list[int] = room,
+            precision: str = precision,
         ) -> Any:
             with torch.no_grad(), products_in(precision, place):
-                chain = cpd.voxel_chain([in_metres], room)
+                chain = cpd.voxel_chain([in_metres], room or None)
                 chain.place.clamp_(min=0)
                 return cpd(in_metres, feats, chain), chain
 
         voxels, chain = discretize()
-        room = [math.ceil(1.25 * len(own)) for own in chain.sets]
+        room[:] = [math.ceil(1.25 * len(own)) for own in chain.sets]
         times = measure([discretize], device)
         name = f"discretization ({len(voxels.logits)} voxels), {precision}"
         yield Frame(name, times.eager, times.captured, 0.0)

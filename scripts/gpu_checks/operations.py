@@ -184,7 +184,8 @@ class _Inputs:
             return lambda x, labels, weights: function(x, labels, weights).reshape(1)
 
         return Case(
-            "sigmoid_focal_loss", run(ops.sigmoid_focal_loss), run(ops.sigmoid_focal_loss_reference),
+            "sigmoid_focal_loss", run(ops.sigmoid_focal_loss),
+            run(ops.sigmoid_focal_loss_reference),
             [self.random(number, classes), labels, weights], leaves=(0,),
         )  # fmt: skip
 
@@ -265,7 +266,7 @@ class _Inputs:
                     [x, weight],
                     leaves=(0, 1),
                     tolerance=1e-3,
-                )  # fmt: skip
+                )
             )
         return cases
 

@@ -33,6 +33,8 @@ class MergedGroupsConstructor(DefaultOptimWrapperConstructor):
     wrapper's ``group_members`` tell which parameters a group has.
     """
 
+    optimizer_cfg: dict[str, Any]
+
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimiser of a model and its wrapper."""
         parameters = [p for p in model.parameters() if p.requires_grad]

@@ -301,11 +301,11 @@ def test_order_of_queries_does_not_show(device: str) -> None:
     assert not torch.equal(order.cpu(), torch.arange(1030)[None])
     expected = distance_attention_reference(*inputs)
     on_device = [x.to(device) for x in inputs]
-    for given in (order, order.flip(1), torch.randperm(1030)[None].to(device)):
-        found = distance_attention(*on_device, order=given).cpu()
+    for other in (order, order.flip(1), torch.randperm(1030)[None].to(device)):
+        found = distance_attention(*on_device, order=other).cpu()
         torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
         leaves = [x.clone().requires_grad_() for x in on_device[:4]]
-        distance_attention(*leaves, on_device[4], order=given).square().sum().backward()
+        distance_attention(*leaves, on_device[4], order=other).square().sum().backward()
         own = [x.clone().requires_grad_() for x in on_device[:4]]
         distance_attention(*own, on_device[4]).square().sum().backward()
         for a, b in zip(leaves, own, strict=True):

@@ -1,4 +1,4 @@
-"""Chains of voxel sets and their tables of neighbours, against the twins and the CPU's convolution."""
+"""Chains of voxel sets and their neighbours, against the twins and the CPU's convolution."""
 
 from __future__ import annotations
 

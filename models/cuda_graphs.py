@@ -14,7 +14,7 @@ Function = Callable[..., Sequence[Tensor | None]]
 Replay = Callable[[], None]
 
 # Larger inputs are read where they lie, smaller ones are copied to where the graph reads them.
-_COPIED_BYTES = 16 * 2**20
+COPIED_BYTES = 16 * 2**20
 
 
 class Recorder(Protocol):
@@ -65,6 +65,7 @@ class CapturedFunction:
         copies_results: Whether to return copies. Results that are no copies hold until the next
             call.
         most_graphs: Graphs that are kept; those used longest ago go first.
+        copied_bytes: Larger inputs are read in place; None copies all.
         recorder: What captures; None for CUDA's.
     """
 
@@ -73,16 +74,19 @@ class CapturedFunction:
         function: Function,
         copies_results: bool = True,
         most_graphs: int = 32,
+        copied_bytes: int | None = COPIED_BYTES,
         recorder: Recorder | None = None,
     ) -> None:
         self.function = function
         self.copies_results = copies_results
         self.most_graphs = most_graphs
+        self.copied_bytes = copied_bytes
         self._recorder = recorder
         self._captured: OrderedDict[
             tuple, tuple[list[Tensor | None], Replay, Sequence[Tensor | None]]
         ] = OrderedDict()
         self._has_failed = False
+        self._num_captures = self._num_replays = 0
 
     def forget(self) -> None:
         """Drop all graphs: parameters lie elsewhere now."""
@@ -92,25 +96,40 @@ class CapturedFunction:
         """Return what the function returns."""
         if self._has_failed or torch.is_grad_enabled() or not self._is_on_device(inputs):
             return list(self.function(*inputs))
-        key = tuple(map(_signature, inputs))
+        key = tuple(map(self._signature, inputs))
         if key not in self._captured:
+            many = self._num_captures > 2 * self.most_graphs
+            if many and self._num_replays < 2 * self._num_captures:
+                self._give_up("large inputs lie elsewhere in every call")
+                return list(self.function(*inputs))
+            self._num_captures += 1
             try:
                 self._captured[key] = self._capture(inputs)
             except RuntimeError as error:
-                self._has_failed = True
-                warnings.warn(f"no CUDA graph: {error}; the model runs without", stacklevel=2)
+                self._give_up(str(error))
                 return list(self.function(*inputs))
             if len(self._captured) > self.most_graphs:
                 self._captured.popitem(last=False)
         self._captured.move_to_end(key)
         static, replay, outputs = self._captured[key]
         for own, given in zip(static, inputs, strict=True):
-            if own is not None and given is not None and own is not given and _is_copied(given):
+            if (
+                own is not None
+                and given is not None
+                and own is not given
+                and self._is_copied(given)
+            ):
                 own.copy_(given)
         replay()
+        self._num_replays += 1
         if not self.copies_results:
             return list(outputs)
         return [None if output is None else output.clone() for output in outputs]
+
+    def _give_up(self, reason: str) -> None:
+        self._has_failed = True
+        self._captured.clear()
+        warnings.warn(f"no CUDA graphs: {reason}; the model runs without", stacklevel=3)
 
     def _is_on_device(self, inputs: Sequence[Tensor | None]) -> bool:
         given = [x for x in inputs if x is not None]
@@ -122,18 +141,16 @@ class CapturedFunction:
         if self._recorder is None:
             self._recorder = CudaRecorder()
         # Those that are read in place are not kept alive: others of the same address will do.
-        static = [x.clone() if x is not None and _is_copied(x) else x for x in inputs]
+        static = [x.clone() if x is not None and self._is_copied(x) else x for x in inputs]
         replay, outputs = self._recorder(self.function, static)
-        kept = [x if x is None or _is_copied(x) else x.new_empty(0) for x in static]
+        kept = [x if x is None or self._is_copied(x) else x.new_empty(0) for x in static]
         return kept, replay, outputs
 
+    def _is_copied(self, x: Tensor) -> bool:
+        return self.copied_bytes is None or x.numel() * x.element_size() <= self.copied_bytes
 
-def _is_copied(x: Tensor) -> bool:
-    return x.numel() * x.element_size() <= _COPIED_BYTES
-
-
-def _signature(x: Tensor | None) -> tuple:
-    if x is None:
-        return ()
-    place = None if _is_copied(x) else x.data_ptr()
-    return tuple(x.shape), x.stride(), x.dtype, x.device, place
+    def _signature(self, x: Tensor | None) -> tuple:
+        if x is None:
+            return ()
+        place = None if self._is_copied(x) else x.data_ptr()
+        return tuple(x.shape), x.stride(), x.dtype, x.device, place

@@ -26,6 +26,7 @@ for library in (
     "data_checks",
     "toy_nuscenes",
     "scoring",
+    "timings",
     "visualization",
 ):
     ALLOWED[f"scripts.{library}"] = ALLOWED["scripts.runtime"] | {"scripts.runtime"}

@@ -11,8 +11,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import models.register  # noqa: F401
-from models import cuda_graphs
 from models.cuda_graphs import CapturedFunction
+from models.detectors.evaluation_network import EvaluationNetwork
 from tests.models.cases import HEAD, make_feats, make_geometry, merge
 
 
@@ -58,10 +58,9 @@ def test_calls_are_captured_once_and_replayed_with_new_inputs() -> None:
 
 
 @torch.no_grad()
-def test_large_inputs_are_read_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graphs, "_COPIED_BYTES", 8)
+def test_large_inputs_are_read_in_place() -> None:
     recorder = Repeated()
-    function = CapturedFunction(weighted, copies_results=False, recorder=recorder)
+    function = CapturedFunction(weighted, copies_results=False, copied_bytes=8, recorder=recorder)
     ring = torch.arange(12.0).view(3, 4)
     for turn in range(2):
         for i in range(3):
@@ -98,10 +97,36 @@ def test_a_capture_that_fails_is_told_once() -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     function = CapturedFunction(weighted, recorder=refuse)
-    with pytest.warns(UserWarning, match="no CUDA graph: operation not permitted"):
+    with pytest.warns(UserWarning, match="no CUDA graphs: operation not permitted"):
         out, _ = function(torch.ones(2), None)
     assert out.tolist() == [2, 2]
     assert function(torch.ones(2), None)[0].tolist() == [2, 2]
+
+
+@torch.no_grad()
+def test_inputs_that_move_all_the_time_end_it() -> None:
+    recorder = Repeated()
+    function = CapturedFunction(weighted, most_graphs=2, copied_bytes=0, recorder=recorder)
+    places = [torch.full((3,), float(i)) for i in range(8)]
+    with pytest.warns(UserWarning, match="large inputs lie elsewhere"):
+        results = [function(x, None)[0].tolist() for x in places]
+    assert results == [[2.0 * i] * 3 for i in range(8)]
+    assert recorder.captured == 5
+
+
+@torch.no_grad()
+def test_image_network_in_graphs_gives_the_same() -> None:
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU())]
+    parts[1].forward = lambda x: [x.relu(), x[..., ::2, ::2]]  # type: ignore[method-assign]
+    network = EvaluationNetwork(parts, cuda_graphs=True)
+    recorder = Repeated()
+    network._captured._recorder = recorder
+    for _ in range(3):
+        images = torch.randn(2, 3, 8, 8)
+        for own, other in zip(network(images), network._run(images), strict=True):
+            assert torch.equal(own, other)
+    assert (recorder.captured, recorder.replayed) == (1, 3)
 
 
 @torch.no_grad()

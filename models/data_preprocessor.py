@@ -18,7 +18,6 @@ from models.errors import ModelConfigError
 from models.layers.channels import empty_channels_last
 from models.randomness import SampleDraws
 
-
 _GEOMETRY = ("ego2img", "ego2occ")  # what prediction reads of a sample
 
 
@@ -204,8 +203,9 @@ class OPUSDataPreprocessor(BaseDataPreprocessor):
 
         Returns:
             ``inputs`` with ``img``, float ``[B, T*N, 3, H', W']``, channels-last in memory, and
-            ``data_samples``, all on the device but for what prediction does not read of samples. Of a selection ``img`` is ``[n, N, 3, H', W']``,
-            and ``inputs`` hold its ``new_frames``, the n positions.
+            ``data_samples``, on the device; outside of training without what prediction does not
+            read of samples. Of a selection ``img`` is ``[n, N, 3, H', W']``, and ``inputs`` hold
+            its ``new_frames``, the n positions.
 
         Raises:
             ModelConfigError: If the samples of the batch differ in number or size of images.

@@ -33,6 +33,11 @@ TORCH_LIBRARY(opus, m) {
       "multi_view_sampling_backward(Tensor grad, Tensor[] feats, Tensor points, Tensor occ2img, "
       "Tensor level_weights, int img_h, int img_w, int num_cams, bool permuted, bool need_feats, "
       "bool need_points) -> (Tensor[], Tensor, Tensor)");
+  // Adds the gradients of the maps to `sums`, which lie channels-last in the points' precision.
+  m.def(
+      "multi_view_sampling_backward_into(Tensor grad, Tensor[] feats, Tensor points, "
+      "Tensor occ2img, Tensor level_weights, int img_h, int img_w, int num_cams, bool permuted, "
+      "bool need_points, Tensor(a!)[] sums) -> (Tensor, Tensor)");
 
   // log_sum [B, H, Q] is what the backward pass needs of the softmax.
   m.def(

@@ -7,7 +7,7 @@ G groups, P sampling points of a group, R_i points of a query after layer i, F f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -218,6 +218,8 @@ class OPUSDecoder(BaseModule):
         low, size = self.pc_range[:3], self.pc_range[3:] - self.pc_range[:3]
         query_feats = init_points.new_zeros(*init_points.shape[:2], self.embed_dims)
         points = init_points
+        if not isinstance(maps.mlvl_feats, ops.SharedMaps):
+            maps = replace(maps, mlvl_feats=ops.SharedMaps(maps.mlvl_feats))
         order = None
         if init_points.device.type != "cpu":  # a dozen launches, too many for every layer
             order = ops.attention_order((init_points.detach() * size + low).squeeze(2))

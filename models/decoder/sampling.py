@@ -26,7 +26,7 @@ class FeatureMaps:
     """What the decoder samples from.
 
     Attributes:
-        mlvl_feats: L image feature maps ``[B, T*N, C, h, w]``.
+        mlvl_feats: L image feature maps ``[B, T*N, C, h, w]``, or the same, shared by the layers.
         occ2img: ``[B, T*N, 4, 4]``, metres of the occ frame to pixels.
         img_hw: Height and width in pixels of the images the projections refer to.
         bev_feats: LiDAR features ``[B, C, h, w]`` seen from above, rows along y and columns along
@@ -34,7 +34,7 @@ class FeatureMaps:
         pc_range: ``[6]``, range of ``bev_feats`` in metres of the occ frame.
     """
 
-    mlvl_feats: Sequence[Tensor]
+    mlvl_feats: Sequence[Tensor] | ops.SharedMaps
     occ2img: Tensor
     img_hw: tuple[int, int]
     bev_feats: Tensor | None = None

@@ -17,7 +17,7 @@ from .farthest_point_sampling import (
     farthest_point_sampling,
     farthest_point_sampling_reference,
 )
-from .multi_view_sampling import multi_view_sampling, multi_view_sampling_reference
+from .multi_view_sampling import SharedMaps, multi_view_sampling, multi_view_sampling_reference
 from .nearest_neighbor import PointTree, nearest_neighbor, nearest_neighbor_reference
 from .ray_cast import OccupancyPyramid, RayHits, ray_cast, ray_cast_reference
 from .ray_iou import (
@@ -67,6 +67,7 @@ __all__ = [
     "PointTree",
     "RayHits",
     "ShadedRays",
+    "SharedMaps",
     "VoxelChain",
     "VoxelScene",
     "VoxelSet",

@@ -65,6 +65,8 @@ class OPUS(BaseModel):
             the same; sums over them do not. None keeps the precision of the parameters.
         cuda_graphs: Whether evaluation on a GPU captures the image network as CUDA graphs and
             replays them. Its maps then hold until its next call.
+        sparse_backend: What computes the LiDAR branch's sparse convolutions on CUDA: ``'own'`` or
+            ``'spconv'``.
         data_preprocessor: Configuration of the data preprocessor.
         init_cfg: Initialisation configuration of MMEngine.
     """
@@ -86,6 +88,7 @@ class OPUS(BaseModel):
         cached_frames: int = 16,
         eval_dtype: str | None = None,
         cuda_graphs: bool = False,
+        sparse_backend: str = "own",
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
@@ -106,7 +109,7 @@ class OPUS(BaseModel):
             pts_backbone=pts_backbone,
             pts_neck=pts_neck,
         )
-        self._add_lidar_branch(lidar_configs, pts_bbox_head["pc_range"])
+        self._add_lidar_branch(lidar_configs, pts_bbox_head["pc_range"], sparse_backend)
         self.img_aux_head = None
         if img_aux_head is not None:
             shared = ("num_classes", "empty_label", "pc_range", "voxel_size")
@@ -124,10 +127,10 @@ class OPUS(BaseModel):
         convert_layouts_together(self)
 
     def _add_lidar_branch(
-        self, configs: Mapping[str, dict | None], pc_range: Sequence[float]
+        self, configs: Mapping[str, dict | None], pc_range: Sequence[float], sparse_backend: str
     ) -> None:
         head = self.pts_bbox_head
-        parts = build_lidar_branch(configs, pc_range, head.embed_dims)
+        parts = build_lidar_branch(configs, pc_range, head.embed_dims, sparse_backend)
         for name, module in parts.items():
             self.add_module(name, module)
         self.has_lidar = bool(parts)

@@ -79,7 +79,7 @@ def run_sparse_encoder(encoder: Any, features: Tensor, coords: Tensor, batch_siz
     depth, height, width = encoder.sparse_shape
     shape = (int(depth), int(height), int(width))
     x = SparseTensor(features, coords, shape, batch_size)
-    if features.device.type != "cpu":
+    if features.device.type != "cpu" and not _uses_spconv(encoder):
         x = SparseTensor.of_chain(
             features, _chain_of_encoder(encoder, coords, shape, batch_size), batch_size
         )
@@ -88,6 +88,11 @@ def run_sparse_encoder(encoder: Any, features: Tensor, coords: Tensor, batch_siz
     dense = x.features.new_zeros(batch_size, *x.spatial_shape, x.features.shape[1])
     dense = dense.index_put(tuple(x.coords.unbind(1)), x.features)
     return dense.permute(0, 4, 1, 2, 3).flatten(1, 2)
+
+
+def _uses_spconv(encoder: Any) -> bool:
+    kinds = (SparseConv3d, SubMConv3d)
+    return any(isinstance(m, kinds) and m.backend == "spconv" for m in encoder.modules())
 
 
 def _chain_of_encoder(

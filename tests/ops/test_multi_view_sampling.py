@@ -485,7 +485,9 @@ def test_shared_maps_sum_the_gradients_of_all_samplings(dtype: torch.dtype, devi
     ):
         assert own.dtype == dtype
         scale = float(other.abs().max())
-        torch.testing.assert_close(own.double().cpu() / scale, other / scale, rtol=0, atol=tolerance)
+        torch.testing.assert_close(
+            own.double().cpu() / scale, other / scale, rtol=0, atol=tolerance
+        )
     # Once more through the same graph, and a part of it: buffers begin anew.
     for own, other in zip(
         torch.autograd.grad(torch.stack(total).sum(), maps, retain_graph=True), found, strict=True

@@ -120,12 +120,13 @@ class FiniteOptimWrapper(_FiniteSteps):
 
 @OPTIM_WRAPPERS.register_module()
 class Bfloat16OptimWrapper(FiniteOptimWrapper):
-    """MMEngine's AmpOptimWrapper with `dtype='bfloat16'`, on the CPU: it needs no loss scale."""
+    """MMEngine's AmpOptimWrapper with `dtype='bfloat16'`, which needs no loss scale."""
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Run the forward pass in mixed precision."""
-        with super().optim_context(model), torch.autocast("cpu", torch.bfloat16):
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(device, torch.bfloat16):
             yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,15 @@ import models.register  # noqa: F401
 from models.decoder import FeatureMaps
 from models.decoder.mixing import AdaptiveMixing
 from models.ops import voxel_sets
+from scripts.runtime.config import load_config
+from scripts.runtime.finite_steps import Bfloat16OptimWrapper, FiniteOptimWrapper
+from scripts.runtime.fit import fit_config
+from scripts.runtime.launch import Launch
 from tests.models.cases import (
+    DETECTOR,
     HEAD,
     POINT_HEAD,
+    make_batch,
     make_feats,
     make_geometry,
     make_sample,
@@ -23,6 +30,7 @@ from tests.models.cases import (
     with_lidar,
 )
 
+ROOT = Path(__file__).parents[2]
 HEADS = dict(v1=POINT_HEAD, v2=HEAD)
 
 
@@ -87,8 +95,9 @@ def test_gathered_convolution_follows_autocast() -> None:
     torch.testing.assert_close(own, other, rtol=0.02, atol=0.1)
 
 
-@pytest.mark.parametrize("trains", [False, True])
-@pytest.mark.parametrize("kind", ["v1", "v2", "v2_fusion"])
+@pytest.mark.parametrize(
+    ("kind", "trains"), [("v1", True), ("v2", False), ("v2", True), ("v2_fusion", True)]
+)
 def test_decoder_compiles_in_one_graph(kind: str, trains: bool) -> None:
     """A break would raise; seeds of the dropout are an input, not a constant of the graph."""
     config = with_lidar(HEAD)["pts_bbox_head"] if kind == "v2_fusion" else HEADS[kind]
@@ -116,3 +125,44 @@ def test_decoder_compiles_in_one_graph(kind: str, trains: bool) -> None:
         assert torch.equal(found.points[-1], expected.points[-1])
         assert torch.equal(found.point_feats[-1], expected.point_feats[-1])
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("kind", ["v1", "v2", "v2_fusion"])
+def test_training_in_bfloat16_throughout(kind: str) -> None:
+    """Image network by the optimiser wrapper, head by its setting: losses of float32, nearly."""
+    losses = []
+    for precision, wrapper in (
+        ("float32", FiniteOptimWrapper), ("bfloat16", Bfloat16OptimWrapper)
+    ):  # fmt: skip
+        torch.manual_seed(0)
+        config = with_lidar(HEAD) if kind == "v2_fusion" else dict(pts_bbox_head=HEADS[kind])
+        head = config["pts_bbox_head"] | dict(precision=precision)
+        model = MODELS.build(merge(DETECTOR, **config | dict(pts_bbox_head=head))).train()
+        optimizer = wrapper(torch.optim.AdamW(model.parameters(), lr=1e-3))
+        torch.manual_seed(1)
+        batch = make_batch(0, lidar=model.has_lidar)
+        losses.append([model.train_step(batch, optimizer)["loss"].item() for _ in range(2)])
+        assert not optimizer.skipped
+        assert all(value.isfinite().all() for value in model.state_dict().values())
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[1] != losses[0]
+
+
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.py") if path.parts[-2] != "_base_")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_bfloat16_is_an_option_of_every_config(path: Path) -> None:
+    options = {
+        "optim_wrapper.type": "AmpOptimWrapper",
+        "optim_wrapper.dtype": "bfloat16",
+        "precision": "bfloat16",
+        "cuda_graphs": True,
+    }
+    config = load_config(path, options)
+    assert config.model.pts_bbox_head.precision == "bfloat16"
+    assert config.model.pts_bbox_head.decoder.cuda_graphs and config.model.cuda_graphs
+    fit_config(config, Launch())
+    assert config.optim_wrapper.type == "Bfloat16OptimWrapper"
+    assert not {"dtype", "loss_scale"} & set(config.optim_wrapper)

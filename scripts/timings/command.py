@@ -45,6 +45,9 @@ from scripts.timings.inputs import InputSizes, SyntheticDrive, vary_zero_weights
 from scripts.timings.measure import Batch, Rate, Stopwatch, streaming
 from scripts.timings.report import Timing, as_text, as_values
 
+WAYS = ("streaming", "independent")
+KEPT_BATCHES = 40  # of a data set that are timed without its loader
+
 
 def command_parser() -> CommandParser:
     """Command line of a timing."""
@@ -55,6 +58,9 @@ def command_parser() -> CommandParser:
     parser.add_argument("--warmup", type=number_from(0), default=10, help="batches before them")
     parser.add_argument(
         "--seconds", type=number_from(0, float), default=20.0, help="at most, each way"
+    )
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=WAYS, help="to run it (default: both)"
     )
     parser.add_argument("--batch-size", type=number_from(1), default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
@@ -120,8 +126,8 @@ def time_model(args: argparse.Namespace) -> Timing:
         return made_up.batches(args.batch_size) if made_up is not None else _batches_of(source)
 
     rates: list[Rate] = []
-    for mode, on in (("streaming", True), ("independent", False)):
-        with streaming(model, on):
+    for mode in args.ways:
+        with streaming(model, mode == "streaming"):
             rates.append(watch.rate(mode, batches(), args.batch_size))
     if source is not None:
         with streaming(model, True):
@@ -163,9 +169,6 @@ def _batches_of(source: FileSource | None) -> Iterator[Batch]:
             break
     while True:
         yield from read
-
-
-KEPT_BATCHES = 40  # of a data set that are timed without its loader
 
 
 def _facts(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from scripts.timings.counts import (
 from scripts.timings.stages import Ledger, watched
 
 Batch = dict[str, Any]
-MIN_FRAMES = 3  # that are measured however long they take
+#: Batches that are measured beyond the time allowed, unless they take several times that.
+MIN_FRAMES, PATIENCE = 3, 3
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Stopwatch:
         model: In eval mode, on its device.
         warmup: Batches before those that are measured, as many as run in a quarter of `seconds`.
         samples: Samples to measure at most.
-        seconds: After which a measurement ends, once ``MIN_FRAMES`` are measured.
+        seconds: After which a measurement ends; ``MIN_FRAMES`` batches may take ``PATIENCE`` times
+            that.
     """
 
     def __init__(self, model: OPUS, warmup: int, samples: int, seconds: float) -> None:
@@ -136,10 +138,10 @@ class Stopwatch:
         spent: list[dict[str, float]] = []
         begin = time.perf_counter()
         with watched(self.model, ledger), _resting_collector():
-            for batch in itertools.islice(stream, frames):
+            for batch in itertools.islice(stream, min(frames, self.samples)):
                 self._frame(batch)
                 spent.append(ledger.take())
-                if len(spent) >= MIN_FRAMES and time.perf_counter() - begin > self.seconds / 2:
+                if self._is_over(len(spent), begin):
                     break
         names = dict.fromkeys(name for frame in spent for name in frame)
         ms = {
@@ -172,9 +174,11 @@ class Stopwatch:
         return time.perf_counter()
 
     def _ends(self, samples: int, frames: int, begin: float) -> bool:
-        if samples >= self.samples:
-            return True
-        return frames >= MIN_FRAMES and time.perf_counter() - begin > self.seconds
+        return samples >= self.samples or self._is_over(frames, begin)
+
+    def _is_over(self, frames: int, begin: float) -> bool:
+        elapsed = time.perf_counter() - begin
+        return elapsed > self.seconds * (1 if frames >= MIN_FRAMES else PATIENCE)
 
 
 @contextmanager

@@ -34,7 +34,10 @@ def products_in(precision: str, device: torch.device) -> Iterator[None]:
     """
     if precision == "tf32" and device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    is_half = precision == "bfloat16"
+    # A weight is used once in a frame, and a captured graph must not read one that was kept for the
+    # length of this alone.
+    with torch.autocast(device.type, torch.bfloat16, enabled=is_half, cache_enabled=False):
         yield
 
 

@@ -11,6 +11,7 @@ from mmengine.structures import BaseDataElement
 from loaders.errors import LoaderConfigError
 from loaders.sample import OccSample
 from loaders.transforms.geometry import image_aug_matrix
+from loaders.transforms.shared import as_tensor
 
 
 @TRANSFORMS.register_module()
@@ -63,9 +64,9 @@ class PackOccSample:
         for name in ("voxel_semantics", "mask_camera", "mask_lidar", "mask_valid"):
             grid = getattr(sample, name)
             if grid is not None:
-                data[name] = torch.from_numpy(grid)
-        inputs = {"img": torch.from_numpy(sample.images).permute(0, 3, 1, 2)}
+                data[name] = as_tensor(grid)
+        inputs = {"img": as_tensor(sample.images).permute(0, 3, 1, 2)}
         if sample.points is not None:
-            inputs["points"] = torch.from_numpy(sample.points)
+            inputs["points"] = as_tensor(sample.points)
             data["ego2lidar"] = data["ego2occ"].clone()
         return {"inputs": inputs, "data_samples": BaseDataElement(metainfo=metainfo, **data)}

@@ -42,6 +42,11 @@ class FileChecker:
         ]
         self._loads_images = bool(found)
         self.image_hw = {name: size for sizes in found for name, size in sizes.items()}
+        packed = dataset.packed if isinstance(dataset, OccupancyDataset) else None
+        if packed is not None:
+            for name, size in self.image_hw.items():
+                stored = packed.of(size)
+                self.image_hw[name] = size if stored is None else stored.stored_hw
         self._reads_lidar = any(isinstance(step, LoadLidarSweeps) for step in self._steps)
         self._load_dim = load_dim_of(self._steps)
         self._label_steps = [step for step in self._steps if hasattr(step, "label_path")]

@@ -85,15 +85,13 @@ def draw_image_aug(
     new_w, _ = _resized_dims(raw_hw, resize)
     # The fraction is of the *number of positions*, so the last one is as likely as the others.
     left = min(int(left_fraction * (max(0, new_w - final_hw[1]) + 1)), max(0, new_w - final_hw[1]))
-    return replace(
-        bottom_crop(raw_hw, final_hw, resize, left), flip=flip, rotate_deg=rotate_deg
-    )
+    return replace(bottom_crop(raw_hw, final_hw, resize, left), flip=flip, rotate_deg=rotate_deg)
 
 
 def bottom_crop(
     raw_hw: tuple[int, int], final_hw: tuple[int, int], resize: float, left: int = 0
 ) -> ImageAugParams:
-    """Returns the augmentation of a ratio: resize, and crop the bottom rows from column ``left``."""
+    """Returns the augmentation that resizes, and crops the bottom rows from column ``left``."""
     new_w, new_h = _resized_dims(raw_hw, resize)
     top = new_h - final_hw[0]
     return ImageAugParams(

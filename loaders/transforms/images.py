@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from mmengine.registry import TRANSFORMS
 
@@ -101,7 +100,6 @@ class DrawImageAug:
         repeated = np.resize(np.array(matrices, dtype=np.float64), sample.ego2img.shape)
         sample.ego2img = repeated @ sample.ego2img
         return sample
-
 
     def extreme_augs(
         self, image_hw: tuple[int, int], is_training: bool = True
@@ -211,24 +209,23 @@ class LoadMultiViewImages:
         if self.image_mode == "fast":
             reduction = choose_reduction(params.resize_dims[0] / stored.full_hw[1])
 
-        def read() -> Sequence[Image]:
-            return [read_image(path, self.backend, reduction, stored.stored_hw)]
+        def read() -> Image:
+            return read_image(path, self.backend, reduction, stored.stored_hw)
 
-        def finish() -> Sequence[Image]:
-            finished = np.empty_like(out)
-            augment(*read(), finished)
-            return [finished]
-
-        def augment(image: Image, to: Image) -> None:
+        def augment(image: Image, to: Image) -> Image:
             top = stored.top // reduction
             augment_image(image, params, to, top, is_smooth=self.image_mode == "fast")
+            return to
 
-        if is_fixed and self._test_cache.limit:
-            (out[...],) = self._test_cache.get((path, params), finish)
-        elif is_fixed:
-            augment(*read(), out)
+        if not is_fixed:
+            (image,) = self._train_cache.get((path, reduction), lambda: [read()])
+            augment(image, out)
+        elif self._test_cache.limit:
+            (out[...],) = self._test_cache.get(
+                (path, params), lambda: [augment(read(), np.empty_like(out))]
+            )
         else:
-            augment(*self._train_cache.get((path, reduction), read), out)
+            augment(read(), out)
 
 
 def choose_reduction(ratio: float) -> int:

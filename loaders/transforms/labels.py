@@ -94,9 +94,7 @@ def read_occ3d_labels(
         raise _LABEL_FILE.broken(path, f"is {semantics.dtype}, not integer")
     else:
         semantics = mapped_labels(semantics, label_table, path).astype(np.uint8)
-    camera, lidar = (
-        (mask.astype(bool, copy=False) for mask in masks) if masks else (None, None)
-    )
+    camera, lidar = (mask.astype(bool, copy=False) for mask in masks) if masks else (None, None)
     return semantics, camera, lidar
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +195,13 @@ def _pack_chunk(names: Sequence[str]) -> tuple[int, int]:
             target.unlink(missing_ok=True)
             target.symlink_to(plan.source / name)
         else:
-            write_atomically(target, lambda path, data=data: path.write_bytes(data))
+            write_atomically(target, partial(_write, data))
         made += 1
     return made, len(names)
+
+
+def _write(data: bytes, path: Path) -> None:
+    path.write_bytes(data)
 
 
 def _packed(plan: PackingPlan, name: str) -> bytes | None:

@@ -330,6 +330,6 @@ def move_points(
 def _add_to_rows(rows: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> None:
     """Adds values [C] to contiguous rows [n, C]; numpy's own loop would run over C numbers."""
     blocks = len(rows) // _BLOCK_ROWS
-    whole = rows[: blocks * _BLOCK_ROWS].reshape(blocks, -1)
+    whole = rows[: blocks * _BLOCK_ROWS].reshape(blocks, _BLOCK_ROWS * rows.shape[1])
     whole += np.tile(values, _BLOCK_ROWS)
     rows[blocks * _BLOCK_ROWS :] += values

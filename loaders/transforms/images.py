@@ -252,9 +252,8 @@ def augment_image(
     """
     full = (top + image.shape[0], image.shape[1])
     resized, crop = params.resize_dims[::-1], params.crop[1::-1]
-    resize_crop(
-        torch.from_numpy(out), torch.from_numpy(image), full, (top, 0), resized, crop, params.flip
-    )
+    source = torch.from_numpy(np.ascontiguousarray(image))
+    resize_crop(torch.from_numpy(out), source, full, (top, 0), resized, crop, params.flip)
     if params.rotate_deg and is_smooth:
         import cv2
 

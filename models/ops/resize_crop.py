@@ -67,16 +67,18 @@ def resize_crop_reference(
     flip: bool = False,
 ) -> Tensor:
     """Plain-torch twin of :func:`resize_crop`. Same arguments."""
-    h, w = out.shape[:2]
-    rows = _weights(full[0], resized[0], crop[0], h)
-    columns = _weights(full[1], resized[1], crop[1], w)
+    size = out.shape[:2]
+    for axis in range(2):
+        low, high = resize_window(full[axis], resized[axis], crop[axis], size[axis])
+        end = offset[axis] + image.shape[axis]
+        if low < high and not (offset[axis] <= low and high <= end):
+            raise ValueError(
+                f"image must hold the pixels from {low} to {high} of axis {axis}, it has "
+                f"{offset[axis]} to {end}"
+            )
+    rows, columns = (_weights(full[a], resized[a], crop[a], size[a]) for a in range(2))
     if flip:
         columns = columns.flip(0)
-    for axis, matrix in enumerate((rows, columns)):
-        used = matrix.ne(0).any(0).nonzero().flatten()
-        end = offset[axis] + image.shape[axis]
-        if len(used) and not (offset[axis] <= int(used[0]) and int(used[-1]) < end):
-            raise ValueError(f"image must hold the pixels {int(used[0])} to {int(used[-1])}")
     rows = rows[:, offset[0] : offset[0] + image.shape[0]]
     columns = columns[:, offset[1] : offset[1] + image.shape[1]]
     along_x = torch.einsum("hwc,ow->hoc", image.double(), columns)

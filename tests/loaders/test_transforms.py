@@ -19,7 +19,7 @@ from loaders.transforms.geometry import ImageAugParams, apply_image_aug
 from loaders.transforms.images import (
     DrawImageAug,
     LoadMultiViewImages,
-    apply_image_aug_fast,
+    augment_image,
     choose_reduction,
 )
 from loaders.transforms.labels import LoadOcc3DLabels, RandomFlipBEV, read_occ3d_labels
@@ -162,24 +162,34 @@ class TestImages:
     @pytest.mark.parametrize("rotate", [0.0, 6.0])
     @pytest.mark.parametrize("crop", [(8, 10, 72, 40), (-5, -6, 90, 50)])
     @pytest.mark.parametrize("resize", [0.5, 0.4])
+    def test_equals_pillow_to_one_grey_value(self, flip, rotate, crop, resize):
+        rng = np.random.default_rng(0)
+        image = rng.integers(0, 2, (90, 160, 3), dtype=np.uint8) * 255
+        params = ImageAugParams(resize, (int(160 * resize), int(90 * resize)), crop, flip, rotate)
+        exact = apply_image_aug(image, params).astype(int)
+        out = np.full(exact.shape, 7, dtype=np.uint8)
+        augment_image(image, params, out)
+        assert np.abs(out - exact).max() <= 1
+
+    @pytest.mark.parametrize("flip", [False, True])
+    @pytest.mark.parametrize("rotate", [0.0, 6.0])
+    @pytest.mark.parametrize("crop", [(8, 10, 72, 40), (-5, -6, 90, 50)])
+    @pytest.mark.parametrize("resize", [0.5, 0.4])
     def test_fast_mode_is_close_to_exact(self, flip, rotate, crop, resize):
         image = smooth_image()
         params = ImageAugParams(resize, (int(160 * resize), int(90 * resize)), crop, flip, rotate)
         exact = apply_image_aug(image, params).astype(float)
         for source in (image, image[::2, ::2]):
             out = np.full(exact.shape, 7, dtype=np.uint8)
-            apply_image_aug_fast(source, params, out)
+            augment_image(source, params, out, is_smooth=True)
             assert np.abs(out - exact).mean() < 6
             # Black borders are where they should be.
             assert ((out.max(-1) == 0) != (exact.max(-1) == 0)).mean() < 0.03
 
     def test_reduction_fits_the_target(self):
-        def reduction(resize):
-            return choose_reduction(ImageAugParams(resize, (1, 1), (0, 0, 1, 1)))
-
         # All of the published training range comes from the half-size decode.
-        assert {reduction(r) for r in (0.38, 0.44, 0.55)} == {2}
-        assert [reduction(r) for r in (1.5, 0.64, 0.25, 0.1)] == [1, 1, 4, 8]
+        assert {choose_reduction(r) for r in (0.38, 0.44, 0.55)} == {2}
+        assert [choose_reduction(r) for r in (1.5, 0.64, 0.25, 0.1)] == [1, 1, 4, 8]
 
     def test_one_draw_for_all_images_and_matrix_into_ego2img(self, tmp_path):
         for i in range(3):

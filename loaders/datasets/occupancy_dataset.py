@@ -178,17 +178,17 @@ class OccupancyDataset(BaseDataset):
                 f"data root {does_not_exist(self.data_root)}: put (or link) nuScenes there, make a "
                 "toy data set with scripts/make_toy_nuscenes.py, or set data_root in the config"
             )
+        self.packed: PackedImages | None = read_packed_index(self.data_root)
+        if self.packed is not None:
+            for step in self.pipeline.transforms:
+                if hasattr(step, "check_packed"):
+                    step.check_packed(self.packed, not self.test_mode)
         if not Path(self.ann_file).is_file():
             raise MissingDataError(
                 f"info file {does_not_exist(self.ann_file)}: write it with python "
                 f"scripts/gen_sweep_info.py --data-root {self.data_root} "
                 f"--version {self.version or 'VERSION'}"
             )
-        self.packed: PackedImages | None = read_packed_index(self.data_root)
-        if self.packed is not None:
-            for step in self.pipeline.transforms:
-                if hasattr(step, "check_packed"):
-                    step.check_packed(self.packed, not self.test_mode)
         content = load_infos(self.ann_file)
         self._check_version(content.metadata)
         infos = content.infos

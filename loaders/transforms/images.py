@@ -21,6 +21,8 @@ from loaders.transforms.decode import (
     Image,
     notice_slow_backend,
     read_image,
+    read_image_part,
+    reduced_size,
 )
 from loaders.transforms.geometry import (
     ImageAugParams,
@@ -30,7 +32,7 @@ from loaders.transforms.geometry import (
     test_image_aug,
 )
 from loaders.transforms.shared import shared_empty
-from models.ops import resize_crop
+from models.ops import resize_crop, resize_window
 
 # How far above the reduced size a fast decode may be enlarged: OPUS trains with ratios of
 # 0.38 ... 0.55 of the raw size, all of which then come from the half-size decode.
@@ -209,23 +211,57 @@ class LoadMultiViewImages:
         if self.image_mode == "fast":
             reduction = choose_reduction(params.resize_dims[0] / stored.full_hw[1])
 
-        def read() -> Image:
-            return read_image(path, self.backend, reduction, stored.stored_hw)
+        whole = _reduced(stored, reduction)
 
-        def augment(image: Image, to: Image) -> Image:
-            top = stored.top // reduction
-            augment_image(image, params, to, top, is_smooth=self.image_mode == "fast")
+        def read() -> tuple[Image, tuple[int, int]]:
+            image = read_image(path, self.backend, reduction, stored.stored_hw)
+            return image, (whole.top, 0)
+
+        def read_part() -> tuple[Image, tuple[int, int]]:
+            rows, columns = needed_window(whole.full_hw, params)
+            if rows[0] == rows[1] or columns[0] == columns[1]:  # nothing but black
+                return read()
+            below = (max(0, rows[0] - whole.top), max(0, rows[1] - whole.top))
+            image, (row, column) = read_image_part(
+                path, below, columns, self.backend, reduction, stored.stored_hw
+            )
+            return image, (whole.top + row, column)
+
+        def augment(image: Image, offset: tuple[int, int], to: Image) -> Image:
+            is_smooth = self.image_mode == "fast"
+            augment_image(image, params, to, whole.full_hw, offset, is_smooth=is_smooth)
             return to
 
-        if not is_fixed:
-            (image,) = self._train_cache.get((path, reduction), lambda: [read()])
-            augment(image, out)
-        elif self._test_cache.limit:
+        if not is_fixed and self._train_cache.limit:
+            (image,) = self._train_cache.get((path, reduction), lambda: [read()[0]])
+            augment(image, (whole.top, 0), out)
+        elif is_fixed and self._test_cache.limit:
             (out[...],) = self._test_cache.get(
-                (path, params), lambda: [augment(read(), np.empty_like(out))]
+                (path, params), lambda: [augment(*read_part(), np.empty_like(out))]
             )
         else:
-            augment(read(), out)
+            augment(*read_part(), out)
+
+
+def _reduced(stored: StoredSize, reduction: int) -> StoredSize:
+    """Returns how images are decoded at reduced size."""
+    height, width = reduced_size(stored.stored_hw, reduction)
+    top = stored.top // reduction
+    return StoredSize(stored.raw_hw, (top + height, width), top)
+
+
+def needed_window(
+    full_hw: tuple[int, int], params: ImageAugParams
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns the rows and the columns of an image that an augmentation depends on.
+
+    Args:
+        full_hw: Size of the image.
+        params: The augmentation.
+    """
+    (height, width), (left, top) = params.size_hw, params.crop[:2]
+    rows = resize_window(full_hw[0], params.resize_dims[1], top, height)
+    return rows, resize_window(full_hw[1], params.resize_dims[0], left, width)
 
 
 def choose_reduction(ratio: float) -> int:
@@ -238,22 +274,33 @@ def choose_reduction(ratio: float) -> int:
 
 
 def augment_image(
-    image: Image, params: ImageAugParams, out: Image, top: int = 0, is_smooth: bool = False
+    image: Image,
+    params: ImageAugParams,
+    out: Image,
+    full_hw: tuple[int, int] | None = None,
+    offset: tuple[int, int] = (0, 0),
+    is_smooth: bool = False,
 ) -> None:
     """Augments one image: equal to :func:`loaders.transforms.geometry.apply_image_aug` to one grey
     value, where nothing was decoded at reduced size.
 
     Args:
-        image: uint8 [H, W, 3], or the same scene at another size.
+        image: uint8 [H, W, 3], of the scene at any size, or the part that is needed.
         params: What to do.
         out: uint8 [h, w, 3], written.
-        top: Number of rows that the image lacks above.
+        full_hw: Size of the whole image; None: that of ``image``.
+        offset: Row and column of the whole image where ``image`` begins.
         is_smooth: Whether a rotation interpolates instead of taking the nearest pixel.
     """
-    full = (top + image.shape[0], image.shape[1])
-    resized, crop = params.resize_dims[::-1], params.crop[1::-1]
-    source = torch.from_numpy(np.ascontiguousarray(image))
-    resize_crop(torch.from_numpy(out), source, full, (top, 0), resized, crop, params.flip)
+    resize_crop(
+        torch.from_numpy(out),
+        torch.from_numpy(np.ascontiguousarray(image)),
+        full_hw or (image.shape[0], image.shape[1]),
+        offset,
+        params.resize_dims[::-1],
+        params.crop[1::-1],
+        params.flip,
+    )
     if params.rotate_deg and is_smooth:
         import cv2
 

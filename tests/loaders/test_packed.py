@@ -131,7 +131,10 @@ def test_a_packed_root_passes_the_checks(packed: Path, tmp_path: Path, capsys: A
     ("resize_range", "sentence"),
     [
         ((0.62, 0.8), r"packed at 0\.750 of their size, but the config enlarges them to 0\.800"),
-        ((0.4, 0.75), r"packed without their upper \d+%, but the crops of the config begin at \d+%"),
+        (
+            (0.4, 0.75),
+            r"packed without their upper \d+%, but the crops of the config begin at \d+%",
+        ),
     ],
 )
 def test_larger_augmentation_is_refused(packed: Path, resize_range: Any, sentence: str) -> None:
@@ -170,7 +173,7 @@ def test_interrupted_packing_goes_on(mini: Any, tmp_path: Path, monkeypatch: Any
         assert main([*command, "--workers", "0"]) != 0
     assert "run the same command again" in "".join(capsys.readouterr())
     assert len(list(out.rglob("*.jpg"))) == 40
-    with pytest.raises(BadDataError, match="not all packed: run scripts/pack_images.py again"):
+    with pytest.raises(BadDataError, match=r"not all packed: run scripts/pack_images\.py again"):
         data_set(out)
     kept = next(out.rglob("*.jpg"))
     before = kept.stat().st_mtime_ns
@@ -267,8 +270,9 @@ class TestLabels:
         content = pack_occ3d_labels(str(plain))
         assert content is not None
         np.savez(packed, **content)
-        for a, b in zip(*(read_occ3d_labels(str(p), shape, 18) for p in (plain, packed))):
-            assert (a is None) == (b is None) == (not masks and a is None)
+        expected, found = (read_occ3d_labels(str(p), shape, 18) for p in (plain, packed))
+        assert [a is None for a in found] == [False, not masks, not masks]
+        for a, b in zip(found, expected, strict=True):
             np.testing.assert_array_equal(a, b)
             assert a is None or a.dtype == b.dtype
 

@@ -211,7 +211,7 @@ def tell_workers(say: Lines, built: list[tuple], workers: Sequence[int], seconds
     say()
 
 
-def tell_packing(say: Lines, plan: PackingPlan, rounds: int) -> None:
+def tell_packing(say: Lines, plan: PackingPlan, out: Path) -> None:
     """Prints size and time of packing nuScenes, from the images at hand."""
     names = [*plan.images][:: max(1, len(plan.images) // 24)]
     raw = packed = seconds = 0.0
@@ -222,6 +222,7 @@ def tell_packing(say: Lines, plan: PackingPlan, rounds: int) -> None:
         seconds += time.process_time() - start
         raw += path.stat().st_size
     size = next(iter(plan.images.values()))
+    labels = statistics.mean((out / name).stat().st_size for name in plan.labels)
     number = (NUSC_KEY_FRAMES * NUSC_FRAMES - NUSC_SCENES * (NUSC_FRAMES - 1)) * 6
     n = len(names)
     say(
@@ -229,7 +230,8 @@ def tell_packing(say: Lines, plan: PackingPlan, rounds: int) -> None:
         f" {plan.quality}) and {packed / n / 1e3:.0f} kB instead of {raw / n / 1e3:.0f}; one takes"
         f" {1e3 * seconds / n:.1f} ms of CPU. For the {number / 1e6:.2f} million images of nuScenes"
         f" trainval: {packed / n * number / 1e9:.0f} GB (raw"
-        f" {raw / n * number / 1e9:.0f}), {seconds / n * number / 3600:.1f} hours of one core.\n"
+        f" {raw / n * number / 1e9:.0f}), {seconds / n * number / 3600:.1f} hours of one core."
+        f" Labels: {labels * NUSC_KEY_FRAMES / 1e9:.1f} GB.\n"
     )
 
 
@@ -265,7 +267,7 @@ def bench(say: Lines, title: str, root: Path, args: argparse.Namespace) -> dict[
             fastest = [entry for entry in built if entry[1] in ("pillow", backends[0])]
     tell_machines(say, totals["training"])
     tell_workers(say, fastest[1:], args.workers, args.seconds)
-    tell_packing(say, plan, args.rounds)
+    tell_packing(say, plan, packed)
     tell_lidar(say, root, args.rounds)
     ours = totals["training"]
     return {mode: ours["plain"] / ours[mode] for mode in AIMS}
@@ -295,7 +297,7 @@ def main() -> None:
         f" {args.seconds:g} --save`, {time.strftime('%Y-%m-%d')}, {common.hardware('cpu')}, python"
         f" {platform.python_version()}, numpy {np.__version__}, opencv {cv2.__version__}, pillow"
         f" {PIL.__version__}, torch {torch.__version__}. A sample is 8 frames of 6 cameras, 1600 x"
-        f" 900 JPEGs, with Occ3D labels. CPU times are medians. {args.note}\n"
+        f" 900 JPEGs, with Occ3D labels. CPU times are medians of samples. {args.note}\n"
     )
     aims = []
     for title, source in (("Drawn frames", None), ("Real frames", args.real)):

@@ -46,13 +46,25 @@ def write_points(path: Path) -> None:
     path.write_bytes(points.tobytes())
 
 
+def write_labels(path: Path) -> None:
+    """An Occ3D file of boxes on the ground, with masks of smooth outline."""
+    rng = np.random.default_rng(0)
+    semantics = np.full((200, 200, 16), 17, np.uint8)
+    semantics[:, :, :2] = 11
+    for _ in range(150):
+        x, y = rng.integers(0, 190, 2)
+        semantics[x : x + 10, y : y + 8, 2 : rng.integers(3, 16)] = rng.integers(0, 17)
+    x, y, z = np.ogrid[:200, :200, :16]
+    masks = [np.sin(x / a) + np.cos(y / b) + np.sin(z / 3) > 0.8 for a, b in ((9, 7), (14, 11))]
+    np.savez_compressed(path, semantics=semantics, mask_camera=masks[0], mask_lidar=masks[1])
+
+
 def write_data_set(root: Path, real: Path | None = None) -> None:
     """Writes a scene of key frames, sweeps, LiDAR files and Occ3D labels.
 
     Args:
         root: Empty folder.
-        real: A nuScenes folder whose key frames stand in for the images and LiDAR files; None
-            draws them.
+        real: A nuScenes folder whose key frames and labels stand in; None draws them.
     """
     stock, clouds = [root / f"stock{i}.jpg" for i in range(12)], [root / "cloud.bin"]
     if real is None:
@@ -65,8 +77,10 @@ def write_data_set(root: Path, real: Path | None = None) -> None:
         if not clouds[0].exists():
             write_points(clouds[0])
     rng = np.random.default_rng(0)
-    semantics = np.where(rng.random((200, 200, 16)) < 0.05, 11, 17).astype(np.uint8)
-    masks = rng.random((2, 200, 200, 16)) < 0.3
+    labels = sorted(real.glob("gts/*/*/labels.npz")) if real is not None else []
+    if not labels:
+        labels = [root / "labels.npz"]
+        write_labels(labels[0])
     numbers = iter(range(10**6))
 
     def link(sensor: str, files: list[Path], suffix: str) -> str:
@@ -113,7 +127,5 @@ def write_data_set(root: Path, real: Path | None = None) -> None:
         })  # fmt: skip
         folder = root / "gts" / "scene" / token
         folder.mkdir(parents=True)
-        np.savez_compressed(
-            folder / "labels.npz", semantics=semantics, mask_camera=masks[0], mask_lidar=masks[1]
-        )
+        os.symlink(labels[k % len(labels)].resolve(), folder / "labels.npz")
     save_infos(root / "infos.pkl", infos, {"version": "v1.0-trainval"})

@@ -89,7 +89,7 @@ def plan_packing(cfg: Config, config_name: str, quality: int) -> PackingPlan:
         "images": len(images),
         "labels": len(labels),
         "info_files": {
-            os.path.relpath(dataset.ann_file, source): _digest(Path(dataset.ann_file))
+            os.path.relpath(dataset.ann_file, dataset.data_root): _digest(Path(dataset.ann_file))
             for dataset in datasets
         },
         "versions": {"opencv": cv2.__version__, "numpy": np.__version__},
@@ -154,7 +154,7 @@ def _labels(dataset: OccupancyDataset, source: Path) -> list[str]:
     found = []
     for step in steps:
         for row in range(len(dataset)):
-            path = os.path.relpath(Path(step.label_path(dataset.get_sample(row))).resolve(), source)
+            path = os.path.relpath(step.label_path(dataset.get_sample(row)), dataset.data_root)
             if not path.startswith("..") and (source / path).is_file():
                 found.append(path)
     return found

@@ -29,7 +29,7 @@ from scripts.packing.plan import PackingPlan
 from scripts.runtime.atomic_write import write_atomically, write_json
 from scripts.runtime.errors import ConfigError
 
-DEFAULT_QUALITY = 95
+DEFAULT_QUALITY = 90
 # Files of a task: enough to hide the cost of a task, few enough for a smooth progress bar.
 _CHUNK = 32
 _ESTIMATE_IMAGES, _ESTIMATE_LABELS = 60, 12
@@ -70,7 +70,8 @@ def shrink_image(image: Image, size: StoredSize) -> Image:
 
 def encode_jpeg(image: Image, quality: int) -> bytes:
     """Returns an image uint8 [H, W, 3] BGR as JPEG file with halved chroma."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    # Huffman tables of its own make a file a little smaller and its reading a little faster.
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     is_done, data = cv2.imencode(".jpg", image, options)
     assert is_done
     return data.tobytes()
@@ -115,8 +116,8 @@ def estimate(plan: PackingPlan, workers: int) -> str:
         seconds += (time.perf_counter() - start) * share
         size += number * share
     return (
-        f"{len(plan.images)} images and {len(plan.labels)} label files: about {size / 1e9:.2f} GB, "
-        f"{seconds / workers / 60:.1f} minutes with {workers} processes of this machine"
+        f"{len(plan.images)} images and {len(plan.labels)} label files: about "
+        f"{size / 1e9:.3g} GB, {seconds / workers / 60:.2g} minutes with {workers} processes"
     )
 
 

@@ -149,8 +149,8 @@ void resize_crop_cpu(at::Tensor& out, const at::Tensor& image, at::IntArrayRef f
                      bool flip) {
   check_arguments(out, image, full, offset, resized, crop);
   const int64_t height = out.size(0), width = out.size(1);
-  const Axis y = make_axis(full[0], resized[0], crop[0], height, false);
-  const Axis x = make_axis(full[1], resized[1], crop[1], width, flip);
+  const Axis y = make_axis(full[0], resized[0], crop[0], height, false, kPair);
+  const Axis x = make_axis(full[1], resized[1], crop[1], width, flip, kGroup);
   const Axis* axes[] = {&y, &x};
   for (int axis = 0; axis < 2; ++axis) {
     const bool is_there = axes[axis]->begin >= offset[axis] &&

@@ -15,14 +15,16 @@ namespace opus {
 namespace resize_crop {
 
 constexpr int kChannels = 3;
-// Taps are dealt in groups of so many, the last filled up with weights of zero.
+// Taps along a row are dealt in groups of so many, across rows in pairs; the last is filled up with
+// weights of zero.
 constexpr int kGroup = 4;
+constexpr int kPair = 2;
 // Bytes that the kernels may read behind a row.
 constexpr int64_t kSlack = 64;
 
 // One axis: which pixels make each pixel of the output, and with what weights.
 struct Axis {
-  int taps = kGroup;             // of every output, a multiple of kGroup
+  int taps = 0;                  // of every output, a multiple of the group
   int shift = 0;                 // binary digits of the weights
   std::vector<int32_t> first;    // of each output, the first pixel; -1: outside, black
   std::vector<int16_t> weights;  // [outputs, taps]
@@ -39,7 +41,8 @@ inline double cubic(double x) {
 
 // An axis of `full` pixels resized to `resized`, of which [crop, crop + outputs) is kept, turned
 // round where `reversed`.
-inline Axis make_axis(int64_t full, int64_t resized, int64_t crop, int64_t outputs, bool reversed) {
+inline Axis make_axis(int64_t full, int64_t resized, int64_t crop, int64_t outputs, bool reversed,
+                      int group) {
   const double scale = static_cast<double>(full) / static_cast<double>(resized);
   const double stretch = std::max(scale, 1.0), support = 2 * stretch;
   Axis axis;
@@ -69,7 +72,7 @@ inline Axis make_axis(int64_t full, int64_t resized, int64_t crop, int64_t outpu
     axis.end = std::max(axis.end, high);
   }
   axis.begin = std::min(axis.begin, axis.end);
-  axis.taps = static_cast<int>((most + kGroup - 1) / kGroup) * kGroup;
+  axis.taps = static_cast<int>(most + group - 1) / group * group;
   axis.shift = 16;
   while (axis.shift > 0 && largest * (1 << axis.shift) > 32000.0) --axis.shift;
   axis.weights.assign(outputs * axis.taps, 0);

@@ -24,6 +24,7 @@ for library in (
     "golden",
     "sweep_infos",
     "data_checks",
+    "packing",
     "toy_nuscenes",
     "scoring",
     "timings",

@@ -105,6 +105,17 @@ TORCH_LIBRARY(opus, m) {
       "-> (Tensor maximum, Tensor winner)");
   m.def("voxel_max_backward(Tensor grad, Tensor winner, int num_points) -> Tensor");
 
+  // Empty where libjpeg-turbo is not there or the file is none that it is asked to decode.
+  m.def(
+      "jpeg_window(Tensor data, int reduction, int[2] rows, int[2] columns) "
+      "-> (Tensor image, int top, int left)");
+  m.def("jpeg_window_available() -> bool");
+
+  // out [h, w, 3] of an image [H, W, 3] that lies at `offset` of one of size `full`.
+  m.def(
+      "resize_crop(Tensor(a!) out, Tensor image, int[2] full, int[2] offset, int[2] resized, "
+      "int[2] crop, bool flip) -> ()");
+
   m.def("voxel_light(Tensor drawn, Tensor opaque, float[2] sun_slope) -> Tensor");
   m.def(
       "voxel_shading(Tensor masks, Tensor labels, int empty_label, Tensor light, Tensor albedo, "

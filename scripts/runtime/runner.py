@@ -166,9 +166,11 @@ class OpusRunner(ResumableRunner):
     def build_dataloader(  # type: ignore[override]
         self, dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False
     ) -> WatchedDataLoader:
-        """Build a data loader that signals can interrupt."""
+        """Build a data loader that signals can interrupt, and whose batches come to the model."""
         loader = Runner.build_dataloader(dataloader, seed=seed, diff_rank_seed=diff_rank_seed)
-        return WatchedDataLoader.watch(loader, self.stop_signals)
+        parameter = next(self.model.parameters(), None)
+        device = None if parameter is None else parameter.device
+        return WatchedDataLoader.watch(loader, self.stop_signals, device)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         """Build the optimiser, and log one line per learning rate.

@@ -29,7 +29,7 @@ from loaders.datasets.wrappers import (
 from loaders.lidar.points import load_dim_of, read_lidar_points
 from loaders.predictions import load_prediction, prediction_path
 from loaders.sample import OccSample
-from loaders.transforms.decode import read_image
+from loaders.transforms.images import read_whole_image
 from loaders.transforms.labels import loads_labels
 from scripts.runtime.building import named_config_keys
 from scripts.runtime.checkpoint import load_weights
@@ -318,7 +318,7 @@ def _current_images(sample: OccSample) -> tuple[CameraImage, ...]:
     for camera, path, ego2img in zip(
         sample.cameras, sample.img_paths, sample.ego2img, strict=False
     ):
-        rgb = np.ascontiguousarray(read_image(path)[:, :, ::-1])
+        rgb = np.ascontiguousarray(read_whole_image(path, sample.packed)[:, :, ::-1])
         images.append(CameraImage(camera, Image.fromarray(rgb), ego2img))
     return tuple(images)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,29 @@ def read_lidar_points(path: str, load_dim: int = _COLUMNS) -> Points:
     points = np.zeros((len(kept), _COLUMNS), dtype=np.float32)
     points[:, :load_dim] = kept
     return points
+
+
+def as_points(rows: npt.ArrayLike, name: str) -> Points:
+    """Returns points that are in memory in the form of :func:`read_lidar_points`.
+
+    Args:
+        rows: [n, 3], [n, 4] or [n, 5]: x, y, z in metres, intensity, ring index.
+        name: What errors call the points.
+
+    Raises:
+        BadDataError: If the shape is another, or no row is a point.
+    """
+    values = np.asarray(rows)
+    if values.ndim != 2 or values.shape[1] not in LOAD_DIMS or values.dtype.kind not in "fiu":
+        raise BadDataError(
+            f"{name} are {values.dtype} {values.shape}, expected numbers [n, 3], [n, 4] or [n, 5]: "
+            "x, y, z in metres, then intensity, then ring"
+        )
+    if not len(values):
+        raise BadDataError(f"{name} are empty: give at least one point [n, {_COLUMNS}]")
+    points = np.zeros((len(values), _COLUMNS), dtype=np.float32)
+    points[:, : values.shape[1]] = values
+    return _usable(name, points, values.shape[1])
 
 
 def _usable(path: str, rows: Points, load_dim: int) -> Points:
@@ -210,26 +233,40 @@ class LoadLidarSweeps:
         """Sets ``points`` float32 [n, 5], in the frame of the labels."""
         if sample.lidar is None:
             return sample
-        lidar2occ = sample.lidar2occ
-        files = self._files(sample.lidar)
-        parts = [self._load(sample.lidar, row, lidar2occ, is_key=not i) for i, row in files]
-        sample.points = np.concatenate(parts)
+        sample.points = self.gather(sample.lidar, sample.lidar2occ, self._read)
         return sample
+
+    def gather(
+        self,
+        lidar: LidarFrames,
+        lidar2occ: npt.NDArray[np.float64],
+        points_of: Callable[[LidarFrames, int], Points],
+    ) -> Points:
+        """Returns the points of a key frame and its newest sweeps, float32 [n, 5].
+
+        Args:
+            lidar: The key frame's file, then sweeps, newest first.
+            lidar2occ: [4, 4], the key frame's lidar frame to that of the labels.
+            points_of: Gives the points float32 [n, 5] of one row of ``lidar``.
+        """
+        parts = []
+        for position, row in self._files(lidar):
+            points = points_of(lidar, row)
+            if position:
+                points = points[(np.abs(points[:, :2]) >= self.close_m).any(axis=1)]
+            points = move_points(points, lidar2occ @ lidar.sensor2lidar[row])
+            points[:, _TIME_LAG] = (lidar.timestamps[0] - lidar.timestamps[row]) * 1e-6
+            parts.append(points)
+        return np.concatenate(parts)
 
     def _files(self, lidar: LidarFrames) -> list[tuple[int, int]]:
         """Returns (position, row of ``lidar``) of the files to load, the key frame first."""
         newest = range(1, min(len(lidar.paths), self.num_sweeps + 1))
         return list(enumerate([0, *(newest or [0] * self.num_sweeps)]))
 
-    def _load(
-        self, lidar: LidarFrames, row: int, lidar2occ: npt.NDArray[np.float64], is_key: bool
-    ) -> Points:
+    def _read(self, lidar: LidarFrames, row: int) -> Points:
         path = lidar.paths[row]
         (points,) = self._cache.get(path, lambda: [read_lidar_points(path, self.load_dim)])
-        if not is_key:
-            points = points[(np.abs(points[:, :2]) >= self.close_m).any(axis=1)]
-        points = move_points(points, lidar2occ @ lidar.sensor2lidar[row])
-        points[:, _TIME_LAG] = (lidar.timestamps[0] - lidar.timestamps[row]) * 1e-6
         return points
 
 

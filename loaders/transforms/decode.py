@@ -66,8 +66,53 @@ def read_image(
         WrongShapeError: If the image is not of the size ``raw_hw``; it is not decoded then.
         BadDataError: If it is empty, truncated, no image, or too large.
     """
+    return decode_image(read_image_file(path), path, backend, reduction, raw_hw)
+
+
+def read_image_file(path: str) -> bytearray:
+    """Reads an image file without decoding it.
+
+    Raises:
+        MissingDataError: If the file does not exist.
+        BadDataError: If it cannot be read or is too large.
+    """
+    return read_file(path, _IMAGE_FILE)
+
+
+def image_size(data: bytes | bytearray, name: str) -> tuple[int, int]:
+    """Reads height and width of an encoded image from its header.
+
+    Args:
+        data: Content of an image file.
+        name: What errors call the image.
+
+    Raises:
+        BadDataError: If it is no image, or has too many pixels.
+    """
+    with reading(name, _IMAGE_FILE, f"cannot be decoded ({len(data)} bytes)"):
+        size, _ = _read_header(name, data)
+    _check_size(name, size, None)
+    return size
+
+
+def decode_image(
+    data: bytes | bytearray,
+    path: str,
+    backend: Backend = "auto",
+    reduction: int = 1,
+    raw_hw: tuple[int, int] | None = None,
+) -> Image:
+    """Decodes the content of an image file.
+
+    Args:
+        data: Content.
+        path: What errors call the image; the other arguments, the result and the errors are those
+            of :func:`read_image`.
+        backend: Which library decodes.
+        reduction: 1, 2, 4 or 8.
+        raw_hw: Height and width that the stored image must have.
+    """
     decode = _decoder(backend)
-    data = read_file(path, _IMAGE_FILE)
     broken = f"cannot be decoded ({len(data)} bytes)"
     # OpenCV and TurboJPEG fill what is missing of a JPEG with grey and only warn on stderr, so
     # truncation is looked for here, before any of them.

@@ -18,6 +18,7 @@ from loaders.transforms.decode import (
     REDUCTIONS,
     Backend,
     Image,
+    decode_image,
     notice_slow_backend,
     read_image,
 )
@@ -98,6 +99,10 @@ class DrawImageAug:
         repeated = np.resize(np.array(matrices, dtype=np.float64), sample.ego2img.shape)
         sample.ego2img = repeated @ sample.ego2img
         return sample
+
+    def fixed_for(self, raw_hw: tuple[int, int] | None = None) -> ImageAugParams:
+        """Returns the augmentation of evaluation for images of a size, by default ``raw_hw``."""
+        return self._fixed if raw_hw is None else aug_for_size(self._fixed, self.raw_hw, raw_hw)
 
 
 def _camera_sizes(camera_hw: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, int]]:
@@ -202,6 +207,29 @@ class LoadMultiViewImages:
                 (path, reduction), lambda: [self._read(path, reduction, raw_hw)]
             )
             self._augment(image, params, out)
+
+    def finish(self, source: bytes | bytearray | Image, params: ImageAugParams, name: str) -> Image:
+        """Returns one image as the network gets it, without a file and without a cache.
+
+        Args:
+            source: Content of an image file, or uint8 [H, W, 3] BGR.
+            params: Augmentation for images of this size.
+            name: What errors call the image.
+
+        Returns:
+            uint8 [h, w, 3], BGR.
+
+        Raises:
+            BadDataError: If the content cannot be decoded.
+        """
+        if isinstance(source, np.ndarray):
+            image = source
+        else:
+            reduction = choose_reduction(params) if self.image_mode == "fast" else 1
+            image = decode_image(source, name, self.backend, reduction)
+        out = np.empty((*params.size_hw, 3), dtype=np.uint8)
+        self._augment(image, params, out)
+        return out
 
     def _augment(self, image: Image, params: ImageAugParams, out: Image) -> None:
         if self.image_mode == "exact":

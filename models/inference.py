@@ -1,0 +1,23 @@
+"""The door to inference: ``from models.inference import OccupancyInferencer``.
+
+What is behind it needs the loaders, the configs and the renderer too and so stands in
+``scripts/inference``; nothing in ``models`` may import this module.
+"""
+
+from scripts.inference.inferencer import OccupancyInferencer
+from scripts.inference.pictures import write_page
+from scripts.inference.result import Grid, OccupancyResult
+from scripts.prediction.errors import FrameError
+from scripts.prediction.frames import CameraFrame, Frame, LidarSweep, pose
+
+__all__ = [
+    "CameraFrame",
+    "Frame",
+    "FrameError",
+    "Grid",
+    "LidarSweep",
+    "OccupancyInferencer",
+    "OccupancyResult",
+    "pose",
+    "write_page",
+]

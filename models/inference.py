@@ -7,6 +7,7 @@ What is behind it needs the loaders, the configs and the renderer too and so sta
 from scripts.inference.inferencer import OccupancyInferencer
 from scripts.inference.pictures import write_page
 from scripts.inference.result import Grid, OccupancyResult
+from scripts.inference.rig_files import Recording, read_recording
 from scripts.prediction.errors import FrameError
 from scripts.prediction.frames import CameraFrame, Frame, LidarSweep, pose
 
@@ -18,6 +19,8 @@ __all__ = [
     "LidarSweep",
     "OccupancyInferencer",
     "OccupancyResult",
+    "Recording",
     "pose",
+    "read_recording",
     "write_page",
 ]

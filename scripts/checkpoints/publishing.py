@@ -3,14 +3,15 @@
     python scripts/publish_model.py CHECKPOINT OUT [--config C]
 
 writes OUT-HASH.pth, or OUT-HASH.safetensors where OUT ends so, as OpenMMLab names its files: HASH
-are the first eight digits of the file's SHA-256. Left out are the states of optimiser, schedules and
-random generators, the log, and the config with its paths. Where a checkpoint has an average of the
-weights (EMA) beside them, the average is published. With --config the weights are compared with that
-model first.
+are the first eight digits of the file's SHA-256. Left out are the states of optimiser, schedules
+and random generators, the log, and the config with its paths. Where a checkpoint has an average of
+the weights (EMA) beside them, the average is published. With --config the weights are compared with
+that model first.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,10 +94,23 @@ def write_safetensors(
     weights: Mapping[str, Tensor], path: str | Path, meta: Mapping[str, Any]
 ) -> Path:
     """Write weights as ``.safetensors`` in one step; notes become text."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     notes = {"format": "pt", **{key: str(value) for key, value in meta.items()}}
-    return write_atomically(path, lambda file: save_file(dict(weights), file, metadata=notes))
+    content = save(dict(weights), metadata=notes)
+    # The library writes notes in any order; the same weights must give the same file.
+    length = int.from_bytes(content[:8], "little")
+    head = json.loads(content[8 : 8 + length])
+    head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(file: Path) -> None:
+        with open(file, "wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            stream.write(memoryview(content)[8 + length :])
+
+    return write_atomically(path, write)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -178,6 +178,8 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
             f"{path} is not a safetensors file (or a damaged one): give one that "
             "scripts/publish_model.py wrote"
         ) from None
+    if not weights:
+        raise CheckpointError(f"{path} holds no weights: {_GIVE_ANOTHER}")
     meta: dict[str, Any] = dict(notes)
     for key in ("epoch", "iter"):
         if str(meta.get(key, "")).isdigit():

@@ -23,12 +23,13 @@ SIZE_HW = (54, 96)
 INFOS = "nuscenes_infos_train_mini_sweep.pkl"
 V2 = "configs/toy/opusv2-nano_toy.py"
 # Three frames of half a second, and small images.
-OPTIONS: dict[str, Any] = {
-    "num_frames": 3,
-    "raw_hw": list(SIZE_HW),
-    "final_hw": [32, 96],
-    "val_dataloader.dataset.ann_file": INFOS,
-}
+CONFIG = """
+_base_ = [{base!r}]
+data_root = {root!r}
+num_frames = 3
+raw_hw, final_hw = {size!r}, (32, 96)
+val_dataloader = dict(dataset=dict(ann_file={infos!r}))
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -58,20 +59,19 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Twin:
-    """A config with weights, and its predictions by the data set, without any of the Inferencer."""
+    """A config with weights, and what the data set and the model are without the Inferencer."""
 
     config: Path
     weights: Path
-    options: dict[str, Any]
     info_file: Path
 
     def data_set(self) -> Any:
-        cfg = load_config(self.config, self.options)
+        cfg = load_config(self.config)
         init_default_scope("mmengine")
         return DATASETS.build(cfg.test_dataloader.dataset)
 
     def model(self, **changes: Any) -> Any:
-        cfg = load_config(self.config, self.options)
+        cfg = load_config(self.config)
         init_default_scope("mmengine")
         model = MODELS.build({**cfg.model, **changes}).eval()
         model.load_state_dict(torch.load(self.weights, weights_only=True)["state_dict"])
@@ -92,19 +92,21 @@ def data_set_predictions(twin: Twin) -> dict[str, tuple[np.ndarray, ...]]:
     return found
 
 
-def make_twin(folder: Path, root: Path, config: str, **options: Any) -> Twin:
+def make_twin(folder: Path, root: Path, base: str, more: str = "") -> Twin:
     """Write weights that are off their initial values, at which images hardly matter."""
-    changed = {**OPTIONS, "data_root": str(root), **options}
-    cfg = load_config(ROOT / config, changed)
+    path = folder / f"{Path(base).stem}.py"
+    values = dict(base=str(ROOT / base), root=str(root), size=SIZE_HW, infos=INFOS)
+    path.write_text(CONFIG.format(**values) + more)
+    cfg = load_config(path)
     init_default_scope("mmengine")
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    weights = folder / f"{Path(config).stem}.pth"
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    weights = path.with_suffix(".pth")
     torch.save({"state_dict": model.state_dict()}, weights)
-    return Twin(ROOT / config, weights, changed, root / INFOS)
+    return Twin(path, weights, root / INFOS)
 
 
 @pytest.fixture(scope="session")

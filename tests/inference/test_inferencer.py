@@ -38,13 +38,11 @@ CAMERAS = (
 
 
 def inferencer_of(twin: Twin, **arguments: Any) -> OccupancyInferencer:
-    return OccupancyInferencer(
-        twin.config, twin.weights, "cpu", cfg_options=twin.options, **arguments
-    )
+    return OccupancyInferencer(twin.config, twin.weights, "cpu", **arguments)
 
 
 def info_frames(twin: Twin) -> list[InfoFrame]:
-    infos = InfoFrames(load_config(twin.config, twin.options), twin.info_file)
+    infos = InfoFrames(load_config(twin.config), twin.info_file)
     (rows,) = infos.scenes().values()
     return list(infos.frames(rows))
 
@@ -69,10 +67,10 @@ def same(first: OccupancyResult, second: OccupancyResult) -> bool:
 
 
 CONFIGS = {
-    "V1": ("configs/toy/opusv1-nano_toy.py", {}),
-    "V2": (V2, {}),
-    "grid in the LiDAR's frame": ("configs/toy/opusv2-nano_toy-occupancy-0.4m.py", {}),
-    "fusion": ("configs/toy/opusv2-fusion-nano_toy.py", {}),
+    "V1": "configs/toy/opusv1-nano_toy.py",
+    "V2": V2,
+    "grid in the LiDAR's frame": "configs/toy/opusv2-nano_toy-occupancy-0.4m.py",
+    "fusion": "configs/toy/opusv2-fusion-nano_toy.py",
 }
 
 
@@ -80,8 +78,7 @@ CONFIGS = {
 def test_predictions_are_those_of_the_data_set_bit_for_bit(
     toy: Path, tmp_path: Path, name: str
 ) -> None:
-    config, options = CONFIGS[name]
-    twin = make_twin(tmp_path, toy, config, **options)
+    twin = make_twin(tmp_path, toy, CONFIGS[name])
     expected = data_set_predictions(twin)
     frames = info_frames(twin)
     assert len(expected) == 4 and len(frames) == 4 + 3 * 5
@@ -297,7 +294,7 @@ def resident_mb() -> float:
 
 @pytest.mark.slow
 def test_memory_is_flat_over_thousands_of_frames(twin: Twin) -> None:
-    options = {**twin.options, "final_hw": [32, 32], "model.pts_bbox_head.num_query": 20}
+    options = {"final_hw": [32, 32], "model.pts_bbox_head.num_query": 20}
     inferencer = OccupancyInferencer(
         twin.config, device="cpu", cfg_options=options, cameras=("a", "b")
     )
@@ -371,7 +368,7 @@ def test_errors_about_frames_and_arguments(twin: Twin, tmp_path: Path) -> None:
     with pytest.raises(FrameError, match="different names"):
         inferencer_of(twin, cameras=["a", "a"])
     with pytest.raises(ConfigError, match="change a config file"):
-        OccupancyInferencer(load_config(twin.config, twin.options), cameras=["a"])
+        OccupancyInferencer(load_config(twin.config), cameras=["a"])
 
 
 # -- LiDAR -------------------------------------------------------------------------------------
@@ -380,9 +377,7 @@ def test_errors_about_frames_and_arguments(twin: Twin, tmp_path: Path) -> None:
 def test_points_of_a_stream_are_those_of_the_data_set(toy: Path, tmp_path: Path) -> None:
     """Sweeps pushed with their own poses, against those that the info file brings into the key
     frame's LiDAR by its own matrices."""
-    twin = make_twin(
-        tmp_path, toy, "configs/toy/opusv2-fusion-nano_toy.py", num_sweeps=1, num_frames=1
-    )
+    twin = make_twin(tmp_path, toy, CONFIGS["fusion"], "num_sweeps = 1")
     inferencer = inferencer_of(twin)
     keys = [each.frame for each in info_frames(twin) if each.is_key]
     seen: list[torch.Tensor] = []

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scripts.inference.result import OccupancyResult
     from scripts.prediction.frames import Frame
 
-SUFFIXES = (".npz", ".ply", ".png", ".html")
+SUFFIXES = (".npz", ".ply", ".png", ".html", ".rrd")
 # Two triangles of a face whose corners go around it.
 _TRIANGLES = np.array([[0, 1, 2], [0, 2, 3]], dtype=np.int32)
 
@@ -49,10 +49,10 @@ def save_result(
     palette = str(style.get("palette", "field"))
     if suffix == ".ply":
         return write_ply(result, path, mesh=mesh, palette=palette)
-    from scripts.inference.pictures import draw_result, write_page
+    from scripts.inference.pictures import VIEWER_SUFFIXES, draw_result, write_page
 
-    if suffix == ".html":
-        return write_page([result], path, [frame], style)
+    if suffix in VIEWER_SUFFIXES:
+        return write_page([result], path, [frame], **style)
     image = draw_result(result, frame, style)
     return write_atomically(path, lambda file: image.save(file, format="PNG", compress_level=2))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.infer import BaseInferencer
+from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 from PIL import Image
 
@@ -76,6 +78,12 @@ class OccupancyInferencer(BaseInferencer):
         show_progress: bool = False,
     ) -> None:
         cfg = _config(config, cameras, cfg_options or {})
+        if checkpoint is None:
+            print_log(
+                "no checkpoint was given: the model predicts as it was initialised",
+                logger="current",
+                level=logging.WARNING,
+            )
         if cached_frames is not None and cached_frames < 1:
             raise ConfigError(f"cached_frames is {cached_frames}: give a number from 1 on, or None")
         self._cached_frames = cached_frames
@@ -144,8 +152,7 @@ class OccupancyInferencer(BaseInferencer):
         Raises:
             FrameError: The frame cannot be used; the stream is as it was before.
         """
-        sample = self._stream.push(frame)
-        return self._run([sample], self._stream.needed_features())[0]
+        return self._run([self._stream.push(frame)])[0]
 
     def observe(self, frame: Frame) -> None:
         """Take the next frame of the stream into the history without a prediction.
@@ -229,14 +236,14 @@ class OccupancyInferencer(BaseInferencer):
     def _new_stream(self) -> FrameStream:
         return FrameStream(self._dataset, self._interval, self._max_stand_in_age_s)
 
-    def _run(self, samples: Sequence[StreamSample], features: int) -> list[OccupancyResult]:
+    def _run(self, samples: Sequence[StreamSample], more: int = 0) -> list[OccupancyResult]:
         """Predict samples in one batch.
 
         Args:
             samples: The samples.
-            features: For how many frames features are worth keeping.
+            more: Frames whose features are wanted beside those of the stream.
         """
-        self._bound_cache(features)
+        self._bound_cache(self._stream.needed_features() + more)
         found = self.predictor.predict([sample.item for sample in samples], streaming=True)
         return [self._result(each, sample) for each, sample in zip(found, samples, strict=True)]
 

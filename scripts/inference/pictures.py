@@ -21,8 +21,8 @@ from scripts.runtime.errors import ConfigError
 from scripts.visualization.job import Job
 from scripts.visualization.sample_view import CameraImage, Moment, SampleView
 from scripts.visualization.sheet import SheetOptions, compose_sheet
-from scripts.visualization.web_page import write as write_pages
 
+VIEWER_SUFFIXES = (".html", ".rrd")
 _STYLE = tuple(each.name for each in fields(SheetOptions))
 
 
@@ -130,38 +130,47 @@ class _Results:
 
 def write_page(
     results: Sequence[OccupancyResult],
-    path: Path,
+    path: str | os.PathLike[str],
     frames: Sequence[Frame | None] | None = None,
-    style: Mapping[str, Any] | None = None,
+    **style: Any,
 ) -> Path:
     """Write one page that shows results of a recording on a timeline.
 
     Args:
         results: In the order of their times, at least one.
-        path: An ``.html`` file.
+        path: The file: ``.html``, which any browser opens without a network, or ``.rrd`` for Rerun.
         frames: Whose images to show, for each result a frame or None.
         style: See :meth:`OccupancyResult.draw`.
 
     Raises:
-        ConfigError: An unknown option, or a grid that is larger than the page can show.
+        ConfigError: An unknown option, another ending, or a grid that is larger than the page can
+            show.
     """
+    path = Path(path)
+    if path.suffix not in VIEWER_SUFFIXES:
+        raise ConfigError(f"{path} is no page: end its name in {' or '.join(VIEWER_SUFFIXES)}")
     if not results:
         raise ConfigError(f"there is no result to write to {path}: predict at least one frame")
-    source = _Results(results, frames or [None] * len(results), path.stem)
-    options = sheet_options(style or {})
+    frames = [None] * len(results) if frames is None else frames
+    if len(frames) != len(results):
+        raise ConfigError(
+            f"there are {len(results)} results and {len(frames)} frames: give a frame, or None, "
+            "for each result"
+        )
+    options = sheet_options(style)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The writer names a page after its scene; it gets its own name in one step.
+    # The writer names a file after its scene; it gets its own name in one step.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".page-") as folder:
         job = Job(
-            source=source,
+            source=_Results(results, frames, path.stem),
             indices=range(len(results)),
             out=Path(folder),
             title="predictions",
-            format="html",
+            format=path.suffix[1:],
             options=options,
             report=lambda line: None,
         )
-        (page,) = write_pages(job)
+        (page,) = job.run()
         os.replace(page, path)
     return path
 
@@ -180,7 +189,7 @@ class InlineViewer:
     ) -> None:
         self._height = height
         with tempfile.TemporaryDirectory() as folder:
-            page = write_page(results, Path(folder, "prediction.html"), None, style)
+            page = write_page(results, Path(folder, "prediction.html"), **style)
             self._text = page.read_text(encoding="utf-8")
 
     def _repr_html_(self) -> str:

@@ -6,7 +6,7 @@ Legend: n occupied voxels, X, Y, Z voxels along the axes, T frames of a predicti
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -131,6 +131,7 @@ class OccupancyResult:
           ``mesh`` the faces between occupied and free voxels. Metres, frame of the grid.
         - ``.png``: a picture, see :meth:`draw`.
         - ``.html``: a page that shows the voxels in a browser, without a network.
+        - ``.rrd``: a Rerun recording.
 
         Args:
             path: The file.
@@ -176,8 +177,3 @@ class OccupancyResult:
         from scripts.inference.pictures import InlineViewer
 
         return InlineViewer([self], height, style)
-
-
-def total_voxels(results: Sequence[OccupancyResult]) -> int:
-    """Number of occupied voxels of several results."""
-    return sum(len(result) for result in results)

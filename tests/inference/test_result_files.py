@@ -113,14 +113,16 @@ def test_pictures_and_pages(tmp_path: Path) -> None:
     assert page.count("data:image/jpeg") == 2 and "driveable" in page
     both = write_page([result, make_result(1)], tmp_path / "drive.html")
     assert both.stat().st_size > 10_000
-    assert {file.name for file in tmp_path.iterdir()} == {"a.png", "a.html", "drive.html"}
+    assert result.save(tmp_path / "a.rrd", frame=frame).read_bytes().startswith(b"RRF")
+    files = {file.name for file in tmp_path.iterdir()}
+    assert files == {"a.png", "a.html", "a.rrd", "drive.html"}
     inline = result.viewer(height=300)._repr_html_()
     assert inline.startswith("<iframe") and 'height="300"' in inline and "<script" not in inline
 
 
 def test_what_a_format_does_not_have_is_refused(tmp_path: Path) -> None:
     result = make_result()
-    with pytest.raises(ConfigError, match=r"\.npz, \.ply, \.png, \.html"):
+    with pytest.raises(ConfigError, match=r"\.npz, \.ply, \.png, \.html, \.rrd"):
         result.save(tmp_path / "a.obj")
     with pytest.raises(ConfigError, match=r"dense=True is an option of \.npz"):
         result.save(tmp_path / "a.ply", dense=True)
@@ -131,5 +133,7 @@ def test_what_a_format_does_not_have_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b.npz").mkdir()
     with pytest.raises(ConfigError, match="is a folder"):
         result.save(tmp_path / "b.npz")
+    with pytest.raises(ConfigError, match="1 results and 2 frames"):
+        write_page([result], tmp_path / "a.html", [None, None])
     with pytest.raises(ConfigError, match="no result"):
         write_page([], tmp_path / "a.html")

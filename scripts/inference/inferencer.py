@@ -110,6 +110,7 @@ class OccupancyInferencer(BaseInferencer):
             scope=cfg.get("default_scope", "mmengine"),
             show_progress=show_progress,
         )
+        self._empty_cache()
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -137,7 +138,7 @@ class OccupancyInferencer(BaseInferencer):
         stream = self._new_stream()
         for past in history:
             stream.observe(past)
-        return self._run([stream.push(frame)], stream.needed_features())[0]
+        return self._run([stream.push(frame)])[0]
 
     # -- a stream ------------------------------------------------------------------------------
 
@@ -174,9 +175,7 @@ class OccupancyInferencer(BaseInferencer):
     def reset(self) -> None:
         """Forget the stream: the next frame is the first of another recording."""
         self._stream.reset()
-        cache = getattr(self.model, "cache", None)
-        if cache is not None:
-            cache.clear()
+        self._empty_cache()
 
     # -- MMEngine's interface ------------------------------------------------------------------
 
@@ -207,7 +206,7 @@ class OccupancyInferencer(BaseInferencer):
 
     def forward(self, inputs: Sequence[StreamSample], **kwargs: Any) -> list[OccupancyResult]:
         """Predict a batch."""
-        return self._run(inputs, len(inputs))
+        return self._run(inputs)
 
     def visualize(
         self,
@@ -236,22 +235,29 @@ class OccupancyInferencer(BaseInferencer):
     def _new_stream(self) -> FrameStream:
         return FrameStream(self._dataset, self._interval, self._max_stand_in_age_s)
 
-    def _run(self, samples: Sequence[StreamSample], more: int = 0) -> list[OccupancyResult]:
-        """Predict samples in one batch.
-
-        Args:
-            samples: The samples.
-            more: Frames whose features are wanted beside those of the stream.
-        """
-        self._bound_cache(self._stream.needed_features() + more)
+    def _run(self, samples: Sequence[StreamSample]) -> list[OccupancyResult]:
+        """Predict samples in one batch."""
+        self._make_room(self._stream.useful_features())
         found = self.predictor.predict([sample.item for sample in samples], streaming=True)
         return [self._result(each, sample) for each, sample in zip(found, samples, strict=True)]
 
-    def _bound_cache(self, features: int) -> None:
+    def _empty_cache(self) -> None:
+        """Let the model forget the features of all frames, and keep few of those to come."""
         cache = getattr(self.model, "cache", None)
         if cache is not None:
+            least = self._stream.useful_features()
             most = self._cached_frames
-            cache.limit = features if most is None else min(features, most)
+            self.model.cache = type(cache)(least if most is None else min(least, most))
+
+    def _make_room(self, frames: int) -> None:
+        """Let the model keep the features of so many frames; what it holds is lost if it grows."""
+        cache = getattr(self.model, "cache", None)
+        if cache is None:
+            return
+        most = self._cached_frames
+        limit = frames if most is None else min(frames, most)
+        if cache.limit < limit:
+            self.model.cache = type(cache)(limit)
 
     def _result(self, found: BaseDataElement, sample: StreamSample) -> OccupancyResult:
         current = sample.frames[0]

@@ -138,9 +138,3 @@ class History(Generic[Entry]):
             # Of two that are equally near, the older one.
             chosen.append(min(reversed(past), key=lambda frame: abs(frame.time_us - wanted)))
         return chosen
-
-    def in_last_interval(self, time_us: int) -> int:
-        """Returns how many kept frames are at most one interval older than a time."""
-        if self._interval.rule == "count":
-            return min(len(self._kept), self._interval.frames)
-        return sum(time_us - entry.time_us <= self._step_us for entry in self._kept)

@@ -39,6 +39,7 @@ class FrameStream:
         self, dataset: OccupancyDataset, interval: Interval, max_stand_in_age_s: float = 1.0
     ) -> None:
         self._preparer = FramePreparer(dataset, max_stand_in_age_s)
+        self._num_frames, self._interval = dataset.num_frames, interval
         self._history: History[PreparedFrame] = History(dataset.num_frames, interval)
         self._newest: PreparedFrame | None = None
         self._predicted: set[int] = set()
@@ -85,16 +86,19 @@ class FrameStream:
         self._predicted &= {each.number for each in (*self._history, current)}
         return StreamSample(item, frames)
 
-    def needed_features(self) -> int:
-        """Returns for how many frames a cache of features finds those of the next prediction.
+    def useful_features(self) -> int:
+        """Returns for how many frames it pays to keep features.
 
-        A cache that drops what was used least recently holds them if it has room for all frames
-        that predictions have used, and for those of one more interval: a frame waits so long
-        for its next use.
+        A frame waits an interval for its next use, and meanwhile as many other predictions use T
+        frames each. One more sample lets the model arrange them.
         """
-        newest = self._newest
-        last = 0 if newest is None else self._history.in_last_interval(newest.time_us)
-        return len(self._predicted) + last + 1
+        kept = [each for each in self._history if each.number in self._predicted]
+        per_interval = 1
+        if len(kept) > 1:
+            gap_us = (kept[-1].time_us - kept[0].time_us) / (len(kept) - 1)
+            per_interval = max(1, round(self._interval.seconds * 1e6 / gap_us))
+        num_frames = self._num_frames
+        return max(num_frames * per_interval, len(self._predicted)) + num_frames
 
     def _prepare(self, frame: Frame) -> PreparedFrame:
         if not isinstance(frame, Frame):

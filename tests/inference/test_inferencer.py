@@ -275,7 +275,7 @@ def test_each_push_pays_for_its_own_images_and_memory_is_bounded(
     assert (runs, images) == (number - start - 1, 2 * (number - start - 1))
     # Two half seconds of past, at no more than 24 frames a second.
     assert inferencer.kept_frames <= 1.25 * min(rate_hz, 24) + 1
-    assert len(inferencer.model.cache) <= 2 * 24 + 2
+    assert inferencer.model.cache.limit <= 3 * 12 + 3
 
 
 def test_fewer_kept_features_change_nothing_but_the_time(twin: Twin) -> None:

@@ -118,6 +118,11 @@ class OccupancyInferencer(BaseInferencer):
         return self._stream.cameras
 
     @property
+    def num_frames(self) -> int:
+        """Frames that a prediction sees, the current one included."""
+        return self._dataset.num_frames
+
+    @property
     def kept_frames(self) -> int:
         """Number of past frames of the stream in memory."""
         return self._stream.kept_frames

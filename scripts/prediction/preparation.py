@@ -253,7 +253,9 @@ class FramePreparer:
             )
         source, raw_hw = _read_image(camera, what)
         aug = self._draw.fixed_for(raw_hw)
-        image = self._load.finish(source, aug, f"of {what}")
+        is_file = isinstance(camera.image, (str, os.PathLike))
+        name = f"{os.fspath(camera.image)} of {what}" if is_file else f"of {what}"  # type: ignore[arg-type]
+        image = self._load.finish(source, aug, name)
         taken = time_us if camera.time_s is None else seconds(camera.time_s, f"time_s of {what}")
         return View(
             image, intrinsics, sensor2global, sensor2ego, image_aug_matrix(aug), raw_hw, taken

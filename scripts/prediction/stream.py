@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ from scripts.prediction.errors import FrameError
 from scripts.prediction.frames import Frame
 from scripts.prediction.history import History, Interval
 from scripts.prediction.preparation import FramePreparer, PreparedFrame, Sweep
+
+# Pushes that tell the rate of a stream, and most of an interval whose features are kept.
+_RATE_PUSHES, _MOST_PUSHES = 12, 32
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class FrameStream:
         self._history: History[PreparedFrame] = History(dataset.num_frames, interval)
         self._newest: PreparedFrame | None = None
         self._predicted: set[int] = set()
+        self._pushes: deque[int] = deque(maxlen=_RATE_PUSHES)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -59,6 +64,7 @@ class FrameStream:
         self._preparer.clear()
         self._history.clear()
         self._predicted.clear()
+        self._pushes.clear()
         self._newest = None
 
     def observe(self, frame: Frame) -> PreparedFrame:
@@ -82,6 +88,7 @@ class FrameStream:
         sweep = self._preparer.points(current, frame)
         item = self._preparer.pack(frames, frame, sweep)
         self._keep(current, sweep)
+        self._pushes.append(current.time_us)
         self._predicted |= {each.number for each in frames}
         self._predicted &= {each.number for each in (*self._history, current)}
         return StreamSample(item, frames)
@@ -89,16 +96,22 @@ class FrameStream:
     def useful_features(self) -> int:
         """Returns for how many frames it pays to keep features.
 
-        A frame waits an interval for its next use, and meanwhile as many other predictions use T
-        frames each. One more sample lets the model arrange them.
+        A frame waits an interval for its next use; meanwhile other predictions use T frames each,
+        which a stream faster than what is kept of it shares. One more sample lets the model
+        arrange them.
         """
-        kept = [each for each in self._history if each.number in self._predicted]
-        per_interval = 1
-        if len(kept) > 1:
-            gap_us = (kept[-1].time_us - kept[0].time_us) / (len(kept) - 1)
-            per_interval = max(1, round(self._interval.seconds * 1e6 / gap_us))
+        kept = [each.time_us for each in self._history if each.number in self._predicted]
+        pushes, past = (self._per_interval(times) for times in (self._pushes, kept))
         num_frames = self._num_frames
-        return max(num_frames * per_interval, len(self._predicted)) + num_frames
+        useful = min(pushes, _MOST_PUSHES) + past * (num_frames - 1)
+        return max(useful, len(self._predicted)) + num_frames
+
+    def _per_interval(self, times_us: Sequence[int]) -> int:
+        """Returns how many frames there are between those of a prediction, at their mean rate."""
+        if len(times_us) < 2:
+            return 1
+        gap_us = (times_us[-1] - times_us[0]) / (len(times_us) - 1)
+        return max(1, round(self._interval.seconds * 1e6 / gap_us))
 
     def _prepare(self, frame: Frame) -> PreparedFrame:
         if not isinstance(frame, Frame):

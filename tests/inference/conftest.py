@@ -22,12 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZE_HW = (54, 96)
 INFOS = "nuscenes_infos_train_mini_sweep.pkl"
 V2 = "configs/toy/opusv2-nano_toy.py"
-# Three frames of half a second, and small images.
+# Three frames of half a second, small images, and a threshold that untrained models pass.
 CONFIG = """
 _base_ = [{base!r}]
 data_root = {root!r}
 num_frames = 3
 raw_hw, final_hw = {size!r}, (32, 96)
+model = dict(pts_bbox_head=dict(score_thr=0.1))
 val_dataloader = dict(dataset=dict(ann_file={infos!r}))
 """
 
@@ -48,10 +49,10 @@ def _fresh_scope() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data root: one scene of four key frames, with its info file."""
+    """Data root: one scene of three key frames, with its info file."""
     root = tmp_path_factory.mktemp("inference") / "nuscenes"
     size = dict(width=SIZE_HW[1], height=SIZE_HW[0], lidar_azimuths=120)
-    assert generate(root, Options(scenes=1, samples=4, **size), workers=0)
+    assert generate(root, Options(scenes=1, samples=3, **size), workers=0)
     arguments = ["--data-root", str(root), "--version", "v1.0-mini", "--no-progress"]
     write_info_files(command_parser().parse_args(arguments))
     return root

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,16 +82,18 @@ def test_predictions_are_those_of_the_data_set_bit_for_bit(
     twin = make_twin(tmp_path, toy, CONFIGS[name])
     expected = data_set_predictions(twin)
     frames = info_frames(twin)
-    assert len(expected) == 4 and len(frames) == 4 + 3 * 5
+    assert len(expected) == 3 and len(frames) == 3 + 2 * 5
     by_time = predict_all(inferencer_of(twin), frames)
-    by_count = predict_all(inferencer_of(twin, history="count"), frames)
-    assert [*by_time] == [*by_count] == [*expected]
-    for token, (coords, labels, scores) in expected.items():
-        assert len(labels) > 100
-        for result in (by_time[token], by_count[token]):
-            np.testing.assert_array_equal(result.coords, coords)
-            np.testing.assert_array_equal(result.labels, labels)
-            np.testing.assert_array_equal(result.scores, scores)
+    found = [by_time]
+    if name == "V2":
+        found.append(predict_all(inferencer_of(twin, history="count"), frames))
+    for results in found:
+        assert [*results] == [*expected]
+        for token, (coords, labels, scores) in expected.items():
+            assert len(labels) > 1000
+            np.testing.assert_array_equal(results[token].coords, coords)
+            np.testing.assert_array_equal(results[token].labels, labels)
+            np.testing.assert_array_equal(results[token].scores, scores)
     first, *_, last = by_time.values()
     assert len(set(first.frame_times_s)) == 1  # without a past the frame itself stands in
     np.testing.assert_allclose(np.diff(last.frame_times_s), -0.5, atol=0.03)
@@ -248,6 +251,13 @@ def test_reset_begins_another_recording(twin: Twin) -> None:
 # -- a stream without an end --------------------------------------------------------------------
 
 
+def tiny_inferencer(twin: Twin, names: tuple[str, ...]) -> OccupancyInferencer:
+    """Untrained, so small that a push takes some milliseconds."""
+    head = "model.pts_bbox_head"
+    options = {"final_hw": [32, 32], f"{head}.num_query": 8, f"{head}.score_thr": 0.9}
+    return OccupancyInferencer(twin.config, device="cpu", cfg_options=options, cameras=names)
+
+
 def stream_of(inferencer: OccupancyInferencer, number: int, rate_hz: float) -> tuple[int, int]:
     """Push frames; returns how often the image network ran after the start, and on how many."""
     computed: list[int] = []
@@ -264,18 +274,18 @@ def stream_of(inferencer: OccupancyInferencer, number: int, rate_hz: float) -> t
     return len(computed), sum(computed)
 
 
-@pytest.mark.parametrize("rate_hz", [2.0, 10.0, 40.0])
+@pytest.mark.parametrize("rate_hz", [2.0, 10.0, 30.0])
 def test_each_push_pays_for_its_own_images_and_memory_is_bounded(
     twin: Twin, rate_hz: float
 ) -> None:
-    inferencer = inferencer_of(twin, cameras=("a", "b"))
+    inferencer = tiny_inferencer(twin, ("a", "b"))
     number = round(4 * rate_hz) + 5
     runs, images = stream_of(inferencer, number, rate_hz)
     start = round(2 * rate_hz)
     assert (runs, images) == (number - start - 1, 2 * (number - start - 1))
     # Two half seconds of past, at no more than 24 frames a second.
     assert inferencer.kept_frames <= 1.25 * min(rate_hz, 24) + 1
-    assert inferencer.model.cache.limit <= 3 * 12 + 3
+    assert inferencer.model.cache.limit <= 32 + 2 * 12 + 3
 
 
 def test_fewer_kept_features_change_nothing_but_the_time(twin: Twin) -> None:
@@ -294,17 +304,17 @@ def resident_mb() -> float:
 
 @pytest.mark.slow
 def test_memory_is_flat_over_thousands_of_frames(twin: Twin) -> None:
-    options = {"final_hw": [32, 32], "model.pts_bbox_head.num_query": 20}
-    inferencer = OccupancyInferencer(
-        twin.config, device="cpu", cfg_options=options, cameras=("a", "b")
-    )
-    frames = [rig_frame(("a", "b"), 0.0, seed) for seed in range(7)]
+    """OPUS_STREAM_FRAMES=36000 is an hour at ten frames a second."""
+    inferencer = tiny_inferencer(twin, ("a",))
+    frames = [rig_frame(("a",), 0.0, seed) for seed in range(7)]
+    number = int(os.environ.get("OPUS_STREAM_FRAMES", "2000"))
     sizes = []
-    for i in range(4000):
+    for i in range(number):
         inferencer.push(replace(frames[i % 7], time_s=i / 10))
-        if i % 500 == 499:
+        if i % (number // 8) == number // 8 - 1:
             sizes.append(resident_mb())
-    assert max(sizes[1:]) - sizes[0] < 8, sizes
+    print("resident MB:", [round(size, 1) for size in sizes])
+    assert max(sizes[2:]) - sizes[1] < 8, sizes
 
 
 # -- errors ------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write_rig(folder: Path, content: Any) -> None:
-    (folder / "rig.yaml").write_text(yaml.safe_dump(content))
+    (folder / "rig.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def test_a_folder_is_read_as_its_rig_file_says(folder: Path) -> None:

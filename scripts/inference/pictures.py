@@ -88,8 +88,8 @@ def _image(name: str, camera: CameraFrame, ego2global: Any) -> CameraImage:
     if camera.sensor2global is not None:
         pose = np.asarray(camera.sensor2global, dtype=np.float64)
     else:
-        own = ego2global if camera.ego2global is None else np.asarray(camera.ego2global)
-        pose = own @ np.asarray(camera.sensor2ego, dtype=np.float64)
+        own = ego2global if camera.ego2global is None else camera.ego2global
+        pose = np.asarray(own, dtype=np.float64) @ np.asarray(camera.sensor2ego, dtype=np.float64)
     ego2img = ego2img_from_poses(
         ego2global[:3, :3],
         ego2global[:3, 3],

@@ -144,7 +144,8 @@ def read_recording(folder: str | Path, rig_file: str | Path | None = None) -> Re
         if lacking:
             raise _broken(path, f"poses lack frame '{lacking[0]}' (write its name in quotes)")
         names.sort(key=lambda name: poses[name].time_s)
-    lidar2ego, points = None, {}
+    lidar2ego: Matrix | None = None
+    points: dict[str, Path] = {}
     if content.get("lidar") is not None:
         lidar2ego, points = _read_lidar(content["lidar"], folder, path)
     return Recording(

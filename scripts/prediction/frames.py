@@ -118,7 +118,7 @@ def pose(
         matrix[:3, 3] = np.asarray(translation, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise FrameError(
-            f"translation {translation} and rotation {rotation} are no pose: give three metres, "
+            f"translation {translation!r} and rotation {rotation!r} are no pose: give three metres, "
             "and a quaternion (w, x, y, z) or a matrix [3, 3]"
         ) from error
     return rigid(matrix, "the pose")

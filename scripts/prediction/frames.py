@@ -118,8 +118,8 @@ def pose(
         matrix[:3, 3] = np.asarray(translation, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise FrameError(
-            f"translation {translation!r} and rotation {rotation!r} are no pose: give three metres, "
-            "and a quaternion (w, x, y, z) or a matrix [3, 3]"
+            f"translation {translation!r} and rotation {rotation!r} are no pose: give three "
+            "metres, and a quaternion (w, x, y, z) or a matrix [3, 3]"
         ) from error
     return rigid(matrix, "the pose")
 

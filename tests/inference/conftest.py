@@ -22,13 +22,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZE_HW = (54, 96)
 INFOS = "nuscenes_infos_train_mini_sweep.pkl"
 V2 = "configs/toy/opusv2-nano_toy.py"
-# Three frames of half a second, small images, and a threshold that untrained models pass.
+# Three frames of half a second, small images, few queries, and a threshold that untrained models
+# pass.
 CONFIG = """
 _base_ = [{base!r}]
 data_root = {root!r}
 num_frames = 3
 raw_hw, final_hw = {size!r}, (32, 96)
-model = dict(pts_bbox_head=dict(score_thr=0.1))
+model = dict(pts_bbox_head=dict(score_thr=0.1, num_query=60))
 val_dataloader = dict(dataset=dict(ann_file={infos!r}))
 """
 

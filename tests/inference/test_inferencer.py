@@ -307,7 +307,7 @@ def test_memory_is_flat_over_thousands_of_frames(twin: Twin) -> None:
     """OPUS_STREAM_FRAMES=36000 is an hour at ten frames a second."""
     inferencer = tiny_inferencer(twin, ("a",))
     frames = [rig_frame(("a",), 0.0, seed) for seed in range(7)]
-    number = int(os.environ.get("OPUS_STREAM_FRAMES", "2000"))
+    number = int(os.environ.get("OPUS_STREAM_FRAMES", "1200"))
     sizes = []
     for i in range(number):
         inferencer.push(replace(frames[i % 7], time_s=i / 10))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,29 @@ def read_lidar_points(path: str, load_dim: int = _COLUMNS) -> Points:
     points = np.zeros((len(kept), _COLUMNS), dtype=np.float32)
     points[:, :load_dim] = kept
     return points
+
+
+def as_points(rows: npt.ArrayLike, name: str) -> Points:
+    """Returns points that are in memory in the form of :func:`read_lidar_points`.
+
+    Args:
+        rows: [n, 3], [n, 4] or [n, 5]: x, y, z in metres, intensity, ring index.
+        name: What errors call the points.
+
+    Raises:
+        BadDataError: If the shape is another, or no row is a point.
+    """
+    values = np.asarray(rows)
+    if values.ndim != 2 or values.shape[1] not in LOAD_DIMS or values.dtype.kind not in "fiu":
+        raise BadDataError(
+            f"{name} are {values.dtype} {values.shape}, expected numbers [n, 3], [n, 4] or [n, 5]: "
+            "x, y, z in metres, then intensity, then ring"
+        )
+    if not len(values):
+        raise BadDataError(f"{name} are empty: give at least one point [n, {_COLUMNS}]")
+    points = np.zeros((len(values), _COLUMNS), dtype=np.float32)
+    points[:, : values.shape[1]] = values
+    return _usable(name, points, values.shape[1])
 
 
 def _usable(path: str, rows: Points, load_dim: int) -> Points:
@@ -225,30 +248,47 @@ class LoadLidarSweeps:
         """Sets ``points`` float32 [n, 5], in the frame of the labels."""
         if sample.lidar is None:
             return sample
-        files = [
-            (self._kept(sample.lidar.paths[row], is_key=not i), row)
-            for i, row in self._files(sample.lidar)
-        ]
-        number = sum(len(points) for points, _ in files)
-        sample.points = shared_empty((number, _COLUMNS), np.float32)
+        sample.points = self.gather(sample.lidar, sample.lidar2occ, self._kept)
+        return sample
+
+    def gather(
+        self,
+        lidar: LidarFrames,
+        lidar2occ: npt.NDArray[np.float64],
+        points_of: Callable[[LidarFrames, int], Points],
+    ) -> Points:
+        """Returns the points of a key frame and its newest sweeps, float32 [n, 5].
+
+        Args:
+            lidar: The key frame's file, then sweeps, newest first.
+            lidar2occ: [4, 4], the key frame's lidar frame to that of the labels.
+            points_of: Gives the points float32 [n, 5] of one row of ``lidar``.
+        """
+        files = []
+        for position, row in self._files(lidar):
+            points = points_of(lidar, row)
+            files.append((self._far_enough(points) if position else points, row))
+        gathered = shared_empty((sum(len(points) for points, _ in files), _COLUMNS), np.float32)
         start = 0
         for points, row in files:
-            place = sample.points[start : start + len(points)]
-            move_points(points, sample.lidar2occ @ sample.lidar.sensor2lidar[row], place)
-            place[:, _TIME_LAG] = (sample.lidar.timestamps[0] - sample.lidar.timestamps[row]) * 1e-6
+            place = gathered[start : start + len(points)]
+            move_points(points, lidar2occ @ lidar.sensor2lidar[row], place)
+            place[:, _TIME_LAG] = (lidar.timestamps[0] - lidar.timestamps[row]) * 1e-6
             start += len(points)
-        return sample
+        return gathered
 
     def _files(self, lidar: LidarFrames) -> list[tuple[int, int]]:
         """Returns (position, row of ``lidar``) of the files to load, the key frame first."""
         newest = range(1, min(len(lidar.paths), self.num_sweeps + 1))
         return list(enumerate([0, *(newest or [0] * self.num_sweeps)]))
 
-    def _kept(self, path: str, is_key: bool) -> Points:
-        """Returns the points of a file, of sweeps without those on the vehicle."""
+    def _kept(self, lidar: LidarFrames, row: int) -> Points:
+        path = lidar.paths[row]
         (points,) = self._cache.get(path, lambda: [read_lidar_points(path, self.load_dim)])
-        if is_key:
-            return points
+        return points
+
+    def _far_enough(self, points: Points) -> Points:
+        """Returns the points that are not on the vehicle."""
         is_close = np.abs(points[:, 0]) < self.close_m
         is_close &= np.abs(points[:, 1]) < self.close_m
         return points[~is_close] if is_close.any() else points

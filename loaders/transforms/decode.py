@@ -76,8 +76,17 @@ def read_image(
         WrongShapeError: If the image is not of the size ``raw_hw``; it is not decoded then.
         BadDataError: If it is empty, truncated, no image, or too large.
     """
-    data = _read_checked(path, raw_hw)
-    return _decode(path, data, backend, reduction, raw_hw)
+    return decode_image(read_image_file(path), path, backend, reduction, raw_hw)
+
+
+def read_image_file(path: str) -> bytearray:
+    """Reads an image file without decoding it.
+
+    Raises:
+        MissingDataError: If the file does not exist.
+        BadDataError: If it cannot be read or is too large.
+    """
+    return read_file(path, _IMAGE_FILE)
 
 
 def read_image_part(
@@ -104,18 +113,81 @@ def read_image_part(
     Raises:
         MissingDataError: As :func:`read_image`, as are the others.
     """
-    data = _read_checked(path, raw_hw)
+    return decode_image_part(read_image_file(path), path, rows, columns, backend, reduction, raw_hw)
+
+
+def decode_image_part(
+    data: bytes | bytearray,
+    path: str,
+    rows: Span,
+    columns: Span,
+    backend: Backend = "auto",
+    reduction: int = 1,
+    raw_hw: tuple[int, int] | None = None,
+) -> tuple[Image, tuple[int, int]]:
+    """Decodes the part of an image file's content that is needed, or more.
+
+    Args:
+        data: Content.
+        path: What errors call the image; the other arguments, the result and the errors are those
+            of :func:`read_image_part`.
+        rows: First row and the one after the last.
+        columns: Likewise.
+        backend: Which library decodes.
+        reduction: 1, 2, 4 or 8.
+        raw_hw: Height and width that the stored image must have.
+    """
+    _check_content(path, data, raw_hw)
     name = fastest_backend() if backend == "auto" else backend
     if name == "libjpeg" and data.startswith(_START_OF_IMAGE):
-        found = jpeg_window(torch.frombuffer(data, dtype=torch.uint8), reduction, rows, columns)
+        buffer = torch.frombuffer(
+            bytearray(data) if isinstance(data, bytes) else data, dtype=torch.uint8
+        )
+        found = jpeg_window(buffer, reduction, rows, columns)
         if found is not None:
             return found[0].numpy(), found[1]
     return _decode(path, data, backend, reduction, raw_hw), (0, 0)
 
 
-def _read_checked(path: str, raw_hw: tuple[int, int] | None) -> bytearray:
-    """Returns a file whose header was found fit to be decoded."""
-    data = read_file(path, _IMAGE_FILE)
+def image_size(data: bytes | bytearray, name: str) -> tuple[int, int]:
+    """Reads height and width of an encoded image from its header.
+
+    Args:
+        data: Content of an image file.
+        name: What errors call the image.
+
+    Raises:
+        BadDataError: If it is no image, or has too many pixels.
+    """
+    with reading(name, _IMAGE_FILE, f"cannot be decoded ({len(data)} bytes)"):
+        size, _ = _read_header(name, data)
+    _check_size(name, size, None)
+    return size
+
+
+def decode_image(
+    data: bytes | bytearray,
+    path: str,
+    backend: Backend = "auto",
+    reduction: int = 1,
+    raw_hw: tuple[int, int] | None = None,
+) -> Image:
+    """Decodes the content of an image file.
+
+    Args:
+        data: Content.
+        path: What errors call the image; the other arguments, the result and the errors are those
+            of :func:`read_image`.
+        backend: Which library decodes.
+        reduction: 1, 2, 4 or 8.
+        raw_hw: Height and width that the stored image must have.
+    """
+    _check_content(path, data, raw_hw)
+    return _decode(path, data, backend, reduction, raw_hw)
+
+
+def _check_content(path: str, data: bytes | bytearray, raw_hw: tuple[int, int] | None) -> None:
+    """Raises unless the header is found fit to be decoded."""
     # OpenCV and TurboJPEG fill what is missing of a JPEG with grey and only warn on stderr, so
     # truncation is looked for here, before any of them.
     if data.startswith(_START_OF_IMAGE) and data.find(_END_OF_IMAGE, -_TAIL_BYTES) < 0:
@@ -125,12 +197,11 @@ def _read_checked(path: str, raw_hw: tuple[int, int] | None) -> bytearray:
     _check_size(path, size, raw_hw)
     if is_progressive and data.count(_START_OF_SCAN) > _MAX_SCANS:
         raise _IMAGE_FILE.broken(path, _broken(data))
-    return data
 
 
 def _decode(
     path: str,
-    data: bytearray,
+    data: bytes | bytearray,
     backend: Backend,
     reduction: int,
     raw_hw: tuple[int, int] | None,
@@ -145,7 +216,7 @@ def _decode(
     return image
 
 
-def _broken(data: bytearray) -> str:
+def _broken(data: bytes | bytearray) -> str:
     return f"cannot be decoded ({len(data)} bytes)"
 
 

@@ -19,9 +19,12 @@ from loaders.transforms.decode import (
     REDUCTIONS,
     Backend,
     Image,
+    decode_image,
+    decode_image_part,
+    image_size,
     notice_slow_backend,
     read_image,
-    read_image_part,
+    read_image_file,
     reduced_size,
 )
 from loaders.transforms.geometry import (
@@ -118,6 +121,10 @@ class DrawImageAug:
         """Raises BadDataError if packed images lack pixels that an augmentation reaches."""
         for size in self.image_sizes():
             packed.check(self.extreme_augs(size, is_training), size)
+
+    def fixed_for(self, raw_hw: tuple[int, int] | None = None) -> ImageAugParams:
+        """Returns the augmentation of evaluation for images of a size, by default ``raw_hw``."""
+        return self._fixed if raw_hw is None else aug_for_size(self._fixed, self.raw_hw, raw_hw)
 
 
 def _camera_sizes(camera_hw: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, int]]:
@@ -218,14 +225,7 @@ class LoadMultiViewImages:
             return image, (whole.top, 0)
 
         def read_part() -> tuple[Image, tuple[int, int]]:
-            rows, columns = needed_window(whole.full_hw, params)
-            if rows[0] == rows[1] or columns[0] == columns[1]:  # nothing but black
-                return read()
-            below = (max(0, rows[0] - whole.top), max(0, rows[1] - whole.top))
-            image, (row, column) = read_image_part(
-                path, below, columns, self.backend, reduction, stored.stored_hw
-            )
-            return image, (whole.top + row, column)
+            return self._decode_needed(read_image_file(path), path, params, stored, reduction)
 
         def augment(image: Image, offset: tuple[int, int], to: Image) -> Image:
             is_smooth = self.image_mode == "fast"
@@ -241,6 +241,53 @@ class LoadMultiViewImages:
             )
         else:
             augment(*read_part(), out)
+
+    def _decode_needed(
+        self,
+        data: bytes | bytearray,
+        name: str,
+        params: ImageAugParams,
+        stored: StoredSize,
+        reduction: int,
+    ) -> tuple[Image, tuple[int, int]]:
+        """Returns the part of an image that an augmentation needs, and where it begins."""
+        whole = _reduced(stored, reduction)
+        rows, columns = needed_window(whole.full_hw, params)
+        if rows[0] == rows[1] or columns[0] == columns[1]:  # nothing but black
+            image = decode_image(data, name, self.backend, reduction, stored.stored_hw)
+            return image, (whole.top, 0)
+        below = (max(0, rows[0] - whole.top), max(0, rows[1] - whole.top))
+        image, (row, column) = decode_image_part(
+            data, name, below, columns, self.backend, reduction, stored.stored_hw
+        )
+        return image, (whole.top + row, column)
+
+    def finish(self, source: bytes | bytearray | Image, params: ImageAugParams, name: str) -> Image:
+        """Returns one image as the network gets it, without a file and without a cache.
+
+        Args:
+            source: Content of an image file, or uint8 [H, W, 3] BGR.
+            params: Augmentation for images of this size.
+            name: What errors call the image.
+
+        Returns:
+            uint8 [h, w, 3], BGR.
+
+        Raises:
+            BadDataError: If the content cannot be decoded.
+        """
+        is_fast = self.image_mode == "fast"
+        out = np.empty((*params.size_hw, 3), dtype=np.uint8)
+        if isinstance(source, np.ndarray):
+            augment_image(source, params, out, is_smooth=is_fast)
+            return out
+        size = image_size(source, name)
+        stored = StoredSize(size, size)
+        reduction = choose_reduction(params.resize_dims[0] / size[1]) if is_fast else 1
+        image, offset = self._decode_needed(source, name, params, stored, reduction)
+        full_hw = _reduced(stored, reduction).full_hw
+        augment_image(image, params, out, full_hw, offset, is_smooth=is_fast)
+        return out
 
 
 def _reduced(stored: StoredSize, reduction: int) -> StoredSize:

@@ -150,7 +150,7 @@ class CPDDensifier(GridModule):
         coords, voxel_of_point = self._unique_voxels(index)
         maxima: Tensor | None = None
         for layer in self.pfn_layers:
-            x, maxima = layer(x, maxima, voxel_of_point, len(coords))
+            x, maxima = layer(x, maxima, voxel_of_point, coords.shape[0])
         assert maxima is not None
         voxels = SparseTensor(maxima, coords, self.grid_shape, len(points))
         dilate, _, classify = self.cls_branch

@@ -70,10 +70,11 @@ class PointHead(OccupancyHead):
         x, y, z = index[inside].long().unbind(1)
         x_num, y_num, z_num = self.grid_shape
         voxel = (x * y_num + y) * z_num + z
-        total = scores.new_zeros(x_num * y_num * z_num, self.num_classes)
-        total.index_add_(0, voxel, scores[keep][inside])
-        count = torch.bincount(voxel, minlength=len(total)).clamp(min=1)
-        mean = (total / count.unsqueeze(1)).T.unflatten(1, self.grid_shape)
+        rows = scores[keep][inside]
+        # the last column counts the points of a voxel
+        total = rows.new_zeros(x_num * y_num * z_num, self.num_classes + 1)
+        total.index_add_(0, voxel, torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1))
+        mean = (total[:, :-1] / total[:, -1:].clamp(min=1)).T.unflatten(1, self.grid_shape)
         if not self.padding:
             return mean
         known = mean.amax(0) > self.score_thr

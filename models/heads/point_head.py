@@ -73,7 +73,8 @@ class PointHead(OccupancyHead):
         rows = scores[keep][inside]
         # the last column counts the points of a voxel
         total = rows.new_zeros(x_num * y_num * z_num, self.num_classes + 1)
-        total.index_add_(0, voxel, torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1))
+        rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
+        total.scatter_add_(0, voxel[:, None].expand(rows.shape), rows)
         mean = (total[:, :-1] / total[:, -1:].clamp(min=1)).T.unflatten(1, self.grid_shape)
         if not self.padding:
             return mean

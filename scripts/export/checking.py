@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from scripts.export.comparison import Runner, compare
 from scripts.export.functions import Function
-from scripts.export.source import Source, check_items, frame_of, predict
+from scripts.export.source import Source, check_items, frame_of, predict, write_frame
+from scripts.runtime.atomic_write import check_file_target
 from scripts.runtime.command_line import add_config_arguments, number_from
+from scripts.runtime.errors import ConfigError
 
 
 class _Size(argparse.Action):
@@ -48,6 +51,34 @@ def add_check_argument(parser: argparse.ArgumentParser, what: str) -> None:
         "config's test data (default: 1), or of random images where there is none; exit code 1 "
         "where they differ",
     )
+
+
+def add_frame_argument(parser: argparse.ArgumentParser, reader: str) -> None:
+    """Add `--frame`."""
+    parser.add_argument(
+        "--frame",
+        metavar="FILE",
+        help=f"also write the inputs of a sample to this .npz file, for {reader}",
+    )
+
+
+def check_target(option: str, path: str, suffix: str) -> Path:
+    """Return the file that an option names.
+
+    Raises:
+        ConfigError: It has another suffix, or cannot be written.
+    """
+    if Path(path).suffix != suffix:
+        raise ConfigError(f"{option} {path} does not end in {suffix}: name such a file")
+    check_file_target(option, path)
+    return Path(path)
+
+
+def write_sample(source: Source, path: str) -> None:
+    """Write the inputs of a sample to an ``.npz`` file and say which it is."""
+    (item,), kind = check_items(source, 1)
+    write_frame(frame_of(source, item), source.head.num_cams, Path(path))
+    print(f"{path}: one of {kind}")
 
 
 def describe(function: Function) -> None:

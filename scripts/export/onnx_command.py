@@ -11,15 +11,21 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.export.checking import add_check_argument, add_model_arguments, check, describe
+from scripts.export.checking import (
+    add_check_argument,
+    add_frame_argument,
+    add_model_arguments,
+    check,
+    check_target,
+    describe,
+    write_sample,
+)
 from scripts.export.comparison import OnnxRunner
 from scripts.export.functions import Function, functions_of
 from scripts.export.graphs import Layout
 from scripts.export.onnx_model import LOWEST_OPSET, save_onnx, to_onnx
 from scripts.export.source import Source, load_source
-from scripts.runtime.atomic_write import check_file_target
 from scripts.runtime.command_line import CommandParser, number_from, run_command
-from scripts.runtime.errors import ConfigError
 
 # Part of the voxels that must be the same. In half precision sampling points of other pixels move.
 TOLERANCE = {False: 0.999, True: 0.9}
@@ -45,19 +51,21 @@ def command_parser() -> CommandParser:
     parser.add_argument(
         "--half", action="store_true", help="the image network in half precision (float16)"
     )
+    add_frame_argument(parser, "examples/onnx_stream.py")
     add_check_argument(parser, "the file in onnxruntime")
     return parser
 
 
 def export(args: argparse.Namespace) -> int:
     """Write the files, and compare them where asked to."""
-    out = Path(args.out)
-    if out.suffix != ".onnx":
-        raise ConfigError(f"--out {out} does not end in .onnx: name such a file")
-    check_file_target("--out", out)
+    out = check_target("--out", args.out, ".onnx")
+    if args.frame is not None:
+        check_target("--frame", args.frame, ".npz")
     source = load_source(args.config, args.cfg_options, args.weights, args.image_size)
     functions = functions_of(source, Layout.STACKED, split=args.split, half=args.half)
     files = [write(source, function, out, args.opset) for function in functions]
+    if args.frame is not None:
+        write_sample(source, args.frame)
     if args.check is None:
         return 0
     runner = OnnxRunner(files, source.head.num_cams)

@@ -95,6 +95,7 @@ def _quiet() -> Iterator[None]:
 def _describe(model: Any, source: Source, function: Function) -> None:
     """Write names, meanings and facts into a model, and take out what tells of this machine."""
     _strip(model.graph)
+    _look_for_numbers(model.graph)
     ends = [*zip(model.graph.input, function.inputs, strict=True)]
     ends += zip(model.graph.output, function.outputs, strict=True)
     for value, port in ends:
@@ -112,6 +113,23 @@ def _describe(model: Any, source: Source, function: Function) -> None:
     for key, value in (source.facts() | lidar_facts(source)).items():
         text = value if isinstance(value, str) else json.dumps(value)
         model.metadata_props.add(key=key, value=text)
+
+
+def _look_for_numbers(graph: Any) -> None:
+    """Have `NonZero` look at float32, as TensorRT documents no other type but float16."""
+    import onnx
+
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "NonZero":
+            name = f"{node.output[0]}_as_numbers"
+            nodes.append(
+                onnx.helper.make_node("Cast", [node.input[0]], [name], to=onnx.TensorProto.FLOAT)
+            )
+            node.input[0] = name
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _strip(graph: Any) -> None:

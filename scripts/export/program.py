@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def write_program(source: Source, functions: Sequence[Function], path: Path) -> 
 
 
 def _compiled(function: Function) -> list[Any]:
-    with torch.no_grad(), replaced_operations(dict(build_kernel_map=traced_kernel_map)):
+    with torch.no_grad(), program_operations():
         exported = traced(function)
     arguments, keywords = exported.example_inputs
     files = torch._inductor.aot_compile(
@@ -70,6 +71,11 @@ def _compiled(function: Function) -> list[Any]:
     )
     assert isinstance(files, list)
     return files
+
+
+def program_operations() -> AbstractContextManager[None]:
+    """Have the models call operations that can be traced where they are not as they stand."""
+    return replaced_operations(dict(build_kernel_map=traced_kernel_map))
 
 
 def traced_kernel_map(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from loaders.datasets.wrappers import leaf_configs, with_optional_labels
 from models.detectors import OPUS
 from models.errors import UserError
 from scripts.export.graphs import LidarVoxels, Voxels
+from scripts.runtime.atomic_write import write_atomically
 from scripts.runtime.building import named_config_keys
 from scripts.runtime.checkpoint import CheckpointInfo, load_weights
 from scripts.runtime.config import load_config
@@ -228,6 +230,21 @@ def frame_of(source: Source, item: Mapping[str, Any]) -> Frame:
         sweep = points[points[:, 4] == 0, :3]
         lidar = LidarVoxels(voxels.features, voxels.coords[:, 1:].contiguous(), sweep)
     return Frame(inputs["img"], occ2img.float(), lidar)
+
+
+def write_frame(frame: Frame, num_cams: int, path: Path) -> Path:
+    """Write a frame as an ``.npz`` file for the C++ example.
+
+    Its images are ``[T, N, 3, H, W]``; the other arrays have the names of the inputs.
+    """
+    arrays = dict(images=frame.images.unflatten(0, (-1, num_cams)), occ2img=frame.occ2img)
+    if frame.lidar is not None:
+        lidar = frame.lidar
+        arrays |= dict(
+            lidar_features=lidar.features, lidar_coords=lidar.coords, lidar_sweep=lidar.sweep
+        )
+    values = {name: np.ascontiguousarray(array.numpy()) for name, array in arrays.items()}
+    return write_atomically(path, lambda temporary: np.savez(temporary, **values))
 
 
 @torch.no_grad()

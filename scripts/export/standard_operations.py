@@ -241,8 +241,8 @@ def _distances(a: Tensor, b: Tensor, **_: Any) -> Tensor:
 
 def _marked(keys: Tensor, num_keys: int) -> Tensor:
     """Return the numbers that occur in ``keys`` and are below ``num_keys``, ascending."""
-    grid = torch.zeros(num_keys + 1, dtype=torch.int32)
-    marks = torch.ones_like(keys, dtype=torch.int32)
+    grid = torch.zeros(num_keys + 1)
+    marks = torch.ones_like(keys, dtype=grid.dtype)
     return grid.scatter_reduce(0, keys, marks, "amax")[:num_keys].nonzero()[:, 0]
 
 

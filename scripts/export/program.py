@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import ops
 from models.ops import ExtensionError, is_available
 from models.ops.sparse_conv import KernelMap
 from scripts.export.functions import Function, functions_of, traced
@@ -115,10 +114,11 @@ class ProgramRunner:
     """
 
     def __init__(self, path: Path, num_cams: int) -> None:
-        assert ops.is_available()  # registers the operations
-        self.image, self.decoder = (
-            torch._inductor.package.load_package(str(path), name) for name in NAMES.values()
-        )
+        from torch.export.pt2_archive._package import load_pt2
+
+        assert is_available()  # registers the operations
+        runners = load_pt2(str(path)).aoti_runners
+        self.image, self.decoder = (runners[name] for name in NAMES.values())
         self.num_cams = num_cams
 
     @torch.no_grad()

@@ -24,6 +24,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._higher_order_ops import scan
 
 from models import ops
 from models.heads import point_head
@@ -209,12 +210,12 @@ def farthest_point_sampling(points: Tensor, num_samples: int) -> Tensor:
         delta = (points - points[last]).square()
         squared = delta[:, 0] + delta[:, 1] + delta[:, 2]
         nearest = torch.minimum(nearest, squared)
-        return (nearest, nearest.argmax()), last.clone()
+        return (nearest, nearest.argmax(0, keepdim=True)), last.clone()
 
     nearest = torch.full_like(points[:, 0], torch.finfo(points.dtype).max)
-    start = (nearest, torch.zeros((), dtype=torch.int64))
-    _, index = torch._higher_order_ops.scan(step, start, torch.zeros(num_samples))
-    return index
+    start = (nearest, torch.zeros(1, dtype=torch.int64))
+    _, index = scan(step, start, torch.zeros(num_samples))
+    return index[:, 0]
 
 
 def closing(volume: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,14 @@ from tests.models.cases import DETECTOR, HW, merge
 from tests.runtime.nano_parts import BACKBONE, KINDS, NECK
 
 
-def build_source(kind: str, **head: object) -> Source:
+def build_source(kind: str, **head: Any) -> Source:
     """A detector whose weights are far from their start, at which images hardly matter."""
     torch.manual_seed(0)
     config = merge(DETECTOR, img_backbone=BACKBONE, img_neck=NECK, **KINDS[kind])
-    config["pts_bbox_head"] = merge(config["pts_bbox_head"], **head)
+    defaults = dict(num_query=40, score_thr=0.05)
+    if kind.startswith("v1"):
+        defaults |= dict(score_thr=0.02, max_spread_m=5.0)
+    config["pts_bbox_head"] = merge(config["pts_bbox_head"], **(defaults | head))
     detector = MODELS.build(config).eval()
     rng = torch.Generator().manual_seed(0)
     for name, parameter in detector.named_parameters():

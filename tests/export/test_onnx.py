@@ -58,9 +58,9 @@ class Exported:
         torch.save(dict(state_dict=self.source.detector.state_dict()), self.weights)
         self.arguments = [
             "--config", str(self.config), "--weights", str(self.weights),
-            "--image-size", *map(str, HW), "--cfg-options", "model.pts_bbox_head.score_thr=0.05",
+            "--image-size", *map(str, HW), "--cfg-options",
+            *(f"model.pts_bbox_head.{key}" for key in ("num_query=40", "score_thr=0.05")),
         ]  # fmt: skip
-        self.source.head.score_thr = 0.05
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_example_runs_without_torch(exported: Exported) -> None:
 
 
 def test_fusion_takes_any_number_of_lidar_voxels(tmp_path: Path) -> None:
-    source = build_source("v1_fusion", score_thr=0.2)
+    source = build_source("v1_fusion")
     runner = OnnxRunner(export(source, tmp_path), N)
     for number in (400, 3000):
         for agreement in agreements(source, runner, num_points=number):
@@ -137,7 +137,7 @@ def test_fusion_takes_any_number_of_lidar_voxels(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["v1", "dcd", "v2_fusion"])
 def test_other_kinds(kind: str, tmp_path: Path) -> None:
-    source = build_source(kind, score_thr=0.05)
+    source = build_source(kind)
     runner = OnnxRunner(export(source, tmp_path), N)
     for agreement in agreements(source, runner):
         assert agreement.expected > 20 and agreement.share == 1, agreement
@@ -146,7 +146,7 @@ def test_other_kinds(kind: str, tmp_path: Path) -> None:
 @long
 @pytest.mark.slow
 def test_other_grids_and_half_precision(tmp_path: Path) -> None:
-    source = build_source("v2", score_thr=0.05, voxel_size=[0.4, 0.4, 0.4])
+    source = build_source("v2", voxel_size=[0.4, 0.4, 0.4])
     for half, least in ((False, 1.0), (True, 0.9)):
         runner = OnnxRunner(export(source, tmp_path, split=True, half=half), N)
         for agreement in agreements(source, runner):

@@ -49,7 +49,7 @@ def test_kernel_maps_of_sorted_voxels_need_no_second_look(subm: bool) -> None:
 
 @torch.no_grad()
 def test_traced_functions_hold_native_operations_and_predict_the_same() -> None:
-    source = build_source("v2", score_thr=0.05)
+    source = build_source("v2")
     image, decoder = program_functions(source)
     with program_operations():
         trace = traced(decoder)
@@ -73,7 +73,7 @@ def test_traced_functions_hold_native_operations_and_predict_the_same() -> None:
 @pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
 @pytest.mark.parametrize("kind", ["v2", "v1", "v2_fusion"])
 def test_package_predicts_the_same_from_python_and_cpp(kind: str, tmp_path: Path) -> None:
-    source = build_source(kind, score_thr=0.05)
+    source = build_source(kind)
     package = write_program(source, program_functions(source), tmp_path / "model.pt2")
     item = random_item(source, 1)
     frame = frame_of(source, item)

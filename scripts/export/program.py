@@ -8,7 +8,7 @@ and the library of the operations, which registers them with torch's dispatcher.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,44 @@ def _compiled(function: Function) -> list[Any]:
 
 
 def program_operations() -> AbstractContextManager[None]:
-    """Have the models call operations that can be traced where they are not as they stand."""
-    return replaced_operations(dict(build_kernel_map=traced_kernel_map))
+    """Have the models call native operations directly where sizes depend on the data.
+
+    The checks of arguments in `models.ops` would ask for numbers that a trace does not have.
+    """
+    replacements: Mapping[str, Callable[..., Any]] = dict(
+        build_kernel_map=traced_kernel_map,
+        farthest_point_sampling=_farthest_point_sampling,
+        sparse_conv=_sparse_conv,
+        unique_voxels=_unique_voxels,
+        voxel_max=_voxel_max,
+    )
+    return replaced_operations(replacements)
+
+
+def _farthest_point_sampling(points: Tensor, num_samples: int) -> Tensor:
+    index: Tensor = torch.ops.opus.farthest_point_sampling(points, [points.shape[0]], num_samples)
+    return index[0]
+
+
+def _unique_voxels(keys: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
+    unique, inverse = torch.ops.opus.unique_voxels(keys, num_keys)
+    torch._check(unique.shape[0] > 0)  # sets of voxels are not empty
+    return unique, inverse
+
+
+def _voxel_max(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
+    maximum: Tensor = torch.ops.opus.voxel_max(features, voxel_index, num_voxels, False)[0]
+    return maximum
+
+
+def _sparse_conv(
+    features: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap
+) -> Tensor:
+    pairs, starts = kernel_map.pairs, kernel_map.starts
+    out: Tensor = torch.ops.opus.sparse_conv(
+        features, weight, bias, pairs, kernel_map.pairs_by_in, starts, kernel_map.num_out
+    )
+    return out
 
 
 def traced_kernel_map(
@@ -92,6 +128,8 @@ def traced_kernel_map(
     out_coords, _, pairs, starts = torch.ops.opus.kernel_map(
         coords, list(spatial_shape), list(kernel_size), list(stride), list(padding), subm
     )
+    if not subm:
+        torch._check(out_coords.shape[0] > 0)
     sizes = zip(spatial_shape, kernel_size, stride, padding, strict=True)
     d0, d1, d2 = ((size + 2 * pad - kernel) // step + 1 for size, kernel, step, pad in sizes)
     return KernelMap(

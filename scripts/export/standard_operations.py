@@ -244,7 +244,9 @@ def _marked(keys: Tensor, num_keys: int) -> Tensor:
     """Return the numbers that occur in ``keys`` and are below ``num_keys``, ascending."""
     grid = torch.zeros(num_keys + 1)
     marks = torch.ones_like(keys, dtype=grid.dtype)
-    return grid.scatter_reduce(0, keys, marks, "amax")[:num_keys].nonzero()[:, 0]
+    found = grid.scatter_reduce(0, keys, marks, "amax")[:num_keys].nonzero()[:, 0]
+    torch._check(found.shape[0] > 0)  # for the trace: sets of voxels are not empty
+    return found
 
 
 def _reached(own: Tensor, offsets: Tensor, step: Tensor, out_shape: Sequence[int]) -> Tensor:

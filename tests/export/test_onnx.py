@@ -22,7 +22,6 @@ from scripts.export.onnx_model import save_onnx, to_onnx
 from scripts.export.source import Source, frame_of, predict, random_item
 from tests.export.conftest import build_source
 from tests.models.cases import HW, N, T
-from tests.runtime.nano_parts import write_config
 
 ROOT = Path(__file__).parents[2]
 onnx = pytest.importorskip("onnx")
@@ -53,6 +52,8 @@ class Exported:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.source = build_source("v2")
+        from nano_parts import write_config
+
         self.config = write_config(folder, ROOT, "v2")
         self.weights = folder / "weights.pth"
         torch.save(dict(state_dict=self.source.detector.state_dict()), self.weights)
@@ -65,14 +66,12 @@ class Exported:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    sys.path.insert(0, str(ROOT / "tests/runtime"))  # the config imports `nano_parts`
     case = Exported(tmp_path_factory.mktemp("onnx"))
     out = str(case.folder / "model.onnx")
     frame = str(case.folder / "frame.npz")
     code = onnx_command.main(
         [*case.arguments, "--out", out, "--split", "--check", "2", "--frame", frame]
     )
-    sys.path.remove(str(ROOT / "tests/runtime"))
     assert code == 0
     return case
 

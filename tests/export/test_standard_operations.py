@@ -17,8 +17,8 @@ from scripts.export.comparison import compare
 from scripts.export.graphs import Decoder, ImageNetwork, Layout, Voxels
 from scripts.export.source import Source, frame_of, predict, random_item
 from scripts.golden.heads import HeadCase, load_case
+from tests.export.conftest import KINDS
 from tests.models.cases import HW, N, T, camera_matrices
-from tests.runtime.nano_parts import KINDS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

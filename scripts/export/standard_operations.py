@@ -35,6 +35,8 @@ Triple = tuple[int, int, int]
 
 # A place that no map has, in the coordinates of GridSample (the map is [-1, 1]).
 _OUTSIDE = -4.0
+# Channels that a sparse convolution gathers for a voxel at once: few operators against memory.
+_GATHERED_CHANNELS = 256
 
 
 @contextmanager
@@ -189,14 +191,14 @@ def build_kernel_map(
 def sparse_conv(
     features: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: NeighbourMap
 ) -> Tensor:
-    """Multiply gathered neighbours by the weights, one row of the kernel after another."""
+    """Multiply gathered neighbours by the weights, some kernel positions after another."""
     padded = torch.cat([features, features.new_zeros(1, features.shape[1])])
     positions = weight.flatten(1, 3).permute(1, 2, 0)  # [K, C_in, C_out]
-    width = weight.shape[3]
+    at_once = max(1, _GATHERED_CHANNELS // features.shape[1])
     out: Tensor | None = bias
-    for start in range(0, positions.shape[0], width):
-        read = padded[kernel_map.neighbours[:, start : start + width]].flatten(1)
-        product = read @ positions[start : start + width].flatten(0, 1)
+    for start in range(0, positions.shape[0], at_once):
+        read = padded[kernel_map.neighbours[:, start : start + at_once]].flatten(1)
+        product = read @ positions[start : start + at_once].flatten(0, 1)
         out = product if out is None else out + product
     assert out is not None
     return out

@@ -13,13 +13,17 @@ from mmengine.registry import MODELS
 
 import models.register  # noqa: F401
 from scripts.export.source import Source
-from tests.models.cases import DETECTOR, HW, merge
+from tests.models.cases import DETECTOR, HEAD, HW, merge
 
 RUNTIME = str(Path(__file__).parents[1] / "runtime")
 if RUNTIME not in sys.path:
     sys.path.insert(0, RUNTIME)  # configs of these tests import `nano_parts` by that name
 
 from nano_parts import BACKBONE, KINDS, NECK  # noqa: E402
+
+
+# A decoder of one layer: an export takes seconds for each.
+ONE_LAYER = dict(decoder=merge(HEAD["decoder"], num_refines=[4]))
 
 
 def build_source(kind: str, **head: Any) -> Source:

@@ -20,7 +20,7 @@ from scripts.export.functions import functions_of
 from scripts.export.graphs import Layout, Voxels
 from scripts.export.onnx_model import save_onnx, to_onnx
 from scripts.export.source import Source, frame_of, predict, random_item
-from tests.export.conftest import build_source
+from tests.export.conftest import ONE_LAYER, build_source
 from tests.models.cases import HW, N, T
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +32,9 @@ pytest.importorskip("onnxruntime")
 long = pytest.mark.skipif(
     not os.environ.get("OPUS_LONG_TESTS"), reason="OPUS_LONG_TESTS is not set"
 )
+
+
+HEAD_OPTIONS = ("num_query=40", "score_thr=0.05", "decoder.num_refines=[4]")
 
 
 def export(source: Source, folder: Path, **options: Any) -> list[Path]:
@@ -51,7 +54,7 @@ class Exported:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.source = build_source("v2")
+        self.source = build_source("v2", **ONE_LAYER)
         from nano_parts import write_config
 
         self.config = write_config(folder, ROOT, "v2")
@@ -60,7 +63,7 @@ class Exported:
         self.arguments = [
             "--config", str(self.config), "--weights", str(self.weights),
             "--image-size", *map(str, HW), "--cfg-options",
-            *(f"model.pts_bbox_head.{key}" for key in ("num_query=40", "score_thr=0.05")),
+            *(f"model.pts_bbox_head.{key}" for key in HEAD_OPTIONS),
         ]  # fmt: skip
 
 
@@ -123,6 +126,8 @@ def test_example_runs_without_torch(exported: Exported) -> None:
     assert "voxels of class" in done.stdout
 
 
+@long
+@pytest.mark.slow
 def test_fusion_takes_any_number_of_lidar_voxels(tmp_path: Path) -> None:
     source = build_source("v1_fusion")
     runner = OnnxRunner(export(source, tmp_path), N)

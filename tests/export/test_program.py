@@ -26,7 +26,7 @@ from scripts.export.program import (
     write_program,
 )
 from scripts.export.source import frame_of, predict, random_item, write_frame
-from tests.export.conftest import build_source
+from tests.export.conftest import ONE_LAYER, build_source
 from tests.models.cases import N
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def test_kernel_maps_of_sorted_voxels_need_no_second_look(subm: bool) -> None:
 
 @torch.no_grad()
 def test_traced_functions_hold_native_operations_and_predict_the_same() -> None:
-    source = build_source("v2")
+    source = build_source("v2", **ONE_LAYER)
     image, decoder = program_functions(source)
     with program_operations():
         trace = traced(decoder)

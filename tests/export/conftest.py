@@ -21,7 +21,6 @@ if RUNTIME not in sys.path:
 
 from nano_parts import BACKBONE, KINDS, NECK  # noqa: E402
 
-
 # A decoder of one layer: an export takes seconds for each.
 ONE_LAYER = dict(decoder=merge(HEAD["decoder"], num_refines=[4]))
 

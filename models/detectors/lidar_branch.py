@@ -69,7 +69,8 @@ def lidar_map(parts: Any, points: Sequence[Tensor]) -> Tensor:
         points: Per sample ``[n, 5]``: x, y, z in metres of the occ frame, intensity, time lag in
             seconds; the key frame's first, since of a crowded voxel the first points count.
     """
-    return map_of_voxels(parts, *parts.pts_voxel_layer(points), len(points))
+    features, coords = parts.pts_voxel_layer(points)
+    return map_of_voxels(parts, features, coords, len(points))
 
 
 def map_of_voxels(parts: Any, features: Tensor, coords: Tensor, batch_size: int) -> Tensor:

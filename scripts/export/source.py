@@ -128,9 +128,8 @@ def load_source(
     size = image_hw or _image_size(dataset)
     if size is None:
         raise ConfigError(f"{config} has no final_hw in its test pipeline: give --image-size H W")
-    names = dataset.get("class_names") or getattr(
-        DATASETS.get(str(dataset.get("type"))), "default_classes", ()
-    )
+    kind = DATASETS.get(str(dataset.get("type")))
+    names = dataset.get("class_names") or getattr(kind, "default_classes", None) or ()
     return Source(
         detector.eval(),
         size,
@@ -193,7 +192,7 @@ def _ring_of_cameras(num_frames: int, num_cams: int, hw: tuple[int, int]) -> Ten
     return torch.stack(matrices)
 
 
-def test_items(source: Source, number: int) -> list[dict[str, Any]]:
+def data_items(source: Source, number: int) -> list[dict[str, Any]]:
     """Load samples of the config's test data, spread over it.
 
     Raises:
@@ -210,7 +209,7 @@ def test_items(source: Source, number: int) -> list[dict[str, Any]]:
 def check_items(source: Source, number: int) -> tuple[list[dict[str, Any]], str]:
     """Return samples to compare predictions of, and words for what they are."""
     try:
-        return test_items(source, number), "samples of the test data"
+        return data_items(source, number), "samples of the test data"
     except (UserError, OSError) as error:
         reason = " ".join(str(error).split())
         return [

@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 for library in (
     "checkpoints",
+    "export",
     "golden",
     "sweep_infos",
     "data_checks",

@@ -74,8 +74,13 @@ def lidar_map(parts: Any, points: Sequence[Tensor]) -> Tensor:
             seconds; the key frame's first, since of a crowded voxel the first points count.
     """
     features, coords = parts.pts_voxel_layer(points)
+    return map_of_voxels(parts, features, coords, len(points))
+
+
+def map_of_voxels(parts: Any, features: Tensor, coords: Tensor, batch_size: int) -> Tensor:
+    """Return the map ``[B, C, h, w]`` of the voxeliser's output, see ``Voxels``."""
     with torch.autocast(features.device.type, enabled=False):
-        x = run_sparse_encoder(parts.pts_middle_encoder, features, coords, len(points))
+        x = run_sparse_encoder(parts.pts_middle_encoder, features, coords, batch_size)
     (x,) = parts.pts_neck(parts.pts_backbone(x))
     return parts.final_conv(x)
 

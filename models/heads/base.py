@@ -217,9 +217,8 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         draws: SampleDraws | None,
     ) -> HeadOutput:
         dtype = self.pc_range.dtype
-        init_points = self._initial_points(len(geometry.ego2occ), lidar)
-        decoded: DecoderOutput = self.transformer["decoder"](
-            init_points,
+        return self.decode(
+            self._initial_points(len(geometry.ego2occ), lidar),
             # half-precision maps stay so: sampling sums in the precision of the points
             [
                 level if level.element_size() == 2 and dtype == torch.float32 else level.to(dtype)
@@ -229,6 +228,20 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             geometry.img_hw,
             None if lidar is None else lidar.bev_feats.to(dtype),
             draws,
+        )
+
+    def decode(
+        self,
+        init_points: Tensor,
+        mlvl_feats: Sequence[Tensor],
+        occ2img: Tensor,
+        img_hw: tuple[int, int],
+        bev_feats: Tensor | None = None,
+        draws: SampleDraws | None = None,
+    ) -> HeadOutput:
+        """Run the decoder, and discretize what it gives; arguments as ``OPUSDecoder.forward``."""
+        decoded: DecoderOutput = self.transformer["decoder"](
+            init_points, mlvl_feats, occ2img, img_hw, bev_feats, draws
         )
         return HeadOutput(
             init_points,

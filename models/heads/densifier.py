@@ -180,7 +180,7 @@ class CPDDensifier(GridModule):
         x = torch.cat([from_voxel, from_query, point_feats], dim=-1).flatten(0, 2)
         if chain is None:
             coords, voxel_of_point = self._unique_voxels(index)
-            num_voxels = len(coords)
+            num_voxels = coords.shape[0]  # an exported graph keeps it open
         else:
             voxel_of_point, num_voxels = chain.place, len(chain.sets[0])
         maxima: Tensor | None = None

@@ -106,11 +106,11 @@ class PointHead(OccupancyHead):
         # What is not kept is added to rows of its own, many, since a GPU adds to one in turn.
         nowhere = volume + torch.arange(len(keep), device=keep.device) % _ROWS_NOT_KEPT
         voxel = torch.where(keep, (x * y_num + y) * z_num + z, nowhere)
-        total = scores.new_zeros(volume + _ROWS_NOT_KEPT, self.num_classes)
-        total = total.index_add_(0, voxel, scores)[:volume]
-        count = voxel.new_zeros(volume + _ROWS_NOT_KEPT)
-        count = count.index_add_(0, voxel, torch.ones_like(voxel))[:volume].clamp(min=1)
-        mean = (total / count.unsqueeze(1)).T.unflatten(1, self.grid_shape)
+        # The last column counts the points of a voxel.
+        rows = torch.cat([scores, torch.ones_like(scores[:, :1])], dim=1)
+        total = rows.new_zeros(volume + _ROWS_NOT_KEPT, self.num_classes + 1)
+        total = total.scatter_add_(0, voxel[:, None].expand(rows.shape), rows)[:volume]
+        mean = (total[:, :-1] / total[:, -1:].clamp(min=1)).T.unflatten(1, self.grid_shape)
         if not self.padding:
             return mean
         known = mean.amax(0) > self.score_thr

@@ -190,7 +190,9 @@ def multi_view_sampling_reference(
     _check_arguments(feats, points, occ2img, level_weights, num_cams, pairing)
     B, Q, G, P, _ = points.shape
     T = occ2img.shape[1] // num_cams
-    camera, pixel, finite = _project(points.reshape(B, Q * G * P, 3), occ2img, img_hw, num_cams)
+    camera, pixel, finite = project_to_frames(
+        points.reshape(B, Q * G * P, 3), occ2img, img_hw, num_cams
+    )
 
     frames = torch.arange(T, device=points.device)
     groups = torch.arange(G, device=points.device)
@@ -209,10 +211,20 @@ def multi_view_sampling_reference(
     return out.unflatten(2, (Q, G, P)).permute(0, 2, 3, 1, 4, 5).flatten(3, 4)
 
 
-def _project(
+def project_to_frames(
     points: Tensor, occ2img: Tensor, img_hw: tuple[int, int], num_cams: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What each frame reads: camera int64 [B, T, S], pixel [B, T, S, 2], whether that is finite."""
+    """Where points are seen in every frame, as :func:`multi_view_sampling` chooses.
+
+    Args:
+        points: [B, S, 3], metres, occ frame.
+        occ2img: [B, T*N, 4, 4].
+        img_hw: height and width of the images in pixels.
+        num_cams: N.
+
+    Returns:
+        Camera int64 [B, T, S], pixel (u, v) [B, T, S, 2] in it, and whether that is finite.
+    """
     height, width = img_hw
     matrix = occ2img.unflatten(1, (-1, num_cams))[:, :, :, None]  # [B, T, N, 1, 4, 4]
     x, y, z = points[:, None, None].unbind(-1)  # [B, 1, 1, S]

@@ -106,6 +106,79 @@ def built_findings() -> Iterator[Finding]:
 
 def optional_findings() -> Iterator[Finding]:
     """What is used where it is there."""
+    import torch
+
+    name, way_out = "libjpeg-turbo", "apt install libjpeg-dev, then make clean setup"
+    op = "jpeg_window_available"
+    is_bound = hasattr(torch.ops.opus, op) and getattr(torch.ops.opus, op)()
+    turbo = ctypes.util.find_library("turbojpeg")
+    if is_bound:
+        yield Finding(name, "bound by the native extension")
+    elif turbo:
+        yield Finding(name, f"{turbo}, which decodes images whole", way_out)
+    else:
+        yield Finding(name, "missing; JPEGs are decoded by OpenCV or Pillow", way_out)
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        yield Finding("GPU", f"{', '.join(names)} (torch built for CUDA {torch.version.cuda})")
+    elif shutil.which("nvidia-smi"):
+        yield Finding(
+            "GPU",
+            "nvidia-smi is there, but torch sees no device",
+            "install a CUDA build of torch (docs/install.md) or check the driver",
+        )
+    else:
+        yield Finding("GPU", "none; everything runs on the CPU in float32")
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    yield Finding(
+        "C++ compiler",
+        _first_line([compiler, "--version"]) if compiler else "missing",
+        "" if compiler else "apt install g++",
+        is_needed=True,
+    )
+    yield _toolkit_finding()
+
+
+def _toolkit_finding() -> Finding:
+    name = "CUDA toolkit"
+    try:
+        toolkit = native_build.find_cuda_home()
+    except ValueError as error:
+        return Finding(name, str(error))
+    if toolkit is None:
+        return Finding(name, "none", "pip install -r requirements/nvcc.txt (GPU machines, tests)")
+    return Finding(name, f"{native_build.cuda_version(toolkit)} in {toolkit}")
+
+
+def built_findings() -> Iterator[Finding]:
+    """What setup compiles: the project's extension and mmcv's operations."""
+    libraries = sorted((ROOT / "models" / "ops").glob("*.so"))
+    if libraries:
+        try:
+            import torch
+
+            torch.ops.load_library(str(libraries[0]))
+            registered = [
+                name for name in torch._C._dispatch_get_all_op_names() if "opus::" in name
+            ]
+            names = ", ".join(sorted({name.split("::")[1].split(".")[0] for name in registered}))
+            has = torch._C._dispatch_has_kernel_for_dispatch_key
+            devices = "CPU and GPU" if has("opus::nearest_in_tree", "CUDA") else "the CPU alone"
+            yield Finding("native extension", f"{libraries[0].name}, for {devices}: {names}")
+        except (OSError, RuntimeError) as error:
+            yield Finding(
+                "native extension",
+                f"{libraries[0].name} does not load ({str(error).splitlines()[0]})",
+                "make clean setup",
+                is_needed=True,
+            )
+    else:
+        yield Finding("native extension", "not built", "make setup", is_needed=True)
+    yield _imported("mmcv's operations", "mmcv.ops", "make setup (an mmcv-lite has none)", True)
+
+
+def optional_findings() -> Iterator[Finding]:
+    """What is used where it is there."""
     turbo = ctypes.util.find_library("turbojpeg")
     yield Finding(
         "libturbojpeg",

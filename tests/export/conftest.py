@@ -31,13 +31,15 @@ def build_source(kind: str, **head: Any) -> Source:
     config = merge(DETECTOR, img_backbone=BACKBONE, img_neck=NECK, **KINDS[kind])
     defaults = dict(num_query=40, score_thr=0.05)
     if kind.startswith("v1"):
-        defaults |= dict(score_thr=0.02, max_spread_m=5.0)
+        defaults |= dict(score_thr=0.01, max_spread_m=5.0)
     config["pts_bbox_head"] = merge(config["pts_bbox_head"], **(defaults | head))
     detector = MODELS.build(config).eval()
     rng = torch.Generator().manual_seed(0)
     for name, parameter in detector.named_parameters():
         if parameter.ndim > 1 or "bias" in name:
-            parameter.data += 0.3 * torch.randn(parameter.shape, generator=rng)
+            # maps stay of the size that half precision knows
+            scale = 0.03 if name.startswith("img_") else 0.3
+            parameter.data += scale * torch.randn(parameter.shape, generator=rng)
     return Source(detector, HW, class_names=tuple("abcde"), config=f"nano_{kind}.py")
 
 

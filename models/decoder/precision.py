@@ -41,8 +41,10 @@ def products_in(precision: str, device: torch.device) -> Iterator[None]:
         yield
 
 
-def in_full_precision(linear: nn.Module, x: Tensor) -> Tensor:
-    """Run a small product that gives metres, or weights of places, in its parameters' precision."""
-    with torch.autocast(x.device.type, enabled=False):
-        out: Tensor = linear(x.to(next(linear.parameters()).dtype))
-    return out
+class ExactLinear(nn.Linear):
+    """A small product that gives metres, or weights of places: in its parameters' precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layer without autocast."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))

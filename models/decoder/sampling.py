@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models import ops
 from models.errors import ModelConfigError
 
-from .precision import in_full_precision
+from .precision import ExactLinear
 
 PATTERNS = ("prototype", "scaled_offset")
 
@@ -84,8 +84,8 @@ class PointSampling(nn.Module):
         self.pairing = pairing
         if pattern == "prototype":
             self.sampling_prototype = nn.Embedding(num_groups * num_points, 3)
-        self.sampling_offset = nn.Linear(embed_dims, num_groups * num_points * 3)
-        self.scale_weights = nn.Linear(embed_dims, num_groups * num_points * num_levels)
+        self.sampling_offset = ExactLinear(embed_dims, num_groups * num_points * 3)
+        self.scale_weights = ExactLinear(embed_dims, num_groups * num_points * num_levels)
         nn.init.zeros_(self.sampling_offset.weight)
         nn.init.uniform_(self.sampling_offset.bias, -0.5, 0.5)
 
@@ -96,7 +96,7 @@ class PointSampling(nn.Module):
             query_feats: ``[B, Q, C]``.
             points: ``[B, Q, R, 3]`` current points of the queries, metres of the occ frame.
         """
-        offset = in_full_precision(self.sampling_offset, query_feats).unflatten(-1, (-1, 3))
+        offset = self.sampling_offset(query_feats).unflatten(-1, (-1, 3))
         centre = points.mean(2, keepdim=True)
         single = points.shape[2] == 1
         if self.pattern == "prototype":
@@ -122,7 +122,7 @@ class PointSampling(nn.Module):
             points: ``[B, Q, R, 3]``, metres of the occ frame.
             maps: What to sample from.
         """
-        level_weights = in_full_precision(self.scale_weights, query_feats)
+        level_weights = self.scale_weights(query_feats)
         level_weights = level_weights.unflatten(
             -1, (self.num_groups, self.num_points, self.num_levels)
         ).softmax(-1)

@@ -7,7 +7,7 @@ Dimensions:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,15 @@ class SharedMaps:
         learns = torch.is_grad_enabled() and any(feat.requires_grad for feat in feats)
         if learns and not torch.compiler.is_compiling():
             self.token = _GiveSums.apply(self.sums, *self.feats)
+
+    def __len__(self) -> int:
+        return len(self.feats)
+
+    def __getitem__(self, level: int) -> Tensor:
+        return self.feats[level]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.feats)
 
 
 class _MapSums:
@@ -169,7 +178,8 @@ def multi_view_sampling(
         return multi_view_sampling_reference(
             maps, points, occ2img, level_weights, img_hw, num_cams, pairing
         )
-    settings = (int(img_hw[0]), int(img_hw[1]), num_cams, pairing == "published")
+    height, width = img_hw
+    settings = (int(height), int(width), num_cams, pairing == "published")
     if isinstance(feats, SharedMaps) and feats.token is not None:
         inputs = (feats.token, points, level_weights, occ2img)
         return _SharedSampling.apply(*inputs, feats.sums, settings)

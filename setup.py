@@ -18,6 +18,7 @@ Environment switches:
 """
 
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -120,7 +121,7 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 
 setup(
     name="opus-occupancy",
-    version="0.1.0",
+    version=runpy.run_path(str(native_build.ROOT / "models" / "version.py"))["__version__"],
     description="Occupancy prediction from cameras with a sparse set of points (OPUS, OPUS-V2)",
     license="Apache-2.0",
     python_requires=">=3.10",

@@ -1,6 +1,6 @@
 """Times the scoring of random but plausible predictions, as many as nuScenes' validation split has.
 
-    python -m benchmarks.bench_scoring [--samples 6019] [--workers 2] [--out FILE.md]
+    python benchmarks/bench_scoring.py [--samples 6019] [--workers 2] [--out FILE.md]
 
 The ground truth is that of the toy data set (scripts/make_toy_nuscenes.py), repeated under new
 sample tokens. Every sample gets a prediction file of its own: its labels with voxels lost, moved,
@@ -172,7 +172,7 @@ def table(args: argparse.Namespace, runs: dict[str, dict[str, Any]], size: int) 
     versions = ", ".join(f"{key} {found[key]}" for key in ("python", "torch", "numpy", "mmengine"))
     lines = [
         f"# Scoring {args.samples} predictions on disk with {args.workers} processes\n",
-        f"`python -m benchmarks.bench_scoring --samples {args.samples} --workers {args.workers}`, "
+        f"`python benchmarks/bench_scoring.py --samples {args.samples} --workers {args.workers}`, "
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()}-core {platform.machine()} CPU, no GPU, "
         f"{versions}, commit {git_commit()}. Occ3D mIoU and RayIoU; prediction files of "
         f"{size / args.samples / 1e3:.0f} kB on average.\n",

@@ -1,6 +1,6 @@
 """Make the courtyard: boxes in a yard, seen by four cameras on a cart.
 
-    python -m examples.courtyard.make_data --out data/courtyard
+    python examples/courtyard/make_data.py --out data/courtyard
 
 What a data set of your own must write is at the end: images, labels, and an info file of poses and
 calibrations.

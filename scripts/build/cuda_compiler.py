@@ -1,6 +1,6 @@
 """Compiles the CUDA sources, on machines without a GPU too, and reports what each kernel takes.
 
-    python -m scripts.compile_cuda [FILTER] [--out REPORT.md] [--jobs N]
+    python scripts/compile_cuda.py [FILTER] [--out REPORT.md] [--jobs N]
 
 Every ``.cu`` file of ``models/csrc`` is compiled for the architectures that the project reports,
 warnings are errors. The table gives registers and spills of a thread and static shared memory of

@@ -1,6 +1,6 @@
 """Runs all CUDA kernels on the CPU, in the tests that a GPU would run.
 
-    python -m scripts.emulate_cuda [--sanitize] [PYTEST ARGUMENTS]
+    python scripts/emulate_cuda.py [--sanitize] [PYTEST ARGUMENTS]
 
 Compiles the ``.cu`` files, as they are, with the host's compiler against
 ``scripts/build/cuda_emulation/common/runtime.cuh``, which runs the threads of a block in turns,

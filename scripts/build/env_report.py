@@ -1,6 +1,6 @@
 """What is installed, what was built, what is missing and how to get it.
 
-python -m scripts.env_report
+python scripts/env_report.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs the tests of the native operations on a CPU build that checks itself.
 
-    python -m scripts.sanitize [PYTEST ARGUMENTS]      # default: tests/ops -k "not cuda_sources"
+    python scripts/sanitize.py [PYTEST ARGUMENTS]      # default: tests/ops -k "not cuda_sources"
 
 Builds ``build/sanitized/models/ops/_C*.so`` with AddressSanitizer and UndefinedBehaviorSanitizer
 (gcc), then runs the tests with it. Reads and writes out of bounds and undefined behaviour end the

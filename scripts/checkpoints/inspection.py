@@ -150,7 +150,7 @@ def key_revision(text: str) -> tuple[str, str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
-    add_config_arguments(parser, positional=True)
+    add_config_arguments(parser)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth file")
     parser.add_argument(
         "--revise-keys",

@@ -199,7 +199,7 @@ def _build(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = CommandParser(__doc__)
-    add_config_arguments(parser, positional=True)
+    add_config_arguments(parser)
     parser.add_argument("--full", action="store_true", help="open every file")
     parser.add_argument(
         "--seconds", type=number_from(0.0, float), default=60.0, help="without --full (default: 60)"

@@ -1,6 +1,6 @@
 """Corrupt files and call native operations with odd arguments, and report what is not refused.
 
-    python -m scripts.fuzz [--seconds N] [--seed S] [--target ops|files]
+    python scripts/fuzz.py [--seconds N] [--seed S] [--target ops|files]
 
 Cases run in a process of its own. A finding is a case that ends this process, takes too long, takes
 too much memory, or raises another error than those that its target allows. It is printed with the
@@ -60,7 +60,7 @@ class Finding:
         case = self.case
         return (
             f"{self.problem}: {case.name} (case {case.number} of "
-            f"`python -m scripts.fuzz --target {case.target} --seed {case.seed}`)"
+            f"`python scripts/fuzz.py --target {case.target} --seed {case.seed}`)"
         )
 
 

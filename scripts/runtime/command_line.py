@@ -18,10 +18,15 @@ class CommandParser(argparse.ArgumentParser):
     """Parser with the option ``--debug``, whose errors are `ConfigError` and thus one line.
 
     Args:
-        description: The command's docstring, shown as it is written.
-        takes_more: Collect arguments that the parser does not know in ``others`` for another
-            program, instead of refusing them.
+        description: The command's docstring, shown unchanged.
+        takes_more: Collect unknown arguments in ``others`` for another program, instead of
+            refusing them.
+
+    Attributes:
+        needs_config: Whether a config must be given, see `add_config_arguments`.
     """
+
+    needs_config = False
 
     def __init__(self, description: str | None, *, takes_more: bool = False, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -36,6 +41,8 @@ class CommandParser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse a command line; an unknown option is refused with the nearest known one."""
         known, unknown = self.parse_known_args(args, namespace)
+        if self.needs_config and known.config is None:
+            self.error("no config is given: name one, such as configs/toy/opusv2-nano_toy.py")
         if self._takes_more:
             known.others = unknown
             return known
@@ -102,15 +109,35 @@ class ConfigOptions(argparse.Action):
                 raise argparse.ArgumentError(self, f"'{text}' is not KEY=VALUE: {error}") from None
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
-    """Add the config file, as `--config` or by position, and `--cfg-options`."""
-    help_text = "config file, see configs/"
-    if positional:
-        parser.add_argument("config", type=config_file, metavar="CONFIG", help=help_text)
-    else:
-        parser.add_argument(
-            "--config", type=config_file, required=True, metavar="CONFIG", help=help_text
-        )
+class ConfigArgument(argparse.Action):
+    """The config file, by position or as ``--config``; refuses a second one."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        """Set the config."""
+        if values is None:  # no positional argument
+            return
+        if getattr(namespace, self.dest, None) is not None:
+            raise argparse.ArgumentError(self, "the config is given twice: give it once")
+        setattr(namespace, self.dest, values)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add CONFIG, which may also be given as ``--config CONFIG``, and ``--cfg-options``."""
+    if isinstance(parser, CommandParser):
+        parser.needs_config = True
+    parser.add_argument(
+        "config",
+        nargs="?",
+        action=ConfigArgument,
+        type=config_file,
+        metavar="CONFIG",
+        help="config file, see configs/",
+    )
+    parser.add_argument(
+        "--config", action=ConfigArgument, type=config_file, help=argparse.SUPPRESS
+    )
     parser.add_argument(
         "--cfg-options",
         nargs="+",

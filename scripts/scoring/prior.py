@@ -1,6 +1,6 @@
 """Score the image-blind prior: each voxel's most frequent training label.
 
-    python -m scripts.evaluate_prior --config configs/... [--out prior.json]
+    python scripts/evaluate_prior.py CONFIG [--out prior.json]
 
 What a model reaches that has learned nothing from images. Two variants are scored on the config's
 evaluation split, with its own metrics:

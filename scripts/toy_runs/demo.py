@@ -1,7 +1,7 @@
 """The whole path in one command: toy data, training, scores against a blind prior, pictures.
 
-    python -m scripts.demo            # `make demo`: minutes on two cores
-    python -m scripts.demo --long     # `make toy-train`: the longer run
+    python scripts/demo.py            # `make demo`: minutes on two cores
+    python scripts/demo.py --long     # `make toy-train`: the longer run
 
 Each step is one of the project's commands in a process of its own, and writes to data/, work_dirs/
 and outputs/ of the current folder. A step whose inputs are those of its last run is skipped; an

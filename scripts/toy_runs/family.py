@@ -1,7 +1,7 @@
 """Every model of the family, trained on the toy data and scored in tables.
 
-    python -m scripts.family          # `make family`: one to two hours on two cores
-    python -m scripts.family --models opusv2-nano_toy opusv2-fusion-nano_toy
+    python scripts/family.py          # `make family`: one to two hours on two cores
+    python scripts/family.py --models opusv2-nano_toy opusv2-fusion-nano_toy
 
 The first table holds the Occ3D models against the image-blind prior, the second the OpenOccupancy
 models, on the voxels they were trained on and, with the same weights, on finer and coarser ones.

@@ -1,7 +1,7 @@
 """Make the pictures of docs/gallery.md from the toy data and a model trained on it.
 
-    python -m scripts.make_gallery                          # `make gallery`
-    python -m scripts.make_gallery --only sheet points --weights work_dirs/X/epoch_14.pth
+    python scripts/make_gallery.py                          # `make gallery`
+    python scripts/make_gallery.py --only sheet points --weights work_dirs/X/epoch_14.pth
 
 Each picture is one call of visualize.py or scripts/plot_log.py, whose command is printed. The model
 is that of `make toy-train` or of `make demo`, whichever was run (the former first).

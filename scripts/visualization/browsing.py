@@ -29,7 +29,7 @@ from scripts.visualization.job import spread
 def command_parser() -> CommandParser:
     """Command line of browse_dataset.py."""
     parser = CommandParser(__doc__)
-    add_config_arguments(parser, positional=True)
+    add_config_arguments(parser)
     parser.add_argument("--split", choices=("train", "val"), default="train")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(

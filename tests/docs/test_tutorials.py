@@ -22,19 +22,18 @@ BLOCK = re.compile(r"^```(python|sh)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MU
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder as a checkout is, and what a tutorial imports or registers forgotten afterwards."""
+    """A folder like a checkout; what a tutorial imports and registers is removed afterwards."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    modules = set(sys.modules)
-    parts = [(registry, dict(registry._module_dict)) for registry in (METRICS, MODELS)]
     yield tmp_path
-    for registry, before in parts:
-        registry._module_dict.clear()
-        registry._module_dict.update(before)
-    for name in set(sys.modules) - modules:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+    for name, module in list(sys.modules.items()):
+        if str(tmp_path) in str(getattr(module, "__file__", "")):
             del sys.modules[name]
+            for registry in (METRICS, MODELS):
+                for part, cls in list(registry.module_dict.items()):
+                    if cls.__module__ == name:
+                        del registry._module_dict[part]
     for manager in (MessageHub, MMLogger, Visualizer, DefaultScope):
         manager._instance_dict.clear()
 
@@ -66,6 +65,7 @@ def test_the_new_head_learns_and_predicts(folder: Path) -> None:
     """The head of the tutorial, on a small batch: finite gradients everywhere, a prediction."""
     import torch
 
+    import models.register  # noqa: F401 - enters the parts into the registries
     from tests.models.cases import POINT_HEAD, make_geometry, make_sample
 
     text = (ROOT / "docs" / "tutorials" / "add_a_head.md").read_text()

@@ -1,4 +1,4 @@
-"""Score a model: `python val.py --config C --weights W`; on N processes: dist_val.sh.
+"""Score a model: `python val.py CONFIG --weights CHECKPOINT`; on N processes: dist_val.sh.
 
 Predictions on disk, of this or another system, are scored without a model by `--predictions DIR`.
 """

@@ -32,7 +32,7 @@ CAMERAS = (
     "CAM_BACK_RIGHT",
 )
 
-_REGENERATE = "write it anew with scripts/gen_sweep_info.py"
+_REGENERATE = "write it again with scripts/gen_sweep_info.py"
 _INFO_FILE = FileKind("info file", _REGENERATE, _REGENERATE, max_bytes=8 << 30)
 # Infos of nuScenes take three to five times their file's size in memory, lists of numbers 14 times.
 _MEMORY_FACTOR = 16

@@ -20,7 +20,7 @@ from models.randomness import SampleDraws
 
 @MODELS.register_module()
 class PhotometricDistortion(nn.Module):
-    """Random colour changes, drawn anew for every image, on the device the images are on.
+    """Random colour changes, drawn for every image, on the device the images are on.
 
     Each with probability 1/2 and in this order: brightness; contrast, if a coin says first;
     saturation; hue; contrast, if it says last; a random order of the channels. Values are not

@@ -1,4 +1,4 @@
-"""The base class of all errors that a user can put right.
+"""Base class of all errors that a user can correct.
 
 This module imports nothing of the project, so every room may import it.
 """
@@ -18,7 +18,7 @@ def does_not_exist(path: object) -> str:
 
 
 class UserError(Exception):
-    """Something that the user can put right: a setting, an option, a file, the environment.
+    """An error that the user can correct: a setting, an option, a file, the environment.
 
     The message is one sentence that names the file or the key and the way out. Entry points print
     it in one line and exit with code 2. Every other exception is a defect and keeps its traceback.

@@ -15,7 +15,7 @@ CAMERAS = ("FRONT", "LEFT", "BACK", "RIGHT")
 LABEL_FILE = FileKind(
     "label file",
     missing="make the data set with examples/courtyard",
-    restore="make the data set anew",
+    restore="make the data set again",
     max_bytes=2**20,
 )
 
@@ -32,7 +32,7 @@ class CourtyardDataset(OccupancyDataset):
 
 @TRANSFORMS.register_module()
 class LoadCourtyardLabels:
-    """Reads ``labels/<token>.npy``: uint8 [X, Y, Z], free voxels bear the label after the last."""
+    """Reads ``labels/<token>.npy``: uint8 [X, Y, Z], free voxels have the label after the last."""
 
     def label_path(self, sample: OccSample) -> str:
         """Returns the label file of a sample (scripts/check_data.py asks for it, too)."""

@@ -128,7 +128,7 @@ def _frames_up_to_key(
     if missing:
         raise BadDataError(
             f"key frame {info['token']} has no camera {missing[0]}, but {', '.join(info['cams'])}: "
-            "set cameras in the config to those that the data has, or write the info file anew "
+            "set cameras in the config to those that the data has, or write the info file again "
             "with scripts/gen_sweep_info.py"
         )
     newest_first = [[info["cams"][name] for name in cameras]]

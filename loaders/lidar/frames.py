@@ -14,7 +14,7 @@ from loaders.errors import BadDataError
 from loaders.info_io import DataPaths
 
 _SWEEP_KEYS = ("data_path", "timestamp", "sensor2lidar_rotation", "sensor2lidar_translation")
-_REGENERATE = "write the info file anew with scripts/gen_sweep_info.py"
+_REGENERATE = "write the info file again with scripts/gen_sweep_info.py"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class CountingMetric(BaseMetric):
     """An MMEngine metric that is a function of summed per-sample counts.
 
     Results are exact for any number of processes and any padding of the last round, and memory
-    does not grow with the number of samples (but for their keys, see :func:`sample_key`).
+    does not grow with the number of samples (except for their keys, see :func:`sample_key`).
 
     Args:
         class_names: Semantic classes in label order; None takes them from the data set.
@@ -54,7 +54,7 @@ class CountingMetric(BaseMetric):
             return self._class_names
         if not self.dataset_meta or "class_names" not in self.dataset_meta:
             raise LoaderConfigError(
-                f"{type(self).__name__} knows no classes: give it class_names, or a data set whose "
+                f"{type(self).__name__} has no classes: give it class_names, or a data set whose "
                 "metainfo has them"
             )
         return tuple(self.dataset_meta["class_names"])
@@ -103,7 +103,7 @@ class CountingMetric(BaseMetric):
         self._expected_samples = size
         self.results = [self._counts.state()]
         self._counts.reset()
-        # BaseMetric keeps `size` results of what the processes gathered; each hands over one.
+        # BaseMetric keeps `size` results of what the processes gathered; each contributes one.
         return super().evaluate(get_world_size())
 
     def counted(self) -> CountState:

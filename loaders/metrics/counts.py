@@ -16,7 +16,7 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass
 class CountState:
-    """What one process hands over at the end of an evaluation (small, picklable).
+    """Counts of one process at the end of an evaluation (small, picklable).
 
     Attributes:
         total: Sum of the counts of all samples in ``seen``; None before the first sample.

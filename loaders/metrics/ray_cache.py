@@ -29,7 +29,7 @@ class RayCache:
     """Casts the rays of a grid, or reads them if the same grid was cast before.
 
     Files are named after a hash of everything that rays depend on, so a folder may serve several
-    data sets and processes, and changed labels are cast anew. Broken files are replaced. Where
+    data sets and processes, and changed labels are cast again. Broken files are replaced. Where
     files cannot be written, rays are cast for every evaluation.
 
     Args:

@@ -32,7 +32,7 @@ _GRIDS = ("voxel_semantics", "mask_camera", "mask_lidar", "mask_valid")
 _RESTORE = "extract the labels again"
 _LABEL_FILE = FileKind(
     "label file",
-    "extract the labels there, set label_dir in the config, or write the info file anew if it "
+    "extract the labels there, set label_dir in the config, or write the info file again if it "
     "belongs to other data",
     _RESTORE,
     max_bytes=512 * MIB,
@@ -171,7 +171,7 @@ class LoadOcc3DLabels:
     """Loads semantics and, where the files have them, visibility masks of a sample.
 
     The config's voxels may be a whole number of times as large as those of the files. Such a voxel
-    bears the label of most of its occupied ones, is unknown if there are none but unknown ones, and
+    has the label of most of its occupied ones, is unknown if there are none but unknown ones, and
     a mask is true where any voxel inside is.
 
     Args:

@@ -19,13 +19,13 @@ from loaders.transforms.cache import ArrayCache
 from loaders.transforms.label_files import LabelFiles, LabelMap, MappedLabels, mapped_labels
 from loaders.transforms.regrid import LabelWindow, label_window, mark_unknown, regrid_sparse
 
-NOISE = 0  # label of a file's voxels that are occupied by nobody knows what
+NOISE = 0  # label of a file's voxels that are occupied, class unknown
 OPENOCC_RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)  # metres, lidar frame
 OPENOCC_VOXEL_SIZE = (0.2, 0.2, 0.2)
 _RESTORE = "extract the labels again"
 _LABEL_FILE = FileKind(
     "label file",
-    "extract the labels there, set label_dir in the config, or write the info file anew if it "
+    "extract the labels there, set label_dir in the config, or write the info file again if it "
     "belongs to other data",
     _RESTORE,
     max_bytes=96 * MIB,

@@ -98,7 +98,7 @@ def regrid_sparse(
 ) -> npt.NDArray[np.uint8]:
     """Fills the wanted grid with a file's occupied voxels.
 
-    A pooled voxel is free if nothing in it is occupied; otherwise it bears the label of most of its
+    A pooled voxel is free if nothing in it is occupied; otherwise it has the label of most of its
     occupied voxels (of several, the lowest).
 
     Args:

@@ -95,7 +95,7 @@ class _SparseConvBase(nn.Module):
         """Convolve the active voxels of ``x``."""
         if self.kernel_size == (1, 1, 1) and self.stride == (1, 1, 1):
             return self._forward_pointwise(x)
-        # spconv knows no empty input; its place is taken by the plain-torch twins there
+        # spconv rejects empty input, which the plain-torch twins handle
         if x.features.is_cuda and len(x.coords):
             return self._forward_spconv(x)
         return self._forward_native(x)

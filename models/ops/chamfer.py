@@ -20,8 +20,8 @@ __all__ = ["chamfer_terms", "chamfer_terms_reference"]
 def chamfer_terms(query: Tensor, reference: Tensor, index: Tensor, beta: float) -> Tensor:
     """SmoothL1 of ``query - reference[index]``, summed over x, y, z.
 
-    Differentiable in both point sets. The backward pass keeps the arguments alone and computes the
-    differences anew. Gradients of a reference that several points share are added in the order of
+    Differentiable in both point sets. The backward pass stores only the arguments and recomputes
+    the differences. Gradients of a reference that several points share are added in the order of
     the points on a CPU; in any order on a GPU, but under ``torch.use_deterministic_algorithms`` in
     one that repeats.
 

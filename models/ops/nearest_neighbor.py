@@ -93,7 +93,7 @@ def nearest_neighbor(
             if the tree has a second use; results are in the order of its ``points``.
         reference: [M, 3], of the same dtype, or the same prepared once as a :class:`PointTree`.
         query_lengths: Queries of each sample, which are searched among the references of the same
-            sample alone; None for one sample. Not with a :class:`PointTree`, which knows its own.
+            sample alone; None for one sample. Not with a :class:`PointTree`, which has them.
         reference_lengths: Likewise.
 
     Returns:

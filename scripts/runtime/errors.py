@@ -1,4 +1,4 @@
-"""Errors that a user can put right end in one sentence; everything else keeps its traceback."""
+"""Errors that a user can correct end in one sentence; all others keep their traceback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 LAUNCHED = "OPUS_LAUNCHED"
 RESTARTS = "OPUS_RESTARTS"  # how often it has restarted its processes
 
-# Operating-system errors about a file that the user can put right, and what to say about the file.
+# Operating-system errors about a file that the user can correct, and the sentence for each.
 _ABOUT_A_FILE = {
     errno.ENOENT: "{0} does not exist (relative paths start at {1}): correct the path",
     errno.EACCES: "{0} may not be read or written by this user: change its permissions or the path",
@@ -83,7 +83,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _describe_os_error(error: OSError) -> str | None:
-    """The sentence for an error of the operating system that the user can put right."""
+    """Return the sentence for an error of the operating system that the user can correct."""
     # In `rename(a, b)` the second file is the one that the user has named.
     name = error.filename2 or error.filename
     path = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else ""
@@ -95,7 +95,7 @@ def _describe_os_error(error: OSError) -> str | None:
 
 
 def describe(error: BaseException) -> str | None:
-    """The sentence to print for an error that the user can put right.
+    """Return the sentence to print for an error that the user can correct.
 
     Args:
         error: What an entry point caught.
@@ -124,7 +124,7 @@ def run_entry_point(
         interrupted: What to print after Ctrl-C.
 
     Returns:
-        0, EXIT_USER_ERROR after an error that the user can put right (one line on standard error),
+        0, EXIT_USER_ERROR after an error that the user can correct (one line on standard error),
         or EXIT_INTERRUPTED. Defects are raised on, with their traceback.
     """
     try:

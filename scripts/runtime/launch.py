@@ -103,7 +103,7 @@ def launched() -> Iterator[Launch]:
         ) from error
     try:
         yield launch
-        # Nobody closes connections that others still use.
+        # Wait: other processes may still use the connections.
         dist.barrier(device_ids=[launch.local_rank] if backend == "nccl" else None)
     except RuntimeError as error:
         if not is_lost_connection(error):

@@ -199,7 +199,7 @@ class ResumableRunner(Runner):
         try:
             random_state.restore(states[rank])
         except ValueError as error:
-            self.logger.warning(f"random numbers start anew: {error}")
+            self.logger.warning(f"random numbers start from the seed: {error}")
 
     # ------------------------------------------------------------------ writing
 

@@ -1,7 +1,7 @@
 """Learning rates of a resumed run: those of a run that had been configured so from the start.
 
 While the configuration has not changed, schedulers go on from their stored state. Otherwise the
-steps up to the place of the checkpoint are made anew with the schedulers of the configuration.
+steps up to the place of the checkpoint are repeated with the schedulers of the configuration.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def restore(
     if any(getattr(scheduler, "need_val_args", False) for scheduler in schedulers):
         raise CheckpointError(
             "the schedule of the learning rate has changed and follows the scores of the "
-            "evaluations: keep the settings of the checkpoint, or start anew from its weights with "
+            "evaluations: keep the settings of the checkpoint, or start from its weights with "
             "--load-from"
         )
     replay(schedulers, wrapper, initial, epoch, iteration, epoch_length)

@@ -1,11 +1,11 @@
-"""Start N processes of an entry point, which `dist_train.sh` and `dist_val.sh` do.
+"""Start N processes of an entry point; `dist_train.sh` and `dist_val.sh` call this.
 
     python -m scripts.runtime.torchrun N SCRIPT [arguments of SCRIPT]
 
-This is torchrun with readable ends: a sentence that several processes have ended with is printed
-once, and the exit code is that of the process that failed first. NNODES, NODE_RANK, MASTER_ADDR and
+This is torchrun with readable errors: a sentence that several processes end with is printed once,
+and the exit code is that of the process that failed first. NNODES, NODE_RANK, MASTER_ADDR and
 MASTER_PORT describe a run on several machines. MAX_RESTARTS is how often processes that crashed or
-were killed are started anew; train.py then goes on from the checkpoint that they have saved.
+were killed are restarted; train.py then resumes the checkpoint that they saved.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def launch(words: Sequence[str]) -> int:
     restarts = _count(os.environ.get("MAX_RESTARTS", "0"), "MAX_RESTARTS", 0)
     if restarts and "--standalone" not in machines:
         raise ConfigError(
-            "MAX_RESTARTS starts the processes of one machine anew, and NNODES is not 1: leave it "
+            "MAX_RESTARTS restarts the processes of one machine, and NNODES is not 1: leave it "
             "out and start all machines again with --resume, or use torchrun with --max-restarts, "
             "--rdzv-backend c10d and --resume"
         )
@@ -90,7 +90,7 @@ def _run_once(options: Sequence[str], script: str) -> tuple[int, bool]:
     """Start the processes and wait for them.
 
     Returns:
-        The exit code, and whether it is of no use to start them anew.
+        The exit code, and whether restarting them is pointless.
     """
     from torch.distributed import DistError, run  # slow to import: wrong numbers are told before
     from torch.distributed.elastic.multiprocessing.api import SignalException

@@ -54,7 +54,7 @@ class WatchedDataLoader(DataLoader):
     def watch(cls, loader: DataLoader, stop_signals: StopSignals) -> WatchedDataLoader:
         """Turn a built DataLoader into one of this class, in place."""
         if not isinstance(loader, cls):
-            loader.__class__ = cls  # torch forbids to build it anew from its own parts
+            loader.__class__ = cls  # torch does not allow building it again from its parts
         assert isinstance(loader, cls)
         loader.stop_signals = stop_signals
         loader.worker_init_fn = WorkerStart(stop_signals.worker_init(loader.worker_init_fn))

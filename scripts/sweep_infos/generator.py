@@ -185,7 +185,7 @@ def command_parser() -> CommandParser:
     """Returns the command line."""
     parser = CommandParser(__doc__)
     parser.add_argument("--data-root", type=Path, default=Path("data/nuscenes"))
-    version = f"folder of the tables: {', '.join(SPLITS)}, or one's own (default: %(default)s)"
+    version = f"folder of the tables: {', '.join(SPLITS)}, or your own (default: %(default)s)"
     parser.add_argument("--version", default="v1.0-trainval", help=version)
     parser.add_argument("--out-dir", type=Path, help="default: the data root")
     parser.add_argument(

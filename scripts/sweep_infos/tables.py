@@ -1,7 +1,7 @@
 """The parts of nuScenes' tables that info files need, in a few hundred megabytes.
 
 The devkit holds every record of every table as Python objects, several gigabytes for trainval.
-Here the two large tables are streamed into arrays, and the others are left out but for the small.
+Here the two large tables are streamed into arrays, and only small ones are read in addition.
 
 Legend: n camera and LiDAR records (`sample_data`), sorted by scene, channel and time.
 """

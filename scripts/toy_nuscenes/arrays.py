@@ -16,7 +16,7 @@ def f32(values: ArrayLike) -> np.ndarray:
     return np.asarray(values, np.float32)
 
 
-def thrice(values: np.ndarray) -> np.ndarray:
+def as_columns(values: np.ndarray) -> np.ndarray:
     """Each of float32 [n] values three times over: [n, 3]."""
     values = f32(values)
     if len(values) == 0:
@@ -34,4 +34,4 @@ def normalise(vectors: np.ndarray) -> None:
     are.
     """
     length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    vectors *= thrice(1 / np.maximum(length, np.float32(1e-3)))
+    vectors *= as_columns(1 / np.maximum(length, np.float32(1e-3)))

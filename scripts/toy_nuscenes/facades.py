@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.toy_nuscenes.arrays import f32, thrice, times
+from scripts.toy_nuscenes.arrays import f32, as_columns, times
 from scripts.toy_nuscenes.light import Light, squared
 from scripts.toy_nuscenes.noise import hash01, noise_at
 from scripts.toy_nuscenes.statics import SlotTable
@@ -212,7 +212,7 @@ def _bricks(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def _shade_roof(b: Building, local: np.ndarray) -> np.ndarray:
     noise = noise_at(52, 2.0, local[0], local[1], 0.1)
     if b.rise == 0:
-        return np.float32(0.22) * thrice(1 + np.float32(0.1) * noise)
+        return np.float32(0.22) * as_columns(1 + np.float32(0.1) * noise)
     course = np.mod(np.abs(local[1]) * np.float32(1.2) + local[2], np.float32(0.35)) < 0.07
     return times(1 + np.float32(0.12) * noise - np.float32(0.25) * course, b.roof)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from scripts.toy_nuscenes.arrays import f32, thrice, times
+from scripts.toy_nuscenes.arrays import f32, as_columns, times
 from scripts.toy_nuscenes.classes import Occ
 from scripts.toy_nuscenes.layout import Junction, Layout, Road
 from scripts.toy_nuscenes.noise import TILE, noise_tile
@@ -274,7 +274,7 @@ def _albedo(
         1,
     )
     soil = np.stack([1 - bare, bare]).T @ np.stack([grass, f32([0.27, 0.20, 0.12])])
-    out[rows] = soil * thrice(1 + np.float32(0.16) * fine + np.float32(0.12) * middle)
+    out[rows] = soil * as_columns(1 + np.float32(0.16) * fine + np.float32(0.12) * middle)
     rows = np.flatnonzero(curb)
     out[rows] = times(1 + np.float32(0.05) * noise.at(rows)[2], f32([0.5, 0.49, 0.46]))
     return np.clip(out, 0.01, 1.0).reshape(*canvas.shape, 3)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.toy_nuscenes.arrays import f32, thrice, times
+from scripts.toy_nuscenes.arrays import f32, as_columns, times
 from scripts.toy_nuscenes.noise import noise_at, noise_tile
 
 
@@ -149,5 +149,5 @@ def add_haze(light: Light, colour: np.ndarray, distance: np.ndarray) -> None:
 
 def _blend(colour: np.ndarray, other: np.ndarray, share: np.ndarray) -> None:
     """Mixes float32 [n, 3] colours in place with a share float32 [n] of another one [3]."""
-    colour *= thrice(1 - share)
+    colour *= as_columns(1 - share)
     colour += times(share, other)

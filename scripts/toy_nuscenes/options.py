@@ -31,7 +31,7 @@ MINI_VAL = ("scene-0103", "scene-0916")
 class Options:
     """Parameters that determine the data set completely.
 
-    scenes: number of scenes; up to 10 bear the names of the nuScenes mini split (8 train, 2 val),
+    scenes: number of scenes; up to 10 have the names of the nuScenes mini split (8 train, 2 val),
     more of them those of trainval. samples: key frames per scene. width, height: image size in
     pixels. seed: of everything random.
     lidar_hz: LiDAR sweeps per second (nuScenes: 20). lidar_azimuths: firings per turn (nuScenes:

@@ -189,7 +189,7 @@ def _work(
 ) -> None:
     """A worker process: makes scenes until there are none left.
 
-    Sends progress counts, then None, an error that the user can put right, or a traceback as text.
+    Sends progress counts, then None, an error that the user can correct, or a traceback as text.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends us
     keep_freed_memory()

@@ -322,7 +322,7 @@ def _colours(class_names: Sequence[str]) -> NDArray[np.uint8]:
     """Colours [C, 3] of the classes; evenly spread hues where the palette lacks one of them."""
     try:
         return class_colours(class_names)
-    except ConfigError:  # a data set of one's own is looked at before its colours are chosen
+    except ConfigError:  # a custom data set is drawn before its colours are chosen
         hues = np.linspace(0, 180, len(class_names), endpoint=False)
         hsv = np.column_stack([hues, np.full((len(hues), 2), 220)]).astype(np.uint8)
         colours: NDArray[np.uint8] = cv2.cvtColor(hsv[:, None], cv2.COLOR_HSV2RGB)[:, 0]

@@ -117,7 +117,7 @@ def _add_style(parser: argparse.ArgumentParser) -> None:
         "--palette",
         choices=list(PALETTES),
         default="field",
-        help="class colours: nuScenes' own, or ones that colour-blind readers can tell apart",
+        help="class colours: nuScenes' own, or ones for colour-blind readers",
     )
 
 

@@ -108,7 +108,7 @@ class Difference(IntEnum):
 
 
 # Blue, vermilion and yellow of Okabe and Ito's set, which readers with any of the common colour
-# vision deficiencies can tell apart; what is right stays grey so that the errors stand out. They
+# vision deficiencies can distinguish; what is right stays grey so that the errors stand out. They
 # serve both palettes.
 DIFFERENCE_COLOURS: dict[str, RGB] = {
     "right": (168, 176, 184),

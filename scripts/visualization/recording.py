@@ -272,7 +272,7 @@ def _transform(rr: Any, matrix: NDArray[np.float64]) -> Any:
 
 
 def _colour_map(name: str, values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Colours [n, 3] of values [n], of which those from 0 to 1 are told apart."""
+    """Colours [n, 3] of values [n], for the range 0 to 1."""
     from matplotlib import colormaps
 
     colours: NDArray[np.uint8] = colormaps[name](np.clip(values, 0, 1), bytes=True)[:, :3]

@@ -203,7 +203,7 @@ def draw_title(canvas: Image.Image, view: SampleView, options: SheetOptions) -> 
         draw_text(canvas, (right, middle), name, size, theme.muted, anchor="rm")
         right -= text_width(name, size)
     size = px(_KEY_SIZE)
-    # The token is for finding the sample again; it gives way where the scores need the room.
+    # The token is for finding the sample again; it is left out if the scores need the space.
     for text, colour in ((view.recorded, theme.text), (view.sample_token, theme.muted)):
         x += px(14)
         if text and x + text_width(text, size) + px(18) < right:

@@ -26,7 +26,7 @@ from scripts.runtime.errors import ConfigError
 Points = list[tuple[float, float]]
 SCALARS = "vis_data/scalars.json"
 # Blue, vermilion, green, purple, orange, sky, black of Okabe and Ito's set, which readers with any
-# of the common colour vision deficiencies can tell apart.
+# of the common colour vision deficiencies can distinguish.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 # Lines of the decoder layers before the last one, from the start on.
 LAYER_STYLES: tuple[Any, ...] = (":", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1)))

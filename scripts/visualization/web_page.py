@@ -40,7 +40,7 @@ from scripts.visualization.voxel_renderer import RenderStyle
 
 _WEB = Path(__file__).parent / "web"
 _VENDOR = _WEB / "vendor" / "three-0.180.0"
-# Modules by the names under which they import each other; the packed ones nobody reads.
+# Modules by the names under which they import each other; the minified ones are not for reading.
 _LIBRARIES = {
     "three-core": "three.core.min.js",
     "three": "three.module.min.js",

@@ -279,7 +279,7 @@ def test_broken_file_is_named_from_any_process(run: Runner, workers: int) -> Non
         "train_dataloader.dataset.bad_file=images/17.jpg",
         f"train_dataloader.num_workers={workers}",
     )
-    assert sentence.endswith("images/17.jpg is broken: write it anew")
+    assert sentence.endswith("images/17.jpg is broken: write it again")
 
 
 # ---------------------------------------------------------------- what is not the user's

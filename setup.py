@@ -1,4 +1,4 @@
-"""Build the native operations of ``models/csrc`` into ``models/ops/_C*.so``.
+"""Build the native operations of `models/csrc` into `models/ops/_C*.so`.
 
     python setup.py build_ext --inplace          # in the source tree
     pip install -e . --no-build-isolation        # as an editable package

@@ -5,7 +5,7 @@
 
 "field" generates the parameters of all queries and groups at once, then multiplies, normalises and
 rectifies one after another. "ours" is what the decoder does: one group after another, with the
-operation ``adaptive_mixing``. "twin" is the same with the operation's twin.
+operation `adaptive_mixing`. "twin" is the same with the operation's twin.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def forward(
 def both(
     case: str, functions: Functions, leaves: list[Tensor], grad: Tensor, args: argparse.Namespace
 ) -> Row:
-    """A row forward and backward, with the gradients of all leaves; ``grad`` is the output's."""
+    """A row forward and backward, with the gradients of all leaves; `grad` is the output's."""
 
     def with_gradients(function: Callable[[], Tensor]) -> Callable[[], object]:
         # without the gradients as results, which would stay in memory

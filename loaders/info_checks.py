@@ -69,7 +69,7 @@ def _are_times(values: Sequence[Any]) -> bool:
 
 
 def _numbers(*shape: int, what: str = "", is_usable: _Usable | None = None) -> _Rule:
-    """Finite numbers of a shape, in an array or in lists; ``is_usable`` judges [n, *shape]."""
+    """Finite numbers of a shape, in an array or in lists; `is_usable` judges [n, *shape]."""
 
     def are_good(values: np.ndarray[Any, Any]) -> bool:
         # Not-a-number compares false.
@@ -166,7 +166,7 @@ _SWEEP_RULES = {
 def check_infos(
     infos: Sequence[Any], path: str | os.PathLike[str], remedy: str, keys: Sequence[str]
 ) -> None:
-    """Checks the types and shapes of an info file's content.
+    """Check the types and shapes of an info file's content.
 
     Args:
         infos: Key frames.
@@ -205,7 +205,7 @@ def check_infos(
 
 
 def check_metadata(metadata: Mapping[Any, Any], path: str | os.PathLike[str], remedy: str) -> None:
-    """Checks the types in the header of an info file.
+    """Check the types in the header of an info file.
 
     Raises:
         BadDataError: It names the file and the key.
@@ -220,7 +220,7 @@ def check_metadata(metadata: Mapping[Any, Any], path: str | os.PathLike[str], re
 
 
 def _wrong_structure(info: Entry) -> tuple[str, str] | None:
-    """Returns key and problem of the first container of a key frame that is of another kind."""
+    """Return key and problem of the first container of a key frame that is of another kind."""
     cams, cam_sweeps, lidar_sweeps = info["cams"], info["cam_sweeps"], info["lidar_sweeps"]
     if not isinstance(cams, Mapping):
         return "cams", "is no dict of cameras"
@@ -270,7 +270,7 @@ def _are_plain(entries: Sequence[Entry], rules: Mapping[str, _Rule]) -> bool:
 def _wrong_entry(
     entry: Entry, rules: Mapping[str, _Rule], is_needed: bool
 ) -> tuple[str, str] | None:
-    """Returns key and problem of the first wrong value of an entry."""
+    """Return key and problem of the first wrong value of an entry."""
     for key, rule in rules.items():
         if key not in entry:
             if is_needed:

@@ -1,6 +1,6 @@
 """Models, from a batch to predictions. Importing this package imports no other module of it.
 
-``models.ops`` holds the native operations, which need torch alone. ``models.register`` imports
+`models.ops` holds the native operations, which need torch alone. `models.register` imports
 every registered part.
 """
 

@@ -23,8 +23,8 @@ class UserError(Exception):
     The message is one sentence that names the file or the key and the way out. Entry points print
     it in one line and exit with code 2. Every other exception is a defect and keeps its traceback.
 
-    Subclasses name the kind. Where callers expect a built-in exception too (``ValueError``,
-    ``FileNotFoundError``), a subclass inherits from both. Every subclass takes the message as its
+    Subclasses name the kind. Where callers expect a built-in exception too (`ValueError`,
+    `FileNotFoundError`), a subclass inherits from both. Every subclass takes the message as its
     only argument, so that it passes from one process to another with its type.
     """
 

@@ -92,7 +92,7 @@ def first_hits(yard: Yard, origin: FloatArray, rays: FloatArray) -> npt.NDArray[
 
 
 def render(yard: Yard, position: FloatArray, rotation: FloatArray) -> npt.NDArray[np.uint8]:
-    """Image [H, W, 3] of a camera at ``position`` with ``rotation`` to the global frame."""
+    """Image [H, W, 3] of a camera at `position` with `rotation` to the global frame."""
     v, u = np.indices(IMAGE_HW)
     pixels = np.stack([u + 0.5, v + 0.5, np.ones(IMAGE_HW)], -1).reshape(-1, 3)
     rays = pixels @ np.linalg.inv(INTRINSIC).T @ rotation.T
@@ -114,7 +114,7 @@ def make_labels(yard: Yard, rotation: FloatArray, translation: FloatArray) -> np
 
 
 def write_frame(root: Path, scene: str, frame: int, yard: Yard) -> dict[str, Any]:
-    """Writes the files of a frame; returns its entry in the info file."""
+    """Write the files of a frame; return its entry in the info file."""
     token = f"{scene}-{frame:03d}"
     rotation, translation = cart_pose(frame)
     np.save(root / "labels" / f"{token}.npy", make_labels(yard, rotation, translation))
@@ -152,7 +152,7 @@ def write_frame(root: Path, scene: str, frame: int, yard: Yard) -> dict[str, Any
 
 
 def make_data(root: Path, scenes: int, frames: int, seed: int = 0) -> None:
-    """Writes training scenes and one of validation."""
+    """Write training scenes and one of validation."""
     (root / "labels").mkdir(parents=True, exist_ok=True)
     for split, count in (("train", scenes), ("val", 1)):
         infos = []

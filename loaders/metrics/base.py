@@ -23,13 +23,13 @@ class CountingMetric(BaseMetric):
     """An MMEngine metric that is a function of summed per-sample counts.
 
     Results are exact for any number of processes and any padding of the last round, and memory
-    does not grow with the number of samples (except for their keys, see :func:`sample_key`).
+    does not grow with the number of samples (except for their keys, see `sample_key`).
 
     Args:
         class_names: Semantic classes in label order; None takes them from the data set.
         empty_label: Label of free voxels; None means the one after the last semantic class.
-        collect_device: ``"gpu"`` gathers results by a collective operation of the process group,
-            also on CPU processes; ``"cpu"`` through files, which needs a folder that all machines
+        collect_device: `"gpu"` gathers results by a collective operation of the process group,
+            also on CPU processes; `"cpu"` through files, which needs a folder that all machines
             share.
         prefix: Prefix of the result's keys.
     """
@@ -70,12 +70,12 @@ class CountingMetric(BaseMetric):
         return len(self.class_names) + 1
 
     def process(self, data_batch: Any, data_samples: Sequence[DataSample]) -> None:
-        """Adds one batch.
+        """Add one batch.
 
         Args:
             data_batch: Ignored.
-            data_samples: One mapping per sample with ``sample_token`` and ``sample_idx``,
-                ``voxel_semantics`` and the prediction (``pred_coords`` [n, 3] and ``pred_labels``
+            data_samples: One mapping per sample with `sample_token` and `sample_idx`,
+                `voxel_semantics` and the prediction (`pred_coords` [n, 3] and `pred_labels`
                 [n]), and what the metric asks for beyond them.
         """
         for sample in data_samples:
@@ -87,11 +87,11 @@ class CountingMetric(BaseMetric):
             self._counts.add(sample_key(sample), self.count(sample))
 
     def count(self, sample: DataSample) -> npt.NDArray[np.int64]:
-        """Returns the counts of one sample as an array of fixed shape."""
+        """Return the counts of one sample as an array of fixed shape."""
         raise NotImplementedError
 
     def score(self, counts: npt.NDArray[np.int64]) -> dict[str, float]:
-        """Turns summed counts into named scores and logs a table."""
+        """Turn summed counts into named scores and log a table."""
         raise NotImplementedError
 
     def evaluate(self, size: int) -> dict[str, float]:
@@ -107,7 +107,7 @@ class CountingMetric(BaseMetric):
         return super().evaluate(get_world_size())
 
     def counted(self) -> CountState:
-        """Returns what was counted so far, to be handed to :meth:`evaluate_counted` elsewhere."""
+        """Return what was counted so far, to be handed to `evaluate_counted` elsewhere."""
         return self._counts.state()
 
     def evaluate_counted(self, states: Sequence[CountState], size: int) -> dict[str, float]:
@@ -137,17 +137,17 @@ class CountingMetric(BaseMetric):
 
     @staticmethod
     def log(message: str) -> None:
-        """Writes to the runner's log."""
+        """Write to the runner's log."""
         print_log(message, logger=MMLogger.get_current_instance())
 
 
 def to_numpy(value: Any) -> npt.NDArray[Any]:
-    """Returns a tensor or array as a numpy array on the CPU."""
+    """Return a tensor or array as a numpy array on the CPU."""
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
 def sample_key(sample: DataSample) -> tuple[str | None, int | None]:
-    """Returns what identifies a sample in an evaluation: its token and its position.
+    """Return what identifies a sample in an evaluation: its token and its position.
 
     Samples of several data sets differ in their tokens. A sample that is listed or repeated twice
     has two positions and counts twice; copies that pad the last round of a distributed evaluation
@@ -166,7 +166,7 @@ def sample_key(sample: DataSample) -> tuple[str | None, int | None]:
 
 
 def require(sample: DataSample, key: str, remedy: str) -> Any:
-    """Returns ``sample[key]``.
+    """Return `sample[key]`.
 
     Raises:
         LoaderConfigError: If the key is missing or None; the message ends with the remedy.
@@ -181,7 +181,7 @@ def require(sample: DataSample, key: str, remedy: str) -> Any:
 def gt_and_pred_grids(
     sample: DataSample, empty_label: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Returns ground truth and prediction of a sample as uint8 grids [X, Y, Z]."""
+    """Return ground truth and prediction of a sample as uint8 grids [X, Y, Z]."""
     remedy = "put LoadOcc3DLabels or LoadOccupancyLabels into the test pipeline"
     gt = to_numpy(require(sample, "voxel_semantics", remedy))
     remedy = "evaluate the output of the model's predict mode"

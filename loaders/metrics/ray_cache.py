@@ -48,9 +48,9 @@ class RayCache:
         voxel_size: Sequence[float],
         empty_label: int,
     ) -> Rays:
-        """Returns class uint8 [O * D] and depth float32 [O * D] of a grid's rays.
+        """Return class uint8 [O * D] and depth float32 [O * D] of a grid's rays.
 
-        Args: see :func:`loaders.metrics.ray_iou.cast_label_rays`.
+        Args: see `loaders.metrics.ray_iou.cast_label_rays`.
         """
         digest = hashlib.sha256(np.ascontiguousarray(grid).data)
         digest.update(np.ascontiguousarray(origins, dtype=np.float64).data)
@@ -90,7 +90,7 @@ class RayCache:
 
 
 def read_rays(path: Path, number: int) -> Rays | None:
-    """Returns the rays of a file, None if it is not there or not whole."""
+    """Return the rays of a file, None if it is not there or not whole."""
     try:
         with open_arrays(path, _RAY_FILE, _RAY_FILE.max_bytes) as file:
             for name, dtype in (("label", np.uint8), ("depth", np.float32)):

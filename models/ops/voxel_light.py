@@ -48,7 +48,7 @@ def voxel_light(drawn: Tensor, opaque: Tensor, sun_slope: Sequence[float]) -> Te
 
 
 def voxel_light_reference(drawn: Tensor, opaque: Tensor, sun_slope: Sequence[float]) -> Tensor:
-    """Plain-torch twin of :func:`voxel_light`. Same arguments."""
+    """Plain-torch twin of `voxel_light`. Same arguments."""
     _check_arguments(drawn, opaque, sun_slope)
     free = F.pad((~drawn).float(), (1,) * 6, value=1.0)
     both = (sun_visibility(opaque, sun_slope), sky_openness(opaque))
@@ -65,7 +65,7 @@ def sun_visibility(opaque: Tensor, sun_slope: Sequence[float]) -> Tensor:
 
     Args:
         opaque: bool [X, Y, Z].
-        sun_slope: see :func:`voxel_light`.
+        sun_slope: see `voxel_light`.
 
     Returns:
         float32 [X, Y, Z] in [0, 1]; meaningful in cells that are not opaque.
@@ -83,7 +83,7 @@ def sun_visibility(opaque: Tensor, sun_slope: Sequence[float]) -> Tensor:
 
 
 def _shift(layer: Tensor, dx: float, dy: float) -> Tensor:
-    """Bilinear sample of ``layer`` [X, Y] at (x + dx, y + dy); 1 outside."""
+    """Bilinear sample of `layer` [X, Y] at (x + dx, y + dy); 1 outside."""
     reach = int(max(abs(dx), abs(dy))) + 2
     padded = F.pad(layer, (reach, reach, reach, reach), value=1.0)
     ix, iy = int(dx // 1), int(dy // 1)
@@ -122,7 +122,7 @@ def sky_openness(opaque: Tensor) -> Tensor:
 
 
 def _box_sum(field: Tensor, axis: int) -> Tensor:
-    """Sums over the elements up to ``_REACH`` away along an axis; nothing lies outside."""
+    """Sum over the elements up to `_REACH` away along an axis; nothing lies outside."""
     pad = [0] * 6
     pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = _REACH
     padded, n = F.pad(field, pad), field.shape[axis]

@@ -30,11 +30,11 @@ def voxel_max(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
 
     Args:
         features: [n, C], float32 or float64.
-        voxel_index: int64 [n], each in ``[0, num_voxels)``.
+        voxel_index: int64 [n], each in `[0, num_voxels)`.
         num_voxels: m.
 
     Returns:
-        [m, C], differentiable in ``features``.
+        [m, C], differentiable in `features`.
 
     Raises:
         ValueError: a shape or dtype does not fit, or an index is out of range (on the CPU; the
@@ -49,7 +49,7 @@ def voxel_max(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
 
 
 def voxel_max_reference(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
-    """Plain-torch twin of :func:`voxel_max`. Same arguments."""
+    """Plain-torch twin of `voxel_max`. Same arguments."""
     _check_arguments(features, voxel_index, num_voxels)
     n, channels = features.shape
     target = voxel_index[:, None].expand(n, channels)

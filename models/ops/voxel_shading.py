@@ -26,8 +26,8 @@ class VoxelScene(NamedTuple):
     """What rays hit.
 
     Attributes:
-        pyramid: of labels uint8 [1, X, Y, Z], indices into ``albedo`` wherever they are not empty.
-        light: float32 [Z + 2, X + 2, Y + 2, 2] as :func:`voxel_light` makes it: sunlight and
+        pyramid: of labels uint8 [1, X, Y, Z], indices into `albedo` wherever they are not empty.
+        light: float32 [Z + 2, X + 2, Y + 2, 2] as `voxel_light` makes it: sunlight and
             ambient light of the cells, with a border of one around them. Where the second is 0
             there is no free cell.
         albedo: float32 [C, 3].
@@ -94,7 +94,7 @@ def voxel_shading(
     background: Tensor,
     wanted: Tensor | None = None,
 ) -> ShadedRays:
-    """Cast rays as :func:`ray_cast` does, and shade what they hit.
+    """Cast rays as `ray_cast` does, and shade what they hit.
 
     CPU tensors go through the native operation, which is fast where neighbouring rays have much in
     common; CUDA tensors through the plain-torch twin.
@@ -142,7 +142,7 @@ def voxel_shading_reference(
     background: Tensor,
     wanted: Tensor | None = None,
 ) -> ShadedRays:
-    """Plain-torch twin of :func:`voxel_shading`. Same arguments."""
+    """Plain-torch twin of `voxel_shading`. Same arguments."""
     _check_arguments(scene, view, directions, background, wanted)
     shape = directions.shape[:2]
     behind = background[:, None].expand(*shape, 3).reshape(-1, 3)
@@ -182,7 +182,7 @@ def _shade(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Colours [n, 4], not yet before a background, and keys [n] of hits.
 
-    Directions [n, 3] are ``rays`` in the grid's axes and ``local`` in the camera's.
+    Directions [n, 3] are `rays` in the grid's axes and `local` in the camera's.
     """
     # A ray that starts inside a voxel enters no face: take the one it looks through.
     main = rays.abs().argmax(dim=1)
@@ -203,7 +203,7 @@ def _shade(
 
 
 def _light(scene: VoxelScene, face: Tensor, axes: Tensor, voxel: Tensor, place: Tensor) -> Tensor:
-    """Brightness [n] of points at ``place`` [n, 2] of faces, bilinear between their corners."""
+    """Brightness [n] of points at `place` [n, 2] of faces, bilinear between their corners."""
     step = torch.eye(3, dtype=torch.long, device=face.device)[axes]  # [n, 3, 3]
     # The cell before the face; cells have a border of one.
     front = voxel + 1 + step[:, 0] * (2 * (face % 2) - 1)[:, None]
@@ -297,7 +297,7 @@ def _check_arguments(
 
 
 def _check_numbers(scene: VoxelScene, view: VoxelView) -> None:
-    """Checks the lengths of all lists of numbers."""
+    """Check the lengths of all lists of numbers."""
     tables = (
         ("brightness", scene.brightness, 6, 2),
         ("rotation", view.rotation, 3, 3),

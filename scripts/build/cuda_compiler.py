@@ -2,7 +2,7 @@
 
     python scripts/compile_cuda.py [FILTER] [--out REPORT.md] [--jobs N]
 
-Every ``.cu`` file of ``models/csrc`` is compiled for the architectures that the project reports,
+Every `.cu` file of `models/csrc` is compiled for the architectures that the project reports,
 warnings are errors. The table gives registers and spills of a thread and static shared memory of
 a block, as the assembler tells them. C++ sources that start kernels are checked, not compiled.
 """
@@ -61,7 +61,7 @@ def compile_source(
     folder: Path,
     architectures: Sequence[str] = native_build.REPORTED_ARCHITECTURES,
 ) -> list[KernelUse]:
-    """Compiles one ``.cu`` file.
+    """Compiles one `.cu` file.
 
     Args:
         source: Path relative to the project.
@@ -81,7 +81,7 @@ def compile_source(
 
 
 def check_host_sources(sources: Sequence[str], cuda_home: Path, folder: Path) -> None:
-    """Checks C++ files as those of a CUDA build against torch's and CUDA's headers.
+    """Check C++ files as those of a CUDA build against torch's and CUDA's headers.
 
     Args:
         sources: Paths relative to the project.
@@ -107,7 +107,7 @@ def check_host_sources(sources: Sequence[str], cuda_home: Path, folder: Path) ->
 
 
 def parse_report(text: str) -> list[KernelUse]:
-    """Reads the output of ``ptxas -v``."""
+    """Read the output of `ptxas -v`."""
     uses, name, arch, stack, spill = [], "", "", 0, 0
     for line in text.splitlines():
         if entry := _ENTRY.search(line):
@@ -151,7 +151,7 @@ def compile_all(
     jobs: int = 1,
     architectures: Sequence[str] = native_build.REPORTED_ARCHITECTURES,
 ) -> list[KernelUse]:
-    """Compiles all CUDA sources whose path holds ``pattern``.
+    """Compiles all CUDA sources whose path holds `pattern`.
 
     Raises:
         CompileError: There is no CUDA compiler, or it refuses a source.

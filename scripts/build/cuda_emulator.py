@@ -2,13 +2,13 @@
 
     python scripts/emulate_cuda.py [--sanitize] [PYTEST ARGUMENTS]
 
-Compiles the ``.cu`` files, as they are, with the host's compiler against
-``scripts/build/cuda_emulation/common/runtime.cuh``, which runs the threads of a block in turns,
-and their C++ launchers as the operations of the CPU. Then the tests that take a ``device`` run
+Compiles the `.cu` files, as they are, with the host's compiler against
+`scripts/build/cuda_emulation/common/runtime.cuh`, which runs the threads of a block in turns,
+and their C++ launchers as the operations of the CPU. Then the tests that take a `device` run
 against this library twice, with blocks and threads in ascending and in descending order. What is
 found: wrong numbers, barriers and exchanges that not all threads reach together, results that
 depend on the order of threads, memory read before it is written (it holds NaNs or large numbers),
-grids that no GPU launches, memory out of bounds (with ``--sanitize``, by AddressSanitizer). What
+grids that no GPU launches, memory out of bounds (with `--sanitize`, by AddressSanitizer). What
 is not: what only a real GPU has, such as its speed and its memory model.
 """
 
@@ -46,7 +46,7 @@ def prelude(sources: Sequence[str]) -> str:
 
 
 def build(folder: Path, sanitized: bool) -> Path:
-    """Builds the library in ``folder`` and returns its path."""
+    """Build the library in `folder` and return its path."""
     from torch.utils import cpp_extension
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def build(folder: Path, sanitized: bool) -> Path:
 
 
 def run(library: Path, sanitized: bool, pytest_arguments: Sequence[str]) -> int:
-    """Runs the tests in both orders of threads; the exit code is not 0 if one fails."""
+    """Run the tests in both orders of threads; the exit code is not 0 if one fails."""
     tests = [f"tests/ops/test_{name}.py" for name in emulated_operations()]
     arguments = [*tests, "-k", "cpu and not cuda", "-q", *pytest_arguments]
     os.environ["MALLOC_PERTURB_"] = "1"  # numbers that were not written are near -1.7e38

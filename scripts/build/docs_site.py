@@ -37,9 +37,7 @@ def links(markdown: str) -> list[re.Match[str]]:
     fences = [match.span() for match in FENCED.finditer(markdown)]
     found = LINK.finditer(markdown)
     return [
-        match
-        for match in found
-        if not any(start <= match.start() < end for start, end in fences)
+        match for match in found if not any(start <= match.start() < end for start, end in fences)
     ]
 
 

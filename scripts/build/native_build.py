@@ -32,7 +32,7 @@ REPORTED_ARCHITECTURES = ("80", "89", "90")
 
 
 def find_sources(suffix: str) -> list[str]:
-    """Sources with a suffix, relative to the project."""
+    """Source with a suffix, relative to the project."""
     return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / CSRC).rglob(f"*{suffix}"))
 
 
@@ -47,9 +47,9 @@ def cuda_sources() -> list[str]:
 
 
 def cuda_launchers() -> list[str]:
-    """C++ sources that start CUDA kernels, one for each ``.cu`` file.
+    """C++ sources that start CUDA kernels, one for each `.cu` file.
 
-    Those of operations whose kernels of a GPU differ much from the CPU's (``_cuda_host.cpp``), and
+    Those of operations whose kernels of a GPU differ much from the CPU's (`_cuda_host.cpp`), and
     those that serve both devices.
     """
     stems = [path.removesuffix("_cuda.cu") for path in find_sources(".cu")]
@@ -61,7 +61,7 @@ def cuda_launchers() -> list[str]:
 
 
 def torch_headers(sources: Sequence[str]) -> list[str]:
-    """Torch's headers that sources include, as they write them: ``<torch/library.h>``."""
+    """Torch's headers that sources include, as they write them: `<torch/library.h>`."""
     text = "".join((ROOT / source).read_text(encoding="utf-8") for source in sources)
     return sorted(set(re.findall(r"#include (<(?:ATen|torch)/[^>]+>)", text)))
 
@@ -73,7 +73,7 @@ def warning_flags() -> list[str]:
 
 
 def nvcc_flags() -> list[str]:
-    """Flags of every compilation by nvcc, those of setup.py among them."""
+    """Flag of every compilation by nvcc, those of setup.py among them."""
     flags = ["-O3", "-std=c++20", "-lineinfo", NO_FUSED_CUDA]
     flags += ["-Xcompiler", ",".join([*warning_flags(), "-fvisibility=hidden", NO_FUSED_HOST])]
     if "-Werror" in warning_flags():
@@ -125,10 +125,10 @@ def _is_toolkit(folder: Path) -> bool:
 
 
 def cuda_library_folder(cuda_home: Path, build: Path) -> Path:
-    """A folder in which the linker finds ``libcudart.so``.
+    """A folder in which the linker finds `libcudart.so`.
 
     The toolkit's own, or, for the pip packages, which have libraries under their full names alone
-    (``libcudart.so.13``), one in ``build`` with a link to it.
+    (`libcudart.so.13`), one in `build` with a link to it.
 
     Raises:
         FileNotFoundError: the toolkit has no CUDA runtime.

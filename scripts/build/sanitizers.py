@@ -2,7 +2,7 @@
 
     python scripts/sanitize.py [PYTEST ARGUMENTS]      # default: tests/ops -k "not cuda_sources"
 
-Builds ``build/sanitized/models/ops/_C*.so`` with AddressSanitizer and UndefinedBehaviorSanitizer
+Builds `build/sanitized/models/ops/_C*.so` with AddressSanitizer and UndefinedBehaviorSanitizer
 (gcc), then runs the tests with it. Reads and writes out of bounds and undefined behaviour end the
 run. Memory that is lost at the end counts where the extension's own code asked for it: the
 interpreter and torch keep much until the process ends.
@@ -27,7 +27,7 @@ DEFAULT_TESTS = ["tests/ops", "-q", "-k", "not cuda_sources and not test_extensi
 
 
 def build() -> Path:
-    """Builds the library and returns its path."""
+    """Build the library and return its path."""
     command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(BUILD)]
     command += ["--build-temp", str(BUILD / "objects")]
     environment = dict(os.environ, OPUS_SANITIZE="1", OPUS_CPU_ONLY="1")
@@ -54,7 +54,7 @@ def leaks_of(report: str, library: str) -> list[str]:
 
 
 def run(library: Path, pytest_arguments: Sequence[str]) -> int:
-    """Runs the tests; the exit code is not 0 if they, a sanitizer or the leak check fail."""
+    """Run the tests; the exit code is not 0 if they, a sanitizer or the leak check fail."""
     with tempfile.TemporaryDirectory() as folder:
         asan = "detect_leaks=1:fast_unwind_on_malloc=0:malloc_context_size=20:exitcode=99"
         environment = dict(

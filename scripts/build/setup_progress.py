@@ -20,7 +20,7 @@ MILESTONE = re.compile(
     r"^\s*(Building wheel|Created wheel|Installing collected|Successfully installed|ERROR|error:|"
     r"FAILED)"
 )
-# mmengine and mmcv are installed without the packages that they would pull: pip reports this each time.
+# mmengine and mmcv are installed without their dependencies, which pip reports each time.
 EXPECTED = re.compile(r"^ERROR: pip's dependency resolver does not currently take into account")
 HEARTBEAT_SECONDS = 30.0
 MOVING_SECONDS = 10.0  # at most one line about files or packages in this time: logs stay short

@@ -136,7 +136,7 @@ def inspect(
 
 
 def key_revision(text: str) -> tuple[str, str]:
-    """Parse ``PATTERN=REPLACEMENT``."""
+    """Parse `PATTERN=REPLACEMENT`."""
     pattern, sign, replacement = text.partition("=")
     if not sign:
         raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN=REPLACEMENT")

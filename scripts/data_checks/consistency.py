@@ -39,7 +39,7 @@ _MIN_SHARE, _BETTER = 0.2, 0.1
 def check_together(
     dataset: OccupancyDataset, image_hw: Mapping[str, tuple[int, int]]
 ) -> Iterator[Finding]:
-    """Yields what the parts of an info file contradict; no files are opened.
+    """Yield what the parts of an info file contradict; no files are opened.
 
     Args:
         dataset: Built from a config.
@@ -168,7 +168,7 @@ def _check_interval(dataset: OccupancyDataset) -> Iterator[Finding]:
 def check_labels_at_returns(
     dataset: OccupancyDataset, sample: OccSample, load_dim: int
 ) -> Iterator[Finding]:
-    """Yields a finding if a sample's labels are not where its LiDAR measures surfaces.
+    """Yield a finding if a sample's labels are not where its LiDAR measures surfaces.
 
     Nothing is yielded without a LiDAR file, or with few returns in the grid.
 
@@ -207,7 +207,7 @@ def check_labels_at_returns(
 
 
 def _share(points: Matrix, sample: OccSample, lidar2occ: Matrix) -> float | None:
-    """Returns the share of the returns in the grid that lie in occupied voxels, of enough."""
+    """Return the share of the returns in the grid that lie in occupied voxels, of enough."""
     grid = sample.voxel_semantics
     assert grid is not None
     moved = points @ lidar2occ[:3, :3].T + lidar2occ[:3, 3]
@@ -221,7 +221,7 @@ def _share(points: Matrix, sample: OccSample, lidar2occ: Matrix) -> float | None
 
 
 def _other_frames(sample: OccSample) -> Iterator[tuple[str, Matrix]]:
-    """Yields what else the frame of a grid could be, and the matrix to it from the LiDAR's."""
+    """Yield what else the frame of a grid could be, and the matrix to it from the LiDAR's."""
     for what, matrix in (("the LiDAR's", np.eye(4)), ("the vehicle's", sample.lidar2ego)):
         if np.abs(matrix - sample.lidar2occ).max() > 1e-6:
             yield f"if the grid is in {what} frame", matrix

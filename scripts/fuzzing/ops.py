@@ -2,10 +2,10 @@
 
 A call starts from small arguments that fit together; then up to three of them are replaced: another
 dtype, another shape, strides, values that are not finite or far out of range, lists of another
-length. Half of the calls go through the functions of ``models.ops``, half straight to the
+length. Half of the calls go through the functions of `models.ops`, half straight to the
 operations of the library, which must not trust its callers either.
 
-Sizes that a result takes its shape from (``num_voxels``, ``num_samples``) stay small: what a caller
+Sizes that a result takes its shape from (`num_voxels`, `num_samples`) stay small: what a caller
 asks for is his to pay.
 """
 

@@ -4,7 +4,7 @@
 
 Cases run in a process of its own. A finding is a case that ends this process, takes too long, takes
 too much memory, or raises another error than those that its target allows. It is printed with the
-seed that repeats it; the exit code is 1 then. Without ``--target`` both take turns.
+seed that repeats it; the exit code is 1 then. Without `--target` both take turns.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Case:
     """Where a case is to be found.
 
     Attributes:
-        target: Module of ``scripts.fuzzing``, or a module's full name.
-        seed: Argument of its ``cases``.
+        target: Module of `scripts.fuzzing`, or a module's full name.
+        seed: Argument of its `cases`.
         number: Position among the cases of the seed.
         name: What the case does.
     """
@@ -65,7 +65,7 @@ class Finding:
 
 
 def load_target(name: str) -> ModuleType:
-    """The module whose cases are run: of ``scripts.fuzzing``, or any by its full name."""
+    """The module whose cases are run: of `scripts.fuzzing`, or any by its full name."""
     return importlib.import_module(name if "." in name else f"scripts.fuzzing.{name}")
 
 
@@ -225,7 +225,7 @@ def reset_peak_mib() -> float:
 
 
 def peak_mib() -> float:
-    """Largest memory that this process took since the last call of :func:`reset_peak_mib`."""
+    """Largest memory that this process took since the last call of `reset_peak_mib`."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

@@ -15,11 +15,11 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parser with the option ``--debug``, whose errors are `ConfigError` and thus one line.
+    """Parser with the option `--debug`, whose errors are `ConfigError` and thus one line.
 
     Args:
         description: The command's docstring, shown unchanged.
-        takes_more: Collect unknown arguments in ``others`` for another program, instead of
+        takes_more: Collect unknown arguments in `others` for another program, instead of
             refusing them.
 
     Attributes:
@@ -87,7 +87,7 @@ def run_command(
 
 
 class ConfigOptions(argparse.Action):
-    """``--cfg-options KEY=VALUE ...``, parsed as mmengine's DictAction does; refuses other text."""
+    """`--cfg-options KEY=VALUE ...`, parsed as mmengine's DictAction does; refuses other text."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -110,7 +110,7 @@ class ConfigOptions(argparse.Action):
 
 
 class ConfigArgument(argparse.Action):
-    """The config file, by position or as ``--config``; refuses a second one."""
+    """The config file, by position or as `--config`; refuses a second one."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
@@ -124,7 +124,7 @@ class ConfigArgument(argparse.Action):
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add CONFIG, which may also be given as ``--config CONFIG``, and ``--cfg-options``."""
+    """Add CONFIG, which may also be given as `--config CONFIG`, and `--cfg-options`."""
     if isinstance(parser, CommandParser):
         parser.needs_config = True
     parser.add_argument(
@@ -135,9 +135,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CONFIG",
         help="config file, see configs/",
     )
-    parser.add_argument(
-        "--config", action=ConfigArgument, type=config_file, help=argparse.SUPPRESS
-    )
+    parser.add_argument("--config", action=ConfigArgument, type=config_file, help=argparse.SUPPRESS)
     parser.add_argument(
         "--cfg-options",
         nargs="+",

@@ -68,7 +68,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
 
 
 def load(path: str | Path, options: Mapping[str, Any] | None = None) -> LoadedConfig:
-    """As :func:`load_config`, with the origin of the settings."""
+    """As `load_config`, with the origin of the settings."""
     for name in _OWN_MODULES:
         importlib.import_module(name)
     cfg = read_config(path)

@@ -103,7 +103,7 @@ def read_chain(path: str | Path) -> ConfigChain:
     """Read which file of a config assigns and uses which name.
 
     Args:
-        path: A config file that :func:`read_config` could read.
+        path: A config file that `read_config` could read.
     """
     files = tuple(_files(Path(path).absolute(), set()))
     sources = {name: file.path for file in files for name in file.assigned}

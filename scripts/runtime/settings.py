@@ -5,7 +5,7 @@ given one. So a reader can tell where a value comes from: from the part itself i
 there, else from the part around it, else from the top of the config.
 
 All of this happens after the files and the command line have been merged, in
-:func:`resolve_settings`, which changes nothing outside the config that it is given.
+`resolve_settings`, which changes nothing outside the config that it is given.
 """
 
 from __future__ import annotations
@@ -396,7 +396,7 @@ def refuse_unread(settings: Mapping[str, Setting], written: Written) -> None:
     """Refuse settings that take no effect.
 
     Args:
-        settings: Of :func:`resolve_settings`.
+        settings: Of `resolve_settings`.
         written: Who wrote what.
 
     Raises:

@@ -68,7 +68,7 @@ def _fits_sequence(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
 
 
 def name_of(annotation: Any) -> str:
-    """Return an annotation as a reader writes it: ``tuple[int, int]``, ``float | None``."""
+    """Return an annotation as a reader writes it: `tuple[int, int]`, `float | None`."""
     if isinstance(annotation, type) and not get_args(annotation):
         return annotation.__name__
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")

@@ -135,14 +135,14 @@ def score_folder(
     workers: int,
     masks: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Returns the scores of a folder's predictions, as val.py reports them.
+    """Return the scores of a folder's predictions, as val.py reports them.
 
     Args:
         config: Config file.
         options: `--cfg-options`.
         folder: With a prediction per sample.
         workers: Processes; 0 works in this one.
-        masks: See :func:`scripts.runtime.evaluators.choose_masks`.
+        masks: See `scripts.runtime.evaluators.choose_masks`.
 
     Raises:
         MissingDataError: If the folder or a prediction does not exist.

@@ -69,7 +69,7 @@ class Scorer:
     def score(
         self, predictors: Mapping[str, Predictor], workers: int = 0
     ) -> dict[str, dict[str, float]]:
-        """Returns the scores of each predictor, by its name.
+        """Return the scores of each predictor, by its name.
 
         Args:
             predictors: By name; all see the same samples, which are read once.
@@ -104,7 +104,7 @@ class Scorer:
     def _count(
         self, predictors: Mapping[str, Predictor], indices: Sequence[int], show: bool = True
     ) -> States:
-        """Returns the counts of all predictors and metrics over some samples."""
+        """Return the counts of all predictors and metrics over some samples."""
         metrics = {name: self._metrics() for name in predictors}
         bar = tqdm(indices, desc="scoring", unit="sample", disable=None if show else True)
         for index in bar:
@@ -132,7 +132,7 @@ def _run_job(rank: int) -> States:
 
 
 def split_scorer(cfg: Config) -> Scorer:
-    """Returns the scorer of a config's test split (else of its validation split).
+    """Return the scorer of a config's test split (else of its validation split).
 
     Raises:
         ConfigError: If the config has neither.

@@ -49,7 +49,7 @@ def take_image(
     noise_seed: tuple[int, ...],
     count_free: bool = False,
 ) -> Shot:
-    """Renders what a camera sees.
+    """Render what a camera sees.
 
     Args:
         scene: the world.
@@ -82,7 +82,7 @@ def _noise() -> np.ndarray:
 
 
 def _add_noise(shown: np.ndarray, strength: float, seed: tuple[int, ...]) -> None:
-    """Adds noise to an image [H, W, 3]: pieces of the stock, cut at random places."""
+    """Add noise to an image [H, W, 3]: pieces of the stock, cut at random places."""
     rng, stock = np.random.default_rng(seed), _noise()
     for row in range(0, shown.shape[0], 256):
         for column in range(0, shown.shape[1], 256):

@@ -267,7 +267,7 @@ class ImageFrame:
         return [actors[k] for k in np.flatnonzero(inside)]
 
     def pixels_beyond(self, distance: np.ndarray, window: Window, limit: float) -> np.ndarray:
-        """Indices of the pixels of a window whose `distance` float32 [H * W] is above a limit."""
+        """Indice of the pixels of a window whose `distance` float32 [H * W] is above a limit."""
         beyond = distance.reshape(self.height, self.width)[window] > limit
         return _pixel_indices(self.height, self.width)[window][beyond]
 
@@ -342,7 +342,7 @@ def cast(
 
 
 def _in_ball(posed: PosedActor, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Indices of the rays that meet the ball around an actor."""
+    """Indice of the rays that meet the ball around an actor."""
     towards = posed.centre - origin
     gap = float(np.linalg.norm(towards))
     ratio = min(1.0, posed.radius / max(gap, 1e-9))

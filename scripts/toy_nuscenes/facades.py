@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.toy_nuscenes.arrays import f32, as_columns, times
+from scripts.toy_nuscenes.arrays import as_columns, f32, times
 from scripts.toy_nuscenes.light import Light, squared
 from scripts.toy_nuscenes.noise import hash01, noise_at
 from scripts.toy_nuscenes.statics import SlotTable
@@ -46,7 +46,7 @@ class Building:
 
     @classmethod
     def of_slot(cls, table: SlotTable, slot: int) -> Building:
-        """Reads the building of a slot."""
+        """Read the building of a slot."""
         x, y, yaw, length, width, eaves, rise, storeys = (float(v) for v in table.box[slot])
         style = table.style[slot]
         return cls(

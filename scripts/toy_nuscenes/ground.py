@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from scripts.toy_nuscenes.arrays import f32, as_columns, times
+from scripts.toy_nuscenes.arrays import as_columns, f32, times
 from scripts.toy_nuscenes.classes import Occ
 from scripts.toy_nuscenes.layout import Junction, Layout, Road
 from scripts.toy_nuscenes.noise import TILE, noise_tile
@@ -47,7 +47,7 @@ class Canvas:
         return column, row
 
     def fill(self, image: np.ndarray, outline: np.ndarray, value: float | tuple) -> None:
-        """Fills a polygon [n, 2] given in scene metres."""
+        """Fill a polygon [n, 2] given in scene metres."""
         fixed = np.round(self.pixels(outline) * (1 << _SHIFT)).astype(np.int32)
         cv2.fillPoly(image, [fixed[:, None]], value, lineType=cv2.LINE_8, shift=_SHIFT)
 

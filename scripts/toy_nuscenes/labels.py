@@ -146,7 +146,7 @@ def _lattice(
     offset: np.ndarray,
     bounds: tuple[float, ...],
 ) -> Lattice:
-    """Samples the world at the voxel centres of a frame that shares the scene's vertical axis.
+    """Sample the world at the voxel centres of a frame that shares the scene's vertical axis.
 
     Args:
         scene: the world.
@@ -210,7 +210,7 @@ def _put_actors(
     rank: np.ndarray,
     seen: np.ndarray,
 ) -> None:
-    """Adds the surface points of the actors to a lattice in place."""
+    """Add the surface points of the actors to a lattice in place."""
     low = np.asarray(bounds[:3])
     reach = float(np.abs(np.asarray(bounds)).max()) * 1.5
     for posed in scene.posed(time_s):

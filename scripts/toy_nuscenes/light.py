@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.toy_nuscenes.arrays import f32, as_columns, times
+from scripts.toy_nuscenes.arrays import as_columns, f32, times
 from scripts.toy_nuscenes.noise import noise_at, noise_tile
 
 

@@ -80,7 +80,7 @@ class _Placer:
         self.actors: list[Actor] = []
 
     def put(self, kind: str, motion: Motion, *, parked: bool = False) -> bool:
-        """Adds a thing if it collides with nothing."""
+        """Add a thing if it collides with nothing."""
         look = make_look(kind, self.rng)
         centres, radii = self.tracks.discs(motion, look.model.size[:2])
         if not self.tracks.fits(centres, radii):
@@ -102,7 +102,7 @@ class _Placer:
         return True
 
     def stand(self, kind: str, road: Road, s: float, d: float, turn: float = 0.0) -> bool:
-        """Adds a thing that stands at road coordinates."""
+        """Add a thing that stands at road coordinates."""
         position, heading = road.line.at(s, d)
         return self.put(
             kind,
@@ -320,7 +320,7 @@ class _Placer:
                 self.stand(kind, main, s + k * step, d, np.pi / 2 if kind == "barrier" else 0.0)
 
     def large_vehicles(self) -> None:
-        """Makes sure that every kind of large vehicle stands near the ego path, beside the road if
+        """Make sure that every kind of large vehicle stands near the ego path, beside the road if
         need be.
         """
         main, rng = self.layout.main, self.rng

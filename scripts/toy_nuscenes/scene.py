@@ -126,7 +126,7 @@ class Scene:
 
 
 def make_scene(seed: int, index: int, duration_s: float) -> Scene:
-    """Generates scene number `index`; the same arguments give the same scene."""
+    """Generate scene number `index`; the same arguments give the same scene."""
     recipe = make_recipe(seed, index)
     layout = make_layout(recipe, duration_s)
     ground = paint_ground(layout)

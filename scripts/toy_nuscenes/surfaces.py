@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scripts.toy_nuscenes.actors import Actor
-from scripts.toy_nuscenes.arrays import f32, normalise, as_columns, times
+from scripts.toy_nuscenes.arrays import as_columns, f32, normalise, times
 from scripts.toy_nuscenes.casting import Hits
 from scripts.toy_nuscenes.ground import RESOLUTION_M, Ground
 from scripts.toy_nuscenes.light import Light, squared

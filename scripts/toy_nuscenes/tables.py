@@ -155,7 +155,7 @@ def _calibrated_sensors(names: SceneNames) -> list[Record]:
 
 
 def _chain(records: list[Record]) -> None:
-    """Fills `prev` and `next` of records in time order."""
+    """Fill `prev` and `next` of records in time order."""
     for k, record in enumerate(records):
         record["prev"] = records[k - 1]["token"] if k else ""
         record["next"] = records[k + 1]["token"] if k + 1 < len(records) else ""

@@ -37,7 +37,7 @@ class View(Protocol):
         """Unit directions float32 [n, 3]."""
 
     def nearest_ray(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Looks up vectors float32 [3, m] relative to the sensor.
+        """Look up vectors float32 [3, m] relative to the sensor.
 
         Returns:
             The positions int64 [k] of the vectors that are in view, and for each of them the index
@@ -182,7 +182,7 @@ class Visibility:
         return out
 
     def look(self, position: np.ndarray, view: View, seen: np.ndarray) -> None:
-        """Adds to `seen` bool [X, Y, Z] what a sensor at `position` [3] in the label frame sees.
+        """Add to `seen` bool [X, Y, Z] what a sensor at `position` [3] in the label frame sees.
 
         What is in `seen` already is not looked at again.
         """

@@ -68,7 +68,7 @@ def _read_record(root: Path) -> dict | None:
 
 
 def prepare(root: Path, options: Options, overwrite: bool) -> bool:
-    """Makes the output folder ready; says whether a complete data set with these options is there
+    """Make the output folder ready; says whether a complete data set with these options is there
     already.
 
     Raises:
@@ -119,7 +119,7 @@ def place_scenes(layouts: list[Layout]) -> list[tuple[int, np.ndarray]]:
 def _write_masks(
     root: Path, options: Options, places: list[tuple[int, np.ndarray]], masks: list[dict]
 ) -> None:
-    """Joins the road masks of the scenes into one image per place, 10 pixels per metre, north
+    """Join the road masks of the scenes into one image per place, 10 pixels per metre, north
     up.
     """
     for place in sorted({p for p, _ in places}):
@@ -149,7 +149,7 @@ def _merge(parts: list[Tables]) -> Tables:
 
 
 def _finish(root: Path, options: Options, places: list[tuple[int, np.ndarray]]) -> None:
-    """Writes masks and tables from the records of the finished scenes, then marks the data set
+    """Write masks and tables from the records of the finished scenes, then mark the data set
     complete.
     """
     results = [
@@ -272,7 +272,7 @@ def generate(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> bool:
-    """Makes the data set in `root`, or completes it.
+    """Make the data set in `root`, or completes it.
 
     Args:
         root: data root.

@@ -44,13 +44,13 @@ class AugmentedSample:
     Attributes:
         index: position in the data set.
         token: nuScenes' token of the key frame.
-        scene_name: e.g. ``scene-0103``.
+        scene_name: e.g. `scene-0103`.
         images: uint8 RGB [F, H, W, 3], the network's input with its normalisation undone.
         cameras: names of the cameras, in the order of each frame's images.
-        ego2img: [F, 4, 4] metres of the ego frame to pixels (u*w, v*w, w, 1) of ``images``.
+        ego2img: [F, 4, 4] metres of the ego frame to pixels (u*w, v*w, w, 1) of `images`.
         ego2occ: [4, 4] from the ego frame to the grid's.
         lidar2ego: [4, 4], mounting of the LiDAR.
-        ida_mat: [4, 4] raw pixels to pixels of ``images``.
+        ida_mat: [4, 4] raw pixels to pixels of `images`.
         pc_range: (x0, y0, z0, x1, y1, z1) of the grid in metres.
         voxel_size: edge lengths of a voxel in metres.
         class_names: names of the semantic classes; the label after the last is free.
@@ -112,7 +112,7 @@ class AugmentedSource:
 
     Args:
         cfg: the merged config.
-        split: ``train`` or ``val``. Colours are distorted in ``train`` alone.
+        split: `train` or `val`. Colours are distorted in `train` alone.
         epoch: the epoch whose random values are drawn.
 
     Raises:
@@ -145,7 +145,7 @@ class AugmentedSource:
         """Load and augment one sample.
 
         Raises:
-            ConfigError: the pipeline does not give what ``PackOccSample`` does.
+            ConfigError: the pipeline does not give what `PackOccSample` does.
         """
         item = self._dataset[index]
         try:
@@ -234,7 +234,7 @@ def describe_augmentation(sample: AugmentedSample) -> str:
 
 
 def flipped_axes(sample: AugmentedSample) -> list[str]:
-    """Axes of the bird's-eye view that are reversed, of ``x`` and ``y``."""
+    """Axes of the bird's-eye view that are reversed, of `x` and `y`."""
     # The grid is in the ego or in the LiDAR frame; without flips one of these is the identity.
     candidates = (sample.ego2occ, sample.ego2occ @ sample.lidar2ego)
     flip = min(candidates, key=lambda m: float(np.abs(np.abs(m[:3, :3]) - np.eye(3)).max()))

@@ -2,7 +2,7 @@
 
 Dimension letters: H image rows, W image columns, N points or pixels.
 Frames: "world" is whatever frame the camera was made in. The views below make cameras in the ego
-frame (x forward, y left, z up, metres); :meth:`Camera.transformed` moves one into a grid's frame.
+frame (x forward, y left, z up, metres); `Camera.transformed` moves one into a grid's frame.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Camera:
         width: int,
         height: int,
     ) -> Camera:
-        """Camera at ``position`` that sees ``target`` in its middle, ``up`` pointing upwards."""
+        """Camera at `position` that sees `target` in its middle, `up` pointing upwards."""
         eye = np.asarray(position, dtype=np.float64)
         forward = np.asarray(target, dtype=np.float64) - eye
         forward /= np.linalg.norm(forward)
@@ -244,7 +244,7 @@ def top_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.0)
 
 
 def _wide_enough(fov_deg: float, aspect: float) -> float:
-    """Horizontal field of view that shows in panels of any shape what ``fov_deg`` shows at 7:5."""
+    """Horizontal field of view that shows in panels of any shape what `fov_deg` shows at 7:5."""
     # Beyond 1.9 the panel is a letter-box: it then shows more at the sides.
     slope = math.tan(math.radians(0.5 * fov_deg)) * min(aspect, 1.9) / 1.4
     return 2 * math.degrees(math.atan(slope))

@@ -36,7 +36,7 @@ def _find(playwright: Any) -> str:
 
 @contextmanager
 def open_browser() -> Iterator[Any]:
-    """A browser without a window: playwright's ``Browser``.
+    """A browser without a window: playwright's `Browser`.
 
     Raises:
         ConfigError: Chromium or playwright is not installed.

@@ -25,7 +25,7 @@ def difference_grid(
             Elsewhere the ground truth is shown as "not scored" and the prediction is left out.
 
     Returns:
-        uint8 [X, Y, Z] of :class:`scripts.visualization.palette.Difference`.
+        uint8 [X, Y, Z] of `scripts.visualization.palette.Difference`.
 
     Raises:
         ConfigError: the grids have different shapes.

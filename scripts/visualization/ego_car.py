@@ -136,7 +136,7 @@ class CarFaces:
 
     Attributes:
         cells: int64 [F, 3] voxels of the car's own grid that own the faces.
-        faces: uint8 [F] which face, see :func:`scripts.visualization.surface.surface_faces`.
+        faces: uint8 [F] which face, see `scripts.visualization.surface.surface_faces`.
         labels: uint8 [F] parts of the car.
         normals: float32 [F, 3] unit normals of the smoothed shape.
         colours: uint8 [parts, 3].

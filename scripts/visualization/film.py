@@ -85,7 +85,7 @@ def plan_shots(moments: Sequence[Moment], fps: float, orbits: bool = False) -> l
 def _between(
     first: NDArray[np.float64], second: NDArray[np.float64], share: float
 ) -> NDArray[np.float64]:
-    """Pose [4, 4] on the way from one to the other, ``share`` in [0, 1]."""
+    """Pose [4, 4] on the way from one to the other, `share` in [0, 1]."""
     rotations = Rotation.from_matrix(np.stack([first[:3, :3], second[:3, :3]]))
     pose = np.eye(4)
     pose[:3, :3] = Slerp([0.0, 1.0], rotations)(share).as_matrix()
@@ -146,7 +146,7 @@ def _picture(job: Job, view: SampleView, shot: Shot) -> NDArray[np.uint8]:
 
 
 def _open_writer(path: Path, size: tuple[int, int], job: Job) -> Any:
-    """Starts ffmpeg as a generator that takes pictures."""
+    """Start ffmpeg as a generator that takes pictures."""
     try:
         from imageio_ffmpeg import write_frames
     except ImportError as error:

@@ -17,7 +17,7 @@ from scripts.runtime.errors import ConfigError
 
 RGB = tuple[int, int, int]
 
-# The colours of nuScenes' own categories (nuscenes-devkit, ``nuscenes.utils.color_map``). Where an
+# The colours of nuScenes' own categories (nuscenes-devkit, `nuscenes.utils.color_map`). Where an
 # occupancy class merges several categories, the one that names most of it is taken: pedestrian =
 # human.pedestrian.adult, bus = vehicle.bus.bendy (the bus colour of the lidarseg figures: that of
 # bus.rigid is hard to tell from truck), others = noise.
@@ -97,7 +97,7 @@ EGO_COLOUR: RGB = (255, 240, 245)
 
 
 class Difference(IntEnum):
-    """Labels of a difference grid, see :mod:`scripts.visualization.difference`."""
+    """Labels of a difference grid, see `scripts.visualization.difference`."""
 
     RIGHT = 0
     WRONG_CLASS = 1
@@ -168,7 +168,7 @@ def class_colours(class_names: Sequence[str], palette: str = "field") -> NDArray
 
     Args:
         class_names: names of the C semantic classes (the free class is not among them).
-        palette: name in :data:`PALETTES`.
+        palette: name in `PALETTES`.
 
     Returns:
         uint8 [C, 3] sRGB.
@@ -227,7 +227,7 @@ def _with_others(names: tuple[str, ...], palette: str) -> dict[str, RGB]:
 
 
 def pretty_name(class_name: str) -> str:
-    """Class name as a legend shows it: ``driveable_surface`` -> ``driveable surface``."""
+    """Class name as a legend shows it: `driveable_surface` -> `driveable surface`."""
     return class_name.replace("_", " ")
 
 

@@ -146,7 +146,7 @@ def _choose(
     images: Sequence[CameraImage],
     num_classes: int,
 ) -> tuple[int, ...]:
-    """Queries to be numbered: of different classes, the rarest first, clear and well in view."""
+    """Query to be numbered: of different classes, the rarest first, clear and well in view."""
     in_view = np.zeros(len(labels))
     for image in images:
         camera = _camera_of(image)

@@ -1,6 +1,6 @@
 """Rerun recording of a scene: cameras, LiDAR, voxels, query points and the ego track on a timeline.
 
-Opened with ``rerun FILE.rrd`` (the viewer comes with the package rerun-sdk).
+Opened with `rerun FILE.rrd` (the viewer comes with the package rerun-sdk).
 
 Entities, with their transforms as in the project (ego: x forward, y left, z up, metres)::
 
@@ -121,7 +121,7 @@ class _Recorder:
         self._stream.log(entity, content, static=static)
 
     def add(self, number: int, view: SampleView) -> None:
-        """Log one sample at its place on the timelines ``sample`` and ``time``."""
+        """Log one sample at its place on the timelines `sample` and `time`."""
         rr = self._rr
         if not self._shown:
             self._annotate(view.class_names)

@@ -39,10 +39,10 @@ class SheetOptions:
 
     Attributes:
         scale: size factor; 1 gives sheets of 1168 (one panel) to 1992 (three) pixels in width.
-        theme: name in :data:`scripts.visualization.palette.THEMES`.
+        theme: name in `scripts.visualization.palette.THEMES`.
         difference: whether to add the panel that compares prediction and ground truth.
-        palette: name in :data:`scripts.visualization.palette.PALETTES`.
-        view: name in :data:`scripts.visualization.camera.VIEWS`.
+        palette: name in `scripts.visualization.palette.PALETTES`.
+        view: name in `scripts.visualization.camera.VIEWS`.
         turn: how far the orbiting camera has turned, as a share of the full circle.
         wide: whether all cameras stand in one row, however narrow the sheet.
         overlay: whether the cameras show the voxels over their images.
@@ -152,7 +152,7 @@ def _camera_rows_of(
 
 
 def rows_height(rows: Sequence[Sequence[Image.Image]], options: SheetOptions) -> int:
-    """Pixels that :func:`draw_rows` takes."""
+    """Pixels that `draw_rows` takes."""
     return sum(row[0].height + options.px(_CAMERA_GAP) for row in rows)
 
 
@@ -170,7 +170,7 @@ def draw_rows(
 
 
 def legend_height(entries: Sequence[tuple[str, RGB]], width: int, options: SheetOptions) -> int:
-    """Pixels that :func:`draw_legend` takes within ``width`` pixels."""
+    """Pixels that `draw_legend` takes within `width` pixels."""
     px = options.px
     return colour_key_rows([name for name, _ in entries], width, px(_KEY_SIZE)) * px(
         _KEY_ROW_HEIGHT
@@ -238,7 +238,7 @@ def draw_panel(
 def camera_rows(
     images: Sequence[CameraImage], width: int, gap: int, single_row: bool
 ) -> list[list[Image.Image]]:
-    """Cameras in panorama order, resized to fill ``width`` exactly, labelled."""
+    """Cameras in panorama order, resized to fill `width` exactly, labelled."""
     if not images:
         return []
     arranged = panorama(images, single_row)

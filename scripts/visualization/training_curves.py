@@ -2,7 +2,7 @@
 
     python scripts/plot_log.py work_dirs/A work_dirs/B --out outputs/curves.png
 
-Reads the scalars that mmengine writes beside TensorBoard's (``<run>/vis_data/scalars.json``). A
+Reads the scalars that mmengine writes beside TensorBoard's (`<run>/vis_data/scalars.json`). A
 training that was stopped and resumed is one curve: where two runs of a work dir logged the same
 steps, the later one counts, since the last checkpoint comes from it.
 """
@@ -55,7 +55,7 @@ def read_run(folder: Path, name: str) -> RunLog:
     """Read and join the logs of a work dir.
 
     Args:
-        folder: What ``--work-dir`` of train.py was, or one run in it.
+        folder: What `--work-dir` of train.py was, or one run in it.
         name: How the legend calls it.
 
     Raises:
@@ -144,7 +144,7 @@ def panels_of(runs: Sequence[RunLog]) -> list[Panel]:
 
 
 def _loss_line(key: str) -> tuple[str, str]:
-    """Kind of a loss and the layer it belongs to: ``d0.loss_cls`` -> loss_cls, layer 1."""
+    """Kind of a loss and the layer it belongs to: `d0.loss_cls` -> loss_cls, layer 1."""
     match = _LAYER.fullmatch(key)
     if match is None or key == "loss":
         return key, LAST

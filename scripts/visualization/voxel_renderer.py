@@ -1,7 +1,7 @@
 """Shaded pictures of a voxel grid: one native ray per pixel, more where edges need smoothing.
 
-Rays are cast and shaded by :func:`models.ops.voxel_shading`, with light that
-:func:`models.ops.voxel_light` has made once per grid. Light, voxel edges and fog are evaluated
+Rays are cast and shaded by `models.ops.voxel_shading`, with light that
+`models.ops.voxel_light` has made once per grid. Light, voxel edges and fog are evaluated
 analytically at the hit point, so one sample per pixel suffices inside a surface; only pixels on a
 silhouette or a colour border are sampled again.
 
@@ -62,9 +62,9 @@ class _Samples:
     """Shaded rays.
 
     Attributes:
-        colour: float32 [H, W, 4], see :meth:`VoxelRenderer._draw_rows`.
+        colour: float32 [H, W, 4], see `VoxelRenderer._draw_rows`.
         key: int32 [H, W] label and plane drawn as one number; below zero the background, from
-            :data:`_CAR` on the ego car.
+            `_CAR` on the ego car.
     """
 
     colour: Tensor
@@ -248,7 +248,7 @@ class VoxelRenderer:
     def _draw_rows(self, camera: Camera, first: int, last: int, over: bool) -> Tensor:
         """Rows of the picture with smooth borders: float32 [rows, W, 4].
 
-        With ``over`` voxels alone, without car, fog and background, their colour multiplied by the
+        With `over` voxels alone, without car, fog and background, their colour multiplied by the
         share of the pixel that they cover; the fourth channel is that share.
         """
         # A row more on either side, to see the borders there.
@@ -277,7 +277,7 @@ class VoxelRenderer:
             camera: in the ego frame.
             view: of that camera.
             start: the picture's row that is the first here.
-            over: see :meth:`_draw_rows`.
+            over: see `_draw_rows`.
         """
         rows, width = border.shape
         needed = torch.zeros(rows + 1, width + 1, dtype=torch.bool)
@@ -313,9 +313,9 @@ class VoxelRenderer:
         wanted: Tensor | None,
         over: bool,
     ) -> _Samples:
-        """Shade one ray per entry of ``pixels`` [H, W, 2]; see :meth:`_draw_rows`.
+        """Shade one ray per entry of `pixels` [H, W, 2]; see `_draw_rows`.
 
-        ``local`` [H, W, 3] are their unit directions in the camera's own axes. Where ``wanted``
+        `local` [H, W, 3] are their unit directions in the camera's own axes. Where `wanted`
         [H, W] is given and false, the result means nothing.
         """
         share = (pixels[:, 0, 1:] / camera.height).clamp(0, 1)

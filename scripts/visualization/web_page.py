@@ -1,7 +1,7 @@
 """HTML: a page per scene that shows its voxels in any browser, without a network.
 
-The page carries everything: three.js, the viewer of ``web/`` and the voxels of all samples, packed.
-See ``web/main.js`` for what it can do.
+The page carries everything: three.js, the viewer of `web/` and the voxels of all samples, packed.
+See `web/main.js` for what it can do.
 
 Dimension letters: X, Y, Z voxels of a grid; V occupied voxels.
 """

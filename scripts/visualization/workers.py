@@ -40,10 +40,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def parallel_map(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """``[function(item) for item in items]`` on as many threads as torch is set to use.
+    """`[function(item) for item in items]` on as many threads as torch is set to use.
 
     Args:
-        function: must not call :func:`parallel_map` itself.
+        function: must not call `parallel_map` itself.
         items: independent pieces of work.
     """
     return list(_pool(torch.get_num_threads()).map(function, items))

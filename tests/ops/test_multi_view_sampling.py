@@ -75,7 +75,7 @@ def with_gradients(function: Callable[..., Tensor], case: Case, pairing: str) ->
 
 
 def on_device(case: Case, device: str) -> Case:
-    """A copy whose tensors lie in memory as those of ``case`` do."""
+    """A copy whose tensors lie in memory as those of `case` do."""
     feats, *tensors = case[:4]
     moved = [x.detach().to(device) for x in feats]
     return Case(moved, *(x.detach().to(device) for x in tensors), *case[4:])

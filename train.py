@@ -80,7 +80,7 @@ def _train(args: argparse.Namespace, cfg: Config, launch: Launch) -> None:
 
 
 def _is_restart_with_checkpoint(cfg: Config) -> bool:
-    """Whether the launcher has restarted the processes after they had saved a checkpoint.
+    """Return whether the launcher has restarted the processes after they had saved a checkpoint.
 
     A checkpoint that was there before the launcher is none of this run. Only what the first process
     finds counts, see `find_origin`.

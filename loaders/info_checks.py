@@ -97,7 +97,8 @@ def _numbers(*shape: int, what: str = "", is_usable: _Usable | None = None) -> _
 
 
 def _is_nested(value: Any, shape: tuple[int, ...]) -> bool:
-    """Whether a value is lists of numbers of a shape; numpy would unfold any lists without end."""
+    """Return whether a value is lists of numbers of a shape; numpy would unfold any lists without
+    end."""
     if not shape:
         is_number = isinstance(value, int | float | np.integer | np.floating)
         return is_number and not isinstance(value, bool) and -_MAX_NUMBER <= value <= _MAX_NUMBER
@@ -256,7 +257,7 @@ def _lidar_sweeps(info: Entry) -> Iterator[tuple[str, Entry]]:
 
 
 def _are_plain(entries: Sequence[Entry], rules: Mapping[str, _Rule]) -> bool:
-    """Whether all columns are of the usual types and right."""
+    """Return whether all columns are of the usual types and right."""
     for key, rule in rules.items():
         try:
             values = [entry[key] for entry in entries]

@@ -51,7 +51,7 @@ class Yard:
 
 
 def make_yard(rng: np.random.Generator) -> Yard:
-    """Two long walls with crates and people between them."""
+    """Return two long walls with crates and people between them."""
     boxes = [([-30.0, 7, 0], [40.0, 8, 2.2], WALL), ([-30.0, -8, 0], [40.0, -7, 2.2], WALL)]
     for label, size in ((CRATE, (1.2, 1.2, 1.0)), (PERSON, (0.6, 0.6, 1.8))):
         for _ in range(9):
@@ -63,20 +63,22 @@ def make_yard(rng: np.random.Generator) -> Yard:
 
 
 def cart_pose(frame: int) -> tuple[FloatArray, FloatArray]:
-    """Rotation [3, 3] and translation [3] of the cart, ego to global; ego x points forward."""
+    """Return the rotation [3, 3] and translation [3] of the cart, ego to global; ego x points
+    forward."""
     yaw = 0.1 * np.sin(frame)
     rotation = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
     return rotation, np.array([1.0 * frame, 0.2 * np.sin(0.7 * frame), 0.0])
 
 
 def camera_rotation(number: int) -> FloatArray:
-    """Rotation camera to ego: z forward, x right, y down; each camera a quarter turn on."""
+    """Return the rotation camera to ego: z forward, x right, y down; each camera a quarter turn
+    on."""
     c, s = np.cos(np.pi / 2 * number), np.sin(np.pi / 2 * number)
     return np.array([[s, 0, c], [-c, 0, s], [0, -1, 0]])
 
 
 def first_hits(yard: Yard, origin: FloatArray, rays: FloatArray) -> npt.NDArray[np.int64]:
-    """Class of what each ray [n, 3] meets first; -1 for the sky."""
+    """Return the class of what each ray [n, 3] meets first; -1 for the sky."""
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = np.where(rays[:, 2] < 0, -origin[2] / rays[:, 2], np.inf)
         near, far = (
@@ -101,7 +103,7 @@ def render(yard: Yard, position: FloatArray, rotation: FloatArray) -> npt.NDArra
 
 
 def make_labels(yard: Yard, rotation: FloatArray, translation: FloatArray) -> npt.NDArray[np.uint8]:
-    """Labels [X, Y, Z] of the voxels around the cart: what their centre lies in."""
+    """Return the labels [X, Y, Z] of the voxels around the cart: what their centre lies in."""
     low, high = (np.array(CourtyardDataset.default_pc_range[a:b]) for a, b in ((0, 3), (3, 6)))
     voxel = np.array(CourtyardDataset.default_voxel_size)
     shape = np.round((high - low) / voxel).astype(int)

@@ -207,7 +207,7 @@ def batch_ray_counts(
     empty_label: int,
     cast_gt: CastOne | None = None,
 ) -> RayCounts:
-    """The counts of several samples together, cast in one call; see `sample_ray_counts`."""
+    """Return the counts of several samples together, cast in one call; see `sample_ray_counts`."""
     for pred, gt in zip(preds, gts, strict=True):
         if pred.shape != gt.shape:
             raise ValueError(f"prediction {pred.shape} and ground truth {gt.shape} differ in shape")

@@ -78,7 +78,7 @@ def nearest_neighbor(
     query_lengths: Sequence[int] | None = None,
     reference_lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Index of and squared distance to the nearest reference point of each query.
+    """Return the index of and squared distance to the nearest reference point of each query.
 
     Squared distances are `(dx * dx + dy * dy) + dz * dz` in the dtype of the points. Of equally
     near references the lowest index wins. A distance that is not a number counts as infinite: a
@@ -157,7 +157,7 @@ def _all_pairs(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _searched(points: Tensor) -> Tensor:
-    """The points in the precision they are searched in."""
+    """Return the points in the precision they are searched in."""
     half = points.dtype in (torch.float16, torch.bfloat16)
     return points.float() if half else points
 

@@ -342,7 +342,8 @@ def _check_conv(
 
 
 def _checked_starts(kernel_map: KernelMap) -> list[int]:
-    """Where each position's pairs begin; checks what an index of a CUDA tensor would abort on."""
+    """Return where each position's pairs begin; checks what an index of a CUDA tensor would abort
+    on."""
     starts: list[int] = kernel_map.starts.tolist()
     pairs = kernel_map.pairs
     if starts[0] != 0 or starts != sorted(starts) or pairs.shape != (2, starts[-1]):

@@ -180,7 +180,7 @@ def _shade(
     scene: VoxelScene, view: VoxelView, voxel: Tensor, distance: Tensor, face: Tensor,
     rays: Tensor, local: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Colours [n, 4], not yet before a background, and keys [n] of hits.
+    """Return the colours [n, 4], not yet before a background, and keys [n] of hits.
 
     Directions [n, 3] are `rays` in the grid's axes and `local` in the camera's.
     """

@@ -132,7 +132,7 @@ def parse_report(text: str) -> list[KernelUse]:
 
 
 def report(uses: Sequence[KernelUse]) -> str:
-    """A Markdown table, one line a kernel, one column an architecture."""
+    """Return a Markdown table, one line a kernel, one column an architecture."""
     architectures = sorted({use.architecture for use in uses})
     by_kernel: dict[str, dict[str, KernelUse]] = {}
     for use in uses:
@@ -208,7 +208,7 @@ def _run(command: Sequence[str], source: str) -> str:
 
 
 def _demangle(names: Sequence[str]) -> list[str]:
-    """Names as in the source, without the project's namespaces and arguments."""
+    """Return the names as in the source, without the project's namespaces and arguments."""
     done = subprocess.run(
         ["c++filt", "-p"], input="\n".join(names), capture_output=True, text=True, check=True
     )

@@ -35,12 +35,13 @@ opus::CudaStream opus::current_stream(c10::Device) { return nullptr; }
 
 
 def emulated_operations() -> list[str]:
-    """Names of the operations with CUDA kernels."""
+    """Return the names of the operations with CUDA kernels."""
     return [Path(path).parent.name for path in native_build.cuda_launchers()]
 
 
 def prelude(sources: Sequence[str]) -> str:
-    """A header for all launchers: torch's headers, then CUDA's dispatch key becomes the CPU's."""
+    """Return a header for all launchers: torch's headers, then CUDA's dispatch key becomes the
+    CPU's."""
     lines = [f"#include {header}" for header in native_build.torch_headers(sources)]
     return "\n".join([*lines, '#include "common/launch.h"', "#define CUDA CPU", ""])
 

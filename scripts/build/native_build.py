@@ -42,7 +42,7 @@ def cpu_sources() -> list[str]:
 
 
 def cuda_sources() -> list[str]:
-    """What a CUDA build has besides: kernels, and C++ that needs CUDA's headers."""
+    """Return the additional sources of a CUDA build: kernels, and C++ that needs CUDA's headers."""
     return find_sources(".cu") + find_sources("_cuda_host.cpp")
 
 
@@ -125,7 +125,7 @@ def _is_toolkit(folder: Path) -> bool:
 
 
 def cuda_library_folder(cuda_home: Path, build: Path) -> Path:
-    """A folder in which the linker finds `libcudart.so`.
+    """Return a folder in which the linker finds `libcudart.so`.
 
     The toolkit's own, or, for the pip packages, which have libraries under their full names alone
     (`libcudart.so.13`), one in `build` with a link to it.

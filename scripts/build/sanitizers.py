@@ -36,7 +36,7 @@ def build() -> Path:
 
 
 def runtime_libraries() -> str:
-    """The sanitizers' and the C++ runtime, which must be in the process before torch."""
+    """Return the sanitizers' and the C++ runtime, which must be in the process before torch."""
     names = ("libasan.so", "libubsan.so", "libstdc++.so")
     paths = (
         subprocess.run(
@@ -48,7 +48,7 @@ def runtime_libraries() -> str:
 
 
 def leaks_of(report: str, library: str) -> list[str]:
-    """The leaks of a report that have a frame in the library."""
+    """Return the leaks of a report that have a frame in the library."""
     blocks = re.split(r"\n\s*\n", report)
     return [block for block in blocks if "leak of" in block and library in block]
 

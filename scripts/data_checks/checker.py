@@ -66,7 +66,8 @@ def data_sets(cfg: Config) -> dict[str, list[dict[str, Any]]]:
 
 
 def _for_check(dataset_cfg: dict[str, Any]) -> dict[str, Any]:
-    """Config that reads every file once, reports what is broken, and augments nothing."""
+    """Return the config that reads every file once, reports what is broken, and augments
+    nothing."""
     pipeline = without_caches(dataset_cfg.get("pipeline", []))
     kept = {key: value for key, value in dataset_cfg.items() if key != "on_error"}
     return {**kept, "pipeline": pipeline, "test_mode": True}

@@ -133,7 +133,8 @@ def _check_motion(dataset: OccupancyDataset, rows: npt.NDArray[np.int64]) -> Ite
 
 
 def _check_heading(dataset: OccupancyDataset) -> Iterator[Finding]:
-    """A vehicle that drives sideways or backwards: another order of the quaternion, other axes."""
+    """Find a vehicle that drives sideways or backwards: another order of the quaternion, other
+    axes."""
     steps = []
     for rows in {id(rows): rows for rows in dataset.frames.scene_samples}.values():
         poses = dataset.ego2global[rows]

@@ -87,7 +87,7 @@ def _differentiate(result: object) -> None:
 
 
 def _replace(rng: random.Random, value: Any) -> tuple[Any, str]:
-    """An odd value in the place of another, and what is odd about it."""
+    """Return an odd value in the place of another, and what is odd about it."""
     if isinstance(value, Tensor):
         return _replace_tensor(rng, value)
     if isinstance(value, bool) or value is None or isinstance(value, torch.dtype):

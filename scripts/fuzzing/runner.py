@@ -65,7 +65,7 @@ class Finding:
 
 
 def load_target(name: str) -> ModuleType:
-    """The module whose cases are run: of `scripts.fuzzing`, or any by its full name."""
+    """Return the module whose cases are run: of `scripts.fuzzing`, or any by its full name."""
     return importlib.import_module(name if "." in name else f"scripts.fuzzing.{name}")
 
 
@@ -225,7 +225,7 @@ def reset_peak_mib() -> float:
 
 
 def peak_mib() -> float:
-    """Largest memory that this process took since the last call of `reset_peak_mib`."""
+    """Return the largest memory that this process took since the last call of `reset_peak_mib`."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

@@ -47,7 +47,7 @@ class Search:
 
 
 def stored_bytes(content: Any) -> int:
-    """Number of bytes that the tensors of a checkpoint take on the disk."""
+    """Return the number of bytes that the tensors of a checkpoint take on the disk."""
     storages: dict[int, int] = {}
 
     def visit(node: Any) -> None:
@@ -135,7 +135,8 @@ def remove_leftovers(work_dir: str | Path) -> None:
 
 
 def pointed_checkpoint(work_dir: str | Path, folders: Sequence[Path]) -> Path | None:
-    """The file that `last_checkpoint` of a work dir names, as far as it is in one of the folders.
+    """Return the file that `last_checkpoint` of a work dir names, as far as it is in one of the
+    folders.
 
     The file holds a path of the machine and the folder that wrote it. Only its name counts: a work
     dir that was moved or copied has its own checkpoints.
@@ -185,7 +186,8 @@ def _candidates(folder: Path) -> Iterable[Path]:
 
 
 def stored_facts(path: str | Path) -> dict[str, Any]:
-    """The `meta` of a checkpoint, read without its tensors; empty if it cannot be read so."""
+    """Return the `meta` of a checkpoint, read without its tensors; empty if it cannot be read
+    so."""
     allow_checkpoint_classes()
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -201,7 +203,7 @@ def _progress(path: Path) -> tuple[int, float]:
 
 
 def _is_resumable(path: Path, notes: list[str]) -> bool:
-    """Whether a checkpoint is whole and more than weights; a damaged one is set aside."""
+    """Return whether a checkpoint is whole and more than weights; a damaged one is set aside."""
     try:
         return "optimizer" in read_checkpoint(path)
     except CheckpointError as error:

@@ -86,7 +86,8 @@ def _message(error: Exception) -> str:
 
 
 def _line_of(error: BaseException, path: Path) -> str:
-    """The line of a config that raised an error, with the file if that is another; or nothing."""
+    """Return the line of a config that raised an error, with the file if that is another; or
+    nothing."""
     if isinstance(error, SyntaxError):
         return f" (line {error.lineno})" if error.lineno else ""
     frames = traceback.extract_tb(error.__traceback__)
@@ -141,7 +142,7 @@ def _files(path: Path, seen: set[Path]) -> Iterator[ConfigFile]:
 
 
 def _assigned(tree: ast.Module) -> frozenset[str]:
-    """Names that a file assigns at its top level, in branches and loops too."""
+    """Return the names that a file assigns at its top level, in branches and loops too."""
     names = {
         node.id
         for node in ast.walk(tree)
@@ -151,7 +152,7 @@ def _assigned(tree: ast.Module) -> frozenset[str]:
 
 
 def _used(tree: ast.Module) -> frozenset[str]:
-    """Names that a file reads: plain ones, and `_base_.name` with or without braces."""
+    """Return the names that a file reads: plain ones, and `_base_.name` with or without braces."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):

@@ -64,7 +64,7 @@ _LOST_CONNECTION = (
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether a collective operation failed since another process has ended."""
+    """Return whether a collective operation failed since another process has ended."""
     text = str(error)
     is_collective = type(error).__name__.startswith("Dist") or "gloo" in text or "NCCL" in text
     return is_collective and any(words in text for words in _LOST_CONNECTION)
@@ -75,7 +75,7 @@ class TrainingInterrupted(Exception):  # noqa: N818 - an event, not an error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was explicitly raised from, outermost first."""
+    """Yield the error and what it was explicitly raised from, outermost first."""
     current: BaseException | None = error
     while current is not None:
         yield current

@@ -49,7 +49,7 @@ def _type_name(part: Mapping[str, Any]) -> str:
 
 
 def _setting(dataset: Mapping[str, Any], key: str, default_name: str) -> Any:
-    """A data set's setting, or the default of its class."""
+    """Return a data set's setting, or the default of its class."""
     if dataset.get(key) is not None:
         return dataset[key]
     from mmengine.registry import DATASETS

@@ -20,7 +20,7 @@ Options = dict[str, Any]  # of a parameter group, without its parameters
 
 
 def group_options(wrapper: Any) -> list[Options]:
-    """The options of an optimiser's parameter groups."""
+    """Return the options of an optimiser's parameter groups."""
     return [
         {key: value for key, value in group.items() if key != "params"}
         for group in wrapper.param_groups
@@ -28,7 +28,7 @@ def group_options(wrapper: Any) -> list[Options]:
 
 
 def settings(scheduler: Any) -> dict[str, Any]:
-    """What a scheduler is configured with, as plain values for a checkpoint."""
+    """Return what a scheduler is configured with, as plain values for a checkpoint."""
     hidden = {"optimizer", "verbose", *_STEPPED, *_MEASURED}
     values = {key: value for key, value in vars(scheduler).items() if key not in hidden}
     return {"class": type(scheduler).__name__, **{k: _plain(v) for k, v in values.items()}}

@@ -175,7 +175,7 @@ def merged(base: Mapping[str, Any], delta: Mapping[str, Any]) -> Any:
 
 
 def _derived_values(cfg: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of settings that follow from other ones unless they are given."""
+    """Return the values of settings that follow from other ones unless they are given."""
     derived: dict[str, Any] = {}
     for listed, counted in _COUNTED_BY.items():
         if values.get(listed) is not None and counted not in values:
@@ -216,7 +216,7 @@ def _fill(
 
 
 def _is_delta(given: Any, setting: Any) -> bool:
-    """Whether a part has a dict without a type for a setting that is a part with one."""
+    """Return whether a part has a dict without a type for a setting that is a part with one."""
     return (
         isinstance(given, dict)
         and isinstance(setting, dict)
@@ -255,7 +255,7 @@ def _read_batch_size(cfg: Mapping[str, Any], setting: Setting) -> None:
 
 
 def counts_epochs(cfg: Mapping[str, Any]) -> bool:
-    """Whether the training loop counts epochs; a loop by iterations does not."""
+    """Return whether the training loop counts epochs; a loop by iterations does not."""
     from mmengine.runner import IterBasedTrainLoop
 
     loop = cfg.get("train_cfg")
@@ -387,7 +387,7 @@ class Written:
     options: Collection[str] = ()
 
     def overrides(self, place: str) -> bool:
-        """Whether the command line wrote the value at a place."""
+        """Return whether the command line wrote the value at a place."""
         path = place.replace("[", ".").replace("]", "")
         return any(path == key or path.startswith(f"{key}.") for key in self.options)
 

@@ -30,7 +30,7 @@ def annotations_of(target: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a value may stand for an annotated argument.
+    """Return whether a value may stand for an annotated argument.
 
     Configs write lists for any sequence and whole numbers for any number. An annotation that is not
     understood accepts everything.

@@ -55,7 +55,7 @@ def _samples(dataset: OccupancyDataset, what: str) -> Iterator[OccSample]:
 
 
 def count_labels(dataset: OccupancyDataset) -> tuple[Counts, ...]:
-    """How often each voxel bears each label over a data set.
+    """Return how often each voxel has each label over a data set.
 
     Returns:
         For each of VARIANTS an integer array [K + 1, X, Y, Z].
@@ -113,7 +113,7 @@ def prior_grids(counts_all: Counts, counts_visible: Counts) -> dict[str, Grid]:
 
 
 def as_prediction(grid: Grid, free_label: int) -> dict[str, npt.NDArray[np.int64]]:
-    """A label grid [X, Y, Z] in the sparse form in which models predict."""
+    """Return a label grid [X, Y, Z] in the sparse form in which models predict."""
     coords = np.argwhere(grid != free_label)
     return {"pred_coords": coords, "pred_labels": grid[tuple(coords.T)].astype(np.int64)}
 

@@ -28,7 +28,8 @@ States = dict[str, list[CountState]]
 
 
 def labels_only(dataset_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Config of the same data set, wrappers included, whose pipeline loads labels and nothing else.
+    """Return the config of the same data set, wrappers included, whose pipeline loads labels and
+    nothing else.
 
     Raises:
         ConfigError: The pipeline loads no labels.

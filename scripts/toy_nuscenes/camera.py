@@ -77,7 +77,7 @@ def take_image(
 
 @lru_cache(maxsize=1)
 def _noise() -> np.ndarray:
-    """A stock of sensor noise with standard deviation 1: float32 [512, 512, 3]."""
+    """Return a stock of sensor noise with standard deviation 1: float32 [512, 512, 3]."""
     return np.random.default_rng(20).standard_normal((512, 512, 3), dtype=np.float32)
 
 
@@ -100,7 +100,8 @@ def _falloff(height: int, width: int) -> np.ndarray:
 
 
 def develop(radiance: np.ndarray, scene: Scene, noise_seed: tuple[int, ...]) -> np.ndarray:
-    """Camera response: lens blur, vignetting, exposure, tone curve, noise; uint8 [H, W, 3] BGR."""
+    """Return the camera response: lens blur, vignetting, exposure, tone curve, noise; uint8 [H, W,
+    3] BGR."""
     height, width, _ = radiance.shape
     radiance = cv2.GaussianBlur(radiance, (3, 3), 0.45)
     radiance *= _falloff(height, width)

@@ -74,14 +74,14 @@ class PosedActor:
         return math.hypot(*self.actor.model.size) / 2
 
     def points(self) -> np.ndarray:
-        """Surface points float32 [n, 3] in scene metres."""
+        """Return the surface points float32 [n, 3] in scene metres."""
         return self.actor.model.surface @ self.rotation.T.astype(np.float32) + self.position.astype(
             np.float32
         )
 
 
 def pose_actor(index: int, actor: Actor, pose: tuple[float, float, float]) -> PosedActor:
-    """An actor at a pose x, y, yaw."""
+    """Return an actor at a pose x, y, yaw."""
     x, y, yaw = pose
     return PosedActor(index, actor, np.array([x, y, 0.0]), yaw_rotation(yaw), yaw)
 
@@ -167,7 +167,7 @@ def _cast_static_image(
 
 
 def _edges(values: np.ndarray) -> np.ndarray:
-    """Where values [H, W] differ from one of the four neighbours: bool [H, W]."""
+    """Return where values [H, W] differ from one of the four neighbours: bool [H, W]."""
     out = np.zeros(values.shape, bool)
     down, right = values[1:] != values[:-1], values[:, 1:] != values[:, :-1]
     out[1:] |= down
@@ -178,7 +178,7 @@ def _edges(values: np.ndarray) -> np.ndarray:
 
 
 def _doubled(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """An image of single bytes at twice its size, cut to `shape`."""
+    """Return an image of single bytes at twice its size, cut to `shape`."""
     size = (2 * values.shape[1], 2 * values.shape[0])
     large = cv2.resize(values.view(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     return large[: shape[0], : shape[1]].copy().view(values.dtype)
@@ -208,7 +208,7 @@ class ImageFrame:
     width: int
 
     def windows(self, actors: list[PosedActor]) -> np.ndarray:
-        """Rows and columns that the actors' boxes cover.
+        """Return rows and columns that the actors' boxes cover.
 
         Returns:
             int [n, 4]: first row, end row, first column, end column; empty if out of sight.
@@ -235,7 +235,7 @@ class ImageFrame:
         return np.stack([low[:, 1], high[:, 1], low[:, 0], high[:, 0]], 1)
 
     def candidates(self, actors: list[PosedActor]) -> list[tuple[PosedActor, Window]]:
-        """The actors in view with the rows and columns of the pixels that may see them."""
+        """Return the actors in view with the rows and columns of the pixels that may see them."""
         actors = self._in_sight(actors)
         if not actors:
             return []
@@ -254,13 +254,14 @@ class ImageFrame:
         return normals / np.linalg.norm(normals, axis=1, keepdims=True)
 
     def may_see(self, centre: np.ndarray, radius: float) -> bool:
-        """Whether anything within `radius` metres of the vertical through `centre` [2] may be in
-        view of the camera, which must be level.
+        """Return whether anything within `radius` metres of the vertical through `centre` [2] may
+        be in view of the camera, which must be level.
         """
         return bool((self._sides @ (centre - self.origin[:2]) > -radius).all())
 
     def _in_sight(self, actors: list[PosedActor]) -> list[PosedActor]:
-        """Those that lie at least in part between the left and the right edge of the view."""
+        """Return those that lie at least in part between the left and the right edge of the
+        view."""
         away = np.array([p.centre[:2] for p in actors]).reshape(-1, 2) - self.origin[:2]
         margin = np.array([p.radius for p in actors]) + 0.1
         inside = (away @ self._sides.T > -margin[:, None]).all(1)

@@ -115,7 +115,7 @@ class _Wall:
 
 
 def _window_shape(b: Building, first: np.ndarray) -> tuple[np.ndarray | float, ...]:
-    """Half width, middle height and half height of windows as shares of the pitch and the
+    """Return half width, middle height and half height of windows as shares of the pitch and the
     storey.
     """
     half_w, half_t, middle = (
@@ -132,7 +132,7 @@ def _window_shape(b: Building, first: np.ndarray) -> tuple[np.ndarray | float, .
 def _shade_wall(
     b: Building, u: np.ndarray, v: np.ndarray, side: np.ndarray, size: np.ndarray
 ) -> _Wall:
-    """A wall at coordinates u (along) and v (up) in metres; `size` is the width of a pixel
+    """Return a wall at coordinates u (along) and v (up) in metres; `size` is the width of a pixel
     there.
     """
     storey, pitch = np.float32(b.storey), np.float32(b.pitch)
@@ -218,7 +218,7 @@ def _shade_roof(b: Building, local: np.ndarray) -> np.ndarray:
 
 
 def _normals(b: Building, local: np.ndarray, side: np.ndarray) -> np.ndarray:
-    """Unit normals [n, 3] in the scene frame."""
+    """Return unit normals [n, 3] in the scene frame."""
     flat = np.take(_SIDE_NORMALS, side, 0)
     if b.rise > 0:
         roof = np.flatnonzero(side == 4)
@@ -239,7 +239,7 @@ def shade_building(
     size: np.ndarray,
     light: Light,
 ) -> tuple[np.ndarray, ...]:
-    """Surface of one building at ray hits.
+    """Return the surface of one building at ray hits.
 
     Args:
         b: the building.

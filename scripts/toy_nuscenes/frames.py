@@ -66,7 +66,7 @@ def _write_labels(
 
 
 def lacks_labels(root: Path, options: Options, names: SceneNames) -> bool:
-    """Whether a scene was made before the generator wrote SurroundOcc labels."""
+    """Return whether a scene was made before the generator wrote SurroundOcc labels."""
     paths = (root / names.surroundocc_path(sample) for sample in range(options.samples))
     return not all(path.exists() for path in paths)
 

@@ -80,7 +80,7 @@ class Ground:
     main_s: np.ndarray
 
     def lookup(self, raster: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """Values [n] of a raster at points [n, 2] in scene metres (nearest cell, edges
+        """Return the values [n] of a raster at points [n, 2] in scene metres (nearest cell, edges
         continue).
         """
         cells = np.round(self.canvas.pixels(points)).astype(np.int32)
@@ -159,7 +159,8 @@ def _by_side(layout: Layout, offset: np.ndarray, name: str) -> np.ndarray:
 
 
 def _classes(layout: Layout, canvas: Canvas, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """The class raster, the distance to roads, the main road's coordinates and the curb mask."""
+    """Return the class raster, the distance to roads, the main road's coordinates and the curb
+    mask."""
     road = _road_mask(layout, canvas)
     distance = _distance(road)
     s, offset = _main_coordinates(layout, canvas)
@@ -194,7 +195,7 @@ def _classes(layout: Layout, canvas: Canvas, rng: np.random.Generator) -> tuple[
 
 
 def _islands(layout: Layout) -> Iterator[np.ndarray]:
-    """Outlines of medians and of traffic islands on the carriageway."""
+    """Yield the outlines of medians and of traffic islands on the carriageway."""
     for road in layout.roads:
         half = road.spec.median / 2
         if half > 0:
@@ -323,7 +324,7 @@ def _dashes(start: float, stop: float, length: float, gap: float) -> Iterator[tu
 
 
 def _road_lines(road: Road) -> Iterator[tuple[np.ndarray, str]]:
-    """Outlines of the painted lines along a road, with their colour."""
+    """Yield the outlines of the painted lines along a road, with their colour."""
     spec, line = road.spec, road.line
     half = spec.median / 2
 
@@ -353,7 +354,7 @@ def _road_lines(road: Road) -> Iterator[tuple[np.ndarray, str]]:
 
 
 def _crosswalks(layout: Layout, junction: Junction) -> Iterator[np.ndarray]:
-    """Outlines of the bars of zebra crossings and of the stop lines at a junction."""
+    """Yield the outlines of the bars of zebra crossings and of the stop lines at a junction."""
     pairs = (
         (layout.main, junction.s_main, junction.road),
         (junction.road, junction.s_cross, layout.main),

@@ -192,8 +192,8 @@ def _lattice(
 
 
 def _columns(grid: np.ndarray, x: np.ndarray, y: np.ndarray, height: int) -> np.ndarray:
-    """The lowest `height` voxels of the columns at `x`, `y` [n, m] of a grid [X, Y, Z] of single
-    bytes: [n, m, height]. Whole columns are copied at once, much faster than voxel by voxel.
+    """Return the lowest `height` voxels of the columns at `x`, `y` [n, m] of a grid [X, Y, Z] of
+    single bytes: [n, m, height]. Whole columns are copied at once, much faster than voxel by voxel.
     """
     part = np.ascontiguousarray(grid[:, :, :height])
     columns = part.view(f"V{part.shape[2]}").reshape(-1)
@@ -338,8 +338,8 @@ def occ3d(
 def camera_in_key_ego(
     ego: EgoPose, key_ego: EgoPose, translation: np.ndarray, rotation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pose of a camera, mounted at `translation`, `rotation` on an ego at `ego`, in the key
-    frame's ego frame.
+    """Return the pose of a camera, mounted at `translation`, `rotation` on an ego at `ego`, in the
+    key frame's ego frame.
     """
     turn = key_ego.rotation.T @ ego.rotation
     return turn @ translation + key_ego.rotation.T @ (

@@ -55,7 +55,7 @@ def _intensities(scene: Scene, hits: Hits, points: np.ndarray, cosine: np.ndarra
 
 
 def sweep(scene: Scene, time_s: float, num_azimuths: int, seed: tuple[int, ...]) -> np.ndarray:
-    """One turn of the LiDAR.
+    """Return one turn of the LiDAR.
 
     Args:
         scene: the world.

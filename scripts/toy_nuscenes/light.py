@@ -67,7 +67,7 @@ _PRESETS = {
 
 
 def make_light(name: str, seed: tuple[int, ...]) -> Light:
-    """The light of a recipe; direction, strength and exposure vary with the seed."""
+    """Return the light of a recipe; direction, strength and exposure vary with the seed."""
     rng = np.random.default_rng([*seed, 5])
     elevation, sun, zenith, horizon, ambient, clouds, haze = _PRESETS[name]
     height = np.deg2rad(elevation + rng.uniform(-6, 6))
@@ -97,7 +97,8 @@ def squared(values: np.ndarray, times: int) -> np.ndarray:
 
 
 def sky_light(light: Light) -> np.ndarray:
-    """Colour float32 [3] of the light that the whole sky sheds on a horizontal surface."""
+    """Return the colour float32 [3] of the light that the whole sky sheds on a horizontal
+    surface."""
     return (0.55 * light.zenith + 0.45 * light.horizon) * np.float32(light.ambient / 0.45)
 
 

@@ -50,8 +50,8 @@ class _Tracks:
         return np.stack([x, y], -1), np.full(len(offsets), radius)
 
     def fits(self, centres: np.ndarray, radii: np.ndarray) -> bool:
-        """Whether something stays clear of everything accepted, of the static world and of the
-        world's end.
+        """Return whether something stays clear of everything accepted, of the static world and of
+        the world's end.
         """
         if len(self.radii):
             gap = np.linalg.norm(centres[:, :, None] - self.centres[:, None], axis=-1)
@@ -112,7 +112,7 @@ class _Placer:
 
     # ------------------------------------------------------------------ vehicles
     def parking(self) -> None:
-        """Rows of parked vehicles along the curbs."""
+        """Place rows of parked vehicles along the curbs."""
         for road in self.layout.roads:
             spec = road.spec
             for sign, width, edge in (
@@ -234,7 +234,7 @@ class _Placer:
             )
 
     def _at_corner(self, s: float, cross: Road) -> None:
-        """A pedestrian who waits at or walks over the crossing of the main road."""
+        """Place a pedestrian who waits at or walks over the crossing of the main road."""
         main, rng = self.layout.main, self.rng
         side = int(rng.choice([-1, 1]))
         along = s + side * (cross.spec.edge_left + 5.0 + rng.uniform(-1, 1))
@@ -264,7 +264,7 @@ class _Placer:
         self.put(kind, cruising(path, s, speed))
 
     def roadworks(self) -> None:
-        """A construction site: cones, barriers, a machine, workers and material."""
+        """Place a construction site: cones, barriers, a machine, workers and material."""
         main, rng, sign = self.layout.main, self.rng, self.recipe.construction_side
         edge = main.spec.edge_left if sign > 0 else main.spec.edge_right
         for centre in (EGO_START_S + rng.uniform(12, 30), EGO_START_S - rng.uniform(5, 18)):
@@ -357,8 +357,8 @@ class _Placer:
 def place_actors(
     layout: Layout, ground: Ground, world: StaticWorld, duration_s: float
 ) -> list[Actor]:
-    """All things of a scene, in a fixed order; none touches another, the ego vehicle or the static
-    world.
+    """Return all things of a scene, in a fixed order; none touches another, the ego vehicle or the
+    static world.
     """
     placer = _Placer(layout, ground, world, duration_s)
     placer.roadworks()

@@ -76,12 +76,12 @@ class Scene:
         return Shader(self.ground, self.world, self.actors, self.light)
 
     def ego(self, time_s: float) -> EgoPose:
-        """Pose of the ego vehicle at a time in seconds."""
+        """Return the pose of the ego vehicle at a time in seconds."""
         x, y, yaw = self.layout.ego.pose(time_s)
         return EgoPose(np.array([x, y, 0.0]), yaw_rotation(yaw), yaw)
 
     def posed(self, time_s: float) -> list[PosedActor]:
-        """The actors near the ego vehicle at a time."""
+        """Return the actors near the ego vehicle at a time."""
         x, y, _ = self.layout.ego.pose(time_s)
         near = []
         for index in self.moving:
@@ -93,7 +93,8 @@ class Scene:
         return sorted(near, key=lambda p: p.index)
 
     def shadows_at(self, time_s: float, posed: list[PosedActor], frame: ImageFrame) -> Shadows:
-        """The shadows, with those of the moving actors that are near and may be seen in an image.
+        """Return the shadows, with those of the moving actors that are near and may be seen in an
+        image.
 
         Args:
             time_s: the moment.

@@ -160,7 +160,7 @@ class _Builder:
         self.world.put_box(slot, middle, yaw, half, 0.0, height, rise)
 
     def _facade(self, style: str) -> np.ndarray:
-        """The style row of a slot, in the order that `facades.Building.of_slot` reads."""
+        """Return the style row of a slot, in the order that `facades.Building.of_slot` reads."""
         rng = self.rng
         pitch, width, tall = {
             "house": (rng.uniform(2.4, 3.4), 0.42, 0.5),
@@ -182,7 +182,7 @@ class _Builder:
 
     # ---------------------------------------------------------------- vegetation
     def tree(self, point: np.ndarray, *, street: bool = False) -> None:
-        """A tree, if there is room for it; one at a street has a clear trunk and a smaller
+        """Place a tree if there is room; one at a street has a clear trunk and a smaller
         crown.
         """
         if self.trees >= MAX_TREES or self.world.slots.room < 6:
@@ -225,7 +225,7 @@ class _Builder:
                 )
 
     def bush(self, point: np.ndarray) -> None:
-        """A round bush."""
+        """Place a round bush."""
         if self.world.slots.room < 6 or not self.reserve.claim(rectangle(point, 0.0, 0.6, 0.6)):
             return
         radius = self.rng.uniform(0.5, 1.1)
@@ -263,7 +263,7 @@ class _Builder:
 
     # ---------------------------------------------------------------- furniture
     def fence(self, sign: int, spec: SideSpec) -> None:
-        """A hedge, wall or fence along the back of the sidewalk, with gaps."""
+        """Place a hedge, wall or fence along the back of the sidewalk, with gaps."""
         if spec.fence == "none":
             return
         line, rng = self.layout.main.line, self.rng
@@ -292,7 +292,7 @@ class _Builder:
         return bool(self.ground.lookup(self.ground.road_distance, point[None])[0] > margin)
 
     def pole(self, point: np.ndarray, height: float, inward: float, kind: str) -> None:
-        """A street lamp, traffic light or sign whose arm points in direction `inward`."""
+        """Place a street lamp, traffic light or sign whose arm points in direction `inward`."""
         if not self._off_road(point, 0.25) or not self.reserve.claim(
             rectangle(point, 0.0, 0.3, 0.3)
         ):

@@ -70,11 +70,11 @@ class View:
         return cls(hits, origin, directions, points, pixel)
 
     def points_at(self, rows: np.ndarray) -> np.ndarray:
-        """Points [m, 3] of some rays."""
+        """Return the points [m, 3] of some rays."""
         return np.take(self.points, rows, 0)
 
     def directions_at(self, rows: np.ndarray) -> np.ndarray:
-        """Directions [m, 3] of some rays."""
+        """Return the directions [m, 3] of some rays."""
         return np.take(self.directions, rows, 0)
 
 
@@ -112,7 +112,7 @@ class Shader:
     def _surfaces(
         self, view: View, shadows: Shadows, yaws: dict[int, float]
     ) -> Iterator[tuple[np.ndarray, Surface]]:
-        """The surfaces that were hit, each with the indices of its rays."""
+        """Yield the surfaces that were hit, each with the indices of its rays."""
         hits = view.hits
         rows = np.flatnonzero(hits.what == What.GROUND)
         if len(rows):
@@ -142,7 +142,7 @@ class Shader:
         return shade_plain(self.world, kind, slots, points, faces)
 
     def _buildings(self, view: View, rows: np.ndarray) -> Surface:
-        """All building hits; `rows` are sorted by slot."""
+        """Return all building hits; `rows` are sorted by slot."""
         slots = view.hits.slot[rows]
         parts = []
         for mine in np.split(rows, np.flatnonzero(np.diff(slots)) + 1):

@@ -37,7 +37,7 @@ class Shadows:
 
     @classmethod
     def of_world(cls, world: StaticWorld, upper: np.ndarray, light: Light) -> Shadows:
-        """The shadows of the static world; `upper` [2] is its upper corner."""
+        """Return the shadows of the static world; `upper` [2] is its upper corner."""
         canvas = Canvas(world.lower, upper, RESOLUTION_M)
         x, y = canvas.centres()
         slope = light.to_sun[:2] / light.to_sun[2]
@@ -75,7 +75,7 @@ class Shadows:
         return posed.radius + steep * (posed.actor.model.size[2] + 0.1) + 2.0
 
     def with_actors(self, actors: list[PosedActor]) -> Shadows:
-        """A copy with the shadows of actors added."""
+        """Return a copy with the shadows of actors added."""
         if not actors:
             return self
         out = Shadows(self.canvas, self.light, self.height.copy(), self.open_sky.copy())

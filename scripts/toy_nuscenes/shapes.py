@@ -79,7 +79,7 @@ class Model:
         self.put(mat, inside & (self.z >= z[0]) & (self.z <= z[1]))
 
     def wheel(self, x: float, y: Point, radius: float, hub: float = 0.55) -> None:
-        """A wheel across y at `x` that stands on the ground."""
+        """Add a wheel across y at `x` that stands on the ground."""
         distance = np.hypot(self.x - x, self.z - radius)
         across = (self.y >= y[0]) & (self.y <= y[1])
         self.put(Mat.TYRE, (distance <= radius) & across)

@@ -49,7 +49,7 @@ def shade_ground(
     slope: np.ndarray,
     pixel: float,
 ) -> Surface:
-    """The painted ground, filtered by the size of the pixel's footprint.
+    """Return the painted ground, filtered by the size of the pixel's footprint.
 
     Args:
         ground: what is painted.

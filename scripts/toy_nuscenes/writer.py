@@ -187,7 +187,7 @@ def _do(root: Path, options: Options, job: Job, progress: Progress) -> None:
 def _work(
     root: str, options: Options, jobs: multiprocessing.Queue, news: multiprocessing.Queue
 ) -> None:
-    """A worker process: makes scenes until there are none left.
+    """Make scenes in a worker process until there are none left.
 
     Sends progress counts, then None, an error that the user can correct, or a traceback as text.
     """

@@ -70,7 +70,7 @@ class Score:
     prior: tuple[float, float]
 
     def row(self) -> str:
-        """The line as Markdown."""
+        """Return the line as Markdown."""
         size = "" if self.voxel_size is None else f" {self.voxel_size} m |"
         cells = [f"{self.parameters / 1e6:.2f} M", f"{self.minutes:.1f}", f"{self.memory_mb:.0f}"]
         for ours, prior in zip(self.ours, self.prior, strict=True):

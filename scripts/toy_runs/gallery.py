@@ -65,7 +65,7 @@ PICTURES = (
 
 
 def find_model(config: str | None, weights: str | None) -> tuple[str, str]:
-    """Config and checkpoint of the pictures' model.
+    """Return the config and checkpoint of the pictures' model.
 
     Raises:
         ConfigError: One is given without the other, or no toy model has been trained.
@@ -109,7 +109,8 @@ def make_picture(picture: Picture, config: str, weights: str, out: Path) -> Path
 
 
 def _save_small(image: Image.Image, path: Path, columns: int) -> Path:
-    """A JPEG file with sharp colours: a third of a PNG's size for sheets with photographs."""
+    """Save a JPEG file with sharp colours: a third of a PNG's size for sheets with
+    photographs."""
     if image.width > columns:
         rows = round(image.height * columns / image.width)
         image = image.resize((columns, rows), Image.Resampling.LANCZOS)
@@ -118,7 +119,7 @@ def _save_small(image: Image.Image, path: Path, columns: int) -> Path:
 
 
 def make_page(config: str, weights: str, out: Path) -> Path:
-    """A page as a browser shows it.
+    """Save a picture of a page in a browser.
 
     Raises:
         ConfigError: Chromium is not installed.
@@ -144,7 +145,7 @@ def make_page(config: str, weights: str, out: Path) -> Path:
 
 
 def make_recording(config: str, weights: str, out: Path) -> Path:
-    """A recording as Rerun's viewer opens it.
+    """Save a picture of a recording as Rerun's viewer opens it.
 
     Raises:
         ConfigError: Chromium or Rerun's viewer is not installed, or does not draw.
@@ -162,7 +163,7 @@ def make_recording(config: str, weights: str, out: Path) -> Path:
 
 
 def make_curves(work_dir: Path, out: Path) -> Path:
-    """The curves of the model's training."""
+    """Save the curves of the model's training."""
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder, "curves.png")
         print(f"== curves: python scripts/plot_log.py {work_dir}", flush=True)

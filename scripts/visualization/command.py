@@ -53,7 +53,7 @@ def command_parser() -> CommandParser:
 
 
 def _add_contents(parser: argparse.ArgumentParser) -> None:
-    """What is shown."""
+    """Add options for what is shown."""
     group = parser.add_argument_group("what to show")
     group.add_argument("--weights", metavar="CHECKPOINT", help="of the model to draw")
     group.add_argument(
@@ -82,7 +82,7 @@ def _add_contents(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_choice_of_samples(parser: argparse.ArgumentParser) -> None:
-    """Which samples are shown."""
+    """Add options for the choice of samples."""
     group = parser.add_argument_group("which samples").add_mutually_exclusive_group()
     group.add_argument("--scene", metavar="NAME", help="all samples of a scene")
     group.add_argument(
@@ -98,7 +98,7 @@ def _add_choice_of_samples(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_style(parser: argparse.ArgumentParser) -> None:
-    """How samples are shown."""
+    """Add options for the style."""
     group = parser.add_argument_group("how to show it")
     group.add_argument("--format", choices=list(FORMATS), default="png", help="default: png")
     group.add_argument(

@@ -49,5 +49,5 @@ def difference_grid(
 
 
 def difference_colours() -> NDArray[np.uint8]:
-    """Colours of the difference labels without free: uint8 [5, 3]."""
+    """Return the colours of the difference labels without free: uint8 [5, 3]."""
     return np.asarray(list(DIFFERENCE_COLOURS.values()), dtype=np.uint8)

@@ -32,10 +32,10 @@ class ViewSource(Protocol):
     """Anything that has samples to draw."""
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
 
     def view(self, index: int) -> SampleView:
-        """One of them."""
+        """Return one sample."""
 
     def moment(self, index: int) -> Moment:
         """When and where it was recorded, without loading it."""
@@ -71,7 +71,7 @@ class Job:
         return files
 
     def clips(self) -> list[tuple[str, list[int]]]:
-        """The samples by scene, each with its name, for formats with one file per scene."""
+        """Return the samples by scene, each with its name, for formats with one file per scene."""
         names = {index: self.source.moment(index).scene_name for index in self.indices}
         # In the order of first mention, whatever the order of the samples.
         rank = {name: i for i, name in enumerate(dict.fromkeys(names.values()))}
@@ -79,7 +79,8 @@ class Job:
         return [(name, list(group)) for name, group in groupby(ordered, key=names.__getitem__)]
 
     def file(self, name: str) -> Path:
-        """Path of an output file; what file systems may not like in a name becomes `_`."""
+        """Return the path of an output file; what file systems may not like in a name becomes
+        `_`."""
         return self.out / re.sub(r"[^\w.-]+", "_", name)
 
 

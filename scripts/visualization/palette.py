@@ -161,7 +161,7 @@ THEMES: dict[str, Theme] = {
 
 
 def class_colours(class_names: Sequence[str], palette: str = "field") -> NDArray[np.uint8]:
-    """Colours of classes in the order of their labels.
+    """Return the colours of classes in the order of their labels.
 
     The classes of nuScenes' occupancy labels have the colours of the palette, under any spelling.
     Others get a colour by their name, the same in any order of the classes, and another for each.
@@ -192,7 +192,8 @@ def _key(class_name: str) -> str:
 
 @cache
 def _candidates() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Colours that other classes may have: sRGB uint8 [n, 3] and CIELAB float32 [n, 3]."""
+    """Return the colours that other classes may have: sRGB uint8 [n, 3] and CIELAB float32 [n,
+    3]."""
     levels = np.linspace(0, 255, _STEPS).round()
     rgb = np.array(list(itertools.product(levels, repeat=3)), dtype=np.uint8)
     lab = _lab(rgb)
@@ -207,7 +208,7 @@ def _lab(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 @cache
 def _with_others(names: tuple[str, ...], palette: str) -> dict[str, RGB]:
-    """The palette, completed with colours of these names.
+    """Return the palette, completed with colours of these names.
 
     Each name draws an order of the candidates and takes the first that is far from all colours
     before it, or the farthest if there is none: a colour rarely depends on the other names.
@@ -227,7 +228,7 @@ def _with_others(names: tuple[str, ...], palette: str) -> dict[str, RGB]:
 
 
 def pretty_name(class_name: str) -> str:
-    """Class name as a legend shows it: `driveable_surface` -> `driveable surface`."""
+    """Return the class name as a legend shows it: `driveable_surface` -> `driveable surface`."""
     return class_name.replace("_", " ")
 
 

@@ -72,7 +72,7 @@ def _subjects(view: SampleView, with_difference: bool, palette: str) -> list[_Su
 
 
 def panel_count(view: SampleView, with_difference: bool) -> int:
-    """Number of panels that `render_panels` makes."""
+    """Return the number of panels that `render_panels` makes."""
     count = (view.prediction is not None) + (view.truth is not None)
     return count + (with_difference and count == 2)
 
@@ -158,7 +158,7 @@ def render_all(
 
 
 def extent_m(view: SampleView) -> float:
-    """Half the longer horizontal side of the grid."""
+    """Return half the longer horizontal side of the grid."""
     grid = view.prediction if view.prediction is not None else view.truth
     if grid is None:
         return 0.0

@@ -68,7 +68,7 @@ def layout(cameras: Sequence[str], shown: Collection[str]) -> Any:
 
 
 def _scene(rrb: Any, title: str, kind: str) -> Any:
-    """A 3D view around the vehicle that shows one thing, the vehicle and its track."""
+    """Return a 3D view around the vehicle that shows one thing, the vehicle and its track."""
     what = "/world/ego/lidar" if kind == "lidar" else f"/world/ego/grid/{kind}/**"
     return rrb.Spatial3DView(
         origin="/world/ego",

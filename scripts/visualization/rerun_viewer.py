@@ -78,7 +78,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _answers(port: int) -> bool:
-    """Whether something listens within the time a server may take to start."""
+    """Return whether something listens within the time a server may take to start."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         with socket.socket() as probe:
@@ -130,7 +130,7 @@ def wait_for_colour(
 
 
 def _resting_picture(page: Any, deadline: float) -> Image.Image:
-    """The picture of a page once it has not changed for some seconds, or at the deadline."""
+    """Return the picture of a page once it has not changed for some seconds, or at the deadline."""
     before, since = _picture(page), time.monotonic()
     while time.monotonic() < deadline and time.monotonic() - since < _REST_SECONDS:
         page.wait_for_timeout(1000)

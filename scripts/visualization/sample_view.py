@@ -139,14 +139,15 @@ def short_name(camera: str) -> str:
 
 
 def panorama(images: Sequence[CameraImage], single_row: bool = True) -> list[CameraImage]:
-    """Cameras in the order of a panorama, those it does not know at the end."""
+    """Return the cameras in the order of a panorama, unknown ones at the end."""
     order = _ONE_ROW if single_row else _TWO_ROWS
     rank = {name: i for i, name in enumerate(order)}
     return sorted(images, key=lambda camera: rank.get(short_name(camera.name), len(rank)))
 
 
 def without_unknown(grid: NDArray[np.uint8], empty_label: int) -> NDArray[np.uint8]:
-    """Labels [X, Y, Z] with free voxels in the place of those of unknown state: not drawn."""
+    """Return the labels [X, Y, Z] with free voxels in the place of those of unknown state: not
+    drawn."""
     return np.where(grid == UNKNOWN_LABEL, np.uint8(empty_label), grid)
 
 

@@ -68,14 +68,14 @@ def draw_text(
 def draw_swatch(
     canvas: Image.Image, left: int, middle: int, side: int, fill: RGB, rule: RGB, line: int
 ) -> None:
-    """A framed square of `fill` whose left edge and vertical middle are given."""
+    """Draw a framed square of `fill` whose left edge and vertical middle are given."""
     top = middle - side // 2
     box = (left, top, left + side - 1, top + side - 1)
     ImageDraw.Draw(canvas).rectangle(box, fill=fill, outline=rule, width=line)
 
 
 def colour_key_rows(labels: Sequence[str], width: int, size: int) -> int:
-    """Rows that `draw_colour_key` needs for `labels` within `width` pixels."""
+    """Return rows that `draw_colour_key` needs for `labels` within `width` pixels."""
     return -(-len(labels) // _key_columns(labels, width, size))
 
 

@@ -216,7 +216,8 @@ def _draw_panel(ax: Any, panel: Panel) -> None:
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
-    """Names that tell work dirs apart: the last component, or the whole path where that is shared.
+    """Return names that distinguish work dirs: the last component, or the whole path where that
+    is shared.
 
     Raises:
         ConfigError: A folder is given twice.

@@ -246,7 +246,7 @@ class VoxelRenderer:
         return _eight_bits(self._draw_rows(camera, first, last, over=False)[..., :3])
 
     def _draw_rows(self, camera: Camera, first: int, last: int, over: bool) -> Tensor:
-        """Rows of the picture with smooth borders: float32 [rows, W, 4].
+        """Return rows of the picture with smooth borders: float32 [rows, W, 4].
 
         With `over` voxels alone, without car, fog and background, their colour multiplied by the
         share of the pixel that they cover; the fourth channel is that share.
@@ -266,7 +266,7 @@ class VoxelRenderer:
     def _smoothed(
         self, image: Tensor, border: Tensor, camera: Camera, view: VoxelView, start: int, over: bool
     ) -> Tensor:
-        """The picture with the corners of border pixels sampled too.
+        """Return the picture with the corners of border pixels sampled too.
 
         Pixels that touch share their corners, so that this takes little more than one ray a pixel
         instead of four. A corner counts an eighth in each of its pixels, the middle a half.
@@ -294,7 +294,7 @@ class VoxelRenderer:
 
     @staticmethod
     def _border_pixels(key: Tensor) -> Tensor:
-        """Pixels that show something else than a direct neighbour: bool [H, W]."""
+        """Return the pixels that show something else than a direct neighbour: bool [H, W]."""
         border = key >= _CAR
         across = key[:, 1:] != key[:, :-1]
         border[:, 1:] |= across
@@ -329,7 +329,7 @@ class VoxelRenderer:
         return _Samples(colour, key)
 
     def _view(self, camera: Camera, fog: float) -> VoxelView:
-        """What the shading needs to know of a camera in the grid's frame."""
+        """Return what the shading needs to know of a camera in the grid's frame."""
         edges = (
             self._style.edge_strength,
             self._style.edge_width_px,
@@ -351,7 +351,8 @@ def _eight_bits(image: Tensor) -> NDArray[np.uint8]:
 
 
 def _rays(camera: Camera, first: int, last: int, offset: float) -> tuple[Tensor, Tensor]:
-    """Pixels [H, W, 2] of some rows and their unit directions [H, W, 3] in the camera's own axes.
+    """Return the pixels [H, W, 2] of some rows and their unit directions [H, W, 3] in the camera's
+    own axes.
 
     Args:
         camera: whose image it is.

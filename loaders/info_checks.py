@@ -98,7 +98,8 @@ def _numbers(*shape: int, what: str = "", is_usable: _Usable | None = None) -> _
 
 def _is_nested(value: Any, shape: tuple[int, ...]) -> bool:
     """Return whether a value is lists of numbers of a shape; numpy would unfold any lists without
-    end."""
+    end.
+    """
     if not shape:
         is_number = isinstance(value, int | float | np.integer | np.floating)
         return is_number and not isinstance(value, bool) and -_MAX_NUMBER <= value <= _MAX_NUMBER

@@ -212,7 +212,7 @@ def _text(value: str) -> bytes:
 
 
 class InfoWriter:
-    """Writes an info file piece by piece and atomically: readers see the old file or the new one.
+    """Write an info file piece by piece and atomically: readers see the old file or the new one.
 
     A context manager; leaving it by an exception leaves the old file. The file is an ordinary
     pickle `{'infos': [...], 'metadata': {...}}`; memory does not grow with it.
@@ -315,7 +315,7 @@ def info_file_name(version: str, split: str) -> str:
 
 
 class DataPaths:
-    """Makes the paths of an info file relative to the data root, where the files are in it.
+    """Make the paths of an info file relative to the data root, where the files are in it.
 
     Absolute paths stay as they are where the files are there and not under the data root, which is
     looked up once for each folder.

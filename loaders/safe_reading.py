@@ -323,7 +323,7 @@ _limit_lock = threading.Lock()
 
 @contextlib.contextmanager
 def limited_memory(max_bytes: int) -> Iterator[None]:
-    """Lets the process allocate no more than `max_bytes` beyond what it has now.
+    """Let the process allocate no more than `max_bytes` beyond what it has now.
 
     A few bytes of a pickle can ask for any amount of memory, and no check of the file that is
     cheaper than reading it can tell. Allocations beyond the limit raise MemoryError. The limit

@@ -32,7 +32,7 @@ class CourtyardDataset(OccupancyDataset):
 
 @TRANSFORMS.register_module()
 class LoadCourtyardLabels:
-    """Reads `labels/<token>.npy`: uint8 [X, Y, Z], free voxels have the label after the last."""
+    """Read `labels/<token>.npy`: uint8 [X, Y, Z], free voxels have the label after the last."""
 
     def label_path(self, sample: OccSample) -> str:
         """Return the label file of a sample (scripts/check_data.py asks for it, too)."""

@@ -64,7 +64,8 @@ def make_yard(rng: np.random.Generator) -> Yard:
 
 def cart_pose(frame: int) -> tuple[FloatArray, FloatArray]:
     """Return the rotation [3, 3] and translation [3] of the cart, ego to global; ego x points
-    forward."""
+    forward.
+    """
     yaw = 0.1 * np.sin(frame)
     rotation = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
     return rotation, np.array([1.0 * frame, 0.2 * np.sin(0.7 * frame), 0.0])
@@ -72,7 +73,8 @@ def cart_pose(frame: int) -> tuple[FloatArray, FloatArray]:
 
 def camera_rotation(number: int) -> FloatArray:
     """Return the rotation camera to ego: z forward, x right, y down; each camera a quarter turn
-    on."""
+    on.
+    """
     c, s = np.cos(np.pi / 2 * number), np.sin(np.pi / 2 * number)
     return np.array([[s, 0, c], [-c, 0, s], [0, -1, 0]])
 
@@ -94,7 +96,7 @@ def first_hits(yard: Yard, origin: FloatArray, rays: FloatArray) -> npt.NDArray[
 
 
 def render(yard: Yard, position: FloatArray, rotation: FloatArray) -> npt.NDArray[np.uint8]:
-    """Image [H, W, 3] of a camera at `position` with `rotation` to the global frame."""
+    """Return the image [H, W, 3] of a camera at `position` with `rotation` to the global frame."""
     v, u = np.indices(IMAGE_HW)
     pixels = np.stack([u + 0.5, v + 0.5, np.ones(IMAGE_HW)], -1).reshape(-1, 3)
     rays = pixels @ np.linalg.inv(INTRINSIC).T @ rotation.T

@@ -30,7 +30,7 @@ class CountState:
 
 
 class CountAccumulator:
-    """Sums integer count vectors of samples in memory that does not grow with the counts.
+    """Sum integer count vectors of samples in memory that does not grow with the counts.
 
     Distributed samplers pad the last round with samples of the first one, so a sample may be
     evaluated twice: by one process (ignored here at once) or by two (subtracted in `merge`).

@@ -26,7 +26,7 @@ _VERSION = 2
 
 
 class RayCache:
-    """Casts the rays of a grid, or reads them if the same grid was cast before.
+    """Cast the rays of a grid, or read them if the same grid was cast before.
 
     Files are named after a hash of everything that rays depend on, so a folder may serve several
     data sets and processes, and changed labels are cast again. Broken files are replaced. Where

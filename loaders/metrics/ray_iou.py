@@ -69,7 +69,7 @@ def cast_label_rays(
     voxel_size: Sequence[float],
     empty_label: int,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Casts the rays of `ray_directions` from every origin through G label grids.
+    """Cast the rays of `ray_directions` from every origin through G label grids.
 
     Args:
         grids: G arrays uint8 [X, Y, Z] of one shape.
@@ -176,7 +176,7 @@ def sample_ray_counts(
     empty_label: int,
     cast_gt: CastOne | None = None,
 ) -> RayCounts:
-    """Casts rays through prediction and ground truth [X, Y, Z] of one sample and counts.
+    """Cast rays through prediction and ground truth [X, Y, Z] of one sample and count.
 
     Args:
         pred: uint8 [X, Y, Z].

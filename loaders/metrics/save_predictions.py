@@ -20,7 +20,7 @@ from loaders.predictions import save_prediction, save_submission
 
 @METRICS.register_module()
 class SavePredictions(BaseMetric):
-    """Writes the prediction of every sample to `<out_dir>/<sample token>.npz`.
+    """Write the prediction of every sample to `<out_dir>/<sample token>.npz`.
 
     Put it beside the metrics of a `test_evaluator`. Samples that take the place of broken ones
     are not written. A sample that is listed or repeated twice is written to one file. When the disk

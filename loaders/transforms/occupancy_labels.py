@@ -129,7 +129,7 @@ def occupancy_grids(
 
 @TRANSFORMS.register_module()
 class LoadOccupancyLabels:
-    """Loads labels in rows of voxels into the grid of the config, which may be a part of the files'
+    """Load labels in rows of voxels into the grid of the config, which may be a part of the files'
     grid, with voxels a whole number of times as large.
 
     The defaults are those of OpenOccupancy: label 0 is noise, others are one more than here.

@@ -22,7 +22,7 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def adaptive_mixing(sampled: Tensor, parameters: Tensor, out_points: int) -> Tensor:
-    """Mixes channels, then points: `ReLU(norm(S · ReLU(norm(x · M))))`.
+    """Mix channels, then points: `ReLU(norm(S · ReLU(norm(x · M))))`.
 
     The core of AdaMixer (arXiv 2203.16507). A row of `parameters` holds M [c, c], then
     S [S_out, S_in]; `norm` is a layer norm over both axes without affine part. The two products

@@ -20,7 +20,7 @@ __all__ = ["farthest_point_sampling", "farthest_point_sampling_reference"]
 def farthest_point_sampling(
     points: Tensor, num_samples: int, lengths: Sequence[int] | None = None
 ) -> Tensor:
-    """Indice of points that are each as far as can be from those before.
+    """Return the indices of points that are each as far as can be from those before.
 
     The first is point 0. Squared distances are `(dx * dx + dy * dy) + dz * dz` in the dtype of
     the points; of equally far points the lowest index wins. When all points are taken, indices

@@ -228,7 +228,7 @@ class _Walk:
         return (boundary - self.origin) * self.inverse
 
     def enter_grid(self) -> None:
-        """Move rays that start outside to their first voxel; marks those that miss."""
+        """Move rays that start outside to their first voxel; mark those that miss."""
         below, above = self.voxel < 0, self.voxel >= self.size
         outside = below | above
         looks_away = (below & (self.step <= 0)) | (above & (self.step >= 0))

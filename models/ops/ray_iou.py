@@ -64,7 +64,7 @@ def label_rays(
     voxel_size: float,
     empty_label: int,
 ) -> LabelRays:
-    """Casts rays through the label grids of their samples.
+    """Cast rays through the label grids of their samples.
 
     Starts and ends of rays are rounded to float32 in voxels, as RayIoU's definition does it. A ray
     whose origin or direction is not finite, or whose direction is zero, sees nothing: it has the
@@ -105,7 +105,7 @@ def ray_iou_counts(
     num_classes: int,
     thresholds_m: Sequence[float],
 ) -> tuple[Tensor, LabelRays]:
-    """Casts all rays of a batch through prediction and ground truth and counts their agreement.
+    """Cast all rays of a batch through prediction and ground truth and count their agreement.
 
     Both grids are walked at once. Rays that are free in the ground truth are not scored; with
     `gt` as rays they are not even cast. Labels of `num_classes` and more are counted nowhere.

@@ -224,7 +224,9 @@ def sparse_conv_reference(
 def _out_of_position(
     coords: Tensor, position: int, out_shape: Triple, kernel: Triple, stride: Triple, pad: Triple
 ) -> tuple[Tensor, Tensor]:
-    """Input that reach an output through a kernel position: their index and the output's key."""
+    """Return the inputs that reach an output through a kernel position: their index and the
+    output's key.
+    """
     offset = coords.new_tensor(
         [position // (kernel[1] * kernel[2]), position // kernel[2] % kernel[1],
          position % kernel[2]]
@@ -343,7 +345,8 @@ def _check_conv(
 
 def _checked_starts(kernel_map: KernelMap) -> list[int]:
     """Return where each position's pairs begin; checks what an index of a CUDA tensor would abort
-    on."""
+    on.
+    """
     starts: list[int] = kernel_map.starts.tolist()
     pairs = kernel_map.pairs
     if starts[0] != 0 or starts != sorted(starts) or pairs.shape != (2, starts[-1]):

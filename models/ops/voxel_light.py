@@ -83,7 +83,7 @@ def sun_visibility(opaque: Tensor, sun_slope: Sequence[float]) -> Tensor:
 
 
 def _shift(layer: Tensor, dx: float, dy: float) -> Tensor:
-    """Bilinear sample of `layer` [X, Y] at (x + dx, y + dy); 1 outside."""
+    """Return the bilinear sample of `layer` [X, Y] at (x + dx, y + dy); 1 outside."""
     reach = int(max(abs(dx), abs(dy))) + 2
     padded = F.pad(layer, (reach, reach, reach, reach), value=1.0)
     ix, iy = int(dx // 1), int(dy // 1)
@@ -122,7 +122,7 @@ def sky_openness(opaque: Tensor) -> Tensor:
 
 
 def _box_sum(field: Tensor, axis: int) -> Tensor:
-    """Sum over the elements up to `_REACH` away along an axis; nothing lies outside."""
+    """Return the sum over the elements up to `_REACH` away along an axis; nothing lies outside."""
     pad = [0] * 6
     pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = _REACH
     padded, n = F.pad(field, pad), field.shape[axis]

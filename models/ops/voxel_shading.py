@@ -203,7 +203,9 @@ def _shade(
 
 
 def _light(scene: VoxelScene, face: Tensor, axes: Tensor, voxel: Tensor, place: Tensor) -> Tensor:
-    """Brightness [n] of points at `place` [n, 2] of faces, bilinear between their corners."""
+    """Return the brightness [n] of points at `place` [n, 2] of faces, bilinear between their
+    corners.
+    """
     step = torch.eye(3, dtype=torch.long, device=face.device)[axes]  # [n, 3, 3]
     # The cell before the face; cells have a border of one.
     front = voxel + 1 + step[:, 0] * (2 * (face % 2) - 1)[:, None]

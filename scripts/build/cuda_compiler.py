@@ -61,7 +61,7 @@ def compile_source(
     folder: Path,
     architectures: Sequence[str] = native_build.REPORTED_ARCHITECTURES,
 ) -> list[KernelUse]:
-    """Compiles one `.cu` file.
+    """Compile one `.cu` file.
 
     Args:
         source: Path relative to the project.
@@ -151,7 +151,7 @@ def compile_all(
     jobs: int = 1,
     architectures: Sequence[str] = native_build.REPORTED_ARCHITECTURES,
 ) -> list[KernelUse]:
-    """Compiles all CUDA sources whose path holds `pattern`.
+    """Compile all CUDA sources whose path holds `pattern`.
 
     Raises:
         CompileError: There is no CUDA compiler, or it refuses a source.
@@ -173,7 +173,7 @@ def compile_all(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compiles and prints or writes the report; returns the exit code."""
+    """Compile, print or write the report, and return the exit code."""
     parser = CommandParser(__doc__)
     parser.add_argument("filter", nargs="?", default="", help="only paths that hold this")
     parser.add_argument("--out", type=Path, help="write the table there")

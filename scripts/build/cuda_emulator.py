@@ -41,7 +41,8 @@ def emulated_operations() -> list[str]:
 
 def prelude(sources: Sequence[str]) -> str:
     """Return a header for all launchers: torch's headers, then CUDA's dispatch key becomes the
-    CPU's."""
+    CPU's.
+    """
     lines = [f"#include {header}" for header in native_build.torch_headers(sources)]
     return "\n".join([*lines, '#include "common/launch.h"', "#define CUDA CPU", ""])
 

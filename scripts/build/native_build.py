@@ -32,7 +32,7 @@ REPORTED_ARCHITECTURES = ("80", "89", "90")
 
 
 def find_sources(suffix: str) -> list[str]:
-    """Source with a suffix, relative to the project."""
+    """Return the sources with a suffix, relative to the project."""
     return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / CSRC).rglob(f"*{suffix}"))
 
 
@@ -73,7 +73,7 @@ def warning_flags() -> list[str]:
 
 
 def nvcc_flags() -> list[str]:
-    """Flag of every compilation by nvcc, those of setup.py among them."""
+    """Return the flags of every compilation by nvcc, those of setup.py among them."""
     flags = ["-O3", "-std=c++20", "-lineinfo", NO_FUSED_CUDA]
     flags += ["-Xcompiler", ",".join([*warning_flags(), "-fvisibility=hidden", NO_FUSED_HOST])]
     if "-Werror" in warning_flags():

@@ -67,7 +67,8 @@ def data_sets(cfg: Config) -> dict[str, list[dict[str, Any]]]:
 
 def _for_check(dataset_cfg: dict[str, Any]) -> dict[str, Any]:
     """Return the config that reads every file once, reports what is broken, and augments
-    nothing."""
+    nothing.
+    """
     pipeline = without_caches(dataset_cfg.get("pipeline", []))
     kept = {key: value for key, value in dataset_cfg.items() if key != "on_error"}
     return {**kept, "pipeline": pipeline, "test_mode": True}
@@ -122,7 +123,7 @@ def check_files(
 def check_data_set(
     name: str, dataset: BaseDataset, findings: Findings, workers: int, seconds: float | None
 ) -> str:
-    """Check a data set and adds what is wrong to `findings`.
+    """Check a data set and add what is wrong to `findings`.
 
     Args:
         name: Of the split.
@@ -149,7 +150,7 @@ def check_data_set(
 
 
 def check(cfg: Config, workers: int, seconds: float | None) -> Findings:
-    """Check all data sets of a config, each once, and prints what was found.
+    """Check all data sets of a config, each once, and print what was found.
 
     Args:
         cfg: With data loaders.

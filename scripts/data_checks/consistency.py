@@ -134,7 +134,8 @@ def _check_motion(dataset: OccupancyDataset, rows: npt.NDArray[np.int64]) -> Ite
 
 def _check_heading(dataset: OccupancyDataset) -> Iterator[Finding]:
     """Find a vehicle that drives sideways or backwards: another order of the quaternion, other
-    axes."""
+    axes.
+    """
     steps = []
     for rows in {id(rows): rows for rows in dataset.frames.scene_samples}.values():
         poses = dataset.ego2global[rows]

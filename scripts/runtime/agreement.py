@@ -32,7 +32,8 @@ def of_every_process(value: Any) -> list[Any]:
 
 def of_first_process(make: Callable[[], Any]) -> Any:
     """Return what a function returns on the first process, on all of them; its error is raised on
-    all."""
+    all.
+    """
     if not is_distributed():
         return make()
     outcome: list[Any] = [None, None]

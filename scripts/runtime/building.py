@@ -97,7 +97,8 @@ def _check(config: Any, defaults: Any, registry: Registry, parts: list[Part]) ->
 
 def issubclass_of_manager(target: type) -> bool:
     """Return whether a class is built by MMEngine's ManagerMixin, which names the instance
-    itself."""
+    itself.
+    """
     from mmengine.utils import ManagerMixin
 
     return issubclass(target, ManagerMixin)
@@ -113,7 +114,8 @@ def _takes_away(registry: Registry, key: str) -> bool:
 
 def _is_refusal(error: BaseException, target: Any) -> bool:
     """Return whether an error was raised in a library's constructor, called with the part's
-    arguments."""
+    arguments.
+    """
     if target is None or getattr(target, "__module__", "").split(".")[0] not in LIBRARIES:
         return False
     trace = error.__traceback__

@@ -187,7 +187,8 @@ def _candidates(folder: Path) -> Iterable[Path]:
 
 def stored_facts(path: str | Path) -> dict[str, Any]:
     """Return the `meta` of a checkpoint, read without its tensors; empty if it cannot be read
-    so."""
+    so.
+    """
     allow_checkpoint_classes()
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -197,7 +198,7 @@ def stored_facts(path: str | Path) -> dict[str, Any]:
 
 
 def _progress(path: Path) -> tuple[int, float]:
-    """Iteration of a checkpoint and its time."""
+    """Return the iteration of a checkpoint and its time."""
     iteration = stored_facts(path).get("iter")
     return iteration if type(iteration) is int else -1, path.stat().st_mtime
 

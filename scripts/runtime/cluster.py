@@ -92,7 +92,8 @@ def first_host(node_list: str) -> str:
 
 def _is_batch_script(env: Mapping[str, str]) -> bool:
     """Return whether this is the script of a Slurm job itself, or its child, and no task of
-    `srun`."""
+    `srun`.
+    """
     has_step = env.get("SLURM_STEP_ID") or env.get("SLURM_STEPID")
     return env.get("ENVIRONMENT") == "BATCH" and not has_step
 

@@ -87,7 +87,8 @@ def _message(error: Exception) -> str:
 
 def _line_of(error: BaseException, path: Path) -> str:
     """Return the line of a config that raised an error, with the file if that is another; or
-    nothing."""
+    nothing.
+    """
     if isinstance(error, SyntaxError):
         return f" (line {error.lineno})" if error.lineno else ""
     frames = traceback.extract_tb(error.__traceback__)

@@ -20,7 +20,7 @@ Chains = Mapping[str, range]
 
 
 class SceneReader:
-    """Makes the infos of a scene.
+    """Make the infos of a scene.
 
     Args:
         tables: Tables of the data set.

@@ -101,7 +101,8 @@ def _falloff(height: int, width: int) -> np.ndarray:
 
 def develop(radiance: np.ndarray, scene: Scene, noise_seed: tuple[int, ...]) -> np.ndarray:
     """Return the camera response: lens blur, vignetting, exposure, tone curve, noise; uint8 [H, W,
-    3] BGR."""
+    3] BGR.
+    """
     height, width, _ = radiance.shape
     radiance = cv2.GaussianBlur(radiance, (3, 3), 0.45)
     radiance *= _falloff(height, width)

@@ -261,14 +261,17 @@ class ImageFrame:
 
     def _in_sight(self, actors: list[PosedActor]) -> list[PosedActor]:
         """Return those that lie at least in part between the left and the right edge of the
-        view."""
+        view.
+        """
         away = np.array([p.centre[:2] for p in actors]).reshape(-1, 2) - self.origin[:2]
         margin = np.array([p.radius for p in actors]) + 0.1
         inside = (away @ self._sides.T > -margin[:, None]).all(1)
         return [actors[k] for k in np.flatnonzero(inside)]
 
     def pixels_beyond(self, distance: np.ndarray, window: Window, limit: float) -> np.ndarray:
-        """Indice of the pixels of a window whose `distance` float32 [H * W] is above a limit."""
+        """Return the indices of the pixels of a window whose `distance` float32 [H * W] is above a
+        limit.
+        """
         beyond = distance.reshape(self.height, self.width)[window] > limit
         return _pixel_indices(self.height, self.width)[window][beyond]
 
@@ -291,7 +294,7 @@ def cast(
     image: ImageFrame | None = None,
     count_free: bool = False,
 ) -> Hits:
-    """Casts rays from one point.
+    """Cast rays from one point.
 
     Args:
         world: the static world.
@@ -343,7 +346,7 @@ def cast(
 
 
 def _in_ball(posed: PosedActor, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Indice of the rays that meet the ball around an actor."""
+    """Return the indices of the rays that meet the ball around an actor."""
     towards = posed.centre - origin
     gap = float(np.linalg.norm(towards))
     ratio = min(1.0, posed.radius / max(gap, 1e-9))
@@ -354,7 +357,7 @@ def _in_ball(posed: PosedActor, origin: np.ndarray, directions: np.ndarray) -> n
 def _cast_actor(
     hits: Hits, posed: PosedActor, origin: np.ndarray, directions: np.ndarray, chosen: np.ndarray
 ) -> None:
-    """Lets one actor take those of the `chosen` rays that hit it first."""
+    """Let one actor take those of the `chosen` rays that hit it first."""
     model = posed.actor.model
     local = torch.from_numpy(np.take(directions, chosen, 0) @ posed.rotation.astype(np.float32))
     start = torch.from_numpy(((origin - posed.position) @ posed.rotation).astype(np.float32)[None])

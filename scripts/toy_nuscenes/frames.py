@@ -74,7 +74,7 @@ def lacks_labels(root: Path, options: Options, names: SceneNames) -> bool:
 def add_labels(
     root: Path, options: Options, names: SceneNames, progress: Callable[[int], None]
 ) -> None:
-    """Write the SurroundOcc labels of a finished scene and leaves all other files alone."""
+    """Write the SurroundOcc labels of a finished scene and leave all other files alone."""
     scene = make_scene(options.seed, names.index, options.duration_s)
     observed = observe(scene, options.duration_s)
     for sample in range(options.samples):
@@ -84,7 +84,7 @@ def add_labels(
 
 
 class _Recorder:
-    """Takes the measurements of a scene in time order and remembers what the annotations need."""
+    """Take the measurements of a scene in time order and remembers what the annotations need."""
 
     def __init__(self, root: Path, options: Options, names: SceneNames, scene: Scene) -> None:
         self.root, self.options, self.names, self.scene = root, options, names, scene

@@ -160,7 +160,8 @@ def _by_side(layout: Layout, offset: np.ndarray, name: str) -> np.ndarray:
 
 def _classes(layout: Layout, canvas: Canvas, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """Return the class raster, the distance to roads, the main road's coordinates and the curb
-    mask."""
+    mask.
+    """
     road = _road_mask(layout, canvas)
     distance = _distance(road)
     s, offset = _main_coordinates(layout, canvas)

@@ -79,7 +79,7 @@ def _dense_directions() -> torch.Tensor:
 
 
 def observe(scene: Scene, duration_s: float) -> Observed:
-    """Casts rays from LiDAR positions along the drive to find the visible part of the static
+    """Cast rays from LiDAR positions along the drive to find the visible part of the static
     world.
     """
     world = scene.world

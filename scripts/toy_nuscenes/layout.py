@@ -42,7 +42,8 @@ class Road:
 
     def lane(self, lane: int) -> Polyline:
         """Return the centre line of a lane in its driving direction (see
-        `RoadSpec.lane_offset`)."""
+        `RoadSpec.lane_offset`).
+        """
         centre = self.line.offset(self.spec.lane_offset(lane))
         return centre if lane >= 0 else Polyline(centre.points[::-1])
 

@@ -98,7 +98,8 @@ def squared(values: np.ndarray, times: int) -> np.ndarray:
 
 def sky_light(light: Light) -> np.ndarray:
     """Return the colour float32 [3] of the light that the whole sky sheds on a horizontal
-    surface."""
+    surface.
+    """
     return (0.55 * light.zenith + 0.45 * light.horizon) * np.float32(light.ambient / 0.45)
 
 
@@ -144,11 +145,11 @@ def add_skyline(light: Light, directions: np.ndarray, colour: np.ndarray) -> Non
 
 
 def add_haze(light: Light, colour: np.ndarray, distance: np.ndarray) -> None:
-    """Mixes surfaces [n, 3] at distances [n] with the light scattered on the way."""
+    """Mix surfaces [n, 3] at distances [n] with the light scattered on the way."""
     _blend(colour, light.horizon, 1 - np.exp(-distance / np.float32(light.haze_m)))
 
 
 def _blend(colour: np.ndarray, other: np.ndarray, share: np.ndarray) -> None:
-    """Mixes float32 [n, 3] colours in place with a share float32 [n] of another one [3]."""
+    """Mix float32 [n, 3] colours in place with a share float32 [n] of another one [3]."""
     colour *= as_columns(1 - share)
     colour += times(share, other)

@@ -42,7 +42,8 @@ class Polyline:
         self, s: np.ndarray | float, d: np.ndarray | float = 0.0
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the positions [..., 2] and headings [...] at arc lengths `s`, moved sideways by
-        `d`."""
+        `d`.
+        """
         s = np.asarray(s, dtype=np.float64)
         inside = np.clip(s, 0.0, self.length)
         k = np.minimum(np.searchsorted(self.s, inside, "right") - 1, len(self.s) - 2)
@@ -185,5 +186,6 @@ def standing(x: float, y: float, yaw: float) -> Motion:
 
 def cruising(path: Polyline, start: float, speed: float) -> Motion:
     """Return the motion at constant speed in m/s along a path, from arc length `start` at time
-    0."""
+    0.
+    """
     return Motion(path, lambda time_s: start + speed * time_s)

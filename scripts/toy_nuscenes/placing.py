@@ -144,7 +144,7 @@ class _Placer:
         return False
 
     def traffic(self) -> None:
-        """Moving vehicles on all lanes, and queues before junctions on the crossing roads."""
+        """Place moving vehicles on all lanes, and queues before junctions on the crossing roads."""
         kinds, weights = (
             ["car", "truck", "bus", "motorcycle", "bicycle"],
             [0.62, 0.14, 0.08, 0.09, 0.07],

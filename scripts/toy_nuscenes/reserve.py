@@ -20,7 +20,7 @@ class Reserve:
         self.taken = (small < 0.3).astype(np.uint8)
 
     def claim(self, outline: np.ndarray, *, keep: bool = True) -> bool:
-        """Take the ground inside an outline [n, 2] if it is free and inside the world; says
+        """Take the ground inside an outline [n, 2] if it is free and inside the world; return
         whether it was.
         """
         pixels = self.canvas.pixels(outline)

@@ -120,7 +120,7 @@ class Scene:
         image: ImageFrame | None = None,
         count_free: bool = False,
     ) -> Hits:
-        """Casts rays from `origin` [3] along unit `directions` float32 [n, 3] in the scene frame,
+        """Cast rays from `origin` [3] along unit `directions` float32 [n, 3] in the scene frame,
         see `casting.cast`.
         """
         return cast(self.world, posed, len(self.actors), origin, directions, image, count_free)

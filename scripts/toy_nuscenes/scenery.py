@@ -379,7 +379,7 @@ class _Builder:
 
 
 def build_statics(layout: Layout, ground: Ground) -> tuple[StaticWorld, Reserve]:
-    """Fill the static world of a scene; also tells which ground is taken."""
+    """Fill the static world of a scene; also return which ground is taken."""
     builder = _Builder(layout, ground, 3)
     for sign in (-1, 1):
         builder.street(layout.main, sign, layout.side(sign), rows=1)

@@ -84,7 +84,7 @@ class Shadows:
         return out
 
     def _add(self, posed: PosedActor) -> None:
-        """Casts rays from the sun through the cells that the actor may shade."""
+        """Cast rays from the sun through the cells that the actor may shade."""
         model, sun = posed.actor.model, self.light.to_sun
         length, width, tall = model.size
         corners = np.array(

@@ -99,7 +99,8 @@ class StaticWorld:
         self, centre: np.ndarray, radius: float
     ) -> tuple[slice, slice, np.ndarray, np.ndarray]:
         """Return the columns around a point: index slices and the column centres x [nx, 1], y [1,
-        ny]."""
+        ny].
+        """
         low = np.clip(
             np.floor((centre - radius - self.lower) / VOXEL_M).astype(int), 0, self.grid.shape[:2]
         )

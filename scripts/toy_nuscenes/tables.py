@@ -110,7 +110,8 @@ class SceneNames:
 
 def common_tables(options: Options) -> Tables:
     """Return the tables that do not depend on scenes: category, attribute, visibility and
-    sensor."""
+    sensor.
+    """
     seed = options.seed
     sensors = [*((camera.name, "camera") for camera in CAMERAS), (LIDAR_NAME, "lidar")]
     return {

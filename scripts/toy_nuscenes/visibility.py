@@ -206,7 +206,8 @@ class Visibility:
 
 def _neighbour_free(solid: np.ndarray, axis: int, step: int) -> np.ndarray:
     """Return whether the neighbour of each voxel along an axis is free; beyond the grid nothing
-    is."""
+    is.
+    """
     out = np.roll(~solid, -step, axis)
     edge = [slice(None)] * 3
     edge[axis] = slice(-1, None) if step > 0 else slice(0, 1)

@@ -68,7 +68,7 @@ def _read_record(root: Path) -> dict | None:
 
 
 def prepare(root: Path, options: Options, overwrite: bool) -> bool:
-    """Make the output folder ready; says whether a complete data set with these options is there
+    """Make the output folder ready; return whether a complete data set with these options is there
     already.
 
     Raises:
@@ -272,7 +272,7 @@ def generate(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> bool:
-    """Make the data set in `root`, or completes it.
+    """Make the data set in `root`, or complete it.
 
     Args:
         root: data root.

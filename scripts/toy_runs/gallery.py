@@ -110,7 +110,8 @@ def make_picture(picture: Picture, config: str, weights: str, out: Path) -> Path
 
 def _save_small(image: Image.Image, path: Path, columns: int) -> Path:
     """Save a JPEG file with sharp colours: a third of a PNG's size for sheets with
-    photographs."""
+    photographs.
+    """
     if image.width > columns:
         rows = round(image.height * columns / image.width)
         image = image.resize((columns, rows), Image.Resampling.LANCZOS)

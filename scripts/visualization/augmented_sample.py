@@ -234,7 +234,7 @@ def describe_augmentation(sample: AugmentedSample) -> str:
 
 
 def flipped_axes(sample: AugmentedSample) -> list[str]:
-    """Axes of the bird's-eye view that are reversed, of `x` and `y`."""
+    """Return the axes of the bird's-eye view that are reversed, of `x` and `y`."""
     # The grid is in the ego or in the LiDAR frame; without flips one of these is the identity.
     candidates = (sample.ego2occ, sample.ego2occ @ sample.lidar2ego)
     flip = min(candidates, key=lambda m: float(np.abs(np.abs(m[:3, :3]) - np.eye(3)).max()))
@@ -320,7 +320,8 @@ _HEADINGS = {
 
 def _colours(class_names: Sequence[str]) -> NDArray[np.uint8]:
     """Return the colours [C, 3] of the classes; evenly spread hues where the palette lacks one of
-    them."""
+    them.
+    """
     try:
         return class_colours(class_names)
     except ConfigError:  # a custom data set is drawn before its colours are chosen
@@ -371,7 +372,8 @@ def _draw_label(picture: Image.Image, text: str) -> None:
 
 def _distance_colours(points: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Return the colours [n, 3] by the horizontal distance from the grid's origin, near ones
-    red."""
+    red.
+    """
     near = 1 - np.clip(np.linalg.norm(points[:, :2], axis=1) / _LIDAR_FAR_M, 0, 1)
     levels = (near * 255).astype(np.uint8)[:, None]
     mapped: NDArray[np.uint8] = cv2.applyColorMap(levels, cv2.COLORMAP_TURBO)[:, 0, ::-1]
@@ -423,7 +425,8 @@ def _label_map(sample: AugmentedSample, show_points: bool) -> Image.Image:
 
 def _uppermost(labels: NDArray[np.uint8], empty_label: int) -> NDArray[np.uint8]:
     """Return the label [X, Y] of the highest occupied voxel of every column, free where there is
-    none."""
+    none.
+    """
     filled = labels != empty_label
     height = labels.shape[2] - 1 - filled[:, :, ::-1].argmax(axis=2)
     top = np.take_along_axis(labels, height[..., None], axis=2)[..., 0]

@@ -91,7 +91,8 @@ class Camera:
         height: int,
     ) -> Camera:
         """Return the camera at `position` that sees `target` in its middle, `up` pointing
-        upwards."""
+        upwards.
+        """
         eye = np.asarray(position, dtype=np.float64)
         forward = np.asarray(target, dtype=np.float64) - eye
         forward /= np.linalg.norm(forward)
@@ -247,7 +248,9 @@ def top_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.0)
 
 
 def _wide_enough(fov_deg: float, aspect: float) -> float:
-    """Horizontal field of view that shows in panels of any shape what `fov_deg` shows at 7:5."""
+    """Return the horizontal field of view that shows in panels of any shape what `fov_deg` shows at
+    7:5.
+    """
     # Beyond 1.9 the panel is a letter-box: it then shows more at the sides.
     slope = math.tan(math.radians(0.5 * fov_deg)) * min(aspect, 1.9) / 1.4
     return 2 * math.degrees(math.atan(slope))

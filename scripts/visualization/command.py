@@ -122,7 +122,7 @@ def _add_style(parser: argparse.ArgumentParser) -> None:
 
 
 def _chosen(args: argparse.Namespace, source: SampleSource) -> list[int]:
-    """Indice of the samples the arguments ask for."""
+    """Return the indices of the samples the arguments ask for."""
     if args.index is not None:
         indices = list(dict.fromkeys(args.index))
         # Before the first minute of drawing, not after it.

@@ -139,7 +139,8 @@ def _shoot(job: Job, indices: Sequence[int], shots: Sequence[Shot], path: Path) 
 
 def _picture(job: Job, view: SampleView, shot: Shot) -> NDArray[np.uint8]:
     """Return the sheet of one moment: uint8 [H, W, 3], of even height and width as H.264 wants
-    it."""
+    it.
+    """
     moved = replace(view, ego2grid=view.ego2grid @ shot.motion)
     sheet = compose_sheet(moved, replace(job.options, turn=shot.turn, wide=True)).image
     even = sheet.crop((0, 0, sheet.width // 2 * 2, sheet.height // 2 * 2))

@@ -80,7 +80,8 @@ class Job:
 
     def file(self, name: str) -> Path:
         """Return the path of an output file; what file systems may not like in a name becomes
-        `_`."""
+        `_`.
+        """
         return self.out / re.sub(r"[^\w.-]+", "_", name)
 
 

@@ -193,7 +193,8 @@ def _key(class_name: str) -> str:
 @cache
 def _candidates() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Return the colours that other classes may have: sRGB uint8 [n, 3] and CIELAB float32 [n,
-    3]."""
+    3].
+    """
     levels = np.linspace(0, 255, _STEPS).round()
     rgb = np.array(list(itertools.product(levels, repeat=3)), dtype=np.uint8)
     lab = _lab(rgb)

@@ -128,7 +128,8 @@ def _query_labels(
     view: SampleView, points: NDArray[np.float32], prediction: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the class [Q] that most of a query's points [Q, R, 3] lie in, and their share [Q] of
-    all."""
+    all.
+    """
     num_classes = len(view.class_names)
     cells = np.floor((points - np.array(view.grid_min)) / np.array(view.voxel_size)).astype(int)
     inside = ((cells >= 0) & (cells < np.array(prediction.shape))).all(axis=-1)
@@ -147,7 +148,9 @@ def _choose(
     images: Sequence[CameraImage],
     num_classes: int,
 ) -> tuple[int, ...]:
-    """Query to be numbered: of different classes, the rarest first, clear and well in view."""
+    """Return the queries to number: of different classes, the rarest first, clear and well in
+    view.
+    """
     in_view = np.zeros(len(labels))
     for image in images:
         camera = _camera_of(image)

@@ -229,7 +229,8 @@ class _Recorder:
 
     def _add_layer(self, number: int, count: int, points: NDArray[np.float32]) -> None:
         """Log points [Q, R, 3] after one decoder layer (0: where queries start), and their
-        centres."""
+        centres.
+        """
         rr = self._rr
         colour = _colour_map(_LAYER_COLOUR_MAP, np.array([0.15 + 0.8 * number / max(count - 1, 1)]))
         name = "initial" if number == 0 else f"layer_{number}"

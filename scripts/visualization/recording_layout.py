@@ -16,7 +16,7 @@ _BACKGROUND = (24, 28, 35)
 
 
 def camera_entity(name: str) -> str:
-    """Entity of a camera: `CAM_FRONT` -> `world/ego/cameras/front`."""
+    """Return the entity of a camera: `CAM_FRONT` -> `world/ego/cameras/front`."""
     return f"world/ego/cameras/{short_name(name).lower()}"
 
 

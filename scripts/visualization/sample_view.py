@@ -147,7 +147,8 @@ def panorama(images: Sequence[CameraImage], single_row: bool = True) -> list[Cam
 
 def without_unknown(grid: NDArray[np.uint8], empty_label: int) -> NDArray[np.uint8]:
     """Return the labels [X, Y, Z] with free voxels in the place of those of unknown state: not
-    drawn."""
+    drawn.
+    """
     return np.where(grid == UNKNOWN_LABEL, np.uint8(empty_label), grid)
 
 

@@ -33,7 +33,7 @@ def font(size: int, bold: bool = False) -> Any:
 
 @lru_cache(maxsize=1024)
 def text_width(text: str, size: int, bold: bool = False) -> int:
-    """Width of `text` in pixels, rounded up."""
+    """Return the width of `text` in pixels, rounded up."""
     return int(font(size, bold).getlength(text) + 0.999)
 
 

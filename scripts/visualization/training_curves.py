@@ -144,7 +144,7 @@ def panels_of(runs: Sequence[RunLog]) -> list[Panel]:
 
 
 def _loss_line(key: str) -> tuple[str, str]:
-    """Kind of a loss and the layer it belongs to: `d0.loss_cls` -> loss_cls, layer 1."""
+    """Return the kind of a loss and the layer it belongs to: `d0.loss_cls` -> loss_cls, layer 1."""
     match = _LAYER.fullmatch(key)
     if match is None or key == "loss":
         return key, LAST

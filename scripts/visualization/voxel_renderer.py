@@ -72,7 +72,7 @@ class _Samples:
 
 
 class VoxelRenderer:
-    """Draws one label grid from any number of cameras.
+    """Draw one label grid from any number of cameras.
 
     Args:
         labels: uint8 [X, Y, Z] class of each voxel.

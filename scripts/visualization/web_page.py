@@ -89,7 +89,7 @@ def pack_steps(indices: NDArray[np.int64]) -> bytes:
 
 
 class _Page:
-    """Collects samples.
+    """Collect samples.
 
     Args:
         job: what is asked for.

@@ -92,7 +92,7 @@ def _is_restart_with_checkpoint(cfg: Config) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(command_parser(), train, arguments)
 
 

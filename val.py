@@ -74,7 +74,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
 
     def run(args: argparse.Namespace) -> None:
         check_arguments(args)

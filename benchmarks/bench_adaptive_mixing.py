@@ -1,4 +1,4 @@
-"""Times adaptive mixing, its generated parameters included, against plain torch.
+"""Time adaptive mixing, its generated parameters included, against plain torch.
 
     python benchmarks/bench_adaptive_mixing.py [--device cpu|cuda] [--dtype float32|…]
         [--sizes t,s,m,l] [--threads N] [--repeats N]

@@ -53,7 +53,7 @@ def match_apart(layers: list[Tensor], voxels: Tensor) -> Matches:
 def loss(
     layers: list[Tensor], voxels: Tensor, matches: Matches, native: bool
 ) -> tuple[Tensor, ...]:
-    """All terms forward and backward; returns the gradients."""
+    """All terms forward and backward; return the gradients."""
     terms_of = chamfer_terms if native else chamfer_terms_reference
     total = torch.zeros((), device=voxels.device)
     for pred, (to_voxels, to_pred) in zip(layers, matches, strict=True):

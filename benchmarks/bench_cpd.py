@@ -1,4 +1,4 @@
-"""Times V2's continuous prediction discretization: points to voxel logits.
+"""Time V2's continuous prediction discretization: points to voxel logits.
 
     python benchmarks/bench_cpd.py [--device cpu|cuda] [--repeats N]
 

@@ -1,4 +1,4 @@
-"""Times distance-biased self-attention against its twin and a materialised mask.
+"""Time distance-biased self-attention against its twin and a materialised mask.
 
     python benchmarks/bench_distance_attention.py [--device cpu|cuda] [--dtype float32|…]
         [--sizes t,s,m,l] [--threads N] [--repeats N]

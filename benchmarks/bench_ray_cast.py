@@ -1,4 +1,4 @@
-"""Times the first voxels that the rays of a small camera meet, against the plain twin.
+"""Time the first voxels that the rays of a small camera meet, against the plain twin.
 
     python benchmarks/bench_ray_cast.py [--device cpu|cuda] [--threads N] [--repeats N] [--save]
 

@@ -1,4 +1,4 @@
-"""Times the scoring of random but plausible predictions, as many as nuScenes' validation split has.
+"""Time the scoring of random but plausible predictions, as many as nuScenes' validation split has.
 
     python benchmarks/bench_scoring.py [--samples 6019] [--workers 2] [--out FILE.md]
 
@@ -47,7 +47,8 @@ test_evaluator = [
 
 
 def plausible(labels: npt.NDArray[np.uint8], rng: np.random.Generator) -> tuple[Any, Any]:
-    """Voxels [n, 3] and classes: 15 % lost, 20 % a voxel off, 10 % mislabelled, 10 % invented."""
+    """Return the voxels [n, 3] and classes: 15 % lost, 20 % a voxel off, 10 % mislabelled, 10 %
+    invented."""
     coords = np.argwhere(labels != FREE)
     coords = coords[rng.random(len(coords)) > 0.15]
     classes = labels[tuple(coords.T)]
@@ -64,7 +65,7 @@ def plausible(labels: npt.NDArray[np.uint8], rng: np.random.Generator) -> tuple[
 
 
 def write_ground_truth(source: Path, root: Path, number: int) -> list[tuple[str, Path]]:
-    """Info file and label folders of `number` samples; returns their tokens and label files."""
+    """Info file and label folders of `number` samples; return their tokens and label files."""
     for name in ("samples", "sweeps"):
         (root / name).symlink_to((source / name).resolve())
     infos = []

@@ -11,7 +11,9 @@ _WORKER_TRACEBACK = "\nOriginal Traceback"
 
 
 def does_not_exist(path: object) -> str:
-    """Words for a missing file; of a relative path also the folder that it was meant from."""
+    """Return the words for a missing file; of a relative path also the folder that it was meant
+    from.
+    """
     text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
     place = "" if os.path.isabs(text) else f" in {os.getcwd()}"
     return f"{text} does not exist{place}"

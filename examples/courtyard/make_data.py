@@ -168,7 +168,7 @@ def make_data(root: Path, scenes: int, frames: int, seed: int = 0) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/courtyard"))
     parser.add_argument("--scenes", type=number_from(1), default=6, help="training scenes")

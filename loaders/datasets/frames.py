@@ -28,7 +28,7 @@ def history_offsets(
     train_interval: tuple[int, int] = (4, 8),
     test_interval: int = 6,
 ) -> list[int]:
-    """Chooses the frames of a sample, as numbers of camera frames before the current one.
+    """Choose the frames of a sample, as numbers of camera frames before the current one.
 
     Args:
         available: How many older frames the scene has (at most `MAX_HISTORY` are used).

@@ -119,7 +119,7 @@ def _shortened(value: Any, length: int = 120) -> str:
 
 
 class _Positioned:
-    """Gets items from the data set inside all wrappers, with their position in this one."""
+    """Get items from the data set inside all wrappers, with their position in this one."""
 
     if TYPE_CHECKING:
 

@@ -95,7 +95,7 @@ class CountingMetric(BaseMetric):
         raise NotImplementedError
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Gathers the counts of all processes and scores them.
+        """Gather the counts of all processes and score them.
 
         Args:
             size: Number of samples of the data set; another number of samples seen is logged.
@@ -111,7 +111,7 @@ class CountingMetric(BaseMetric):
         return self._counts.state()
 
     def evaluate_counted(self, states: Sequence[CountState], size: int) -> dict[str, float]:
-        """Scores what several metrics of the same settings have counted, without communication.
+        """Score what several metrics of the same settings have counted, without communication.
 
         Args:
             states: Of worker processes.
@@ -122,7 +122,7 @@ class CountingMetric(BaseMetric):
         return {f"{self.prefix}/{name}" if self.prefix else name: v for name, v in scores.items()}
 
     def compute_metrics(self, results: list[CountState]) -> dict[str, float]:
-        """Scores the gathered states (called on the main process)."""
+        """Score the gathered states (called on the main process)."""
         counts, num_samples = merge(results)
         if counts is None and self._has_unlabelled:
             self.log(f"{type(self).__name__}: no sample has labels, nothing is scored")

@@ -46,7 +46,7 @@ class CountAccumulator:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Forget everything."""
         self._total: Counts | None = None
         self._seen: set[Hashable] = set()
         self._first: dict[Hashable, Counts] = {}

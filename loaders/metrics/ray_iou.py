@@ -262,7 +262,7 @@ def ray_iou(
     num_classes: int,
     empty_label: int,
 ) -> RayScores:
-    """Scores a list of samples at once (grids uint8 [X, Y, Z], origins [O_i, 3] metres)."""
+    """Score a list of samples at once (grids uint8 [X, Y, Z], origins [O_i, 3] metres)."""
     if not len(preds) == len(gts) == len(origins) or not len(preds):
         raise ValueError("ray_iou needs as many predictions as ground truths and origins, >= 1")
     settings = (pc_range, voxel_size, num_classes, empty_label)

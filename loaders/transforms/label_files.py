@@ -68,7 +68,7 @@ class LabelFiles:
 
 
 class LabelMap:
-    """Brings the labels of files into the order of the config's classes.
+    """Bring the labels of files into the order of the config's classes.
 
     Args:
         label_map: What each label of the files is here: the name of a class, its label, 'free', or

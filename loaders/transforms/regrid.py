@@ -141,7 +141,7 @@ def mark_unknown(grid: npt.NDArray[np.uint8], unknown: npt.NDArray[np.bool_], fr
 
 
 def pool_any(mask: npt.NDArray[np.bool_], window: LabelWindow) -> npt.NDArray[np.bool_]:
-    """Crops and pools a file's mask: true where any voxel inside is."""
+    """Crop and pool a file's mask: true where any voxel inside is."""
     (x, y, z), (fx, fy, fz) = window.shape, window.factor
     blocks = window.crop(mask).reshape(x, fx, y, fy, z, fz)
     return blocks.any(axis=(1, 3, 5))

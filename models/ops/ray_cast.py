@@ -255,7 +255,7 @@ class _Walk:
         self.valid &= in_grid & (~comes_in | (t_event[:, 0] <= self.max_t))
 
     def step_once(self, active: Tensor) -> Tensor:
-        """Move the `active` rays by one voxel; returns which rays [R] are still walking."""
+        """Move the `active` rays by one voxel; return which rays [R] are still walking."""
         t = self.crossing(self.voxel + (self.step > 0))
         earliest = t.amin(-1, keepdim=True)
         axes = torch.arange(3, device=t.device)

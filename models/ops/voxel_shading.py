@@ -237,7 +237,7 @@ def _corner(scene: VoxelScene, front: Tensor, to_u: Tensor, to_v: Tensor) -> Ten
 def _edge_shade(
     scene: VoxelScene, view: VoxelView, axes: Tensor, place: Tensor, distance: Tensor, local: Tensor
 ) -> Tensor:
-    """Brightness factor [n] of the lines along voxel edges.
+    """Return the brightness factor [n] of the lines along voxel edges.
 
     A line is as wide on screen wherever it lies, and disappears where voxels shrink to a few
     pixels (lines would then only make the surface darker and shimmer).

@@ -1,4 +1,4 @@
-"""Compiles the CUDA sources, on machines without a GPU too, and reports what each kernel takes.
+"""Compile the CUDA sources, on machines without a GPU too, and report what each kernel takes.
 
     python scripts/compile_cuda.py [FILTER] [--out REPORT.md] [--jobs N]
 

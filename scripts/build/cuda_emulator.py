@@ -1,4 +1,4 @@
-"""Runs all CUDA kernels on the CPU, in the tests that a GPU would run.
+"""Run all CUDA kernels on the CPU, in the tests that a GPU would run.
 
     python scripts/emulate_cuda.py [--sanitize] [PYTEST ARGUMENTS]
 
@@ -110,7 +110,7 @@ def run(library: Path, sanitized: bool, pytest_arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code of the tests."""
+    """Run the command and return its exit code of the tests."""
     parser = CommandParser(__doc__, takes_more=True)
     parser.add_argument("--sanitize", action="store_true", help="with checks of every access")
 

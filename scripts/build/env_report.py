@@ -156,7 +156,7 @@ def _memory_gb() -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(CommandParser(__doc__), lambda _: print_report(), arguments)
 
 

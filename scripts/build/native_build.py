@@ -67,7 +67,7 @@ def torch_headers(sources: Sequence[str]) -> list[str]:
 
 
 def warning_flags() -> list[str]:
-    """Warnings of the host's compiler; errors unless OPUS_WERROR=0."""
+    """Return the warnings of the host's compiler; errors unless OPUS_WERROR=0."""
     werror = os.environ.get("OPUS_WERROR", "1") not in ("", "0")
     return ["-Wall", "-Wextra"] + (["-Werror"] if werror else [])
 

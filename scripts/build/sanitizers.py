@@ -1,4 +1,4 @@
-"""Runs the tests of the native operations on a CPU build that checks itself.
+"""Run the tests of the native operations on a CPU build that checks itself.
 
     python scripts/sanitize.py [PYTEST ARGUMENTS]      # default: tests/ops -k "not cuda_sources"
 
@@ -82,6 +82,6 @@ def run(library: Path, pytest_arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code of the tests."""
+    """Run the command and return its exit code of the tests."""
     parser = CommandParser(__doc__, takes_more=True)
     return run_command(parser, lambda args: run(build(), args.others or DEFAULT_TESTS), arguments)

@@ -38,7 +38,7 @@ def _read_lines(lines: queue.Queue[str | None]) -> None:
 
 
 class Condenser:
-    """Decides which lines are shown, and how."""
+    """Decide which lines are shown, and how."""
 
     def __init__(self) -> None:
         self._start = self._last_shown = time.monotonic()

@@ -199,7 +199,7 @@ def _build(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     add_config_arguments(parser)
     parser.add_argument("--full", action="store_true", help="open every file")

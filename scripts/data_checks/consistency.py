@@ -90,7 +90,7 @@ def _check_cameras(
 
 
 def _check_mounts(dataset: OccupancyDataset) -> Iterator[Finding]:
-    """Sensors far from their vehicle: other units, or poses of different things."""
+    """Yield the sensors far from their vehicle: other units, or poses of different things."""
     frames, key = dataset.frames, dataset.frames.key_frame
     offset = frames.sensor2global_translation[key] - dataset.ego2global[:, None, :3, 3]
     far = np.linalg.norm(offset, axis=-1)

@@ -70,7 +70,7 @@ def load_target(name: str) -> ModuleType:
 
 
 def available_targets() -> list[str]:
-    """Targets whose module is there."""
+    """Return the targets whose module is there."""
     return [name for name in TARGETS if importlib.util.find_spec(f"scripts.fuzzing.{name}")]
 
 
@@ -234,7 +234,7 @@ def peak_mib() -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code, 1 if something was found."""
+    """Run the command and return its exit code, 1 if something was found."""
     parser = CommandParser((__doc__ or "").split("\n\n")[0])
     parser.add_argument(
         "--seconds", type=number_from(0.0, float), default=60.0, help="time to run (default: 60)"

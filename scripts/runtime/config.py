@@ -182,7 +182,7 @@ def _refuse_unread(
 
 
 def _known_arguments() -> frozenset[str]:
-    """Arguments of all parts that this project and MMEngine's loops register."""
+    """Return the arguments of all parts that this project and MMEngine's loops register."""
     names: set[str] = {"batch_size", "num_workers"}
     for registry in REGISTRIES:
         for target in registry.module_dict.values():

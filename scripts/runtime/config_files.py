@@ -164,7 +164,9 @@ def _used(tree: ast.Module) -> frozenset[str]:
 
 
 def _lazy_bases(tree: ast.Module, path: Path) -> list[Path]:
-    """Files that a config of MMEngine's newer style imports under `with read_base():`."""
+    """Return the files that a config of MMEngine's newer style imports under `with
+    read_base():`.
+    """
     bases = []
     for node in tree.body:
         if not isinstance(node, ast.With):

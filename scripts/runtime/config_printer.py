@@ -74,7 +74,7 @@ def check_buildable(cfg: Config) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     add_config_arguments(parser)
 

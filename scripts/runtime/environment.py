@@ -34,7 +34,7 @@ def distribution_version(name: str) -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the installed distributions that can change a result."""
+    """Return the versions of Python and of the installed distributions that can change a result."""
     found = {"python": platform.python_version()}
     for name in REPORTED:
         version = distribution_version(name)

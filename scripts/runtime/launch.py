@@ -115,7 +115,7 @@ def launched() -> Iterator[Launch]:
 
 
 def _restart_store(launch: Launch) -> dict[str, Any]:
-    """Arguments of `init_process_group` for processes that torchrun has restarted.
+    """Return the arguments of `init_process_group` for processes that torchrun has restarted.
 
     Its store still holds the addresses of those that have ended, under the same names.
     """

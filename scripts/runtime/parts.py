@@ -188,7 +188,7 @@ class Part:
         return kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
 
     def unknown_keys(self) -> list[str]:
-        """Keys of the dict that the class does not take."""
+        """Return the keys of the dict that the class does not take."""
         if self.target is None or self.arguments.takes_any or "constructor" in self.config:
             return []
         return [

@@ -36,7 +36,7 @@ def write_report_json(path: str | Path, content: Mapping[str, Any]) -> Path:
 
 
 def score_report(metrics: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
-    """Scores together with what identifies the measurement.
+    """Return the scores together with what identifies the measurement.
 
     Args:
         metrics: Metric names to values.

@@ -31,7 +31,7 @@ from scripts.runtime.errors import (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     codes = [0]
 
@@ -119,7 +119,9 @@ def _run_once(options: Sequence[str], script: str) -> tuple[int, bool]:
 
 
 def _causes(failures: Mapping[int, Any]) -> dict[int, Any]:
-    """Failures without those that only followed from another; all if there are no others."""
+    """Return the failures without those that only followed from another; all if there are no
+    others.
+    """
     causes = {
         rank: failure
         for rank, failure in failures.items()
@@ -135,7 +137,7 @@ def _count(text: str, what: str, low: int = 1) -> int:
 
 
 def _machines() -> list[str]:
-    """Options of torchrun for the machines that the environment describes."""
+    """Return the options of torchrun for the machines that the environment describes."""
     nodes = _count(os.environ.get("NNODES", "1"), "NNODES")
     if nodes == 1:
         return ["--standalone"]
@@ -160,7 +162,7 @@ def _quieten() -> None:
 
 
 def _report(script: str, failures: Mapping[int, Any], code: int) -> int:
-    """Print how the processes ended; returns the exit code of the whole."""
+    """Print how the processes ended; return the exit code of the whole."""
     if code == EXIT_USER_ERROR:
         ranks: dict[str, list[int]] = {}
         for rank, failure in sorted(failures.items()):

@@ -174,7 +174,7 @@ def score_folder(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of scripts/score_predictions.py; returns the exit code."""
+    """Entry point of scripts/score_predictions.py; return the exit code."""
 
     def run(args: argparse.Namespace) -> None:
         check_arguments(args)

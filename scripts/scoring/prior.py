@@ -121,7 +121,7 @@ def as_prediction(grid: Grid, free_label: int) -> dict[str, npt.NDArray[np.int64
 def score_grids(
     grids: Mapping[str, Grid], cfg: Config, workers: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Scores of fixed label grids on the evaluation split with the config's metrics.
+    """Return the scores of fixed label grids on the evaluation split with the config's metrics.
 
     Args:
         grids: Variant name to labels [X, Y, Z], predicted for every sample.
@@ -172,7 +172,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     add_config_arguments(parser)
     parser.add_argument("--out", metavar="FILE", help="scores as JSON")

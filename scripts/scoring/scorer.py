@@ -46,7 +46,7 @@ def _labels_only(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 class Scorer:
-    """Scores predictions on a split with the metrics of its config.
+    """Score predictions on a split with the metrics of its config.
 
     Args:
         dataset_cfg: Config of the data set.

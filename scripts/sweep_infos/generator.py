@@ -249,5 +249,5 @@ def _write_splits(args: argparse.Namespace, tables: Tables, out_dir: Path) -> No
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(command_parser(), write_info_files, arguments)

@@ -53,7 +53,7 @@ def choose_splits(
     lists: Sequence[Sequence[str]] | None = None,
     file: Path | None = None,
 ) -> Splits:
-    """Divides the scenes of a data set.
+    """Divide the scenes of a data set.
 
     Args:
         names: Of the scenes in the tables.

@@ -30,7 +30,7 @@ def times(values: np.ndarray, colour: np.ndarray) -> np.ndarray:
 
 
 def normalise(vectors: np.ndarray) -> None:
-    """Scales float32 [n, 3] vectors to unit length in place; tiny ones stay as short as they
+    """Scale float32 [n, 3] vectors to unit length in place; tiny ones stay as short as they
     are.
     """
     length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))

@@ -1,4 +1,4 @@
-"""Renders camera images of a scene."""
+"""Render camera images of a scene."""
 
 from __future__ import annotations
 

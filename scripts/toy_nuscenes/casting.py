@@ -1,4 +1,4 @@
-"""Finds what rays hit: the static world, the ground plane, or an actor at its pose at that
+"""Find what rays hit: the static world, the ground plane, or an actor at its pose at that
 moment.
 """
 
@@ -87,7 +87,9 @@ def pose_actor(index: int, actor: Actor, pose: tuple[float, float, float]) -> Po
 
 
 def _gaps(actors: list[PosedActor], position: np.ndarray) -> np.ndarray:
-    """Distances [n] from a position [3] to the actors' boxes, metres, 1 mm short; 0 inside."""
+    """Return the distances [n] from a position [3] to the actors' boxes, metres, 1 mm short; 0
+    inside.
+    """
     if not actors:
         return np.zeros(0)
     away = position - np.array([p.centre for p in actors])
@@ -109,7 +111,7 @@ class _Static:
     voxel: np.ndarray
 
     def surface(self, world: StaticWorld) -> np.ndarray:
-        """Numbers int32 [n] of the planes that were hit, 0 for none.
+        """Return the numbers int32 [n] of the planes that were hit, 0 for none.
 
         All of a building's sides are one, because a wall that is askew shows two kinds of faces.
         """
@@ -186,7 +188,9 @@ def _doubled(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _half(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Columns and rows float32 [H, W] of the pixels in the image of every second pixel."""
+    """Return the columns and rows float32 [H, W] of the pixels in the image of every second
+    pixel.
+    """
     columns, rows = np.arange(width, dtype=np.float32) / 2, np.arange(height, dtype=np.float32) / 2
     last = np.float32((width - 1) // 2), np.float32((height - 1) // 2)
     u, v = np.meshgrid(np.minimum(columns, last[0]), np.minimum(rows, last[1]))

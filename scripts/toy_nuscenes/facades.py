@@ -186,7 +186,7 @@ def _paint_doors(
     v: np.ndarray,
     chance: np.ndarray,
 ) -> np.ndarray:
-    """Paints doors, gates and shop signs on the ground floor; returns where the doors are."""
+    """Paint doors, gates and shop signs on the ground floor; return where the doors are."""
     tint = hash01(np.full(3, b.slot), np.arange(3)) * np.float32(0.6) + np.float32(0.03)
     if b.kind == _SHOP:
         albedo[first & (fv > 0.86)] = tint

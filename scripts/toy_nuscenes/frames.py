@@ -1,4 +1,4 @@
-"""Renders everything of one scene and writes its files."""
+"""Render everything of one scene and write its files."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _SHIFT = 4  # OpenCV draws with 1/16 pixel
 
 
 class Canvas:
-    """Maps between scene metres and raster cells; cell [row, column] covers `lower + (column, row)
+    """Map between scene metres and raster cells; cell [row, column] covers `lower + (column, row)
     * resolution`.
     """
 
@@ -52,7 +52,9 @@ class Canvas:
         cv2.fillPoly(image, [fixed[:, None]], value, lineType=cv2.LINE_8, shift=_SHIFT)
 
     def centres(self, step: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Coordinates x, y [rows, columns] of every `step`-th cell centre in scene metres."""
+        """Return the coordinates x, y [rows, columns] of every `step`-th cell centre in scene
+        metres.
+        """
         rows, columns = self.shape
         x = self.lower[0] + (np.arange(0, columns, step) + 0.5) * self.resolution
         y = self.lower[1] + (np.arange(0, rows, step) + 0.5) * self.resolution
@@ -215,7 +217,7 @@ def _islands(layout: Layout) -> Iterator[np.ndarray]:
 
 
 def _patches(layout: Layout, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, Occ]]:
-    """Driveways, squares of red paving and bare ground beside the main road."""
+    """Yield the driveways, squares of red paving and bare ground beside the main road."""
     line = layout.main.line
     for sign in (-1, 1):
         spec = layout.side(sign)
@@ -245,7 +247,7 @@ def _tile(seed: int, sigma: float, shape: tuple[int, int]) -> np.ndarray:
 def _albedo(
     ground: tuple[np.ndarray, ...], canvas: Canvas, layout: Layout, rng: np.random.Generator
 ) -> np.ndarray:
-    """Paints the surfaces: float32 [rows, columns, 3]; each class only where it is."""
+    """Paint the surfaces: float32 [rows, columns, 3]; each class only where it is."""
     classes, distance, s, offset, curb = (a.reshape(-1) for a in ground)
     out = np.empty((classes.size, 3), np.float32)
     noise = _Noise(canvas.shape)
@@ -302,7 +304,7 @@ def _paint_paving(
     noise: _Noise,
     rng: np.random.Generator,
 ) -> None:
-    """Slabs along the main road."""
+    """Paint slabs along the main road."""
     paving = np.float32(rng.uniform(0.30, 0.46)) * f32(
         [1.0, rng.uniform(0.95, 0.99), rng.uniform(0.86, 0.97)]
     )
@@ -430,7 +432,7 @@ def _paint_repairs(
 
 
 def paint_ground(layout: Layout) -> Ground:
-    """Paints the ground of a scene."""
+    """Paint the ground of a scene."""
     rng = np.random.default_rng([*layout.recipe.seed, 2])
     canvas = Canvas(layout.lower, layout.upper)
     parts = _classes(layout, canvas, rng)

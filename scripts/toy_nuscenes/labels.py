@@ -111,7 +111,7 @@ def observe(scene: Scene, duration_s: float) -> Observed:
 
 
 def _dilate(grid: np.ndarray) -> np.ndarray:
-    """Grows a mask [X, Y, Z] by one cell along each axis."""
+    """Grow a mask [X, Y, Z] by one cell along each axis."""
     out = grid.copy()
     for axis in range(3):
         grown = out.copy()
@@ -229,8 +229,8 @@ def _put_actors(
 
 
 def _surface(solid: np.ndarray) -> np.ndarray:
-    """Voxels of `solid` [X, Y, Z] with a free neighbour across a face; outside the grid nothing is
-    free.
+    """Return the voxels of `solid` [X, Y, Z] with a free neighbour across a face; outside the grid
+    nothing is free.
     """
     free = ~solid
     near = np.zeros_like(solid)

@@ -126,7 +126,7 @@ def _ego_motion(path: Polyline, start: float, ego: EgoSpec) -> Motion:
 
 
 def make_layout(recipe: Recipe, duration_s: float) -> Layout:
-    """Lays out the scene of a recipe so that the ego vehicle can drive for `duration_s` seconds."""
+    """Lay out the scene of a recipe so that the ego vehicle can drive for `duration_s` seconds."""
     extra = max(0.0, recipe.ego.speed * duration_s - 60.0)
     pieces = (*recipe.pieces, (extra + 60.0, 0.0))
     line = curve((0.0, 0.0), recipe.heading, pieces)

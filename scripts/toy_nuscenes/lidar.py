@@ -1,4 +1,4 @@
-"""Simulates the 32-beam LiDAR. The motion of the ego vehicle during a turn of the LiDAR is
+"""Simulate the 32-beam LiDAR. The motion of the ego vehicle during a turn of the LiDAR is
 ignored: all points of a sweep are measured at its time stamp.
 """
 

@@ -127,7 +127,7 @@ def sky_colour(light: Light, directions: np.ndarray) -> np.ndarray:
 
 
 def add_skyline(light: Light, directions: np.ndarray, colour: np.ndarray) -> None:
-    """Darkens the lowest part of the sky where far hills and roofs stand before it."""
+    """Darken the lowest part of the sky where far hills and roofs stand before it."""
     highest = 0.036 + 0.016 * float(noise_tile(light.seed % 83, 12.0).max())
     rows = np.flatnonzero(directions[:, 2] < max(0.061, highest))
     x, y, z = np.take(directions, rows, 0).T

@@ -1,4 +1,4 @@
-"""Decides where the things of a scene are and how they move, without collisions."""
+"""Decide where the things of a scene are and how they move, without collisions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ CLEARANCE_M = 0.35
 
 
 def _discs(size: tuple[float, float]) -> tuple[np.ndarray, float]:
-    """Discs that cover a length x width footprint: their places [k] along x and their radius."""
+    """Return the discs that cover a length x width footprint: their places [k] along x and their
+    radius.
+    """
     length, width = size
     small, large = min(length, width), max(length, width)
     count = max(1, int(np.ceil(large / small)))
@@ -174,7 +176,7 @@ class _Placer:
         return cruising(path, s, 0.0)
 
     def _with_ego(self, lane: Polyline, s: float) -> Motion:
-        """Drives as the ego vehicle does, at a distance."""
+        """Drive as the ego vehicle does, at a distance."""
         start = float(self.layout.ego.travelled(0.0))
         return Motion(lane, lambda t: s + float(self.layout.ego.travelled(t)) - start)
 
@@ -195,8 +197,8 @@ class _Placer:
 
     # ------------------------------------------------------------------ people and street life
     def _band(self, sign: int) -> tuple[float, float]:
-        """Offsets of the inner and outer edge of the main road's sidewalk on a side, and of what
-        replaces one.
+        """Return the offsets of the inner and outer edge of the main road's sidewalk on a side, and
+        of what replaces one.
         """
         spec = self.layout.side(sign)
         edge = self.layout.main.spec.edge_left if sign > 0 else -self.layout.main.spec.edge_right
@@ -204,7 +206,7 @@ class _Placer:
         return inner, inner + max(spec.sidewalk, 1.2) - 0.6
 
     def people(self) -> None:
-        """Pedestrians on the sidewalks and cyclists on the road."""
+        """Place pedestrians on the sidewalks and cyclists on the road."""
         main, rng, crowd = self.layout.main, self.rng, self.recipe.crowd
         for _ in range(int(20 * crowd)):
             sign = int(rng.choice([-1, 1]))
@@ -295,7 +297,9 @@ class _Placer:
             edge = main.spec.edge_left if sign > 0 else main.spec.edge_right
 
     def clutter(self) -> None:
-        """Bins, trolleys and pallets by the houses, and rows of barriers and cones elsewhere."""
+        """Place bins, trolleys and pallets by the houses, and rows of barriers and cones
+        elsewhere.
+        """
         main, rng = self.layout.main, self.rng
         for _ in range(26):
             sign = int(rng.choice([-1, 1]))

@@ -1,4 +1,4 @@
-"""Fills the static world of a scene: buildings, trees, hedges, walls, lamps, signs and shelters."""
+"""Fill the static world of a scene: buildings, trees, hedges, walls, lamps, signs and shelters."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ MAX_TREES = 120
 
 
 class _Builder:
-    """Puts things into the static world of one scene."""
+    """Put things into the static world of one scene."""
 
     def __init__(self, layout: Layout, ground: Ground, seed_tail: int) -> None:
         self.layout, self.ground = layout, ground
@@ -82,7 +82,7 @@ class _Builder:
 
     # ---------------------------------------------------------------- buildings
     def street(self, road: Road, sign: int, spec: SideSpec, rows: int) -> None:
-        """Lines one side of a road with `rows` rows of buildings."""
+        """Line one side of a road with `rows` rows of buildings."""
         if spec.style == "none":
             spec_style = "house"
             first = 34.0
@@ -237,7 +237,7 @@ class _Builder:
         self.world.put_ellipsoid(slot, centre, radii * 1.1, self.rough)
 
     def greenery(self, sign: int, spec: SideSpec) -> None:
-        """Trees and bushes along one side of the main road."""
+        """Place trees and bushes along one side of the main road."""
         line, rng = self.layout.main.line, self.rng
         edge = self.layout.main.spec.edge_left if sign > 0 else -self.layout.main.spec.edge_right
         spacing = spec.verge_tree_spacing or STREET_TREE_SPACING_M.get(spec.style, 0.0)
@@ -330,7 +330,7 @@ class _Builder:
             put(slot, (x, y), inward, (0.35, 0.12), height - 0.8, height)
 
     def furniture(self) -> None:
-        """Lamps, signs, traffic lights and bus shelters along the roads."""
+        """Place lamps, signs, traffic lights and bus shelters along the roads."""
         rng = self.rng
         for road in self.layout.roads:
             for sign in (-1, 1):

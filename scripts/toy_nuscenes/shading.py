@@ -1,4 +1,4 @@
-"""Turns ray hits into colours: surfaces, sunlight and sky light, haze."""
+"""Turn ray hits into colours: surfaces, sunlight and sky light, haze."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class View:
 
     @classmethod
     def of(cls, hits: Hits, origin: np.ndarray, directions: np.ndarray, pixel: float) -> View:
-        """Works out the points."""
+        """Work out the points."""
         points = np.empty_like(directions)
         distance = np.minimum(hits.distance, np.float32(1e5))
         for axis in range(3):
@@ -80,7 +80,7 @@ class View:
 
 @dataclass
 class Shader:
-    """Shades what rays hit in one scene."""
+    """Shade what rays hit in one scene."""
 
     ground: Ground
     world: StaticWorld

@@ -68,8 +68,8 @@ class Shadows:
         return cls(canvas, light, height, 1 - 0.45 * near - 0.35 * wide)
 
     def reach(self, posed: PosedActor) -> float:
-        """Metres from the place of an actor to the furthest points of surfaces that it may darken;
-        `sunlit` is asked about points up to 0.7 m off them.
+        """Return the metres from the place of an actor to the furthest points of surfaces that it
+        may darken; `sunlit` is asked about points up to 0.7 m off them.
         """
         steep = float(np.hypot(*self.slope))
         return posed.radius + steep * (posed.actor.model.size[2] + 0.1) + 2.0

@@ -112,7 +112,7 @@ class Model:
         self.put(mat, gap <= radius**2)
 
     def finish(self) -> Model:
-        """Works out normals, surface points and the ray casting masks once the grid is filled."""
+        """Work out normals, surface points and the ray casting masks once the grid is filled."""
         solid = self.grid > 0
         padded = np.pad(solid, 3).astype(np.float32)
         smooth = gaussian_filter(padded, 1.3)

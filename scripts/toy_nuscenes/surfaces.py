@@ -124,7 +124,9 @@ def _leaves(points: np.ndarray, faces: np.ndarray, size: float) -> np.ndarray:
 def shade_plain(
     world: StaticWorld, kind: Kind, slots: np.ndarray, points: np.ndarray, faces: np.ndarray
 ) -> Surface:
-    """Walls, fences, poles, trunks and hedges: flat faces with dirt, boards or leaves."""
+    """Return the walls, fences, poles, trunks and hedges: flat faces with dirt, boards or
+    leaves.
+    """
     normals = np.take(FACE_NORMALS, faces, 0)
     x, y, z = points.T
     along = np.where(faces < 2, y, x)
@@ -150,7 +152,8 @@ def shade_actors(
     directions: np.ndarray,
     light: Light,
 ) -> Surface:
-    """Vehicles, people and things: materials of their voxels, smooth normals, mirrored sky and sun.
+    """Return the vehicles, people and things: materials of their voxels, smooth normals, mirrored
+    sky and sun.
 
     `rows` are the hits' indices sorted by actor; points and directions [n, 3] belong to them.
     """

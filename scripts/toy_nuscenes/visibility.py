@@ -125,7 +125,7 @@ LIDAR = LidarView()
 
 
 class Visibility:
-    """Answers for one label grid what can be seen from where; solid: bool [X, Y, Z]."""
+    """Answer for one label grid what can be seen from where; solid: bool [X, Y, Z]."""
 
     def __init__(self, solid: np.ndarray) -> None:
         self.shape = solid.shape

@@ -1,4 +1,4 @@
-"""Writes a data set: scene by scene in worker processes, resumable, and complete only once its
+"""Write a data set: scene by scene in worker processes, resumable, and complete only once its
 record is there.
 
 While a data set is being made, `toy_nuscenes.json` in its root says `complete: false` and the
@@ -103,7 +103,7 @@ def prepare(root: Path, options: Options, overwrite: bool) -> bool:
 
 
 def place_scenes(layouts: list[Layout]) -> list[tuple[int, np.ndarray]]:
-    """Lays the scenes out beside each other: per scene its place and its global minus scene
+    """Lay the scenes out beside each other: per scene its place and its global minus scene
     coordinates [2].
     """
     out = []
@@ -233,7 +233,7 @@ def _crew(count: int, root: Path, options: Options) -> Iterator[_Crew]:
 
 
 def _follow(crew: _Crew, todo: list[Job], progress: Progress) -> None:
-    """Hands out the jobs and reports until all are done."""
+    """Hand out the jobs and report until all are done."""
     running = len(crew.workers)
     for job in [*todo, *([None] * running)]:
         crew.jobs.put(job)

@@ -136,7 +136,7 @@ def read_scores(path: Path) -> tuple[float, float]:
 
 
 def _count_parameters(config: str) -> int:
-    """Parameters of a config's model."""
+    """Return the parameters of a config's model."""
     from mmengine.registry import MODELS, init_default_scope
 
     from scripts.runtime.config import load_config
@@ -178,7 +178,7 @@ def check(scores: Sequence[Score]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     known = (*OCC3D, *OCCUPANCY)
     parser.add_argument("--models", nargs="+", choices=known, default=known, metavar="NAME")

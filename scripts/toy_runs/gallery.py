@@ -199,7 +199,7 @@ def make_gallery(names: Sequence[str], config: str | None, weights: str | None, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     known = [*(picture.name for picture in PICTURES), "page", "recording", "curves"]
     parser.add_argument("--only", nargs="+", choices=known, default=(), help="these pictures alone")

@@ -68,5 +68,5 @@ def browse(args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(command_parser(), browse, arguments)

@@ -179,7 +179,7 @@ def visualize(args: argparse.Namespace) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
 
     def run(args: argparse.Namespace) -> None:
         visualize(args)

@@ -66,7 +66,7 @@ class Job:
     report: Callable[[str], None] = print
 
     def run(self) -> list[Path]:
-        """Write the files; returns their paths."""
+        """Write the files; return their paths."""
         files: list[Path] = import_module(FORMATS[self.format]).write(self)
         return files
 

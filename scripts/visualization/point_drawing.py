@@ -117,7 +117,7 @@ def _ball(
 
 
 def draw_ground(image: Image.Image, camera: Camera, extent_m: float, theme: Theme) -> None:
-    """Rings of distance and the border of the scene on the ground, in place.
+    """Draw rings of distance and the border of the scene on the ground, in place.
 
     Args:
         image: of the camera's size.

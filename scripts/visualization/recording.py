@@ -89,7 +89,7 @@ def _rerun() -> Any:
 
 
 class _Recorder:
-    """Logs samples into a file, one after the other.
+    """Log samples into a file, one after the other.
 
     Args:
         rr: the module rerun.

@@ -1,4 +1,4 @@
-"""Composes the sheet of one sample: title and scores, cameras, panels, legend.
+"""Compose the sheet of one sample: title and scores, cameras, panels, legend.
 
 All measures are in pixels at scale 1 and multiplied by the scale, panels and fonts included, so a
 sheet at scale 3 is sharp at three times the size.
@@ -159,7 +159,7 @@ def rows_height(rows: Sequence[Sequence[Image.Image]], options: SheetOptions) ->
 def draw_rows(
     canvas: Image.Image, rows: Sequence[Sequence[Image.Image]], top: int, options: SheetOptions
 ) -> int:
-    """Paste rows of pictures below each other; returns where the next thing may begin."""
+    """Paste rows of pictures below each other; return where the next thing may begin."""
     for row in rows:
         x = options.px(_MARGIN)
         for picture in row:

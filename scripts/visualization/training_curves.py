@@ -234,7 +234,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     parser.add_argument("work_dirs", nargs="+", type=Path, metavar="WORK_DIR")
     parser.add_argument(

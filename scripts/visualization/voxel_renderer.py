@@ -134,7 +134,7 @@ class VoxelRenderer:
     def _cells_in_box(
         self, low: NDArray[np.float64], high: NDArray[np.float64]
     ) -> tuple[tuple[slice, slice, slice], NDArray[np.float64]]:
-        """Cells around a box of the ego frame.
+        """Return the cells around a box of the ego frame.
 
         Returns:
             Slices of the grid that contain the box, and the cells' centres in the ego frame

@@ -125,7 +125,7 @@ class _Page:
         )
 
     def _add_grid(self, view: SampleView, layer: str) -> dict[str, tuple[int, int]]:
-        """Append a grid's voxels; returns where they are."""
+        """Append a grid's voxels; return where they are."""
         grid, free = _label_grid(view, layer)
         indices = np.flatnonzero(grid.reshape(-1) != free)
         labels = grid.reshape(-1)[indices].astype(np.uint8)

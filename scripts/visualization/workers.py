@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 @lru_cache(maxsize=4)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads with torch's threading off, kept for the next pictures."""
+    """Return the threads with torch's threading off, kept for the next pictures."""
     everyone = threading.Barrier(threads)
 
     def prepare() -> None:

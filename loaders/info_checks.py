@@ -214,29 +214,29 @@ def check_metadata(metadata: Mapping[Any, Any], path: str | os.PathLike[str], re
     """
     for key in ("version", "content_hash"):
         if metadata.get(key) is not None and not isinstance(metadata[key], str):
-            raise BadDataError(f"info file {path}, metadata, '{key}' is no text: {remedy}")
+            raise BadDataError(f"info file {path}, metadata, '{key}' is not text: {remedy}")
     for key in ("num_samples", "content_bytes"):
         value = metadata.get(key)
         if value is not None and not (isinstance(value, int) and value >= 0):
-            raise BadDataError(f"info file {path}, metadata, '{key}' is no number: {remedy}")
+            raise BadDataError(f"info file {path}, metadata, '{key}' is not a number: {remedy}")
 
 
 def _wrong_structure(info: Entry) -> tuple[str, str] | None:
     """Return key and problem of the first container of a key frame that is of another kind."""
     cams, cam_sweeps, lidar_sweeps = info["cams"], info["cam_sweeps"], info["lidar_sweeps"]
     if not isinstance(cams, Mapping):
-        return "cams", "is no dict of cameras"
+        return "cams", "is not a dict of cameras"
     for name, value in (("cam_sweeps", cam_sweeps), ("lidar_sweeps", lidar_sweeps)):
         if not isinstance(value, list | tuple):
-            return name, "is no list of sweeps"
+            return name, "is not a list of sweeps"
         for i, sweep in enumerate(value):
             if not isinstance(sweep, Mapping):
-                return f"{name}[{i}]", "is no dict"
+                return f"{name}[{i}]", "is not a dict"
     places = [("cams", cams), *((f"cam_sweeps[{i}]", s) for i, s in enumerate(cam_sweeps))]
     for place, cameras in places:
         for name, entry in cameras.items():
             if not isinstance(name, str) or not isinstance(entry, Mapping):
-                return f"{place}.{name!s:.80}", "is no dict of a camera"
+                return f"{place}.{name!s:.80}", "is not a dict of a camera"
     return None
 
 

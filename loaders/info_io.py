@@ -144,7 +144,7 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
                 path, f"is refused, for it asks for more than {limit / MIB:.0f} MiB of memory"
             ) from error
         except Exception as error:  # the unpickler raises nearly anything on broken input
-            raise _INFO_FILE.broken(path, "is no complete pickle") from error
+            raise _INFO_FILE.broken(path, "is not a complete pickle") from error
 
 
 def load_infos(path: str | os.PathLike[str]) -> InfoFile:

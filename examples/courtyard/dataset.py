@@ -43,7 +43,7 @@ class LoadCourtyardLabels:
         path, shape = self.label_path(sample), sample.grid_shape
         with open_arrays(path, LABEL_FILE, max_bytes=LABEL_FILE.max_bytes) as file:
             if "" not in file or file.header("").shape != shape:
-                raise LABEL_FILE.broken(path, f"is no grid of {shape}")
+                raise LABEL_FILE.broken(path, f"is not a grid of {shape}")
             labels = file.read("")
         # With 255 for voxels of unknown state, if the files have such.
         sample.voxel_semantics = known_labels(

@@ -159,7 +159,7 @@ def sample_key(sample: DataSample) -> tuple[str | None, int | None]:
     token, index = sample.get("sample_token"), sample.get("sample_idx")
     if token is None and index is None:
         raise LoaderConfigError(
-            "a sample has neither 'sample_token' nor 'sample_idx', which tell samples apart: put "
+            "a sample has neither 'sample_token' nor 'sample_idx', which identify samples: put "
             "PackOccSample into the test pipeline"
         )
     return None if token is None else str(token), None if index is None else int(index)
@@ -173,7 +173,7 @@ def require(sample: DataSample, key: str, remedy: str) -> Any:
     """
     if sample.get(key) is None:
         raise LoaderConfigError(
-            f"sample {sample.get('sample_token', '?')} carries no '{key}' for the metric: {remedy}"
+            f"sample {sample.get('sample_token', '?')} has no '{key}' for the metric: {remedy}"
         )
     return sample[key]
 

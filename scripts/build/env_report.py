@@ -51,7 +51,7 @@ def machine_findings() -> Iterator[Finding]:
     elif shutil.which("nvidia-smi"):
         yield Finding(
             "GPU",
-            "nvidia-smi is there, but torch sees no device",
+            "nvidia-smi exists, but torch sees no device",
             "install a CUDA build of torch (docs/install.md) or check the driver",
         )
     else:
@@ -121,12 +121,12 @@ def optional_findings() -> Iterator[Finding]:
         yield _imported("torchvision", "torchvision", "pip install -r requirements/cuda.txt")
     else:
         yield _imported("spconv", "spconv.pytorch", "pip install -r requirements/cpu.txt (tests)")
-        yield Finding("torchvision", "not looked at: unused without a GPU")
+        yield Finding("torchvision", "not checked: unused without a GPU")
     full_opencv = distribution_version("opencv-python")
     if full_opencv:
         yield Finding(
             "opencv-python",
-            f"{full_opencv} is installed beside the headless one and shares its files",
+            f"{full_opencv} is installed next to the headless one and shares its files",
             "pip uninstall opencv-python, then pip install --force-reinstall --no-deps "
             "opencv-python-headless",
         )

@@ -66,7 +66,7 @@ class Condenser:
     def idle(self) -> None:
         """Say that work goes on when nothing else has been said for a while."""
         if time.monotonic() - self._last_shown > HEARTBEAT_SECONDS:
-            self._show(f"still at it {self._step}".rstrip())
+            self._show(f"still running {self._step}".rstrip())
 
     def _show_moving(self, text: str, always: bool = False) -> None:
         now = time.monotonic()

@@ -143,7 +143,7 @@ def key_revision(text: str) -> tuple[str, str]:
     try:
         re.sub(pattern, replacement, "")
     except (re.error, IndexError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
     return pattern, replacement
 
 

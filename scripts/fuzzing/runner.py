@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--seconds", type=number_from(0.0, float), default=60.0, help="time to run (default: 60)"
     )
     parser.add_argument("--seed", type=number_from(0), default=0, help="first seed (default: 0)")
-    parser.add_argument("--target", choices=TARGETS, help="what to try; both take turns without it")
+    parser.add_argument("--target", choices=TARGETS, help="what to test; default: both in turns")
 
     def run(args: argparse.Namespace) -> int:
         targets = [args.target] if args.target else available_targets()

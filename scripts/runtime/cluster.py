@@ -44,7 +44,7 @@ def torchrun_variables(env: Mapping[str, str]) -> dict[str, str]:
         RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; empty for a lone process.
 
     Raises:
-        ConfigError: A variable is no number, contradicts another, or the machine of the first
+        ConfigError: A variable is not a number, contradicts another, or the machine of the first
             process is not known.
     """
     if "RANK" in env:

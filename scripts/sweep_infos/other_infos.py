@@ -48,17 +48,17 @@ def read_other_infos(path: Path) -> dict[str, Info | None]:
     key = "data_list" if is_new else "infos"
     infos = content.get(key) if isinstance(content, dict) else content
     if not isinstance(infos, list) or not infos:
-        raise BadDataError(f"{path} is no info file: it has no 'infos' and no 'data_list'")
+        raise BadDataError(f"{path} is not an info file: it has no 'infos' and no 'data_list'")
     for i, info in enumerate(infos):
         needed = ("token",) if is_new else _NEEDED
         lacking = [name for name in needed if not isinstance(info, Mapping) or name not in info]
         if lacking:
             raise BadDataError(
-                f"{path}, entry {i}, lacks '{lacking[0]}': it is no info file of mmdet3d, BEVDet, "
-                f"SparseBEV, SparseOcc or OPUS; {_REMEDY}"
+                f"{path}, entry {i}, lacks '{lacking[0]}': it is not an info file of mmdet3d,
+                BEVDet, " f"SparseBEV, SparseOcc or OPUS; {_REMEDY}"
             )
         if not isinstance(info["token"], str):
-            raise BadDataError(f"{path}, entry {i}, has a 'token' that is no text")
+            raise BadDataError(f"{path}, entry {i}, has a 'token' that is not text")
     return {info["token"]: None if is_new else info for info in infos}
 
 

@@ -132,7 +132,7 @@ def _from_lists(lists: Sequence[Sequence[str]], names: Sequence[str]) -> dict[st
 def check_split_name(split: str, origin: str) -> None:
     """Raise ConfigError unless a split's name can be part of a file's name."""
     if not split or not split.replace("_", "").replace("-", "").isalnum():
-        raise ConfigError(f"{origin}: '{split}' is no name of a split, use letters and digits")
+        raise ConfigError(f"{origin}: '{split}' is not the name of a split, use letters and digits")
 
 
 def _from_file(path: Path) -> dict[str, list[str]]:

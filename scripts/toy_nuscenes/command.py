@@ -95,5 +95,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command_parser(),
         lambda args: _generate(args, _options(args)),
         arguments,
-        interrupted="interrupted; finished scenes are kept, run the same command again to go on",
+        interrupted="interrupted; finished scenes are kept, run the same command again to continue",
     )

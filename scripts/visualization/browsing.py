@@ -37,10 +37,10 @@ def command_parser() -> CommandParser:
         type=number_from(1),
         default=8,
         metavar="N",
-        help="so many samples, spread evenly over the split (default: 8)",
+        help="number of samples, spread evenly over the split (default: 8)",
     )
     choice.add_argument(
-        "--index", type=number_from(0), nargs="+", metavar="I", help="these, counted from 0"
+        "--index", type=number_from(0), nargs="+", metavar="I", help="indices of samples, from 0"
     )
     parser.add_argument(
         "--epoch", type=number_from(0), default=0, help="whose random values (default: 0)"

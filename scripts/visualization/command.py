@@ -86,14 +86,14 @@ def _add_choice_of_samples(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("which samples").add_mutually_exclusive_group()
     group.add_argument("--scene", metavar="NAME", help="all samples of a scene")
     group.add_argument(
-        "--index", type=number_from(0), nargs="+", metavar="I", help="these samples, counted from 0"
+        "--index", type=number_from(0), nargs="+", metavar="I", help="indices of samples, from 0"
     )
     group.add_argument(
         "--num",
         type=number_from(1),
         metavar="N",
-        help=f"so many, spread evenly over the data set (default: {_DEFAULT_NUM} for png, the "
-        "first scene for the other formats)",
+        help=f"number of samples, spread evenly over the data set (default: {_DEFAULT_NUM} for png,
+        the " "first scene for the other formats)",
     )
 
 

@@ -54,8 +54,8 @@ def read_other_infos(path: Path) -> dict[str, Info | None]:
         lacking = [name for name in needed if not isinstance(info, Mapping) or name not in info]
         if lacking:
             raise BadDataError(
-                f"{path}, entry {i}, lacks '{lacking[0]}': it is not an info file of mmdet3d,
-                BEVDet, " f"SparseBEV, SparseOcc or OPUS; {_REMEDY}"
+                f"{path}, entry {i}, lacks '{lacking[0]}': it is not an info file of mmdet3d, "
+                f"BEVDet, SparseBEV, SparseOcc or OPUS; {_REMEDY}"
             )
         if not isinstance(info["token"], str):
             raise BadDataError(f"{path}, entry {i}, has a 'token' that is not text")

@@ -92,8 +92,8 @@ def _add_choice_of_samples(parser: argparse.ArgumentParser) -> None:
         "--num",
         type=number_from(1),
         metavar="N",
-        help=f"number of samples, spread evenly over the data set (default: {_DEFAULT_NUM} for png,
-        the " "first scene for the other formats)",
+        help="number of samples, spread evenly over the data set "
+        f"(default: {_DEFAULT_NUM} for png, the first scene for the other formats)",
     )
 
 

@@ -62,7 +62,7 @@ gallery: setup  ## the pictures of docs/gallery.md, from the toy data and a mode
 
 docs: setup  ## build the documentation site in outputs/site; broken links and anchors are errors
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
-	$(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo "open outputs/site/index.html"
 
 env-report: setup  ## versions, what was built, what is missing

@@ -31,8 +31,8 @@ class VoxelScene(NamedTuple):
             ambient light of the cells, with a border of one around them. Where the second is 0
             there is no free cell.
         albedo: float32 [C, 3].
-        brightness: [6][2] how bright sunlight and ambient light make a face of the orientations
-            -x, +x, -y, +y, -z, +z.
+        brightness: [6, 2] nested, how bright sunlight and ambient light make a face of the
+            orientations -x, +x, -y, +y, -z, +z.
         occlusion: darkness of the crease between two faces.
         grid_min: lower corner of the grid (x, y, z), metres.
         voxel_size: edge lengths of a voxel (x, y, z), metres.
@@ -57,7 +57,7 @@ class VoxelView(NamedTuple):
 
     Attributes:
         position: (x, y, z) where all rays start, metres in the grid's frame.
-        rotation: [3][3] the camera's right, down and forward axes in the grid's frame.
+        rotation: [3, 3] nested, the camera's right, down and forward axes in the grid's frame.
         focal_px: focal length in pixels.
         edges: strength of the lines along voxel edges, their width in pixels, and the pixels that
             count as one (posters have thicker lines).

@@ -1,8 +1,10 @@
-"""Hook of MkDocs that puts linked source files and the changelog on the documentation site.
+"""Hook of MkDocs: linked source files, the changelog, and the modules of a package on the site.
 
 Pages under docs/ link to configs, tests and benchmark tables by relative paths, which work in the
 repository. A site has only what lies under docs/. The hook gives every linked file a page below
 `source/` and points the links there, so that the site is complete without a network.
+
+A line `::: package.*` becomes a section for every public module of the package.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Markdown link or image: [text](target) with an optional #anchor; no URLs.
 LINK = re.compile(r"(?<=\]\()(?P<path>[^)\s#:]+)(?P<anchor>#[^)\s]*)?(?=\))")
 FENCED = re.compile(r"^(```+).*?^\1\s*$", re.MULTILINE | re.DOTALL)
+MODULES = re.compile(r"^::: (?P<package>[\w.]+)\.\*$", re.MULTILINE)
 _LANGUAGES = {".py": "python", ".sh": "bash", ".yml": "yaml", ".h": "cpp", ".cu": "cuda"}
 
 
@@ -59,6 +62,21 @@ def render_source(path: str) -> str:
     return f"# {PurePosixPath(path).name}\n\n`{path}`\n\n````{language}\n{text}\n````\n"
 
 
+def module_sections(package: str) -> str:
+    """Return Markdown with a section for every public module of a package.
+
+    Reference implementations are left out: they have the arguments of the operation.
+    """
+    folder = ROOT / package.replace(".", "/")
+    names = sorted(path.stem for path in folder.glob("[!_]*.py"))
+    options = (
+        "{show_root_heading: false, show_root_toc_entry: false, filters: ['!^_', '!_reference$']}"
+    )
+    return "\n\n".join(
+        f"## {name}\n\n::: {package}.{name}\n    options: {options}" for name in names
+    )
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the changelog and a page for every source file that a page links to."""
     from mkdocs.structure.files import File
@@ -75,7 +93,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
-    """Point links to source files at their pages."""
+    """Point links to source files at their pages, and list the modules of packages."""
+    markdown = MODULES.sub(lambda match: module_sections(match["package"]), markdown)
     here = page.file.src_uri
     for match in reversed(links(markdown)):
         path = outside_docs(here, match["path"])

@@ -61,6 +61,7 @@ PICTURES = (
         "--scene scene-0916 --format gif --fps 3 --view orbit --scale 0.36",
         "*.gif",
     ),
+    Picture("scene", "--vis-input --vis-gt --index 8 9 10 --format html", "*.html"),
 )
 
 
@@ -100,8 +101,8 @@ def make_picture(picture: Picture, config: str, weights: str, out: Path) -> Path
             raise ConfigError(
                 f"`{command_line}` wrote {len(found)} files {picture.result}, expected 1"
             )
-        if found[0].suffix == ".gif":
-            target = out / f"{picture.name}.gif"
+        if found[0].suffix in (".gif", ".html"):
+            target = out / f"{picture.name}{found[0].suffix}"
             target.write_bytes(found[0].read_bytes())
             return target
         with Image.open(found[0]) as file:

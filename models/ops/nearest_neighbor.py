@@ -16,7 +16,7 @@ from ._extension import native, on_load, runs_natively
 
 __all__ = ["PointTree", "nearest_neighbor", "nearest_neighbor_reference"]
 
-# Distances the plain-torch twin holds at once.
+# Distances the reference implementation holds at once.
 _CHUNK_ELEMENTS = 1 << 24
 # Of models/csrc/nearest_neighbor/nearest_neighbor.h: bytes of a point and of a box, points of a
 # leaf; they fix the size of a tree.
@@ -29,9 +29,9 @@ class PointTree:
     """Points prepared for many calls of `nearest_neighbor`, as references or as queries.
 
     A balanced tree of boxes for each sample. Building it costs about as much as 20,000 queries, so
-    points that are asked more than once (the ground truth, by every layer of a decoder) should be
-    prepared; and so should both sides where each is asked about the other, since queries that come
-    in the order of a tree share their searches.
+    prepare points that are searched more than once, such as the ground truth of every decoder
+    layer. Prepare both sides if each is searched in the other: queries in the order of a tree
+    share their searches.
 
     Args:
         points: [M, 3], float32 or float64; half precision is searched in float32.
@@ -78,7 +78,7 @@ def nearest_neighbor(
     query_lengths: Sequence[int] | None = None,
     reference_lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the index of and squared distance to the nearest reference point of each query.
+    """Find the nearest reference point of each query: its index and squared distance.
 
     Squared distances are `(dx * dx + dy * dy) + dz * dz` in the dtype of the points. Of equally
     near references the lowest index wins. A distance that is not a number counts as infinite: a
@@ -122,7 +122,9 @@ def nearest_neighbor_reference(
     query_lengths: Sequence[int] | None = None,
     reference_lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Plain-torch twin of `nearest_neighbor`: all pairs, in chunks. Same arguments."""
+    """Compute `nearest_neighbor` in plain torch, as a reference: all pairs, in chunks. Same
+    arguments.
+    """
     query, query_lengths = _unprepared(query, query_lengths, "query")
     reference, reference_lengths = _unprepared(reference, reference_lengths, "reference")
     _check_arguments(query, query_lengths, reference, reference_lengths)

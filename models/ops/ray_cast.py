@@ -6,7 +6,7 @@ Dimensions:
 The traversal visits every voxel a ray passes, in order (Amanatides & Woo, "A Fast Voxel Traversal
 Algorithm for Ray Tracing", Eurographics 1987). In voxel units a ray crosses the boundary k of an
 axis at `t(k) = (k - origin) * (1 / direction)`; simultaneous crossings happen in the order x, y,
-z. The native operation jumps over empty space and still returns bit for bit what single steps give.
+z. The native operation jumps over empty space and returns bitwise the same as single steps.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class OccupancyPyramid:
             raise ValueError("grids must be contiguous, call .contiguous() first")
         self.grids = grids
         self.empty_label = empty_label
-        # The plain-torch twin looks at the labels.
+        # The reference implementation looks at the labels.
         is_native = runs_natively("occupancy_masks", grids)
         self.masks = native("occupancy_masks")(grids, empty_label) if is_native else None
 
@@ -94,7 +94,7 @@ def ray_cast(
     empty_label: int,
     max_distance: float = math.inf,
 ) -> RayHits:
-    """First occupied voxel along each ray, for all pairs of origins and directions.
+    """Find the first occupied voxel along each ray, for all pairs of origins and directions.
 
     A ray whose origin lies inside the grid starts in the voxel of the origin (coordinates
     truncated); one that starts outside enters through the bounding box. Rays miss the grid if they
@@ -174,7 +174,9 @@ def ray_cast_reference(
     empty_label: int,
     max_distance: float = math.inf,
 ) -> RayHits:
-    """Plain-torch twin of `ray_cast`: one voxel a step, all rays at once. Same arguments."""
+    """Compute `ray_cast` in plain torch, as a reference: one voxel a step, all rays at once.
+    Same arguments.
+    """
     _check_arguments(grids, origins, directions, grid_min, voxel_size)
     shape = (grids.shape[0], origins.shape[0], directions.shape[-2])
     minimum = torch.tensor(grid_min, dtype=torch.float64, device=grids.device)

@@ -112,8 +112,8 @@ def ray_iou_counts(
 
     Args:
         pred: uint8 [B, X, Y, Z].
-        gt: the same of the ground truth, or what `label_rays` or an earlier call returned for
-            it with the same rays.
+        gt: the same of the ground truth, or what `label_rays` or an earlier call returned for it
+            with the same rays.
         origins: See `label_rays`, as the following.
         sample_of_origin: int64 [N].
         directions: float32 [D, 3].
@@ -164,7 +164,7 @@ def label_rays_reference(
     voxel_size: float,
     empty_label: int,
 ) -> LabelRays:
-    """Plain-torch twin of `label_rays`. Same arguments."""
+    """Compute `label_rays` in plain torch, as a reference. Same arguments."""
     shape = (len(origins), len(directions))
     label = torch.full(shape, empty_label, dtype=torch.uint8, device=grids.device)
     depth_m = torch.zeros(shape, dtype=torch.float32, device=grids.device)
@@ -241,7 +241,7 @@ def ray_iou_counts_reference(
     num_classes: int,
     thresholds_m: Sequence[float],
 ) -> tuple[Tensor, LabelRays]:
-    """Plain-torch twin of `ray_iou_counts`. Same arguments."""
+    """Compute `ray_iou_counts` in plain torch, as a reference. Same arguments."""
     rays = (origins, sample_of_origin, directions, grid_min, voxel_size, empty_label)
     true = gt if isinstance(gt, LabelRays) else label_rays_reference(gt, *rays)
     found = label_rays_reference(pred, *rays)

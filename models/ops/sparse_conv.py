@@ -86,7 +86,7 @@ def build_kernel_map(
     input voxel falls into its window (the set dilates), over a grid of
     `(extent + 2 * padding - kernel) // stride + 1` voxels along each axis.
 
-    CPU tensors go through the native operation; CUDA tensors through the plain-torch twin.
+    CPU tensors go through the native operation; CUDA tensors through the reference implementation.
 
     Args:
         coords: int64 [n, 4], unique rows (batch, d0, d1, d2), in any order.
@@ -103,7 +103,7 @@ def build_kernel_map(
         ValueError: a shape, dtype or setting does not fit, the kernel has more than 2**20
             positions, or the input or output voxels are more than int32 can number (2**31 - 1;
             pairs and features may be more).
-        TypeError: a setting is no whole number.
+        TypeError: a setting is not a whole number.
         RuntimeError: coordinates repeat or lie outside the grid, or the grids of the batch have
             more than 2**33 voxels (native only; they take 1.5 bits each).
         ExtensionError: CPU tensors, and the native extension is not built.
@@ -130,7 +130,7 @@ def build_kernel_map_reference(
     padding: int | Sequence[int] = 0,
     subm: bool = False,
 ) -> KernelMap:
-    """Plain-torch twin of `build_kernel_map`. Same arguments."""
+    """Compute `build_kernel_map` in plain torch, as a reference. Same arguments."""
     shape, kernel, step, pad = _settings(coords, spatial_shape, kernel_size, stride, padding, subm)
     out_shape = _out_shape(shape, kernel, step, pad)
     upper = coords.new_tensor(shape)
@@ -174,10 +174,10 @@ def build_kernel_map_reference(
 def sparse_conv(
     features: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap
 ) -> Tensor:
-    """Sparse convolution: `out[o] = bias + sum over pairs (i, o) at k of weight[:, k] @ in[i]`.
+    """Convolve sparsely: `out[o] = bias + sum over pairs (i, o) at k of weight[:, k] @ in[i]`.
 
     CPU tensors go through the native operation; its results and gradients do not depend on the
-    number of threads. CUDA tensors go through the plain-torch twin.
+    number of threads. CUDA tensors go through the reference implementation.
 
     Args:
         features: [n, C_in], float32 or float64.
@@ -189,7 +189,7 @@ def sparse_conv(
         [m, C_out], differentiable (once) in `features`, `weight` and `bias`.
 
     Raises:
-        ValueError: a shape or dtype does not fit the map, or the map is no map: an index is out of
+        ValueError: a shape or dtype does not fit the map, or the map is invalid: an index is out of
             range, pairs are not sorted, `starts` does not ascend.
         ExtensionError: CPU tensors, and the native extension is not built.
     """
@@ -210,7 +210,9 @@ def sparse_conv(
 def sparse_conv_reference(
     features: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap
 ) -> Tensor:
-    """Plain-torch twin of `sparse_conv`: gather, multiply, scatter. Same arguments."""
+    """Compute `sparse_conv` in plain torch, as a reference: gather, multiply, scatter. Same
+    arguments.
+    """
     _check_conv(features, weight, bias, kernel_map)
     out = features.new_zeros(kernel_map.num_out, weight.shape[0])
     positions = weight.flatten(1, 3)

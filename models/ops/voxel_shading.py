@@ -97,7 +97,7 @@ def voxel_shading(
     """Cast rays as `ray_cast` does, and shade what they hit.
 
     CPU tensors go through the native operation, which is fast where neighbouring rays have much in
-    common; CUDA tensors through the plain-torch twin.
+    common; CUDA tensors through the reference implementation.
 
     Args:
         scene: what is hit.
@@ -142,7 +142,7 @@ def voxel_shading_reference(
     background: Tensor,
     wanted: Tensor | None = None,
 ) -> ShadedRays:
-    """Plain-torch twin of `voxel_shading`. Same arguments."""
+    """Compute `voxel_shading` in plain torch, as a reference. Same arguments."""
     _check_arguments(scene, view, directions, background, wanted)
     shape = directions.shape[:2]
     behind = background[:, None].expand(*shape, 3).reshape(-1, 3)

@@ -50,16 +50,21 @@ def source_page(path: str) -> str:
 
 
 def render_source(path: str) -> str:
-    """Return Markdown that shows a file of the repository, or lists a folder."""
+    """Return Markdown that shows a file of the repository, or lists a folder.
+
+    The search leaves these pages out, except for the changelog.
+    """
+    hidden = "---\nsearch: {exclude: true}\n---\n\n"
     file = ROOT / path
     if file.is_dir():
         names = "\n".join(f"- `{entry.name}`" for entry in sorted(file.iterdir()))
-        return f"# {path}\n\n{names}\n"
+        return f"{hidden}# {path}\n\n{names}\n"
     text = file.read_text()
     if file.suffix == ".md":  # its own links are text here: they may lead anywhere
-        return re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+        plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+        return plain if path == "CHANGELOG.md" else hidden + plain
     language = _LANGUAGES.get(file.suffix, "text")
-    return f"# {PurePosixPath(path).name}\n\n`{path}`\n\n````{language}\n{text}\n````\n"
+    return f"{hidden}# {PurePosixPath(path).name}\n\n`{path}`\n\n````{language}\n{text}\n````\n"
 
 
 def module_sections(package: str) -> str:

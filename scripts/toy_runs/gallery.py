@@ -61,7 +61,7 @@ PICTURES = (
         "--scene scene-0916 --format gif --fps 3 --view orbit --scale 0.36",
         "*.gif",
     ),
-    Picture("scene", "--vis-input --vis-gt --index 8 9 10 --format html", "*.html"),
+    Picture("scene", "--vis-gt --index 8 9 10 --format html", "*.html"),
 )
 
 

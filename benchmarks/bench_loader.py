@@ -1,4 +1,4 @@
-"""Time the loading of samples: plain per-image pipeline, exact mode, fast mode.
+"""Times the loading of samples: plain per-image pipeline, exact mode, fast mode.
 
     python -m benchmarks.bench_loader [--seconds N] [--workers 0 1 2] [--config CONFIG]
 
@@ -117,7 +117,7 @@ def write_data_set(root: Path) -> None:
 
 
 def variants(train: Step, test: Step) -> Iterator[tuple[str, Step]]:
-    """Yield the names and data set configs to compare."""
+    """Names and data set configs to compare."""
     for name, base in (("training", train), ("evaluation", test)):
         for mode in ("plain", "exact", "fast"):
             cfg = copy.deepcopy(base)

@@ -172,7 +172,7 @@ class LoadLidarSweeps:
     itself; a key frame without sweeps stands in for each of them. The key frame's own points come
     first and are all kept. The ring column becomes the time lag in seconds.
 
-    Does nothing for samples without LiDAR (a data set built with ``use_lidar=False``), so that one
+    Does nothing for samples without LiDAR (a data set built with `use_lidar=False`), so that one
     pipeline serves models with and without it.
 
     Args:
@@ -207,7 +207,7 @@ class LoadLidarSweeps:
         self._cache = ArrayCache(lidar_cache_mb)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Sets ``points`` float32 [n, 5], in the frame of the labels."""
+        """Sets `points` float32 [n, 5], in the frame of the labels."""
         if sample.lidar is None:
             return sample
         lidar2occ = sample.lidar2occ
@@ -217,7 +217,7 @@ class LoadLidarSweeps:
         return sample
 
     def _files(self, lidar: LidarFrames) -> list[tuple[int, int]]:
-        """Returns (position, row of ``lidar``) of the files to load, the key frame first."""
+        """Returns (position, row of `lidar`) of the files to load, the key frame first."""
         newest = range(1, min(len(lidar.paths), self.num_sweeps + 1))
         return list(enumerate([0, *(newest or [0] * self.num_sweeps)]))
 
@@ -258,7 +258,7 @@ class FilterPoints:
         self.point_range = None if point_range is None else tuple(map(float, point_range))
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Replaces ``points`` by those inside the range."""
+        """Replaces `points` by those inside the range."""
         if sample.lidar is None:
             return sample
         if sample.points is None:

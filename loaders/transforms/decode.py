@@ -63,7 +63,7 @@ def read_image(
 
     Raises:
         MissingDataError: If the file does not exist.
-        WrongShapeError: If the image is not of the size ``raw_hw``; it is not decoded then.
+        WrongShapeError: If the image is not of the size `raw_hw`; it is not decoded then.
         BadDataError: If it is empty, truncated, no image, or too large.
     """
     decode = _decoder(backend)

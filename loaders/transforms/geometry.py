@@ -109,7 +109,7 @@ def aug_for_size(
     middle of the width, and to the lower part of the height.
 
     Args:
-        params: For images of ``raw_hw``.
+        params: For images of `raw_hw`.
         raw_hw: Height and width.
         other_hw: Height and width of the other images.
     """
@@ -131,7 +131,7 @@ def _resized_dims(raw_hw: tuple[int, int], resize: float) -> tuple[int, int]:
 def image_aug_matrix(params: ImageAugParams) -> npt.NDArray[np.float32]:
     """Returns the [4, 4] matrix that carries homogeneous raw pixels to augmented pixels.
 
-    It multiplies ``ego2img`` from the left (rows: u*w, v*w, w, 1), so the shift stands in column 2,
+    It multiplies `ego2img` from the left (rows: u*w, v*w, w, 1), so the shift stands in column 2,
     where the depth w multiplies it. Pixel indices are scaled without the half-pixel shift, and in
     single precision, as all published OPUS/SparseBEV weights were trained.
     """
@@ -161,7 +161,7 @@ def apply_image_aug(image: npt.NDArray[np.uint8], params: ImageAugParams) -> npt
         params: What to do.
 
     Returns:
-        uint8 [h, w, 3] with (h, w) = ``params.size_hw``.
+        uint8 [h, w, 3] with (h, w) = `params.size_hw`.
     """
     pil = Image.fromarray(image)
     pil = pil.resize(params.resize_dims, Image.Resampling.BICUBIC).crop(params.crop)
@@ -229,7 +229,7 @@ def flip_bev(
     flip_y: bool,
     pc_range: Sequence[float] | None = None,
 ) -> tuple[list[npt.NDArray[Any]], npt.NDArray[np.float64]]:
-    """Reverses the x and/or y axis of voxel grids and returns the matching ``ego2occ``.
+    """Reverses the x and/or y axis of voxel grids and returns the matching `ego2occ`.
 
     Args:
         grids: Arrays [X, Y, ...] (labels, masks); all are flipped alike.

@@ -57,19 +57,19 @@ def read_occ3d_labels(
     ignore_label: int | None = UNKNOWN_LABEL,
     label_table: npt.NDArray[np.int64] | None = None,
 ) -> Labels:
-    """Reads an Occ3D ``labels.npz``.
+    """Reads an Occ3D `labels.npz`.
 
     Args:
-        path: File with ``semantics`` and, where there are masks, ``mask_camera`` and
-            ``mask_lidar``.
+        path: File with `semantics` and, where there are masks, `mask_camera` and
+            `mask_lidar`.
         grid_shape: (X, Y, Z) that the arrays must have, or whole multiples of it (finer labels).
         num_classes: Number of classes, free included; labels must be below it.
         ignore_label: Label of the file's voxels of unknown state; None if there are none.
-        label_table: New labels of the file's, see :class:`loaders.transforms.label_files.LabelMap`;
-            ``ignore_label`` is not asked then.
+        label_table: New labels of the file's, see `loaders.transforms.label_files.LabelMap`;
+            `ignore_label` is not asked then.
 
     Returns:
-        Semantics uint8 (``UNKNOWN_LABEL`` where the state is unknown), camera mask bool and LiDAR
+        Semantics uint8 (`UNKNOWN_LABEL` where the state is unknown), camera mask bool and LiDAR
         mask bool, of one shape; None for masks that the file does not have.
 
     Raises:
@@ -176,14 +176,14 @@ class LoadOcc3DLabels:
 
     Args:
         label_dir: Folder within the data root.
-        label_file: Path in that folder, see :class:`loaders.transforms.label_files.LabelFiles`.
+        label_file: Path in that folder, see `loaders.transforms.label_files.LabelFiles`.
         label_cache_mb: Size of the label cache of each process, MiB (1.8 MiB per Occ3D sample).
         label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres; None means that of the
             config, which may else be a part of it.
-        ignore_label: Label of voxels of unknown state in the files. They get ``UNKNOWN_LABEL``,
+        ignore_label: Label of voxels of unknown state in the files. They get `UNKNOWN_LABEL`,
             which losses and metrics leave out. None refuses files with labels that are no class.
         label_map: For files of other classes or another order of them, see
-            :class:`loaders.transforms.label_files.LabelMap`; ``ignore_label`` is not read then.
+            `loaders.transforms.label_files.LabelMap`; `ignore_label` is not read then.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class LoadOcc3DLabels:
         return self._files.path(sample)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Sets ``voxel_semantics`` and, if the file has masks, ``mask_camera``, ``mask_lidar``."""
+        """Sets `voxel_semantics` and, if the file has masks, `mask_camera`, `mask_lidar`."""
         path, num_classes = self.label_path(sample), len(sample.class_names)
         grid = (sample.pc_range, sample.voxel_size)
         label_range = self.label_range or sample.pc_range
@@ -250,7 +250,7 @@ def _regrid(
 
 @TRANSFORMS.register_module()
 class RandomFlipBEV:
-    """Reverses the x and/or y axis of the labels; mirrors ``ego2occ`` and LiDAR points alike.
+    """Reverses the x and/or y axis of the labels; mirrors `ego2occ` and LiDAR points alike.
 
     Does nothing in test mode. Put it after the transforms that load labels and points.
 
@@ -274,7 +274,7 @@ class RandomFlipBEV:
         self.bev_flip_prob = (x, y)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Flips labels, masks and points, if loaded, and sets ``ego2occ``."""
+        """Flips labels, masks and points, if loaded, and sets `ego2occ`."""
         if sample.rng is None or not any(self.bev_flip_prob):
             return sample
         draw_x, draw_y = sample.rng.uniform(size=2)

@@ -26,7 +26,7 @@ class ExtensionError(UserError, RuntimeError):
 
 
 def on_load(register: Callable[[], None]) -> Callable[[], None]:
-    """Decorator: runs ``register`` once, right after the library has been loaded.
+    """Decorator: runs `register` once, right after the library has been loaded.
 
     Fake kernels and gradients attach to operations that exist only from then on.
     """
@@ -75,7 +75,7 @@ def load() -> None:
 
 
 def native(name: str) -> Any:
-    """The native operation ``opus::name``, ready to be called.
+    """The native operation `opus::name`, ready to be called.
 
     Raises:
         ExtensionError: the library is missing, does not load, or is older than this operation.
@@ -96,7 +96,7 @@ SINGLE_AND_HALF = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def runs_natively(name: str, tensor: Tensor, on_gpu: Collection[torch.dtype] | None = None) -> bool:
-    """Whether ``opus::name`` has a kernel for the device of ``tensor``; warns once where not.
+    """Whether `opus::name` has a kernel for the device of `tensor`; warns once where not.
 
     A library built on a machine without a CUDA toolkit has none for GPUs: there the plain-torch
     twin has to do, which is right and slow.
@@ -104,7 +104,7 @@ def runs_natively(name: str, tensor: Tensor, on_gpu: Collection[torch.dtype] | N
     Args:
         name: The operation.
         tensor: Its first argument.
-        on_gpu: Dtypes of ``tensor`` that the kernels of GPUs take, where not all; the twin has to
+        on_gpu: Dtypes of `tensor` that the kernels of GPUs take, where not all; the twin has to
             do for others.
 
     Raises:

@@ -68,7 +68,7 @@ class SampleSource:
     Args:
         cfg: the merged config.
         weights: checkpoint of the config's model, or None.
-        predictions: folder with a prediction per sample (see :mod:`loaders.predictions`), or None.
+        predictions: folder with a prediction per sample (see `loaders.predictions`), or None.
             With neither, the ground truth alone is drawn.
         wanted: what else views carry.
 

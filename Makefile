@@ -6,7 +6,7 @@ GALLERY ?=
 BENCH ?=
 DRILL ?=
 .PHONY: help setup test lint types pytest bench cuda-report cuda-emulation sanitize compute-sanitizer demo \
-        toy-train drill gallery family docs env-report clean clean-all
+        toy-train drill gallery family env-report clean clean-all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -60,6 +60,7 @@ drill: setup  ## trainings that are killed, signalled, damaged and resumed (DRIL
 gallery: setup  ## the pictures of docs/gallery.md, from the toy data and a model trained on it
 	$(PY) scripts/make_gallery.py $(GALLERY)
 
+.PHONY: docs
 docs: setup  ## build the documentation site in outputs/site; broken links and anchors are errors
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet

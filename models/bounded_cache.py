@@ -41,7 +41,7 @@ class BoundedCache(Generic[Value]):
         return key in self._entries
 
     def __getitem__(self, key: Hashable) -> Value:
-        """The value under `key`, which thereby is the most recently used one."""
+        """Return the value under `key`, which thereby is the most recently used one."""
         self._entries.move_to_end(key)
         return self._entries[key][0]
 

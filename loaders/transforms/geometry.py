@@ -48,7 +48,7 @@ class ImageAugParams:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageAugParams:
-        """Builds from a mapping with keys resize, resize_dims, crop, flip, rotate."""
+        """Build from a mapping with keys resize, resize_dims, crop, flip, rotate."""
         width, height = values["resize_dims"]
         left, top, right, bottom = values["crop"]
         return cls(
@@ -103,7 +103,7 @@ def test_image_aug(raw_hw: tuple[int, int], final_hw: tuple[int, int]) -> ImageA
 def aug_for_size(
     params: ImageAugParams, raw_hw: tuple[int, int], other_hw: tuple[int, int]
 ) -> ImageAugParams:
-    """Returns an augmentation for images of another size.
+    """Return an augmentation for images of another size.
 
     They are resized so that they cover what the others are resized to, and cropped likewise: to the
     middle of the width, and to the lower part of the height.
@@ -129,7 +129,7 @@ def _resized_dims(raw_hw: tuple[int, int], resize: float) -> tuple[int, int]:
 
 
 def image_aug_matrix(params: ImageAugParams) -> npt.NDArray[np.float32]:
-    """Returns the [4, 4] matrix that carries homogeneous raw pixels to augmented pixels.
+    """Return the [4, 4] matrix that carries homogeneous raw pixels to augmented pixels.
 
     It multiplies `ego2img` from the left (rows: u*w, v*w, w, 1), so the shift stands in column 2,
     where the depth w multiplies it. Pixel indices are scaled without the half-pixel shift, and in
@@ -173,7 +173,7 @@ def apply_image_aug(image: npt.NDArray[np.uint8], params: ImageAugParams) -> npt
 
 
 def quaternion_to_matrix(quaternion_wxyz: Sequence[float] | FloatArray) -> npt.NDArray[np.float64]:
-    """Returns the rotation matrix [3, 3] of a quaternion (w, x, y, z); it is normalised first.
+    """Return the rotation matrix [3, 3] of a quaternion (w, x, y, z); it is normalised first.
 
     Raises:
         ValueError: If it is not four finite numbers, or zero.
@@ -199,7 +199,7 @@ def ego2img_from_poses(
     sensor2global_translation: FloatArray,
     cam_intrinsic: FloatArray,
 ) -> npt.NDArray[np.float64]:
-    """Returns the matrices that carry ego points to (u*w, v*w, w, 1) of each camera image.
+    """Return the matrices that carry ego points to (u*w, v*w, w, 1) of each camera image.
 
     Args:
         ego2global_rotation: [3, 3] of the current key frame (p_global = R @ p_ego + t).
@@ -261,7 +261,7 @@ def lidar_ray_origins(
     max_xy_m: float = 39.0,
     max_origins: int = 8,
 ) -> npt.NDArray[np.float64]:
-    """Returns where RayIoU's rays start: LiDAR positions of a scene's key frames (SparseOcc).
+    """Return where RayIoU's rays start: LiDAR positions of a scene's key frames (SparseOcc).
 
     Args:
         ego2global_rotation: [n, 3, 3] of the scene's n key frames, in time order.

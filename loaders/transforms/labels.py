@@ -46,7 +46,7 @@ Labels = tuple[
 
 
 def loads_labels(transform_type: str) -> bool:
-    """Whether a transform loads labels: the name of its class has the word Labels."""
+    """Return whether a transform loads labels: the name of its class has the word Labels."""
     return "Labels" in transform_type
 
 
@@ -57,7 +57,7 @@ def read_occ3d_labels(
     ignore_label: int | None = UNKNOWN_LABEL,
     label_table: npt.NDArray[np.int64] | None = None,
 ) -> Labels:
-    """Reads an Occ3D `labels.npz`.
+    """Read an Occ3D `labels.npz`.
 
     Args:
         path: File with `semantics` and, where there are masks, `mask_camera` and
@@ -98,7 +98,7 @@ def read_occ3d_labels(
 def _check_headers(
     file: StoredArrays, keys: Sequence[str], path: str, grid_shape: tuple[int, int, int]
 ) -> None:
-    """Raises BadDataError unless the arrays are there and of one shape that fits."""
+    """Raise BadDataError unless the arrays are there and of one shape that fits."""
     for key in keys:
         if key not in file:
             raise _LABEL_FILE.broken(path, f"has no '{key}'")
@@ -120,7 +120,7 @@ def known_labels(
     path: str,
     restore: str,
 ) -> npt.NDArray[np.uint8]:
-    """Checks the labels of a dense grid, and brings unknown ones to the one label they bear here.
+    """Check the labels of a dense grid, and bring unknown ones to the one label they bear here.
 
     Args:
         semantics: Labels of any shape, as stored; may be changed.
@@ -159,7 +159,7 @@ def known_labels(
 def _factors(
     shape: tuple[int, ...], grid_shape: tuple[int, int, int]
 ) -> tuple[int, int, int] | None:
-    """Returns how many voxels of a file make one of the grid, None if no whole number does."""
+    """Return how many voxels of a file make one of the grid, None if no whole number does."""
     if len(shape) != 3 or any(a < b or a % b for a, b in zip(shape, grid_shape, strict=True)):
         return None
     x, y, z = (a // b for a, b in zip(shape, grid_shape, strict=True))
@@ -202,11 +202,11 @@ class LoadOcc3DLabels:
         self._cache = ArrayCache(label_cache_mb)
 
     def label_path(self, sample: OccSample) -> str:
-        """Returns the label file of a sample."""
+        """Return the label file of a sample."""
         return self._files.path(sample)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Sets `voxel_semantics` and, if the file has masks, `mask_camera`, `mask_lidar`."""
+        """Set `voxel_semantics` and, if the file has masks, `mask_camera`, `mask_lidar`."""
         path, num_classes = self.label_path(sample), len(sample.class_names)
         grid = (sample.pc_range, sample.voxel_size)
         label_range = self.label_range or sample.pc_range

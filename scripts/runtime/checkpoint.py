@@ -81,7 +81,7 @@ def allow_checkpoint_classes() -> None:
 
 
 def _statistic_of_history_buffer(owner: Any, name: str) -> Any:
-    """What `getattr` may do in a checkpoint: name a public method of HistoryBuffer."""
+    """Return what `getattr` may do in a checkpoint: name a public method of HistoryBuffer."""
     if owner is not HistoryBuffer or name.startswith("_"):
         raise pickle.UnpicklingError(f"Unsupported global: GLOBAL builtins.getattr of {name}")
     return getattr(owner, name)
@@ -121,7 +121,7 @@ def _are_weights(content: Mapping[Any, Any]) -> bool:
 
 
 def _load(path: Path) -> Any:
-    """What `torch.load` gives of a file, or a CheckpointError."""
+    """Return what `torch.load` gives of a file, or a CheckpointError."""
     allow_checkpoint_classes()
     with open_file(path, _CHECKPOINT) as file:
         limit = _MEMORY_FLOOR + _MEMORY_FACTOR * file_size(file)
@@ -187,7 +187,7 @@ def weights_of(
 def misfits(
     weights: Mapping[str, Tensor], model: nn.Module
 ) -> tuple[list[str], list[str], list[str]]:
-    """How a state dict differs from a model's.
+    """Return how a state dict differs from a model's.
 
     Returns:
         Keys that are missing, keys that are unexpected, and descriptions

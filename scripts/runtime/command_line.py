@@ -41,8 +41,6 @@ class CommandParser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse a command line; an unknown option is refused with the nearest known one."""
         known, unknown = self.parse_known_args(args, namespace)
-        if self.needs_config and known.config is None:
-            self.error("no config is given: name one, such as configs/toy/opusv2-nano_toy.py")
         if self._takes_more:
             known.others = unknown
             return known
@@ -51,6 +49,8 @@ class CommandParser(argparse.ArgumentParser):
             near = difflib.get_close_matches(option, self._option_string_actions, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             self.error(f"unknown argument {text}{hint}")
+        if self.needs_config and known.config is None:
+            self.error("no config is given: name one, such as configs/toy/opusv2-nano_toy.py")
         return known
 
     def error(self, message: str) -> NoReturn:

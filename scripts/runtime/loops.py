@@ -119,7 +119,7 @@ class ResumableLoop:
         raise NotImplementedError
 
     def _evaluates_now(self) -> bool:
-        """Whether an evaluation follows what is complete."""
+        """Return whether an evaluation follows what is complete."""
         loop: Any = self
         is_last = self._now() == loop._last()
         return (
@@ -183,7 +183,7 @@ class ResumableLoop:
         return rest
 
     def _samples_of(self, place: Place) -> int:
-        """Samples of the epoch that need not be seen again."""
+        """Return the samples of the epoch that need not be seen again."""
         length = len(self.dataloader)
         if place.samples is None:  # a checkpoint of plain MMEngine
             samples = (place.iteration - place.epoch * length) * self.total_batch

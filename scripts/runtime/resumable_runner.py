@@ -381,7 +381,7 @@ class ResumableRunner(Runner):
 
 
 def bare_model(runner: Runner) -> nn.Module:
-    """The runner's model without its data-parallel wrapper."""
+    """Return the runner's model without its data-parallel wrapper."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 

@@ -128,7 +128,7 @@ def _hash(*parts: str | bytes) -> str:
 
 
 def _source_key(folders: Sequence[str]) -> str:
-    """Hash of the source files below some folders (or of single files)."""
+    """Return the hash of the source files below some folders (or of single files)."""
     suffixes = (".py", ".cpp", ".h", ".cu", ".cuh")
     files: list[Path] = []
     for name in folders:
@@ -146,7 +146,7 @@ print(load_config(sys.argv[1]).pretty_text)
 
 
 def _config_key(config: str) -> str:
-    """Hash of a config with its `_base_` files merged.
+    """Return the hash of a config with its `_base_` files merged.
 
     Read in a process of its own: this one stays small, since the peak memory that Linux reports for
     a started process is never below that of the process which started it.

@@ -42,7 +42,7 @@ _SIGNIFICANT = {3: 13.8, 4: 16.3, 5: 18.5}
 
 
 def read_lidar_points(path: str, load_dim: int = _COLUMNS) -> Points:
-    """Read a LiDAR file, as nuScenes has them or with fewer columns.
+    """Reads a LiDAR file, as nuScenes has them or with fewer columns.
 
     Rows whose x, y, z or intensity is no number, and rows further away than 100 km, are dropped; a
     warning names the file and their number once (for the first files of a process).
@@ -83,7 +83,7 @@ def read_lidar_points(path: str, load_dim: int = _COLUMNS) -> Points:
 
 
 def _usable(path: str, rows: Points, load_dim: int) -> Points:
-    """Return the rows that are points; raises BadDataError if they cannot be points at all."""
+    """Returns the rows that are points; raises BadDataError if they cannot be points at all."""
     if np.isfinite(rows[:, :4]).all() and np.abs(rows[:, :3]).max() <= _MAX_DISTANCE_M:
         return rows
     finite = np.isfinite(rows[:, :4]).all(axis=1)
@@ -97,7 +97,7 @@ def _usable(path: str, rows: Points, load_dim: int) -> Points:
 
 
 def _note_dropped(path: str, number: int, total: int) -> None:
-    """Log that points were dropped, once per file, for the first files of a process."""
+    """Logs that points were dropped, once per file, for the first files of a process."""
     if path in _noted or len(_noted) >= _MAX_NOTES:
         return
     _noted.add(path)
@@ -118,7 +118,7 @@ def _not_points(path: str, load_dim: int, why: str) -> BadDataError:
 
 
 def _check_columns(path: str, rows: Points, load_dim: int) -> None:
-    """Raise BadDataError if a file rather has another number of columns.
+    """Raises BadDataError if a file rather has another number of columns.
 
     Rows that are read with a wrong number of columns mix x, y, z and intensity in every column, so
     that all columns are distributed alike; with the right one they differ. Where nothing differs
@@ -137,7 +137,7 @@ def _check_columns(path: str, rows: Points, load_dim: int) -> None:
 
 
 def _difference(values: npt.NDArray[np.float32], columns: int) -> float:
-    """Return how much the columns differ, by where they lie or by how far they spread.
+    """Returns how much the columns differ, by where they lie or by how far they spread.
 
     The larger of Kruskal and Wallis' statistics of the first rows' values and of their amounts.
     """
@@ -157,7 +157,7 @@ def _kruskal_wallis(values: npt.NDArray[np.float32], columns: int) -> float:
 
 
 def _is_ring_or_time(column: Points) -> bool:
-    """Return whether values are whole numbers, rise, or repeat as the time lags of sweeps do."""
+    """Whether values are whole numbers, rise, or repeat as the time lags of sweeps do."""
     if not np.isfinite(column).all():
         return False
     is_ring = bool(((column >= 0) & (column == np.floor(column))).all())
@@ -172,7 +172,7 @@ class LoadLidarSweeps:
     itself; a key frame without sweeps stands in for each of them. The key frame's own points come
     first and are all kept. The ring column becomes the time lag in seconds.
 
-    Does nothing for samples without LiDAR (a data set built with `use_lidar=False`), so that one
+    Does nothing for samples without LiDAR (a data set built with ``use_lidar=False``), so that one
     pipeline serves models with and without it.
 
     Args:
@@ -207,7 +207,7 @@ class LoadLidarSweeps:
         self._cache = ArrayCache(lidar_cache_mb)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Set `points` float32 [n, 5], in the frame of the labels."""
+        """Sets ``points`` float32 [n, 5], in the frame of the labels."""
         if sample.lidar is None:
             return sample
         lidar2occ = sample.lidar2occ
@@ -217,7 +217,7 @@ class LoadLidarSweeps:
         return sample
 
     def _files(self, lidar: LidarFrames) -> list[tuple[int, int]]:
-        """Return (position, row of `lidar`) of the files to load, the key frame first."""
+        """Returns (position, row of ``lidar``) of the files to load, the key frame first."""
         newest = range(1, min(len(lidar.paths), self.num_sweeps + 1))
         return list(enumerate([0, *(newest or [0] * self.num_sweeps)]))
 
@@ -234,7 +234,7 @@ class LoadLidarSweeps:
 
 
 def load_dim_of(steps: Iterable[Any]) -> int:
-    """Return the columns of LiDAR files that a pipeline loads: transforms, or their configs."""
+    """Returns the columns of LiDAR files that a pipeline loads: transforms, or their configs."""
     for step in steps:
         if isinstance(step, LoadLidarSweeps):
             return step.load_dim
@@ -258,7 +258,7 @@ class FilterPoints:
         self.point_range = None if point_range is None else tuple(map(float, point_range))
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Replace `points` by those inside the range."""
+        """Replaces ``points`` by those inside the range."""
         if sample.lidar is None:
             return sample
         if sample.points is None:
@@ -273,7 +273,7 @@ class FilterPoints:
 def move_points(
     points: npt.NDArray[np.float32], matrix: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float32]:
-    """Return a copy of points [n, 3 + C] with a matrix [4, 4] applied to their first 3 columns."""
+    """Returns a copy of points [n, 3 + C] with a matrix [4, 4] applied to their first 3 columns."""
     moved = points.copy()
     rotation, translation = matrix[:3, :3].astype(np.float32), matrix[:3, 3].astype(np.float32)
     moved[:, :3] = points[:, :3] @ rotation.T + translation

@@ -50,7 +50,7 @@ def read_image(
     reduction: int = 1,
     raw_hw: tuple[int, int] | None = None,
 ) -> Image:
-    """Read an image file.
+    """Reads an image file.
 
     Args:
         path: JPEG, PNG, BMP, PPM, WebP or TIFF.
@@ -63,7 +63,7 @@ def read_image(
 
     Raises:
         MissingDataError: If the file does not exist.
-        WrongShapeError: If the image is not of the size `raw_hw`; it is not decoded then.
+        WrongShapeError: If the image is not of the size ``raw_hw``; it is not decoded then.
         BadDataError: If it is empty, truncated, no image, or too large.
     """
     decode = _decoder(backend)
@@ -88,12 +88,12 @@ def read_image(
 
 
 def reduced_size(size_hw: tuple[int, int], reduction: int) -> tuple[int, int]:
-    """Return height and width of an image that is decoded at reduced size."""
+    """Returns height and width of an image that is decoded at reduced size."""
     return -(-size_hw[0] // reduction), -(-size_hw[1] // reduction)
 
 
 def _read_header(path: str, data: bytes | bytearray) -> tuple[tuple[int, int], bool]:
-    """Return height and width of an image file, and whether it is a progressive JPEG.
+    """Returns height and width of an image file, and whether it is a progressive JPEG.
 
     Raises whatever Pillow does.
     """
@@ -116,7 +116,7 @@ def _too_large(path: str, number: str) -> WrongShapeError:
 
 
 def _check_size(path: str, size: tuple[int, int], raw_hw: tuple[int, int] | None) -> None:
-    """Raise an error if an image has another size than expected, or too many pixels."""
+    """Raises an error if an image has another size than expected, or too many pixels."""
     if raw_hw is not None and size != tuple(raw_hw):
         raise WrongShapeError(
             f"image {path} has {size[0]} x {size[1]} pixels, expected {raw_hw[0]} x {raw_hw[1]}: "
@@ -140,7 +140,7 @@ def notice_slow_backend(backend: Backend) -> None:
 
 @functools.cache
 def _decoder(backend: Backend) -> _Decoder:
-    """Return the decoding function; libraries load at the first use."""
+    """Returns the decoding function; libraries load at the first use."""
     makers = _makers()
     if backend == "auto":
         return makers[fastest_backend()]()
@@ -158,13 +158,13 @@ def _decoder(backend: Backend) -> _Decoder:
 
 
 def _makers() -> dict[str, Callable[[], _Decoder]]:
-    """Return the libraries, the fastest first."""
+    """Returns the libraries, the fastest first."""
     return {"turbojpeg": _turbojpeg_decoder, "cv2": _cv2_decoder, "pillow": _pillow_decoder}
 
 
 @functools.cache
 def fastest_backend() -> str:
-    """Return the fastest library that works here."""
+    """Returns the fastest library that works here."""
     for name, make in _makers().items():
         try:
             make()

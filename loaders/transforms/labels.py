@@ -46,7 +46,7 @@ Labels = tuple[
 
 
 def loads_labels(transform_type: str) -> bool:
-    """Return whether a transform loads labels: the name of its class has the word Labels."""
+    """Whether a transform loads labels: the name of its class has the word Labels."""
     return "Labels" in transform_type
 
 
@@ -57,19 +57,19 @@ def read_occ3d_labels(
     ignore_label: int | None = UNKNOWN_LABEL,
     label_table: npt.NDArray[np.int64] | None = None,
 ) -> Labels:
-    """Read an Occ3D `labels.npz`.
+    """Reads an Occ3D ``labels.npz``.
 
     Args:
-        path: File with `semantics` and, where there are masks, `mask_camera` and
-            `mask_lidar`.
+        path: File with ``semantics`` and, where there are masks, ``mask_camera`` and
+            ``mask_lidar``.
         grid_shape: (X, Y, Z) that the arrays must have, or whole multiples of it (finer labels).
         num_classes: Number of classes, free included; labels must be below it.
         ignore_label: Label of the file's voxels of unknown state; None if there are none.
-        label_table: New labels of the file's, see `loaders.transforms.label_files.LabelMap`;
-            `ignore_label` is not asked then.
+        label_table: New labels of the file's, see :class:`loaders.transforms.label_files.LabelMap`;
+            ``ignore_label`` is not asked then.
 
     Returns:
-        Semantics uint8 (`UNKNOWN_LABEL` where the state is unknown), camera mask bool and LiDAR
+        Semantics uint8 (``UNKNOWN_LABEL`` where the state is unknown), camera mask bool and LiDAR
         mask bool, of one shape; None for masks that the file does not have.
 
     Raises:
@@ -98,7 +98,7 @@ def read_occ3d_labels(
 def _check_headers(
     file: StoredArrays, keys: Sequence[str], path: str, grid_shape: tuple[int, int, int]
 ) -> None:
-    """Raise BadDataError unless the arrays are there and of one shape that fits."""
+    """Raises BadDataError unless the arrays are there and of one shape that fits."""
     for key in keys:
         if key not in file:
             raise _LABEL_FILE.broken(path, f"has no '{key}'")
@@ -120,7 +120,7 @@ def known_labels(
     path: str,
     restore: str,
 ) -> npt.NDArray[np.uint8]:
-    """Check the labels of a dense grid, and bring unknown ones to the one label they bear here.
+    """Checks the labels of a dense grid, and brings unknown ones to the one label they bear here.
 
     Args:
         semantics: Labels of any shape, as stored; may be changed.
@@ -159,7 +159,7 @@ def known_labels(
 def _factors(
     shape: tuple[int, ...], grid_shape: tuple[int, int, int]
 ) -> tuple[int, int, int] | None:
-    """Return how many voxels of a file make one of the grid, None if no whole number does."""
+    """Returns how many voxels of a file make one of the grid, None if no whole number does."""
     if len(shape) != 3 or any(a < b or a % b for a, b in zip(shape, grid_shape, strict=True)):
         return None
     x, y, z = (a // b for a, b in zip(shape, grid_shape, strict=True))
@@ -176,14 +176,14 @@ class LoadOcc3DLabels:
 
     Args:
         label_dir: Folder within the data root.
-        label_file: Path in that folder, see `loaders.transforms.label_files.LabelFiles`.
+        label_file: Path in that folder, see :class:`loaders.transforms.label_files.LabelFiles`.
         label_cache_mb: Size of the label cache of each process, MiB (1.8 MiB per Occ3D sample).
         label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres; None means that of the
             config, which may else be a part of it.
-        ignore_label: Label of voxels of unknown state in the files. They get `UNKNOWN_LABEL`,
+        ignore_label: Label of voxels of unknown state in the files. They get ``UNKNOWN_LABEL``,
             which losses and metrics leave out. None refuses files with labels that are no class.
         label_map: For files of other classes or another order of them, see
-            `loaders.transforms.label_files.LabelMap`; `ignore_label` is not read then.
+            :class:`loaders.transforms.label_files.LabelMap`; ``ignore_label`` is not read then.
     """
 
     def __init__(
@@ -202,11 +202,11 @@ class LoadOcc3DLabels:
         self._cache = ArrayCache(label_cache_mb)
 
     def label_path(self, sample: OccSample) -> str:
-        """Return the label file of a sample."""
+        """Returns the label file of a sample."""
         return self._files.path(sample)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Set `voxel_semantics` and, if the file has masks, `mask_camera`, `mask_lidar`."""
+        """Sets ``voxel_semantics`` and, if the file has masks, ``mask_camera``, ``mask_lidar``."""
         path, num_classes = self.label_path(sample), len(sample.class_names)
         grid = (sample.pc_range, sample.voxel_size)
         label_range = self.label_range or sample.pc_range
@@ -250,7 +250,7 @@ def _regrid(
 
 @TRANSFORMS.register_module()
 class RandomFlipBEV:
-    """Reverses the x and/or y axis of the labels; mirrors `ego2occ` and LiDAR points alike.
+    """Reverses the x and/or y axis of the labels; mirrors ``ego2occ`` and LiDAR points alike.
 
     Does nothing in test mode. Put it after the transforms that load labels and points.
 
@@ -274,7 +274,7 @@ class RandomFlipBEV:
         self.bev_flip_prob = (x, y)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Flips labels, masks and points, if loaded, and sets `ego2occ`."""
+        """Flips labels, masks and points, if loaded, and sets ``ego2occ``."""
         if sample.rng is None or not any(self.bev_flip_prob):
             return sample
         draw_x, draw_y = sample.rng.uniform(size=2)

@@ -53,9 +53,7 @@ class _FiniteSteps(OptimWrapper):
         return [p for group in groups for p in group["params"] if p.grad is not None]
 
     def _is_bad(self) -> bool:
-        """Return whether the step due is not finite on any process; keeps the first bad
-        parameter.
-        """
+        """Whether the step due is not finite on any process; keeps the first bad parameter."""
         parameters = self._parameters()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         is_finite = bool(norm.isfinite())
@@ -66,7 +64,7 @@ class _FiniteSteps(OptimWrapper):
         return any_process(not self._take_loss() or not is_finite)
 
     def _take_loss(self) -> bool:
-        """Return whether the losses of the step due are finite on this process."""
+        """Whether the losses of the step due are finite on this process."""
         self.loss_was_finite, self._loss_is_finite = self._loss_is_finite, True
         return self.loss_was_finite
 
@@ -207,7 +205,7 @@ def _name_of(model: nn.Module, parameter: Tensor) -> str:
 
 
 def _bad_samples(runner: Runner, data_batch: Any) -> str:
-    """Return the samples of the processes whose loss is not finite; of all where every loss is."""
+    """Samples of the processes whose loss is not finite; of all where every loss is."""
     is_finite = getattr(runner.optim_wrapper, "loss_was_finite", True)
     processes = of_every_process((is_finite, _sample_names(data_batch)))
     bad = [names for was_finite, names in processes if not was_finite]

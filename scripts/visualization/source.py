@@ -68,7 +68,7 @@ class SampleSource:
     Args:
         cfg: the merged config.
         weights: checkpoint of the config's model, or None.
-        predictions: folder with a prediction per sample (see `loaders.predictions`), or None.
+        predictions: folder with a prediction per sample (see :mod:`loaders.predictions`), or None.
             With neither, the ground truth alone is drawn.
         wanted: what else views carry.
 
@@ -106,7 +106,7 @@ class SampleSource:
             metric.dataset_meta = dict(self._dataset.metainfo)
 
     def __len__(self) -> int:
-        """Return the number of samples of the split."""
+        """Number of samples of the split."""
         return len(self._dataset)
 
     def check_index(self, index: int) -> None:
@@ -126,7 +126,7 @@ class SampleSource:
         )
 
     def scene(self, name: str) -> list[int]:
-        """Return the indices of a scene's samples, in the order of the data set.
+        """Indices of a scene's samples, in the order of the data set.
 
         Raises:
             ConfigError: the split has no such scene.
@@ -192,7 +192,7 @@ class SampleSource:
         )
 
     def _predict(self, item: Any) -> tuple[Mapping[str, Any] | None, QueryPoints | None]:
-        """Return the sample's fields with a prediction (None without one), and the query points."""
+        """The sample's fields with a prediction (None without one), and the query points."""
         if self._model is not None:
             return self._model.predict(item)
         if self._folder is None:
@@ -223,7 +223,7 @@ class _Model:
         self._output = output
 
     def predict(self, item: Mapping[str, Any]) -> tuple[dict[str, Any], QueryPoints | None]:
-        """Return the data sample's fields with its prediction, and the points of the queries."""
+        """The data sample's fields with its prediction, and the points of the queries."""
         with torch.no_grad():
             sample = self._model.test_step(pseudo_collate([item]))[0]
         if self._output is None:
@@ -258,7 +258,7 @@ def _check_choice(weights: str | None, predictions: str | None, wanted: Wanted) 
 
 
 def _test_dataset(cfg: Config) -> dict[str, Any]:
-    """Return the config of the test split, else of the validation split."""
+    """Config of the test split, else of the validation split."""
     for name in ("test_dataloader", "val_dataloader"):
         loader = cfg.get(name)
         if loader is not None and loader.get("dataset") is not None:
@@ -269,7 +269,7 @@ def _test_dataset(cfg: Config) -> dict[str, Any]:
 
 
 def _for_drawing(dataset_cfg: dict[str, Any], has_model: bool, lidar: bool) -> dict[str, Any]:
-    """Return the config of a data set that loads what is drawn.
+    """Config of a data set that loads what is drawn.
 
     Args:
         dataset_cfg: Of a data set that is no wrapper.
@@ -301,7 +301,7 @@ def _build_model(cfg: Config, weights: str, with_queries: bool) -> _Model:
 
 
 def _build_metrics(cfg: Config) -> list[Any]:
-    """Return the config's metrics."""
+    """The config's metrics."""
     evaluator = cfg.get("test_evaluator") or cfg.get("val_evaluator") or []
     configs = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
     return [METRICS.build(config) for config in configs]
@@ -324,9 +324,7 @@ def _current_images(sample: OccSample) -> tuple[CameraImage, ...]:
 
 
 def _lidar_points(sample: OccSample, load_dim: int) -> NDArray[np.float32] | None:
-    """Return the points of the key frame's LiDAR in the ego frame: float32 [n, 3]; None without its
-    file.
-    """
+    """Points of the key frame's LiDAR in the ego frame: float32 [n, 3]; None without its file."""
     if sample.lidar is None or not Path(sample.lidar.paths[0]).is_file():
         return None
     points = read_lidar_points(sample.lidar.paths[0], load_dim)[:, :3]
@@ -348,6 +346,6 @@ def _numpy(value: Any) -> NDArray[Any]:
 
 
 def _grid(labels: Any, name: str) -> Any:
-    """Return a label grid [X, Y, Z] of the sample, None where it is not loaded."""
+    """A label grid [X, Y, Z] of the sample, None where it is not loaded."""
     value = getattr(labels, name, None)
     return None if value is None else _numpy(value)

@@ -176,7 +176,7 @@ def find_newest_checkpoint(work_dir: str | Path, more_folders: Iterable[Path] = 
     for path in ranked:
         if _is_resumable(path, notes):
             if pointed is not None or Path(work_dir, POINTER_NAME).exists():
-                notes.append(f"{POINTER_NAME} names no whole checkpoint: going on from {path}")
+                notes.append(f"{POINTER_NAME} names no complete checkpoint: continuing from {path}")
             return Search(str(path), notes)
     return Search(None, notes)
 

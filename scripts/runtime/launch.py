@@ -109,7 +109,9 @@ def launched() -> Iterator[Launch]:
         if not is_lost_connection(error):
             raise
         time.sleep(GRACE_S)
-        raise LostProcessError(f"{LOST_PROCESS}, see its message: go on with --resume") from error
+        raise LostProcessError(
+            f"{LOST_PROCESS}, see its message: continue with --resume"
+        ) from error
     finally:
         dist.destroy_process_group()
 

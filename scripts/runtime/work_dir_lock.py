@@ -74,7 +74,7 @@ def _acquire(folder: Path) -> int | None:
             os.close(descriptor)
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 print_log(
-                    f"{folder}: the file system has no locks ({error.strerror}); see to it that no "
+                    f"{folder}: the file system has no locks ({error.strerror}); make sure that no "
                     "other training writes there",
                     "current",
                     logging.WARNING,

@@ -28,7 +28,7 @@ from scripts.runtime.errors import (
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the evaluation of a slow rank must fit in
 
-GRACE_S = 3.0  # from a broken connection on; the launcher shall see the cause end first
+GRACE_S = 3.0  # after a broken connection, so that the launcher sees the failed process end first
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from scripts.runtime.errors import ConfigError
 from scripts.runtime.launch import Launch
 
 LOCK_NAME = ".lock"
-PATIENCE_S = 5.0  # a process that was told to stop, or killed, may be on its way out
+PATIENCE_S = 5.0  # a stopped or killed process may still be ending
 
 
 @contextmanager

@@ -17,13 +17,13 @@ import numpy as np
 
 from loaders.errors import BadDataError
 
-# Longer names are refused, since all paths of a data set stand in one array of the longest.
+# Longer names are rejected: one array holds all paths at the width of the longest.
 _MAX_TEXT = 1024
 _MAX_TIME_US = 250_000_000_000_000_000  # the year 9892; dates end soon after
 
 # No metre, pixel or part of a rotation is larger, and products of these stay finite.
 _MAX_NUMBER = 1e12
-# Rotations whose determinant or quaternion is below this are none.
+# Rotations whose determinant or quaternion norm is below this are invalid.
 _SMALL = 1e-6
 
 Entry = Mapping[str, Any]

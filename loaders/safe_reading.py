@@ -96,7 +96,7 @@ def open_file(path: StrPath, kind: FileKind) -> BinaryIO:
     """
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        _check_mode(os.stat(path).st_mode, path, kind)  # opening a device may act upon it
+        _check_mode(os.stat(path).st_mode, path, kind)  # opening a device may have side effects
         descriptor = os.open(path, flags)
     except (FileNotFoundError, NotADirectoryError):
         raise kind.missing_error(f"{kind.name} {path} does not exist: {kind.missing}") from None
@@ -228,7 +228,7 @@ class StoredArrays:
             stored = name if name in self._archive.NameToInfo else f"{name}.npy"
             member = self._archive.getinfo(stored)
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                # Others ask for memory by their header alone.
+                # Other formats allocate memory from their header alone.
                 raise ValueError("compressed in another way than numpy does")
             stream: Any = self._archive.open(member)
         with stream:

@@ -80,7 +80,7 @@ class CountingMetric(BaseMetric):
         """
         for sample in data_samples:
             if sample.get("replaces") is not None:
-                continue  # it stands in for one that cannot be loaded, and counts where it belongs
+                continue  # it replaces one that cannot be loaded, and counts at its own position
             if sample.get("is_unlabelled"):
                 self._has_unlabelled = True
                 continue

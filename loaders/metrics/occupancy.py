@@ -39,8 +39,8 @@ def occupancy_confusion(
     if pred.shape != gt.shape or (mask is not None and mask.shape != gt.shape):
         shapes = f"{pred.shape}, {gt.shape} and {None if mask is None else mask.shape}"
         raise ValueError(f"prediction, ground truth and mask must have one shape, got {shapes}")
-    # Nearly all voxels are free in both, and free is mostly the last label: these are counted as a
-    # lot, only the others one by one.
+    # Nearly all voxels are free in both, and free is mostly the last label: these are counted
+    # together, only the others one by one.
     common = num_classes - 1
     differs = (pred != common) | (gt != common)
     if mask is not None:

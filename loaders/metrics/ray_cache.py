@@ -68,7 +68,7 @@ class RayCache:
                 self._can_write = False
                 print_log(
                     f"the ray cache {self._folder} cannot be written ({error}): the evaluation "
-                    "goes on without it",
+                    "continues without it",
                     logger="current",
                     level=logging.WARNING,
                 )

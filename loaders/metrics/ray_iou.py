@@ -23,7 +23,7 @@ from models.ops import LabelRays, label_rays, ray_iou_counts
 DEPTH_THRESHOLDS_M = (1.0, 2.0, 4.0)
 # Grid, origins, range, voxel size, free label -> class and depth of its rays.
 CastOne = Callable[..., tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
-# Samples whose grids are on the way at once: enough for threads, little for memory.
+# Samples in flight: enough for the threads, small for the memory.
 _BATCH = 16
 _NUM_AZIMUTHS = 360
 # The lower beams of the simulated LiDAR hit flat ground at distances 1, 2, ... 10 sensor heights;

@@ -61,7 +61,7 @@ class RayIoUMetric(CountingMetric):
 
     @dataset_meta.setter
     def dataset_meta(self, dataset_meta: Mapping[str, Any]) -> None:
-        # Loops hand it over when they are built: before the first step of a training.
+        # Loops pass it when they are built, before the first step of a training.
         if "voxel_size" in dataset_meta:
             voxel_edge_m(dataset_meta["voxel_size"])
         self._dataset_meta = dataset_meta

@@ -192,7 +192,7 @@ class LoadOccupancyLabels:
             )
             return occupancy_grids(rows, window, num_classes, self.ignore_label)
 
-        # Copies: whoever changes a sample must not change the cache.
+        # Copies: changing a sample must not change the cache.
         sample.voxel_semantics, sample.mask_valid = (
             grid.copy() for grid in self._cache.get((path, window, sample.class_names), read)
         )

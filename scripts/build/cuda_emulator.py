@@ -55,7 +55,7 @@ def build(folder: Path, sanitized: bool) -> Path:
     csrc = native_build.CSRC.as_posix()
     launchers, kernels = native_build.cuda_launchers(), native_build.find_sources(".cu")
     flags = ["-std=c++20", "-g1", "-fPIC", "-march=native", native_build.NO_FUSED_HOST]
-    # Threads jump between their stacks, which fortified jumps take for a mistake.
+    # Threads jump between their stacks, which fortified longjmp reports as an error.
     flags += ["-O1", *native_build.SANITIZER_FLAGS] if sanitized else ["-O2", "-U_FORTIFY_SOURCE"]
     flags += [*native_build.warning_flags(), "-DOPUS_WITH_CUDA", "-DOPUS_EMULATES_CUDA"]
     torch_flags = [f for path in cpp_extension.include_paths() for f in ("-isystem", path)]

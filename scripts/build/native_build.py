@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = Path("models", "csrc")  # relative: absolute source paths break build_ext --inplace caches
 
 # Kernels and their plain-torch twins, and the two builds of one kernel body, make the same
-# decisions (which camera, which voxel) only if no product is fused into a sum behind their back.
+# decisions (which camera, which voxel) only if the compiler fuses no product into a sum.
 # Fast-math is out for the same reason.
 NO_FUSED_HOST = "-ffp-contract=off"
 NO_FUSED_CUDA = "--fmad=false"

@@ -55,7 +55,7 @@ def _bad_rotations(rotation: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """Return which of the matrices [..., 3, 3] are no rotations."""
     product = rotation @ np.swapaxes(rotation, -1, -2)
     off = np.abs(product - np.eye(3)).max(axis=(-1, -2))
-    # Not-a-number compares false, and is meant to be found.
+    # NaN compares false, and is reported.
     return ~((off < _ROTATION_TOLERANCE) & (np.linalg.det(np.nan_to_num(rotation)) > 0))
 
 

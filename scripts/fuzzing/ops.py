@@ -64,7 +64,7 @@ def _guarded(function: Callable[..., object], arguments: Arguments, backward: bo
             result = function(*arguments)
             if backward:
                 with warnings.catch_warnings():
-                    # Operations without a gradient say that they have none.
+                    # Operations without a gradient report that they have none.
                     warnings.simplefilter("ignore")
                     _differentiate(result)
         except RuntimeError as error:

@@ -98,7 +98,7 @@ def _save(content: Mapping[str, Any], path: Path) -> None:
         try:
             torch.save(content, stream)
         except RuntimeError as error:
-            # torch's writer hides the error of the file below its own complaint.
+            # torch's writer hides the error of the file behind its own.
             hidden = error.__context__ or error.__cause__
             raise hidden if isinstance(hidden, OSError) else error from None
 
@@ -176,7 +176,7 @@ def find_newest_checkpoint(work_dir: str | Path, more_folders: Iterable[Path] = 
     for path in ranked:
         if _is_resumable(path, notes):
             if pointed is not None or Path(work_dir, POINTER_NAME).exists():
-                notes.append(f"{POINTER_NAME} names no whole checkpoint: going on from {path}")
+                notes.append(f"{POINTER_NAME} names no complete checkpoint: continuing from {path}")
             return Search(str(path), notes)
     return Search(None, notes)
 
@@ -193,7 +193,7 @@ def stored_facts(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return dict(content["meta"])
-    except Exception:  # whatever is wrong with it: its proper reading tells
+    except Exception:  # the regular read reports what is wrong
         return {}
 
 

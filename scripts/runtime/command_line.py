@@ -49,9 +49,20 @@ class CommandParser(argparse.ArgumentParser):
             near = difflib.get_close_matches(option, self._option_string_actions, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             self.error(f"unknown argument {text}{hint}")
-        if self.needs_config and known.config is None:
-            self.error("no config is given: name one, such as configs/toy/opusv2-nano_toy.py")
+        if self.needs_config:
+            known.config = self._one_config(known.config or [])
         return known
+
+    def _one_config(self, given: list[str]) -> str:
+        """Return the only config of a command line, checked after its options."""
+        if not given:
+            self.error("no config is given: name one, such as configs/toy/opusv2-nano_toy.py")
+        if len(given) > 1:
+            self.error(f"the config is given twice, as {given[0]} and {given[1]}: give it once")
+        try:
+            return config_file(given[0])
+        except argparse.ArgumentTypeError as error:
+            self.error(f"argument CONFIG: {error}")
 
     def error(self, message: str) -> NoReturn:
         """Raise a ConfigError instead of printing the usage and leaving."""
@@ -109,18 +120,15 @@ class ConfigOptions(argparse.Action):
                 raise argparse.ArgumentError(self, f"'{text}' is not KEY=VALUE: {error}") from None
 
 
-class ConfigArgument(argparse.Action):
-    """The config file, by position or as `--config`; refuses a second one."""
+class _Collect(argparse.Action):
+    """Collect the values of several arguments in one list."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
     ) -> None:
-        """Set the config."""
-        if values is None:  # no positional argument
-            return
-        if getattr(namespace, self.dest, None) is not None:
-            raise argparse.ArgumentError(self, "the config is given twice: give it once")
-        setattr(namespace, self.dest, values)
+        if values is not None:  # None: no positional argument
+            collected = getattr(namespace, self.dest, None) or []
+            setattr(namespace, self.dest, [*collected, values])
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,14 +136,9 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     if isinstance(parser, CommandParser):
         parser.needs_config = True
     parser.add_argument(
-        "config",
-        nargs="?",
-        action=ConfigArgument,
-        type=config_file,
-        metavar="CONFIG",
-        help="config file, see configs/",
+        "config", nargs="?", action=_Collect, metavar="CONFIG", help="config file, see configs/"
     )
-    parser.add_argument("--config", action=ConfigArgument, type=config_file, help=argparse.SUPPRESS)
+    parser.add_argument("--config", action=_Collect, help=argparse.SUPPRESS)
     parser.add_argument(
         "--cfg-options",
         nargs="+",

@@ -41,7 +41,7 @@ def package_versions() -> dict[str, str]:
         if version is not None:
             found[name] = version
     if "torch" in found:
-        import torch  # takes seconds: not for those who ask for something else
+        import torch  # takes seconds: imported only where needed
 
         # That of the distribution may leave out the build, "+cpu" or "+cu130".
         found["torch"] = torch.__version__

@@ -28,7 +28,7 @@ from scripts.runtime.errors import (
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the evaluation of a slow rank must fit in
 
-GRACE_S = 3.0  # from a broken connection on; the launcher shall see the cause end first
+GRACE_S = 3.0  # after a broken connection, so that the launcher sees the failed process end first
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,9 @@ def launched() -> Iterator[Launch]:
         if not is_lost_connection(error):
             raise
         time.sleep(GRACE_S)
-        raise LostProcessError(f"{LOST_PROCESS}, see its message: go on with --resume") from error
+        raise LostProcessError(
+            f"{LOST_PROCESS}, see its message: continue with --resume"
+        ) from error
     finally:
         dist.destroy_process_group()
 

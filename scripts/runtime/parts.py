@@ -154,7 +154,7 @@ def find_type(kind: Any, registry: Registry) -> Callable[..., Any] | None:
     for candidate in (registry, *REGISTRIES):
         try:
             target = candidate.get(kind)
-        except RuntimeError:  # mmengine's answer to a dotted path that leads nowhere
+        except RuntimeError:  # raised by mmengine for a dotted path without a target
             target = None
         if target is not None:
             return target

@@ -318,7 +318,7 @@ class ResumableRunner(Runner):
         try:
             self._save_interrupted(epoch, iteration)
         except CheckpointWriteError as error:
-            self.logger.error(f"{error}; the training goes on")
+            self.logger.error(f"{error}; the training continues")
 
     def refresh_checkpoint(self, epoch: int, iteration: int) -> None:
         """Write the checkpoint of now once more: its evaluation is done."""

@@ -32,7 +32,7 @@ _MMENGINE_HOOKS = frozenset(
 )
 # Sections that may be lists.
 _LISTS = frozenset({"val_evaluator", "test_evaluator", "param_scheduler", "custom_hooks"})
-# What a second evaluation split takes from the first unless it says otherwise.
+# Keys that a second evaluation split copies from the first by default.
 _TEST_FROM_VAL = {
     "test_dataloader": "val_dataloader",
     "test_evaluator": "val_evaluator",
@@ -246,7 +246,7 @@ def _needs_lidar(step: Any) -> bool:
 def _read_batch_size(cfg: Mapping[str, Any], setting: Setting) -> None:
     """Note who reads `batch_size`: the training loader, whose processes share it."""
     loader = cfg.get("train_dataloader")
-    if not isinstance(loader, dict):  # nothing is trained: of use to those who build upon this
+    if not isinstance(loader, dict):  # nothing is trained
         setting.readers.append("trainings")
     elif "batch_size" in loader:
         setting.written["train_dataloader.batch_size"] = loader["batch_size"]

@@ -64,7 +64,7 @@ def launch(words: Sequence[str]) -> int:
             "out and start all machines again with --resume, or use torchrun with --max-restarts, "
             "--rdzv-backend c10d and --resume"
         )
-    # SIGUSR1 and SIGUSR2 stop a training, see `StopSignals`: hand them on.
+    # SIGUSR1 and SIGUSR2 stop a training, see `StopSignals`: forward them.
     signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
     options = [*machines, "--signals_to_handle", signals]
     options += ["--nproc_per_node", str(processes), *words[1:]]
@@ -92,7 +92,7 @@ def _run_once(options: Sequence[str], script: str) -> tuple[int, bool]:
     Returns:
         The exit code, and whether restarting them is pointless.
     """
-    from torch.distributed import DistError, run  # slow to import: wrong numbers are told before
+    from torch.distributed import DistError, run  # slow to import: checked arguments first
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -102,13 +102,13 @@ def _run_once(options: Sequence[str], script: str) -> tuple[int, bool]:
     except ChildFailedError as error:
         failures = _causes(error.failures)
         first = min(failures.values(), key=lambda failure: failure.timestamp)
-        # A killed data worker is worth another try, as a killed process is.
+        # A killed data worker is retried, like a killed process.
         is_final = first.exitcode in (EXIT_USER_ERROR, EXIT_INTERRUPTED) and not any(
             words in first.message for words in ("was killed by", LOST_PROCESS)
         )
         return _report(script, failures, first.exitcode), is_final
     except SignalException:
-        return EXIT_INTERRUPTED, True  # the processes have told what was saved
+        return EXIT_INTERRUPTED, True  # the processes have printed what was saved
     except DistError as error:
         raise ConfigError(
             f"the processes cannot meet at {os.environ.get('MASTER_ADDR', 'localhost')}, port "

@@ -149,7 +149,7 @@ def _death_of_worker(batches: Any, patience: float) -> str | None:
         if code in (_EXIT_NO_SHARED_MEMORY, -signal.SIGBUS):
             return (
                 f"data worker {worker.pid} found no room for a batch in /dev/shm: "
-                f"{MORE_SHARED_MEMORY}, and go on with --resume"
+                f"{MORE_SHARED_MEMORY}, and continue with --resume"
             )
         if code is None or code >= 0:
             continue
@@ -158,6 +158,6 @@ def _death_of_worker(batches: Any, patience: float) -> str | None:
         return (
             f"data worker {worker.pid} was killed by {name}{reason}: use fewer workers "
             "(num_workers of the data loader) or smaller caches (cache_mb of the transforms), and "
-            "go on with --resume"
+            "continue with --resume"
         )
     return None

@@ -223,7 +223,7 @@ def settle_pretrained(model: nn.Module, weights: Mapping[str, Tensor] | None) ->
                     else ""
                 )
                 raise ConfigError(
-                    f"{part.key} wants the pretrained file {path}, which does not exist{lacking}: "
+                    f"{part.key} needs the pretrained file {path}, which does not exist{lacking}: "
                     f"put it there, or train from scratch with --cfg-options {part.key}=None"
                 )
             else:

@@ -1,7 +1,7 @@
 """The command line of val.py, and its scoring of predictions on disk, which needs no model.
 
-    python val.py --config CONFIG --predictions DIR [--out scores.json]
-    python scripts/score_predictions.py --config CONFIG --predictions DIR    # the same
+    python val.py CONFIG --predictions DIR [--out scores.json]
+    python scripts/score_predictions.py CONFIG --predictions DIR    # the same
 
 DIR holds a file `<sample token>.npz` per sample of the config's test split, in one of the forms of
 `loaders/predictions.py`: `coords` [n, 3] and `labels` [n] of the occupied voxels, or a dense label

@@ -25,9 +25,9 @@ from scripts.visualization.source import SampleSource, Wanted
 _DESCRIPTION = """\
 Pictures, films and viewers of predictions and ground truth; no display and no GPU needed.
 
-    python visualize.py --config C --weights W --vis-input --vis-gt     # a model
-    python visualize.py --config C --predictions DIR --vis-gt           # predictions on disk
-    python visualize.py --config C --vis-gt                             # ground truth alone
+    python visualize.py CONFIG --weights CHECKPOINT --vis-input --vis-gt   # a model
+    python visualize.py CONFIG --predictions DIR --vis-gt                  # predictions on disk
+    python visualize.py CONFIG --vis-gt                                    # ground truth alone
     python visualize.py ... --scene scene-0103 --format mp4 --view orbit
 
 png: a sheet per sample with cameras, prediction, ground truth, their difference and scores, and an

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from models.version import __version__
-from scripts.build.docs_site import FENCED, links, outside_docs, source_page
+from scripts.build.docs_site import FENCED, links, module_sections, outside_docs, source_page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -80,6 +80,16 @@ def test_links_out_of_docs_get_a_page_of_the_site() -> None:
     assert source_page("CHANGELOG.md") == "changelog.md"
     text = "[a](x.md#y) ![b](z.png) [c](https://x.org/y)\n```\n[d](e.md)\n```\n"
     assert [match[0] for match in links(text)] == ["x.md#y", "z.png"]
+
+
+def test_the_reference_lists_every_public_operation() -> None:
+    """A new module of operations gets its section without an edit of the page."""
+    page = (ROOT / "docs" / "reference" / "ops.md").read_text()
+    assert "\n::: models.ops.*\n" in page
+    sections = module_sections("models.ops")
+    for module in (ROOT / "models" / "ops").glob("[!_]*.py"):
+        assert f"## {module.stem}\n\n::: models.ops.{module.stem}\n" in sections
+    assert "_extension" not in sections
 
 
 @cache

@@ -43,6 +43,7 @@ def test_both_forms_are_read(words: list[str]) -> None:
         (["--work-dir", "x"], "no config is given"),
         ([CONFIG, "--config", CONFIG], "given twice"),
         ([CONFIG, CONFIG], "unknown argument"),
+        (["--config", CONFIG, "--wrok-dir", "x"], "unknown argument --wrok-dir"),
         (["none.py"], "none.py does not exist"),
     ],
 )

@@ -82,22 +82,28 @@ def draw_image_aug(
     left_fraction = float(rng.uniform())
     flip = bool(rng.uniform() < flip_prob)
     rotate_deg = float(rng.uniform(*rotate_range_deg))
-    new_w, new_h = _resized_dims(raw_hw, resize)
+    new_w, _ = _resized_dims(raw_hw, resize)
     # The fraction is of the *number of positions*, so the last one is as likely as the others.
     left = min(int(left_fraction * (max(0, new_w - final_hw[1]) + 1)), max(0, new_w - final_hw[1]))
+    return replace(bottom_crop(raw_hw, final_hw, resize, left), flip=flip, rotate_deg=rotate_deg)
+
+
+def bottom_crop(
+    raw_hw: tuple[int, int], final_hw: tuple[int, int], resize: float, left: int = 0
+) -> ImageAugParams:
+    """Returns the augmentation that resizes, and crops the bottom rows from column ``left``."""
+    new_w, new_h = _resized_dims(raw_hw, resize)
     top = new_h - final_hw[0]
-    crop = (left, top, left + final_hw[1], top + final_hw[0])
-    return ImageAugParams(resize, (new_w, new_h), crop, flip, rotate_deg)
+    return ImageAugParams(
+        resize, (new_w, new_h), (left, top, left + final_hw[1], top + final_hw[0])
+    )
 
 
 def test_image_aug(raw_hw: tuple[int, int], final_hw: tuple[int, int]) -> ImageAugParams:
     """Returns the deterministic augmentation of evaluation: fill the input, crop top and sides."""
     resize = max(final_hw[0] / raw_hw[0], final_hw[1] / raw_hw[1])
-    new_w, new_h = _resized_dims(raw_hw, resize)
-    left = max(0, new_w - final_hw[1]) // 2
-    top = new_h - final_hw[0]
-    crop = (left, top, left + final_hw[1], top + final_hw[0])
-    return ImageAugParams(resize, (new_w, new_h), crop)
+    left = max(0, _resized_dims(raw_hw, resize)[0] - final_hw[1]) // 2
+    return bottom_crop(raw_hw, final_hw, resize, left)
 
 
 def aug_for_size(

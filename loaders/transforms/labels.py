@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
 from loaders.errors import BadDataError, LoaderConfigError, UnknownClassError, WrongShapeError
-from loaders.lidar.points import move_points
+from loaders.packed_labels import is_packed, pack_grids, read_packed_grids
 from loaders.safe_reading import MIB, FileKind, StoredArrays, open_arrays
 from loaders.sample import UNKNOWN_LABEL, OccSample
 from loaders.transforms.cache import ArrayCache
@@ -79,36 +79,72 @@ def read_occ3d_labels(
     """
     limit = max(_MAX_LABEL_BYTES, 8 * (1 + len(_MASKS)) * math.prod(grid_shape))
     with open_arrays(path, _LABEL_FILE, limit) as file:
-        with_masks = any(name in file for name in _MASKS)
-        keys = ("semantics", *(_MASKS if with_masks else ()))
-        _check_headers(file, keys, path, grid_shape)
-        semantics, *masks = (file.read(key) for key in keys)
+        if is_packed(file):
+            grids = read_packed_grids(file, _MASKS, path, _LABEL_FILE)
+            keys = tuple(grids)
+            _check_shapes({key: grid.shape for key, grid in grids.items()}, path, grid_shape)
+            semantics, *masks = grids.values()
+        else:
+            keys = _keys_of(file, path)
+            _check_shapes({key: file.header(key).shape for key in keys}, path, grid_shape)
+            semantics, *masks = (file.read(key) for key in keys)
     if label_table is None:
         semantics = known_labels(semantics, ignore_label, num_classes, path, _RESTORE)
     elif semantics.dtype.kind not in "ui":
         raise _LABEL_FILE.broken(path, f"is {semantics.dtype}, not integer")
     else:
         semantics = mapped_labels(semantics, label_table, path).astype(np.uint8)
-    camera, lidar = (
-        (mask.astype(bool, copy=False) for mask in masks) if with_masks else (None, None)
-    )
+    camera, lidar = (mask.astype(bool, copy=False) for mask in masks) if masks else (None, None)
     return semantics, camera, lidar
 
 
-def _check_headers(
-    file: StoredArrays, keys: Sequence[str], path: str, grid_shape: tuple[int, int, int]
-) -> None:
-    """Raises BadDataError unless the arrays are there and of one shape that fits."""
+def pack_occ3d_labels(path: str) -> dict[str, npt.NDArray[Any]] | None:
+    """Reads a ``labels.npz`` as the arrays of a packed file; labels and masks stay as they are.
+
+    Args:
+        path: The file.
+
+    Returns:
+        See :func:`loaders.packed_labels.pack_grids`; None if the labels need more than 8 bits.
+
+    Raises:
+        MissingDataError: If the file does not exist.
+        BadDataError: If it is broken.
+    """
+    with open_arrays(path, _LABEL_FILE, _MAX_LABEL_BYTES) as file:
+        keys = _keys_of(file, path)
+        shapes = {file.header(key).shape for key in keys}
+        if len(shapes) > 1 or len(shapes.pop()) != 3:
+            raise WrongShapeError(f"label file {path} holds no grids of one shape: {_RESTORE}")
+        semantics, *masks = (file.read(key) for key in keys)
+    if semantics.dtype.kind not in "ui" or semantics.min(initial=0) < 0:
+        return None
+    if semantics.max(initial=0) > np.iinfo(np.uint8).max:
+        return None
+    named = dict(zip(keys[1:], (mask.astype(bool, copy=False) for mask in masks), strict=True))
+    return pack_grids(semantics.astype(np.uint8, copy=False), named)
+
+
+def _keys_of(file: StoredArrays, path: str) -> tuple[str, ...]:
+    """Returns the names of the semantics and, where there are any, of the masks."""
+    with_masks = any(name in file for name in _MASKS)
+    keys = ("semantics", *(_MASKS if with_masks else ()))
     for key in keys:
         if key not in file:
             raise _LABEL_FILE.broken(path, f"has no '{key}'")
-    headers = {key: file.header(key) for key in keys}
-    first = headers["semantics"].shape
-    for key, header in headers.items():
+    return keys
+
+
+def _check_shapes(
+    shapes: Mapping[str, tuple[int, ...]], path: str, grid_shape: tuple[int, int, int]
+) -> None:
+    """Raises BadDataError unless the arrays are of one shape that fits."""
+    first = shapes["semantics"]
+    for key, shape in shapes.items():
         # Masks must be like the semantics, and these of the wanted grid or finer.
-        if header.shape != first or _factors(header.shape, grid_shape) is None:
+        if shape != first or _factors(shape, grid_shape) is None:
             raise WrongShapeError(
-                f"label file {path}: '{key}' has shape {header.shape}, but pc_range and voxel_size "
+                f"label file {path}: '{key}' has shape {shape}, but pc_range and voxel_size "
                 f"of the config make {grid_shape}: {_RESTORE}, or change the config"
             )
 
@@ -218,12 +254,14 @@ class LoadOcc3DLabels:
             fine = np.array(grid[1]) / (_factors(arrays[0].shape, whole) or (1, 1, 1))
             window = label_window(label_range, fine.tolist(), *grid)
             is_whole = window.shape == arrays[0].shape
-            arrays = arrays if is_whole else _regrid(*arrays, window, num_classes)
+            if not is_whole:
+                arrays = _regrid(*arrays, window, num_classes)
             return [array for array in arrays if array is not None]
 
-        # Copies: whoever changes a sample must not change the cache.
-        key = (path, *grid, sample.class_names)
-        sample.voxel_semantics, *masks = (a.copy() for a in self._cache.get(key, read))
+        grids = self._cache.get((path, *grid, sample.class_names), read)
+        if self._cache.limit:  # whoever changes a sample must not change the cache
+            grids = [grid.copy() for grid in grids]
+        sample.voxel_semantics, *masks = grids
         if masks:
             sample.mask_camera, sample.mask_lidar = masks
         return sample
@@ -289,5 +327,8 @@ class RandomFlipBEV:
             setattr(sample, name, grid)
         sample.ego2occ = flip @ sample.ego2occ
         if sample.points is not None:
-            sample.points = move_points(sample.points, flip)
+            for axis in np.flatnonzero(np.diagonal(flip) < 0):
+                column = sample.points[:, axis]
+                np.negative(column, out=column)
+                column += np.float32(flip[axis, 3])
         return sample

@@ -7,15 +7,29 @@ from typing import Any
 import torch
 from mmengine.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
+from torch import Tensor
 
 from loaders.errors import LoaderConfigError
 from loaders.sample import OccSample
 from loaders.transforms.geometry import image_aug_matrix
+from loaders.transforms.shared import as_tensor
+
+
+class OccDataElement(BaseDataElement):
+    """MMEngine's data element, whose tensors a data loader puts into page-locked memory too."""
+
+    def pin_memory(self) -> OccDataElement:
+        """Returns a copy with all tensors in page-locked memory; called by torch's data loader."""
+        pinned = self.new()
+        for name, value in self.items():
+            pinned.set_field(value.pin_memory() if isinstance(value, Tensor) else value, name)
+        assert isinstance(pinned, OccDataElement)
+        return pinned
 
 
 @TRANSFORMS.register_module()
 class PackOccSample:
-    """Packs a sample into ``dict(inputs=dict(img=...), data_samples=BaseDataElement)``.
+    """Packs a sample into ``dict(inputs=dict(img=...), data_samples=OccDataElement)``.
 
     ``img`` is a uint8 tensor [F, 3, H, W], BGR: a view of the [F, H, W, 3] images, which costs no
     copy and keeps the channels-last layout in memory. If LiDAR points are loaded, the inputs hold
@@ -63,9 +77,9 @@ class PackOccSample:
         for name in ("voxel_semantics", "mask_camera", "mask_lidar", "mask_valid"):
             grid = getattr(sample, name)
             if grid is not None:
-                data[name] = torch.from_numpy(grid)
-        inputs = {"img": torch.from_numpy(sample.images).permute(0, 3, 1, 2)}
+                data[name] = as_tensor(grid)
+        inputs = {"img": as_tensor(sample.images).permute(0, 3, 1, 2)}
         if sample.points is not None:
-            inputs["points"] = torch.from_numpy(sample.points)
+            inputs["points"] = as_tensor(sample.points)
             data["ego2lidar"] = data["ego2occ"].clone()
-        return {"inputs": inputs, "data_samples": BaseDataElement(metainfo=metainfo, **data)}
+        return {"inputs": inputs, "data_samples": OccDataElement(metainfo=metainfo, **data)}

@@ -42,6 +42,12 @@ class FileChecker:
         ]
         self._loads_images = bool(found)
         self.image_hw = {name: size for sizes in found for name, size in sizes.items()}
+        # Of the images in the files: packed ones are smaller.
+        self._stored_hw = dict(self.image_hw)
+        packed = dataset.packed if isinstance(dataset, OccupancyDataset) else None
+        for name, size in self.image_hw.items():
+            stored = None if packed is None else packed.of(size)
+            self._stored_hw[name] = size if stored is None else stored.stored_hw
         self._reads_lidar = any(isinstance(step, LoadLidarSweeps) for step in self._steps)
         self._load_dim = load_dim_of(self._steps)
         self._label_steps = [step for step in self._steps if hasattr(step, "label_path")]
@@ -101,7 +107,7 @@ class FileChecker:
 
     def _check_image(self, path: str, camera: str) -> Iterator[Finding]:
         def read() -> None:
-            read_image(path, reduction=_REDUCTION, raw_hw=self.image_hw[camera])
+            read_image(path, reduction=_REDUCTION, raw_hw=self._stored_hw[camera])
 
         yield from _attempt("image", read)
 

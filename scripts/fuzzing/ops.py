@@ -427,6 +427,23 @@ def _voxel_shading(rng: random.Random) -> Built:
     ]  # fmt: skip
 
 
+def _resize_crop(rng: random.Random) -> Built:
+    image = torch.randint(0, 256, (rng.choice((1, 9, 30)), rng.choice((1, 8, 41)), 3))
+    out = torch.zeros(rng.choice((1, 7)), rng.choice((1, 12)), 3, dtype=torch.uint8)
+    function = ops.resize_crop if rng.random() < 0.5 else native("resize_crop")
+    full = list(image.shape[:2])
+    return function, [
+        out, image.to(torch.uint8), full, [0, 0], [9, 13], [rng.choice((-3, 0, 2)), 1], True,
+    ]  # fmt: skip
+
+
+def _jpeg_window(rng: random.Random) -> Built:
+    data = torch.randint(0, 256, (rng.choice((0, 3, 200)),)).to(torch.uint8)
+    if len(data) > 3:
+        data[:4] = torch.tensor([0xFF, 0xD8, 0xFF, 0xE0])
+    return native("jpeg_window"), [data, rng.choice((1, 2, 4, 8)), [0, 10], [0, 10]]
+
+
 class _Fixed:
     """An argument that is not replaced: bytes that only the library makes, or a size."""
 
@@ -450,8 +467,8 @@ _BUILDERS: dict[str, Callable[[random.Random], Built]] = {
     builder.__name__.lstrip("_"): _with_fixed(builder)
     for builder in (
         _adaptive_mixing, _chamfer_terms, _distance_attention, _farthest_point_sampling,
-        _kernel_map, _multi_view_sampling, _nearest_neighbor, _occupancy_masks, _point_tree,
-        _ray_cast, _ray_iou, _sigmoid_focal_loss, _sparse_conv, _unique_voxels, _voxel_light,
-        _voxel_max, _voxel_shading,
+        _jpeg_window, _kernel_map, _multi_view_sampling, _nearest_neighbor, _occupancy_masks,
+        _point_tree, _ray_cast, _ray_iou, _resize_crop, _sigmoid_focal_loss, _sparse_conv,
+        _unique_voxels, _voxel_light, _voxel_max, _voxel_shading,
     )
 }  # fmt: skip

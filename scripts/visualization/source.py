@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, METRICS, init_default_scope
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -29,10 +28,10 @@ from loaders.datasets.wrappers import (
 from loaders.lidar.points import load_dim_of, read_lidar_points
 from loaders.predictions import load_prediction, prediction_path
 from loaders.sample import OccSample
-from loaders.transforms.decode import read_image
+from loaders.transforms.images import read_whole_image
 from loaders.transforms.labels import loads_labels
+from scripts.prediction.model import Predictor, test_dataset_config
 from scripts.runtime.building import named_config_keys
-from scripts.runtime.checkpoint import load_weights
 from scripts.runtime.errors import ConfigError
 from scripts.visualization.sample_view import (
     CameraImage,
@@ -89,7 +88,7 @@ class SampleSource:
         def change(dataset: dict[str, Any]) -> dict[str, Any]:
             return _for_drawing(dataset, weights is not None, wanted.lidar)
 
-        test_cfg = _test_dataset(cfg)
+        test_cfg = test_dataset_config(cfg)
         dataset_cfg = map_leaf_configs(test_cfg, change)
         if not wanted.truth:
             dataset_cfg = with_optional_labels(dataset_cfg)
@@ -207,14 +206,14 @@ class _Model:
     """A model that predicts one packed sample at a time.
 
     Args:
-        model: built from the config, with its weights.
+        predictor: the config's model with its weights.
         with_queries: whether to keep the points of the queries.
     """
 
-    def __init__(self, model: Any, with_queries: bool) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = model.to(device).eval()
+    def __init__(self, predictor: Predictor, with_queries: bool) -> None:
+        self._predictor = predictor
         self._output: Any = None
+        model = predictor.model
         if with_queries and hasattr(model, "pts_bbox_head"):
             # What the head returns in the mode 'tensor' passes here on its way to the prediction.
             model.pts_bbox_head.register_forward_hook(self._keep)
@@ -224,8 +223,7 @@ class _Model:
 
     def predict(self, item: Mapping[str, Any]) -> tuple[dict[str, Any], QueryPoints | None]:
         """The data sample's fields with its prediction, and the points of the queries."""
-        with torch.no_grad():
-            sample = self._model.test_step(pseudo_collate([item]))[0]
+        (sample,) = self._predictor.predict([item])
         if self._output is None:
             return sample.to_dict(), None
         low, high = np.split(np.asarray(sample.metainfo["pc_range"], dtype=np.float32), 2)
@@ -257,17 +255,6 @@ def _check_choice(weights: str | None, predictions: str | None, wanted: Wanted) 
         )
 
 
-def _test_dataset(cfg: Config) -> dict[str, Any]:
-    """Config of the test split, else of the validation split."""
-    for name in ("test_dataloader", "val_dataloader"):
-        loader = cfg.get(name)
-        if loader is not None and loader.get("dataset") is not None:
-            return dict(loader["dataset"])
-    raise ConfigError(
-        "the config has neither a test_dataloader nor a val_dataloader with a dataset"
-    )
-
-
 def _for_drawing(dataset_cfg: dict[str, Any], has_model: bool, lidar: bool) -> dict[str, Any]:
     """Config of a data set that loads what is drawn.
 
@@ -295,9 +282,7 @@ def _for_drawing(dataset_cfg: dict[str, Any], has_model: bool, lidar: bool) -> d
 def _build_model(cfg: Config, weights: str, with_queries: bool) -> _Model:
     if cfg.get("model") is None:
         raise ConfigError("the config has no model, but --weights was given")
-    model = MODELS.build(cfg.model)
-    load_weights(model, weights)
-    return _Model(model, with_queries)
+    return _Model(Predictor(cfg, weights), with_queries)
 
 
 def _build_metrics(cfg: Config) -> list[Any]:
@@ -318,7 +303,7 @@ def _current_images(sample: OccSample) -> tuple[CameraImage, ...]:
     for camera, path, ego2img in zip(
         sample.cameras, sample.img_paths, sample.ego2img, strict=False
     ):
-        rgb = np.ascontiguousarray(read_image(path)[:, :, ::-1])
+        rgb = np.ascontiguousarray(read_whole_image(path, sample.packed)[:, :, ::-1])
         images.append(CameraImage(camera, Image.fromarray(rgb), ego2img))
     return tuple(images)
 

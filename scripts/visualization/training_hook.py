@@ -85,7 +85,7 @@ class ValidationSheetHook(Hook):
         sample: BaseDataElement = outputs[0]
         if "pred_coords" not in sample or "pc_range" not in sample.metainfo:
             return  # not a model of voxels
-        images = data_batch["inputs"]["img"][0]
+        images = data_batch["inputs"]["img"][0].cpu()
         scores = sample_scores(runner.val_evaluator.metrics, sample.to_dict())
         total = len(runner.val_dataloader.dataset)
         self._views.append(view_of_sample(sample, images, scores, total))

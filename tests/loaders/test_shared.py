@@ -1,0 +1,56 @@
+"""Arrays that workers hand over: in shared memory from the start, and sent without a copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from loaders.transforms.pack import OccDataElement
+from loaders.transforms.shared import as_tensor, shared_empty
+
+
+class _Arrays(Dataset):
+    """Tells of each item whether its tensor lay in shared memory before it was sent."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        array = shared_empty((3, 5, 2), np.float32)
+        array[...] = np.arange(30).reshape(3, 5, 2) + index
+        whole, rows = as_tensor(array), as_tensor(array[:2])
+        turned = as_tensor(np.ascontiguousarray(array[::-1]))
+        return whole, rows, turned, whole.is_shared(), rows.is_shared(), turned.is_shared()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_content_and_place(workers: int) -> None:
+    loader = DataLoader(_Arrays(), batch_size=None, num_workers=workers)
+    for index, (whole, rows, turned, *are_shared) in enumerate(loader):
+        expected = torch.arange(30.0).view(3, 5, 2) + index
+        assert torch.equal(whole, expected) and torch.equal(rows, expected[:2])
+        assert torch.equal(turned, expected.flip(0))
+        assert are_shared == [workers > 0, workers > 0, False]
+
+
+def test_other_arrays_become_plain_tensors() -> None:
+    for array in (np.arange(6).reshape(2, 3), np.zeros((0, 5), np.float32), np.ones(4)[1:]):
+        assert torch.equal(as_tensor(array), torch.from_numpy(array))
+    tensor = torch.arange(8.0)
+    part = tensor.numpy()[2:]  # not at the start of its owner
+    assert torch.equal(as_tensor(part), tensor[2:])
+
+
+def test_pinning_keeps_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine without a GPU pinning fails in torch, so it is told apart by a copy here."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self.clone())
+    element = OccDataElement(metainfo=dict(token="a"), ego2img=torch.eye(4), grid=torch.ones(3))
+    pinned = element.pin_memory()
+    assert isinstance(pinned, OccDataElement) and pinned.token == "a"
+    assert torch.equal(pinned.ego2img, element.ego2img)
+    assert pinned.ego2img.data_ptr() != element.ego2img.data_ptr()
+    assert set(pinned.keys()) == {"ego2img", "grid"}

@@ -114,7 +114,8 @@ def with_ops(w: Weights, points: Tensor, feats: Tensor, suffix: str) -> Tensor:
 
 
 def on_device(w: Weights, points: Tensor, feats: Tensor) -> Tensor:
-    """The same as a GPU computes it: voxels and dilated ones as bitmaps, gathered products."""
+    """Return the same as a GPU computes it: voxels and dilated ones as bitmaps, gathered
+    products."""
     x, coords = voxel_features(w, points, feats, ops.unique_voxels, ops.voxel_max, True)
     _, x_index, y, z = coords.unbind(1)
     dilate = ops.ConvStep((3, 3, 3), (1, 1, 1), (1, 1, 1))

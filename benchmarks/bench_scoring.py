@@ -168,7 +168,7 @@ def main() -> None:
 
 
 def table(args: argparse.Namespace, runs: dict[str, dict[str, Any]], size: int) -> str:
-    """The result as Markdown."""
+    """Return the result as Markdown."""
     found = package_versions()
     versions = ", ".join(f"{key} {found[key]}" for key in ("python", "torch", "numpy", "mmengine"))
     lines = [

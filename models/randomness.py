@@ -61,7 +61,7 @@ def dropout(x: Tensor, probability: float, seeds: Tensor | None) -> Tensor:
     Args:
         x: `[B, ..., C]`.
         probability: Probability that an element becomes zero; the others grow to make up for it.
-        seeds: int64 ``[B]``, on the device of ``x``: a CUDA graph that is replayed reads those of
+        seeds: int64 `[B]`, on the device of `x`: a CUDA graph that is replayed reads those of
             the replay. None drops nothing.
     """
     if seeds is None or probability == 0:

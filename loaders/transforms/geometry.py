@@ -68,7 +68,8 @@ def draw_image_aug(
     flip_prob: float = 0.5,
     rotate_range_deg: tuple[float, float] = (0.0, 0.0),
 ) -> ImageAugParams:
-    """Draws a training augmentation (bottom-aligned crop, as OPUS and SparseBEV train with).
+    """Return the draws a training augmentation (bottom-aligned crop, as OPUS and SparseBEV train
+    with).
 
     Args:
         rng: Source of randomness; a fixed number of values is drawn, whatever the ranges.
@@ -91,7 +92,7 @@ def draw_image_aug(
 def bottom_crop(
     raw_hw: tuple[int, int], final_hw: tuple[int, int], resize: float, left: int = 0
 ) -> ImageAugParams:
-    """Returns the augmentation that resizes, and crops the bottom rows from column ``left``."""
+    """Return the augmentation that resizes, and crops the bottom rows from column `left`."""
     new_w, new_h = _resized_dims(raw_hw, resize)
     top = new_h - final_hw[0]
     return ImageAugParams(
@@ -100,7 +101,9 @@ def bottom_crop(
 
 
 def test_image_aug(raw_hw: tuple[int, int], final_hw: tuple[int, int]) -> ImageAugParams:
-    """Returns the deterministic augmentation of evaluation: fill the input, crop top and sides."""
+    """Return the returns the deterministic augmentation of evaluation: fill the input, crop top and
+    sides.
+    """
     resize = max(final_hw[0] / raw_hw[0], final_hw[1] / raw_hw[1])
     left = max(0, _resized_dims(raw_hw, resize)[0] - final_hw[1]) // 2
     return bottom_crop(raw_hw, final_hw, resize, left)
@@ -160,7 +163,8 @@ def image_aug_matrix(params: ImageAugParams) -> npt.NDArray[np.float32]:
 
 
 def apply_image_aug(image: npt.NDArray[np.uint8], params: ImageAugParams) -> npt.NDArray[np.uint8]:
-    """Augments one image exactly as published: Pillow, bicubic resize, nearest-pixel rotation.
+    """Return the augments one image exactly as published: Pillow, bicubic resize, nearest-pixel
+    rotation.
 
     Args:
         image: uint8 [H, W, 3], any channel order (kept).
@@ -235,7 +239,7 @@ def flip_bev(
     flip_y: bool,
     pc_range: Sequence[float] | None = None,
 ) -> tuple[list[npt.NDArray[Any]], npt.NDArray[np.float64]]:
-    """Reverses the x and/or y axis of voxel grids and returns the matching `ego2occ`.
+    """Return the reverses the x and/or y axis of voxel grids and returns the matching `ego2occ`.
 
     Args:
         grids: Arrays [X, Y, ...] (labels, masks); all are flipped alike.

@@ -35,7 +35,7 @@ def build_lidar_branch(
         pc_range: Range of the voxel grid of the predictions in metres; LiDAR points are seen in
             the same.
         out_channels: C of the map.
-        sparse_backend: What computes the sparse convolutions on CUDA, see ``SparseConv3d``.
+        sparse_backend: What computes the sparse convolutions on CUDA, see `SparseConv3d`.
 
     Returns:
         Modules by name: `PARTS` and `final_conv`; nothing if there are no configurations.
@@ -78,7 +78,7 @@ def lidar_map(parts: Any, points: Sequence[Tensor]) -> Tensor:
 
 
 def map_of_voxels(parts: Any, features: Tensor, coords: Tensor, batch_size: int) -> Tensor:
-    """Return the map ``[B, C, h, w]`` of the voxeliser's output, see ``Voxels``."""
+    """Return the map `[B, C, h, w]` of the voxeliser's output, see `Voxels`."""
     with torch.autocast(features.device.type, enabled=False):
         x = run_sparse_encoder(parts.pts_middle_encoder, features, coords, batch_size)
     (x,) = parts.pts_neck(parts.pts_backbone(x))

@@ -1,4 +1,4 @@
-"""Finds and loads the native extension at the first use of a native operation."""
+"""Find and loads the native extension at the first use of a native operation."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class VoxelLogits(NamedTuple):
     Attributes:
         coords: int64 `[W, 4]` (sample, x, y, z).
         logits: `[W, K]`.
-        counts: None; or, where the lists of voxels have been given a length and nobody has waited
+        counts: None; or, where the lists of voxels have been given a length without waiting
             for their number, int64 `[2]` of the voxels with a point and of W on the device.
             Rows past them have a negative sample; voxels beyond the length are missing.
     """

@@ -1,4 +1,4 @@
-"""Times the bicubic resize of a crop against Pillow's and the plain twin.
+"""Times the exact resize of a crop against quick ones, Pillow's and the plain twin.
 
     python benchmarks/bench_resize_crop.py [--threads N] [--repeats N] [--save]
 
@@ -42,6 +42,8 @@ def main() -> None:
         call = (out, image, full, (0, 0), RESIZED, CROP)
         functions: compare.Functions = {
             "ours": partial(ops.resize_crop, *call),
+            "cubic": partial(ops.resize_crop, *call, method="cubic"),
+            "linear": partial(ops.resize_crop, *call, method="linear"),
             "twin": partial(ops.resize_crop_reference, *call),
             "Pillow": partial(by_pillow, image),
         }

@@ -36,6 +36,7 @@ from loaders.transforms.geometry import (
 )
 from loaders.transforms.shared import shared_empty
 from models.ops import resize_crop, resize_window
+from models.ops.resize_crop import Method
 
 # How far above the reduced size a fast decode may be enlarged: OPUS trains with ratios of
 # 0.38 ... 0.55 of the raw size, all of which then come from the half-size decode.
@@ -146,9 +147,9 @@ class LoadMultiViewImages:
         raw_hw: Height and width that the images must have.
         camera_hw: Height and width by camera, of those whose images are of another size.
         image_mode: 'exact' decodes fully; what comes out equals Pillow's bicubic resize, with which
-            the published models are trained and evaluated, to one grey value. 'fast' decodes at
-            the smallest sufficient DCT scale before the same resize. Packed images are stored so
-            small that both do the same.
+            the published models are trained and evaluated. 'fast' decodes at the smallest
+            sufficient DCT scale and resizes linearly from there; where none is sufficient, it is
+            'exact'. Packed images are stored so small that both do the same.
         backend: Decoding library, see :func:`loaders.transforms.decode.read_image`.
         image_cache_mb: Size of the image cache of each process in training, MiB (use persistent
             workers). It keeps decoded images and is meant for data sets that fit. 0 keeps nothing.
@@ -219,6 +220,11 @@ class LoadMultiViewImages:
             reduction = choose_reduction(params.resize_dims[0] / stored.full_hw[1])
 
         whole = _reduced(stored, reduction)
+        method: Method = "exact"
+        if stored.full_hw != stored.raw_hw:
+            method = "cubic"
+        elif reduction > 1:
+            method = "linear"
 
         def read() -> tuple[Image, tuple[int, int]]:
             image = read_image(path, self.backend, reduction, stored.stored_hw)
@@ -229,7 +235,7 @@ class LoadMultiViewImages:
 
         def augment(image: Image, offset: tuple[int, int], to: Image) -> Image:
             is_smooth = self.image_mode == "fast"
-            augment_image(image, params, to, whole.full_hw, offset, is_smooth=is_smooth)
+            augment_image(image, params, to, whole.full_hw, offset, method, is_smooth)
             return to
 
         if not is_fixed and self._train_cache.limit:
@@ -326,10 +332,10 @@ def augment_image(
     out: Image,
     full_hw: tuple[int, int] | None = None,
     offset: tuple[int, int] = (0, 0),
+    method: Method = "exact",
     is_smooth: bool = False,
 ) -> None:
-    """Augments one image: equal to :func:`loaders.transforms.geometry.apply_image_aug` to one grey
-    value, where nothing was decoded at reduced size.
+    """Augments one image as :func:`loaders.transforms.geometry.apply_image_aug` does.
 
     Args:
         image: uint8 [H, W, 3], of the scene at any size, or the part that is needed.
@@ -337,6 +343,7 @@ def augment_image(
         out: uint8 [h, w, 3], written.
         full_hw: Size of the whole image; None: that of ``image``.
         offset: Row and column of the whole image where ``image`` begins.
+        method: Filter of the resize, see :func:`models.ops.resize_crop`.
         is_smooth: Whether a rotation interpolates instead of taking the nearest pixel.
     """
     resize_crop(
@@ -347,6 +354,7 @@ def augment_image(
         params.resize_dims[::-1],
         params.crop[1::-1],
         params.flip,
+        method,
     )
     if params.rotate_deg and is_smooth:
         import cv2

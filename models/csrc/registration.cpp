@@ -115,7 +115,7 @@ TORCH_LIBRARY(opus, m) {
   // out [h, w, 3] of an image [H, W, 3] that lies at `offset` of one of size `full`.
   m.def(
       "resize_crop(Tensor(a!) out, Tensor image, int[2] full, int[2] offset, int[2] resized, "
-      "int[2] crop, bool flip) -> ()");
+      "int[2] crop, bool flip, int method) -> ()");
 
   m.def("voxel_light(Tensor drawn, Tensor opaque, float[2] sun_slope) -> Tensor");
   m.def(

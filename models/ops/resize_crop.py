@@ -1,4 +1,4 @@
-"""Bicubic resizing of 8-bit images, of the part that a crop keeps.
+"""Resizing of 8-bit images, of the part that a crop keeps.
 
 Dimensions:
     H, W stored image or part of it; h, w output.
@@ -7,6 +7,7 @@ Dimensions:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +16,10 @@ from ._extension import native, on_load, runs_natively
 
 __all__ = ["resize_crop", "resize_crop_reference", "resize_window"]
 
+Method = Literal["linear", "cubic", "exact"]
+_METHODS = ("linear", "cubic", "exact")  # in the order of the native operation
 _SUPPORT = 2.0  # of the cubic kernel, in pixels of the coarser of the two images
+_LINEAR_SUPPORT = 1.0
 
 
 def resize_crop(
@@ -26,12 +30,12 @@ def resize_crop(
     resized: Sequence[int],
     crop: Sequence[int],
     flip: bool = False,
+    method: Method = "exact",
 ) -> Tensor:
     """Resize an image, crop it and mirror it, and write the result.
 
-    Equals Pillow's bicubic ``resize`` to one grey value, followed by its ``crop`` and flip. Only
-    pixels that the crop keeps are computed, so the image may be a part of the full one, such as
-    :func:`resize_window` tells.
+    Equals Pillow's ``resize``, followed by its ``crop`` and flip. Only pixels that the crop keeps
+    are computed, so the image may be a part of the full one, such as :func:`resize_window` tells.
 
     Args:
         out: uint8 ``[h, w, 3]`` on the CPU, whole rows; written.
@@ -42,6 +46,9 @@ def resize_crop(
         crop: Row and column of the resized image where ``out`` begins. What lies outside of the
             resized image is 0.
         flip: Whether to mirror ``out`` left-right.
+        method: "exact" gives the bytes of Pillow's bicubic filter; "cubic" is quicker, with weights
+            of 16 bits, and differs by two grey values at most; "linear" is Pillow's bilinear filter
+            with such weights.
 
     Returns:
         ``out``.
@@ -52,8 +59,9 @@ def resize_crop(
         ExtensionError: The native extension is not built.
     """
     if not runs_natively("resize_crop", image):
-        return resize_crop_reference(out, image, full, offset, resized, crop, flip)
-    native("resize_crop")(out, image, full, offset, resized, crop, flip)
+        return resize_crop_reference(out, image, full, offset, resized, crop, flip, method)
+    number = _METHODS.index(method)
+    native("resize_crop")(out, image, full, offset, resized, crop, flip, number)
     return out
 
 
@@ -65,6 +73,7 @@ def resize_crop_reference(
     resized: Sequence[int],
     crop: Sequence[int],
     flip: bool = False,
+    method: Method = "exact",
 ) -> Tensor:
     """Plain-torch twin of :func:`resize_crop`. Same arguments."""
     size = out.shape[:2]
@@ -76,7 +85,8 @@ def resize_crop_reference(
                 f"image must hold the pixels from {low} to {high} of axis {axis}, it has "
                 f"{offset[axis]} to {end}"
             )
-    rows, columns = (_weights(full[a], resized[a], crop[a], size[a]) for a in range(2))
+    is_linear = method == "linear"
+    rows, columns = (_weights(full[a], resized[a], crop[a], size[a], is_linear) for a in range(2))
     if flip:
         columns = columns.flip(0)
     rows = rows[:, offset[0] : offset[0] + image.shape[0]]
@@ -108,7 +118,7 @@ def resize_window(full: int, resized: int, crop: int, size: int) -> tuple[int, i
     return max(0, int(low + 0.5)), min(full, int(high + 0.5))
 
 
-def _weights(full: int, resized: int, crop: int, size: int) -> Tensor:
+def _weights(full: int, resized: int, crop: int, size: int, is_linear: bool) -> Tensor:
     """Return the weights ``[size, full]`` of an axis, as Pillow computes them."""
     scale = full / resized
     stretch = max(scale, 1.0)
@@ -122,6 +132,8 @@ def _weights(full: int, resized: int, crop: int, size: int) -> Tensor:
         near = (1.5 * x - 2.5) * x * x + 1
         far = ((-0.5 * x + 2.5) * x - 4) * x + 2
         weight = torch.where(x < 1, near, torch.where(x < _SUPPORT, far, 0.0))
+        if is_linear:
+            weight = (_LINEAR_SUPPORT - x).clamp(min=0)
         matrix[i, low:high] = weight / weight.sum()
     return matrix
 
@@ -137,5 +149,6 @@ def _register() -> None:
         resized: Sequence[int],
         crop: Sequence[int],
         flip: bool,
+        method: int,
     ) -> None:
         return None

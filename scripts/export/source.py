@@ -135,7 +135,7 @@ def load_source(
         size,
         class_names=tuple(names),
         cameras=tuple(dataset.get("cameras") or ()),
-        config=str(config),
+        config=Path(config).name,
         checkpoint=checkpoint,
         cfg=cfg,
     )

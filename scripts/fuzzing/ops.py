@@ -430,10 +430,12 @@ def _voxel_shading(rng: random.Random) -> Built:
 def _resize_crop(rng: random.Random) -> Built:
     image = torch.randint(0, 256, (rng.choice((1, 9, 30)), rng.choice((1, 8, 41)), 3))
     out = torch.zeros(rng.choice((1, 7)), rng.choice((1, 12)), 3, dtype=torch.uint8)
-    function = ops.resize_crop if rng.random() < 0.5 else native("resize_crop")
-    full = list(image.shape[:2])
+    wraps = rng.random() < 0.5
+    function = ops.resize_crop if wraps else native("resize_crop")
+    method = rng.choice(("linear", "cubic", "exact") if wraps else (0, 1, 2))
+    full, crop = list(image.shape[:2]), [rng.choice((-3, 0, 2)), 1]
     return function, [
-        out, image.to(torch.uint8), full, [0, 0], [9, 13], [rng.choice((-3, 0, 2)), 1], True,
+        out, image.to(torch.uint8), full, [0, 0], [9, 13], crop, True, _Fixed(method),
     ]  # fmt: skip
 
 

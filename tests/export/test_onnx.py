@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import MODELS
 
 from models.errors import MissingPackageError
 from scripts.export import onnx_command
@@ -20,6 +21,7 @@ from scripts.export.functions import functions_of
 from scripts.export.graphs import Layout, Voxels
 from scripts.export.onnx_model import save_onnx, to_onnx
 from scripts.export.source import Source, frame_of, predict, random_item
+from scripts.runtime.config import load_config
 from tests.export.conftest import ONE_LAYER, build_source
 from tests.models.cases import HW, N, T
 
@@ -158,6 +160,25 @@ def test_other_grids_and_half_precision(tmp_path: Path) -> None:
         runner = OnnxRunner(export(source, tmp_path, split=True, half=half), N)
         for agreement in agreements(source, runner):
             assert agreement.expected > 20 and agreement.share >= least, agreement
+
+
+@long
+@pytest.mark.slow
+def test_published_size(tmp_path: Path) -> None:
+    """OPUS-V2-T: ResNet-50, 8 frames of 704 x 256, 600 queries, five layers; every voxel counts."""
+    name = "opusv2-t_r50_704x256_8f_nusc-occ3d_50e.py"
+    model = load_config(ROOT / "configs/opusv2_nusc-occ3d" / name).model
+    torch.manual_seed(0)
+    detector = MODELS.build(model).eval()
+    for key, parameter in detector.named_parameters():
+        if key.endswith(("parameter_generator.weight", "sampling_offset.weight")):
+            torch.nn.init.normal_(parameter, std=0.02)  # they start at zero
+    detector.pts_bbox_head.score_thr = 0.0
+    source = Source(detector, (256, 704), config=name)
+    runner = OnnxRunner(export(source, tmp_path, split=True), source.head.num_cams)
+    item = random_item(source)
+    agreement = compare(predict(source, item), runner(frame_of(source, item)))
+    assert agreement.expected > 10_000 and agreement.share >= 0.999, agreement
 
 
 def test_agreement_is_counted() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DATASETS
 from torch.utils.data import DataLoader, Dataset
 
+import loaders.register  # noqa: F401 - enters the parts into the registries
 from loaders.transforms.pack import OccDataElement
 from loaders.transforms.shared import as_tensor, shared_empty
 
@@ -54,3 +57,44 @@ def test_pinning_keeps_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(pinned.ego2img, element.ego2img)
     assert pinned.ego2img.data_ptr() != element.ego2img.data_ptr()
     assert set(pinned.keys()) == {"ego2img", "grid"}
+
+
+class _NewModules(Dataset):
+    """Tells what loading a sample imports."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> str:
+        before = set(sys.modules)
+        self.inner[index]
+        return " ".join(sorted(set(sys.modules) - before))
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_workers_import_nothing(mini: Any, mode: str) -> None:
+    """What a worker imports after the fork, it imports alone and keeps for itself."""
+    pipeline = [
+        dict(type="DrawImageAug", raw_hw=(90, 160), final_hw=(32, 96)),
+        dict(type="LoadMultiViewImages", raw_hw=(90, 160), image_mode=mode),
+        dict(type="LoadOcc3DLabels"),
+        dict(type="LoadLidarSweeps"),
+        dict(type="RandomFlipBEV"),
+        dict(type="FilterPoints"),
+        dict(type="PackOccSample"),
+    ]
+    dataset = DATASETS.build(
+        dict(
+            type="NuScenesOcc3DDataset",
+            data_root=str(mini.root),
+            ann_file="nuscenes_infos_train_mini_sweep.pkl",
+            num_frames=2,
+            use_lidar=True,
+            seed=0,
+            pipeline=pipeline,
+        )
+    )
+    assert list(DataLoader(_NewModules(dataset), num_workers=1, batch_size=None)) == [""] * 6

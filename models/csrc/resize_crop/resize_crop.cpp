@@ -28,10 +28,12 @@ void resize_rows(const Axis& axis, int64_t skipped, const uint8_t* const* from, 
                  int64_t outputs, uint8_t* const* to) {
 #if defined(OPUS_HAS_AVX2_KERNELS)
   if (use_avx2()) {
-    if (count == kRows) return avx2::resize_rows<kRows>(axis, skipped, from, outputs, to);
-    for (int r = 0; r < count; ++r) {
-      avx2::resize_rows<1>(axis, skipped, from + r, outputs, to + r);
-    }
+    const auto several = axis.is_exact() ? &avx2::resize_rows<kRows, true>
+                                         : &avx2::resize_rows<kRows, false>;
+    const auto single = axis.is_exact() ? &avx2::resize_rows<1, true>
+                                        : &avx2::resize_rows<1, false>;
+    if (count == kRows) return several(axis, skipped, from, outputs, to);
+    for (int r = 0; r < count; ++r) single(axis, skipped, from + r, outputs, to + r);
     return;
   }
 #endif
@@ -42,10 +44,11 @@ void mix(const Axis& axis, int64_t output, const uint8_t* from, int64_t stride, 
          uint8_t* to) {
 #if defined(OPUS_HAS_AVX2_KERNELS)
   if (use_avx2()) {
-    return avx2::mix_rows(axis.of(output), axis.taps, axis.shift, from, stride, bytes, to);
+    const auto mix_vectors = axis.is_exact() ? &avx2::mix_rows<true> : &avx2::mix_rows<false>;
+    return mix_vectors(axis, output, from, stride, bytes, to);
   }
 #endif
-  mix_rows(axis.of(output), axis.taps, axis.shift, from, stride, bytes, to);
+  mix_rows(axis, output, from, stride, bytes, to);
 }
 
 // Rows of the image that are resized along x, made when they are asked for, and kept as long as the
@@ -146,11 +149,14 @@ void check_arguments(const at::Tensor& out, const at::Tensor& image, at::IntArra
 // On the calling thread alone: loaders work on several samples side by side.
 void resize_crop_cpu(at::Tensor& out, const at::Tensor& image, at::IntArrayRef full,
                      at::IntArrayRef offset, at::IntArrayRef resized, at::IntArrayRef crop,
-                     bool flip) {
+                     bool flip, int64_t method_number) {
   check_arguments(out, image, full, offset, resized, crop);
+  TORCH_CHECK_VALUE(method_number >= 0 && method_number <= 2, "method must be 0, 1 or 2, got ",
+                    method_number);
+  const Method method = static_cast<Method>(method_number);
   const int64_t height = out.size(0), width = out.size(1);
-  const Axis y = make_axis(full[0], resized[0], crop[0], height, false, kPair);
-  const Axis x = make_axis(full[1], resized[1], crop[1], width, flip, kGroup);
+  const Axis y = make_axis(full[0], resized[0], crop[0], height, false, kPair, method);
+  const Axis x = make_axis(full[1], resized[1], crop[1], width, flip, kGroup, method);
   const Axis* axes[] = {&y, &x};
   for (int axis = 0; axis < 2; ++axis) {
     const bool is_there = axes[axis]->begin >= offset[axis] &&

@@ -282,7 +282,10 @@ def test_each_push_pays_for_its_own_images_and_memory_is_bounded(
     number = round(4 * rate_hz) + 5
     runs, images = stream_of(inferencer, number, rate_hz)
     start = round(2 * rate_hz)
-    assert (runs, images) == (number - start - 1, 2 * (number - start - 1))
+    own = 2 * (number - start - 1)
+    assert runs == number - start - 1
+    # Faster than the frames that are kept, some features are lost before their next use.
+    assert images == own if rate_hz < 24 else own <= images < 1.6 * own
     # Two half seconds of past, at no more than 24 frames a second.
     assert inferencer.kept_frames <= 1.25 * min(rate_hz, 24) + 1
     assert inferencer.model.cache.limit <= 32 + 2 * 12 + 3

@@ -14,8 +14,8 @@ from mmengine.registry import TRANSFORMS
 from loaders.errors import BadDataError, LoaderConfigError
 from loaders.safe_reading import MIB, FileKind, read_file, truncated
 from loaders.sample import LidarFrames, OccSample
+from loaders.shared_memory import shared_empty
 from loaders.transforms.cache import ArrayCache
-from loaders.transforms.shared import shared_empty
 
 Points = npt.NDArray[np.float32]
 

@@ -14,6 +14,7 @@ from mmengine.registry import TRANSFORMS
 from loaders.errors import LoaderConfigError
 from loaders.packed import PackedImages, StoredSize, extreme_augs
 from loaders.sample import OccSample
+from loaders.shared_memory import shared_empty
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.decode import (
     REDUCTIONS,
@@ -34,7 +35,6 @@ from loaders.transforms.geometry import (
     image_aug_matrix,
     test_image_aug,
 )
-from loaders.transforms.shared import shared_empty
 from models.ops import resize_crop, resize_window
 from models.ops.resize_crop import Method
 

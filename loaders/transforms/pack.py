@@ -11,8 +11,8 @@ from torch import Tensor
 
 from loaders.errors import LoaderConfigError
 from loaders.sample import OccSample
+from loaders.shared_memory import as_tensor
 from loaders.transforms.geometry import image_aug_matrix
-from loaders.transforms.shared import as_tensor
 
 
 class OccDataElement(BaseDataElement):

@@ -1,6 +1,6 @@
 """What is installed, what was built, what is missing and how to get it.
 
-python scripts/env_report.py
+python -m scripts.env_report
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def machine_findings() -> Iterator[Finding]:
     elif shutil.which("nvidia-smi"):
         yield Finding(
             "GPU",
-            "nvidia-smi exists, but torch sees no device",
+            "nvidia-smi is there, but torch sees no device",
             "install a CUDA build of torch (docs/install.md) or check the driver",
         )
     else:
@@ -78,7 +78,7 @@ def _toolkit_finding() -> Finding:
 
 
 def built_findings() -> Iterator[Finding]:
-    """Yield what setup compiles: the project's extension and mmcv's operations."""
+    """What setup compiles: the project's extension and mmcv's operations."""
     libraries = sorted((ROOT / "models" / "ops").glob("*.so"))
     if libraries:
         try:
@@ -106,25 +106,31 @@ def built_findings() -> Iterator[Finding]:
 
 def optional_findings() -> Iterator[Finding]:
     """Yield optional packages and libraries."""
-    turbo = ctypes.util.find_library("turbojpeg")
-    yield Finding(
-        "libturbojpeg",
-        turbo or "missing; JPEGs are decoded by OpenCV or Pillow, more slowly",
-        "" if turbo else "apt install libturbojpeg0",
-    )
     import torch
 
+    name, way_out = "libjpeg-turbo", "apt install libjpeg-dev, then make clean setup"
+    op = "jpeg_window_available"
+    is_bound = hasattr(torch.ops.opus, op) and getattr(torch.ops.opus, op)()
+    turbo = ctypes.util.find_library("turbojpeg")
+    if is_bound:
+        yield Finding(name, "bound by the native extension")
+    elif turbo:
+        yield Finding(name, f"{turbo}, which decodes images whole", way_out)
+    else:
+        yield Finding(name, "missing; JPEGs are decoded by OpenCV or Pillow", way_out)
     if torch.cuda.is_available():
-        yield _imported("spconv", "spconv.pytorch", "OPUS_SPCONV=spconv-cu126==2.3.8 make setup")
+        yield _imported(
+            "spconv", "spconv.pytorch", "pip install -r requirements/cuda.txt", is_needed=True
+        )
         yield _imported("torchvision", "torchvision", "pip install -r requirements/cuda.txt")
     else:
         yield _imported("spconv", "spconv.pytorch", "pip install -r requirements/cpu.txt (tests)")
-        yield Finding("torchvision", "not checked: unused without a GPU")
+        yield Finding("torchvision", "not looked at: unused without a GPU")
     full_opencv = distribution_version("opencv-python")
     if full_opencv:
         yield Finding(
             "opencv-python",
-            f"{full_opencv} is installed next to the headless one and shares its files",
+            f"{full_opencv} is installed beside the headless one and shares its files",
             "pip uninstall opencv-python, then pip install --force-reinstall --no-deps "
             "opencv-python-headless",
         )
@@ -154,7 +160,7 @@ def _memory_gb() -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Entry point; returns the exit code."""
     return run_command(CommandParser(__doc__), lambda _: print_report(), arguments)
 
 

@@ -12,8 +12,8 @@ from mmengine.registry import DATASETS
 from torch.utils.data import DataLoader, Dataset
 
 import loaders.register  # noqa: F401 - enters the parts into the registries
+from loaders.shared_memory import as_tensor, shared_empty
 from loaders.transforms.pack import OccDataElement
-from loaders.transforms.shared import as_tensor, shared_empty
 
 
 class _Arrays(Dataset):
@@ -71,7 +71,8 @@ class _NewModules(Dataset):
     def __getitem__(self, index: int) -> str:
         before = set(sys.modules)
         self.inner[index]
-        return " ".join(sorted(set(sys.modules) - before))
+        new = sorted(set(sys.modules) - before)
+        return " ".join(name for name in new if not name.startswith("encodings."))
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])

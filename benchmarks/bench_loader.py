@@ -1,6 +1,6 @@
 """Time the loading of samples: plain per-image pipeline, exact, fast and packed images.
 
-    python -m benchmarks.bench_loader [--real NUSCENES] [--rounds N] [--workers 0 2 4 8] [--save]
+    python benchmarks/bench_loader.py [--real NUSCENES] [--rounds N] [--workers 0 2 4 8] [--save]
 
 Makes a data set of nuScenes' sizes in a temporary folder (1600 x 900 JPEGs, Occ3D labels, LiDAR, 8
 frames of 6 cameras a sample) and uses the published training and test pipelines. --real names a
@@ -293,7 +293,7 @@ def main() -> None:
     say("# Loading samples\n")
     real = " --real NUSCENES" if args.real else ""
     say(
-        f"`python -m benchmarks.bench_loader{real} --rounds {args.rounds} --seconds"
+        f"`python benchmarks/bench_loader.py{real} --rounds {args.rounds} --seconds"
         f" {args.seconds:g} --save`, {time.strftime('%Y-%m-%d')}, {common.hardware('cpu')}, python"
         f" {platform.python_version()}, numpy {np.__version__}, opencv {cv2.__version__}, pillow"
         f" {PIL.__version__}, torch {torch.__version__}. A sample is 8 frames of 6 cameras, 1600 x"

@@ -78,7 +78,7 @@ def _toolkit_finding() -> Finding:
 
 
 def built_findings() -> Iterator[Finding]:
-    """What setup compiles: the project's extension and mmcv's operations."""
+    """Yield what setup compiles: the project's extension and mmcv's operations."""
     libraries = sorted((ROOT / "models" / "ops").glob("*.so"))
     if libraries:
         try:

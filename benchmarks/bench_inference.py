@@ -1,4 +1,4 @@
-"""Times the Inferencer on noise: a push of a stream and its parts, and frames of their own.
+"""Time the Inferencer on noise: a push of a stream and its parts, and frames of their own.
 
     python benchmarks/bench_inference.py [--config C ...] [--rates 2 10] [--frames 12] [--save]
 
@@ -42,7 +42,7 @@ CONFIGS = (
 
 
 def make_frame(seed: int) -> Frame:
-    """A frame of smooth noise, which JPEG compresses as it does photographs."""
+    """Return a frame of smooth noise, which JPEG compresses as it does photographs."""
     generator = np.random.default_rng(seed)
     cameras = {}
     for i, name in enumerate(CAMERAS):
@@ -78,7 +78,7 @@ class Timed:
 
 
 def measure(config: str, rates: Sequence[float], frames: int, device: str | None) -> list[str]:
-    """Rows of the table for a config."""
+    """Return rows of the table for a config."""
     inferencers = {}
     for rate in rates:
         options = {"raw_hw": [900, 1600]}

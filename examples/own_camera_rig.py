@@ -1,4 +1,5 @@
-"""Occupancy of one's own recording: a folder of images and one YAML file of calibrations.
+"""Predict the occupancy of your own recording: a folder of images and one YAML file of
+calibrations.
 
     python -m examples.own_camera_rig CONFIG WEIGHTS FOLDER --out outputs/mine
 

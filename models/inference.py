@@ -1,7 +1,7 @@
-"""The door to inference: ``from models.inference import OccupancyInferencer``.
+"""The door to inference: `from models.inference import OccupancyInferencer`.
 
 What is behind it needs the loaders, the configs and the renderer too and so stands in
-``scripts/inference``; nothing in ``models`` may import this module.
+`scripts/inference`; nothing in `models` may import this module.
 """
 
 from scripts.inference.inferencer import OccupancyInferencer

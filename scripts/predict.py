@@ -1,4 +1,4 @@
-"""Predict frames of a folder or an info file: `scripts/predict.py --config C --weights W ...`."""
+"""Predict frames of a folder or an info file: `scripts/predict.py CONFIG --weights FILE ...`."""
 
 import sys
 

@@ -27,9 +27,9 @@ def check_precision(precision: str) -> None:
 def products_in(precision: str, device: torch.device) -> Iterator[None]:
     """Within, matrix products of single precision are computed so.
 
-    ``'float32'`` leaves torch as it is. ``'tf32'`` lets GPUs round factors to 11 bits, in the whole
+    `'float32'` leaves torch as it is. `'tf32'` lets GPUs round factors to 11 bits, in the whole
     process and from then on, since gradients are computed after this has ended; CPUs compute in
-    single precision. ``'bfloat16'`` rounds factors to 8 bits, by torch's autocast; sums, norms and
+    single precision. `'bfloat16'` rounds factors to 8 bits, by torch's autocast; sums, norms and
     coordinates stay in single precision.
     """
     if precision == "tf32" and device.type == "cuda":

@@ -87,8 +87,8 @@ class EvaluationNetwork:
 
     Args:
         parts: Modules in eval mode.
-        dtype: Name of the precision, see ``resolve_eval_dtype``.
-        compile_options: Arguments of ``torch.compile``; None compiles nothing.
+        dtype: Name of the precision, see `resolve_eval_dtype`.
+        compile_options: Arguments of `torch.compile`; None compiles nothing.
         cuda_graphs: Whether to capture the modules as CUDA graphs on a GPU. Hooks then see the
             captured call alone.
     """
@@ -129,7 +129,7 @@ class EvaluationNetwork:
     def is_current(self) -> bool:
         """Whether the weights are those that were copied.
 
-        What is written through ``parameter.data`` is not seen.
+        What is written through `parameter.data` is not seen.
         """
         return all(
             tensor._version == version
@@ -137,7 +137,7 @@ class EvaluationNetwork:
         )
 
     def __call__(self, images: Tensor) -> Sequence[Tensor]:
-        """Map images ``[I, 3, H, W]`` to feature maps ``[I, C, h, w]``."""
+        """Map images `[I, 3, H, W]` to feature maps `[I, C, h, w]`."""
         if self._captured is not None:
             return [level for level in self._captured(images) if level is not None]
         return self._run(images)

@@ -1,6 +1,6 @@
 """The head of OPUS-V1: classified points, turned into voxels without learning.
 
-Dimension letters as in ``models/heads/base.py``; K classes, n points kept, V voxels with a point.
+Dimension letters as in `models/heads/base.py`; K classes, n points kept, V voxels with a point.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PointHead(OccupancyHead):
         max_spread_m: Points this far from the centre of their query's points, or further, are not
             predicted.
         padding: Whether a morphological closing of the scores fills gaps between voxels.
-        **kwargs: Arguments of ``OccupancyHead``.
+        **kwargs: Arguments of `OccupancyHead`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PointHead(OccupancyHead):
     def predict(
         self, output: HeadOutput, data_samples: Sequence[BaseDataElement]
     ) -> list[BaseDataElement]:
-        """See ``OccupancyHead.predict``."""
+        """See `OccupancyHead.predict`."""
         logits = output.point_feats[-1]
         assert logits is not None
         points = self.denormalise(output.points[-1])
@@ -91,7 +91,7 @@ class PointHead(OccupancyHead):
         return list(data_samples)
 
     def _voxel_scores(self, points: Tensor, scores: Tensor) -> Tensor:
-        """Return scores ``[K, X, Y, Z]`` of a sample's points ``[Q, R, 3]``, ``[Q, R, K]``."""
+        """Return scores `[K, X, Y, Z]` of a sample's points `[Q, R, 3]`, `[Q, R, K]`."""
         spread = (points - points.mean(1, keepdim=True)).norm(dim=-1)
         keep = (spread < self.max_spread_m) & (scores.amax(-1) > self.score_thr)
         x_num, y_num, z_num = self.grid_shape
@@ -142,7 +142,7 @@ class PointHead(OccupancyHead):
         """Return the label of the nearest gt point of every point, and the point's weight.
 
         The weight grows with the distance of that gt point from the centre of the range. Without
-        any gt point (``match`` None) all points are background.
+        any gt point (`match` None) all points are background.
         """
         if match is None:
             labels = gt.labels.new_full((len(points),), self.num_classes)
@@ -154,7 +154,7 @@ class PointHead(OccupancyHead):
 
 
 def closing(volume: Tensor) -> Tensor:
-    """Close ``[K, X, Y, Z]`` with a 3 x 3 x 3 window; what lies outside does not count."""
+    """Close `[K, X, Y, Z]` with a 3 x 3 x 3 window; what lies outside does not count."""
     return _window(_window(volume, torch.maximum), torch.minimum)
 
 

@@ -1,7 +1,7 @@
 """Native operations and their plain-torch twins; needs torch alone.
 
-The library behind them (``python setup.py build_ext --inplace``) is loaded at the first use of an
-operation, never at import. Every operation ``<name>`` has a twin ``<name>_reference`` with the
+The library behind them (`python setup.py build_ext --inplace`) is loaded at the first use of an
+operation, never at import. Every operation `<name>` has a twin `<name>_reference` with the
 same arguments.
 """
 

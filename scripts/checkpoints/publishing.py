@@ -44,7 +44,7 @@ def publish(source: str, out: str, config: str | None = None) -> Path:
 
     Args:
         source: Checkpoint.
-        out: Name of the file without hash, ending in ``.pth`` or ``.safetensors``; ``.pth`` is
+        out: Name of the file without hash, ending in `.pth` or `.safetensors`; `.pth` is
             added to a name without.
         config: Config of the model that the weights must fit.
 
@@ -93,7 +93,7 @@ def _kept(meta: Mapping[str, Any]) -> dict[str, Any]:
 def write_safetensors(
     weights: Mapping[str, Tensor], path: str | Path, meta: Mapping[str, Any]
 ) -> Path:
-    """Write weights as ``.safetensors`` in one step; notes become text."""
+    """Write weights as `.safetensors` in one step; notes become text."""
     from safetensors.torch import save
 
     notes = {"format": "pt", **{key: str(value) for key, value in meta.items()}}

@@ -2,10 +2,10 @@
 
 A call starts from small arguments that fit together; then up to three of them are replaced: another
 dtype, another shape, strides, values that are not finite or far out of range, lists of another
-length. Half of the calls go through the functions of ``models.ops``, half straight to the
+length. Half of the calls go through the functions of `models.ops`, half straight to the
 operations of the library, which must not trust its callers either.
 
-Sizes that a result takes its shape from (``num_voxels``, ``num_samples``) stay small: what a caller
+Sizes that a result takes its shape from (`num_voxels`, `num_samples`) stay small: what a caller
 asks for is his to pay.
 """
 
@@ -64,7 +64,7 @@ def _guarded(function: Callable[..., object], arguments: Arguments, backward: bo
             result = function(*arguments)
             if backward:
                 with warnings.catch_warnings():
-                    # Operations without a gradient say that they have none.
+                    # Operations without a gradient report that they have none.
                     warnings.simplefilter("ignore")
                     _differentiate(result)
         except RuntimeError as error:
@@ -87,7 +87,7 @@ def _differentiate(result: object) -> None:
 
 
 def _replace(rng: random.Random, value: Any) -> tuple[Any, str]:
-    """An odd value in the place of another, and what is odd about it."""
+    """Return an odd value in the place of another, and what is odd about it."""
     if isinstance(value, Tensor):
         return _replace_tensor(rng, value)
     if isinstance(value, bool) or value is None or isinstance(value, torch.dtype):

@@ -183,7 +183,7 @@ def _eleven_bits(x: Tensor) -> Tensor:
 
 
 def check_head_precision(golden: GoldenFile, precision: str) -> Iterator[Check]:
-    """Compare outputs of a head in single precision, with its products in ``precision``.
+    """Compare outputs of a head in single precision, with its products in `precision`.
 
     A sampling point that crosses the border of an image changes camera, and the difference grows
     from layer to layer: 99 % of the elements must agree.

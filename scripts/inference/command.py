@@ -1,7 +1,7 @@
 """Predict the occupancy around a vehicle from its images, and write files.
 
-    python scripts/predict.py --config C --weights W --frames FOLDER --out DIR --format html
-    python scripts/predict.py --config C --weights W --frames INFO.pkl --out DIR --format npz
+    python scripts/predict.py CONFIG --weights CHECKPOINT --frames FOLDER --out DIR --format html
+    python scripts/predict.py CONFIG --weights CHECKPOINT --frames INFO.pkl --out DIR --format npz
 
 FOLDER holds images by camera and `rig.yaml`, the calibration of the cameras (docs/inference.md).
 INFO.pkl is an info file in the folder of its data set; its key frames are predicted with the

@@ -35,7 +35,7 @@ def save_result(
     frame: Frame | None,
     style: Mapping[str, Any],
 ) -> Path:
-    """Write a result; see :meth:`OccupancyResult.save`."""
+    """Write a result; see `OccupancyResult.save`."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ConfigError(f"{path} is of no known format: end its name in {', '.join(SUFFIXES)}")
@@ -89,7 +89,7 @@ def write_npz(result: OccupancyResult, path: Path, *, dense: bool) -> Path:
 def write_ply(
     result: OccupancyResult, path: Path, *, mesh: bool = False, palette: str = "field"
 ) -> Path:
-    """Write coloured points or faces, binary; see :meth:`OccupancyResult.save`."""
+    """Write coloured points or faces, binary; see `OccupancyResult.save`."""
     from plyfile import PlyData, PlyElement
 
     colours = class_colours(result.grid.class_names, palette)
@@ -118,7 +118,9 @@ def _points(result: OccupancyResult, colours: npt.NDArray[np.uint8]) -> npt.NDAr
 
 
 def _mesh(result: OccupancyResult, colours: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-    """Faces with corners of their own: most programs show the colours of corners, not of faces."""
+    """Return the faces with corners of their own: most programs show the colours of corners, not of
+    faces.
+    """
     dense = result.dense()
     cells, codes = surface_faces(dense != result.grid.empty_label)
     corners = cells[:, None, :] + _face_corners()[codes]  # [F, 4, 3] in voxels
@@ -133,9 +135,10 @@ def _mesh(result: OccupancyResult, colours: npt.NDArray[np.uint8]) -> dict[str, 
 
 
 def _face_corners() -> npt.NDArray[np.int64]:
-    """Corners [6, 4, 3] of a voxel's faces, in voxels, counter-clockwise as seen from outside.
+    """Return the corners [6, 4, 3] of a voxel's faces, in voxels, counter-clockwise as seen from
+    outside.
 
-    Faces are numbered as :func:`scripts.visualization.surface.surface_faces` does.
+    Faces are numbered as `scripts.visualization.surface.surface_faces` does.
     """
     around = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
     faces = np.zeros((6, 4, 3), dtype=np.int64)

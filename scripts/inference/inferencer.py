@@ -31,25 +31,25 @@ class OccupancyInferencer(BaseInferencer):
     No data set, no info file and no label is needed. Images are decoded, resized and cropped by
     the transforms of the config's test pipeline; they may have any size.
 
-    - ``inferencer.predict(frame)``: one frame, with its history if that is given.
-    - ``inferencer.push(frame)``: the next frame of a stream. Past frames are kept as long as
+    - `inferencer.predict(frame)`: one frame, with its history if that is given.
+    - `inferencer.push(frame)`: the next frame of a stream. Past frames are kept as long as
       predictions look back, so that each push pays for its own images alone.
-    - ``inferencer(frames)``: MMEngine's interface, for frames that are independent of one another.
+    - `inferencer(frames)`: MMEngine's interface, for frames that are independent of one another.
 
     Args:
-        config: An MMEngine config file, or a config that ``load_config`` gave.
-        checkpoint: Weights, ``.pth`` or ``.safetensors``; None leaves the model untrained.
+        config: An MMEngine config file, or a config that `load_config` gave.
+        checkpoint: Weights, `.pth` or `.safetensors`; None leaves the model untrained.
         device: As torch names it; None takes the GPU where there is one.
         cameras: Names of the rig's cameras in any order, for a rig that is not that of the config.
         cfg_options: Fields of the config to replace, by dotted keys.
-        interval_s: Seconds between the frames of a prediction; None takes ``test_interval`` of the
+        interval_s: Seconds between the frames of a prediction; None takes `test_interval` of the
             data set at its cameras' 12 Hz: half a second for nuScenes.
         history: 'time' takes from a stream the frames nearest to those times. 'count' takes every
-            ``test_interval``-th one, as the data set does; the stream needs its rate then.
+            `test_interval`-th one, as the data set does; the stream needs its rate then.
         max_stand_in_age_s: For so long the last image of a camera stands in where it gives none.
         cached_frames: Most frames whose features are kept. None keeps all that the stream needs
             again; with fewer, some are computed again.
-        show_progress: Whether ``inferencer(frames)`` shows a bar.
+        show_progress: Whether `inferencer(frames)` shows a bar.
 
     Attributes:
         model: The model, in eval mode.
@@ -57,7 +57,7 @@ class OccupancyInferencer(BaseInferencer):
         cameras: Names of the cameras, in the order in which the model gets their images.
 
     Raises:
-        ConfigError: The config cannot be used, see :func:`scripts.runtime.config.load_config`.
+        ConfigError: The config cannot be used, see `scripts.runtime.config.load_config`.
         CheckpointError: The weights cannot be read or are another model's.
     """
 
@@ -220,7 +220,7 @@ class OccupancyInferencer(BaseInferencer):
         draw: bool = False,
         **kwargs: Any,
     ) -> list[Image.Image] | None:
-        """Draw the results, if ``inferencer(frames, draw=True)`` asks for it."""
+        """Draw the results, if `inferencer(frames, draw=True)` asks for it."""
         if not draw:
             return None
         return [result.draw(frame) for result, frame in zip(preds, inputs, strict=True)]
@@ -232,7 +232,7 @@ class OccupancyInferencer(BaseInferencer):
         return_datasample: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Return ``predictions``, and the pictures as ``visualization``."""
+        """Return `predictions`, and the pictures as `visualization`."""
         return {"predictions": list(preds), "visualization": visualization}
 
     # ------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ class InfoFrames:
         self._samples: dict[int, int] = {row: sample for sample, row in enumerate(rows)}
 
     def scenes(self) -> Mapping[str, range]:
-        """Names of the scenes to the rows of their camera frames, oldest first."""
+        """Return the names of the scenes to the rows of their camera frames, oldest first."""
         dataset = self._dataset
         found: dict[str, range] = {}
         for sample in range(len(dataset)):
@@ -69,7 +69,7 @@ class InfoFrames:
         return found
 
     def frames(self, rows: range) -> Iterator[InfoFrame]:
-        """The frames of a scene, sweeps included, oldest first."""
+        """Yield the frames of a scene, sweeps included, oldest first."""
         newest = -1
         for row in rows:
             sample = self._samples.get(row)

@@ -27,7 +27,7 @@ _STYLE = tuple(each.name for each in fields(SheetOptions))
 
 
 def sheet_options(style: Mapping[str, Any]) -> SheetOptions:
-    """Options of the renderer.
+    """Return the options of the renderer.
 
     Raises:
         ConfigError: One is unknown, or has an unusable value.
@@ -41,7 +41,7 @@ def sheet_options(style: Mapping[str, Any]) -> SheetOptions:
 def view_of(
     result: OccupancyResult, frame: Frame | None = None, index: int = 0, total: int = 1
 ) -> SampleView:
-    """A result as the renderer takes it.
+    """Return a result as the renderer takes it.
 
     Args:
         result: What to draw.
@@ -103,7 +103,7 @@ def _image(name: str, camera: CameraFrame, ego2global: Any) -> CameraImage:
 def draw_result(
     result: OccupancyResult, frame: Frame | None, style: Mapping[str, Any]
 ) -> Image.Image:
-    """Draw a result; see :meth:`OccupancyResult.draw`."""
+    """Draw a result; see `OccupancyResult.draw`."""
     return compose_sheet(view_of(result, frame), sheet_options(style)).image
 
 
@@ -119,7 +119,7 @@ class _Results:
         return len(self.results)
 
     def view(self, index: int) -> SampleView:
-        """One of them."""
+        """Return one of them."""
         return view_of(self.results[index], self.frames[index], index, len(self))
 
     def moment(self, index: int) -> Moment:
@@ -138,9 +138,9 @@ def write_page(
 
     Args:
         results: In the order of their times, at least one.
-        path: The file: ``.html``, which any browser opens without a network, or ``.rrd`` for Rerun.
+        path: The file: `.html`, which any browser opens without a network, or `.rrd` for Rerun.
         frames: Whose images to show, for each result a frame or None.
-        style: See :meth:`OccupancyResult.draw`.
+        style: See `OccupancyResult.draw`.
 
     Raises:
         ConfigError: An unknown option, another ending, or a grid that is larger than the page can
@@ -179,9 +179,9 @@ class InlineViewer:
     """A page that notebooks show in the output of a cell.
 
     Args:
-        results: See :func:`write_page`.
+        results: See `write_page`.
         height: Pixels.
-        style: See :meth:`OccupancyResult.draw`.
+        style: See `OccupancyResult.draw`.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class InlineViewer:
             self._text = page.read_text(encoding="utf-8")
 
     def _repr_html_(self) -> str:
-        """The page in a frame of its own, whose scripts see nothing of the notebook."""
+        """Return the page in a frame of its own, whose scripts see nothing of the notebook."""
         return (
             f'<iframe sandbox="allow-scripts" width="100%" height="{int(self._height)}" '
             f'style="border:0" srcdoc="{html.escape(self._text)}"></iframe>'

@@ -46,7 +46,7 @@ class Grid:
         return len(self.class_names)
 
     def centres(self, coords: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Centres [n, 3] of voxels [n, 3], metres in the frame of the grid."""
+        """Return the centres [n, 3] of voxels [n, 3], metres in the frame of the grid."""
         return self.low + (coords + 0.5) * np.asarray(self.voxel_size)
 
     @property
@@ -61,7 +61,7 @@ class OccupancyResult:
 
     Attributes:
         coords: int64 [n, 3], voxel indices (x, y, z), each voxel once.
-        labels: int64 [n], indices into ``grid.class_names``.
+        labels: int64 [n], indices into `grid.class_names`.
         scores: float32 [n], from 0 to 1.
         grid: Where the voxels are.
         name: Of the frame.
@@ -88,7 +88,7 @@ class OccupancyResult:
     ego2grid: npt.NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
 
     def __len__(self) -> int:
-        """Number of occupied voxels."""
+        """Return the number of occupied voxels."""
         return len(self.labels)
 
     def __repr__(self) -> str:
@@ -103,14 +103,14 @@ class OccupancyResult:
         return text + ")"
 
     def dense(self) -> npt.NDArray[np.uint8]:
-        """Label grid uint8 [X, Y, Z], free voxels with ``grid.empty_label``, as Occ3D has them."""
+        """Label grid uint8 [X, Y, Z], free voxels with `grid.empty_label`, as Occ3D has them."""
         grid: npt.NDArray[np.uint8] = dense_labels(
             self.coords, self.labels, self.grid.shape, self.grid.empty_label
         )
         return grid
 
     def centres(self) -> npt.NDArray[np.float64]:
-        """Centres of the voxels, float64 [n, 3], metres in the frame of the grid."""
+        """Return the centres of the voxels, float64 [n, 3], metres in the frame of the grid."""
         return self.grid.centres(self.coords)
 
     def save(
@@ -124,21 +124,21 @@ class OccupancyResult:
     ) -> Path:
         """Write the result to a file, in one step; the ending of its name tells the format.
 
-        - ``.npz``: ``coords``, ``labels`` and ``scores`` of the occupied voxels, and the grid; or
-          with ``dense`` the label grid ``semantics`` [X, Y, Z] of Occ3D. ``val.py
+        - `.npz`: `coords`, `labels` and `scores` of the occupied voxels, and the grid; or
+          with `dense` the label grid `semantics` [X, Y, Z] of Occ3D. ``val.py
           --predictions`` reads both.
-        - ``.ply``: coloured points at the centres of the voxels, with label and score; or with
-          ``mesh`` the faces between occupied and free voxels. Metres, frame of the grid.
-        - ``.png``: a picture, see :meth:`draw`.
-        - ``.html``: a page that shows the voxels in a browser, without a network.
-        - ``.rrd``: a Rerun recording.
+        - `.ply`: coloured points at the centres of the voxels, with label and score; or with
+          `mesh` the faces between occupied and free voxels. Metres, frame of the grid.
+        - `.png`: a picture, see `draw`.
+        - `.html`: a page that shows the voxels in a browser, without a network.
+        - `.rrd`: a Rerun recording.
 
         Args:
             path: The file.
             dense: See above.
             mesh: See above.
             frame: Whose images pictures and pages show.
-            style: See :meth:`draw`.
+            style: See `draw`.
 
         Returns:
             The path.
@@ -156,8 +156,8 @@ class OccupancyResult:
 
         Args:
             frame: Whose images are shown above it; None shows none.
-            style: ``view`` ('chase', 'top', 'front'), ``scale``, ``theme`` ('light', 'dark'),
-                ``palette`` ('field', 'safe'), ``overlay`` (whether the voxels are drawn over the
+            style: `view` ('chase', 'top', 'front'), `scale`, `theme` ('light', 'dark'),
+                `palette` ('field', 'safe'), `overlay` (whether the voxels are drawn over the
                 images).
 
         Returns:
@@ -168,11 +168,11 @@ class OccupancyResult:
         return draw_result(self, frame, style)
 
     def viewer(self, height: int = 520, **style: Any) -> Any:
-        """The result in a viewer that a notebook shows as the value of a cell.
+        """Return the result in a viewer that a notebook shows as the value of a cell.
 
         Args:
             height: Pixels.
-            style: See :meth:`draw`.
+            style: See `draw`.
         """
         from scripts.inference.pictures import InlineViewer
 

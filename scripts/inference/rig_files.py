@@ -93,15 +93,15 @@ class Recording:
     _points: Mapping[str, Path] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Number of frames."""
+        """Return the number of frames."""
         return len(self.frame_names)
 
     def __iter__(self) -> Iterator[Frame]:
-        """The frames; images are read when they are predicted."""
+        """Return the frames; images are read when they are predicted."""
         return (self.frame(name) for name in self.frame_names)
 
     def frame(self, name: str) -> Frame:
-        """One frame by its name; cameras without an image of this name are left out."""
+        """Return one frame by its name; cameras without an image of this name are left out."""
         own = self._poses.get(name)
         time_s = self.frame_names.index(name) / self._rate_hz if own is None else own.time_s
         return Frame(
@@ -123,7 +123,7 @@ def read_recording(folder: str | Path, rig_file: str | Path | None = None) -> Re
 
     Args:
         folder: See the head of this module.
-        rig_file: YAML file; None takes ``rig.yaml`` in the folder.
+        rig_file: YAML file; None takes `rig.yaml` in the folder.
 
     Raises:
         FrameError: The rig file is missing or broken (the key is named), or a camera has no image.
@@ -201,7 +201,7 @@ def _pose(part: Mapping[str, Any], path: Path, place: str) -> Matrix:
 
 
 def _files(folder: Path, pattern: Any, path: Path, place: str) -> dict[str, Path]:
-    """Files by their names without ending."""
+    """Return the files by their names without ending."""
     if not isinstance(pattern, str) or Path(pattern).is_absolute() or not pattern:
         raise _broken(path, f"{place} is {pattern!r}, expected a pattern below {folder}")
     return {file.stem: file for file in sorted(folder.glob(pattern)) if file.is_file()}

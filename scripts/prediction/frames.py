@@ -1,7 +1,7 @@
 """What is predicted: frames of a rig of cameras, with or without LiDAR, as their makers have them.
 
 Frames of reference: *sensor* (camera: z forward, x right, y down; or LiDAR), *ego* (vehicle: x
-forward, y left, z up), *global* (any frame that does not move). ``a2b`` is the matrix [4, 4] with
+forward, y left, z up), *global* (any frame that does not move). `a2b` is the matrix [4, 4] with
 p_b = a2b @ p_a. Lengths are metres, times seconds.
 """
 
@@ -34,14 +34,14 @@ class CameraFrame:
 
     Attributes:
         image: A file, the content of a file (JPEG, PNG, BMP, PPM, WebP, TIFF), or pixels uint8
-            [H, W, 3] with their ``channel_order``.
+            [H, W, 3] with their `channel_order`.
         intrinsics: [3, 3] pinhole matrix in pixels of this image.
         sensor2ego: [4, 4] mounting of the camera.
         channel_order: Of pixels: 'bgr' as OpenCV reads them, or 'rgb' as Pillow does.
         time_s: When the image was taken; None: at the time of the frame.
         ego2global: [4, 4] pose of the vehicle when the image was taken; None: that of the frame.
         sensor2global: [4, 4] pose of the camera when the image was taken, instead of
-            ``sensor2ego`` and ``ego2global``.
+            `sensor2ego` and `ego2global`.
     """
 
     image: ImageSource
@@ -80,7 +80,7 @@ class Frame:
         ego2global: [4, 4] pose of the vehicle; None for a vehicle that does not move.
         lidar2ego: [4, 4] mounting of the LiDAR. Needed with points, and by models whose grid is in
             the LiDAR's frame (OpenOccupancy).
-        lidar: Points as in :class:`LidarSweep`, for models that fuse LiDAR.
+        lidar: Points as in `LidarSweep`, for models that fuse LiDAR.
         lidar_sweeps: Older points, newest first. None: those of the frames before in the stream.
         name: What errors and files call the frame.
     """
@@ -102,7 +102,7 @@ class Frame:
 def pose(
     translation: Sequence[float] | npt.ArrayLike, rotation: Sequence[float] | npt.ArrayLike
 ) -> Matrix:
-    """Returns a pose as a matrix [4, 4].
+    """Return a pose as a matrix [4, 4].
 
     Args:
         translation: [3] metres.
@@ -125,7 +125,7 @@ def pose(
 
 
 def rigid(values: npt.ArrayLike, what: str) -> Matrix:
-    """Checks a matrix [4, 4] of a rotation and a translation.
+    """Check a matrix [4, 4] of a rotation and a translation.
 
     Args:
         values: The matrix.
@@ -151,7 +151,7 @@ def rigid(values: npt.ArrayLike, what: str) -> Matrix:
 
 
 def intrinsic_matrix(values: npt.ArrayLike, what: str) -> Matrix:
-    """Checks a pinhole matrix [3, 3].
+    """Check a pinhole matrix [3, 3].
 
     Raises:
         FrameError: If it is something else.
@@ -166,7 +166,7 @@ def intrinsic_matrix(values: npt.ArrayLike, what: str) -> Matrix:
 
 
 def seconds(value: float, what: str) -> int:
-    """Returns a time in whole microseconds.
+    """Return a time in whole microseconds.
 
     Raises:
         FrameError: If it is no finite number.

@@ -38,7 +38,7 @@ class Interval:
         frames: Camera frames of the data set between one frame and the next.
         seconds: The same in seconds.
         rule: 'time' takes the frames nearest to the times at which the data set's would be, at any
-            rate of the stream; 'count' takes every ``frames``-th, as the data set does.
+            rate of the stream; 'count' takes every `frames`-th, as the data set does.
     """
 
     frames: int
@@ -116,7 +116,7 @@ class History(Generic[Entry]):
                 self._kept.popleft()
 
     def choose(self, current: Entry) -> list[Entry]:
-        """Returns T frames, the current one first, none newer than the one before it.
+        """Return T frames, the current one first, none newer than the one before it.
 
         Beyond the oldest frame the oldest is taken; without any, the current one.
 

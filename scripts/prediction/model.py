@@ -57,12 +57,12 @@ class Predictor:
         """Predict packed samples, in one batch.
 
         Args:
-            items: What ``PackOccSample`` gives.
+            items: What `PackOccSample` gives.
             streaming: Whether the model keeps the features of frames, if it can; None leaves that
                 to the config.
 
         Returns:
-            The data samples with ``pred_coords``, ``pred_labels`` and ``pred_scores``.
+            The data samples with `pred_coords`, `pred_labels` and `pred_scores`.
         """
         if streaming is not None and hasattr(self.model, "streaming"):
             self.model.streaming = streaming
@@ -72,7 +72,7 @@ class Predictor:
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """Returns a device by its name; without one the GPU, where there is one.
+    """Return a device by its name; without one the GPU, where there is one.
 
     Raises:
         ConfigError: There is no such device here.
@@ -107,12 +107,12 @@ def test_dataset_config(cfg: Config) -> dict[str, Any]:
 
 
 def unread_dataset(cfg: Config) -> OccupancyDataset:
-    """Builds the data set of a config's test split without reading anything from the disk.
+    """Build the data set of a config's test split without reading anything from the disk.
 
     It knows the grid, the classes, the cameras, how history is chosen, and its transforms.
 
     Raises:
-        ConfigError: The data set is no :class:`OccupancyDataset`.
+        ConfigError: The data set is no `OccupancyDataset`.
     """
     init_default_scope(cfg.get("default_scope", "mmengine"))
     leaf = leaf_configs(test_dataset_config(cfg))[0]

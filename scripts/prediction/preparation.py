@@ -54,8 +54,8 @@ class View:
         image: uint8 [h, w, 3], BGR, augmented.
         intrinsics: float64 [3, 3], of the image as it was given.
         sensor2global: float64 [4, 4] at the time of the image.
-        sensor2ego: float64 [4, 4], None where only ``sensor2global`` is known.
-        aug_matrix: float32 [4, 4], given pixels to those of ``image``.
+        sensor2ego: float64 [4, 4], None where only `sensor2global` is known.
+        aug_matrix: float32 [4, 4], given pixels to those of `image`.
         raw_hw: Height and width of the image as it was given.
         time_us: When it was taken.
     """
@@ -69,7 +69,7 @@ class View:
     time_us: int
 
     def is_mounted_as(self, other: View) -> bool:
-        """Whether two images have one size and one calibration."""
+        """Return whether two images have one size and one calibration."""
         same = self.raw_hw == other.raw_hw and np.array_equal(self.intrinsics, other.intrinsics)
         if self.sensor2ego is None or other.sensor2ego is None:
             return same
@@ -124,7 +124,7 @@ class FramePreparer:
     points of the last frames.
 
     Args:
-        dataset: Of the config, see :func:`scripts.prediction.model.unread_dataset`.
+        dataset: Of the config, see `scripts.prediction.model.unread_dataset`.
         max_stand_in_age_s: Age above which an image does not stand in for a missing one.
 
     Raises:
@@ -262,7 +262,7 @@ class FramePreparer:
         )
 
     def points(self, current: PreparedFrame, frame: Frame) -> Sweep | None:
-        """Returns the points of a frame's LiDAR; None where it has none or nothing reads them."""
+        """Return the points of a frame's LiDAR; None where it has none or nothing reads them."""
         if self._lidar is None or frame.lidar is None:
             return None
         if frame.lidar2ego is None:
@@ -276,7 +276,7 @@ class FramePreparer:
     def pack(
         self, chosen: Sequence[PreparedFrame], frame: Frame, sweep: Sweep | None
     ) -> dict[str, Any]:
-        """Returns a sample as ``PackOccSample`` packs it.
+        """Return a sample as `PackOccSample` packs it.
 
         Args:
             chosen: T frames, the current one first.
@@ -397,7 +397,7 @@ def _pose_or_identity(values: npt.ArrayLike | None, what: str) -> Matrix:
 def _read_image(
     camera: CameraFrame, what: str
 ) -> tuple[bytes | bytearray | npt.NDArray[np.uint8], tuple[int, int]]:
-    """Returns the content of an image file or BGR pixels, and height and width."""
+    """Return the content of an image file or BGR pixels, and height and width."""
     source: ImageSource = camera.image
     if isinstance(source, np.ndarray):
         pixels = _bgr_pixels(source, camera.channel_order, what)

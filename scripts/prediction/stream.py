@@ -22,7 +22,7 @@ class StreamSample:
     """A frame with its history, ready for the model.
 
     Attributes:
-        item: As ``PackOccSample`` packs samples.
+        item: As `PackOccSample` packs samples.
         frames: The T frames in it, the current one first.
     """
 
@@ -34,7 +34,7 @@ class FrameStream:
     """Takes frames in the order of their times, and keeps as many as predictions need.
 
     Args:
-        dataset: See :func:`scripts.prediction.model.unread_dataset`.
+        dataset: See `scripts.prediction.model.unread_dataset`.
         interval: Between the frames of a prediction.
         max_stand_in_age_s: Age above which an image does not stand in for a missing one.
     """
@@ -71,7 +71,7 @@ class FrameStream:
         """Take a frame that is not predicted itself.
 
         Raises:
-            FrameError: See :meth:`FramePreparer.prepare`, or it is not newer than the last one.
+            FrameError: See `FramePreparer.prepare`, or it is not newer than the last one.
         """
         current = self._prepare(frame)
         self._keep(current, self._preparer.points(current, frame))
@@ -81,7 +81,7 @@ class FrameStream:
         """Take a frame, and return it with its history.
 
         Raises:
-            FrameError: See :meth:`FramePreparer.prepare`, or it is not newer than the last one.
+            FrameError: See `FramePreparer.prepare`, or it is not newer than the last one.
         """
         current = self._prepare(frame)
         frames = self._history.choose(current)
@@ -94,7 +94,7 @@ class FrameStream:
         return StreamSample(item, frames)
 
     def useful_features(self) -> int:
-        """Returns for how many frames it pays to keep features.
+        """Return for how many frames it pays to keep features.
 
         A frame waits an interval for its next use; meanwhile other predictions use T frames each,
         which a stream faster than what is kept of it shares. One more sample lets the model
@@ -107,7 +107,7 @@ class FrameStream:
         return max(useful, len(self._predicted)) + num_frames
 
     def _per_interval(self, times_us: Sequence[int]) -> int:
-        """Returns how many frames there are between those of a prediction, at their mean rate."""
+        """Return how many frames there are between those of a prediction, at their mean rate."""
         if len(times_us) < 2:
             return 1
         gap_us = (times_us[-1] - times_us[0]) / (len(times_us) - 1)

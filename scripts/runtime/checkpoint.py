@@ -88,7 +88,7 @@ def allow_checkpoint_classes() -> None:
 
 
 def _statistic_of_history_buffer(owner: Any, name: str) -> Any:
-    """What `getattr` may do in a checkpoint: name a public method of HistoryBuffer."""
+    """Return what `getattr` may do in a checkpoint: name a public method of HistoryBuffer."""
     if owner is not HistoryBuffer or name.startswith("_"):
         raise pickle.UnpicklingError(f"Unsupported global: GLOBAL builtins.getattr of {name}")
     return getattr(owner, name)
@@ -98,8 +98,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint file onto the CPU, in memory that its size bounds.
 
     Args:
-        path: File that `train.py` wrote, a published one, or weights as ``.safetensors``. Files of
-            other tool chains may hold the weights under ``model`` and may hold an average of them
+        path: File that `train.py` wrote, a published one, or weights as `.safetensors`. Files of
+            other tool chains may hold the weights under `model` and may hold an average of them
             (EMA) beside them.
 
     Returns:
@@ -140,7 +140,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def averaged_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """The average of the weights over the training (EMA) that a checkpoint holds beside them.
+    """Return the average of the weights over the training (EMA) that a checkpoint holds beside
+    them.
 
     MMEngine's EMAHook stores it the other way round: `state_dict` is the average, and
     `ema_state_dict`, which counts its `steps`, what the optimiser trains.
@@ -158,12 +159,12 @@ def averaged_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
 
 
 def has_average(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint that `read_checkpoint` gave has the average of the weights."""
+    """Return whether a checkpoint that `read_checkpoint` gave has the average of the weights."""
     return any(isinstance(checkpoint.get(key), Mapping) for key in _AVERAGE_KEYS)
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
-    """The tensors of a ``.safetensors`` file, and its notes as `meta`."""
+    """Return the tensors of a `.safetensors` file, and its notes as `meta`."""
     import safetensors.torch
 
     with open_file(path, _CHECKPOINT) as file:
@@ -192,7 +193,7 @@ def _are_weights(content: Mapping[Any, Any]) -> bool:
 
 
 def _load(path: Path) -> Any:
-    """What `torch.load` gives of a file, or a CheckpointError."""
+    """Return what `torch.load` gives of a file, or a CheckpointError."""
     allow_checkpoint_classes()
     with open_file(path, _CHECKPOINT) as file:
         limit = _MEMORY_FLOOR + _MEMORY_FACTOR * file_size(file)
@@ -242,7 +243,7 @@ def revised_weights(
 
 
 def without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without the prefixes that wrappers of the model put before every name."""
+    """Return a state dict without the prefixes that wrappers of the model put before every name."""
     named = {key.removeprefix("module."): value for key, value in weights.items()}
     while named:
         shared = [each for each in _WRAPPERS if all(key.startswith(each) for key in named)]
@@ -268,7 +269,7 @@ def weights_of(
 def misfits(
     weights: Mapping[str, Tensor], model: nn.Module
 ) -> tuple[list[str], list[str], list[str]]:
-    """How a state dict differs from a model's.
+    """Return how a state dict differs from a model's.
 
     Returns:
         Keys that are missing, keys that are unexpected, and descriptions

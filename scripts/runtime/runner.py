@@ -244,7 +244,7 @@ def build_runner(
 
 
 def _runner_class(name: str | None) -> type[OpusRunner]:
-    """The class that `runner_type` of a config names.
+    """Return the class that `runner_type` of a config names.
 
     Raises:
         ConfigError: It is not registered, or no OpusRunner.
@@ -267,7 +267,9 @@ def _runner_class(name: str | None) -> type[OpusRunner]:
 
 
 def _coming_weights(runner: OpusRunner, origin: WeightsOrigin) -> Mapping[str, Tensor] | None:
-    """Weights that a checkpoint will fill; read only if a part wants a pretrained file."""
+    """Return the weights that a checkpoint will fill; read only if a part wants a pretrained
+    file.
+    """
     model = bare_model(runner)
     if origin.path is None or not any(getattr(m, "init_cfg", None) for m in model.modules()):
         return None

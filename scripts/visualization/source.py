@@ -67,7 +67,7 @@ class SampleSource:
     Args:
         cfg: the merged config.
         weights: checkpoint of the config's model, or None.
-        predictions: folder with a prediction per sample (see :mod:`loaders.predictions`), or None.
+        predictions: folder with a prediction per sample (see `loaders.predictions`), or None.
             With neither, the ground truth alone is drawn.
         wanted: what else views carry.
 
@@ -105,7 +105,7 @@ class SampleSource:
             metric.dataset_meta = dict(self._dataset.metainfo)
 
     def __len__(self) -> int:
-        """Number of samples of the split."""
+        """Return the number of samples of the split."""
         return len(self._dataset)
 
     def check_index(self, index: int) -> None:
@@ -125,7 +125,7 @@ class SampleSource:
         )
 
     def scene(self, name: str) -> list[int]:
-        """Indices of a scene's samples, in the order of the data set.
+        """Return the indices of a scene's samples, in the order of the data set.
 
         Raises:
             ConfigError: the split has no such scene.
@@ -191,7 +191,7 @@ class SampleSource:
         )
 
     def _predict(self, item: Any) -> tuple[Mapping[str, Any] | None, QueryPoints | None]:
-        """The sample's fields with a prediction (None without one), and the query points."""
+        """Return the sample's fields with a prediction (None without one), and the query points."""
         if self._model is not None:
             return self._model.predict(item)
         if self._folder is None:
@@ -222,7 +222,7 @@ class _Model:
         self._output = output
 
     def predict(self, item: Mapping[str, Any]) -> tuple[dict[str, Any], QueryPoints | None]:
-        """The data sample's fields with its prediction, and the points of the queries."""
+        """Return the data sample's fields with its prediction, and the points of the queries."""
         (sample,) = self._predictor.predict([item])
         if self._output is None:
             return sample.to_dict(), None
@@ -256,7 +256,7 @@ def _check_choice(weights: str | None, predictions: str | None, wanted: Wanted) 
 
 
 def _for_drawing(dataset_cfg: dict[str, Any], has_model: bool, lidar: bool) -> dict[str, Any]:
-    """Config of a data set that loads what is drawn.
+    """Return the config of a data set that loads what is drawn.
 
     Args:
         dataset_cfg: Of a data set that is no wrapper.
@@ -286,14 +286,14 @@ def _build_model(cfg: Config, weights: str, with_queries: bool) -> _Model:
 
 
 def _build_metrics(cfg: Config) -> list[Any]:
-    """The config's metrics."""
+    """Return the config's metrics."""
     evaluator = cfg.get("test_evaluator") or cfg.get("val_evaluator") or []
     configs = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
     return [METRICS.build(config) for config in configs]
 
 
 def _current_images(sample: OccSample) -> tuple[CameraImage, ...]:
-    """Images of the current frame.
+    """Return the images of the current frame.
 
     Raises:
         MissingDataError: an image is missing.
@@ -309,7 +309,9 @@ def _current_images(sample: OccSample) -> tuple[CameraImage, ...]:
 
 
 def _lidar_points(sample: OccSample, load_dim: int) -> NDArray[np.float32] | None:
-    """Points of the key frame's LiDAR in the ego frame: float32 [n, 3]; None without its file."""
+    """Return the points of the key frame's LiDAR in the ego frame: float32 [n, 3]; None without its
+    file.
+    """
     if sample.lidar is None or not Path(sample.lidar.paths[0]).is_file():
         return None
     points = read_lidar_points(sample.lidar.paths[0], load_dim)[:, :3]
@@ -331,6 +333,6 @@ def _numpy(value: Any) -> NDArray[Any]:
 
 
 def _grid(labels: Any, name: str) -> Any:
-    """A label grid [X, Y, Z] of the sample, None where it is not loaded."""
+    """Return a label grid [X, Y, Z] of the sample, None where it is not loaded."""
     value = getattr(labels, name, None)
     return None if value is None else _numpy(value)

@@ -87,7 +87,7 @@ def test_ply_mesh_encloses_exactly_the_voxels(tmp_path: Path) -> None:
     low, high = mesh.bounds
     assert (low >= np.array(GRID.pc_range[:3]) - 1e-5).all()
     assert (high <= np.array(GRID.pc_range[3:]) + 1e-5).all()
-    # Each corner bears the colour of the voxel behind its face.
+    # Each corner has the colour of the voxel behind its face.
     centres = mesh.triangles_center - 1e-3 * mesh.face_normals
     cells = np.floor((centres - GRID.low) / GRID.voxel_size).astype(int)
     colours = class_colours(NAMES)[result.dense()[tuple(cells.T)]]

@@ -1,13 +1,13 @@
-"""Times a training step by part against the plain way to compute the same.
+"""Time a training step by part against the plain way to compute the same.
 
     python benchmarks/bench_train_step.py [--sizes t] [--frames 8] [--repeats 2] [--threads N]
 
 One sample of Occ3D's grid, all frames with gradient, activation checkpointing of the backbone as
-published. "plain" is ``benchmarks/plain_detector.py``; "bfloat16" is ours with the image network in
+published. "plain" is `benchmarks/plain_detector.py`; "bfloat16" is ours with the image network in
 mixed precision. Both directions of the image network are convolutions of a library, the same in all
-three but for the layout: their number of operations is the floor of a step. The last table is the
-backward pass of the sampling alone, the largest cost outside of the image network, with what it has
-to move. Needs the whole environment.
+three except for the layout: their number of operations is the floor of a step. The last table is
+the backward pass of the sampling alone, the largest cost outside of the image network, with what it
+has to move. Needs the whole environment.
 """
 
 from __future__ import annotations

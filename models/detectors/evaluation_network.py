@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from models.cuda_graphs import CapturedFunction
 from models.errors import ModelConfigError
 
 _NAMES: dict[str, torch.dtype] = {
@@ -86,8 +87,10 @@ class EvaluationNetwork:
 
     Args:
         parts: Modules in eval mode.
-        dtype: Name of the precision, see ``resolve_eval_dtype``.
-        compile_options: Arguments of ``torch.compile``; None compiles nothing.
+        dtype: Name of the precision, see `resolve_eval_dtype`.
+        compile_options: Arguments of `torch.compile`; None compiles nothing.
+        cuda_graphs: Whether to capture the modules as CUDA graphs on a GPU. Hooks then see the
+            captured call alone.
     """
 
     @torch.no_grad()
@@ -96,6 +99,7 @@ class EvaluationNetwork:
         parts: Sequence[nn.Module],
         dtype: str | None = None,
         compile_options: Mapping[str, Any] | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         self._originals = [
             tensor
@@ -115,12 +119,17 @@ class EvaluationNetwork:
             for part in self._parts:
                 part.compile(**compile_options)
         self._dtype = next(self._parts[0].parameters()).dtype
+        self._captured: CapturedFunction | None = None
+        if cuda_graphs:
+            self._captured = CapturedFunction(
+                self._run, copies_results=False, most_graphs=4, copied_bytes=None
+            )
 
     @property
     def is_current(self) -> bool:
         """Whether the weights are those that were copied.
 
-        What is written through ``parameter.data`` is not seen.
+        What is written through `parameter.data` is not seen.
         """
         return all(
             tensor._version == version
@@ -128,7 +137,12 @@ class EvaluationNetwork:
         )
 
     def __call__(self, images: Tensor) -> Sequence[Tensor]:
-        """Map images ``[I, 3, H, W]`` to feature maps ``[I, C, h, w]``."""
+        """Map images `[I, 3, H, W]` to feature maps `[I, C, h, w]`."""
+        if self._captured is not None:
+            return [level for level in self._captured(images) if level is not None]
+        return self._run(images)
+
+    def _run(self, images: Tensor) -> Sequence[Tensor]:
         out: Any = images.to(self._dtype)
         for part in self._parts:
             out = part(out)

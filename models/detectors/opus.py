@@ -63,6 +63,10 @@ class OPUS(BaseModel):
             (of devices that multiply it natively), ``'float16'`` (of GPUs), or ``'auto'``,
             bfloat16 where the device has it and float32 elsewhere. The maps that are sampled have
             the same; sums over them do not. None keeps the precision of the parameters.
+        cuda_graphs: Whether evaluation on a GPU captures the image network as CUDA graphs and
+            replays them. Its maps then hold until its next call.
+        sparse_backend: What computes the LiDAR branch's sparse convolutions on CUDA: ``'own'`` or
+            ``'spconv'``.
         data_preprocessor: Configuration of the data preprocessor.
         init_cfg: Initialisation configuration of MMEngine.
     """
@@ -83,6 +87,8 @@ class OPUS(BaseModel):
         streaming: bool = False,
         cached_frames: int = 16,
         eval_dtype: str | None = None,
+        cuda_graphs: bool = False,
+        sparse_backend: str = "own",
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
@@ -92,6 +98,7 @@ class OPUS(BaseModel):
                 f"stop_prev_grad must be None or at least 1, got {stop_prev_grad}."
             )
         self.eval_dtype = eval_dtype
+        self.cuda_graphs = cuda_graphs
         check_eval_dtype(eval_dtype)
         self.img_backbone = MODELS.build(img_backbone)
         self.img_neck = MODELS.build(img_neck)
@@ -102,7 +109,7 @@ class OPUS(BaseModel):
             pts_backbone=pts_backbone,
             pts_neck=pts_neck,
         )
-        self._add_lidar_branch(lidar_configs, pts_bbox_head["pc_range"])
+        self._add_lidar_branch(lidar_configs, pts_bbox_head["pc_range"], sparse_backend)
         self.img_aux_head = None
         if img_aux_head is not None:
             shared = ("num_classes", "empty_label", "pc_range", "voxel_size")
@@ -114,15 +121,16 @@ class OPUS(BaseModel):
         self.stop_prev_grad = stop_prev_grad
         self.streaming = streaming
         self.cache = FeatureCache(cached_frames)
+        self.copies_losses = False
         self._evaluation: EvaluationNetwork | None = None
         self._compile_options: dict[str, Any] | None = None
         convert_layouts_together(self)
 
     def _add_lidar_branch(
-        self, configs: Mapping[str, dict | None], pc_range: Sequence[float]
+        self, configs: Mapping[str, dict | None], pc_range: Sequence[float], sparse_backend: str
     ) -> None:
         head = self.pts_bbox_head
-        parts = build_lidar_branch(configs, pc_range, head.embed_dims)
+        parts = build_lidar_branch(configs, pc_range, head.embed_dims, sparse_backend)
         for name, module in parts.items():
             self.add_module(name, module)
         self.has_lidar = bool(parts)
@@ -154,6 +162,20 @@ class OPUS(BaseModel):
         self._forget()
         super().train(mode)
         return self
+
+    def parse_losses(
+        self, losses: dict[str, Tensor | list[Tensor]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of the losses, and each for the log.
+
+        Where ``copies_losses`` is set, those for the log are on their way to the host in one copy:
+        they may be read once the optimiser wrapper, which sets it, has waited for the device.
+        """
+        total, log = super().parse_losses(losses)
+        if not self.copies_losses or total.device.type == "cpu":
+            return total, log
+        values = torch.stack([value.detach().double() for value in log.values()])
+        return total, dict(zip(log, values.to("cpu", non_blocking=True), strict=True))
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Forget what other weights made."""
@@ -311,7 +333,10 @@ class OPUS(BaseModel):
         if self._evaluation is None or not self._evaluation.is_current:
             self._forget()
             self._evaluation = EvaluationNetwork(
-                [self.img_backbone, self.img_neck], self.eval_dtype, self._compile_options
+                [self.img_backbone, self.img_neck],
+                self.eval_dtype,
+                self._compile_options,
+                self.cuda_graphs,
             )
         return self._evaluation
 

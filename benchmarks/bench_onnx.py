@@ -1,4 +1,4 @@
-"""Times exported models in onnxruntime and as a compiled program against the project itself.
+"""Time exported models in onnxruntime and as a compiled program against the project itself.
 
     python benchmarks/bench_onnx.py [--sizes t] [--threads N] [--repeats N] [--program 0]
 

@@ -3,7 +3,7 @@
     pip install onnxruntime numpy pillow
     python examples/onnx_stream.py model_image.onnx model_decoder.onnx frame.npz voxels.npz
 
-The files are those of ``scripts/export_onnx.py --split``, ``frame.npz`` that of its ``--frame``.
+The files are those of `scripts/export_onnx.py --split`, `frame.npz` that of its `--frame`.
 `Stream` is the part to copy: push the images, calibrations and poses of one frame after another.
 """
 
@@ -24,7 +24,7 @@ def prepare(image: Image.Image, hw: tuple[int, int]) -> tuple[np.ndarray, np.nda
     """Fill the network's input with an image, cropping its top or its sides.
 
     Returns:
-        uint8 ``[3, H, W]``, BGR, and the matrix ``[4, 4]`` from pixels (u*w, v*w, w, 1) of the
+        uint8 `[3, H, W]`, BGR, and the matrix `[4, 4]` from pixels (u*w, v*w, w, 1) of the
         image to those of the result.
     """
     scale = max(hw[0] / image.height, hw[1] / image.width)
@@ -43,7 +43,7 @@ class Stream:
     Args:
         image_file: ONNX file of the image network.
         decoder_file: ONNX file of the rest.
-        grid2ego: ``[4, 4]`` from the frame of the voxel grid to the vehicle's; they are the same
+        grid2ego: `[4, 4]` from the frame of the voxel grid to the vehicle's; they are the same
             with Occ3D's labels, with OpenOccupancy's it is the pose of the LiDAR.
     """
 
@@ -68,12 +68,12 @@ class Stream:
         """Predict voxels around the vehicle at a frame.
 
         Args:
-            images: uint8 ``[N, 3, H, W]`` of `prepare`.
-            ego2img: ``[N, 4, 4]``: matrix of `prepare` @ intrinsics (4 x 4) @ vehicle to camera.
-            ego2global: ``[4, 4]``, pose of the vehicle.
+            images: uint8 `[N, 3, H, W]` of `prepare`.
+            ego2img: `[N, 4, 4]`: matrix of `prepare` @ intrinsics (4 x 4) @ vehicle to camera.
+            ego2global: `[4, 4]`, pose of the vehicle.
 
         Returns:
-            Indices (x, y, z) ``[voxels, 3]``, labels ``[voxels]`` and scores ``[voxels]``.
+            Indices (x, y, z) `[voxels, 3]`, labels `[voxels]` and scores `[voxels]`.
         """
         self.frames.appendleft((self.image.run(None, {"images": images}), ego2img, ego2global))
         past = list(self.frames)

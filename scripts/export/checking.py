@@ -75,7 +75,7 @@ def check_target(option: str, path: str, suffix: str) -> Path:
 
 
 def write_sample(source: Source, path: str) -> None:
-    """Write the inputs of a sample to an ``.npz`` file and say which it is."""
+    """Write the inputs of a sample to an `.npz` file and say which it is."""
     (item,), kind = check_items(source, 1)
     write_frame(frame_of(source, item), source.head.num_cams, Path(path))
     print(f"{path}: one of {kind}")

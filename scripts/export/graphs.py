@@ -33,7 +33,7 @@ class Layout(enum.Enum):
     CHANNELS_LAST = "channels_last"  # [T*N, h, w, C]
 
     def arranged(self, level: Tensor, num_cams: int) -> Tensor:
-        """Bring a map ``[T*N, C, h, w]`` into the layout."""
+        """Bring a map `[T*N, C, h, w]` into the layout."""
         if self is Layout.STACKED:
             return stack_cameras(level, num_cams)
         return level.permute(0, 2, 3, 1).contiguous()
@@ -43,9 +43,9 @@ class LidarVoxels(NamedTuple):
     """What the LiDAR branch is given.
 
     Attributes:
-        features: ``[V, 5]``, mean of the points of a voxel, as `MeanVoxelizer` gives it.
-        coords: int64 ``[V, 3]`` (z, y, x), ascending.
-        sweep: ``[n, 3]``, the points of the current sweep alone, metres of the occ frame.
+        features: `[V, 5]`, mean of the points of a voxel, as `MeanVoxelizer` gives it.
+        coords: int64 `[V, 3]` (z, y, x), ascending.
+        sweep: `[n, 3]`, the points of the current sweep alone, metres of the occ frame.
     """
 
     features: Tensor
@@ -57,9 +57,9 @@ class Voxels(NamedTuple):
     """The prediction.
 
     Attributes:
-        coords: int64 ``[m, 3]`` (x, y, z).
-        labels: int64 ``[m]``.
-        scores: ``[m]``.
+        coords: int64 `[m, 3]` (x, y, z).
+        labels: int64 `[m]`.
+        scores: `[m]`.
     """
 
     coords: Tensor
@@ -90,7 +90,7 @@ class ImageNetwork(nn.Module):
         self.num_cams: int = detector.pts_bbox_head.num_cams
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map uint8 BGR images ``[T*N, 3, H, W]`` to L maps."""
+        """Map uint8 BGR images `[T*N, 3, H, W]` to L maps."""
         batch = dict(inputs=dict(img=[images]), data_samples=[])
         pixels: Tensor = self.preprocessor(batch, False)["inputs"]["img"][0]
         if self.half_precision:
@@ -127,7 +127,7 @@ class Decoder(nn.Module):
 
         Args:
             levels: L maps of T frames.
-            occ2img: ``[T*N, 4, 4]``, metres of the occ frame to pixels of the images.
+            occ2img: `[T*N, 4, 4]`, metres of the occ frame to pixels of the images.
             lidar: Where the model has a LiDAR branch.
         """
         head = self.head

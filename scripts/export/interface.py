@@ -40,7 +40,7 @@ OUTPUTS = (
 
 
 def images_port(source: Source, frames: int) -> Port:
-    """The camera images of a number of frames."""
+    """Return the camera images of a number of frames."""
     shape = (frames * source.head.num_cams, 3, *source.image_hw)
     return Port(
         "images",
@@ -58,7 +58,7 @@ _LAYOUTS = {
 
 
 def feature_ports(levels: Sequence[Tensor], frames: int, layout: Layout) -> list[Port]:
-    """The feature maps of a number of frames.
+    """Return the feature maps of a number of frames.
 
     Args:
         levels: L maps of one frame.
@@ -77,7 +77,7 @@ def feature_ports(levels: Sequence[Tensor], frames: int, layout: Layout) -> list
 
 
 def geometry_ports(source: Source) -> list[Port]:
-    """Cameras, and what the LiDAR sees where the model has a LiDAR branch."""
+    """Return the cameras, and what the LiDAR sees where the model has a LiDAR branch."""
     head = source.head
     ports = [
         Port(
@@ -111,12 +111,12 @@ def geometry_ports(source: Source) -> list[Port]:
 
 
 def geometry_tensors(frame: Frame) -> list[Tensor]:
-    """The tensors of `geometry_ports`."""
+    """Return the tensors of `geometry_ports`."""
     return [frame.occ2img, *(frame.lidar or ())]
 
 
 def lidar_facts(source: Source) -> dict[str, Any]:
-    """How LiDAR points become voxels; nothing where the model has no LiDAR branch."""
+    """Return how LiDAR points become voxels; nothing where the model has no LiDAR branch."""
     if not source.detector.has_lidar:
         return {}
     layer = source.detector.pts_voxel_layer
@@ -131,7 +131,7 @@ def lidar_facts(source: Source) -> dict[str, Any]:
 
 
 def lidar_of(tensors: Sequence[Tensor]) -> LidarVoxels | None:
-    """The LiDAR input out of the tensors after ``occ2img``."""
+    """Return the LiDAR input out of the tensors after `occ2img`."""
     return LidarVoxels(*tensors) if tensors else None
 
 

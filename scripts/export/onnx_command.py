@@ -1,6 +1,6 @@
 """Write a model as ONNX, for onnxruntime and other runtimes.
 
-    python scripts/export_onnx.py --config C --weights W --out model.onnx [--split] [--check]
+    python scripts/export_onnx.py CONFIG --weights CHECKPOINT --out model.onnx [--split] [--check]
 
 Standard operators alone. Inputs, outputs and what is in the metadata: docs/deployment.md.
 """

@@ -41,7 +41,7 @@ def write_program(source: Source, functions: Sequence[Function], path: Path) -> 
     Args:
         source: The model, for the facts that go into the package as JSON.
         functions: Those of `program_functions`.
-        path: The ``.pt2`` file.
+        path: The `.pt2` file.
 
     Raises:
         ExtensionError: The native operations are not built.
@@ -147,7 +147,7 @@ class ProgramRunner:
     """A package, run from Python.
 
     Args:
-        path: The ``.pt2`` file.
+        path: The `.pt2` file.
         num_cams: Cameras of a frame.
     """
 

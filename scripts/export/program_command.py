@@ -1,6 +1,6 @@
 """Compile a model into a package that a C++ program loads.
 
-    python scripts/export_program.py --config C --weights W --out model.pt2 [--check]
+    python scripts/export_program.py CONFIG --weights CHECKPOINT --out model.pt2 [--check]
 
 The package needs libtorch and the library of this project's operations; examples/cpp runs it.
 """

@@ -37,8 +37,8 @@ class Frame:
     """Inputs of the exported functions for one sample.
 
     Attributes:
-        images: uint8 ``[T*N, 3, H, W]``, BGR.
-        occ2img: ``[T*N, 4, 4]``, metres of the occ frame to pixels.
+        images: uint8 `[T*N, 3, H, W]`, BGR.
+        occ2img: `[T*N, 4, 4]`, metres of the occ frame to pixels.
         lidar: Where the model has a LiDAR branch.
     """
 
@@ -75,7 +75,7 @@ class Source:
         return self.detector.pts_bbox_head
 
     def facts(self) -> dict[str, Any]:
-        """What the users of an exported file need to know beside its inputs and outputs."""
+        """Return what the users of an exported file need to know beside its inputs and outputs."""
         head, preprocessor = self.head, self.detector.data_preprocessor
         checkpoint = self.checkpoint
         return dict(
@@ -175,7 +175,7 @@ def random_item(source: Source, seed: int = 0, num_points: int = 20_000) -> dict
 
 
 def _ring_of_cameras(num_frames: int, num_cams: int, hw: tuple[int, int]) -> Tensor:
-    """Return ego2img ``[T*N, 4, 4]`` of cameras that look outwards; older frames lag behind."""
+    """Return ego2img `[T*N, 4, 4]` of cameras that look outwards; older frames lag behind."""
     focal = 0.6 * hw[1]
     intrinsic = torch.tensor([[focal, 0, hw[1] / 2], [0, focal, hw[0] / 2], [0, 0, 1]])
     matrices = []
@@ -232,9 +232,9 @@ def frame_of(source: Source, item: Mapping[str, Any]) -> Frame:
 
 
 def write_frame(frame: Frame, num_cams: int, path: Path) -> Path:
-    """Write a frame as an ``.npz`` file for the C++ example.
+    """Write a frame as an `.npz` file for the C++ example.
 
-    Its images are ``[T, N, 3, H, W]``; the other arrays have the names of the inputs.
+    Its images are `[T, N, 3, H, W]`; the other arrays have the names of the inputs.
     """
     arrays = dict(images=frame.images.unflatten(0, (-1, num_cams)), occ2img=frame.occ2img)
     if frame.lidar is not None:

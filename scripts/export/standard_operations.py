@@ -66,11 +66,11 @@ def stack_cameras(level: Tensor, num_cams: int) -> Tensor:
     So one two-dimensional `GridSample` reads any of the cameras, and nothing across their borders.
 
     Args:
-        level: ``[T*N, C, h, w]``.
+        level: `[T*N, C, h, w]`.
         num_cams: N.
 
     Returns:
-        ``[T, C, N * (h + 1), w]``.
+        `[T, C, N * (h + 1), w]`.
     """
     padded = F.pad(level, (0, 0, 0, 1)).unflatten(0, (-1, num_cams))
     return padded.transpose(1, 2).flatten(2, 3)
@@ -88,16 +88,16 @@ def multi_view_sampling(
     """Sample maps that `stack_cameras` has stacked.
 
     Args:
-        feats: L maps ``[T, C, N * (h + 1), w]``.
-        points: ``[1, Q, G, P, 3]``, metres.
-        occ2img: ``[1, T*N, 4, 4]``.
-        level_weights: ``[1, Q, G, P, L]``.
-        img_hw: Height and width of the images that ``occ2img`` refers to.
+        feats: L maps `[T, C, N * (h + 1), w]`.
+        points: `[1, Q, G, P, 3]`, metres.
+        occ2img: `[1, T*N, 4, 4]`.
+        level_weights: `[1, Q, G, P, L]`.
+        img_hw: Height and width of the images that `occ2img` refers to.
         num_cams: N.
         pairing: See `models.ops.multi_view_sampling`.
 
     Returns:
-        ``[1, Q, G, T*P, c]``.
+        `[1, Q, G, T*P, c]`.
     """
     _, Q, G, P, _ = points.shape
     T = occ2img.shape[1] // num_cams
@@ -149,8 +149,8 @@ class NeighbourMap:
     """Which input voxel every output voxel of a sparse convolution reads.
 
     Attributes:
-        out_coords: int64 ``[m, 4]``, (0, d0, d1, d2).
-        neighbours: int64 ``[m, K]``, rows of the input, n where there is no voxel.
+        out_coords: int64 `[m, 4]`, (0, d0, d1, d2).
+        neighbours: int64 `[m, K]`, rows of the input, n where there is no voxel.
     """
 
     out_coords: Tensor
@@ -222,7 +222,7 @@ def farthest_point_sampling(points: Tensor, num_samples: int) -> Tensor:
 
 
 def closing(volume: Tensor) -> Tensor:
-    """Close ``[K, X, Y, Z]`` with a 3 x 3 x 3 window, by max-pooling."""
+    """Close `[K, X, Y, Z]` with a 3 x 3 x 3 window, by max-pooling."""
     return -_largest_around(-_largest_around(volume[None]))[0]
 
 
@@ -234,7 +234,7 @@ def _largest_around(volume: Tensor) -> Tensor:
 
 
 def _distances(a: Tensor, b: Tensor, **_: Any) -> Tensor:
-    """Return ``[B, n, m]``, distances between points ``[B, n, 3]`` and ``[B, m, 3]``."""
+    """Return `[B, n, m]`, distances between points `[B, n, 3]` and `[B, m, 3]`."""
     squared: Tensor | None = None
     for here, there in zip(a.unbind(-1), b.unbind(-1), strict=True):
         term = (here[..., :, None] - there[..., None, :]).square()
@@ -249,7 +249,7 @@ def _rows(table: Tensor, index: Tensor) -> Tensor:
 
 
 def _marked(keys: Tensor, num_keys: int) -> Tensor:
-    """Return the numbers that occur in ``keys`` and are below ``num_keys``, ascending."""
+    """Return the numbers that occur in `keys` and are below `num_keys`, ascending."""
     grid = torch.zeros(num_keys + 1)
     marks = torch.ones_like(keys, dtype=grid.dtype)
     found = grid.scatter_reduce(0, keys, marks, "amax")[:num_keys].nonzero()[:, 0]
@@ -258,7 +258,7 @@ def _marked(keys: Tensor, num_keys: int) -> Tensor:
 
 
 def _reached(own: Tensor, offsets: Tensor, step: Tensor, out_shape: Sequence[int]) -> Tensor:
-    """Return the output voxels ``[m, 3]`` whose windows hold a voxel of ``own`` ``[n, 3]``."""
+    """Return the output voxels `[m, 3]` whose windows hold a voxel of `own` `[n, 3]`."""
     shifted = own[:, None] - offsets  # [n, K, 3]
     out = shifted // step
     upper = torch.tensor(out_shape)

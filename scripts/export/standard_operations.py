@@ -244,7 +244,7 @@ def _distances(a: Tensor, b: Tensor, **_: Any) -> Tensor:
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:
-    """Return the rows of a table ``[n, ...]`` at ``index``: by `Gather`, faster than `GatherND`."""
+    """Return the rows of a table ``[n, ...]`` at ``index``, by `Gather` along the first axis."""
     return table.index_select(0, index.flatten()).view(*index.shape, *table.shape[1:])
 
 

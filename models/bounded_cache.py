@@ -45,6 +45,10 @@ class BoundedCache(Generic[Value]):
         self._entries.move_to_end(key)
         return self._entries[key][0]
 
+    def values(self) -> list[Value]:
+        """The values, the least recently used one first."""
+        return [value for value, _ in self._entries.values()]
+
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """Return the value under ``key``, from ``make()`` if it is not kept."""
         if key in self._entries:

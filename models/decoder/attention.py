@@ -33,12 +33,21 @@ class PackedSelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(
-        self, x: Tensor, tau: Tensor, centres: Tensor, draws: SampleDraws | None = None
+        self,
+        x: Tensor,
+        tau: Tensor,
+        centres: Tensor,
+        draws: SampleDraws | None = None,
+        code: Tensor | None = None,
     ) -> Tensor:
         """Attend within ``x`` ``[B, Q, C]``; logits fall by ``tau`` ``[B, Q, H]`` per metre
-        between ``centres`` ``[B, Q, 3]``. Without ``draws`` no weight is dropped.
+        between ``centres`` ``[B, Q, 3]``. Without ``draws`` no weight is dropped. ``code``
+        ``[B, Q, C]`` is added for queries and keys, not for values.
         """
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        if code is not None:
+            of_code = F.linear(code, self.in_proj_weight[: -x.shape[-1]])
+            qkv = qkv + F.pad(of_code, (0, x.shape[-1]))
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, Q, .]
         tau = tau.transpose(1, 2)
         if draws is None or self.dropout == 0:
@@ -74,7 +83,11 @@ class ScaleAdaptiveSelfAttention(nn.Module):
         nn.init.uniform_(self.gen_tau.bias, 0.0, 2.0)
 
     def forward(
-        self, query_feats: Tensor, centres: Tensor, draws: SampleDraws | None = None
+        self,
+        query_feats: Tensor,
+        centres: Tensor,
+        draws: SampleDraws | None = None,
+        code: Tensor | None = None,
     ) -> Tensor:
         """Return ``query_feats`` ``[B, Q, C]`` plus what was attended to.
 
@@ -82,6 +95,10 @@ class ScaleAdaptiveSelfAttention(nn.Module):
             query_feats: ``[B, Q, C]``.
             centres: ``[B, Q, 3]`` in metres; gets no gradient.
             draws: Of the dropout; None drops nothing.
+            code: Position code ``[B, Q, C]`` that queries, keys and ``tau`` see and values do not;
+                None where the features hold it.
         """
-        attended = self.attention["attn"](query_feats, self.gen_tau(query_feats), centres, draws)
+        placed = query_feats if code is None else query_feats + code
+        attention = self.attention["attn"]
+        attended = attention(query_feats, self.gen_tau(placed), centres, draws, code)
         return query_feats + attended

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from mmengine.model import BaseModule
@@ -31,11 +32,13 @@ class DecoderOutput:
         sampling_points: ``[B, Q, G, P, 3]`` each, where the layer looked at the images (and the
             LiDAR map), in metres of the occ frame, without gradient. They are computed anyway, so
             that to keep them costs nothing but their few bytes.
+        query_feats: ``[B, Q, C]`` after the last layer.
     """
 
     points: list[Tensor]
     point_feats: list[Tensor | None]
     sampling_points: list[Tensor] = field(default_factory=list)
+    query_feats: Tensor | None = None
 
 
 @MODELS.register_module()
@@ -64,6 +67,7 @@ class OPUSDecoder(BaseModule):
             the branches give point features.
         sampling_pattern: ``'prototype'`` (V2) or ``'scaled_offset'`` (V1), see ``PointSampling``.
         level_pairing: ``'published'`` or ``'straight'``, see ``PointSampling``.
+        position_code: ``'added'`` or ``'where_used'``, see ``DecoderLayer``.
         use_lidar: Whether a LiDAR map is sampled beside the images.
         init_cfg: Initialisation configuration of MMEngine.
 
@@ -92,6 +96,7 @@ class OPUSDecoder(BaseModule):
         prior_probability: float | None = None,
         sampling_pattern: str = "prototype",
         level_pairing: str = "published",
+        position_code: Literal["added", "where_used"] = "added",
         use_lidar: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
@@ -126,6 +131,7 @@ class OPUSDecoder(BaseModule):
                 sampling_pattern=sampling_pattern,
                 level_pairing=level_pairing,
                 use_lidar=use_lidar,
+                position_code=position_code,
             )
             for in_points, out_points in zip([1, *num_refines[:-1]], num_refines, strict=True)
         )
@@ -138,6 +144,7 @@ class OPUSDecoder(BaseModule):
         img_hw: tuple[int, int],
         bev_feats: Tensor | None = None,
         draws: SampleDraws | None = None,
+        init_feats: Tensor | None = None,
     ) -> DecoderOutput:
         """Run all layers; in eval mode only the last one gives point features.
 
@@ -149,6 +156,8 @@ class OPUSDecoder(BaseModule):
             bev_feats: With LiDAR its map ``[B, C, h, w]`` over the xy plane of ``pc_range``, rows
                 along y, columns along x.
             draws: Of the dropout in training; None takes them from torch's generator.
+            init_feats: ``[B, Q, C]`` features that the queries start with; None for zeros, as
+                published.
 
         Raises:
             ModelConfigError: If a LiDAR map is missing, or given and not expected.
@@ -161,7 +170,9 @@ class OPUSDecoder(BaseModule):
             )
         maps = FeatureMaps(mlvl_feats, occ2img, img_hw, bev_feats, self.pc_range)
         low, size = self.pc_range[:3], self.pc_range[3:] - self.pc_range[:3]
-        query_feats = init_points.new_zeros(*init_points.shape[:2], self.embed_dims)
+        query_feats = init_feats
+        if query_feats is None:
+            query_feats = init_points.new_zeros(*init_points.shape[:2], self.embed_dims)
         points = init_points
         output = DecoderOutput([], [])
         if not self.training:
@@ -178,4 +189,5 @@ class OPUSDecoder(BaseModule):
             output.points.append(points)
             output.point_feats.append(refined.point_feats)
             output.sampling_points.append(refined.sampling_points)
+        output.query_feats = query_feats
         return output

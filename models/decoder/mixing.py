@@ -38,13 +38,17 @@ class AdaptiveMixing(nn.Module):
         self.out_proj = nn.Linear(num_groups * out_points * self.group_dims, embed_dims)
         nn.init.zeros_(self.parameter_generator.weight)
 
-    def forward(self, sampled: Tensor, query_feats: Tensor) -> Tensor:
+    def forward(
+        self, sampled: Tensor, query_feats: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
         """Return updated query features ``[B, Q, C]``.
 
         Args:
             sampled: ``[B, Q, G, S_in, c]``.
-            query_feats: ``[B, Q, C]``.
+            query_feats: ``[B, Q, C]``, from which the weights are generated.
+            residual: ``[B, Q, C]`` that the result is added to; None for ``query_feats``.
         """
+        residual = query_feats if residual is None else residual
         queries = query_feats.flatten(0, 1)  # n = B*Q
         groups = sampled.flatten(0, 1).unbind(1)  # G of [n, S_in, c]
         # One group after another: all the parameters of all groups are the decoder's largest
@@ -52,7 +56,7 @@ class AdaptiveMixing(nn.Module):
         generators = self.parameter_generator.weight.chunk(self.num_groups)
         biases = self.parameter_generator.bias.chunk(self.num_groups)
         projections = self.out_proj.weight.chunk(self.num_groups, dim=1)
-        out = query_feats.flatten(0, 1) + self.out_proj.bias
+        out = residual.flatten(0, 1) + self.out_proj.bias
         for x, weight, bias, projection in zip(
             groups, generators, biases, projections, strict=True
         ):

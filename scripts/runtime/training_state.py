@@ -203,3 +203,28 @@ def first_not_finite(model: nn.Module) -> str | None:
         if not bool(torch.isfinite(parameter).all()):
             return name
     return None
+
+
+def memory_state(model: nn.Module) -> list[Any]:
+    """What the parts of a model remember from one iteration to the next, on this process."""
+    parts = (part for part in model.modules() if hasattr(part, "restore_training_state"))
+    return [entry for part in parts for entry in part.training_state()]
+
+
+def restore_memory(model: nn.Module, state: Any) -> str | None:
+    """Have a model remember what all processes of a run remembered.
+
+    Args:
+        model: The model.
+        state: What `memory_state` gave on all processes, joined.
+
+    Returns:
+        Why it starts without memory; None if it does not.
+    """
+    for part in model.modules():
+        if hasattr(part, "restore_training_state"):
+            try:
+                part.restore_training_state(state or [])
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                return f"what the model remembered of the frames before is not there: {error}"
+    return None

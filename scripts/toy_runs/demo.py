@@ -30,8 +30,44 @@ from scripts.runtime.command_line import CommandParser, config_file, run_command
 from scripts.runtime.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA_ROOT = Path("data/toy_nuscenes")
-DATA_STEPS = Path("data/.toy_nuscenes_steps.json")
+
+
+@dataclass(frozen=True)
+class ToyData:
+    """A data set of the generator.
+
+    Attributes:
+        root: Its folder.
+        version: nuScenes version that it bears.
+        options: What the generator is told beside the folder.
+    """
+
+    root: Path
+    version: str = "v1.0-mini"
+    options: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> Path:
+        """File that holds the records of its making."""
+        return self.root.with_name(f".{self.root.name}_steps.json")
+
+    @property
+    def infos(self) -> list[Path]:
+        """Its info files."""
+        kind = "_mini" if self.version == "v1.0-mini" else ""
+        names = (f"nuscenes_infos_{split}{kind}_sweep.pkl" for split in ("train", "val"))
+        return [self.root / name for name in names]
+
+
+TOY = ToyData(Path("data/toy_nuscenes"))
+# Other scenes, each in a light of its own, with two key frames each: a model learns more from a new
+# street than from another half second in the same one.
+PRETRAIN = ToyData(
+    Path("data/toy_pretrain"),
+    "v1.0-trainval",
+    ("--scenes", "400", "--samples", "2", "--seed", "1000"),
+)
+DATA_SETS = {"toy": TOY, "pretrain": PRETRAIN}
 DEMO_CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy.py")
 LONG_CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy_long.py")
 METRICS = {"mIoU": "occ3d/mIoU", "RayIoU": "ray/RayIoU"}
@@ -186,27 +222,27 @@ def run_demo(config: str, factors: tuple[float, float]) -> None:
     report(steps, scores, prior, pictures, factors)
 
 
-def make_data() -> str:
-    """Make the toy data set and its info files if needed; returns a key of their content."""
-    infos = [DATA_ROOT / f"nuscenes_infos_{split}_mini_sweep.pkl" for split in ("train", "val")]
-    steps = Steps.load(DATA_STEPS)
+def make_data(data: ToyData = TOY) -> str:
+    """Make a toy data set and its info files if needed; returns a key of their content."""
+    steps = Steps.load(data.steps)
     # The generator itself knows whether a folder is complete and of the wanted options.
-    tables = DATA_ROOT / "v1.0-mini"
-    command = [str(ROOT / "scripts/make_toy_nuscenes.py"), "--out", str(DATA_ROOT)]
-    steps.run("toy data", command, "default options", [tables / "sample.json", DATA_ROOT / "gts"])
+    tables = data.root / data.version
+    command = [str(ROOT / "scripts/make_toy_nuscenes.py"), "--out", str(data.root), *data.options]
+    key = " ".join(data.options) or "default options"
+    steps.run("toy data", command, key, [tables / "sample.json", data.root / "gts"])
     # Options, version of the generator, and tables tell one data set from another.
-    made = [DATA_ROOT / "toy_nuscenes.json", *sorted(tables.glob("*.json"))]
+    made = [data.root / "toy_nuscenes.json", *sorted(tables.glob("*.json"))]
     table_key = _hash(*(path.read_bytes() for path in made))
     steps.run(
         "info files",
         [
-            *(str(ROOT / "scripts/gen_sweep_info.py"), "--data-root", str(DATA_ROOT)),
-            *("--version", "v1.0-mini"),
+            *(str(ROOT / "scripts/gen_sweep_info.py"), "--data-root", str(data.root)),
+            *("--version", data.version),
         ],
         _hash(table_key, _source_key(["scripts/gen_sweep_info.py", "scripts/sweep_infos"])),
-        infos,
+        data.infos,
     )
-    return _hash(table_key, *(path.read_bytes() for path in infos))
+    return _hash(table_key, *(path.read_bytes() for path in data.infos))
 
 
 def train_model(steps: Steps, config: str, work_dir: Path, data_key: str) -> Path:
@@ -270,7 +306,7 @@ def report(
     """Print costs and scores; raise StepFailed if the model is not good enough."""
     model = json.loads(scores.read_text())["metrics"]
     blind = json.loads(prior.read_text())["metrics"]
-    data_steps = Steps.load(DATA_STEPS)
+    data_steps = Steps.load(TOY.steps)
     print("\n| step | time | peak memory of a process |\n|---|---|---|")
     for name, record in {**data_steps.records, **steps.records}.items():
         print(f"| {name} | {record.seconds:.0f} s | {record.peak_memory_mb:.0f} MB |")

@@ -70,6 +70,11 @@ class BoundedCache(Generic[Value]):
             _, (_, dropped) = self._entries.popitem(last=False)
             self._used -= dropped
 
+    def drop(self, key: Hashable) -> None:
+        """Forget a value, if it is kept."""
+        _, size = self._entries.pop(key, (None, 0))
+        self._used -= size
+
     def clear(self) -> None:
         """Drop everything."""
         self._entries.clear()

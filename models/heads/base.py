@@ -227,8 +227,8 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             lidar: LiDAR of the batch where the head uses it.
             draws: Of the dropout in training; None takes them from torch's generator.
             frames: Which frames the samples are, for a head with a memory.
-            seen_points: Per sample ``[n, 3]``, metres of the occ frame, where the image network sees
-                a surface, for a head with ``num_seen_queries``.
+            seen_points: Per sample ``[n, 3]``, metres of the occ frame, where the image network
+                sees a surface, for a head with ``num_seen_queries``.
 
         Raises:
             ModelConfigError: If levels, frames, cameras, channels or LiDAR are not those of the
@@ -390,7 +390,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         frames: Sequence[SequenceFrame | None] | None,
         seen_points: Sequence[Tensor] | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the points ``[B, Q, 1, 3]``, normalised, and features ``[B, Q, C]`` of the queries.
+        """Return points ``[B, Q, 1, 3]``, normalised, and features ``[B, Q, C]`` of the queries.
 
         First come those of the memory, then those on seen surfaces. The others start at those of
         ``init_points`` that are farthest from these.

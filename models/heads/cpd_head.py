@@ -62,6 +62,8 @@ class CPDHead(OccupancyHead):
         self.densifiers = nn.ModuleList(
             MODELS.build(densifier, default_args=sizes) for _ in range(self.num_layers)
         )
+        self.loss_lovasz = None if loss_lovasz is None else MODELS.build(loss_lovasz)
+        self.near_negative_m = near_negative_m
 
     def predict(
         self, output: HeadOutput, data_samples: Sequence[BaseDataElement]

@@ -187,6 +187,8 @@ class QueryMemory(nn.Module):
             if frame is not None:
                 kept = KeptQueries(feats[index].detach(), centres[index].detach(), frame)
                 self._frames.put((*frame.sequence, frame.index), kept)
+                # The frame before is kept: a batch in parts is run forward twice.
+                self._frames.drop((*frame.sequence, frame.index - 2))
 
     def training_state(self) -> list[dict[str, Any]]:
         """Return what a training remembers, as plain values and tensors on the CPU."""

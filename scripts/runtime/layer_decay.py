@@ -16,8 +16,8 @@ _BLOCK = re.compile(r"\.layer(\d+)\.(\d+)\.")
 def with_layer_decay(optim_wrapper: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:
     """Return the config of an optimiser with `paramwise_cfg.layer_decay` written out.
 
-    With `layer_decay` d, the rate of the last of n blocks stays, that of the block before is d times
-    as large, and so on to d^n for what comes before the first block. The rules are entries of
+    With `layer_decay` d, the rate of the last of n blocks stays, that of the block before is d
+    times as large, and so on to d^n for what comes before the first block. The rules are entries of
     `custom_keys`, one for each parameter of the backbone, which multiply the rate of the rule that
     applies to it.
 

@@ -82,9 +82,10 @@ class RandomTurnScaleBEV:
     """Turns and scales the scene seen from above: labels, masks, ``ego2occ`` and LiDAR points.
 
     Labels are resampled by the nearest voxel: exactly for quarter turns of a square grid, and to
-    within half a voxel otherwise. What comes from outside the grid is of unknown state. Does
-    nothing in test mode; where all ranges are off, nothing is drawn from the sample's generator.
-    Put it after the transforms that load labels and points.
+    within half a voxel otherwise, where what is one voxel thin may get holes. What comes from
+    outside the grid is of unknown state. Does nothing in test mode; where all ranges are off,
+    nothing is drawn from the sample's generator. Put it after the transforms that load labels and
+    points.
 
     Args:
         bev_rotation_deg: Largest rotation to either side, degrees; uniform. 0 is off.

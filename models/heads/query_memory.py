@@ -100,7 +100,7 @@ class QueryMemory(nn.Module):
     """
 
     def __init__(
-        self, embed_dims: int, num_kept: int, hidden_dims: int = 64, max_frames: int = 64
+        self, embed_dims: int, num_kept: int, hidden_dims: int = 64, max_frames: int = 32
     ) -> None:
         super().__init__()
         if num_kept < 1:

@@ -1,5 +1,21 @@
 """Importing this module registers the hooks, loops and optimiser wrappers of the training runs."""
 
-from scripts.runtime import batch_norm_sync, checkpoint_hook, finite_steps, hooks, loops, one_cycle
+from scripts.runtime import (
+    averaging,
+    batch_norm_sync,
+    checkpoint_hook,
+    finite_steps,
+    hooks,
+    loops,
+    one_cycle,
+)
 
-__all__ = ["batch_norm_sync", "checkpoint_hook", "finite_steps", "hooks", "loops", "one_cycle"]
+__all__ = [
+    "averaging",
+    "batch_norm_sync",
+    "checkpoint_hook",
+    "finite_steps",
+    "hooks",
+    "loops",
+    "one_cycle",
+]

@@ -263,7 +263,7 @@ class ResumableRunner(Runner):
             content = self._checkpoint_content(meta, save_optimizer, save_param_scheduler)
             content["random_states"] = states
             if any(remembered):
-                content["memory"] = [entry for own in remembered for entry in own]
+                content["memory"] = remembered
             self.call_hook("before_save_checkpoint", checkpoint=content)
             try:
                 if "://" in path:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import EarlyStoppingHook
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.optim import OptimWrapper
@@ -211,20 +212,25 @@ def memory_state(model: nn.Module) -> list[Any]:
     return [entry for part in parts for entry in part.training_state()]
 
 
-def restore_memory(model: nn.Module, state: Any) -> str | None:
-    """Have a model remember what all processes of a run remembered.
+def restore_memory(model: nn.Module, states: Any) -> str | None:
+    """Have a model remember what it remembered when a checkpoint was written.
 
     Args:
         model: The model.
-        state: What `memory_state` gave on all processes, joined.
+        states: What `memory_state` gave, by rank. Another number of processes has other shares of
+            the scenes: each of them is given everything.
 
     Returns:
         Why it starts without memory; None if it does not.
     """
-    for part in model.modules():
-        if hasattr(part, "restore_training_state"):
-            try:
-                part.restore_training_state(state or [])
-            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-                return f"what the model remembered of the frames before is not there: {error}"
+    parts = [part for part in model.modules() if hasattr(part, "restore_training_state")]
+    if not parts or states is None:
+        return None
+    try:
+        same = len(states) == get_world_size()
+        state = states[get_rank()] if same else [entry for own in states for entry in own]
+        for part in parts:
+            part.restore_training_state(state)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        return f"the checkpoint does not tell what the model remembered of earlier frames: {error}"
     return None

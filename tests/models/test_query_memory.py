@@ -1,4 +1,4 @@
-"""Queries that are kept for the next frame: geometry, choice, order, and what a checkpoint holds."""
+"""Queries that are kept for the next frame: geometry, choice, order, and checkpoints."""
 
 from __future__ import annotations
 

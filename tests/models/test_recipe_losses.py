@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def test_soft_predictions_have_the_integral_over_thresholds() -> None:
         errors = torch.where(truth, 1 - scores[:, label], scores[:, label])
         levels = torch.cat([errors.unique(), torch.zeros(1, dtype=torch.float64)]).sort().values
         total = 0.0
-        for low, high in zip(levels[:-1], levels[1:], strict=True):
+        for low, high in pairwise(levels):
             wrong = errors >= high
             total += (high - low) * (1 - (truth & ~wrong).sum() / (truth | wrong).sum())
         losses.append(total)

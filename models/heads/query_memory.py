@@ -107,11 +107,10 @@ class QueryMemory(nn.Module):
             raise ModelConfigError(f"num_kept is {num_kept}: use at least 1, or memory=None.")
         self.num_kept = num_kept
         self.norm = nn.LayerNorm(embed_dims, elementwise_affine=False)
-        self.modulation = nn.Sequential(
-            nn.Linear(13, hidden_dims), nn.ReLU(), nn.Linear(hidden_dims, 2 * embed_dims)
-        )
-        nn.init.zeros_(self.modulation[-1].weight)
-        nn.init.zeros_(self.modulation[-1].bias)
+        modulation = nn.Linear(hidden_dims, 2 * embed_dims)
+        nn.init.zeros_(modulation.weight)
+        nn.init.zeros_(modulation.bias)
+        self.modulation = nn.Sequential(nn.Linear(13, hidden_dims), nn.ReLU(), modulation)
         # Trainings are interrupted by evaluations, and go on with what they remembered.
         self._training_frames = BoundedCache[KeptQueries](max_frames)
         self._evaluation_frames = BoundedCache[KeptQueries](max_frames)
@@ -155,7 +154,7 @@ class QueryMemory(nn.Module):
             )
         kept = self._frames[key]
         moved = occ_to_occ(kept.frame, frame)
-        parameter = self.modulation[-1].weight
+        parameter = next(self.modulation.parameters())
         motion = ego_motion(kept.frame, frame).to(parameter)
         scale, shift = self.modulation(motion).chunk(2)
         feats = self.norm(kept.feats.to(parameter)) * (1 + scale) + shift
@@ -164,7 +163,8 @@ class QueryMemory(nn.Module):
 
     def no_effect(self) -> Tensor:
         """Return a zero whose graph reaches all weights."""
-        return self.modulation(self.modulation[0].weight.new_zeros(13)).sum() * 0
+        zeros = next(self.modulation.parameters()).new_zeros(13)
+        return torch.as_tensor(self.modulation(zeros).sum() * 0)
 
     @torch.no_grad()
     def keep(
@@ -209,7 +209,7 @@ class QueryMemory(nn.Module):
     def restore_training_state(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Remember what a training remembered when its checkpoint was written."""
         self._training_frames.clear()
-        like = self.modulation[-1].weight
+        device = next(self.modulation.parameters()).device
         for entry in state:
             frame = SequenceFrame(
                 tuple(entry["sequence"]),
@@ -219,7 +219,7 @@ class QueryMemory(nn.Module):
                 float(entry["time_s"]),
                 entry["ego2occ"],
             )
-            feats, centres = (entry[key].to(like.device) for key in ("feats", "centres_m"))
+            feats, centres = (entry[key].to(device) for key in ("feats", "centres_m"))
             self._training_frames.put(
                 (*frame.sequence, frame.index), KeptQueries(feats, centres, frame)
             )

@@ -69,8 +69,8 @@ class OneCycleByShareLR(LRSchedulerMixin, _ParamScheduler):
     ) -> OneCycleByShareLR:
         """Return the schedule in iterations, of lengths in epochs (for `convert_to_iter_based`)."""
         assert by_epoch and epoch_length is not None
-        begin, end = begin * epoch_length, end * epoch_length
-        return cls(*args, begin=begin, end=end, by_epoch=False, **kwargs)
+        kwargs |= dict(begin=begin * epoch_length, end=end * epoch_length, by_epoch=False)
+        return cls(*args, **kwargs)
 
     def factor(self, step: int) -> float:
         """Return the share of the highest rate at a step of the schedule."""

@@ -206,10 +206,14 @@ def first_not_finite(model: nn.Module) -> str | None:
     return None
 
 
+def _rememberers(model: nn.Module) -> list[Any]:
+    """Parts of a model that remember something from one iteration to the next."""
+    return [part for part in model.modules() if hasattr(part, "restore_training_state")]
+
+
 def memory_state(model: nn.Module) -> list[Any]:
     """What the parts of a model remember from one iteration to the next, on this process."""
-    parts = (part for part in model.modules() if hasattr(part, "restore_training_state"))
-    return [entry for part in parts for entry in part.training_state()]
+    return [entry for part in _rememberers(model) for entry in part.training_state()]
 
 
 def restore_memory(model: nn.Module, states: Any) -> str | None:
@@ -223,7 +227,7 @@ def restore_memory(model: nn.Module, states: Any) -> str | None:
     Returns:
         Why it starts without memory; None if it does not.
     """
-    parts = [part for part in model.modules() if hasattr(part, "restore_training_state")]
+    parts = _rememberers(model)
     if not parts or states is None:
         return None
     try:

@@ -5,8 +5,8 @@
 The YAML file names a config, rows of overrides and seeds; docs/recipes.md describes its keys. Each
 training and each evaluation is a process of its own. After a kill the same command goes on: what
 was done is kept, and a training that was interrupted is resumed. After each row and seed the table
-`ablation.md`, the numbers `ablation.json` and the plot `ablation.png` are written anew. A row whose
-training or evaluation fails is named at the end (exit code 2); the others go on.
+`ablation.md` and the numbers `ablation.json` are written anew, and the plot `ablation.png` at the
+end. A row that fails is named at the end (exit code 2); the others go on.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def _span(values: Iterable[int]) -> str:
 
 
 def write_results(spec: Spec, results: Sequence[Result], out: Path) -> None:
-    """Write the table, the numbers and the plot of what is there so far."""
+    """Write the table and the numbers of what is there so far."""
     if not results:
         return
     text = (
@@ -263,7 +263,6 @@ def write_results(spec: Spec, results: Sequence[Result], out: Path) -> None:
     )
     write_atomically(out / "ablation.md", lambda path: path.write_text(text))
     write_json(out / "ablation.json", {r.row: _plain(r) for r in results}, 2)
-    draw(spec, results, out / "ablation.png")
 
 
 def _plain(result: Result) -> dict[str, Any]:
@@ -312,6 +311,7 @@ def run_ablation(spec: Spec, out: Path) -> None:
         ablation.run()
     finally:
         if ablation.results:
+            draw(spec, list(ablation.results.values()), out / "ablation.png")
             print(f"\n{table(spec, list(ablation.results.values()))}\n\n{out}/ablation.png")
 
 

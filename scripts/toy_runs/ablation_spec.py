@@ -101,7 +101,7 @@ def _find_config(path: Path, text: Any) -> Path:
     raise ConfigError(f"{path}: config {does_not_exist(str(text))}: correct `config`")
 
 
-def _named_overrides(path: Path, key: str, value: Any) -> dict[str, Overrides]:
+def _named_overrides(path: Path, key: str, value: Any) -> Mapping[str, Overrides]:
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: {key} is {value!r}, expected names with their overrides")
     named = {str(name): _top_level(path, f"{key}.{name}", own) for name, own in value.items()}
@@ -170,8 +170,9 @@ def merged(first: Overrides, second: Overrides) -> dict[str, Any]:
     result = dict(first)
     for key, value in second.items():
         before = result.get(key)
-        both = isinstance(before, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(before, value) if both else value
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            value = merged(before, value)
+        result[key] = value
     return result
 
 

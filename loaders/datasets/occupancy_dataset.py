@@ -21,6 +21,7 @@ from loaders.errors import BadDataError, LoaderConfigError, MissingDataError
 from loaders.info_io import CAMERAS, DataPaths, info_file_name, load_infos
 from loaders.lidar.frames import LidarTable, build_lidar_table
 from loaders.sample import OccSample
+from loaders.shared_memory import share
 from loaders.transforms.geometry import (
     ego2img_from_poses,
     lidar_ray_origins,
@@ -150,8 +151,8 @@ class OccupancyDataset(BaseDataset):
         self.seed = torch.initial_seed() if seed is None else seed
         self._categories: dict[int, list[int]] = {}
         # In shared memory, so that persistent workers see what the main process sets.
-        self._epoch = torch.full((1,), -1, dtype=torch.int64).share_memory_()
-        self._in_sequence = torch.zeros(1, dtype=torch.bool).share_memory_()
+        self._epoch = share(torch.full((1,), -1, dtype=torch.int64))
+        self._in_sequence = share(torch.zeros(1, dtype=torch.bool))
         super().__init__(
             ann_file=ann_file,
             metainfo={
@@ -214,7 +215,7 @@ class OccupancyDataset(BaseDataset):
         else:
             self._indices = _samples_of_scenes(self.scenes, [info["scene_name"] for info in infos])
         # In shared memory: workers mark what they skip.
-        self._skipped = torch.zeros(len(infos), dtype=torch.bool).share_memory_()
+        self._skipped = share(torch.zeros(len(infos), dtype=torch.bool))
         names = ("token", "scene_name", "scene_token", "lidar_token")
         data_path = DataPaths(self.data_root)
         return [

@@ -1,9 +1,10 @@
 """Disturb trainings at random, resume them, and count what is lost: `make drill`.
 
     python -m scripts.drill [--kills 100] [--processes 2] [--model nano]
+    python -m scripts.drill --memory 1000 [--model nano]
 
-Real models at a small size train on made-up samples. They are killed, get signals, lose their
-newest checkpoint or the space on the disk, and wait for samples that never come; after each
+Real models at a small size train on made-up samples. They are killed, frozen, get signals, lose
+their newest checkpoint or the space on the disk, and wait for samples that never come; after each
 disturbance `train.py --resume` goes on. Every completed training is compared with an undisturbed
 one. The exit code is 1 if a training was lost or ended differently.
 """
@@ -17,14 +18,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.drills.drill import run_drill
+from scripts.drills.memory import drift_table, measure_drift
 from scripts.drills.parts import HEADS
 from scripts.runtime.command_line import CommandParser, number_from, run_command
+
+MAX_DRIFT = 0.01  # growth of the resident memory after the warm-up that is taken as flat
 
 
 def command_parser() -> CommandParser:
     """Command line of the drill."""
     parser = CommandParser(__doc__)
     parser.add_argument("--kills", type=number_from(1), default=100, help="disturbances")
+    parser.add_argument(
+        "--memory",
+        type=number_from(10),
+        metavar="N",
+        help="instead: resident memory over N training steps and N samples of an evaluation",
+    )
     parser.add_argument("--processes", type=number_from(1), default=2, help="of a training")
     parser.add_argument("--model", choices=sorted(HEADS), default="nano")
     parser.add_argument("--epochs", type=number_from(1), default=3, help="of six steps each")
@@ -34,7 +44,12 @@ def command_parser() -> CommandParser:
 
 def drill(args: argparse.Namespace) -> int:
     """Run the drill and print its table."""
-    with tempfile.TemporaryDirectory(prefix="drill-") as folder:
+    # Processes that were killed may still write.
+    with tempfile.TemporaryDirectory(prefix="drill-", ignore_cleanup_errors=True) as folder:
+        if args.memory is not None:
+            drifts = measure_drift(Path(folder), model=args.model, steps=args.memory)
+            print(drift_table(drifts))
+            return int(any(drift.share > MAX_DRIFT for drift in drifts))
         result = run_drill(
             Path(folder),
             kills=args.kills,

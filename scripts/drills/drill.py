@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from scripts.drills.jobs import Training, record_of, warm_up
-from scripts.drills.parts import FULL, SLOW, write_config
+from scripts.drills.parts import FULL, GRACE, SLOW, write_config
 from scripts.runtime.checkpoint import CheckpointError, read_checkpoint
 from scripts.runtime.checkpoint_files import find_newest_checkpoint
 from scripts.runtime.errors import ConfigError
 
 PATIENCE_S = 60.0  # how long a process may take to leave after a disturbance
+_FROZEN_S = 1.0  # between freezing a process and what follows
 _GENTLE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # Parts of a checkpoint that have to be those of an undisturbed run.
 _COMPARED = ("state_dict", "optimizer", "param_schedulers", "random_states", "place")
@@ -125,9 +126,10 @@ class _Drill:
             ("signal to the process groups", self._signal_groups),
             ("SIGKILL, newest checkpoint damaged", self._damage),
             ("full disk, then a signal", self._fill_disk),
+            ("a sample that never comes, then a signal", self._slow_loader),
+            ("frozen process, signal, thawed", self._freeze),
+            ("frozen process, SIGKILL", self._freeze_and_kill),
         ]
-        if processes == 1:  # several processes stop together, and wait for each other's samples
-            self.kinds.append(("a sample that never comes, then a signal", self._slow_loader))
 
     def run(self, kills: int) -> Result:
         whole = self.folder / "whole"
@@ -234,8 +236,33 @@ class _Drill:
         return training, training.wait(PATIENCE_S) != [0] * self.processes
 
     def _slow_loader(self, work_dir: Path) -> tuple[Training, bool]:
-        training = self._start(work_dir, **{SLOW: str(self.rng.randrange(11))})
+        slow = {SLOW: str(self.rng.randrange(11)), GRACE: "2"}
+        training = self._start(work_dir, **slow)
         return training, self._strike(training, lambda: training.send(signal.SIGTERM, group=True))
+
+    def _freeze(self, work_dir: Path) -> tuple[Training, bool]:
+        training = self._start(work_dir)
+        rank = self.rng.randrange(self.processes)
+
+        def strike() -> None:
+            training.send(signal.SIGSTOP, rank)
+            time.sleep(_FROZEN_S)
+            training.send(signal.SIGTERM)
+            time.sleep(_FROZEN_S)
+            training.send(signal.SIGCONT, rank)
+
+        return training, self._strike(training, strike)
+
+    def _freeze_and_kill(self, work_dir: Path) -> tuple[Training, bool]:
+        training = self._start(work_dir)
+        rank = self.rng.randrange(self.processes)
+
+        def strike() -> None:
+            training.send(signal.SIGSTOP, rank)
+            time.sleep(_FROZEN_S)
+            training.send(signal.SIGKILL, group=True)
+
+        return training, self._strike(training, strike)
 
     # What is counted.
 

@@ -20,10 +20,15 @@ from mmengine.registry import DATASETS, HOOKS, METRICS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from loaders.shared_memory import share
+from scripts.runtime import stop_signals
+
 # Environment variables that disturb a run.
 RECORD = "DRILL_RECORD"  # file that lists the steps of a process
 SLOW = "DRILL_SLOW"  # index of a sample that takes ten minutes to load
 FULL = "DRILL_FULL"  # largest file in bytes, from the first step on: as if the disk were full
+GRACE = "DRILL_GRACE"  # seconds that processes wait for samples after a signal
+MEMORY = "DRILL_MEMORY"  # file that lists the resident memory in bytes after every iteration
 
 NUM_FRAMES, NUM_CAMERAS, IMAGE_SIZE = 2, 6, (64, 96)
 GRID = (20, 15, 4)
@@ -33,7 +38,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @DATASETS.register_module()
 class DrillDataset(BaseDataset):
-    """Samples that are drawn from (epoch, index) alone.
+    """Samples that are drawn from (epoch, index) alone; neighbours share frames, as in a drive.
 
     Args:
         num_samples: Their number.
@@ -41,7 +46,7 @@ class DrillDataset(BaseDataset):
 
     def __init__(self, num_samples: int = 11) -> None:
         self.num_samples = num_samples
-        self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers see it change
+        self.epoch = share(torch.zeros(1, dtype=torch.int64))  # workers see it change
         super().__init__(metainfo=dict(name="drill"))
 
     def load_data_list(self) -> list[dict]:
@@ -56,11 +61,16 @@ class DrillDataset(BaseDataset):
         """Return images [T*N, 3, H, W] and a sample with cameras and voxel labels [X, Y, Z]."""
         if os.environ.get(SLOW) == str(idx):
             time.sleep(600)
-        rng = np.random.default_rng([int(self.epoch), idx])
-        images = rng.integers(0, 256, (NUM_FRAMES * NUM_CAMERAS, 3, *IMAGE_SIZE), dtype=np.uint8)
+        epoch = int(self.epoch)
+        times = [idx - frame + NUM_FRAMES for frame in range(NUM_FRAMES)]
+        size = (NUM_CAMERAS, 3, *IMAGE_SIZE)
+        images = np.concatenate(
+            [np.random.default_rng([1, epoch, t]).integers(0, 256, size, np.uint8) for t in times]
+        )
+        rng = np.random.default_rng([0, epoch, idx])
         labels = rng.integers(0, NUM_CLASSES, GRID)
         labels[rng.random(GRID) >= 0.2] = NUM_CLASSES
-        paths = [f"{idx}_{number}.jpg" for number in range(len(images))]
+        paths = [f"{epoch}_{t}_{camera}.jpg" for t in times for camera in range(NUM_CAMERAS)]
         sample = BaseDataElement(
             metainfo=dict(
                 img_paths=paths, ida_mat=np.eye(4), sample_idx=idx, sample_token=f"drill{idx}"
@@ -111,7 +121,9 @@ class DrillHook(Hook):
     """Lists the steps of a process: epoch, iteration, learning rate, samples."""
 
     def before_train(self, runner: Any) -> None:
-        """Forbid larger files, where the drill asks for it."""
+        """Forbid larger files, and stop earlier, where the drill asks for it."""
+        if GRACE in os.environ:
+            stop_signals.GRACE_S = float(os.environ[GRACE])
         if FULL in os.environ:
             limit = int(os.environ[FULL])
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -123,6 +135,29 @@ class DrillHook(Hook):
         line = " ".join([str(runner.epoch), str(runner.iter), f"{rate:.9e}", *samples])
         with open(os.environ[RECORD], "a") as stream:
             stream.write(line + "\n")
+
+
+@HOOKS.register_module()
+class ResidentMemoryHook(Hook):
+    """Lists the resident memory of the process, where the drill asks for it."""
+
+    def _note(self, phase: str) -> None:
+        if MEMORY in os.environ:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            with open(os.environ[MEMORY], "a") as stream:
+                stream.write(f"{phase} {pages * resource.getpagesize()}\n")
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Add a line for a training step."""
+        self._note("train")
+
+    def after_val_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Add a line for an evaluated sample."""
+        self._note("val")
 
 
 _HEAD: dict[str, Any] = dict(
@@ -159,17 +194,18 @@ custom_imports = dict(imports=['scripts.drills.parts'], allow_failed_imports=Fal
 batch_size = 2
 max_epochs = {epochs}
 model = dict(
-    type='OPUS', data_preprocessor=dict(type='OPUSDataPreprocessor'),
+    type='OPUS', streaming=True, cached_frames=4,
+    data_preprocessor=dict(type='OPUSDataPreprocessor'),
     img_backbone=dict(
         type='mmdet.ResNet', depth=18, base_channels=8, num_stages=3, strides=(1, 2, 2),
         dilations=(1, 1, 1), out_indices=(0, 1, 2), frozen_stages=-1, norm_eval=False),
     img_neck=dict(type='mmdet.FPN', in_channels=[8, 16, 32], out_channels=32, num_outs=3),
     pts_bbox_head={head!r})
 train_dataloader = dict(
-    dataset=dict(type='DrillDataset'), sampler=dict(type='EpochSampler'),
+    dataset=dict(type='DrillDataset', num_samples={num_samples}), sampler=dict(type='EpochSampler'),
     collate_fn=dict(type='pseudo_collate'), num_workers=1, persistent_workers=True)
 val_dataloader = dict(
-    batch_size=1, dataset=dict(type='DrillDataset', num_samples=4),
+    batch_size=1, dataset=dict(type='DrillDataset', num_samples={num_evaluated}),
     sampler=dict(type='EpochSampler', shuffle=False),
     collate_fn=dict(type='pseudo_collate'), num_workers=0)
 val_evaluator = dict(type='DrillMetric')
@@ -185,21 +221,33 @@ default_hooks = dict(
     _delete_=True, logger=dict(type='LoggerHook', interval=1),
     batch_norm=dict(type='BatchNormSyncHook'),
     checkpoint=dict(type='CheckpointHook', max_keep_ckpts=2, save_last=True))
-custom_hooks = [dict(type='DrillHook')]
+custom_hooks = [dict(type='DrillHook'), dict(type='ResidentMemoryHook')]
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='Visualizer', vis_backends=vis_backends, name='visualizer')
 """
 
 
-def write_config(folder: Path, model: str, epochs: int) -> Path:
+def write_config(
+    folder: Path, model: str, epochs: int, *, num_samples: int = 11, num_evaluated: int = 4
+) -> Path:
     """Write the config of a drill.
 
     Args:
         folder: Where to.
         model: Key of HEADS.
-        epochs: Length of the training; an epoch has six steps.
+        epochs: Length of the training.
+        num_samples: Samples of an epoch, two in a step.
+        num_evaluated: Samples of an evaluation, which follows every epoch.
     """
     path = folder / "drill.py"
     runtime = str(_ROOT / "configs" / "_base_" / "default_runtime.py")
-    path.write_text(_CONFIG.format(runtime=runtime, epochs=epochs, head=HEADS[model]))
+    path.write_text(
+        _CONFIG.format(
+            runtime=runtime,
+            epochs=epochs,
+            head=HEADS[model],
+            num_samples=num_samples,
+            num_evaluated=num_evaluated,
+        )
+    )
     return path

@@ -216,13 +216,20 @@ def check_parts(cfg: Config) -> None:
         _check_types(part)
 
 
+# Modules of libraries whose annotations tell what their classes accept.
+_ANNOTATED_LIBRARIES = ("torch.optim.", "mmengine.optim.scheduler.", "mmengine.hooks.")
+
+
 def _check_types(part: Part) -> None:
-    """Compare values with the annotations of classes that no library brings.
+    """Compare values with the annotations of classes whose annotations are right.
 
     Raises:
         ConfigError: A value is of another type; both are given.
     """
-    if part.target is None or part.target.__module__.split(".")[0] in LIBRARIES:
+    if part.target is None:
+        return
+    module = f"{part.target.__module__}."
+    if module.split(".")[0] in LIBRARIES and not module.startswith(_ANNOTATED_LIBRARIES):
         return
     for name, annotation in annotations_of(part.target).items():
         if name in part.config and not fits(part.config[name], annotation):

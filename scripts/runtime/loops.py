@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import all_reduce_dict, get_world_size
+from mmengine.dist import all_reduce_dict, get_world_size, is_distributed
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
@@ -223,6 +223,8 @@ class ResumableLoop:
             except StopIteration:
                 return
             except StopRequested:
+                if is_distributed():  # the others are in the middle of this iteration
+                    self.runner.abandon(self._iter)
                 random_state.restore(before)
                 self.runner.stop(self._epoch, self._iter)
             yield batch

@@ -16,6 +16,7 @@ from mmengine.utils import apply_to
 from torch import nn
 
 from scripts.runtime import random_state, schedules
+from scripts.runtime import stop_signals as stopping
 from scripts.runtime.agreement import of_every_process
 from scripts.runtime.checkpoint import (
     CheckpointError,
@@ -367,6 +368,23 @@ class ResumableRunner(Runner):
                 ) from None
         raise TrainingInterrupted(
             f"stopped after {iteration} iterations and saved {self._saved_file}; {advice}"
+        )
+
+    def abandon(self, iteration: int) -> NoReturn:
+        """Leave a distributed training in which this process waits for a sample.
+
+        The other processes have begun the iteration and cannot save either.
+
+        Args:
+            iteration: Completed iterations.
+
+        Raises:
+            TrainingInterrupted: Always.
+        """
+        raise TrainingInterrupted(
+            f"stopped after {iteration} iterations without saving: process {get_rank()} still "
+            f"waited for a sample {stopping.GRACE_S:.0f} s after the signal; the last checkpoint "
+            "is kept: go on with the same command and --resume"
         )
 
 

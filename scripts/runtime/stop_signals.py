@@ -13,10 +13,14 @@ from typing import Any
 import torch
 from mmengine.dist import is_distributed, is_main_process
 
+from loaders.shared_memory import share
+
 # What terminals (SIGINT, SIGHUP), schedulers (SIGTERM) and Slurm before a time limit send.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # A signal to the group and one to the process arrive together; a person takes longer.
 _SECOND_PRESS_S = 1.0
+# How long a process of a distributed run waits for its samples after a signal.
+GRACE_S = 20.0
 
 
 class StopRequested(BaseException):
@@ -35,18 +39,21 @@ class StopSignals:
         self._received_at = 0.0
         self._pid = os.getpid()
         self._depth = 0
-        self._closing = torch.ones(1, dtype=torch.uint8).share_memory_()
+        self._closing = share(torch.ones(1, dtype=torch.uint8))
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Take over the signals."""
+        numbers = (*STOP_SIGNALS, signal.SIGALRM)
         before = [signal.signal(number, self._handle) for number in STOP_SIGNALS]
+        before.append(signal.signal(signal.SIGALRM, self._give_up))
         self._closing.fill_(0)
         try:
             yield
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             self._closing.fill_(1)
-            for number, handler in zip(STOP_SIGNALS, before, strict=True):
+            for number, handler in zip(numbers, before, strict=True):
                 signal.signal(number, handler)
 
     @property
@@ -63,10 +70,17 @@ class StopSignals:
             if is_main_process():
                 text = f"\n{self.received.name}: stopping where the run can be resumed\n"
                 os.write(1, text.encode())  # print is not allowed to interrupt itself
+            if is_distributed():
+                signal.setitimer(signal.ITIMER_REAL, GRACE_S, GRACE_S)
         elif self._is_second_press(number):
             raise KeyboardInterrupt
         # The processes of a distributed run leave together, see `StopOnSignalHook`.
         if self._depth and not is_distributed():
+            raise StopRequested
+
+    def _give_up(self, number: int, frame: FrameType | None) -> None:
+        """Stop waiting for samples that the other processes wait for as well."""
+        if os.getpid() == self._pid and self._depth:
             raise StopRequested
 
     def _is_second_press(self, number: int) -> bool:

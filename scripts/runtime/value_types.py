@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
+from torch import Tensor
+
 
 @cache
 def annotations_of(target: Callable[..., Any]) -> Mapping[str, Any]:
@@ -48,7 +50,7 @@ def fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if annotation in (bool, str):
+    if annotation in (bool, str, Tensor):
         return isinstance(value, annotation)
     kind = origin or annotation
     if kind in (tuple, list, Sequence, Iterable, set):

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch.utils.data import DataLoader
 
+from loaders.shared_memory import MORE_SHARED_MEMORY, SharedMemoryError
 from models.errors import UserError
 from scripts.runtime.stop_signals import StopSignals, blocked_signals
 
@@ -27,14 +28,6 @@ class WorkerKilledError(UserError, RuntimeError):
 _EXIT_NO_SHARED_MEMORY, _EXIT_NOT_SENT = 81, 82
 _GRACE_S = 2.0  # from a broken connection until the worker at its end counts as dead
 _ABOUT_SHARED_MEMORY = ("No space left on device", "shared memory", "(shm)", "unable to mmap")
-_MORE_SHARED_MEMORY = (
-    "use fewer workers (num_workers of the data loader; with 0 none is needed), or make /dev/shm "
-    "larger (docker run --shm-size=8g, mount -o remount,size=8g /dev/shm)"
-)
-
-
-class SharedMemoryError(UserError, RuntimeError):
-    """The shared memory that data workers hand batches over in is full."""
 
 
 class WatchedDataLoader(DataLoader):
@@ -132,8 +125,8 @@ def _explain(error: Exception, batches: Any) -> NoReturn:
     """
     if isinstance(error, UserError):
         raise error
-    if isinstance(error, RuntimeError) and _is_about_shared_memory(error):
-        sentence = f"/dev/shm has no room for a batch: {_MORE_SHARED_MEMORY}"
+    if _is_about_shared_memory(error):
+        sentence = f"/dev/shm has no room for a batch: {MORE_SHARED_MEMORY}"
         raise SharedMemoryError(sentence) from error
     is_broken = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
     death = _death_of_worker(batches, _GRACE_S if is_broken else 0.0)
@@ -156,7 +149,7 @@ def _death_of_worker(batches: Any, patience: float) -> str | None:
         if code in (_EXIT_NO_SHARED_MEMORY, -signal.SIGBUS):
             return (
                 f"data worker {worker.pid} found no room for a batch in /dev/shm: "
-                f"{_MORE_SHARED_MEMORY}, and go on with --resume"
+                f"{MORE_SHARED_MEMORY}, and go on with --resume"
             )
         if code is None or code >= 0:
             continue

@@ -24,6 +24,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS, METRICS
 
+from loaders.shared_memory import share
 from tests.models.cases import (
     DETECTOR,
     HEAD,
@@ -53,7 +54,7 @@ KINDS: dict[str, dict[str, Any]] = dict(
 class NanoDataset(BaseDataset):
     def __init__(self, num_samples: int = NUM_SAMPLES, use_lidar: bool = False) -> None:
         self.num_samples, self.lidar = num_samples, use_lidar
-        self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self.epoch = share(torch.zeros(1, dtype=torch.int64))
         super().__init__(metainfo=dict(name="nano"))
 
     def load_data_list(self) -> list[dict]:

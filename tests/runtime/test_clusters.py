@@ -257,16 +257,23 @@ def is_running(pid: str) -> bool:
         return False
 
 
-def test_shared_memory_that_is_too_small(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ("1m", "no room for a batch in /dev/shm: use fewer workers (num_workers"),
+        ("4k", "/dev/shm is full: remove files from it, or make it larger"),
+    ],
+)
+def test_shared_memory_that_is_too_small(tmp_path: Path, size: str, words: str) -> None:
     """The main process would wait for a batch for ever."""
     config = nano_parts.write_config(tmp_path, ROOT)
-    job = jobs.start(config, tmp_path / "run", "--cfg-options", "batch_size=11", JOB_SHM="1m")
+    job = jobs.start(config, tmp_path / "run", "--cfg-options", "batch_size=11", JOB_SHM=size)
     code = job.wait(60)
     if code == jobs.EXIT_NOT_ALLOWED:
         pytest.skip("needs the rights to mount a file system")
     assert code == EXIT_USER_ERROR, job.text()[-3000:]
     [line] = [text for text in job.text().splitlines() if text.startswith("train.py: ")]
-    assert "no room for a batch in /dev/shm: use fewer workers (num_workers" in line
+    assert words in line
     assert "Traceback" not in job.text()
 
 

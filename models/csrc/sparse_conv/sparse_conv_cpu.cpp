@@ -96,6 +96,9 @@ void check_arguments(const at::Tensor& features, const at::Tensor& weight, const
   TORCH_CHECK_VALUE(num_out >= 0, "num_out must not be negative, got ", num_out);
   TORCH_CHECK_VALUE(start[0] == 0 && std::is_sorted(start, start + positions + 1),
                     "starts must begin with 0 and ascend");
+  // A voxel of a kernel map is there because of a pair; this also bounds the memory of the result.
+  TORCH_CHECK_VALUE(num_out <= start[positions], "num_out must not exceed the number of pairs, ",
+                    start[positions], ", got ", num_out);
   for (const at::Tensor* list : {&pairs, &pairs_by_in}) {
     TORCH_CHECK_VALUE(list->dim() == 2 && list->size(0) == 2 &&
                           list->size(1) == start[positions] && list->scalar_type() == at::kInt &&

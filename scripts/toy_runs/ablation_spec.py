@@ -207,6 +207,13 @@ def training_overrides(
     overrides = merged(merged(spec.shared, spec.rows[row]), {"randomness": {"seed": seed}})
     length = iterations or spec.iterations
     if length is not None:
-        loop = dict(_delete_=True, by_epoch=False, max_iters=length, val_interval=length)
+        # No evaluation within the training: the model is scored afterwards.
+        loop = dict(
+            _delete_=True,
+            by_epoch=False,
+            max_iters=length,
+            val_interval=length,
+            val_begin=length + 1,
+        )
         overrides = merged(overrides, {"train_cfg": loop})
     return overrides

@@ -404,7 +404,7 @@ def score_model(
     name = name or "-".join(["scores", *options])
     out = work_dir / f"{name}.json"
     command = [str(ROOT / "val.py"), "--config", config, "--weights", str(weights)]
-    command += ["--out", str(out)]
+    command += ["--out", str(out), "--work-dir", str(work_dir / "evaluation")]
     key = hash_of(_config_key(config), weights.read_bytes(), _source_key(SCORING_SOURCE))
     steps.run(name, command + _cfg_options(options), key, [out])
     return out

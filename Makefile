@@ -6,8 +6,9 @@ GALLERY ?=
 BENCH ?=
 ABLATE ?= configs/ablations/recipes.yaml
 DRILL ?=
+GPU ?=
 .PHONY: help setup test lint types pytest bench cuda-report cuda-emulation sanitize compute-sanitizer demo \
-        toy-train toy-pretrain ablate drill gallery family env-report clean clean-all
+        gpu-check toy-train toy-pretrain ablate drill gallery family env-report clean clean-all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -41,6 +42,9 @@ cuda-emulation: setup  ## all CUDA kernels, run on the CPU, in the tests of a GP
 
 sanitize: setup  ## the operations' tests on a CPU build with address and undefined-behaviour checks
 	$(PY) -m scripts.sanitize
+
+gpu-check:  ## the first minutes on a GPU, with torch alone: build, compare, time, one table
+	@if [ -x $(PY) ]; then $(PY) -m scripts.gpu_check $(GPU); else python3 -m scripts.gpu_check $(GPU); fi
 
 compute-sanitizer: setup  ## the CUDA kernels' tests under NVIDIA's checks (needs a GPU)
 	bash scripts/build/compute_sanitizer.sh

@@ -154,8 +154,8 @@ def timings(functions: Sequence[Callable[[], object]], repeats: int, device: str
     """
     results, first, mib = [], [], []
     for function in functions:
-        with _watched(device) as peak:
-            ms, result = _timed(function, device)
+        with watched_memory(device) as peak:
+            ms, result = timed(function, device)
         results.append(result)
         first.append(ms)
         mib.append(peak[0] if ms >= 1000 else peak_memory_mb(function, device))
@@ -168,7 +168,7 @@ def timings(functions: Sequence[Callable[[], object]], repeats: int, device: str
 
 def medians_ms(functions: Sequence[Callable[[], object]], repeats: int, device: str) -> list[float]:
     """Median wall times in milliseconds, as :func:`timings` takes them, without the memory."""
-    first = [_timed(function, device)[0] for function in functions]
+    first = [timed(function, device)[0] for function in functions]
     times = _alternating_runs(functions, first, repeats, device)
     return [statistics.median(own or [once]) for own, once in zip(times, first, strict=True)]
 
@@ -183,11 +183,11 @@ def _alternating_runs(
     for turn in range(repeats):
         for own, runs, function in zip(times, wanted, functions, strict=True):
             if turn < runs:
-                own.append(_timed(function, device)[0])
+                own.append(timed(function, device)[0])
     return times
 
 
-def _timed(function: Callable[[], object], device: str) -> tuple[float, object]:
+def timed(function: Callable[[], object], device: str) -> tuple[float, object]:
     _synchronize(device)
     start = time.perf_counter()
     result = function()
@@ -197,7 +197,7 @@ def _timed(function: Callable[[], object], device: str) -> tuple[float, object]:
 
 def peak_memory_mb(function: Callable[[], object], device: str) -> float:
     """Return the MiB that a call holds at most above what was held before."""
-    with _watched(device) as peak:
+    with watched_memory(device) as peak:
         kept = function()
         _synchronize(device)
     del kept
@@ -205,7 +205,7 @@ def peak_memory_mb(function: Callable[[], object], device: str) -> float:
 
 
 @contextmanager
-def _watched(device: str) -> Iterator[list[float]]:
+def watched_memory(device: str) -> Iterator[list[float]]:
     """Yield a list that afterwards holds the MiB that were held at most above the start."""
     peak: list[float] = []
     if device == "cuda":

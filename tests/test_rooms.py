@@ -26,9 +26,11 @@ for library in (
     "data_checks",
     "toy_nuscenes",
     "scoring",
+    "timings",
     "visualization",
 ):
     ALLOWED[f"scripts.{library}"] = ALLOWED["scripts.runtime"] | {"scripts.runtime"}
+ALLOWED["scripts.gpu_checks"] = {"models", "models.ops", "scripts.runtime"}
 ALLOWED["scripts.fuzzing"] = ALLOWED["scripts.golden"] | {"scripts.sweep_infos"}
 ALLOWED["scripts.drills"] = ALLOWED["scripts.golden"]
 ALLOWED["scripts.toy_runs"] = {"models.errors", "scripts.runtime", "scripts.visualization"}

@@ -33,15 +33,21 @@ TORCH_LIBRARY(opus, m) {
       "multi_view_sampling_backward(Tensor grad, Tensor[] feats, Tensor points, Tensor occ2img, "
       "Tensor level_weights, int img_h, int img_w, int num_cams, bool permuted, bool need_feats, "
       "bool need_points) -> (Tensor[], Tensor, Tensor)");
+  // Adds the gradients of the maps to `sums`, which lie channels-last in the points' precision.
+  m.def(
+      "multi_view_sampling_backward_into(Tensor grad, Tensor[] feats, Tensor points, "
+      "Tensor occ2img, Tensor level_weights, int img_h, int img_w, int num_cams, bool permuted, "
+      "bool need_points, Tensor(a!)[] sums) -> (Tensor, Tensor)");
 
   // log_sum [B, H, Q] is what the backward pass needs of the softmax.
   m.def(
       "distance_attention(Tensor query, Tensor key, Tensor value, Tensor tau, Tensor centres, "
-      "float dropout_p, int seed) -> (Tensor out, Tensor log_sum)");
+      "float dropout_p, Tensor? seeds, Tensor? order) -> (Tensor out, Tensor log_sum)");
   m.def(
       "distance_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, "
-      "Tensor tau, Tensor centres, Tensor out, Tensor log_sum, float dropout_p, int seed) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor tau, Tensor centres, Tensor out, Tensor log_sum, float dropout_p, Tensor? seeds, "
+      "Tensor? order) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("attention_order(Tensor centres) -> Tensor");
 
   m.def("adaptive_mixing(Tensor sampled, Tensor parameters, int out_points) -> Tensor");
   m.def(
@@ -81,6 +87,16 @@ TORCH_LIBRARY(opus, m) {
   m.def(
       "sigmoid_focal_loss_backward(Tensor grad, Tensor logits, Tensor labels, "
       "Tensor class_weights, Tensor? row_weights, float gamma, float alpha) -> Tensor");
+
+  // `ends` lies on the CPU where no capacity is given, else on the keys' device.
+  m.def(
+      "voxel_sets(Tensor keys, int num_grids, int[3] shape, int[] kernels, int[] strides, "
+      "int[] paddings, int[]? capacity) "
+      "-> (Tensor[] members, Tensor[] words, Tensor[] up_to, Tensor ends, Tensor place)");
+  m.def(
+      "voxel_neighbors(Tensor rows, int[3] shape, int[3] kernel_size, int[3] stride, "
+      "int[3] padding, bool of_inputs, int num_grids, Tensor words, Tensor up_to, int first, "
+      "int size) -> Tensor");
 
   m.def("unique_voxels(Tensor keys, int num_keys) -> (Tensor unique, Tensor inverse)");
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from models import randomness
 from models.errors import ModelConfigError
-from models.randomness import SampleDraws
 
 from .attention import ScaleAdaptiveSelfAttention
 from .mixing import AdaptiveMixing
+from .precision import in_full_precision
 from .sampling import FeatureMaps, PointSampling
 
 POSITION_CODES = ("added", "where_used")
@@ -39,11 +39,17 @@ class FeedForward(nn.Module):
         hidden = nn.Sequential(nn.Linear(embed_dims, hidden_dims), nn.ReLU())
         self.layers = nn.Sequential(hidden, nn.Linear(hidden_dims, embed_dims))
 
-    def forward(self, x: Tensor, draws: SampleDraws | None = None) -> Tensor:
-        """Return ``x`` ``[B, Q, C]`` plus the network of it; without ``draws`` nothing drops."""
+    def forward(self, x: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """Return ``x`` ``[B, Q, C]`` plus the network of it.
+
+        Args:
+            x: ``[B, Q, C]``.
+            seeds: int64 ``[2, B]``, of the dropout after each layer; None drops nothing.
+        """
         out = x
         for i, layer in enumerate(self.layers):
-            out = randomness.dropout(layer(out), self.dropout, draws and draws.part(i))
+            own = None if seeds is None else seeds[i]
+            out = randomness.dropout(layer(out), self.dropout, own)
         return x + out
 
 
@@ -161,7 +167,8 @@ class DecoderLayer(nn.Module):
         points_m: Tensor,
         maps: FeatureMaps,
         with_point_feats: bool,
-        draws: SampleDraws | None = None,
+        seeds: Tensor | None = None,
+        order: Tensor | None = None,
     ) -> LayerOutput:
         """Run the layer.
 
@@ -171,29 +178,38 @@ class DecoderLayer(nn.Module):
             points_m: The same points in metres of the occ frame.
             maps: What to sample from.
             with_point_feats: Whether the class branch is needed.
-            draws: Of the dropout; None drops nothing.
+            seeds: int64 ``[3, B]``, of the dropout in self-attention and after each layer of the
+                feed-forward network; None drops nothing.
+            order: int64 ``[B, Q]``, in which self-attention visits queries; None to find one here.
         """
         centre = points_m.mean(2)
         code = self.position_encoder(points.flatten(2))
         placed = query_feats + code
         sampled, where = self.sampling(placed, points_m, maps)
         mixing = self.get_submodule(self.mixing_name)
-        attention_draws = draws and draws.part("attention")
+        attention_seeds = None if seeds is None else seeds[0]
         if self.keeps_code:
             query_feats = self.norm1(mixing(sampled, placed))
-            attended = self.self_attn(query_feats, centre, attention_draws)
+            attended = self.self_attn(query_feats, centre, attention_seeds, order)
         else:
             query_feats = self.norm1(mixing(sampled, placed, query_feats))
-            attended = self.self_attn(query_feats, centre, attention_draws, code)
+            attended = self.self_attn(query_feats, centre, attention_seeds, order, code)
         query_feats = self.norm2(attended)
-        query_feats = self.norm3(self.ffn(query_feats, draws and draws.part("ffn")))
-        offset = self.reg_branch(query_feats).unflatten(-1, (self.out_points, 3))
+        query_feats = self.norm3(self.ffn(query_feats, None if seeds is None else seeds[1:]))
+        offset = self._offsets(query_feats).unflatten(-1, (self.out_points, 3))
         refined = torch.nan_to_num(centre.unsqueeze(2) + offset * self.refine_scale_m)
         feats = None
         if with_point_feats:
             feats = self.cls_branch(query_feats).unflatten(-1, (self.out_points, -1))
-            feats = torch.nan_to_num(feats)
+            feats = torch.nan_to_num(feats).to(refined.dtype)
         return LayerOutput(query_feats, refined, feats, where.detach())
+
+    def _offsets(self, query_feats: Tensor) -> Tensor:
+        """Return the regression branch's output; its last layer gives metres, of 24 bits."""
+        *hidden, last = self.reg_branch
+        for module in hidden:
+            query_feats = module(query_feats)
+        return in_full_precision(last, query_feats)
 
 
 def _linear_norm_relu(in_dims: int, dims: int, times: int) -> list[nn.Module]:

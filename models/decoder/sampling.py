@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from models import ops
 from models.errors import ModelConfigError
 
+from .precision import in_full_precision
+
 PATTERNS = ("prototype", "scaled_offset")
 
 
@@ -24,7 +26,7 @@ class FeatureMaps:
     """What the decoder samples from.
 
     Attributes:
-        mlvl_feats: L image feature maps ``[B, T*N, C, h, w]``.
+        mlvl_feats: L image feature maps ``[B, T*N, C, h, w]``, or the same, shared by the layers.
         occ2img: ``[B, T*N, 4, 4]``, metres of the occ frame to pixels.
         img_hw: Height and width in pixels of the images the projections refer to.
         bev_feats: LiDAR features ``[B, C, h, w]`` seen from above, rows along y and columns along
@@ -32,7 +34,7 @@ class FeatureMaps:
         pc_range: ``[6]``, range of ``bev_feats`` in metres of the occ frame.
     """
 
-    mlvl_feats: Sequence[Tensor]
+    mlvl_feats: Sequence[Tensor] | ops.SharedMaps
     occ2img: Tensor
     img_hw: tuple[int, int]
     bev_feats: Tensor | None = None
@@ -94,7 +96,7 @@ class PointSampling(nn.Module):
             query_feats: ``[B, Q, C]``.
             points: ``[B, Q, R, 3]`` current points of the queries, metres of the occ frame.
         """
-        offset = self.sampling_offset(query_feats).unflatten(-1, (-1, 3))
+        offset = in_full_precision(self.sampling_offset, query_feats).unflatten(-1, (-1, 3))
         centre = points.mean(2, keepdim=True)
         single = points.shape[2] == 1
         if self.pattern == "prototype":
@@ -120,7 +122,7 @@ class PointSampling(nn.Module):
             points: ``[B, Q, R, 3]``, metres of the occ frame.
             maps: What to sample from.
         """
-        level_weights = self.scale_weights(query_feats)
+        level_weights = in_full_precision(self.scale_weights, query_feats)
         level_weights = level_weights.unflatten(
             -1, (self.num_groups, self.num_points, self.num_levels)
         ).softmax(-1)

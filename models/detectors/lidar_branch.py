@@ -22,7 +22,10 @@ PARTS = ("pts_voxel_layer", "pts_middle_encoder", "pts_backbone", "pts_neck")
 
 
 def build_lidar_branch(
-    configs: Mapping[str, dict | None], pc_range: Sequence[float], out_channels: int
+    configs: Mapping[str, dict | None],
+    pc_range: Sequence[float],
+    out_channels: int,
+    sparse_backend: str = "own",
 ) -> dict[str, nn.Module]:
     """Build the parts of the branch.
 
@@ -32,6 +35,7 @@ def build_lidar_branch(
         pc_range: Range of the voxel grid of the predictions in metres; LiDAR points are seen in
             the same.
         out_channels: C of the map.
+        sparse_backend: What computes the sparse convolutions on CUDA, see ``SparseConv3d``.
 
     Returns:
         Modules by name: ``PARTS`` and ``final_conv``; nothing if there are no configurations.
@@ -53,7 +57,7 @@ def build_lidar_branch(
     )
     for name in PARTS[1:]:
         built[name] = MODELS.build(configs[name])
-    use_own_convolutions(built["pts_middle_encoder"])
+    use_own_convolutions(built["pts_middle_encoder"], sparse_backend)
     _check_sparse_shape(built)
     in_channels = sum(built["pts_neck"].out_channels)
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)

@@ -109,7 +109,9 @@ class FirstHitHead(BaseModule):
         hit = label < self.num_classes
         # A ray that ends in a voxel of unknown state has no target.
         class_total = F.cross_entropy(of_class, label, reduction="sum", ignore_index=UNKNOWN_LABEL)
-        depth_total = F.cross_entropy(of_depth, depth_bin, reduction="none")[hit].sum()
+        of_pixel = F.cross_entropy(of_depth, depth_bin, reduction="none")
+        # A choice by mask would make the host wait for the device.
+        depth_total = torch.where(hit, of_pixel, 0.0).sum()
         pixels = (label != UNKNOWN_LABEL).sum().double()
         return {
             "img.loss_cls": [LossTerm(self.loss_weight * class_total, pixels)],
@@ -168,8 +170,10 @@ class FirstHitHead(BaseModule):
         pyramid = ops.OccupancyPyramid(labels[None], self.empty_label)
         near, far = (math.log(limit) for limit in self.depth_range_m)
         classes, bins = [], []
-        for camera in occ2img.double():
-            inverse = torch.linalg.inv(camera[:3, :3])
+        cameras = occ2img.double()
+        # `inv` would make the host wait for the device.
+        inverses = torch.linalg.inv_ex(cameras[:, :3, :3]).inverse
+        for camera, inverse in zip(cameras, inverses, strict=True):
             rays = F.normalize(pixels @ inverse.T, dim=-1)
             origin = -(inverse @ camera[:3, 3])
             hits = ops.ray_cast(

@@ -176,7 +176,9 @@ class ChamferLoss(nn.Module):
         share: Tensor | None = None
         count = terms.new_full((), len(terms), dtype=torch.float64)
         if self.density_aware:
-            share = torch.bincount(index, minlength=len(reference))[index].to(terms).reciprocal()
+            # Not `bincount`, which makes the host wait for a device.
+            sharing = index.new_zeros(len(reference)).index_add_(0, index, torch.ones_like(index))
+            share = sharing[index].to(terms).reciprocal()
             count = share.sum().double()
         if counted is not None:
             share = counted.to(terms) if share is None else share * counted

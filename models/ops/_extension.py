@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import warnings
@@ -110,16 +111,29 @@ def runs_natively(name: str, tensor: Tensor, on_gpu: Collection[torch.dtype] | N
     Raises:
         ExtensionError: the library is missing, does not load, or is older than this operation.
     """
-    native(name)
-    key = tensor.device.type.upper()
-    if key != "CPU" and on_gpu is not None and tensor.dtype not in on_gpu:
+    kind = tensor.device.type
+    if kind != "cpu" and on_gpu is not None and tensor.dtype not in on_gpu:
         return False
+    return _has_kernel(name, kind)
+
+
+# A constant for torch.compile, which cannot look into torch's dispatcher.
+@torch.compiler.assume_constant_result
+def _has_kernel(name: str, kind: str) -> bool:
+    return _look_for_kernel(name, kind)
+
+
+# Cached, since on a GPU the host starts a kernel in about the time that the look takes.
+@functools.cache
+def _look_for_kernel(name: str, kind: str) -> bool:
+    native(name)
+    key = kind.upper()
     if key == "CPU" or torch._C._dispatch_has_kernel_for_dispatch_key(f"opus::{name}", key):
         return True
     warnings.warn(
         f"the native extension was built without {key}: its operations run as plain torch, "
         "slowly; build it where a CUDA toolkit is found: python setup.py build_ext --inplace",
-        stacklevel=3,
+        stacklevel=5,
     )
     return False
 

@@ -115,9 +115,7 @@ def optional_findings() -> Iterator[Finding]:
     import torch
 
     if torch.cuda.is_available():
-        yield _imported(
-            "spconv", "spconv.pytorch", "pip install -r requirements/cuda.txt", is_needed=True
-        )
+        yield _imported("spconv", "spconv.pytorch", "OPUS_SPCONV=spconv-cu126==2.3.8 make setup")
         yield _imported("torchvision", "torchvision", "pip install -r requirements/cuda.txt")
     else:
         yield _imported("spconv", "spconv.pytorch", "pip install -r requirements/cpu.txt (tests)")

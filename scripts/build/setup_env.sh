@@ -4,7 +4,7 @@
 #   OPUS_PYTHON      interpreter for a new .venv (default: python3.11, 3.10, 3.12, whichever is first)
 #   OPUS_DEVICE      cpu | cuda (default: cuda where nvidia-smi lists a GPU)
 #   OPUS_WHEEL_DIR   where built mmcv wheels are kept, one folder per torch build and Python
-#   OPUS_SPCONV      spconv requirement for CUDA machines (default: requirements/cuda.txt)
+#   OPUS_SPCONV      spconv requirement for CUDA machines, e.g. spconv-cu126==2.3.8 (default: none)
 #   OPUS_MMCV_CUDA=1 build mmcv's operations for CUDA too (no part of the project needs them)
 #   TORCH_INDEX_URL  package index that torch and torchvision are taken from
 #   MAX_JOBS         compilers at once (default: cores, bounded by 2 GB of memory each)

@@ -8,6 +8,7 @@ from scripts.runtime import (
     hooks,
     loops,
     one_cycle,
+    parameter_groups,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "hooks",
     "loops",
     "one_cycle",
+    "parameter_groups",
 ]

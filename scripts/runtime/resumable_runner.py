@@ -34,6 +34,7 @@ from scripts.runtime.checkpoint_files import (
 from scripts.runtime.errors import TrainingInterrupted
 from scripts.runtime.finite_steps import FiniteStepsHook, TrainingDivergedError
 from scripts.runtime.loops import ResumableEpochTrainLoop, ResumableLoop
+from scripts.runtime.parameter_groups import Members, one_by_one, regrouped
 from scripts.runtime.place import Place
 from scripts.runtime.stop_signals import StopSignals
 from scripts.runtime.training_state import (
@@ -125,6 +126,7 @@ class ResumableRunner(Runner):
             raise CheckpointError(
                 f"{path} holds weights only and cannot be resumed: use --load-from"
             )
+        checkpoint = regrouped(checkpoint, self._group_members(), self._configured)
         place = Place.of_checkpoint(checkpoint, path)
         before = schedules.group_options(self.optim_wrapper) if self._configured else []
         self._resume = True  # for hooks: this is no start from other weights
@@ -317,7 +319,11 @@ class ResumableRunner(Runner):
                 options=plain(self._configured),
                 settings=[schedules.settings(s) for s in schedulers or []],
             )
+        one_by_one(content, self._group_members())
         return content
+
+    def _group_members(self) -> Members | None:
+        return getattr(self.optim_wrapper, "group_members", None)
 
     def ensure_checkpoint(self, epoch: int, iteration: int) -> None:
         """Have the state of now on the disk, unless a regular checkpoint holds it already."""

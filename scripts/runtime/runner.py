@@ -17,7 +17,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from scripts.runtime import schedules
+from scripts.runtime import parameter_groups, schedules
 from scripts.runtime.building import named_config_keys
 from scripts.runtime.checkpoint import (
     allow_checkpoint_classes,
@@ -186,6 +186,7 @@ class OpusRunner(ResumableRunner):
             optim_wrapper = with_layer_decay(optim_wrapper, names)
             if "optimizer" in optim_wrapper:
                 optim_wrapper = replaced(optim_wrapper, "OptimWrapper")
+                optim_wrapper["constructor"] = parameter_groups.CONSTRUCTOR
         self.logger.addFilter(_is_no_parameter_rule)
         try:
             built = super().build_optim_wrapper(optim_wrapper)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from scripts.runtime import schedules
 from scripts.runtime.checkpoint import CheckpointError
+from scripts.runtime.parameter_groups import IMPLEMENTATION
 
 # Facts about a run in the message hub that the resuming run knows better.
 _OF_THIS_RUN = frozenset(
@@ -113,6 +114,7 @@ def restore_optimizer(wrapper: Any, state: Any, path: str | Path) -> None:
             state["base_param_settings"] = {**wrapper.base_param_settings, **base}
         elif wrapper.base_param_settings is not None:
             state["base_param_settings"] = dict(wrapper.base_param_settings)
+        state["param_groups"] = _implemented_as(state["param_groups"], wrapper)
         try:
             wrapper.load_state_dict(state)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -147,6 +149,14 @@ def _optimizer_misfit(wrapper: OptimWrapper, state: Any) -> str | None:
     return None
 
 
+def _implemented_as(groups: Any, wrapper: OptimWrapper) -> list[dict[str, Any]]:
+    """Return stored groups that are computed as the run's are: fused on a GPU, not on a CPU."""
+    return [
+        dict(stored, **{key: group[key] for key in IMPLEMENTATION if key in group})
+        for stored, group in zip(groups, wrapper.optimizer.param_groups, strict=True)
+    ]
+
+
 def use_configured_options(
     wrapper: Any, configured: list[schedules.Options], stored: Any
 ) -> list[str]:
@@ -165,6 +175,8 @@ def use_configured_options(
     for index, (group, options) in enumerate(zip(wrapper.param_groups, configured, strict=True)):
         before = stored[index] if is_known and isinstance(stored[index], Mapping) else None
         for key, value in options.items():
+            if key in IMPLEMENTATION:
+                continue
             if before is None:
                 old = group.get(f"initial_{key}", group.get(key))
             else:

@@ -150,7 +150,7 @@ def test_distances_of_negatives_are_those_of_brute_force(make_head: Callable[...
     voxels = output.voxels[-1]
     semantics = torch.stack([sample.voxel_semantics for sample in samples])
     labels = semantics[tuple(voxels.coords.T)].long()
-    targets: list[OccupiedPoints] = [head.occupied_points(sample) for sample in samples]
+    targets: list[OccupiedPoints] = head.occupied_points(semantics, samples)
     weights = head._negative_weights(voxels, labels, targets)
     for i, gt in enumerate(targets):
         mine = voxels.coords[:, 0] == i

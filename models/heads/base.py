@@ -427,11 +427,14 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
                 learned = learned[rest]
             points.append(torch.cat([own_points, learned]))
             feats.append(F.pad(own_feats, (0, 0, 0, self.num_query - len(own_feats))))
+        start = torch.stack(points).unsqueeze(2)
+        if self.memory is None:
+            return start, None
         start_feats = torch.stack(feats)
-        if self.memory is not None and self.training:
+        if self.training:
             # All its weights get a gradient in every step, as data-parallel training wants it.
             start_feats = start_feats + self.memory.no_effect()
-        return torch.stack(points).unsqueeze(2), start_feats
+        return start, start_feats
 
     @torch.no_grad()
     def _spread_of(self, points: Tensor, like: Tensor) -> Tensor:

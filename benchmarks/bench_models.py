@@ -34,10 +34,11 @@ def main() -> None:
         seconds=20, samples=500, streaming_only=0,
     )  # fmt: skip
     report = Report("models", args)
-    timings = {size: time_size(size, args) for size in args.sizes.split(",")}
+    timings: dict[str, Timing] = {}
     report.table(["model", "way", "samples", "ms", "frames/s", "10 %", "90 %", "GFLOP a frame",
                   "M parameters", "host MiB"])  # fmt: skip
-    for size, timing in timings.items():
+    for size in args.sizes.split(","):
+        timing = timings[size] = time_size(size, args)
         anatomy = timing.anatomy
         gigaflop = sum(summed(anatomy.gigaflop).values())
         parameters = sum(anatomy.parameters.values()) / 1e6

@@ -225,7 +225,7 @@ def sampling_backward(size: str, args: argparse.Namespace, report: Report) -> No
 
 def main() -> None:
     args = parse_arguments(__doc__, repeats=2, sizes="t", frames=8)
-    logging.disable(logging.INFO)  # MMEngine tells three lines about every parameter
+    logging.disable(logging.WARNING)  # MMEngine tells of every single parameter
     report = Report("train_step", args)
     for size in args.sizes.split(","):
         steps(size, args, report)

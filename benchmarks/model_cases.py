@@ -24,6 +24,8 @@ CONFIGS = {
         "opusv2-fusion_nusc-occ3d/opusv2-fusion-t_r50_704x256_8f_nusc-occ3d_100e.py",
     ),
     "nano": ("V2-nano", "toy/opusv2-nano_toy.py"),
+    "v1nano": ("V1-nano", "toy/opusv1-nano_toy.py"),
+    "fusionnano": ("V2-Fusion-nano", "toy/opusv2-fusion-nano_toy.py"),
 }
 
 

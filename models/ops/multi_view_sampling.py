@@ -169,7 +169,8 @@ def multi_view_sampling(
         return multi_view_sampling_reference(
             maps, points, occ2img, level_weights, img_hw, num_cams, pairing
         )
-    settings = (int(img_hw[0]), int(img_hw[1]), num_cams, pairing == "published")
+    height, width = img_hw
+    settings = (int(height), int(width), num_cams, pairing == "published")
     if isinstance(feats, SharedMaps) and feats.token is not None:
         inputs = (feats.token, points, level_weights, occ2img)
         return _SharedSampling.apply(*inputs, feats.sums, settings)

@@ -31,7 +31,9 @@ OPUS_HD bool test(const uint32_t* words, int64_t i) {
 // How many members are below i.
 OPUS_HD int64_t rank(const uint32_t* words, const int64_t* up_to, int64_t i) {
   const int64_t w = i / kWordBits;
-  return up_to[w] - count_ones(words[w] >> (i % kWordBits));
+  const int at_or_above = count_ones(words[w] >> (i % kWordBits));
+  // Unsigned: whatever a caller's counts hold.
+  return static_cast<int64_t>(static_cast<uint64_t>(up_to[w]) - static_cast<uint64_t>(at_or_above));
 }
 
 struct CountBits {

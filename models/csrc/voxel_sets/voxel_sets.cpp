@@ -31,9 +31,13 @@ void check_keys(const at::Tensor& keys, const char* name) {
                     " must be int64 [n], got ", keys.scalar_type(), " ", keys.sizes());
 }
 
+// Of all grids; one alone may not have more voxels either, where there is none.
 int64_t checked_volume(const int64_t* shape, int64_t num_grids) {
-  double voxels = static_cast<double>(num_grids);
-  for (int a = 0; a < 3; ++a) voxels *= static_cast<double>(shape[a]);
+  double voxels = static_cast<double>(std::max<int64_t>(num_grids, 1));
+  for (int a = 0; a < 3; ++a) {
+    TORCH_CHECK_VALUE(shape[a] >= 0, "extents must not be negative, got ", shape[a]);
+    voxels *= static_cast<double>(shape[a]);
+  }
   TORCH_CHECK_VALUE(voxels <= static_cast<double>(voxel_sets::kMaxVoxels),
                     "grids may have up to ", voxel_sets::kMaxVoxels, " voxels together, got ",
                     voxels);
@@ -167,7 +171,7 @@ at::Tensor voxel_neighbors(const at::Tensor& rows, at::IntArrayRef shape, at::In
   TORCH_CHECK_VALUE(num_grids >= 0, "num_grids must not be negative, got ", num_grids);
   const Step step = make_step(shape, kernel, stride, padding);
   const int64_t positions = step.kernel[0] * step.kernel[1] * step.kernel[2];
-  if (voxel_sets::volume(of_inputs ? step.in_shape : step.out_shape) == 0) {  // a key has no place
+  if (checked_volume(of_inputs ? step.in_shape : step.out_shape, 1) == 0) {  // a key has no place
     return at::full({rows.size(0), positions}, size, rows.options().dtype(at::kInt));
   }
   const int64_t num_keys = checked_volume(of_inputs ? step.out_shape : step.in_shape, num_grids);
@@ -180,8 +184,10 @@ at::Tensor voxel_neighbors(const at::Tensor& rows, at::IntArrayRef shape, at::In
                         up_to.is_contiguous(),
                     "up_to must be int64 [", num_words, "], got ", up_to.scalar_type(), " ",
                     up_to.sizes());
-  TORCH_CHECK_VALUE(size >= 0 && size <= voxel_sets::kMaxSetting, "size must lie in [0, ",
-                    voxel_sets::kMaxSetting, "], got ", size);
+  TORCH_CHECK_VALUE(size >= 0 && size <= voxel_sets::kMaxSetting && first >= 0 &&
+                        first <= voxel_sets::kMaxSetting,
+                    "first and size must lie in [0, ", voxel_sets::kMaxSetting, "], got ", first,
+                    " and ", size);
   check_same_device(words, "words", rows, "rows");
   check_same_device(up_to, "up_to", rows, "rows");
   const c10::DeviceGuard guard(rows.device());

@@ -167,8 +167,8 @@ struct Neighbors {
     }
     const int64_t neighbor = join_key(shape, v[0], d[0], d[1], d[2]);
     if (!bit_set::test(words, neighbor)) return size;
-    const int64_t rank = bit_set::rank(words, up_to, neighbor) - first;
-    return rank >= 0 && rank < size ? rank : size;
+    const int64_t rank = bit_set::rank(words, up_to, neighbor);
+    return rank >= first && rank - first < size ? rank - first : size;
   }
 };
 

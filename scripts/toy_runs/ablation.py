@@ -137,14 +137,15 @@ class Ablation:
         parts = [slug(row), *([] if iterations is None else [slug(EQUAL_TIME)]), f"seed{seed}"]
         work_dir = self.out.joinpath(*parts)
         print(f"\n== {' / '.join(parts)}", flush=True)
-        config = work_dir / "config.py"
+        # Beside the work dir: MMEngine writes the resolved config into it, under the same name.
+        config = work_dir.with_name(f"{work_dir.name}.py")
         overrides = training_overrides(spec, row, seed, iterations)
         _write_once(config, config_text(spec.config, overrides))
         steps = Steps.load(work_dir / "steps.json")
         weights = train_model(steps, str(config), work_dir, data_key)
         cost = read_cost(work_dir)
         for name, changes in spec.evaluations.items():
-            evaluated = work_dir / f"evaluate-{slug(name)}.py" if name else config
+            evaluated = config.with_name(f"{work_dir.name}-{slug(name)}.py") if name else config
             if name:
                 _write_once(evaluated, config_text(spec.config, merged(overrides, changes)))
             folder = work_dir / slug(name) if name else work_dir

@@ -112,6 +112,8 @@ class Machine:
         if self.fails and self.fails in name:
             raise StepFailed(f"step 'training' failed with exit code {self.code}")
         self.trained.append(str(work_dir))
+        work_dir.mkdir(parents=True, exist_ok=True)
+        (work_dir / Path(config).name).write_text("as MMEngine writes it")
         log = work_dir / "20260101" / "vis_data" / "scalars.json"
         log.parent.mkdir(parents=True)
         seconds = 0.5 if "slow" in str(work_dir) else 0.25
@@ -148,7 +150,7 @@ def test_table_numbers_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     # Differences seed by seed: 3 and 4.
     assert cells[1][:5] == ["slow", "2", "100", "15.00 ± 1.41", "+3.50 ± 0.71"]
     assert cells[2][0] == "slow, equal time" and cells[2][4] == "+3.50 ± 0.71"
-    equal = (tmp_path / "slow" / "equal-time" / "seed1" / "config.py").read_text()
+    equal = (tmp_path / "slow" / "equal-time" / "seed1.py").read_text()
     assert "'max_iters': 50" in equal  # half as many steps as the base, twice as slow
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert len(machine.trained) == 6
@@ -161,7 +163,7 @@ def test_every_model_is_scored_under_every_evaluation(
     thresholds = {t: {"model": {"pts_bbox_head": {"score_thr": float(t)}}} for t in ("0.3", "0.4")}
     ablation.run_ablation(spec_of(rows={"base": {}}, evaluations=thresholds), tmp_path)
     assert len(machine.trained) == 2 and len(machine.scored) == 4
-    assert "0.4" in Path(machine.scored[1]).read_text()
+    assert "'score_thr': 0.4" in Path(machine.scored[1]).read_text()
     assert list(json.loads((tmp_path / "ablation.json").read_text())) == ["base, 0.3", "base, 0.4"]
 
 

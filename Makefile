@@ -1,4 +1,4 @@
-# The commands of the project; `make help` lists them. Set-up does no work twice.
+# The commands of the project. `make help` lists them. `make setup` repeats no finished step.
 
 PY := .venv/bin/python
 DEMO ?=
@@ -22,6 +22,7 @@ test: lint types pytest  ## set up if needed; ruff, mypy, all tests
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check --quiet .
+	$(PY) -m codespell_lib
 
 types: setup
 	$(PY) -m mypy
@@ -35,13 +36,13 @@ bench: setup  ## all benchmarks of the native operations (BENCH="--device cuda" 
 	    $(PY) $$file $(BENCH); fi; done
 
 cuda-report: setup  ## compile the CUDA sources (no GPU needed); registers and spills per kernel
-	$(PY) -m scripts.compile_cuda
+	$(PY) scripts/compile_cuda.py
 
 cuda-emulation: setup  ## all CUDA kernels, run on the CPU, in the tests of a GPU
-	$(PY) -m scripts.emulate_cuda
+	$(PY) scripts/emulate_cuda.py
 
 sanitize: setup  ## the operations' tests on a CPU build with address and undefined-behaviour checks
-	$(PY) -m scripts.sanitize
+	$(PY) scripts/sanitize.py
 
 gpu-check:  ## the first minutes on a GPU, with torch alone: build, compare, time, one table
 	@if [ -x $(PY) ]; then $(PY) -m scripts.gpu_check $(GPU); else python3 -m scripts.gpu_check $(GPU); fi
@@ -50,10 +51,10 @@ compute-sanitizer: setup  ## the CUDA kernels' tests under NVIDIA's checks (need
 	bash scripts/build/compute_sanitizer.sh
 
 demo: setup  ## toy data, training, scores against an image-blind prior, pictures
-	$(PY) -m scripts.demo $(DEMO)
+	$(PY) scripts/demo.py $(DEMO)
 
 toy-train: setup  ## the longer run over the toy data (under an hour on two cores)
-	$(PY) -m scripts.demo --long $(DEMO)
+	$(PY) scripts/demo.py --long $(DEMO)
 
 toy-pretrain: setup  ## the toy line's checkpoint, pretrain/opusv2-nano_toy.pth (hours on two cores; resumes)
 	$(PY) -m scripts.toy_pretrain
@@ -62,16 +63,22 @@ ablate: setup  ## compare overrides of a config over seeds (ABLATE=configs/ablat
 	$(PY) -m scripts.ablate $(ABLATE)
 
 family: setup  ## every model on the toy data, in one table (one to two hours on two cores)
-	$(PY) -m scripts.family
+	$(PY) scripts/family.py
 
 drill: setup  ## trainings that are killed, signalled, damaged and resumed (DRILL="--kills 100")
-	$(PY) -m scripts.drill $(DRILL)
+	$(PY) scripts/drill.py $(DRILL)
 
 gallery: setup  ## the pictures of docs/gallery.md, from the toy data and a model trained on it
-	$(PY) -m scripts.make_gallery $(GALLERY)
+	$(PY) scripts/make_gallery.py $(GALLERY)
+
+.PHONY: docs
+docs: setup  ## build the documentation site in outputs/site; broken links and anchors are errors
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "open outputs/site/index.html"
 
 env-report: setup  ## versions, what was built, what is missing
-	$(PY) -m scripts.env_report
+	$(PY) scripts/env_report.py
 
 clean:  ## remove caches, build products and results (not .venv, data, the mmcv wheel)
 	rm -rf build outputs work_dirs .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,11 +1,11 @@
-"""Times whole detectors against the plain way to compute the same.
+"""Time whole detectors against the plain way to compute the same.
 
     python benchmarks/bench_detector.py [--device cpu|cuda] [--sizes t,s,m,l,v1t,fusion]
         [--threads N] [--repeats N]
 
 "frame" is a sample of a stream, from uint8 images (and points) in host memory to the predicted
 voxels: one new frame, seven known ones. "decoder and head" is the part behind the maps. "plain" is
-``benchmarks/plain_detector.py``: sampling by ``grid_sample`` per level, plain-torch twins of all
+`benchmarks/plain_detector.py`: sampling by `grid_sample` per level, plain-torch twins of all
 other operations, NCHW, batch norms not folded, frames stacked. Weights are random, so that there
 are fewer predicted voxels than those of a trained model. Needs the whole environment.
 """

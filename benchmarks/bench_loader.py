@@ -1,44 +1,53 @@
-"""Times the loading of samples: plain per-image pipeline, exact mode, fast mode.
+"""Time the loading of samples: plain per-image pipeline, exact, fast and packed images.
 
-    python -m benchmarks.bench_loader [--seconds N] [--workers 0 1 2] [--config CONFIG]
+    python benchmarks/bench_loader.py [--real NUSCENES] [--rounds N] [--workers 0 2 4 8] [--save]
 
-Without --config it makes a data set of nuScenes' sizes in a temporary folder (1600 x 900 JPEGs,
-Occ3D labels, 8 frames of 6 cameras per sample) and uses the published training and test pipelines.
-With it, the first two steps of the config's training pipeline must be DrawImageAug and
-LoadMultiViewImages. `plain` decodes with Pillow and resizes with Pillow, image by image.
-
-Samples/s are wall time; what a core does is told by the CPU times of the stages in one process.
+Makes a data set of nuScenes' sizes in a temporary folder (1600 x 900 JPEGs, Occ3D labels, LiDAR, 8
+frames of 6 cameras a sample) and uses the published training and test pipelines. --real names a
+nuScenes folder whose key frames are taken beside drawn ones. `plain` decodes with Pillow and
+resizes with Pillow, image by image. What a core does is told by CPU times of one process, in which
+the pipelines take turns; samples/s with workers are wall time.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import os
+import platform
+import statistics
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import PIL
+import PIL.Image
+import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, TRANSFORMS
-from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 
 import loaders.register  # noqa: F401 - enters the parts into the registries
-from loaders.info_io import CAMERAS, save_infos
+from benchmarks import common
+from benchmarks.loader_data import write_data_set
 from loaders.sample import OccSample
-from loaders.transforms.decode import fastest_backend
+from loaders.transforms.decode import Backend, fastest_backend
 from loaders.transforms.geometry import apply_image_aug
+from scripts.packing.plan import PackingPlan, plan_packing
+from scripts.packing.writer import DEFAULT_QUALITY, pack, pack_image
+from scripts.runtime.atomic_write import write_atomically
+from scripts.runtime.config import load_config
 
-BASE = Path(__file__).resolve().parents[1] / "configs/_base_/datasets/nuscenes_occ3d.py"
-RAW_HW = (900, 1600)
-KEY_FRAMES, SWEEPS = 24, 5
+CONFIG = "configs/opusv2_nusc-occ3d/opusv2-t_r50_704x256_8f_nusc-occ3d_100e.py"
+# Of nuScenes trainval: key frames, scenes, and camera frames of each key frame (5 sweeps and
+# itself, except for the first of a scene).
+NUSC_KEY_FRAMES, NUSC_SCENES, NUSC_FRAMES = 34_149, 850, 6
+AIMS = {"exact": 2.5, "fast": 8.0, "packed": 10.0}
+BATCH = 8
 Step = dict[str, Any]
 
 
@@ -50,150 +59,262 @@ class PlainImages:
         assert sample.image_aug is not None
         images = []
         for path in sample.img_paths:
-            with Image.open(path) as file:
+            with PIL.Image.open(path) as file:
                 rgb = np.asarray(file.convert("RGB"))
             images.append(apply_image_aug(rgb, sample.image_aug)[:, :, ::-1])
         sample.images = np.ascontiguousarray(np.stack(images))
         return sample
 
 
-def write_image(path: Path, seed: int) -> None:
-    """A JPEG of a street's size in bytes: large shapes, edges, a little noise."""
-    rng = np.random.default_rng(seed)
-    h, w = RAW_HW
-    image = Image.fromarray(rng.integers(0, 255, (h // 60, w // 60, 3), np.uint8))
-    image = image.resize((w, h), Image.Resampling.BICUBIC)
-    boxes = np.asarray(image).astype(np.int16)
-    for _ in range(120):
-        y, x = rng.integers(0, h), rng.integers(0, w)
-        size = rng.integers(5, 90, 2)
-        boxes[y : y + size[0], x : x + size[1]] = rng.integers(0, 255, 3)
-    boxes += rng.integers(-4, 5, boxes.shape, np.int16)
-    image = Image.fromarray(np.clip(boxes, 0, 255).astype(np.uint8))
-    image.filter(ImageFilter.GaussianBlur(0.6)).save(path, quality=92)
+class Lines:
+    """Print lines as they come and keep them."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __call__(self, text: str = "") -> None:
+        print(text, flush=True)
+        self.lines.append(text)
+
+    def table(self, *header: str) -> None:
+        self("| " + " | ".join(header) + " |")
+        self("|---" * len(header) + "|")
+
+    def row(self, *cells: object) -> None:
+        self("| " + " | ".join(str(cell) for cell in cells) + " |")
 
 
-def write_data_set(root: Path) -> None:
-    """One scene of key frames and sweeps; all images are links to a dozen."""
-    stock = []
-    for i in range(12):
-        stock.append(root / f"stock{i}.jpg")
-        write_image(stock[-1], i)
-    rng = np.random.default_rng(0)
-    semantics = np.where(rng.random((200, 200, 16)) < 0.05, 11, 17).astype(np.uint8)
-    masks = rng.random((2, 200, 200, 16)) < 0.3
-    names = iter(range(10**6))
-
-    def camera(name: str, time_us: int) -> Step:
-        path = f"samples/{name}/{next(names)}.jpg"
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        os.link(stock[rng.integers(len(stock))], root / path)
-        return {
-            "data_path": path,
-            "timestamp": time_us,
-            "cam_intrinsic": np.array([[1266.0, 0, 810], [0, 1266, 490], [0, 0, 1]]),
-            "sensor2global_rotation": np.eye(3),
-            "sensor2global_translation": np.zeros(3),
-        }
-
-    def frame(time_us: int) -> Step:
-        return {name: camera(name, time_us) for name in CAMERAS}
-
-    infos = []
-    for k in range(KEY_FRAMES):
-        now, token = 500_000 * k, f"sample{k}"
-        sweeps = [frame(now - 83_333 * (i + 1)) for i in range(SWEEPS if k else 0)]
-        still = {"translation": [0.0] * 3, "rotation": [1.0, 0, 0, 0]}
-        poses = {f"{a}_{b}": still[b] for a in ("lidar2ego", "ego2global") for b in still}
-        scene = {"scene_name": "scene", "scene_token": "scene", "lidar_token": f"lidar{k}"}
-        files = {"lidar_path": "none", "lidar_sweeps": [], "cams": frame(now), "cam_sweeps": sweeps}
-        infos.append({"token": token, "timestamp": now, **scene, **files, **poses})
-        folder = root / "gts" / "scene" / token
-        folder.mkdir(parents=True)
-        np.savez_compressed(
-            folder / "labels.npz", semantics=semantics, mask_camera=masks[0], mask_lidar=masks[1]
-        )
-    save_infos(root / "infos.pkl", infos, {"version": "v1.0-trainval"})
+def load_published(root: Path, **options: Any) -> Config:
+    """Return the published config with the data set of the benchmark."""
+    files = {
+        f"{part}_dataloader.dataset.{key}": value
+        for part in ("train", "val")
+        for key, value in (("ann_file", "infos.pkl"), ("with_ray_origins", False))
+    }
+    return load_config(str(common.ROOT / CONFIG), dict(data_root=str(root), **files, **options))
 
 
-def variants(train: Step, test: Step) -> Iterator[tuple[str, Step]]:
-    """Names and data set configs to compare."""
-    for name, base in (("training", train), ("evaluation", test)):
-        for mode in ("plain", "exact", "fast"):
+def variants(base: Step, packed_root: str, backends: Sequence[Backend]) -> Iterator[tuple]:
+    """Yield the names, decoders and data set configs to compare."""
+    for mode in ("plain", "exact", "fast", "packed"):
+        for backend in backends[:1] if mode == "plain" else backends:
             cfg = copy.deepcopy(base)
-            step = cfg["pipeline"][1]
             if mode == "plain":
                 cfg["pipeline"][1] = dict(type="PlainImages")
             else:
-                step.update(image_mode=mode)
-                if name == "training":
-                    step.pop("image_cache_mb", None)
-            yield f"{name}, {mode}", cfg
+                image_mode = "fast" if mode == "fast" else "exact"
+                cfg["pipeline"][1].update(image_mode=image_mode, backend=backend)
+            if mode == "packed":
+                cfg["data_root"] = packed_root
+            yield mode, "pillow" if mode == "plain" else backend, cfg
 
 
-def samples_per_second(dataset: Any, workers: int, seconds: float) -> float:
-    """Through a data loader, in the order of evaluation, without its start."""
-    options = dict(prefetch_factor=1) if workers else {}
-    loader = DataLoader(dataset, num_workers=workers, collate_fn=pseudo_collate, **options)
-    stream = (batch for _ in iter(int, 1) for batch in loader)
-    for _ in range(1 + 2 * workers):
-        next(stream)
-    start, count = time.perf_counter(), 0
-    while (spent := time.perf_counter() - start) < seconds or count < 2:
-        next(stream)
-        count += 1
-    return count / spent
-
-
-def stage_times_ms(dataset: Any, seconds: float) -> dict[str, float]:
-    """Mean CPU milliseconds of every step of a sample, in this process."""
-    spent: dict[str, float] = defaultdict(float)
-    begin, count = time.perf_counter(), 0
-    while time.perf_counter() - begin < seconds or count < 2:
+def stage_times_ms(dataset: Any, index: int) -> tuple[dict[str, float], Any]:
+    """CPU milliseconds of every step of a sample in this process, and the sample."""
+    start = time.process_time()
+    item = dataset.get_sample(index % len(dataset))
+    spent = {"poses": time.process_time() - start}
+    for step in dataset.pipeline.transforms:
         start = time.process_time()
-        sample = dataset.get_sample(count % len(dataset))
-        spent["poses"] += time.process_time() - start
-        for step in dataset.pipeline.transforms:
-            start = time.process_time()
-            sample = step(sample)
-            spent[type(step).__name__] += time.process_time() - start
-        count += 1
-    return {name: 1e3 * value / count for name, value in spent.items()}
+        item = step(item)
+        spent[type(step).__name__] = time.process_time() - start
+    return {name: 1e3 * value for name, value in spent.items()}, item
 
 
-def run(train: Step, test: Step, workers: Sequence[int], seconds: float) -> None:
-    cv2.setNumThreads(0)  # as the runner sets it
-    print(f"decoder: {fastest_backend()}; samples/s by number of workers, CPU ms per stage")
-    plain: dict[str, float] = {}
-    for name, cfg in variants(train, test):
-        dataset = DATASETS.build(cfg)
-        rates = {n: samples_per_second(dataset, n, seconds) for n in workers}
-        stages = stage_times_ms(dataset, seconds)
-        total, kind = sum(stages.values()), name.split(",")[0]
-        plain.setdefault(kind, total)
-        listed = "  ".join(f"{n}: {rate:6.2f}" for n, rate in rates.items())
-        print(f"{name:18} {listed}   {total:7.1f} ms, {plain[kind] / total:.1f} x plain")
-        print("    " + ", ".join(f"{key} {value:.1f}" for key, value in stages.items()))
+def per_core(say: Lines, kind: str, built: list[tuple], rounds: int) -> dict[str, float]:
+    """Print CPU times by pipeline; return milliseconds a sample by mode, fastest decoder."""
+    times: list[list[dict[str, float]]] = [[] for _ in built]
+    errors: list[list[tuple[float, float]]] = [[] for _ in built]
+    for turn in range(rounds + 1):
+        truth = None
+        for own, wrong, (*_, dataset) in zip(times, errors, built, strict=True):
+            dataset.set_epoch(turn)
+            stages, item = stage_times_ms(dataset, turn + 8)
+            if turn:  # the first warms up
+                own.append(stages)
+            images = item["inputs"]["img"].numpy().astype(np.int16)
+            truth = images if truth is None else truth
+            apart = np.abs(images - truth)
+            wrong.append((float(apart.max()), float((apart.astype(np.float64) ** 2).mean())))
+    say.table(
+        kind, "decoder", "CPU ms a sample", "of that, images", "labels", "against plain",
+        "largest difference", "PSNR",
+    )  # fmt: skip
+    totals: dict[str, float] = {}
+    plain = 0.0
+    for own, wrong, (mode, backend, _) in zip(times, errors, built, strict=True):
+        total = statistics.median(sum(stages.values()) for stages in own)
+        plain = plain or total
+        totals.setdefault(mode, total)
+        stage = {name: statistics.median(s[name] for s in own) for name in own[0]}
+        images = stage.get("LoadMultiViewImages") or stage["PlainImages"]
+        error = statistics.mean(e for _, e in wrong)
+        psnr = f"{10 * np.log10(255**2 / error):.1f} dB" if error else ""
+        most = max(m for m, _ in wrong)
+        say.row(
+            mode, backend, f"{total:.0f}", f"{images:.0f}", f"{stage['LoadOcc3DLabels']:.1f}",
+            f"{plain / total:.1f} x", f"{most:.0f}", psnr,
+        )  # fmt: skip
+    say()
+    return totals
+
+
+def tell_machines(say: Lines, totals: dict[str, float]) -> None:
+    """Print what machines feed, by the CPU times of a core."""
+    say.table(
+        "training", "samples/s of 4 workers", f"feed batches of {BATCH} every", "of 16 workers",
+        "feed every",
+    )  # fmt: skip
+    for mode, total in totals.items():
+        cells = []
+        for cores in (4, 16):
+            rate = 1e3 * cores / total
+            cells += [f"{rate:.1f}", f"{BATCH / rate:.2f} s"]
+        say.row(mode, *cells)
+    say("\nOne core for each worker.\n")
+
+
+def shared_memory_mib(pids: Sequence[int]) -> float:
+    """Return the mean proportional memory of processes, MiB: what several share counts in parts."""
+    sizes = []
+    for pid in pids:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        (line,) = (row for row in text.splitlines() if row.startswith("Pss:"))
+        sizes.append(int(line.split()[1]) / 1024)
+    return statistics.mean(sizes)
+
+
+def tell_workers(say: Lines, built: list[tuple], workers: Sequence[int], seconds: float) -> None:
+    """Print start, rate and memory of data loaders."""
+    say.table("training", "workers", "first sample after", "samples/s", "memory of a worker")
+    for mode, _, dataset in built:
+        for number in workers:
+            options = dict(prefetch_factor=1, persistent_workers=True) if number else {}
+            loader = DataLoader(
+                dataset, batch_size=1, num_workers=number, collate_fn=pseudo_collate, **options
+            )
+            start = time.perf_counter()
+            batches = iter(loader)
+            next(batches)
+            first = time.perf_counter() - start
+            stream = (batch for _ in iter(int, 1) for batch in loader)
+            for _ in range(1 + 2 * number):
+                next(stream)
+            start, count = time.perf_counter(), 0
+            while (spent := time.perf_counter() - start) < seconds or count < 2:
+                next(stream)
+                count += 1
+            pids = [worker.pid for worker in getattr(loader._iterator, "_workers", [])]
+            memory = f"{shared_memory_mib(pids):.0f} MiB" if pids else ""
+            say.row(mode, number, f"{first:.2f} s", f"{count / spent:.2f}", memory)
+            del stream, batches, loader
+    say()
+
+
+def tell_packing(say: Lines, plan: PackingPlan, out: Path) -> None:
+    """Print size and time of packing nuScenes, from the images at hand."""
+    names = [*plan.images][:: max(1, len(plan.images) // 24)]
+    raw = packed = seconds = 0.0
+    for name in names:
+        path = plan.source / name
+        start = time.process_time()
+        packed += len(pack_image(path, plan.images[name], plan.quality))
+        seconds += time.process_time() - start
+        raw += path.stat().st_size
+    size = next(iter(plan.images.values()))
+    labels = statistics.mean((out / name).stat().st_size for name in plan.labels)
+    number = (NUSC_KEY_FRAMES * NUSC_FRAMES - NUSC_SCENES * (NUSC_FRAMES - 1)) * 6
+    n = len(names)
+    say(
+        f"Packed images have {size.stored_hw[1]} x {size.stored_hw[0]} pixels (JPEG quality"
+        f" {plan.quality}) and {packed / n / 1e3:.0f} kB instead of {raw / n / 1e3:.0f}; one takes"
+        f" {1e3 * seconds / n:.1f} ms of CPU. For the {number / 1e6:.2f} million images of nuScenes"
+        f" trainval: {packed / n * number / 1e9:.0f} GB (raw"
+        f" {raw / n * number / 1e9:.0f}), {seconds / n * number / 3600:.1f} hours of one core."
+        f" Labels: {labels * NUSC_KEY_FRAMES / 1e9:.1f} GB.\n"
+    )
+
+
+def tell_lidar(say: Lines, root: Path, rounds: int) -> None:
+    """Print CPU times of the LiDAR of a sample: ten files."""
+    base = load_published(root)["train_dataloader"]["dataset"].to_dict()
+    pipeline = [dict(type="LoadLidarSweeps"), dict(type="FilterPoints")]
+    dataset = DATASETS.build({**base, "use_lidar": True, "pipeline": pipeline})
+    taken = [stage_times_ms(dataset, turn)[0] for turn in range(rounds + 1)][1:]
+    names = ("LoadLidarSweeps", "FilterPoints")
+    parts = {name: statistics.median(stages[name] for stages in taken) for name in names}
+    told = ", ".join(f"{name} {ms:.1f} ms" for name, ms in parts.items())
+    say(f"LiDAR, ten files a sample, CPU time: {told}.\n")
+
+
+def bench(say: Lines, title: str, root: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Return the measures a data set of one kind of frames; returns ratios to plain by mode."""
+    cfg = load_published(root)
+    train, test = (cfg[f"{part}_dataloader"]["dataset"].to_dict() for part in ("train", "val"))
+    packed = root.parent / f"{root.name}_packed"
+    plan = plan_packing(cfg, CONFIG, DEFAULT_QUALITY)
+    pack(plan, packed, 0)
+    backends = list(dict.fromkeys([fastest_backend(), *args.backends]))
+    say(f"## {title}\n")
+    totals: dict[str, dict[str, float]] = {}
+    for kind, base in (("training", train), ("evaluation", test)):
+        built = [
+            (mode, backend, DATASETS.build(part))
+            for mode, backend, part in variants(base, str(packed), backends)
+        ]
+        totals[kind] = per_core(say, kind, built, args.rounds)
+        if kind == "training":
+            fastest = [entry for entry in built if entry[1] in ("pillow", backends[0])]
+    tell_machines(say, totals["training"])
+    tell_workers(say, fastest[1:], args.workers, args.seconds)
+    tell_packing(say, plan, packed)
+    tell_lidar(say, root, args.rounds)
+    ours = totals["training"]
+    return {mode: ours["plain"] / ours[mode] for mode in AIMS}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=10.0, help="per measurement")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--config", help="config with a data set of its own")
+    parser.add_argument("--rounds", type=int, default=7, help="samples of each pipeline")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each number of workers")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2, 4, 8])
+    parser.add_argument(
+        "--backends", nargs="*", default=["cv2"], help="decoders beside the fastest one"
+    )
+    parser.add_argument("--real", type=Path, help="nuScenes folder with real key frames")
+    parser.add_argument("--note", default="", help="a remark, such as other load")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/loader.md")
     args = parser.parse_args()
-    cfg = Config.fromfile(args.config or str(BASE))
-    train, test = (cfg[f"{part}_dataloader"]["dataset"].to_dict() for part in ("train", "val"))
-    if args.config:
-        run(train, test, args.workers, args.seconds)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        write_data_set(Path(folder))
-        for dataset in (train, test):
-            dataset.update(data_root=folder, ann_file="infos.pkl", with_ray_origins=False)
-        run(train, test, args.workers, args.seconds)
+    cv2.setNumThreads(0)  # as the runner sets it
+    torch.set_num_threads(1)
+    say = Lines()
+    say("# Loading samples\n")
+    real = " --real NUSCENES" if args.real else ""
+    say(
+        f"`python benchmarks/bench_loader.py{real} --rounds {args.rounds} --seconds"
+        f" {args.seconds:g} --save`, {time.strftime('%Y-%m-%d')}, {common.hardware('cpu')}, python"
+        f" {platform.python_version()}, numpy {np.__version__}, opencv {cv2.__version__}, pillow"
+        f" {PIL.__version__}, torch {torch.__version__}. A sample is 8 frames of 6 cameras, 1600 x"
+        f" 900 JPEGs, with Occ3D labels. CPU times are medians of samples. {args.note}\n"
+    )
+    aims = []
+    for title, source in (("Drawn frames", None), ("Real frames", args.real)):
+        if title == "Real frames" and source is None:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder) / "frames"
+            root.mkdir()
+            write_data_set(root, source)
+            for mode, ratio in bench(say, title, root, args).items():
+                verdict = "ok" if ratio >= AIMS[mode] else "short"
+                aims.append(f"AIM {title.lower()}, {mode} {ratio:.3g} >= {AIMS[mode]:g} {verdict}")
+    for aim in aims:
+        say(aim)
+    if args.save:
+        text = "\n".join(say.lines) + "\n"
+        write_atomically(common.RESULTS / "loader.md", lambda path: path.write_text(text))
 
 
 if __name__ == "__main__":

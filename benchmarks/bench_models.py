@@ -1,4 +1,4 @@
-"""Rates of the published models, as ``scripts/timing.py`` measures them, in one table.
+"""Rates of the published models, as `scripts/timing.py` measures them, in one table.
 
     python benchmarks/bench_models.py [--device cpu|cuda] [--dtype float32|bfloat16|float16]
         [--sizes t,s,m,l,v1t,fusion] [--threads N] [--seconds N] [--streaming-only 1]

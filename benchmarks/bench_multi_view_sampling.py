@@ -1,9 +1,9 @@
-"""Times multi-scale multi-view sampling against its twin and per-level ``grid_sample``.
+"""Time multi-scale multi-view sampling against its twin and per-level `grid_sample`.
 
     python benchmarks/bench_multi_view_sampling.py [--device cpu|cuda] [--dtype float32|float16]
         [--sizes t,s,m,l,v1t,v1l] [--threads N] [--repeats N]
 
-"field" is how published code does it without its own CUDA kernel, see ``field_sampling.py``.
+"field" is how published code does it without its own CUDA kernel, see `field_sampling.py`.
 """
 
 from __future__ import annotations

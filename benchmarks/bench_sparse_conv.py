@@ -1,4 +1,4 @@
-"""Times the sparse convolutions of V2's head, and their kernel maps, against the plain twins.
+"""Time the sparse convolutions of V2's head, and their kernel maps, against the plain twins.
 
     python benchmarks/bench_sparse_conv.py [--device cpu|cuda] [--threads N] [--repeats N] [--save]
 

@@ -1,6 +1,6 @@
 """Multi-view sampling as published code does it without a CUDA kernel of its own.
 
-Needs torch alone. Dimension letters as in ``models/ops/multi_view_sampling.py``.
+Needs torch alone. Dimension letters as in `models/ops/multi_view_sampling.py`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def field_sampling(
     num_cams: int,
     pairing: str = "published",
 ) -> Tensor:
-    """Sample maps with the arguments of ``multi_view_sampling``.
+    """Sample maps with the arguments of `multi_view_sampling`.
 
     Project into every camera, pick one, regroup every level to [B*T*G, c, N, h, w], read it with a
-    volumetric ``grid_sample`` whose depth axis is the camera, weight, sum.
+    volumetric `grid_sample` whose depth axis is the camera, weight, sum.
     """
     B, Q, G, P, _ = points.shape
     C = feats[0].shape[2]

@@ -34,12 +34,12 @@ def name_of(size: str) -> str:
 
 
 def config_of(size: str, **options: Any) -> Config:
-    """The resolved config of a model, with settings changed."""
+    """Return the resolved config of a model, with settings changed."""
     return load_config(ROOT / "configs" / CONFIGS[size][1], options)
 
 
 def model_and_drive(size: str, device: str) -> tuple[OPUS, SyntheticDrive]:
-    """A model in eval mode that streams, and samples for it."""
+    """Return a model in eval mode that streams, and samples for it."""
     cfg = config_of(size)
     cfg.model.streaming = True
     model = build_model(cfg, torch.device(device), None)

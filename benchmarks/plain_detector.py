@@ -1,7 +1,7 @@
 """The detector, computed in the plain way: what the benchmarks of whole models compare with.
 
 Weights and results are the same. Images and maps are NCHW, batch norms are not folded, frames of a
-stream are stacked for every sample, sampling is ``grid_sample`` per level, and all other operations
+stream are stacked for every sample, sampling is `grid_sample` per level, and all other operations
 are their plain-torch twins.
 
 Dimension letters: B batch, T frames, N cameras, C channels, h, w size of a map, H, W image size.
@@ -26,7 +26,7 @@ from scripts.golden.heads import plain_operations
 
 
 class PlainStream:
-    """Maps of a stream's samples: frames kept one by one, stacked for every sample."""
+    """Map of a stream's samples: frames kept one by one, stacked for every sample."""
 
     def __init__(self, model: OPUS) -> None:
         self.model = model
@@ -41,7 +41,7 @@ class PlainStream:
     def extract(
         self, images: Tensor, data_samples: Sequence[Any], _: object = None
     ) -> list[Tensor]:
-        """Stand in for ``OPUS.extract_feat``; of the images [B, T*N, 3, H, W] new ones count."""
+        """Stand in for `OPUS.extract_feat`; of the images [B, T*N, 3, H, W] new ones count."""
         num_cams = self.model.pts_bbox_head.num_cams
         if not (self.model.streaming and not self.model.training):
             return self.features(images)

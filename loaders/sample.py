@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loaders.lidar.frames import LidarFrames
+from loaders.packed import PackedImages
 from loaders.transforms.geometry import ImageAugParams
 
 # Label of voxels of unknown state, whatever their label in the files: losses and metrics skip them.
@@ -36,6 +37,7 @@ class OccSample:
         cameras: Names of the N cameras.
         data_root: Folder of the data set.
         img_paths: Files of the F images.
+        packed: How the images are stored, where the data root is a packed one.
         img_timestamps: int64 [F], microseconds.
         ego2img: float64 [F, 4, 4]; ego (of the current key frame's LiDAR) to raw pixels, later to
             augmented pixels.
@@ -58,7 +60,7 @@ class OccSample:
         image_aug: The draw that all images of the sample share.
         camera_augs: The same draw for each of the N cameras, whose images may differ in size.
         images: uint8 [F, H, W, 3] BGR, augmented.
-        voxel_semantics: uint8 [X, Y, Z]; ``UNKNOWN_LABEL`` where the state is not known.
+        voxel_semantics: uint8 [X, Y, Z]; `UNKNOWN_LABEL` where the state is not known.
         mask_camera: bool [X, Y, Z], voxels that a camera sees.
         mask_lidar: bool [X, Y, Z], voxels that the LiDAR sees.
         mask_valid: bool [X, Y, Z], voxels whose label is not noise.
@@ -89,6 +91,7 @@ class OccSample:
     ego2occ: npt.NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
     lidar2ego: npt.NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
     lidar: LidarFrames | None = None
+    packed: PackedImages | None = None
     replaces: int | None = None
     is_unlabelled: bool = False
     image_aug: ImageAugParams | None = None

@@ -23,7 +23,7 @@ class Recorder(Protocol):
     def __call__(
         self, function: Function, inputs: Sequence[Tensor | None]
     ) -> tuple[Replay, Sequence[Tensor | None]]:
-        """Capture ``function(*inputs)``.
+        """Capture `function(*inputs)`.
 
         Returns:
             What repeats the call, and where the results lie.
@@ -31,7 +31,7 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Captures calls in one pool of memory: they are replayed one after another."""
+    """Capture calls in one pool of memory: they are replayed one after another."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -39,7 +39,7 @@ class CudaRecorder:
     def __call__(
         self, function: Function, inputs: Sequence[Tensor | None]
     ) -> tuple[Replay, Sequence[Tensor | None]]:
-        """See ``Recorder``."""
+        """See `Recorder`."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries allocate at their first call

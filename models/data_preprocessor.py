@@ -23,7 +23,7 @@ _GEOMETRY = ("ego2img", "ego2occ")  # what prediction reads of a sample
 
 @MODELS.register_module()
 class PhotometricDistortion(nn.Module):
-    """Random colour changes, drawn anew for every image, on the device the images are on.
+    """Random colour changes, drawn for every image, on the device the images are on.
 
     Each with probability 1/2 and in this order: brightness; contrast, if a coin says first;
     saturation; hue; contrast, if it says last; a random order of the channels. Values are not
@@ -55,7 +55,7 @@ class PhotometricDistortion(nn.Module):
         """Return distorted copies of images.
 
         Args:
-            images: ``[I, 3, H, W]``: BGR, float, grey values 0 - 255, of one sample after another.
+            images: `[I, 3, H, W]`: BGR, float, grey values 0 - 255, of one sample after another.
             draws: Of the B samples; None takes a seed for all images from torch's generator.
         """
         draws = draws or SampleDraws.fresh(1)
@@ -80,11 +80,11 @@ class PhotometricDistortion(nn.Module):
         return (images * last)[rows, order.to(images.device)]
 
     def _draw_changes(self, number: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return what to do to ``number`` images of a sample.
+        """Return what to do to `number` images of a sample.
 
         Returns:
-            ``[number]`` each: shift of the brightness, factor of the contrast, whether that comes
-            first, factor of the saturation, shift of the hue; and ``[number, 3]``, the channels.
+            `[number]` each: shift of the brightness, factor of the contrast, whether that comes
+            first, factor of the saturation, shift of the hue; and `[number, 3]`, the channels.
         """
         coins = torch.rand(6, number, generator=generator) < 0.5
         values = torch.rand(4, number, generator=generator)
@@ -107,12 +107,12 @@ def change_saturation_and_hue(images: Tensor, factor: Tensor, shift_deg: Tensor)
     """Scale the HSV saturation and shift the HSV hue of BGR images.
 
     Args:
-        images: ``[I, 3, H, W]``; values may lie outside 0 - 255.
-        factor: ``[I, 1, 1, 1]`` factor of the saturation, which is not raised above 1.
-        shift_deg: ``[I, 1, 1, 1]`` shift of the hue in degrees.
+        images: `[I, 3, H, W]`; values may lie outside 0 - 255.
+        factor: `[I, 1, 1, 1]` factor of the saturation, which is not raised above 1.
+        shift_deg: `[I, 1, 1, 1]` shift of the hue in degrees.
 
     Returns:
-        ``[I, 3, H, W]`` images of the same value (largest channel) at every pixel.
+        `[I, 3, H, W]` images of the same value (largest channel) at every pixel.
     """
     blue, green, red = images.unbind(1)
     value, low = images.amax(1), images.amin(1)
@@ -146,7 +146,7 @@ class FrameSelection:
     num_cams: int
 
     def of(self, samples: Sequence[Tensor]) -> list[Tensor]:
-        """Return the images ``[N, 3, H, W]`` of each frame, of samples ``[T*N, 3, H, W]``."""
+        """Return the images `[N, 3, H, W]` of each frame, of samples `[T*N, 3, H, W]`."""
         per_sample = len(samples[0]) // self.num_cams
         images = []
         for frame in self.frames:
@@ -160,7 +160,7 @@ class OPUSDataPreprocessor(BaseDataPreprocessor):
     """Stack, distort (in training), turn to RGB, normalise and pad the images of a batch.
 
     Args:
-        mean: Mean of the three channels, in RGB order where ``bgr_to_rgb``.
+        mean: Mean of the three channels, in RGB order where `bgr_to_rgb`.
         std: Standard deviation of the channels, in the same order.
         bgr_to_rgb: Whether to swap the channels before normalising.
         pad_size_divisor: Images are padded at the right and bottom with zeros (after
@@ -194,18 +194,18 @@ class OPUSDataPreprocessor(BaseDataPreprocessor):
         """Return the network's input.
 
         Args:
-            data: ``inputs`` with ``img``, a uint8 BGR tensor ``[T*N, 3, H, W]`` per sample, and
-                ``data_samples``, as ``pseudo_collate`` gives them. What else ``inputs`` holds,
-                such as LiDAR ``points``, is handed on.
+            data: `inputs` with `img`, a uint8 BGR tensor `[T*N, 3, H, W]` per sample, and
+                `data_samples`, as `pseudo_collate` gives them. What else `inputs` holds,
+                such as LiDAR `points`, is handed on.
             training: Whether to distort the colours.
             selection: Frames of the batch that are wanted; None for all. The others stay where
                 they are.
 
         Returns:
-            ``inputs`` with ``img``, float ``[B, T*N, 3, H', W']``, channels-last in memory, and
-            ``data_samples``, on the device; outside of training without what prediction does not
-            read of samples. Of a selection ``img`` is ``[n, N, 3, H', W']``, and ``inputs`` hold
-            its ``new_frames``, the n positions.
+            `inputs` with `img`, float `[B, T*N, 3, H', W']`, channels-last in memory, and
+            `data_samples`, on the device; outside of training without what prediction does not
+            read of samples. Of a selection `img` is `[n, N, 3, H', W']`, and `inputs` hold
+            its `new_frames`, the n positions.
 
         Raises:
             ModelConfigError: If the samples of the batch differ in number or size of images.
@@ -254,7 +254,7 @@ class OPUSDataPreprocessor(BaseDataPreprocessor):
         return moved
 
     def _normalised(self, images: Tensor) -> Tensor:
-        """Return images ``[I, 3, H, W]`` normalised and padded, float, channels-last."""
+        """Return images `[I, 3, H, W]` normalised and padded, float, channels-last."""
         if self.bgr_to_rgb:
             images = images.flip(1)  # in 8 bits, if they still are
         height, width = images.shape[-2:]

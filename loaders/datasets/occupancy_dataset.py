@@ -20,6 +20,7 @@ from loaders.datasets.frames import FrameTable, build_frame_table, history_offse
 from loaders.errors import BadDataError, LoaderConfigError, MissingDataError
 from loaders.info_io import CAMERAS, DataPaths, info_file_name, load_infos
 from loaders.lidar.frames import LidarTable, build_lidar_table
+from loaders.packed import PackedImages, read_packed_index
 from loaders.sample import OccSample
 from loaders.shared_memory import share
 from loaders.transforms.geometry import (
@@ -77,6 +78,7 @@ class OccupancyDataset(BaseDataset):
 
     Attributes:
         frames: Camera frames of all scenes.
+        packed: How the images are stored, where the data root is a packed one.
         lidar: LiDAR files, if asked for.
         timestamps: int64 [M], microseconds, of the key frames (their LiDAR).
         ego2global: float64 [M, 4, 4].
@@ -85,7 +87,8 @@ class OccupancyDataset(BaseDataset):
     Raises:
         MissingDataError: If the data root, the info file, or the first or last image it names is
             missing.
-        BadDataError: If the info file is broken or of another version.
+        BadDataError: If the info file is broken or of another version, or packed images lack what
+            the augmentation of the pipeline reaches.
         LoaderConfigError: If an argument is out of range, or nothing names the info file.
     """
 
@@ -193,6 +196,11 @@ class OccupancyDataset(BaseDataset):
                 f"data root {does_not_exist(self.data_root)}: put (or link) nuScenes there, make a "
                 "toy data set with scripts/make_toy_nuscenes.py, or set data_root in the config"
             )
+        self.packed: PackedImages | None = read_packed_index(self.data_root)
+        if self.packed is not None:
+            for step in self.pipeline.transforms:
+                if hasattr(step, "check_packed"):
+                    step.check_packed(self.packed, not self.test_mode)
         if not Path(self.ann_file).is_file():
             raise MissingDataError(
                 f"info file {does_not_exist(self.ann_file)}: write it with python "
@@ -279,6 +287,7 @@ class OccupancyDataset(BaseDataset):
             ray_origins=self.ray_origins(row) if self.with_ray_origins else None,
             ego2occ=self.ego2occ(row),
             lidar2ego=self.lidar2ego[row].copy(),
+            packed=self.packed,
             lidar=None if self.lidar is None else self.lidar.frames(row, str(self.data_root)),
         )
 
@@ -408,21 +417,21 @@ class OccupancyDataset(BaseDataset):
         if self.version is not None and file_version not in (None, self.version):
             raise BadDataError(
                 f"info file {self.ann_file} was made for {file_version}, but the config asks for "
-                f"{self.version}: write it anew with python scripts/gen_sweep_info.py "
+                f"{self.version}: write it again with python scripts/gen_sweep_info.py "
                 f"--data-root {self.data_root} --version {self.version}"
             )
 
     def _check_images(self) -> None:
         if not len(self.frames.paths):
             raise BadDataError(
-                f"info file {self.ann_file} has no samples: write it anew with "
+                f"info file {self.ann_file} has no samples: write it again with "
                 "scripts/gen_sweep_info.py"
             )
         for path in (self.frames.paths[0, 0], self.frames.paths[-1, -1]):
             if not (Path(self.data_root) / path.decode()).is_file():
                 raise MissingDataError(
                     f"info file {self.ann_file} names image {path.decode()}, which is not under "
-                    f"{self.data_root}: the file was made for another data root, write it anew "
+                    f"{self.data_root}: the file was made for another data root, write it again "
                     f"with python scripts/gen_sweep_info.py --data-root {self.data_root} "
                     f"--version {self.version or 'VERSION'}"
                 )

@@ -27,7 +27,7 @@ _QUARTERS = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))
 def turn_and_scale(
     rotation_deg: float, quarter_turns: int, scale: float, pc_range: Sequence[float]
 ) -> npt.NDArray[np.float64]:
-    """Returns the matrix [4, 4] that turns and scales x and y about the middle of a range.
+    """Return the matrix [4, 4] that turns and scales x and y about the middle of a range.
 
     Args:
         rotation_deg: Counter-clockwise seen from above, degrees.
@@ -52,7 +52,7 @@ def resample_bev(
     pc_range: Sequence[float],
     fill: Any,
 ) -> npt.NDArray[Any]:
-    """Returns a grid after its content was moved: each voxel takes what lay at its centre.
+    """Return a grid after its content was moved: each voxel takes what lay at its centre.
 
     Where the matrix carries voxel centres to voxel centres, as a quarter turn of a square grid of
     square voxels does, every voxel is moved exactly.
@@ -120,7 +120,7 @@ class RandomTurnScaleBEV:
         return no_turn and self.bev_scale_range == (1.0, 1.0)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Moves labels, masks and points, if loaded, and sets ``ego2occ``."""
+        """Move labels, masks and points, if loaded, and set ``ego2occ``."""
         if sample.rng is None or self.is_off:
             return sample
         turn, quarter, scale = sample.rng.uniform(size=3)

@@ -8,27 +8,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
+import torch
 from mmengine.registry import TRANSFORMS
 
 from loaders.errors import LoaderConfigError
+from loaders.packed import PackedImages, StoredSize, extreme_augs
 from loaders.sample import OccSample
+from loaders.shared_memory import shared_empty
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.decode import (
     REDUCTIONS,
     Backend,
     Image,
+    decode_image,
+    decode_image_part,
+    image_size,
     notice_slow_backend,
     read_image,
+    read_image_file,
+    reduced_size,
 )
 from loaders.transforms.geometry import (
     ImageAugParams,
-    apply_image_aug,
     aug_for_size,
     draw_image_aug,
     image_aug_matrix,
     test_image_aug,
 )
+from models.ops import resize_crop, resize_window
+from models.ops.resize_crop import Method
 
 # How far above the reduced size a fast decode may be enlarged: OPUS trains with ratios of
 # 0.38 ... 0.55 of the raw size, all of which then come from the half-size decode.
@@ -49,7 +57,7 @@ class DrawImageAug:
             takes 0.38 ... 0.55. None uses the ratio of evaluation.
         flip_prob: Probability of a left-right flip in training.
         rotate_range_deg: Range of the rotation in training, degrees counter-clockwise.
-        camera_hw: Height and width by camera, of those whose images are not of ``raw_hw``.
+        camera_hw: Height and width by camera, of those whose images are not of `raw_hw`.
     """
 
     def __init__(
@@ -79,7 +87,7 @@ class DrawImageAug:
         self.rotate_range_deg = (float(rotate_range_deg[0]), float(rotate_range_deg[1]))
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Sets ``image_aug`` and ``camera_augs``, and multiplies the matrices into ``ego2img``."""
+        """Set `image_aug` and `camera_augs`, and multiplies the matrices into `ego2img`."""
         params = self._fixed
         if sample.rng is not None:
             params = draw_image_aug(
@@ -98,6 +106,26 @@ class DrawImageAug:
         repeated = np.resize(np.array(matrices, dtype=np.float64), sample.ego2img.shape)
         sample.ego2img = repeated @ sample.ego2img
         return sample
+
+    def extreme_augs(
+        self, image_hw: tuple[int, int], is_training: bool = True
+    ) -> list[ImageAugParams]:
+        """Return the augmentations between which all others of images of a size lie."""
+        ratios = self.resize_range if is_training else None
+        return extreme_augs(self.raw_hw, self.final_hw, ratios, image_hw)
+
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """Return the sizes of images on disk, all cameras together."""
+        return sorted({self.raw_hw, *self.camera_hw.values()})
+
+    def check_packed(self, packed: PackedImages, is_training: bool) -> None:
+        """Raise BadDataError if packed images lack pixels that an augmentation reaches."""
+        for size in self.image_sizes():
+            packed.check(self.extreme_augs(size, is_training), size)
+
+    def fixed_for(self, raw_hw: tuple[int, int] | None = None) -> ImageAugParams:
+        """Return the augmentation of evaluation for images of a size, by default `raw_hw`."""
+        return self._fixed if raw_hw is None else aug_for_size(self._fixed, self.raw_hw, raw_hw)
 
 
 def _camera_sizes(camera_hw: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, int]]:
@@ -118,15 +146,16 @@ class LoadMultiViewImages:
     Args:
         raw_hw: Height and width that the images must have.
         camera_hw: Height and width by camera, of those whose images are of another size.
-        image_mode: 'exact' decodes fully and resizes with Pillow's bicubic filter, as the
-            published models are trained and evaluated; 'fast' decodes at the smallest sufficient
-            DCT scale and resizes linearly (4 times faster on 1600 x 900 images).
-        backend: Decoding library, see :func:`loaders.transforms.decode.read_image`.
+        image_mode: 'exact' decodes fully; what comes out equals Pillow's bicubic resize, with which
+            the published models are trained and evaluated. 'fast' decodes at the smallest
+            sufficient DCT scale and resizes linearly from there; where none is sufficient, it is
+            'exact'. Packed images are stored so small that both do the same.
+        backend: Decoding library, see `loaders.transforms.decode.read_image`.
         image_cache_mb: Size of the image cache of each process in training, MiB (use persistent
             workers). It keeps decoded images and is meant for data sets that fit. 0 keeps nothing.
         test_cache_mb: The same in evaluation, where augmented images are kept: the next samples of
             a scene share most of their history with this one, and 26 MiB hold 8 frames of 6 cameras
-            at 704 x 256. None takes ``image_cache_mb``.
+            at 704 x 256. None takes `image_cache_mb`.
     """
 
     def __init__(
@@ -151,13 +180,13 @@ class LoadMultiViewImages:
         notice_slow_backend(backend)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Sets ``images``."""
+        """Set `images`."""
         if sample.image_aug is None:
             raise LoaderConfigError(
                 "LoadMultiViewImages needs DrawImageAug before it in the pipeline"
             )
         params, paths = sample.image_aug, sample.img_paths
-        images = np.empty((len(paths), *params.size_hw, 3), dtype=np.uint8)
+        images = shared_empty((len(paths), *params.size_hw, 3), np.uint8)
         done: dict[str, int] = {}  # frames repeat where the history is short
         for i, path in enumerate(paths):
             if path in done:
@@ -174,79 +203,191 @@ class LoadMultiViewImages:
                             "LoadMultiViewImages alone: set it at the top of the config, "
                             "DrawImageAug needs it too"
                         )
-                self._load(path, aug, raw_hw, images[i], is_fixed=sample.rng is None)
+                stored = StoredSize(raw_hw, raw_hw)
+                if sample.packed is not None:
+                    stored = sample.packed.of(raw_hw) or stored
+                self._load(path, aug, stored, images[i], is_fixed=sample.rng is None)
                 done[path] = i
         sample.images = images
         return sample
 
     def _load(
-        self,
-        path: str,
-        params: ImageAugParams,
-        raw_hw: tuple[int, int],
-        out: Image,
-        is_fixed: bool,
+        self, path: str, params: ImageAugParams, stored: StoredSize, out: Image, is_fixed: bool
     ) -> None:
-        """Writes an image to ``out``; ``is_fixed`` if all samples share the augmentation."""
+        """Write an image to `out`; `is_fixed` if all samples share the augmentation."""
+        reduction = 1
+        if self.image_mode == "fast":
+            reduction = choose_reduction(params.resize_dims[0] / stored.full_hw[1])
 
-        def finish() -> Sequence[Image]:
-            finished = np.empty_like(out)
-            self._augment(self._read(path, reduction, raw_hw), params, finished)
-            return [finished]
+        whole = _reduced(stored, reduction)
+        method: Method = "exact"
+        if stored.full_hw != stored.raw_hw:
+            method = "cubic"
+        elif reduction > 1:
+            method = "linear"
 
-        reduction = choose_reduction(params) if self.image_mode == "fast" else 1
-        if is_fixed:
-            (out[...],) = self._test_cache.get((path, params), finish)
-        else:
-            (image,) = self._train_cache.get(
-                (path, reduction), lambda: [self._read(path, reduction, raw_hw)]
+        def read() -> tuple[Image, tuple[int, int]]:
+            image = read_image(path, self.backend, reduction, stored.stored_hw)
+            return image, (whole.top, 0)
+
+        def read_part() -> tuple[Image, tuple[int, int]]:
+            return self._decode_needed(read_image_file(path), path, params, stored, reduction)
+
+        def augment(image: Image, offset: tuple[int, int], to: Image) -> Image:
+            is_smooth = self.image_mode == "fast"
+            augment_image(image, params, to, whole.full_hw, offset, method, is_smooth)
+            return to
+
+        if not is_fixed and self._train_cache.limit:
+            (image,) = self._train_cache.get((path, reduction), lambda: [read()[0]])
+            augment(image, (whole.top, 0), out)
+        elif is_fixed and self._test_cache.limit:
+            (out[...],) = self._test_cache.get(
+                (path, params), lambda: [augment(*read_part(), np.empty_like(out))]
             )
-            self._augment(image, params, out)
-
-    def _augment(self, image: Image, params: ImageAugParams, out: Image) -> None:
-        if self.image_mode == "exact":
-            out[...] = apply_image_aug(image, params)
         else:
-            apply_image_aug_fast(image, params, out)
+            augment(*read_part(), out)
 
-    def _read(self, path: str, reduction: int, raw_hw: tuple[int, int]) -> Image:
-        """Returns an image as stored, reduced."""
-        return read_image(path, self.backend, reduction, raw_hw)
+    def _decode_needed(
+        self,
+        data: bytes | bytearray,
+        name: str,
+        params: ImageAugParams,
+        stored: StoredSize,
+        reduction: int,
+    ) -> tuple[Image, tuple[int, int]]:
+        """Return the part of an image that an augmentation needs, and where it begins."""
+        whole = _reduced(stored, reduction)
+        rows, columns = needed_window(whole.full_hw, params)
+        if rows[0] == rows[1] or columns[0] == columns[1]:  # nothing but black
+            image = decode_image(data, name, self.backend, reduction, stored.stored_hw)
+            return image, (whole.top, 0)
+        below = (max(0, rows[0] - whole.top), max(0, rows[1] - whole.top))
+        image, (row, column) = decode_image_part(
+            data, name, below, columns, self.backend, reduction, stored.stored_hw
+        )
+        return image, (whole.top + row, column)
+
+    def finish(self, source: bytes | bytearray | Image, params: ImageAugParams, name: str) -> Image:
+        """Return one image as the network gets it, without a file and without a cache.
+
+        Args:
+            source: Content of an image file, or uint8 [H, W, 3] BGR.
+            params: Augmentation for images of this size.
+            name: What errors call the image.
+
+        Returns:
+            uint8 [h, w, 3], BGR.
+
+        Raises:
+            BadDataError: If the content cannot be decoded.
+        """
+        is_fast = self.image_mode == "fast"
+        out = np.empty((*params.size_hw, 3), dtype=np.uint8)
+        if isinstance(source, np.ndarray):
+            augment_image(source, params, out, is_smooth=is_fast)
+            return out
+        size = image_size(source, name)
+        stored = StoredSize(size, size)
+        reduction = choose_reduction(params.resize_dims[0] / size[1]) if is_fast else 1
+        image, offset = self._decode_needed(source, name, params, stored, reduction)
+        full_hw = _reduced(stored, reduction).full_hw
+        augment_image(image, params, out, full_hw, offset, is_smooth=is_fast)
+        return out
 
 
-def choose_reduction(params: ImageAugParams) -> int:
-    """Returns the largest reduction (1, 2, 4, 8) of decoding that the target size allows."""
-    return next(r for r in REDUCTIONS if r == 1 or params.resize * r <= _MAX_ENLARGEMENT)
+def _reduced(stored: StoredSize, reduction: int) -> StoredSize:
+    """Return how images are decoded at reduced size."""
+    height, width = reduced_size(stored.stored_hw, reduction)
+    top = stored.top // reduction
+    return StoredSize(stored.raw_hw, (top + height, width), top)
 
 
-def apply_image_aug_fast(
-    image: npt.NDArray[np.uint8], params: ImageAugParams, out: npt.NDArray[np.uint8]
-) -> None:
-    """Augments one image with OpenCV: same geometry as ``apply_image_aug``, linear filters.
+def needed_window(
+    full_hw: tuple[int, int], params: ImageAugParams
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the rows and the columns of an image that an augmentation depends on.
 
     Args:
-        image: uint8 [H, W, 3], or the same scene decoded at reduced size.
+        full_hw: Size of the image.
+        params: The augmentation.
+    """
+    (height, width), (left, top) = params.size_hw, params.crop[:2]
+    rows = resize_window(full_hw[0], params.resize_dims[1], top, height)
+    return rows, resize_window(full_hw[1], params.resize_dims[0], left, width)
+
+
+def choose_reduction(ratio: float) -> int:
+    """Return the largest reduction (1, 2, 4, 8) of decoding that a ratio of sizes allows.
+
+    Args:
+        ratio: Resized to stored size.
+    """
+    return next(r for r in REDUCTIONS if r == 1 or ratio * r <= _MAX_ENLARGEMENT)
+
+
+def augment_image(
+    image: Image,
+    params: ImageAugParams,
+    out: Image,
+    full_hw: tuple[int, int] | None = None,
+    offset: tuple[int, int] = (0, 0),
+    method: Method = "exact",
+    is_smooth: bool = False,
+) -> None:
+    """Augments one image as `loaders.transforms.geometry.apply_image_aug` does.
+
+    Args:
+        image: uint8 [H, W, 3], of the scene at any size, or the part that is needed.
         params: What to do.
         out: uint8 [h, w, 3], written.
+        full_hw: Size of the whole image; None: that of `image`.
+        offset: Row and column of the whole image where `image` begins.
+        method: Filter of the resize, see `models.ops.resize_crop`.
+        is_smooth: Whether a rotation interpolates instead of taking the nearest pixel.
     """
-    import cv2
+    resize_crop(
+        torch.from_numpy(out),
+        torch.from_numpy(np.ascontiguousarray(image)),
+        full_hw or (image.shape[0], image.shape[1]),
+        offset,
+        params.resize_dims[::-1],
+        params.crop[1::-1],
+        params.flip,
+        method,
+    )
+    if params.rotate_deg and is_smooth:
+        import cv2
 
-    shrink = params.resize_dims[0] / image.shape[1]
-    # A linear filter skips pixels when it shrinks below one half.
-    method = cv2.INTER_AREA if shrink < 0.5 else cv2.INTER_LINEAR
-    resized = image
-    if params.resize_dims != (image.shape[1], image.shape[0]):
-        resized = cv2.resize(image, params.resize_dims, interpolation=method)
-    left, top, right, bottom = params.crop
-    x0, x1 = max(left, 0), min(right, resized.shape[1])
-    y0, y1 = max(top, 0), min(bottom, resized.shape[0])
-    if (x0, y0, x1, y1) != params.crop:
-        out[...] = 0
-    if x1 > x0 and y1 > y0:
-        out[y0 - top : y1 - top, x0 - left : x1 - left] = resized[y0:y1, x0:x1]
-    if params.flip:
-        out[...] = cv2.flip(out, 1)
-    if params.rotate_deg:
         h, w = out.shape[:2]
         turn = cv2.getRotationMatrix2D((w / 2 - 0.5, h / 2 - 0.5), params.rotate_deg, 1.0)
         out[...] = cv2.warpAffine(out, turn, (w, h), flags=cv2.INTER_LINEAR)
+    elif params.rotate_deg:
+        from PIL import Image as PilImage
+
+        out[...] = np.asarray(PilImage.fromarray(out).rotate(params.rotate_deg))
+
+
+def read_whole_image(path: str, packed: PackedImages | None) -> Image:
+    """Read an image at its raw size, for pictures.
+
+    Args:
+        path: Image file.
+        packed: How images are stored, see `loaders.sample.OccSample`.
+
+    Returns:
+        uint8 [H, W, 3] BGR. Packed images are enlarged, and rows that they lack are black.
+    """
+    import cv2
+
+    image = read_image(path)
+    stored = None
+    for size in packed.sizes if packed is not None else ():
+        stored = size if image.shape[:2] == size.stored_hw else stored
+    if stored is None:
+        return image
+    height, width = stored.raw_hw
+    lower = height - round(stored.top * height / stored.full_hw[0])
+    whole = np.zeros((height, width, 3), np.uint8)
+    whole[height - lower :] = cv2.resize(image, (width, lower), interpolation=cv2.INTER_CUBIC)
+    return whole

@@ -7,30 +7,44 @@ from typing import Any
 import torch
 from mmengine.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
+from torch import Tensor
 
 from loaders.errors import LoaderConfigError
 from loaders.sample import OccSample
+from loaders.shared_memory import as_tensor
 from loaders.transforms.geometry import image_aug_matrix
+
+
+class OccDataElement(BaseDataElement):
+    """MMEngine's data element, whose tensors a data loader puts into page-locked memory too."""
+
+    def pin_memory(self) -> OccDataElement:
+        """Return a copy with all tensors in page-locked memory; called by torch's data loader."""
+        pinned = self.new()
+        for name, value in self.items():
+            pinned.set_field(value.pin_memory() if isinstance(value, Tensor) else value, name)
+        assert isinstance(pinned, OccDataElement)
+        return pinned
 
 
 @TRANSFORMS.register_module()
 class PackOccSample:
-    """Packs a sample into ``dict(inputs=dict(img=...), data_samples=BaseDataElement)``.
+    """Packs a sample into `dict(inputs=dict(img=...), data_samples=OccDataElement)`.
 
-    ``img`` is a uint8 tensor [F, 3, H, W], BGR: a view of the [F, H, W, 3] images, which costs no
+    `img` is a uint8 tensor [F, 3, H, W], BGR: a view of the [F, H, W, 3] images, which costs no
     copy and keeps the channels-last layout in memory. If LiDAR points are loaded, the inputs hold
-    ``points``, float32 [n, 5]: x, y, z in metres of the occ frame (that of the labels, BEV flips
+    `points`, float32 [n, 5]: x, y, z in metres of the occ frame (that of the labels, BEV flips
     included), intensity, time lag in seconds (0 for the key frame, whose points come first).
 
-    The data element holds ``ego2img`` float32 [F, 4, 4], ``ego2occ`` float32 [4, 4], with points
-    ``ego2lidar`` float32 [4, 4] (ego to the frame of the points, thus equal to ``ego2occ``) and, if
-    loaded, ``voxel_semantics`` uint8, ``mask_camera``, ``mask_lidar`` and ``mask_valid`` bool
-    [X, Y, Z]; the rest is its metainfo. In training this holds ``seed``, drawn last from the
+    The data element holds `ego2img` float32 [F, 4, 4], `ego2occ` float32 [4, 4], with points
+    `ego2lidar` float32 [4, 4] (ego to the frame of the points, thus equal to `ego2occ`) and, if
+    loaded, `voxel_semantics` uint8, `mask_camera`, `mask_lidar` and `mask_valid` bool
+    [X, Y, Z]; the rest is its metainfo. In training this holds `seed`, drawn last from the
     sample's generator, for the random draws of the model.
     """
 
     def __call__(self, sample: OccSample) -> dict[str, Any]:
-        """Returns the packed sample."""
+        """Return the packed sample."""
         if sample.images is None or sample.image_aug is None:
             raise LoaderConfigError(
                 "PackOccSample needs LoadMultiViewImages before it in the pipeline"
@@ -68,9 +82,9 @@ class PackOccSample:
         for name in ("voxel_semantics", "mask_camera", "mask_lidar", "mask_valid"):
             grid = getattr(sample, name)
             if grid is not None:
-                data[name] = torch.from_numpy(grid)
-        inputs = {"img": torch.from_numpy(sample.images).permute(0, 3, 1, 2)}
+                data[name] = as_tensor(grid)
+        inputs = {"img": as_tensor(sample.images).permute(0, 3, 1, 2)}
         if sample.points is not None:
-            inputs["points"] = torch.from_numpy(sample.points)
+            inputs["points"] = as_tensor(sample.points)
             data["ego2lidar"] = data["ego2occ"].clone()
-        return {"inputs": inputs, "data_samples": BaseDataElement(metainfo=metainfo, **data)}
+        return {"inputs": inputs, "data_samples": OccDataElement(metainfo=metainfo, **data)}

@@ -1,5 +1,6 @@
 // Schemas of all native operations. Kernels register beside their code, fake (shape) functions and
-// gradients in models/ops/*.py.
+// gradients in models/ops/*.py. Sizes that depend on data are SymInt where models are exported with
+// them: a trace has no numbers for them.
 #include <torch/library.h>
 
 TORCH_LIBRARY(opus, m) {
@@ -20,7 +21,7 @@ TORCH_LIBRARY(opus, m) {
       "-> (Tensor out_coords, Tensor pairs, Tensor pairs_by_in, Tensor starts)");
   m.def(
       "sparse_conv(Tensor features, Tensor weight, Tensor? bias, Tensor pairs, "
-      "Tensor pairs_by_in, Tensor starts, int num_out) -> Tensor");
+      "Tensor pairs_by_in, Tensor starts, SymInt num_out) -> Tensor");
   m.def(
       "sparse_conv_backward(Tensor grad, Tensor features, Tensor weight, Tensor pairs, "
       "Tensor pairs_by_in, Tensor starts, bool need_features, bool need_weight) "
@@ -69,7 +70,7 @@ TORCH_LIBRARY(opus, m) {
       "chamfer_terms_backward(Tensor grad, Tensor query, Tensor reference, Tensor index, "
       "float beta, bool need_query, bool need_reference) -> (Tensor, Tensor)");
 
-  m.def("farthest_point_sampling(Tensor points, int[] lengths, int num_samples) -> Tensor");
+  m.def("farthest_point_sampling(Tensor points, SymInt[] lengths, int num_samples) -> Tensor");
 
   m.def(
       "label_rays(Tensor grids, Tensor origins, Tensor sample_of_origin, Tensor directions, "
@@ -101,9 +102,20 @@ TORCH_LIBRARY(opus, m) {
   m.def("unique_voxels(Tensor keys, int num_keys) -> (Tensor unique, Tensor inverse)");
 
   m.def(
-      "voxel_max(Tensor features, Tensor voxel_index, int num_voxels, bool with_winner) "
+      "voxel_max(Tensor features, Tensor voxel_index, SymInt num_voxels, bool with_winner) "
       "-> (Tensor maximum, Tensor winner)");
   m.def("voxel_max_backward(Tensor grad, Tensor winner, int num_points) -> Tensor");
+
+  // Empty where libjpeg-turbo is not there or the file is none that it is asked to decode.
+  m.def(
+      "jpeg_window(Tensor data, int reduction, int[2] rows, int[2] columns) "
+      "-> (Tensor image, int top, int left)");
+  m.def("jpeg_window_available() -> bool");
+
+  // out [h, w, 3] of an image [H, W, 3] that lies at `offset` of one of size `full`.
+  m.def(
+      "resize_crop(Tensor(a!) out, Tensor image, int[2] full, int[2] offset, int[2] resized, "
+      "int[2] crop, bool flip, int method) -> ()");
 
   m.def("voxel_light(Tensor drawn, Tensor opaque, float[2] sun_slope) -> Tensor");
   m.def(

@@ -18,7 +18,7 @@ from models.errors import ModelConfigError
 
 from .attention import ScaleAdaptiveSelfAttention
 from .mixing import AdaptiveMixing
-from .precision import in_full_precision
+from .precision import ExactLinear
 from .sampling import FeatureMaps, PointSampling
 
 POSITION_CODES = ("added", "where_used")
@@ -157,7 +157,7 @@ class DecoderLayer(nn.Module):
             nn.ReLU(),
             nn.Linear(embed_dims, embed_dims),
             nn.ReLU(),
-            nn.Linear(embed_dims, out_points * 3),
+            ExactLinear(embed_dims, out_points * 3),  # metres
         )
 
     def forward(
@@ -196,20 +196,13 @@ class DecoderLayer(nn.Module):
             attended = self.self_attn(query_feats, centre, attention_seeds, order, code)
         query_feats = self.norm2(attended)
         query_feats = self.norm3(self.ffn(query_feats, None if seeds is None else seeds[1:]))
-        offset = self._offsets(query_feats).unflatten(-1, (self.out_points, 3))
+        offset = self.reg_branch(query_feats).unflatten(-1, (self.out_points, 3))
         refined = torch.nan_to_num(centre.unsqueeze(2) + offset * self.refine_scale_m)
         feats = None
         if with_point_feats:
             feats = self.cls_branch(query_feats).unflatten(-1, (self.out_points, -1))
             feats = torch.nan_to_num(feats).to(refined.dtype)
         return LayerOutput(query_feats, refined, feats, where.detach())
-
-    def _offsets(self, query_feats: Tensor) -> Tensor:
-        """Return the regression branch's output; its last layer gives metres, of 24 bits."""
-        *hidden, last = self.reg_branch
-        for module in hidden:
-            query_feats = module(query_feats)
-        return in_full_precision(last, query_feats)
 
 
 def _linear_norm_relu(in_dims: int, dims: int, times: int) -> list[nn.Module]:

@@ -27,9 +27,9 @@ def check_precision(precision: str) -> None:
 def products_in(precision: str, device: torch.device) -> Iterator[None]:
     """Within, matrix products of single precision are computed so.
 
-    ``'float32'`` leaves torch as it is. ``'tf32'`` lets GPUs round factors to 11 bits, in the whole
+    `'float32'` leaves torch as it is. `'tf32'` lets GPUs round factors to 11 bits, in the whole
     process and from then on, since gradients are computed after this has ended; CPUs compute in
-    single precision. ``'bfloat16'`` rounds factors to 8 bits, by torch's autocast; sums, norms and
+    single precision. `'bfloat16'` rounds factors to 8 bits, by torch's autocast; sums, norms and
     coordinates stay in single precision.
     """
     if precision == "tf32" and device.type == "cuda":
@@ -41,8 +41,10 @@ def products_in(precision: str, device: torch.device) -> Iterator[None]:
         yield
 
 
-def in_full_precision(linear: nn.Module, x: Tensor) -> Tensor:
-    """Run a small product that gives metres, or weights of places, in its parameters' precision."""
-    with torch.autocast(x.device.type, enabled=False):
-        out: Tensor = linear(x.to(next(linear.parameters()).dtype))
-    return out
+class ExactLinear(nn.Linear):
+    """A small product that gives metres, or weights of places: in its parameters' precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layer without autocast."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))

@@ -57,11 +57,11 @@ class FeatureCache:
 
         Args:
             keys: Identity of every frame, T of each of B samples.
-            compute: Gives L maps ``[n, N, C, h, w]`` of the frames at n positions of the B*T keys;
-                called once, with :meth:`missing`, and not if nothing is missing.
+            compute: Gives L maps `[n, N, C, h, w]` of the frames at n positions of the B*T keys;
+                called once, with `missing`, and not if nothing is missing.
 
         Returns:
-            L maps ``[B, T, N, C, h, w]``. Those of one sample may lie in the buffer: they hold
+            L maps `[B, T, N, C, h, w]`. Those of one sample may lie in the buffer: they hold
             until the next call.
         """
         flat = [key for sample in keys for key in sample]
@@ -78,7 +78,7 @@ class FeatureCache:
         return [level.unflatten(0, (len(keys), -1)) for level in copies]
 
     def _allocate(self, new: Sequence[Tensor], everything: bool) -> None:
-        """Make the buffers, or make them anew for maps of another kind."""
+        """Make the buffers, again for maps of another kind."""
 
         def kind(level: Tensor) -> tuple:
             return level.shape[1:], level.dtype, level.device
@@ -100,7 +100,7 @@ class FeatureCache:
     def _window(
         self, keys: Sequence[Hashable], new: Sequence[Tensor], index_of_new: dict[Hashable, int]
     ) -> list[Tensor]:
-        """Put a sample into neighbouring slots and return these, ``[1, T, N, C, h, w]``."""
+        """Put a sample into neighbouring slots and return these, `[1, T, N, C, h, w]`."""
         start = self._best_start(keys)
         slots = {
             start + i: key for i, key in enumerate(keys) if self._keys[start + i] != key
@@ -137,7 +137,7 @@ class FeatureCache:
     def _copies(
         self, keys: Sequence[Hashable], new: Sequence[Tensor], index_of_new: dict[Hashable, int]
     ) -> list[Tensor]:
-        """Return copies of frames, ``[B*T, N, C, h, w]``."""
+        """Return copies of frames, `[B*T, N, C, h, w]`."""
         slot_of = {key: i for i, key in enumerate(self._keys)}
         levels = new or self._levels
         copies = [empty_channels_last((len(keys), *level.shape[1:]), level) for level in levels]

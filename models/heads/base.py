@@ -81,6 +81,7 @@ class HeadOutput:
         voxels: Voxel logits per layer where the head discretizes; None like ``point_feats``.
         sampling_points: ``[B, Q, G, P, 3]`` per layer, where the decoder sampled features, in
             metres of the occ frame, without gradient.
+        query_feats: ``[B, Q, C]`` after the last layer; None where they are not known.
     """
 
     init_points: Tensor
@@ -88,6 +89,7 @@ class HeadOutput:
     point_feats: list[Tensor | None]
     voxels: list[VoxelLogits | None]
     sampling_points: list[Tensor] = field(default_factory=list)
+    query_feats: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -258,8 +260,8 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         dtype = self.pc_range.dtype
         init_points = self._initial_points(len(geometry.ego2occ), lidar)
         start, start_feats = self._start(init_points, frames, seen_points)
-        decoded: DecoderOutput = self.transformer["decoder"](
-            start,
+        output = self.decode(
+            init_points,
             # half-precision maps stay so: sampling sums in the precision of the points
             [
                 level if level.element_size() == 2 and dtype == torch.float32 else level.to(dtype)
@@ -269,21 +271,43 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             geometry.img_hw,
             None if lidar is None else lidar.bev_feats.to(dtype),
             draws,
+            start,
             start_feats,
         )
-        output = HeadOutput(
+        if self.memory is not None and frames is not None:
+            assert output.query_feats is not None
+            centres = self.denormalise(output.points[-1]).mean(2)
+            self.memory.keep(frames, output.query_feats, centres, self._query_scores(output))
+        return output
+
+    def decode(
+        self,
+        init_points: Tensor,
+        mlvl_feats: Sequence[Tensor],
+        occ2img: Tensor,
+        img_hw: tuple[int, int],
+        bev_feats: Tensor | None = None,
+        draws: SampleDraws | None = None,
+        start: Tensor | None = None,
+        start_feats: Tensor | None = None,
+    ) -> HeadOutput:
+        """Run the decoder, and discretize what it gives; arguments as ``OPUSDecoder.forward``.
+
+        Queries start at ``start`` ``[B, Q, 1, 3]`` with ``start_feats`` ``[B, Q, C]``; None for
+        ``init_points`` and zeros.
+        """
+        decoded: DecoderOutput = self.transformer["decoder"](
+            init_points if start is None else start,
+            mlvl_feats, occ2img, img_hw, bev_feats, draws, start_feats,
+        )  # fmt: skip
+        return HeadOutput(
             init_points,
             decoded.points,
             decoded.point_feats,
             self._discretize(decoded),
             decoded.sampling_points,
+            decoded.query_feats,
         )
-        if self.memory is not None and frames is not None:
-            assert decoded.query_feats is not None
-            centres = self.denormalise(output.points[-1]).mean(2)
-            scores = self._query_scores(output)
-            self.memory.keep(frames, decoded.query_feats, centres, scores)
-        return output
 
     def loss(
         self, output: HeadOutput, data_samples: Sequence[BaseDataElement]

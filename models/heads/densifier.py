@@ -24,10 +24,10 @@ class VoxelLogits(NamedTuple):
     """Sigmoid logits of a sparse set of voxels.
 
     Attributes:
-        coords: int64 ``[W, 4]`` (sample, x, y, z).
-        logits: ``[W, K]``.
-        counts: None; or, where the lists of voxels have been given a length and nobody has waited
-            for their number, int64 ``[2]`` of the voxels with a point and of W on the device.
+        coords: int64 `[W, 4]` (sample, x, y, z).
+        logits: `[W, K]`.
+        counts: None; or, where the lists of voxels have been given a length without waiting
+            for their number, int64 `[2]` of the voxels with a point and of W on the device.
             Rows past them have a negative sample; voxels beyond the length are missing.
     """
 
@@ -60,13 +60,13 @@ class PFNLayer(nn.Module):
     def forward(
         self, points: Tensor, voxels: Tensor | None, voxel_index: Tensor, num_voxels: int
     ) -> tuple[Tensor, Tensor]:
-        """Return features of points ``[n, units]`` and their maxima over voxels ``[V, units]``.
+        """Return features of points `[n, units]` and their maxima over voxels `[V, units]`.
 
         Args:
-            points: ``[n, C]``.
-            voxels: ``[V, in - C]``, input that the points of a voxel share, after ``points`` in
+            points: `[n, C]`.
+            voxels: `[V, in - C]`, input that the points of a voxel share, after `points` in
                 the order of channels; None if there is none.
-            voxel_index: ``[n]``, the voxel of each point.
+            voxel_index: `[n]`, the voxel of each point.
             num_voxels: V.
 
         Returns:
@@ -105,8 +105,8 @@ class CPDDensifier(GridModule):
     The grid is a parameter of this step alone: a trained model may be run with another voxel size.
 
     Args:
-        pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres of the occ frame.
-        voxel_size: Edge lengths ``(x, y, z)`` of a voxel in metres.
+        pc_range: `(x_min, y_min, z_min, x_max, y_max, z_max)` in metres of the occ frame.
+        voxel_size: Edge lengths `(x, y, z)` of a voxel in metres.
         num_classes: K.
         point_channels: F.
         pfn_channels: Outputs of the point networks; the last is also the width of the sparse
@@ -114,7 +114,7 @@ class CPDDensifier(GridModule):
         prior_probability: Probability that the last bias starts at.
         bn_momentum: Part of a batch's statistics in the running ones of the point networks; a
             training of a few hundred iterations needs more than the published 0.01.
-        sparse_backend: What computes the sparse convolutions on CUDA, see ``SparseConv3d``.
+        sparse_backend: What computes the sparse convolutions on CUDA, see `SparseConv3d`.
         init_cfg: Initialisation configuration of MMEngine.
     """
 
@@ -153,10 +153,10 @@ class CPDDensifier(GridModule):
         """Discretize the points of a batch.
 
         Args:
-            points: ``[B, Q, R, 3]``, metres of the occ frame; those outside the range count for
+            points: `[B, Q, R, 3]`, metres of the occ frame; those outside the range count for
                 the nearest voxel. They get gradient through their offsets.
-            point_feats: ``[B, Q, R, F]``.
-            chain: Their voxels, as ``voxel_chains`` gives them; None to find them here.
+            point_feats: `[B, Q, R, F]`.
+            chain: Their voxels, as `voxel_chains` gives them; None to find them here.
             first_grid: Number of the first sample's grid in the chain.
         """
         # The point networks are small; sparse convolutions of a GPU follow the autocast themselves.
@@ -180,7 +180,7 @@ class CPDDensifier(GridModule):
         x = torch.cat([from_voxel, from_query, point_feats], dim=-1).flatten(0, 2)
         if chain is None:
             coords, voxel_of_point = self._unique_voxels(index)
-            num_voxels = len(coords)
+            num_voxels = coords.shape[0]  # an exported graph keeps it open
         else:
             voxel_of_point, num_voxels = chain.place, len(chain.sets[0])
         maxima: Tensor | None = None
@@ -197,12 +197,12 @@ class CPDDensifier(GridModule):
     ) -> ops.VoxelChain:
         """Return the voxels of points of several decoder layers, and those that dilation reaches.
 
-        The host waits for the device once for all layers; not at all with a ``capacity``.
+        The host waits for the device once for all layers; not at all with a `capacity`.
 
         Args:
-            layers: ``[B, Q, R, 3]`` each, metres of the occ frame. Sample i of layer l has the
-                grid ``l * B + i``.
-            capacity: Lengths of the two lists of voxels, see ``ops.voxel_chain``.
+            layers: `[B, Q, R, 3]` each, metres of the occ frame. Sample i of layer l has the
+                grid `l * B + i`.
+            capacity: Lengths of the two lists of voxels, see `ops.voxel_chain`.
         """
         x_num, y_num, z_num = self.grid_shape
         keys, batch = [], len(layers[0])
@@ -226,7 +226,7 @@ class CPDDensifier(GridModule):
 
     @torch.no_grad()
     def _unique_voxels(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return unique (sample, x, y, z) ``[V, 4]`` and the voxel of every point ``[n]``."""
+        """Return unique (sample, x, y, z) `[V, 4]` and the voxel of every point `[n]`."""
         x_num, y_num, z_num = self.grid_shape
         sample = torch.arange(len(index), device=index.device).view(-1, 1, 1)
         x, y, z = index.unbind(-1)

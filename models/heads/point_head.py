@@ -1,6 +1,6 @@
 """The head of OPUS-V1: classified points, turned into voxels without learning.
 
-Dimension letters as in ``models/heads/base.py``; K classes, n points kept, V voxels with a point.
+Dimension letters as in `models/heads/base.py`; K classes, n points kept, V voxels with a point.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PointHead(OccupancyHead):
         max_spread_m: Points this far from the centre of their query's points, or further, are not
             predicted.
         padding: Whether a morphological closing of the scores fills gaps between voxels.
-        **kwargs: Arguments of ``OccupancyHead``.
+        **kwargs: Arguments of `OccupancyHead`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class PointHead(OccupancyHead):
     def predict(
         self, output: HeadOutput, data_samples: Sequence[BaseDataElement]
     ) -> list[BaseDataElement]:
-        """See ``OccupancyHead.predict``."""
+        """See `OccupancyHead.predict`."""
         logits = output.point_feats[-1]
         assert logits is not None
         points = self.denormalise(output.points[-1])
@@ -97,7 +97,7 @@ class PointHead(OccupancyHead):
         return list(data_samples)
 
     def _voxel_scores(self, points: Tensor, scores: Tensor) -> Tensor:
-        """Return scores ``[K, X, Y, Z]`` of a sample's points ``[Q, R, 3]``, ``[Q, R, K]``."""
+        """Return scores `[K, X, Y, Z]` of a sample's points `[Q, R, 3]`, `[Q, R, K]`."""
         spread = (points - points.mean(1, keepdim=True)).norm(dim=-1)
         keep = (spread < self.max_spread_m) & (scores.amax(-1) > self.score_thr)
         x_num, y_num, z_num = self.grid_shape
@@ -112,11 +112,11 @@ class PointHead(OccupancyHead):
         # What is not kept is added to rows of its own, many, since a GPU adds to one in turn.
         nowhere = volume + torch.arange(len(keep), device=keep.device) % _ROWS_NOT_KEPT
         voxel = torch.where(keep, (x * y_num + y) * z_num + z, nowhere)
-        total = scores.new_zeros(volume + _ROWS_NOT_KEPT, self.num_classes)
-        total = total.index_add_(0, voxel, scores)[:volume]
-        count = voxel.new_zeros(volume + _ROWS_NOT_KEPT)
-        count = count.index_add_(0, voxel, torch.ones_like(voxel))[:volume].clamp(min=1)
-        mean = (total / count.unsqueeze(1)).T.unflatten(1, self.grid_shape)
+        # The last column counts the points of a voxel.
+        rows = torch.cat([scores, torch.ones_like(scores[:, :1])], dim=1)
+        total = rows.new_zeros(volume + _ROWS_NOT_KEPT, self.num_classes + 1)
+        total = total.scatter_add_(0, voxel[:, None].expand(rows.shape), rows)[:volume]
+        mean = (total[:, :-1] / total[:, -1:].clamp(min=1)).T.unflatten(1, self.grid_shape)
         if not self.padding:
             return mean
         known = mean.amax(0) > self.score_thr
@@ -154,7 +154,7 @@ class PointHead(OccupancyHead):
         """Return the label of the nearest gt point of every point, and the point's weight.
 
         The weight grows with the distance of that gt point from the centre of the range. Without
-        any gt point (``match`` None) all points are background.
+        any gt point (`match` None) all points are background.
         """
         if match is None:
             labels = gt.labels.new_full((len(points),), self.num_classes)
@@ -166,7 +166,7 @@ class PointHead(OccupancyHead):
 
 
 def closing(volume: Tensor) -> Tensor:
-    """Close ``[K, X, Y, Z]`` with a 3 x 3 x 3 window; what lies outside does not count."""
+    """Close `[K, X, Y, Z]` with a 3 x 3 x 3 window; what lies outside does not count."""
     return _window(_window(volume, torch.maximum), torch.minimum)
 
 

@@ -19,11 +19,11 @@ class Candidates(NamedTuple):
     """Voxels that may be predicted, those of a sample adjacent.
 
     Attributes:
-        keep: bool ``[n]``.
-        sample: int64 ``[n]``, the sample of the batch.
-        voxel: int64 ``[n]``, ``(x * Y + y) * Z + z``, below 2**31.
-        labels: int64 ``[n]``.
-        scores: ``[n]``.
+        keep: bool `[n]`.
+        sample: int64 `[n]`, the sample of the batch.
+        voxel: int64 `[n]`, `(x * Y + y) * Z + z`, below 2**31.
+        labels: int64 `[n]`.
+        scores: `[n]`.
     """
 
     keep: Tensor
@@ -37,9 +37,9 @@ class Predicted(NamedTuple):
     """Predictions of a sample, on the host.
 
     Attributes:
-        coords: int64 ``[m, 3]`` (x, y, z).
-        labels: int64 ``[m]``.
-        scores: ``[m]``, single precision.
+        coords: int64 `[m, 3]` (x, y, z).
+        labels: int64 `[m]`.
+        scores: `[m]`, single precision.
     """
 
     coords: Tensor
@@ -96,9 +96,9 @@ def bring_back(
 
 
 def positions(mask: Tensor, count: int) -> Tensor:
-    """Return the ascending indices int64 ``[count]`` of what is true in a mask ``[n]``.
+    """Return the ascending indices int64 `[count]` of what is true in a mask `[n]`.
 
-    Unlike ``nonzero`` it makes the host wait for nothing, since it is told how many there are.
+    Unlike `nonzero` it makes the host wait for nothing, since it is told how many there are.
     """
     number = len(mask)
     target = torch.where(mask, mask.cumsum(0) - 1, number)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def empty_channels_last(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Return an uninitialised tensor ``[..., C, h, w]``, channels-last.
+    """Return an uninitialised tensor `[..., C, h, w]`, channels-last.
 
     Args:
         shape: Its shape.
@@ -24,14 +24,14 @@ def empty_channels_last(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def cat_channels_last(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """Concatenate tensors ``[..., C, h, w]`` along one of the leading dimensions.
+    """Concatenate tensors `[..., C, h, w]` along one of the leading dimensions.
 
-    The result is channels-last; ``torch.cat`` would put the channels of more than one leading
+    The result is channels-last; `torch.cat` would put the channels of more than one leading
     dimension apart.
     """
     return torch.cat([x.movedim(-3, -1) for x in tensors], dim).movedim(-1, -3)
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Return whether ``[..., C, h, w]`` is dense with all channels of a pixel side by side."""
+    """Return whether `[..., C, h, w]` is dense with all channels of a pixel side by side."""
     return x.movedim(-3, -1).is_contiguous()

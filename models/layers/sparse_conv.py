@@ -1,10 +1,10 @@
 """Sparse 3-D convolutions with spconv's parameter layout, on the CPU and on other devices.
 
-CPU tensors go through ``models.ops.sparse_conv``. Tensors of other devices, and voxels of a chain,
-go through a table of neighbours, one gather and one matrix product (``models.ops.gathered_conv``),
-or, with ``backend='spconv'``, through spconv on CUDA. Kernels of one
+CPU tensors go through `models.ops.sparse_conv`. Tensors of other devices, and voxels of a chain,
+go through a table of neighbours, one gather and one matrix product (`models.ops.gathered_conv`),
+or, with `backend='spconv'`, through spconv on CUDA. Kernels of one
 voxel are matrix products everywhere: spconv has a shortcut for them, which reads the memory of a
-weight ``[out, 1, 1, 1, in]`` as ``[in, out]`` and so gives other numbers than its general code.
+weight `[out, 1, 1, 1, in]` as `[in, out]` and so gives other numbers than its general code.
 
 Dimension letters: V active voxels, C channels, k kernel size along an axis.
 """
@@ -33,14 +33,14 @@ class SparseTensor:
     """Features of the active voxels of a batch of dense grids.
 
     Attributes:
-        features: ``[V, C]``.
-        coords: int64 ``[V, 4]``, unique rows (sample, d0, d1, d2); the axes of the grid are in
+        features: `[V, C]`.
+        coords: int64 `[V, 4]`, unique rows (sample, d0, d1, d2); the axes of the grid are in
             the order of the kernel's.
         spatial_shape: Size of the grid along (d0, d1, d2).
         batch_size: Number of samples.
         kernel_maps: Maps of submanifold convolutions over these voxels, by kernel size: they are
             built once for all of them.
-        voxels: The same voxels as a bitmap, where ``coords`` are its ascending list; None where
+        voxels: The same voxels as a bitmap, where `coords` are its ascending list; None where
             they come in any order.
         following: Sets of voxels that convolutions are known to reach from these, one after the
             other, each with its convolution.
@@ -58,7 +58,7 @@ class SparseTensor:
 
     @classmethod
     def of_chain(cls, features: Tensor, chain: ops.VoxelChain, batch_size: int) -> SparseTensor:
-        """Return features ``[V, C]`` on the first voxels of a chain."""
+        """Return features `[V, C]` on the first voxels of a chain."""
         first = chain.sets[0]
         following = tuple(zip(chain.steps, chain.sets[1:], strict=True))
         return cls(
@@ -103,7 +103,7 @@ class _SparseConvBase(nn.Module):
         """Load weight and bias, the weight in any library's layout.
 
         With as many outputs as inputs, a weight fits two older layouts. spconv 1's is then taken,
-        unless ``convert_layouts_together`` has let the others of the file decide.
+        unless `convert_layouts_together` has let the others of the file decide.
         """
         state_dict.update(converted(state_dict, {prefix + "weight": self.weight.shape}))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -116,12 +116,12 @@ class _SparseConvBase(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Convolve the active voxels of ``x``."""
+        """Convolve the active voxels of `x`."""
         if self.kernel_size == (1, 1, 1) and self.stride == (1, 1, 1):
             return self._forward_pointwise(x)
         if x.features.device.type == "cpu" and x.voxels is None:
             return self._forward_native(x)
-        # spconv knows no empty input
+        # spconv rejects empty input
         if self.backend == "spconv" and x.features.is_cuda and len(x.coords):
             return self._forward_spconv(x)
         return self._forward_gathered(x)
@@ -246,7 +246,7 @@ class _SparseConvBase(nn.Module):
 class SparseConv3d(_SparseConvBase):
     """Sparse convolution: every voxel that an active voxel reaches becomes active.
 
-    ``weight`` is ``[out, k0, k1, k2, in]``, as spconv 2 stores it.
+    `weight` is `[out, k0, k1, k2, in]`, as spconv 2 stores it.
 
     Args:
         in_channels: Channels of the input.
@@ -255,7 +255,7 @@ class SparseConv3d(_SparseConvBase):
         stride: Stride along the grid's axes.
         padding: Zero padding along the grid's axes.
         bias: Whether to add a bias to active voxels.
-        backend: ``'own'``, or ``'spconv'`` for spconv on CUDA tensors.
+        backend: `'own'`, or `'spconv'` for spconv on CUDA tensors.
     """
 
     submanifold = False
@@ -282,7 +282,7 @@ def convert_layouts_together(container: nn.Module) -> None:
     """Let the sparse convolutions below a module be loaded in the one layout that fits them all.
 
     The conversion runs whichever function loads the module or one that contains it:
-    ``load_state_dict`` of any ancestor, or MMEngine's ``load_checkpoint``.
+    `load_state_dict` of any ancestor, or MMEngine's `load_checkpoint`.
     """
     container.register_load_state_dict_pre_hook(_convert_layouts)
 

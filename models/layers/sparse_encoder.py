@@ -1,7 +1,7 @@
 """mmdet3d's sparse LiDAR encoder on this project's sparse convolutions.
 
-The encoder is built by mmdet3d; ``use_own_convolutions`` then replaces its convolutions, which are
-spconv's (or mmcv's), by those of ``models.layers.sparse_conv``, which run on every device.
+The encoder is built by mmdet3d; `use_own_convolutions` then replaces its convolutions, which are
+spconv's (or mmcv's), by those of `models.layers.sparse_conv`, which run on every device.
 Parameters keep their names and spconv 2's layout.
 
 Dimension letters: B batch, V voxels, C channels, D, H, W size of the last sparse grid.
@@ -29,7 +29,7 @@ def use_own_convolutions(module: nn.Module, backend: str = "own") -> None:
 
     Args:
         module: The module, changed in place.
-        backend: What computes them on CUDA, see ``SparseConv3d``.
+        backend: What computes them on CUDA, see `SparseConv3d`.
 
     Raises:
         ModelConfigError: If there is a kind of convolution that has no counterpart.
@@ -65,16 +65,16 @@ def _own_convolution(conv: Any, backend: str) -> nn.Module:
 
 
 def run_sparse_encoder(encoder: Any, features: Tensor, coords: Tensor, batch_size: int) -> Tensor:
-    """Run a ``mmdet3d.SparseEncoder`` whose convolutions have been replaced.
+    """Run a `mmdet3d.SparseEncoder` whose convolutions have been replaced.
 
     Args:
         encoder: The encoder.
-        features: ``[V, C]``.
-        coords: int64 ``[V, 4]`` (sample, z, y, x).
+        features: `[V, C]`.
+        coords: int64 `[V, 4]` (sample, z, y, x).
         batch_size: B.
 
     Returns:
-        ``[B, C*D, H, W]``, rows along y and columns along x.
+        `[B, C*D, H, W]`, rows along y and columns along x.
     """
     depth, height, width = encoder.sparse_shape
     shape = (int(depth), int(height), int(width))
@@ -100,7 +100,7 @@ def _chain_of_encoder(
 ) -> ops.VoxelChain:
     """Return the voxels of all layers of the encoder, found with one wait for the device.
 
-    ``coords`` ascend by (sample, z, y, x), as the voxeliser gives them.
+    `coords` ascend by (sample, z, y, x), as the voxeliser gives them.
     """
     steps = [
         ops.ConvStep(module.kernel_size, module.stride, module.padding)
@@ -136,7 +136,7 @@ def _run_basic_block(block: Any, x: SparseTensor) -> SparseTensor:
 
 
 def _pointwise(module: nn.Module, features: Tensor) -> Tensor:
-    """Run a module that acts on every voxel by itself, on ``[V, C]``."""
+    """Run a module that acts on every voxel by itself, on `[V, C]`."""
     if isinstance(module, nn.BatchNorm1d) and module.training and len(features) == 1:
         # a sweep that saw next to nothing: one voxel has no statistics, and torch would raise
         return F.batch_norm(

@@ -21,8 +21,8 @@ class Voxels(NamedTuple):
     """Voxels of a batch.
 
     Attributes:
-        features: ``[V, F]``.
-        coords: int64 ``[V, 4]`` (sample, z, y, x), the order of LiDAR encoders.
+        features: `[V, F]`.
+        coords: int64 `[V, 4]` (sample, z, y, x), the order of LiDAR encoders.
     """
 
     features: Tensor
@@ -37,9 +37,9 @@ class MeanVoxelizer(nn.Module):
     whose first point comes first: the same ones on every device, run after run.
 
     Args:
-        pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres; points outside are
+        pc_range: `(x_min, y_min, z_min, x_max, y_max, z_max)` in metres; points outside are
             dropped.
-        voxel_size: Edge lengths ``(x, y, z)`` in metres.
+        voxel_size: Edge lengths `(x, y, z)` in metres.
         max_points: Points of a voxel that count.
         max_voxels: Voxels of a sample that count, in training and in evaluation.
 
@@ -71,7 +71,7 @@ class MeanVoxelizer(nn.Module):
 
     @torch.no_grad()
     def forward(self, points: Sequence[Tensor]) -> Voxels:
-        """Voxelise the points ``[n, F]`` of every sample; the first columns are x, y, z."""
+        """Voxelise the points `[n, F]` of every sample; the first columns are x, y, z."""
         if points[0].device.type != "cpu":
             return self._voxelise_on_device(points)
         features, coords = [], []
@@ -119,7 +119,7 @@ class MeanVoxelizer(nn.Module):
         return Voxels(mean, coords)
 
     def _voxelise(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean features ``[V, F]`` and (z, y, x) ``[V, 3]`` of one sample."""
+        """Return mean features `[V, F]` and (z, y, x) `[V, 3]` of one sample."""
         index = torch.floor((points[:, :3] - self.low) / self.voxel_size)
         sizes = index.new_tensor(self.grid_shape)
         inside = ((index >= 0) & (index < sizes)).all(1)

@@ -1,7 +1,7 @@
 """Native operations and their plain-torch twins; needs torch alone.
 
-The library behind them (``python setup.py build_ext --inplace``) is loaded at the first use of an
-operation, never at import. Every operation ``<name>`` has a twin ``<name>_reference`` with the
+The library behind them (`python setup.py build_ext --inplace`) is loaded at the first use of an
+operation, never at import. Every operation `<name>` has a twin `<name>_reference` with the
 same arguments.
 """
 
@@ -27,6 +27,7 @@ from .ray_iou import (
     ray_iou_counts,
     ray_iou_counts_reference,
 )
+from .resize_crop import resize_crop, resize_crop_reference, resize_window
 from .sigmoid_focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_reference
 from .sparse_conv import (
     KernelMap,
@@ -96,6 +97,9 @@ __all__ = [
     "ray_cast_reference",
     "ray_iou_counts",
     "ray_iou_counts_reference",
+    "resize_crop",
+    "resize_crop_reference",
+    "resize_window",
     "sigmoid_focal_loss",
     "sigmoid_focal_loss_reference",
     "sparse_conv",

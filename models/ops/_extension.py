@@ -1,4 +1,4 @@
-"""Finds and loads the native extension at the first use of a native operation."""
+"""Find and loads the native extension at the first use of a native operation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ExtensionError(UserError, RuntimeError):
 
 
 def on_load(register: Callable[[], None]) -> Callable[[], None]:
-    """Decorator: runs ``register`` once, right after the library has been loaded.
+    """Run `register` once, right after the library has been loaded (a decorator).
 
     Fake kernels and gradients attach to operations that exist only from then on.
     """
@@ -36,7 +36,7 @@ def on_load(register: Callable[[], None]) -> Callable[[], None]:
 
 
 def library_path() -> Path | None:
-    """Path of the built library, or None where it has not been built.
+    """Return the path of the built library, or None where it has not been built.
 
     The variable OPUS_EXTENSION names another one, such as a build with sanitizers.
     """
@@ -47,7 +47,7 @@ def library_path() -> Path | None:
 
 
 def load() -> None:
-    """Loads the library once.
+    """Load the library once.
 
     Raises:
         ExtensionError: the library is missing or does not fit the installed torch.
@@ -76,7 +76,7 @@ def load() -> None:
 
 
 def native(name: str) -> Any:
-    """The native operation ``opus::name``, ready to be called.
+    """Return the native operation `opus::name`, ready to be called.
 
     Raises:
         ExtensionError: the library is missing, does not load, or is older than this operation.
@@ -97,7 +97,7 @@ SINGLE_AND_HALF = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def runs_natively(name: str, tensor: Tensor, on_gpu: Collection[torch.dtype] | None = None) -> bool:
-    """Whether ``opus::name`` has a kernel for the device of ``tensor``; warns once where not.
+    """Return whether `opus::name` has a kernel for the device of `tensor`; warns once where not.
 
     A library built on a machine without a CUDA toolkit has none for GPUs: there the plain-torch
     twin has to do, which is right and slow.
@@ -105,7 +105,7 @@ def runs_natively(name: str, tensor: Tensor, on_gpu: Collection[torch.dtype] | N
     Args:
         name: The operation.
         tensor: Its first argument.
-        on_gpu: Dtypes of ``tensor`` that the kernels of GPUs take, where not all; the twin has to
+        on_gpu: Dtypes of `tensor` that the kernels of GPUs take, where not all; the twin has to
             do for others.
 
     Raises:
@@ -139,7 +139,7 @@ def _look_for_kernel(name: str, kind: str) -> bool:
 
 
 def is_available() -> bool:
-    """Whether the native extension can be loaded."""
+    """Return whether the native extension can be loaded."""
     try:
         load()
     except ExtensionError:

@@ -22,15 +22,15 @@ def mix_bits(x: Tensor) -> Tensor:
 
 
 def multiply_words(x: Tensor, factor: int) -> Tensor:
-    """Return ``x * factor`` modulo 2^32."""
+    """Return `x * factor` modulo 2^32."""
     return (x * factor) & WORD
 
 
 def sample_seeds(seed: int | Tensor, batch: int, device: torch.device) -> Tensor:
-    """Return a seed for each sample of a batch, int64 ``[batch]``; the first one's is ``seed``.
+    """Return a seed for each sample of a batch, int64 `[batch]`; the first one's is `seed`.
 
     Args:
-        seed: In ``[0, 2^63)``; or seeds ``[batch]``, which stay as they are.
+        seed: In `[0, 2^63)`; or seeds `[batch]`, which stay as they are.
         batch: Number of samples.
         device: Where the result lies.
     """
@@ -46,10 +46,10 @@ def kept_by_dropout(shape: tuple[int, int], dropout_p: float, seeds: Tensor) -> 
     Args:
         shape: Rows and columns.
         dropout_p: Probability that an element is dropped, in [0, 1).
-        seeds: int64 ``[B]``, each in ``[0, 2^63)``.
+        seeds: int64 `[B]`, each in `[0, 2^63)`.
 
     Returns:
-        bool ``[B, rows, columns]``, on the device of ``seeds``.
+        bool `[B, rows, columns]`, on the device of `seeds`.
     """
     seeds = seeds[:, None]
     row = torch.arange(shape[0], device=seeds.device)

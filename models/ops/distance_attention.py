@@ -31,7 +31,7 @@ def distance_attention(
     seed: int | Tensor = 0,
     order: Tensor | None = None,
 ) -> Tensor:
-    """Attention with the logits ``q·k / sqrt(d) - tau_q * |centre_q - centre_k|``.
+    """Attention with the logits `q·k / sqrt(d) - tau_q * |centre_q - centre_k|`.
 
     The scale-adaptive self-attention of SparseBEV (arXiv 2308.09244), as OPUS uses it. Softmax and
     weighted sum run tile by tile (Dao et al., arXiv 2205.14135) and distances are computed on the
@@ -58,15 +58,15 @@ def distance_attention(
         dropout_p: probability that an attention weight is dropped, in [0, 1).
         seed: of the dropout, a number in [0, 2**63) or int64 [B], one for each sample.
         order: int64 [B, Q], order in which the queries of a sample are visited; None to find it
-            here. Any order gives the same result up to rounding, one along :func:`attention_order`
+            here. Any order gives the same result up to rounding, one along `attention_order`
             skips most.
 
     Returns:
-        [B, H, Q, d] in ``query``'s dtype, laid out in memory as [B, Q, H, d]. Differentiable (once)
-        in ``query``, ``key``, ``value`` and ``tau``.
+        [B, H, Q, d] in `query`'s dtype, laid out in memory as [B, Q, H, d]. Differentiable (once)
+        in `query`, `key`, `value` and `tau`.
 
     Raises:
-        ValueError: shapes, dtypes or ``dropout_p`` do not fit.
+        ValueError: shapes, dtypes or `dropout_p` do not fit.
         ExtensionError: the native extension is not built.
     """
     _check_arguments(query, key, value, tau, centres, dropout_p)
@@ -100,7 +100,7 @@ def distance_attention_reference(
     seed: int | Tensor = 0,
     order: Tensor | None = None,
 ) -> Tensor:
-    """Plain-torch twin of :func:`distance_attention`: a [B, H, Q, Q] mask. Same arguments."""
+    """Plain-torch twin of `distance_attention`: a [B, H, Q, Q] mask. Same arguments."""
     _check_arguments(query, key, value, tau, centres, dropout_p)
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     q, k, v, rate = (tensor.to(dtype) for tensor in (query, key, value, tau))

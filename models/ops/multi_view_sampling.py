@@ -7,7 +7,7 @@ Dimensions:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,10 +29,10 @@ class SharedMaps:
 
     Each sampling adds to the same buffers, in the dtype of the points: maps of 16 bits are rounded
     once for all samplings, and none of them fills a buffer of its own. Without gradients, and while
-    ``torch.compile`` looks, this is a plain list of maps.
+    `torch.compile` looks, this is a plain list of maps.
 
     Args:
-        feats: L maps, as :func:`multi_view_sampling` takes them.
+        feats: L maps, as `multi_view_sampling` takes them.
     """
 
     def __init__(self, feats: Sequence[Tensor]) -> None:
@@ -42,6 +42,15 @@ class SharedMaps:
         learns = torch.is_grad_enabled() and any(feat.requires_grad for feat in feats)
         if learns and not torch.compiler.is_compiling():
             self.token = _GiveSums.apply(self.sums, *self.feats)
+
+    def __len__(self) -> int:
+        return len(self.feats)
+
+    def __getitem__(self, level: int) -> Tensor:
+        return self.feats[level]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.feats)
 
 
 class _MapSums:
@@ -61,7 +70,7 @@ class _MapSums:
         return self._sums
 
     def take(self) -> list[Tensor | None]:
-        """Return the sums in the dtype of the maps, and begin anew."""
+        """Return the sums in the dtype of the maps, and start again."""
         sums, self._sums = self._sums, None
         if sums is None:
             return [None] * len(self.feats)
@@ -69,7 +78,7 @@ class _MapSums:
 
 
 class _GiveSums(torch.autograd.Function):
-    """Gives the maps their gradients once all samplings have added theirs."""
+    """Give the maps their gradients once all samplings have added theirs."""
 
     @staticmethod
     def forward(ctx: Any, sums: _MapSums, *feats: Tensor) -> Tensor:  # type: ignore[override]
@@ -127,11 +136,11 @@ def multi_view_sampling(
     sampling"). In a camera a point is valid if its depth exceeds 1e-5 m and it falls inside the
     open image. Of a frame's cameras the lowest-numbered valid one is read; if none is valid,
     camera 0 with its depth clamped to 1e-5, where the zero padding then decides. Reading is
-    bilinear with ``align_corners=True`` and zeros outside. Group g reads the channels
-    ``[g * c, (g + 1) * c)``.
+    bilinear with `align_corners=True` and zeros outside. Group g reads the channels
+    `[g * c, (g + 1) * c)`.
 
-    ``pairing='published'``: at frame t, group g is weighted with the level weights of group
-    ``(t * G + g) // T``, as the published checkpoints expect; ``'straight'``: with its own.
+    `pairing='published'`: at frame t, group g is weighted with the level weights of group
+    `(t * G + g) // T`, as the published checkpoints expect; `'straight'`: with its own.
 
     A level adds zero where all four texels lie outside it, whatever its weight; so do points that
     are not finite, which receive no gradient. What is not finite in texels that are read, or in
@@ -140,27 +149,27 @@ def multi_view_sampling(
     Projection, choice of camera, reading and weighting are one pass; nothing of the size of the
     samples but the output is written. Results, and gradients on the CPU, do not depend on the
     number of threads and repeat bit by bit. On a GPU atomic additions sum the gradients of the
-    maps in any order, under ``torch.use_deterministic_algorithms`` as whole numbers, whose sum is
+    maps in any order, under `torch.use_deterministic_algorithms` as whole numbers, whose sum is
     the same in every order. float64 goes through the twin there.
 
     Args:
         feats: L maps [B, T*N, C, h_l, w_l], of any strides. Channels-last maps are read as they
             are; so are large maps with channels apart, while small ones are regrouped first. The
-            dtype of ``points``, or float16 or bfloat16 beside float32 points: sums are in the
-            dtype of ``points``. :class:`SharedMaps` where they are sampled several times.
+            dtype of `points`, or float16 or bfloat16 beside float32 points: sums are in the
+            dtype of `points`. `SharedMaps` where they are sampled several times.
         points: [B, Q, G, P, 3], metres, occ frame; float32 or float64, as the other tensors.
-        occ2img: [B, T*N, 4, 4], frame-major (index ``t * N + n``). Gets no gradient.
+        occ2img: [B, T*N, 4, 4], frame-major (index `t * N + n`). Gets no gradient.
         level_weights: [B, Q, G, P, L], after the softmax.
-        img_hw: height and width, in pixels, of the images that ``occ2img`` refers to.
+        img_hw: height and width, in pixels, of the images that `occ2img` refers to.
         num_cams: N.
         pairing: see above.
 
     Returns:
-        [B, Q, G, T*P, c] in the dtype of ``points``, frame-major (index ``t * P + p``).
-        Differentiable in ``feats``, ``points`` and ``level_weights``.
+        [B, Q, G, T*P, c] in the dtype of `points`, frame-major (index `t * P + p`).
+        Differentiable in `feats`, `points` and `level_weights`.
 
     Raises:
-        ValueError: shapes or dtypes do not fit together, or ``pairing`` is unknown.
+        ValueError: shapes or dtypes do not fit together, or `pairing` is unknown.
         ExtensionError: the native extension is not built.
     """
     maps = feats.feats if isinstance(feats, SharedMaps) else feats
@@ -186,12 +195,14 @@ def multi_view_sampling_reference(
     num_cams: int,
     pairing: str = "published",
 ) -> Tensor:
-    """Plain-torch twin of :func:`multi_view_sampling`. Same arguments."""
+    """Plain-torch twin of `multi_view_sampling`. Same arguments."""
     feats = feats.feats if isinstance(feats, SharedMaps) else feats
     _check_arguments(feats, points, occ2img, level_weights, num_cams, pairing)
     B, Q, G, P, _ = points.shape
     T = occ2img.shape[1] // num_cams
-    camera, pixel, finite = _project(points.reshape(B, Q * G * P, 3), occ2img, img_hw, num_cams)
+    camera, pixel, finite = project_to_frames(
+        points.reshape(B, Q * G * P, 3), occ2img, img_hw, num_cams
+    )
 
     frames = torch.arange(T, device=points.device)
     groups = torch.arange(G, device=points.device)
@@ -210,10 +221,20 @@ def multi_view_sampling_reference(
     return out.unflatten(2, (Q, G, P)).permute(0, 2, 3, 1, 4, 5).flatten(3, 4)
 
 
-def _project(
+def project_to_frames(
     points: Tensor, occ2img: Tensor, img_hw: tuple[int, int], num_cams: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What each frame reads: camera int64 [B, T, S], pixel [B, T, S, 2], whether that is finite."""
+    """Return where points are seen in every frame, as `multi_view_sampling` chooses.
+
+    Args:
+        points: [B, S, 3], metres, occ frame.
+        occ2img: [B, T*N, 4, 4].
+        img_hw: height and width of the images in pixels.
+        num_cams: N.
+
+    Returns:
+        Camera int64 [B, T, S], pixel (u, v) [B, T, S, 2] in it, and whether that is finite.
+    """
     height, width = img_hw
     matrix = occ2img.unflatten(1, (-1, num_cams))[:, :, :, None]  # [B, T, N, 1, 4, 4]
     x, y, z = points[:, None, None].unbind(-1)  # [B, 1, 1, S]
@@ -255,7 +276,7 @@ def _add_level(
     num_cams: int,
     num_groups: int,
 ) -> Tensor:
-    """Adds one level, read at pixels of the chosen cameras, with weights [B, T, S].
+    """Add one level, read at pixels of the chosen cameras, with weights [B, T, S].
 
     Texel by texel, so that sums overflow where those of the native kernel do. Returns [B, T, S, c].
     """

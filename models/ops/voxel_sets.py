@@ -59,12 +59,12 @@ class ConvStep:
 
     @classmethod
     def submanifold(cls, kernel_size: Triple) -> ConvStep:
-        """The centred step of stride 1 that keeps the voxels as they are."""
+        """Return the centred step of stride 1 that keeps the voxels as they are."""
         first, second, third = (size // 2 for size in kernel_size)
         return cls(kernel_size, (1, 1, 1), (first, second, third))
 
     def out_shape(self, shape: Triple) -> Triple:
-        """Extents of the output grid."""
+        """Return the extents of the output grid."""
         d0, d1, d2 = (
             max(0, (size + 2 * pad - kernel) // stride + 1)
             for size, pad, kernel, stride in zip(
@@ -79,7 +79,7 @@ class VoxelSet:
     """Voxels of a batch of grids, or a range of their list.
 
     Attributes:
-        keys: int64 [m], ascending: ``((grid * d0 + i0) * d1 + i1) * d2 + i2``; -1 in rows past the
+        keys: int64 [m], ascending: `((grid * d0 + i0) * d1 + i1) * d2 + i2`; -1 in rows past the
             last voxel, where the list has a capacity.
         shape: extents (d0, d1, d2) of a grid.
         num_grids: grids of the batch.
@@ -106,7 +106,7 @@ class VoxelSet:
         return torch.stack([rest.div(d0, rounding_mode="floor"), rest.remainder(d0), i1, i2], 1)
 
     def part(self, begin: int, end: int) -> VoxelSet:
-        """The voxels ``begin`` to ``end`` of the list."""
+        """Return the voxels `begin` to `end` of the list."""
         return VoxelSet(
             self.keys[begin:end], self.shape, self.num_grids, self.words, self.up_to,
             self.first + begin,
@@ -154,17 +154,17 @@ def voxel_chain(
     steps: Sequence[ConvStep] = (),
     capacity: Sequence[int] | None = None,
 ) -> VoxelChain:
-    """Finds the voxels of points and those that convolutions reach from them.
+    """Find the voxels of points and those that convolutions reach from them.
 
     Waits for the device once, since the numbers of voxels decide shapes, or not at all where a
-    ``capacity`` is given.
+    `capacity` is given.
 
     Args:
         keys: int64 [n], linear index of each point's voxel; one outside the grids is no voxel.
         num_grids: grids of the batch.
         shape: extents of a grid.
         steps: convolutions, each from the set that the one before reaches.
-        capacity: rows of each set's list; voxels beyond are left out, and ``ends`` tells that.
+        capacity: rows of each set's list; voxels beyond are left out, and `ends` tells that.
 
     Returns:
         The sets, in ascending order.
@@ -199,7 +199,7 @@ def voxel_chain_reference(
     steps: Sequence[ConvStep] = (),
     capacity: Sequence[int] | None = None,
 ) -> VoxelChain:
-    """Plain-torch twin of :func:`voxel_chain`. Same arguments."""
+    """Plain-torch twin of `voxel_chain`. Same arguments."""
     total = num_grids * math.prod(shape)
     known = (keys >= 0) & (keys < total)
     lists, ends = [keys[known].unique()], []
@@ -230,7 +230,7 @@ def voxel_chain_reference(
 
 
 def voxel_neighbors(inputs: VoxelSet, outputs: VoxelSet, step: ConvStep) -> Neighbors:
-    """Finds the neighbours of a convolution; never waits for the device.
+    """Find the neighbours of a convolution; never waits for the device.
 
     Args:
         inputs: its input voxels.
@@ -252,7 +252,7 @@ def voxel_neighbors(inputs: VoxelSet, outputs: VoxelSet, step: ConvStep) -> Neig
 
 
 def voxel_neighbors_reference(inputs: VoxelSet, outputs: VoxelSet, step: ConvStep) -> Neighbors:
-    """Plain-torch twin of :func:`voxel_neighbors`. Same arguments."""
+    """Plain-torch twin of `voxel_neighbors`. Same arguments."""
     known = outputs.keys[outputs.keys >= 0]
     of_inputs = []
     for key in _reached_keys(inputs, step):
@@ -279,13 +279,13 @@ def gathered_conv(
         features: [n, C_in], of the inputs.
         weight: [C_out, k0, k1, k2, C_in] (spconv 2's layout).
         bias: [C_out] or None; added to every output voxel.
-        pairs: from :func:`voxel_neighbors`.
+        pairs: from `voxel_neighbors`.
 
     Under autocast the factors have its dtype.
 
     Returns:
-        [m, C_out] in ``features``' dtype, differentiable (once) in ``features``, ``weight`` and
-        ``bias``.
+        [m, C_out] in `features`' dtype, differentiable (once) in `features`, `weight` and
+        `bias`.
 
     Raises:
         ValueError: a shape does not fit the neighbours.
@@ -314,7 +314,7 @@ def gathered_conv(
 
 
 class _GatheredConv(torch.autograd.Function):
-    """Gathers again in the backward pass: what is gathered is K times the features."""
+    """Gather again in the backward pass: what is gathered is K times the features."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -347,11 +347,11 @@ class _GatheredConv(torch.autograd.Function):
 
 
 def _convolved(source: Tensor, weight: Tensor, table: Tensor) -> Tensor:
-    """Sum over positions of the table's rows of ``source`` [n, A] times ``weight`` [K, A, B].
+    """Sum over positions of the table's rows of `source` [n, A] times `weight` [K, A, B].
 
     Either the rows are gathered side by side for one product, or the products of all rows are
     computed and those that a row needs are summed while they are gathered: what is written between
-    has A numbers for each of the table's entries, or B for each position of ``source``.
+    has A numbers for each of the table's entries, or B for each position of `source`.
     """
     positions, depth, width = weight.shape
     if len(source) * width < len(table) * depth:
@@ -383,7 +383,7 @@ def _summed_rows(source: Tensor, weight: Tensor, table: Tensor) -> Tensor:
 
 
 def _summed_products(rows: Tensor, source: Tensor, table: Tensor) -> Tensor:
-    """Sum over the table's rows of ``rows`` [m, A] times what they gather: [A, K * B]."""
+    """Sum over the table's rows of `rows` [m, A] times what they gather: [A, K * B]."""
     width = table.shape[1] * source.shape[1]
     wide = torch.promote_types(rows.dtype, torch.float32)
     total = rows.new_zeros(rows.shape[1], width, dtype=wide)
@@ -400,7 +400,7 @@ def _gathers_less(a: Tensor, a_table: Tensor, b: Tensor, b_table: Tensor) -> boo
 
 
 def _gathered(source: Tensor, table: Tensor) -> Any:
-    """Yields slices of the table's rows and what they gather, [rows, K * A]; zeros for no voxel."""
+    """Yield slices of the table's rows and what they gather, [rows, K * A]; zeros for no voxel."""
     padded = F.pad(source, (0, 0, 0, 1))
     step = max(64, _room(source) // max(1, table.shape[1] * source.shape[1]))
     for begin in range(0, len(table), step):
@@ -410,7 +410,7 @@ def _gathered(source: Tensor, table: Tensor) -> Any:
 
 
 def _room(source: Tensor) -> int:
-    """Numbers of what is gathered that are alive at once."""
+    """Return the numbers of what is gathered that are alive at once."""
     most = _GATHERED_BYTES.get(source.device.type, _GATHERED_BYTES_ON_DEVICE)
     return most // source.element_size()
 
@@ -447,7 +447,7 @@ def _reached_keys(inputs: VoxelSet, step: ConvStep) -> list[Tensor]:
 
 
 def _bitmap(members: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
-    """Words and counts of a set, as the native operation lays them out."""
+    """Return the words and counts of a set, as the native operation lays them out."""
     num_words = -(-num_keys // 32) + 1
     bits = torch.ones_like(members) << members.remainder(32)
     words = members.new_zeros(num_words).index_add_(0, members // 32, bits)

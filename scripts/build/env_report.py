@@ -78,7 +78,7 @@ def _toolkit_finding() -> Finding:
 
 
 def built_findings() -> Iterator[Finding]:
-    """What setup compiles: the project's extension and mmcv's operations."""
+    """Yield what setup compiles: the project's extension and mmcv's operations."""
     libraries = sorted((ROOT / "models" / "ops").glob("*.so"))
     if libraries:
         try:
@@ -105,17 +105,23 @@ def built_findings() -> Iterator[Finding]:
 
 
 def optional_findings() -> Iterator[Finding]:
-    """What is used where it is there."""
-    turbo = ctypes.util.find_library("turbojpeg")
-    yield Finding(
-        "libturbojpeg",
-        turbo or "missing; JPEGs are decoded by OpenCV or Pillow, more slowly",
-        "" if turbo else "apt install libturbojpeg0",
-    )
+    """Yield optional packages and libraries."""
     import torch
 
+    name, way_out = "libjpeg-turbo", "apt install libjpeg-dev, then make clean setup"
+    op = "jpeg_window_available"
+    is_bound = hasattr(torch.ops.opus, op) and getattr(torch.ops.opus, op)()
+    turbo = ctypes.util.find_library("turbojpeg")
+    if is_bound:
+        yield Finding(name, "bound by the native extension")
+    elif turbo:
+        yield Finding(name, f"{turbo}, which decodes images whole", way_out)
+    else:
+        yield Finding(name, "missing; JPEGs are decoded by OpenCV or Pillow", way_out)
     if torch.cuda.is_available():
-        yield _imported("spconv", "spconv.pytorch", "OPUS_SPCONV=spconv-cu126==2.3.8 make setup")
+        yield _imported(
+            "spconv", "spconv.pytorch", "pip install -r requirements/cuda.txt", is_needed=True
+        )
         yield _imported("torchvision", "torchvision", "pip install -r requirements/cuda.txt")
     else:
         yield _imported("spconv", "spconv.pytorch", "pip install -r requirements/cpu.txt (tests)")

@@ -42,12 +42,18 @@ class FileChecker:
         ]
         self._loads_images = bool(found)
         self.image_hw = {name: size for sizes in found for name, size in sizes.items()}
+        # Of the images in the files: packed ones are smaller.
+        self._stored_hw = dict(self.image_hw)
+        packed = dataset.packed if isinstance(dataset, OccupancyDataset) else None
+        for name, size in self.image_hw.items():
+            stored = None if packed is None else packed.of(size)
+            self._stored_hw[name] = size if stored is None else stored.stored_hw
         self._reads_lidar = any(isinstance(step, LoadLidarSweeps) for step in self._steps)
         self._load_dim = load_dim_of(self._steps)
         self._label_steps = [step for step in self._steps if hasattr(step, "label_path")]
 
     def check(self, index: int) -> tuple[int, list[Finding]]:
-        """Returns how many files of a sample were opened, and what is wrong with them."""
+        """Return how many files of a sample were opened, and what is wrong with them."""
         if not isinstance(self.dataset, OccupancyDataset):
             return 1, list(_attempt("sample", lambda: self.dataset[index]))
         images, sweeps = self._images(index), self._lidar_files(index)
@@ -61,7 +67,7 @@ class FileChecker:
         return len(images) + len(sweeps) + len(self._label_steps), found
 
     def _images(self, index: int) -> list[tuple[str, str]]:
-        """Returns the images of a key frame and, if history is used, of the sweeps before it.
+        """Return the images of a key frame and, if history is used, of the sweeps before it.
 
         Each with the name of its camera.
         """
@@ -83,7 +89,7 @@ class FileChecker:
         return list(images.items())
 
     def _lidar_files(self, index: int) -> list[str]:
-        """Returns the LiDAR file of a key frame and the sweeps since the key frame before it."""
+        """Return the LiDAR file of a key frame and the sweeps since the key frame before it."""
         assert isinstance(self.dataset, OccupancyDataset)
         table = self.dataset.lidar
         if table is None or not self._reads_lidar:
@@ -101,13 +107,13 @@ class FileChecker:
 
     def _check_image(self, path: str, camera: str) -> Iterator[Finding]:
         def read() -> None:
-            read_image(path, reduction=_REDUCTION, raw_hw=self.image_hw[camera])
+            read_image(path, reduction=_REDUCTION, raw_hw=self._stored_hw[camera])
 
         yield from _attempt("image", read)
 
 
 def _attempt(what: str, action: Any) -> Iterator[Finding]:
-    """Yields a finding if the action fails because of the data."""
+    """Yield a finding if the action fails because of the data."""
     try:
         action()
     except (MissingDataError, BadDataError) as error:

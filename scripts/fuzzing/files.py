@@ -23,7 +23,7 @@ from loaders.lidar.points import LOAD_DIMS, read_lidar_points
 from loaders.metrics.ray_cache import read_rays
 from loaders.predictions import load_prediction
 from loaders.sample import OccSample
-from loaders.transforms.decode import read_image
+from loaders.transforms.decode import read_image, read_image_part
 from loaders.transforms.geometry import ego2img_from_poses, quaternion_to_matrix
 from loaders.transforms.labels import LoadOcc3DLabels
 from loaders.transforms.occupancy_labels import LoadOccupancyLabels
@@ -159,6 +159,9 @@ def _image_targets(rng: Rng) -> dict[str, _Target]:
             backend = ("auto", "cv2", "pillow")[int(rng.integers(3))]
             reduction = (1, 2, 4, 8)[int(rng.integers(4))]
             raw_hw = _IMAGE_HW if rng.random() < 0.5 else None
+            if rng.random() < 0.5:
+                rows, columns = (tuple(sorted(rng.integers(0, 60, 2).tolist())) for _ in range(2))
+                return read_image_part(str(root / file), rows, columns, backend, reduction, raw_hw)  # type: ignore[arg-type]
             return read_image(str(root / file), backend, reduction, raw_hw)  # type: ignore[arg-type]
 
         return call

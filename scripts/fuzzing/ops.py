@@ -2,10 +2,10 @@
 
 A call starts from small arguments that fit together; then up to three of them are replaced: another
 dtype, another shape, strides, values that are not finite or far out of range, lists of another
-length. Half of the calls go through the functions of ``models.ops``, half straight to the
+length. Half of the calls go through the functions of `models.ops`, half straight to the
 operations of the library, which must not trust its callers either.
 
-Sizes that a result takes its shape from (``num_voxels``, ``num_samples``) stay small: what a caller
+Sizes that a result takes its shape from (`num_voxels`, `num_samples`) stay small: what a caller
 asks for is his to pay.
 """
 
@@ -64,7 +64,7 @@ def _guarded(function: Callable[..., object], arguments: Arguments, backward: bo
             result = function(*arguments)
             if backward:
                 with warnings.catch_warnings():
-                    # Operations without a gradient say that they have none.
+                    # Operations without a gradient report that they have none.
                     warnings.simplefilter("ignore")
                     _differentiate(result)
         except RuntimeError as error:
@@ -87,7 +87,7 @@ def _differentiate(result: object) -> None:
 
 
 def _replace(rng: random.Random, value: Any) -> tuple[Any, str]:
-    """An odd value in the place of another, and what is odd about it."""
+    """Return an odd value in the place of another, and what is odd about it."""
     if isinstance(value, Tensor):
         return _replace_tensor(rng, value)
     if isinstance(value, bool) or value is None or isinstance(value, torch.dtype):
@@ -450,6 +450,25 @@ def _voxel_shading(rng: random.Random) -> Built:
     ]  # fmt: skip
 
 
+def _resize_crop(rng: random.Random) -> Built:
+    image = torch.randint(0, 256, (rng.choice((1, 9, 30)), rng.choice((1, 8, 41)), 3))
+    out = torch.zeros(rng.choice((1, 7)), rng.choice((1, 12)), 3, dtype=torch.uint8)
+    wraps = rng.random() < 0.5
+    function = ops.resize_crop if wraps else native("resize_crop")
+    method = rng.choice(("linear", "cubic", "exact") if wraps else (0, 1, 2))
+    full, crop = list(image.shape[:2]), [rng.choice((-3, 0, 2)), 1]
+    return function, [
+        out, image.to(torch.uint8), full, [0, 0], [9, 13], crop, True, _Fixed(method),
+    ]  # fmt: skip
+
+
+def _jpeg_window(rng: random.Random) -> Built:
+    data = torch.randint(0, 256, (rng.choice((0, 3, 200)),)).to(torch.uint8)
+    if len(data) > 3:
+        data[:4] = torch.tensor([0xFF, 0xD8, 0xFF, 0xE0])
+    return native("jpeg_window"), [data, rng.choice((1, 2, 4, 8)), [0, 10], [0, 10]]
+
+
 class _Fixed:
     """An argument that is not replaced: bytes that only the library makes, or a size."""
 
@@ -473,8 +492,8 @@ _BUILDERS: dict[str, Callable[[random.Random], Built]] = {
     builder.__name__.lstrip("_"): _with_fixed(builder)
     for builder in (
         _adaptive_mixing, _chamfer_terms, _distance_attention, _farthest_point_sampling,
-        _kernel_map, _multi_view_sampling, _nearest_neighbor, _occupancy_masks, _point_tree,
-        _ray_cast, _ray_iou, _sigmoid_focal_loss, _sparse_conv, _unique_voxels, _voxel_light,
-        _voxel_max, _voxel_sets, _voxel_shading,
+        _jpeg_window, _kernel_map, _multi_view_sampling, _nearest_neighbor, _occupancy_masks,
+        _point_tree, _ray_cast, _ray_iou, _resize_crop, _sigmoid_focal_loss, _sparse_conv,
+        _unique_voxels, _voxel_light, _voxel_max, _voxel_sets, _voxel_shading,
     )
 }  # fmt: skip

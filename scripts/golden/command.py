@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--dtype",
         choices=("float64", "float32", "tf32", "bfloat16"),
         default="float64",
-        help="precision the heads run in; tf32 and bfloat16: single, but for matrix products",
+        help="precision of the heads; tf32 and bfloat16 of matrix products alone",
     )
 
     def check(args: argparse.Namespace) -> int:

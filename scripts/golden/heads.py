@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import models.register
-from models import ops
 from models.heads import CameraGeometry, HeadOutput, LidarInput, OccupancyHead
 from scripts.golden.report import (
     Check,
@@ -32,21 +30,7 @@ from scripts.golden.report import (
     quantile,
     relative,
 )
-
-# Everything the models take from models.ops; each has a plain-torch twin.
-OPERATIONS = (
-    "adaptive_mixing",
-    "distance_attention",
-    "farthest_point_sampling",
-    "multi_view_sampling",
-    "nearest_neighbor",
-    "build_kernel_map",
-    "sigmoid_focal_loss",
-    "sparse_conv",
-    "unique_voxels",
-    "voxel_max",
-)
-
+from scripts.runtime.operations import plain_operations
 
 KINDS = ("v1", "v1_fusion", "v2", "v2_dcd")
 
@@ -145,16 +129,6 @@ def load_case(golden: GoldenFile, dtype: torch.dtype) -> HeadCase:
     return HeadCase(head.to(dtype), feats, geometry, lidar, samples)
 
 
-@contextmanager
-def plain_operations() -> Iterator[None]:
-    """Replace the operations the models use by their plain-torch twins."""
-    with ExitStack() as stack:
-        for name in OPERATIONS:
-            twin = getattr(ops, f"{name}_reference")
-            stack.enter_context(mock.patch.object(ops, name, twin))
-        yield
-
-
 def check_head_float64(golden: GoldenFile) -> Iterator[Check]:
     """Compare all a file holds, through the plain-torch path and the native operations."""
     with plain_operations():
@@ -209,7 +183,7 @@ def _eleven_bits(x: Tensor) -> Tensor:
 
 
 def check_head_precision(golden: GoldenFile, precision: str) -> Iterator[Check]:
-    """Compare outputs of a head in single precision, with its products in ``precision``.
+    """Compare outputs of a head in single precision, with its products in `precision`.
 
     A sampling point that crosses the border of an image changes camera, and the difference grows
     from layer to layer: 99 % of the elements must agree.

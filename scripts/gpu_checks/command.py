@@ -4,8 +4,8 @@
 
 Needs torch and a CUDA toolkit alone; MMEngine and pytest are used where they are installed. The
 table is written after every line, so that what is cut off keeps what it has. Ends with code 1 if an
-operation differs from its twin. Without a GPU it says so and does nothing; `--device cpu --sizes
-small` tries the command itself.
+operation differs from its twin. Without a GPU it prints a message and does nothing; `--device cpu
+--sizes small` tries the command itself.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Table:
         self.lines: list[str] = []
 
     def left_s(self) -> float:
-        """Seconds that are left."""
+        """Return the seconds that are left."""
         return self.end - time.monotonic()
 
     def add(self, *lines: str) -> None:

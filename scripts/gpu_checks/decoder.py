@@ -57,7 +57,7 @@ def build_decoder(sizes: Sizes) -> Any:
 
 
 def refinements(sizes: Sizes) -> list[int]:
-    """Points of a query after each of five layers, doubled up to those of the last."""
+    """Return the points of a query after each of five layers, doubled up to those of the last."""
     last = max(1, sizes.points // sizes.queries)
     return [max(1, last // 2**i) for i in (4, 3, 2, 1, 0)]
 

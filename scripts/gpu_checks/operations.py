@@ -224,7 +224,7 @@ class _Inputs:
         )  # fmt: skip
 
     def keys(self) -> Tensor:
-        """Voxels of points on a rough surface."""
+        """Return the voxels of points on a rough surface."""
         x_num, y_num, z_num = self.s.grid
         x, y = (
             (self.uniform(self.s.points) * size).long().clamp(max=size - 1)
@@ -243,7 +243,7 @@ class _Inputs:
         )  # fmt: skip
 
     def convolutions(self) -> list[Case]:
-        """Those of the discretization: 64 channels, dilated, and then to the classes."""
+        """Return those of the discretization: 64 channels, dilated, and then to the classes."""
         chain = ops.voxel_chain(self.keys(), 1, self.s.grid, [DILATE])
         keep = ops.ConvStep.submanifold((3, 3, 3))
         cases = []

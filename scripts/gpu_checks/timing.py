@@ -1,4 +1,4 @@
-"""Times of calls on a GPU: by events, without a wait in between, eager and as a CUDA graph."""
+"""Time of calls on a GPU: by events, without a wait in between, eager and as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def measure(calls: Sequence[Call], device: str, captures: bool = True) -> Times:
     Args:
         calls: The same call with different inputs, taken in turn so that no input is left in the
             cache of the GPU.
-        device: ``'cuda'``, or ``'cpu'`` for a trial of this code.
+        device: `'cuda'`, or `'cpu'` for a trial of this code.
         captures: Whether to capture the calls too.
     """
     for call in calls:

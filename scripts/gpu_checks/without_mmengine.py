@@ -24,7 +24,7 @@ class _BaseModule(nn.Module):
 
 
 class _Registry:
-    """Knows no names; its decorator leaves classes as they are."""
+    """A registry without names; its decorator leaves classes unchanged."""
 
     def register_module(self, *args: Any, **kwargs: Any) -> Callable[[type], type]:
         return lambda kind: kind

@@ -249,7 +249,7 @@ def _name_of(model: nn.Module, parameter: Tensor) -> str:
 
 
 def _bad_samples(runner: Runner, data_batch: Any) -> str:
-    """Samples of the processes whose loss is not finite; of all where every loss is."""
+    """Return the samples of the processes whose loss is not finite; of all where every loss is."""
     is_finite = getattr(runner.optim_wrapper, "loss_was_finite", True)
     processes = of_every_process((is_finite, _sample_names(data_batch)))
     bad = [names for was_finite, names in processes if not was_finite]

@@ -52,13 +52,13 @@ def with_layer_decay(optim_wrapper: Mapping[str, Any], names: Sequence[str]) -> 
 
 
 def _block(name: str) -> tuple[int, int] | None:
-    """Number of stage and block of a parameter; None before the first block."""
+    """Return number of stage and block of a parameter; None before the first block."""
     match = _BLOCK.search(name)
     return None if match is None else (int(match[1]), int(match[2]))
 
 
 def _rule_of(name: str, rules: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The rule that MMEngine applies to a parameter: that of the longest key in its name."""
+    """Return the rule that MMEngine applies to a parameter: that of the longest key in its name."""
     for key in sorted(sorted(rules), key=len, reverse=True):
         if key in name:
             return rules[key]

@@ -1,6 +1,6 @@
 """One parameter group for all parameters of equal settings; checkpoints keep a group a parameter.
 
-MMEngine makes a group of every parameter that ``paramwise_cfg`` could touch, and an optimiser
+MMEngine makes a group of every parameter that `paramwise_cfg` could touch, and an optimiser
 computes group by group: hundreds of launches a step on a GPU. Checkpoints go on listing them one by
 one, so that a run resumes whatever groups its parameters were in, and rules that have changed are
 noticed parameter by parameter.
@@ -29,8 +29,8 @@ Members = list[list[int]]  # of each group, the numbers of its parameters in the
 class MergedGroupsConstructor(DefaultOptimWrapperConstructor):
     """MMEngine's constructor with parameters of equal settings in one group.
 
-    On GPUs Adam and AdamW are fused, where the config does not say ``fused`` or ``foreach``. The
-    wrapper's ``group_members`` tell which parameters a group has.
+    On GPUs Adam and AdamW are fused, where the config does not say `fused` or `foreach`. The
+    wrapper's `group_members` tell which parameters a group has.
     """
 
     optimizer_cfg: dict[str, Any]
@@ -78,7 +78,7 @@ def one_by_one(content: dict[str, Any], members: Members | None) -> None:
 
     Args:
         content: Of the checkpoint, changed in place; its states are those of merged groups.
-        members: See ``MergedGroupsConstructor``; None leaves the checkpoint as it is.
+        members: See `MergedGroupsConstructor`; None leaves the checkpoint as it is.
     """
     if members is None:
         return
@@ -104,7 +104,7 @@ def regrouped(
 
     Args:
         checkpoint: Of any run; one that does not list parameters one by one stays as it is.
-        members: See ``MergedGroupsConstructor``; None leaves the checkpoint as it is.
+        members: See `MergedGroupsConstructor`; None leaves the checkpoint as it is.
         configured: Options of the groups as the configuration says. A group's options become those
             of a parameter whose options have changed since, if there is one.
     """

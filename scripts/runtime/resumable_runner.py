@@ -207,7 +207,7 @@ class ResumableRunner(Runner):
         try:
             random_state.restore(states[rank])
         except ValueError as error:
-            self.logger.warning(f"random numbers start anew: {error}")
+            self.logger.warning(f"random numbers start from the seed: {error}")
 
     # ------------------------------------------------------------------ writing
 
@@ -332,7 +332,7 @@ class ResumableRunner(Runner):
         try:
             self._save_interrupted(epoch, iteration)
         except CheckpointWriteError as error:
-            self.logger.error(f"{error}; the training goes on")
+            self.logger.error(f"{error}; the training continues")
 
     def refresh_checkpoint(self, epoch: int, iteration: int) -> None:
         """Write the checkpoint of now once more: its evaluation is done."""
@@ -395,7 +395,7 @@ class ResumableRunner(Runner):
 
 
 def bare_model(runner: Runner) -> nn.Module:
-    """The runner's model without its data-parallel wrapper."""
+    """Return the runner's model without its data-parallel wrapper."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 

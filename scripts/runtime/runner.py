@@ -167,9 +167,11 @@ class OpusRunner(ResumableRunner):
     def build_dataloader(  # type: ignore[override]
         self, dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False
     ) -> WatchedDataLoader:
-        """Build a data loader that signals can interrupt."""
+        """Build a data loader that signals can interrupt, and whose batches come to the model."""
         loader = Runner.build_dataloader(dataloader, seed=seed, diff_rank_seed=diff_rank_seed)
-        return WatchedDataLoader.watch(loader, self.stop_signals)
+        parameter = next(self.model.parameters(), None)
+        device = None if parameter is None else parameter.device
+        return WatchedDataLoader.watch(loader, self.stop_signals, device)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         """Build the optimiser, and log one line per learning rate.
@@ -244,7 +246,7 @@ def build_runner(
 
 
 def _runner_class(name: str | None) -> type[OpusRunner]:
-    """The class that `runner_type` of a config names.
+    """Return the class that `runner_type` of a config names.
 
     Raises:
         ConfigError: It is not registered, or no OpusRunner.
@@ -267,7 +269,9 @@ def _runner_class(name: str | None) -> type[OpusRunner]:
 
 
 def _coming_weights(runner: OpusRunner, origin: WeightsOrigin) -> Mapping[str, Tensor] | None:
-    """Weights that a checkpoint will fill; read only if a part wants a pretrained file."""
+    """Return the weights that a checkpoint will fill; read only if a part wants a pretrained
+    file.
+    """
     model = bare_model(runner)
     if origin.path is None or not any(getattr(m, "init_cfg", None) for m in model.modules()):
         return None

@@ -31,7 +31,9 @@ _SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square
 
 
 def plain(value: Any) -> Any:
-    """A copy of a value that `torch.load` reads without running code; other objects as text."""
+    """Return a copy of a value that `torch.load` reads without running code; other objects as
+    text.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -191,7 +193,7 @@ def use_configured_options(
 
 
 def early_stopping_state(runner: Any) -> dict[str, Any]:
-    """What MMEngine's EarlyStoppingHook has counted; MMEngine does not store it."""
+    """Return what MMEngine's EarlyStoppingHook has counted; MMEngine does not store it."""
     state: dict[str, Any] = {"stop_training": bool(getattr(runner.train_loop, "stop_training", 0))}
     for hook in runner.hooks:
         if isinstance(hook, EarlyStoppingHook):
@@ -211,7 +213,9 @@ def restore_early_stopping(runner: Any, state: Any) -> None:
 
 
 def first_not_finite(model: nn.Module) -> str | None:
-    """Name of the first parameter that holds a value that is not finite; None if all are."""
+    """Return the name of the first parameter that holds a value that is not finite; None if all
+    are.
+    """
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             return name
@@ -224,7 +228,7 @@ def _rememberers(model: nn.Module) -> list[Any]:
 
 
 def memory_state(model: nn.Module) -> list[Any]:
-    """What the parts of a model remember from one iteration to the next, on this process."""
+    """Return what the parts of a model remember from one iteration to the next, on this process."""
     return [entry for part in _rememberers(model) for entry in part.training_state()]
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from loaders.shared_memory import MORE_SHARED_MEMORY, SharedMemoryError
 from models.errors import UserError
+from scripts.runtime.device_prefetch import prefetched
 from scripts.runtime.stop_signals import StopSignals, blocked_signals
 
 
@@ -39,30 +40,47 @@ class WatchedDataLoader(DataLoader):
     - So does shared memory that is too small for a batch.
     - The seed of its workers is drawn from a generator of its own: starting them leaves torch's
       global generator as it is, so that a resumed run draws what an undisturbed one draws.
+    - Batches are on the model's device; see `prefetched`.
     """
 
     stop_signals: StopSignals
+    device: torch.device | None = None
 
     @classmethod
-    def watch(cls, loader: DataLoader, stop_signals: StopSignals) -> WatchedDataLoader:
-        """Turn a built DataLoader into one of this class, in place."""
+    def watch(
+        cls,
+        loader: DataLoader,
+        stop_signals: StopSignals,
+        device: torch.device | None = None,
+    ) -> WatchedDataLoader:
+        """Turn a built DataLoader into one of this class, in place.
+
+        Args:
+            loader: The data loader.
+            stop_signals: What may interrupt it.
+            device: Where batches are to be; None leaves them where they are.
+        """
         if not isinstance(loader, cls):
-            loader.__class__ = cls  # torch forbids to build it anew from its own parts
+            loader.__class__ = cls  # torch does not allow building it again from its parts
         assert isinstance(loader, cls)
         loader.stop_signals = stop_signals
+        loader.device = device
         loader.worker_init_fn = WorkerStart(stop_signals.worker_init(loader.worker_init_fn))
         if loader.generator is None:
             loader.generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
         return loader
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yield batches.
+        """Yield batches on the device.
 
         Raises:
             StopRequested: A signal arrived while the loader waited.
             WorkerKilledError: A data worker was killed.
             SharedMemoryError: There is no room for a batch in /dev/shm.
         """
+        yield from prefetched(self._batches(), self.device, ahead=self.num_workers > 0)
+
+    def _batches(self) -> Iterator[Any]:
         before = signal.getsignal(signal.SIGCHLD)
         batches: Any = None
         try:
@@ -149,7 +167,7 @@ def _death_of_worker(batches: Any, patience: float) -> str | None:
         if code in (_EXIT_NO_SHARED_MEMORY, -signal.SIGBUS):
             return (
                 f"data worker {worker.pid} found no room for a batch in /dev/shm: "
-                f"{MORE_SHARED_MEMORY}, and go on with --resume"
+                f"{MORE_SHARED_MEMORY}, and continue with --resume"
             )
         if code is None or code >= 0:
             continue
@@ -158,6 +176,6 @@ def _death_of_worker(batches: Any, patience: float) -> str | None:
         return (
             f"data worker {worker.pid} was killed by {name}{reason}: use fewer workers "
             "(num_workers of the data loader) or smaller caches (cache_mb of the transforms), and "
-            "go on with --resume"
+            "continue with --resume"
         )
     return None

@@ -124,7 +124,7 @@ def count_calls(events: Iterable[Any]) -> tuple[int, int]:
     """Count the launches and waits that happen inside of frames.
 
     Args:
-        events: Of torch's profiler: with a ``name`` and a ``time_range`` (``start``, ``end``).
+        events: Of torch's profiler: with a `name` and a `time_range` (`start`, `end`).
     """
     events = list(events)
     frames = [event.time_range for event in events if event.name == FRAME]
@@ -141,7 +141,7 @@ def count_calls(events: Iterable[Any]) -> tuple[int, int]:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start the measurement of peak memory anew."""
+    """Restart the measurement of peak memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:

@@ -80,7 +80,7 @@ class SyntheticDrive:
     """Samples of a drive; each has one new frame and the T-1 before it.
 
     Before the first frame that one repeats, as at the start of a scene. Images are noise of which
-    ``pool`` different frames exist, so that what a frame costs does not depend on its length.
+    `pool` different frames exist, so that what a frame costs does not depend on its length.
 
     Args:
         sizes: Of a sample.
@@ -115,7 +115,7 @@ class SyntheticDrive:
         return [max(0, index - t) for t in range(self.sizes.num_frames)]
 
     def _stack(self, index: int) -> Tensor:
-        """Return uint8 ``[T*N, 3, H, W]``, channels-last as the loader gives them."""
+        """Return uint8 `[T*N, 3, H, W]`, channels-last as the loader gives them."""
         images = self._images[[frame % len(self._images) for frame in self._frames(index)]]
         return images.flatten(0, 1).permute(0, 3, 1, 2)
 
@@ -130,7 +130,7 @@ class SyntheticDrive:
 
 
 def camera_ring(lags: list[int], num_cams: int, img_hw: tuple[int, int]) -> Tensor:
-    """Return ego2img ``[T*N, 4, 4]`` of cameras that look outwards from a car driving along x.
+    """Return ego2img `[T*N, 4, 4]` of cameras that look outwards from a car driving along x.
 
     Args:
         lags: How many frames ago each of the T frames was taken.
@@ -155,7 +155,7 @@ def camera_ring(lags: list[int], num_cams: int, img_hw: tuple[int, int]) -> Tens
 
 
 def lidar_sweeps(number: int, generator: torch.Generator) -> Tensor:
-    """Return points ``[n, 5]`` of sweeps over flat ground between walls, the current one first.
+    """Return points `[n, 5]` of sweeps over flat ground between walls, the current one first.
 
     x, y, z in metres of the ego frame, intensity, time lag in seconds.
     """

@@ -81,13 +81,13 @@ class Anatomy:
 
 
 class Stopwatch:
-    """Runs frames of a model and measures them.
+    """Run frames of a model and measures them.
 
     Args:
         model: In eval mode, on its device.
         warmup: Batches before those that are measured, as many as run in a quarter of `seconds`.
         samples: Samples to measure at most.
-        seconds: After which a measurement ends; ``MIN_FRAMES`` batches may take ``PATIENCE`` times
+        seconds: After which a measurement ends; `MIN_FRAMES` batches may take `PATIENCE` times
             that.
     """
 

@@ -20,7 +20,7 @@ QUERIES = "geometry, queries"
 CPD = "CPD"
 PREDICTION = "prediction"
 OTHER = "other"
-#: Stages of a frame in their order; those of decoder layers are ``layer_stage(i, part)``.
+#: Stages of a frame in their order; those of decoder layers are `layer_stage(i, part)`.
 STAGES = (UPLOAD, IMAGES, CACHE, LIDAR_VOXELS, LIDAR_SPARSE, LIDAR_DENSE, QUERIES, CPD, PREDICTION,
           OTHER)  # fmt: skip
 DECODER = "decoder"
@@ -37,12 +37,12 @@ LAYER_PARTS = {
 
 
 def layer_stage(index: int, part: str) -> str:
-    """Name of the stage of a part of a decoder layer, which is counted from 0."""
+    """Return the name of the stage of a part of a decoder layer, which is counted from 0."""
     return f"{DECODER} layer {index}: {part}"
 
 
 class Ledger:
-    """Divides what grows while code runs among nested stages: each gets what its inner ones do not.
+    """Divide what grows while code runs among nested stages: each gets what its inner ones do not.
 
     Args:
         read: Returns what has been spent so far, such as the time.

@@ -1,7 +1,7 @@
 """The whole path in one command: toy data, training, scores against a blind prior, pictures.
 
-    python -m scripts.demo            # `make demo`: minutes on two cores
-    python -m scripts.demo --long     # `make toy-train`: the longer run
+    python scripts/demo.py            # `make demo`: minutes on two cores
+    python scripts/demo.py --long     # `make toy-train`: the longer run
 
 Where pretrain/ has the model of `make toy-pretrain`, the demo first shows what that sees on the
 held-out scenes, then fine-tunes it; `--from-scratch` trains from scratch as well, and `--skip`
@@ -173,7 +173,7 @@ def hash_of(*parts: str | bytes) -> str:
 
 
 def _source_key(folders: Sequence[str]) -> str:
-    """Hash of the source files below some folders (or of single files)."""
+    """Return the hash of the source files below some folders (or of single files)."""
     suffixes = (".py", ".cpp", ".h", ".cu", ".cuh")
     files: list[Path] = []
     for name in folders:
@@ -191,7 +191,7 @@ print(load_config(sys.argv[1]).pretty_text)
 
 
 def _config_key(config: str) -> str:
-    """Hash of a config with its `_base_` files merged.
+    """Return the hash of a config with its `_base_` files merged.
 
     Read in a process of its own: this one stays small, since the peak memory that Linux reports for
     a started process is never below that of the process which started it.

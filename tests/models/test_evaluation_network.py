@@ -214,7 +214,7 @@ def test_compilation_reaches_the_evaluation(detector: Callable[..., Any]) -> Non
     ):
         torch.testing.assert_close(a, b)
     assert len(graphs) == 2  # backbone and neck
-    for _ in range(2):  # evaluations of a training: nothing is compiled anew
+    for _ in range(2):  # evaluations of a training: nothing is compiled again
         model.train().eval()
         model.extract_feat(images(), [])
     assert len(graphs) == 2

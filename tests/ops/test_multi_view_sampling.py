@@ -75,7 +75,7 @@ def with_gradients(function: Callable[..., Tensor], case: Case, pairing: str) ->
 
 
 def on_device(case: Case, device: str) -> Case:
-    """A copy whose tensors lie in memory as those of ``case`` do."""
+    """A copy whose tensors lie in memory as those of `case` do."""
     feats, *tensors = case[:4]
     moved = [x.detach().to(device) for x in feats]
     return Case(moved, *(x.detach().to(device) for x in tensors), *case[4:])
@@ -494,7 +494,7 @@ def check_shared_maps(dtype: torch.dtype, device: str) -> None:
         torch.testing.assert_close(
             own.double().cpu() / scale, other / scale, rtol=0, atol=tolerance
         )
-    # Once more through the same graph, and a part of it: buffers begin anew.
+    # Once more through the same graph, and a part of it: buffers start again.
     for own, other in zip(
         torch.autograd.grad(torch.stack(total).sum(), maps, retain_graph=True), found, strict=True
     ):

@@ -40,7 +40,7 @@ def distribution(requirement: str) -> str:
 
 
 @pytest.mark.parametrize("python", ["310", "311", "312"])
-@pytest.mark.parametrize("name", ["build.txt", "packages.txt", "dev.txt"])
+@pytest.mark.parametrize("name", ["build.txt", "packages.txt", "dev.txt", "onnx.txt"])
 def test_every_requirement_is_locked(name: str, python: str) -> None:
     locked = {
         distribution(line): line.split("==")[1]
@@ -111,7 +111,7 @@ def test_env_report_names_versions_and_what_was_built(capsys: pytest.CaptureFixt
     code = env_report.main([])
     report = capsys.readouterr().out
     assert code == 0, report
-    for word in ("torch", "mmcv's operations", "native extension", "ray_cast", "libturbojpeg"):
+    for word in ("torch", "mmcv's operations", "native extension", "ray_cast", "libjpeg-turbo"):
         assert word in report
 
 

@@ -48,7 +48,7 @@ def test_nested_stages_divide_the_time() -> None:
     def pass_time(seconds: float) -> None:
         clock[0] += seconds
 
-    pass_time(100)  # before any stage: nobody's
+    pass_time(100)  # before any stage: counted in none
     with ledger.stage("outer"):
         pass_time(1)
         with ledger.stage("inner"):

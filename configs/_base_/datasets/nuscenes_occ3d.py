@@ -22,7 +22,7 @@ voxel_size = [0.4, 0.4, 0.4]
 raw_hw = (900, 1600)  # pixels on disk
 final_hw = (256, 704)  # pixels into the network
 resize_range = (0.38, 0.55)  # of the raw size, training
-image_mode = 'exact'  # 'fast': linear resize of a reduced decode, 4 times faster
+image_mode = 'exact'  # 'fast': linear resize of a reduced decode; see docs/loading.md
 test_cache_mb = 64  # each process; the next samples of a scene need most of its frames again
 bev_flip_prob = 0.5  # of a flip of the whole scene along x, and along y
 

@@ -212,7 +212,7 @@ __device__ void for_each_step(const CudaArguments& a, int64_t tile, const Visit&
   for (int step = 0; step < count; step += kStep) visit(step, least_of(kStep, count - step));
 }
 
-// Calls store(query, channel, row of the block, place in the sums) for what the block hands over.
+// Calls store(query, channel, row of the block, place in the sums) for each result of the block.
 template <typename Store>
 __device__ void for_each_result(const CudaArguments& a, const Store& store) {
   for (int i = threadIdx.x; i < kTile * kDepth; i += kBlock) {

@@ -1,0 +1,50 @@
+"""A window of a JPEG file, decoded by the machine's libjpeg-turbo.
+
+This binds a library and computes nothing of its own, so there is no twin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ._extension import ExtensionError, native
+
+__all__ = ["has_jpeg_window", "jpeg_window"]
+
+
+def has_jpeg_window() -> bool:
+    """Return whether the extension was built with libjpeg-turbo's header, and its library is
+    there.
+    """
+    try:
+        return bool(native("jpeg_window_available")())
+    except ExtensionError:
+        return False
+
+
+def jpeg_window(
+    data: Tensor, reduction: int, rows: Sequence[int], columns: Sequence[int]
+) -> tuple[Tensor, tuple[int, int]] | None:
+    """Decode the pixels of some rows and columns.
+
+    All rows down to the last are parsed, since a JPEG file has no entry points, but no others are
+    transformed back. What is returned equals that part of the whole image.
+
+    Args:
+        data: uint8 `[n]`, the file.
+        reduction: 1, 2, 4 or 8: the image is decoded at that part of its size, rounded up.
+        rows: First row and the one after the last, of the reduced image.
+        columns: Likewise; some columns more are decoded on both sides.
+
+    Returns:
+        The pixels, uint8 `[h, w, 3]` BGR, and the row and column where they begin; None if the
+        library is missing, the file is damaged, progressive, or neither YCbCr nor grey.
+
+    Raises:
+        ValueError: An argument is out of range.
+        ExtensionError: The native extension is not built.
+    """
+    image, top, left = native("jpeg_window")(data, reduction, list(rows), list(columns))
+    return (image, (top, left)) if image.numel() else None

@@ -1,0 +1,1 @@
+"""Packed data roots: images at the size that training needs, labels without compression."""

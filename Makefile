@@ -4,10 +4,11 @@ PY := .venv/bin/python
 DEMO ?=
 GALLERY ?=
 BENCH ?=
+ABLATE ?= configs/ablations/recipes.yaml
 DRILL ?=
 GPU ?=
 .PHONY: help setup test lint types pytest bench cuda-report cuda-emulation sanitize compute-sanitizer demo \
-        gpu-check toy-train drill gallery family env-report clean clean-all
+        gpu-check toy-train toy-pretrain ablate drill gallery family env-report clean clean-all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -54,6 +55,12 @@ demo: setup  ## toy data, training, scores against an image-blind prior, picture
 
 toy-train: setup  ## the longer run over the toy data (under an hour on two cores)
 	$(PY) scripts/demo.py --long $(DEMO)
+
+toy-pretrain: setup  ## the toy line's checkpoint, pretrain/opusv2-nano_toy.pth (hours on two cores; resumes)
+	$(PY) -m scripts.toy_pretrain
+
+ablate: setup  ## compare overrides of a config over seeds (ABLATE=configs/ablations/recipes.yaml; resumes)
+	$(PY) -m scripts.ablate $(ABLATE)
 
 family: setup  ## every model on the toy data, in one table (one to two hours on two cores)
 	$(PY) scripts/family.py

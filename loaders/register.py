@@ -9,9 +9,10 @@ from loaders.datasets import (
 )
 from loaders.lidar import points
 from loaders.metrics import occupancy_metric, ray_iou_metric, save_predictions
-from loaders.transforms import images, labels, occupancy_labels, pack
+from loaders.transforms import bev, images, labels, occupancy_labels, pack
 
 __all__ = [
+    "bev",
     "images",
     "labels",
     "nuscenes_occ3d",

@@ -50,6 +50,11 @@ class OccSample:
         rng: Randomness of this sample; None in test mode.
         ray_origins: float64 [O, 3] metres in the occ frame before BEV flips, where RayIoU's rays
             start, or None.
+        frame_index: Number of the key frame in its scene.
+        sequence_id: What frames have in common that a sampler serves as a sequence: the epoch, 0 in
+            test mode; None for a frame that stands alone (see ``SceneSampler``).
+        timestamp: Microseconds, of the key frame's LiDAR.
+        ego2global: float64 [4, 4], pose of the key frame's LiDAR time.
         replaces: Index of the sample whose place this one takes because that cannot be loaded.
         is_unlabelled: Whether the label file is missing, and may be.
         image_aug: The draw that all images of the sample share.
@@ -79,6 +84,10 @@ class OccSample:
     cameras: tuple[str, ...] = ()
     rng: np.random.Generator | None = None
     ray_origins: npt.NDArray[np.float64] | None = None
+    frame_index: int = 0
+    sequence_id: int | None = None
+    timestamp: int = 0
+    ego2global: npt.NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
     ego2occ: npt.NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
     lidar2ego: npt.NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
     lidar: LidarFrames | None = None

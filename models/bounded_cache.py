@@ -45,6 +45,10 @@ class BoundedCache(Generic[Value]):
         self._entries.move_to_end(key)
         return self._entries[key][0]
 
+    def values(self) -> list[Value]:
+        """Return the values, the least recently used one first."""
+        return [value for value, _ in self._entries.values()]
+
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """Return the value under `key`, from `make()` if it is not kept."""
         if key in self._entries:
@@ -65,6 +69,11 @@ class BoundedCache(Generic[Value]):
         while self._used > self.limit:
             _, (_, dropped) = self._entries.popitem(last=False)
             self._used -= dropped
+
+    def drop(self, key: Hashable) -> None:
+        """Forget a value, if it is kept."""
+        _, size = self._entries.pop(key, (None, 0))
+        self._used -= size
 
     def clear(self) -> None:
         """Drop everything."""

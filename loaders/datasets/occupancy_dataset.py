@@ -71,6 +71,9 @@ class OccupancyDataset(BaseDataset):
         seed: Seed of the samples' randomness; None takes torch's initial seed, which the runner
             sets from ``randomness.seed``.
         indices: Use only the first so many samples (the last, if negative), or these.
+        scenes: Use only samples of these scenes: names, or a slice of the scenes in the order of
+            the info file, as ``':-2'`` for all but the last two. So a part of the training scenes
+            can be kept for validation.
         lazy_init: Do not read the info file yet (see ``BaseDataset``).
 
     Attributes:
@@ -116,8 +119,12 @@ class OccupancyDataset(BaseDataset):
         test_interval: int = 6,
         seed: int | None = None,
         indices: int | Sequence[int] | None = None,
+        scenes: str | Sequence[str] | None = None,
         lazy_init: bool = False,
     ) -> None:
+        if indices is not None and scenes is not None:
+            raise LoaderConfigError("indices and scenes exclude each other: leave one of them out")
+        self.scenes = scenes
         if num_frames < 1:
             raise LoaderConfigError(
                 f"num_frames is {num_frames}, it counts the current frame: use >= 1"
@@ -148,6 +155,7 @@ class OccupancyDataset(BaseDataset):
         self._categories: dict[int, list[int]] = {}
         # In shared memory, so that persistent workers see what the main process sets.
         self._epoch = share(torch.full((1,), -1, dtype=torch.int64))
+        self._in_sequence = share(torch.zeros(1, dtype=torch.bool))
         super().__init__(
             ann_file=ann_file,
             metainfo={
@@ -171,6 +179,15 @@ class OccupancyDataset(BaseDataset):
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch that seeds the samples' randomness, in all workers."""
         self._epoch.fill_(epoch)
+
+    def set_in_sequence(self, in_sequence: bool) -> None:
+        """Sets whether the sampler serves scenes frame by frame, in all workers."""
+        self._in_sequence.fill_(in_sequence)
+
+    def frame_index(self, idx: int) -> int:
+        """Returns the number of a sample's key frame in its scene."""
+        row = self.get_data_info(idx)["row"]
+        return int(np.flatnonzero(self.frames.scene_samples[row] == row)[0])
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """Reads the info file: poses into shared arrays, names into a list (one per sample)."""
@@ -201,7 +218,10 @@ class OccupancyDataset(BaseDataset):
         self.timestamps = np.array([int(info["timestamp"]) for info in infos], dtype=np.int64)
         self.ego2global = _poses(infos, "ego2global")
         self.lidar2ego = _poses(infos, "lidar2ego")
-        self._indices = _chosen_indices(self._indices, len(infos))
+        if self.scenes is None:
+            self._indices = _chosen_indices(self._indices, len(infos))
+        else:
+            self._indices = _samples_of_scenes(self.scenes, [info["scene_name"] for info in infos])
         # In shared memory: workers mark what they skip.
         self._skipped = share(torch.zeros(len(infos), dtype=torch.bool))
         names = ("token", "scene_name", "scene_token", "lidar_token")
@@ -260,6 +280,10 @@ class OccupancyDataset(BaseDataset):
             voxel_size=self.voxel_size,
             class_names=self.class_names,
             rng=rng,
+            frame_index=self.frame_index(idx),
+            sequence_id=self._sequence_id(),
+            timestamp=int(self.timestamps[row]),
+            ego2global=self.ego2global[row].copy(),
             ray_origins=self.ray_origins(row) if self.with_ray_origins else None,
             ego2occ=self.ego2occ(row),
             lidar2ego=self.lidar2ego[row].copy(),
@@ -377,6 +401,11 @@ class OccupancyDataset(BaseDataset):
         ego2occ = self.ego2occ(row)
         return in_ego @ ego2occ[:3, :3].T + ego2occ[:3, 3]
 
+    def _sequence_id(self) -> int | None:
+        if self.test_mode:
+            return 0
+        return int(self._epoch) if bool(self._in_sequence) else None
+
     def _sample_rng(self, idx: int) -> np.random.Generator:
         epoch = int(self._epoch)
         if epoch < 0:
@@ -427,6 +456,39 @@ def _chosen_indices(indices: int | Sequence[int] | None, number: int) -> list[in
             f"{number}, or a list of indices from 0 to {number - 1}"
         )
     return chosen
+
+
+def _samples_of_scenes(scenes: str | Sequence[str], names: Sequence[str]) -> list[int]:
+    """Returns the samples that the argument ``scenes`` chooses.
+
+    Args:
+        scenes: See :class:`OccupancyDataset`.
+        names: Scene of every sample.
+
+    Raises:
+        LoaderConfigError: If it chooses none, or is neither a slice nor names of scenes.
+    """
+    known = list(dict.fromkeys(names))
+    if isinstance(scenes, str):
+        try:
+            start, end = (int(part) if part else None for part in scenes.split(":"))
+        except ValueError:
+            raise LoaderConfigError(
+                f"scenes is '{scenes}': use a slice such as ':-2' or '-2:', or a list of names"
+            ) from None
+        chosen = set(known[start:end])
+    else:
+        chosen = set(scenes)
+        if unknown := chosen - set(known):
+            raise LoaderConfigError(
+                f"scenes names '{min(unknown)}', but the info file has {len(known)} others, "
+                f"such as '{known[0]}': correct the name"
+            )
+    if not chosen:
+        raise LoaderConfigError(
+            f"scenes is {scenes!r}, but there are {len(known)} scenes: none is left"
+        )
+    return [i for i, name in enumerate(names) if name in chosen]
 
 
 def _poses(infos: Sequence[dict[str, Any]], name: str) -> npt.NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""A sampler that passes the epoch on to the data set."""
+"""Samplers that pass the epoch on to the data set: single frames, and scenes frame by frame."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator, Sized
 from typing import Any
 
+import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.registry import DATA_SAMPLERS
 
-from loaders.datasets.wrappers import set_epoch
+from loaders.datasets.wrappers import all_datasets, locate, set_epoch
+from loaders.errors import LoaderConfigError
 
 
 @DATA_SAMPLERS.register_module()
@@ -57,3 +59,123 @@ class EpochSampler(DefaultSampler):
         """Sets the epoch of the order and of the data set's randomness."""
         super().set_epoch(epoch)
         set_epoch(self.dataset, epoch)
+
+
+@DATA_SAMPLERS.register_module()
+class SceneSampler(EpochSampler):
+    """Serves scenes frame by frame, for models that remember the frame before.
+
+    In training, the scenes of an epoch, in random order, form one row of frames, which is cut into
+    as many pieces of equal length as a step has samples: each place in the batch (of whichever
+    process) follows its own piece, so that its next sample is the next frame. Every frame occurs
+    once, and the last step is filled up from the row's beginning. A piece may begin or end within a
+    scene: a model that remembers frames then starts anew.
+
+    In evaluation (``shuffle=False``) every process follows whole scenes, from their first frame on,
+    one sample at a time; processes with fewer frames than others repeat theirs, which counts once.
+
+    Args:
+        dataset: The data set, or wrappers of it.
+        multiple_of: Samples of a training step on all processes.
+        single_epochs: In so many epochs at the start, frames come singly, in random order.
+        **kwargs: Arguments of ``DefaultSampler``.
+
+    Raises:
+        LoaderConfigError: If the data set does not know scenes, or is smaller than a step.
+    """
+
+    # The order of another total batch size is another one: a run cannot go on within an epoch.
+    depends_on_batch = True
+
+    def __init__(
+        self, dataset: Sized, multiple_of: int = 1, single_epochs: int = 0, **kwargs: Any
+    ) -> None:
+        super().__init__(dataset, multiple_of=multiple_of, **kwargs)
+        self.single_epochs = single_epochs
+        self._scenes = _scenes_of(dataset)
+        self.slots = math.lcm(multiple_of, self.world_size) if self.shuffle else self.world_size
+        if self.shuffle and len(dataset) < self.slots:
+            raise LoaderConfigError(
+                f"a training step has {self.slots} samples, but the data set only {len(dataset)}: "
+                "lower batch_size"
+            )
+        self.steps = math.ceil(len(dataset) / self.slots)
+        if not self.shuffle:
+            self.steps = max(map(len, self._whole_scenes()))
+        self.total_size = self.slots * self.steps
+        self.num_samples = self.total_size // self.world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the order and of the data set's randomness."""
+        super().set_epoch(epoch)
+        for inner in all_datasets(self.dataset):
+            if hasattr(inner, "set_in_sequence"):
+                inner.set_in_sequence(epoch >= self.single_epochs)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._order()[self.rank :: self.world_size])
+
+    def remaining(self, num_done: int, step: int) -> list[int] | None:
+        """Returns the indices that this process has left of the epoch.
+
+        Args:
+            num_done: Samples that are done, over all processes.
+            step: Samples of an iteration, over all processes.
+
+        Returns:
+            None if they cannot be told.
+        """
+        if self.shuffle and step != self.slots:
+            return None
+        return self._order()[num_done:][self.rank :: self.world_size]
+
+    def _order(self) -> list[int]:
+        """The order over all processes: step by step, and in each the places of the batch."""
+        if not self.shuffle:
+            pieces = self._whole_scenes()
+            pieces = [piece or pieces[0] for piece in pieces]
+            cycled = [[piece[t % len(piece)] for t in range(self.steps)] for piece in pieces]
+            return [piece[t] for t in range(self.steps) for piece in cycled]
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        if self.epoch < self.single_epochs:
+            row = torch.randperm(len(self.dataset), generator=generator).tolist()
+            return (row + row[: self.total_size - len(row)])[: self.total_size]
+        scenes = torch.randperm(len(self._scenes), generator=generator).tolist()
+        row = [index for scene in scenes for index in self._scenes[scene]]
+        row += row[: self.total_size - len(row)]
+        starts = range(0, self.total_size, self.steps)
+        return [row[start + t] for t in range(self.steps) for start in starts]
+
+    def _whole_scenes(self) -> list[list[int]]:
+        """The frames of each process in an evaluation: long scenes first to whoever has least."""
+        share: list[list[int]] = [[] for _ in range(self.world_size)]
+        by_length = sorted(range(len(self._scenes)), key=lambda i: -len(self._scenes[i]))
+        loads = [0] * self.world_size
+        for scene in by_length:
+            least = loads.index(min(loads))
+            share[least].append(scene)
+            loads[least] += len(self._scenes[scene])
+        return [[i for scene in sorted(own) for i in self._scenes[scene]] for own in share]
+
+
+def _scenes_of(dataset: Sized) -> list[list[int]]:
+    """Returns the samples of each scene in time order, scenes in the order of the data set.
+
+    A scene that a wrapper repeats is there as often.
+
+    Raises:
+        LoaderConfigError: If the data set inside does not know scenes.
+    """
+    scenes: dict[tuple[int, str, int], list[tuple[int, int]]] = {}
+    seen: dict[tuple[int, int], int] = {}
+    for position in range(len(dataset)):
+        leaf, index = locate(dataset, position)
+        if not hasattr(leaf, "frame_index"):
+            raise LoaderConfigError(
+                f"{type(leaf).__name__} does not know scenes: use EpochSampler in place of "
+                "SceneSampler"
+            )
+        copy = seen[id(leaf), index] = seen.get((id(leaf), index), -1) + 1
+        key = (id(leaf), leaf.get_data_info(index)["scene_token"], copy)
+        scenes.setdefault(key, []).append((leaf.frame_index(index), position))
+    return [[position for _, position in sorted(frames)] for frames in scenes.values()]

@@ -38,11 +38,16 @@ class PackedSelfAttention(nn.Module):
         centres: Tensor,
         seeds: Tensor | None = None,
         order: Tensor | None = None,
+        code: Tensor | None = None,
     ) -> Tensor:
         """Attend within ``x`` ``[B, Q, C]``; logits fall by ``tau`` ``[B, Q, H]`` per metre
         between ``centres`` ``[B, Q, 3]``. Without ``seeds`` ``[B]`` no weight is dropped.
+        ``code`` ``[B, Q, C]`` is added for queries and keys, not for values.
         """
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        if code is not None:
+            of_code = F.linear(code, self.in_proj_weight[: -x.shape[-1]])
+            qkv = qkv + F.pad(of_code, (0, x.shape[-1]))
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, Q, .]
         tau = tau.transpose(1, 2)
         dropout = 0.0 if seeds is None else self.dropout
@@ -77,6 +82,7 @@ class ScaleAdaptiveSelfAttention(nn.Module):
         centres: Tensor,
         seeds: Tensor | None = None,
         order: Tensor | None = None,
+        code: Tensor | None = None,
     ) -> Tensor:
         """Return ``query_feats`` ``[B, Q, C]`` plus what was attended to.
 
@@ -85,7 +91,9 @@ class ScaleAdaptiveSelfAttention(nn.Module):
             centres: ``[B, Q, 3]`` in metres; gets no gradient.
             seeds: int64 ``[B]``, of the dropout; None drops nothing.
             order: int64 ``[B, Q]``, in which queries are visited; None to find one here.
+            code: Position code ``[B, Q, C]`` that queries, keys and ``tau`` see and values do not;
+                None where the features hold it.
         """
-        tau = self.gen_tau(query_feats)
-        attended = self.attention["attn"](query_feats, tau, centres, seeds, order)
+        tau = self.gen_tau(query_feats if code is None else query_feats + code)
+        attended = self.attention["attn"](query_feats, tau, centres, seeds, order, code)
         return query_feats + attended

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from mmengine.model import BaseModule
@@ -34,11 +34,13 @@ class DecoderOutput:
         sampling_points: ``[B, Q, G, P, 3]`` each, where the layer looked at the images (and the
             LiDAR map), in metres of the occ frame, without gradient. They are computed anyway, so
             that to keep them costs nothing but their few bytes.
+        query_feats: ``[B, Q, C]`` after the last layer; None of a replayed CUDA graph.
     """
 
     points: list[Tensor]
     point_feats: list[Tensor | None]
     sampling_points: list[Tensor] = field(default_factory=list)
+    query_feats: Tensor | None = None
 
 
 @MODELS.register_module()
@@ -67,6 +69,7 @@ class OPUSDecoder(BaseModule):
             the branches give point features.
         sampling_pattern: ``'prototype'`` (V2) or ``'scaled_offset'`` (V1), see ``PointSampling``.
         level_pairing: ``'published'`` or ``'straight'``, see ``PointSampling``.
+        position_code: ``'added'`` or ``'where_used'``, see ``DecoderLayer``.
         use_lidar: Whether a LiDAR map is sampled beside the images.
         cuda_graphs: Whether evaluation on a GPU captures the layers as CUDA graphs and replays
             them: the host then starts one graph a frame in place of hundreds of kernels.
@@ -97,6 +100,7 @@ class OPUSDecoder(BaseModule):
         prior_probability: float | None = None,
         sampling_pattern: str = "prototype",
         level_pairing: str = "published",
+        position_code: Literal["added", "where_used"] = "added",
         use_lidar: bool = False,
         cuda_graphs: bool = False,
         init_cfg: dict | None = None,
@@ -136,6 +140,7 @@ class OPUSDecoder(BaseModule):
                 sampling_pattern=sampling_pattern,
                 level_pairing=level_pairing,
                 use_lidar=use_lidar,
+                position_code=position_code,
             )
             for in_points, out_points in zip([1, *num_refines[:-1]], num_refines, strict=True)
         )
@@ -148,6 +153,7 @@ class OPUSDecoder(BaseModule):
         img_hw: tuple[int, int],
         bev_feats: Tensor | None = None,
         draws: SampleDraws | None = None,
+        init_feats: Tensor | None = None,
     ) -> DecoderOutput:
         """Run all layers; in eval mode only the last one gives point features.
 
@@ -159,6 +165,8 @@ class OPUSDecoder(BaseModule):
             bev_feats: With LiDAR its map ``[B, C, h, w]`` over the xy plane of ``pc_range``, rows
                 along y, columns along x.
             draws: Of the dropout in training; None takes them from torch's generator.
+            init_feats: ``[B, Q, C]`` features that the queries start with; None for zeros, as
+                published.
 
         Raises:
             ModelConfigError: If a LiDAR map is missing, or given and not expected.
@@ -174,8 +182,8 @@ class OPUSDecoder(BaseModule):
         if self.training:
             draws = draws or SampleDraws.fresh(len(init_points))
             seeds = self.dropout_seeds(draws, init_points.device)
-        if self._captured is None or self.training:
-            return self.decode(init_points, maps, seeds)
+        if self._captured is None or self.training or init_feats is not None:
+            return self.decode(init_points, maps, seeds, init_feats)
         if self._img_hw != img_hw:
             self._captured.forget()
             self._img_hw = img_hw
@@ -204,7 +212,11 @@ class OPUSDecoder(BaseModule):
         return self
 
     def decode(
-        self, init_points: Tensor, maps: FeatureMaps, seeds: Tensor | None = None
+        self,
+        init_points: Tensor,
+        maps: FeatureMaps,
+        seeds: Tensor | None = None,
+        init_feats: Tensor | None = None,
     ) -> DecoderOutput:
         """Run all layers: tensors in, tensors out, nothing that the host has to look at.
 
@@ -214,9 +226,12 @@ class OPUSDecoder(BaseModule):
             init_points: ``[B, Q, 1, 3]``, normalised.
             maps: What to sample from.
             seeds: int64 ``[layers, 3, B]``, see ``dropout_seeds``; None drops nothing.
+            init_feats: ``[B, Q, C]``, see ``forward``.
         """
         low, size = self.pc_range[:3], self.pc_range[3:] - self.pc_range[:3]
-        query_feats = init_points.new_zeros(*init_points.shape[:2], self.embed_dims)
+        query_feats = init_feats
+        if query_feats is None:
+            query_feats = init_points.new_zeros(*init_points.shape[:2], self.embed_dims)
         points = init_points
         if not isinstance(maps.mlvl_feats, ops.SharedMaps):
             maps = replace(maps, mlvl_feats=ops.SharedMaps(maps.mlvl_feats))
@@ -235,6 +250,7 @@ class OPUSDecoder(BaseModule):
             output.points.append(points)
             output.point_feats.append(refined.point_feats)
             output.sampling_points.append(refined.sampling_points)
+        output.query_feats = query_feats
         return output
 
     def dropout_seeds(self, draws: SampleDraws, device: torch.device) -> Tensor:

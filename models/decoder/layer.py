@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from models import randomness
+from models.errors import ModelConfigError
 
 from .attention import ScaleAdaptiveSelfAttention
 from .mixing import AdaptiveMixing
 from .precision import ExactLinear
 from .sampling import FeatureMaps, PointSampling
+
+POSITION_CODES = ("added", "where_used")
 
 
 class FeedForward(nn.Module):
@@ -90,6 +93,8 @@ class DecoderLayer(nn.Module):
         sampling_pattern: See ``PointSampling``.
         level_pairing: See ``PointSampling``.
         use_lidar: Whether a LiDAR map is sampled beside the images.
+        position_code: ``'added'``: the code of a query's points stays in its features, as
+            published. ``'where_used'``: only offsets, level weights, mixing and attention see it.
     """
 
     def __init__(
@@ -112,8 +117,14 @@ class DecoderLayer(nn.Module):
         sampling_pattern: str,
         level_pairing: str,
         use_lidar: bool,
+        position_code: str = "added",
     ) -> None:
         super().__init__()
+        if position_code not in POSITION_CODES:
+            raise ModelConfigError(
+                f"position_code is '{position_code}': use one of {POSITION_CODES}."
+            )
+        self.keeps_code = position_code == "added"
         self.out_points = out_points
         self.refine_scale_m = refine_scale_m
         self.position_encoder = nn.Sequential(*_linear_norm_relu(in_points * 3, embed_dims, 2))
@@ -172,11 +183,17 @@ class DecoderLayer(nn.Module):
             order: int64 ``[B, Q]``, in which self-attention visits queries; None to find one here.
         """
         centre = points_m.mean(2)
-        query_feats = query_feats + self.position_encoder(points.flatten(2))
-        sampled, where = self.sampling(query_feats, points_m, maps)
-        mixed = self.get_submodule(self.mixing_name)(sampled, query_feats)
-        query_feats = self.norm1(mixed)
-        attended = self.self_attn(query_feats, centre, None if seeds is None else seeds[0], order)
+        code = self.position_encoder(points.flatten(2))
+        placed = query_feats + code
+        sampled, where = self.sampling(placed, points_m, maps)
+        mixing = self.get_submodule(self.mixing_name)
+        attention_seeds = None if seeds is None else seeds[0]
+        if self.keeps_code:
+            query_feats = self.norm1(mixing(sampled, placed))
+            attended = self.self_attn(query_feats, centre, attention_seeds, order)
+        else:
+            query_feats = self.norm1(mixing(sampled, placed, query_feats))
+            attended = self.self_attn(query_feats, centre, attention_seeds, order, code)
         query_feats = self.norm2(attended)
         query_feats = self.norm3(self.ffn(query_feats, None if seeds is None else seeds[1:]))
         offset = self.reg_branch(query_feats).unflatten(-1, (self.out_points, 3))

@@ -38,15 +38,19 @@ class AdaptiveMixing(nn.Module):
         self.out_proj = nn.Linear(num_groups * out_points * self.group_dims, embed_dims)
         nn.init.zeros_(self.parameter_generator.weight)
 
-    def forward(self, sampled: Tensor, query_feats: Tensor) -> Tensor:
+    def forward(
+        self, sampled: Tensor, query_feats: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
         """Return updated query features ``[B, Q, C]``.
 
         Args:
             sampled: ``[B, Q, G, S_in, c]``.
-            query_feats: ``[B, Q, C]``.
+            query_feats: ``[B, Q, C]``, from which the weights are generated.
+            residual: ``[B, Q, C]`` that the result is added to; None for ``query_feats``.
         """
+        residual = query_feats if residual is None else residual
         if query_feats.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            return self._mix_together(sampled, query_feats)
+            return self._mix_together(sampled, query_feats, residual)
         queries = query_feats.flatten(0, 1)  # n = B*Q
         groups = sampled.flatten(0, 1).unbind(1)  # G of [n, S_in, c]
         # One group after another: all the parameters of all groups are the decoder's largest
@@ -54,7 +58,7 @@ class AdaptiveMixing(nn.Module):
         generators = self.parameter_generator.weight.chunk(self.num_groups)
         biases = self.parameter_generator.bias.chunk(self.num_groups)
         projections = self.out_proj.weight.chunk(self.num_groups, dim=1)
-        out = query_feats.flatten(0, 1) + self.out_proj.bias
+        out = residual.flatten(0, 1) + self.out_proj.bias
         for x, weight, bias, projection in zip(
             groups, generators, biases, projections, strict=True
         ):
@@ -62,7 +66,7 @@ class AdaptiveMixing(nn.Module):
             out = torch.addmm(out, mixed, projection.t())
         return out.view_as(query_feats)
 
-    def _mix_together(self, sampled: Tensor, query_feats: Tensor) -> Tensor:
+    def _mix_together(self, sampled: Tensor, query_feats: Tensor, residual: Tensor) -> Tensor:
         """Mix all groups in one product, one launch and one product.
 
         On a GPU launches count, and memory that one product writes and the next reads is fast. In
@@ -72,7 +76,7 @@ class AdaptiveMixing(nn.Module):
         parameters = self.parameter_generator(query_feats).view(count, -1)
         rows = sampled.reshape(count, self.in_points, self.group_dims).to(parameters.dtype)
         mixed = ops.adaptive_mixing(rows, parameters, self.out_points)
-        return query_feats + self.out_proj(mixed.view(*query_feats.shape[:-1], -1))
+        return residual + self.out_proj(mixed.view(*query_feats.shape[:-1], -1))
 
     def _mix(self, x: Tensor, queries: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Mix one group ``[n, S_in, c]`` of queries ``[n, C]`` to ``[n, S_out * c]``."""

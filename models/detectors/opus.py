@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.data_preprocessor import FrameSelection, OPUSDataPreprocessor
 from models.errors import MissingWeightsError, ModelConfigError, does_not_exist
-from models.heads import CameraGeometry, HeadOutput, LidarInput, OccupancyHead
+from models.heads import CameraGeometry, HeadOutput, LidarInput, OccupancyHead, SequenceFrame
 from models.layers import convert_layouts_together
 from models.layers.channels import cat_channels_last
 from models.losses import LossNormalizer
@@ -256,7 +256,11 @@ class OPUS(BaseModel):
         lidar = self.extract_lidar(inputs.get("points")) if self.has_lidar else None
         with torch.autocast(images.device.type, enabled=False):
             draws = SampleDraws.of(data_samples).part("decoder") if self.training else None
-            output = self.pts_bbox_head(feats, geometry, lidar, draws)
+            frames = None
+            if self.pts_bbox_head.memory is not None:
+                frames = [SequenceFrame.of(sample) for sample in data_samples]
+            seen = self._seen_points(feats, geometry)
+            output = self.pts_bbox_head(feats, geometry, lidar, draws, frames, seen)
             if mode == "loss":
                 terms = dict(self.pts_bbox_head.loss_terms(output, data_samples))
                 if self.img_aux_head is not None:
@@ -266,6 +270,16 @@ class OPUS(BaseModel):
             if mode == "predict":
                 return self.pts_bbox_head.predict(output, data_samples)
             return output
+
+    def _seen_points(
+        self, feats: Sequence[Tensor], geometry: CameraGeometry
+    ) -> list[Tensor] | None:
+        """Return where the image network sees surfaces, if the head's queries start there."""
+        head = self.pts_bbox_head
+        if self.img_aux_head is None or not head.num_seen_queries:
+            return None
+        seen: list[Tensor] = self.img_aux_head.seen_points(feats[-1], geometry, head.num_cams)
+        return seen
 
     def extract_lidar(self, points: Sequence[Tensor] | None) -> LidarInput:
         """Return the points of every sample and the LiDAR features of the batch."""

@@ -5,6 +5,7 @@ from .cpd_head import CPDHead
 from .densifier import CPDDensifier, VoxelLogits
 from .first_hit_head import FirstHitHead
 from .point_head import PointHead
+from .query_memory import QueryMemory, SequenceFrame
 
 __all__ = [
     "CPDDensifier",
@@ -15,5 +16,7 @@ __all__ = [
     "LidarInput",
     "OccupancyHead",
     "PointHead",
+    "QueryMemory",
+    "SequenceFrame",
     "VoxelLogits",
 ]

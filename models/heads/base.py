@@ -10,8 +10,10 @@ from __future__ import annotations
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from models.losses import LossTerm, LossTerms, Match, OccupiedPoints, normalize_
 from models.randomness import SampleDraws
 
 from .densifier import VoxelLogits
+from .query_memory import QueryMemory, SequenceFrame, farthest_from
 from .results import positions
 
 # Label by which data samples mark voxels of unknown state: they count in no loss.
@@ -78,6 +81,7 @@ class HeadOutput:
         voxels: Voxel logits per layer where the head discretizes; None like ``point_feats``.
         sampling_points: ``[B, Q, G, P, 3]`` per layer, where the decoder sampled features, in
             metres of the occ frame, without gradient.
+        query_feats: ``[B, Q, C]`` after the last layer; None where they are not known.
     """
 
     init_points: Tensor
@@ -85,6 +89,7 @@ class HeadOutput:
     point_feats: list[Tensor | None]
     voxels: list[VoxelLogits | None]
     sampling_points: list[Tensor] = field(default_factory=list)
+    query_feats: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -128,9 +133,19 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         loss_cls: Configuration of the class loss.
         score_thr: Voxels whose best score is not above this are predicted free.
         use_lidar: Whether the model has a LiDAR branch.
+        loss_pts_on: Which points the location loss sees: ``'all'``, as published, or only the
+            ``'initial'`` ones. Those of the layers then learn from the class loss alone, which a
+            head that discretizes passes on to them.
+        memory: Configuration of a ``QueryMemory``, whose queries of the frame before take the
+            places of learned ones; None for none, as published.
+        num_seen_queries: Queries that start where the image network sees a surface, in the place of
+            learned ones; 0 for none, as published. The detector needs an ``img_aux_head``.
         precision: Of matrix products: ``'float32'``, ``'tf32'`` or ``'bfloat16'``, see
             ``models.decoder.precision``.
         init_cfg: Initialisation configuration of MMEngine.
+
+    Raises:
+        ModelConfigError: If settings contradict each other.
     """
 
     def __init__(
@@ -150,10 +165,18 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         loss_cls: dict,
         score_thr: float,
         use_lidar: bool = False,
+        loss_pts_on: Literal["all", "initial"] = "all",
+        memory: dict | None = None,
+        num_seen_queries: int = 0,
         precision: str = "float32",
         init_cfg: dict | None = None,
     ) -> None:
         check_precision(precision)
+        if loss_pts_on == "initial" and use_lidar:
+            raise ModelConfigError(
+                "loss_pts_on='initial' leaves a model with LiDAR without a location loss: its "
+                "queries start from LiDAR points, so set loss_pts_on='all'."
+            )
         stored = ("pc_range", "scene_size", "voxel_size", "voxel_num")
         super().__init__(pc_range, voxel_size, stored, init_cfg)
         self.num_classes = num_classes
@@ -166,6 +189,17 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         self.score_thr = score_thr
         self.use_lidar = use_lidar
         self.precision = precision
+        self.loss_pts_on = loss_pts_on
+        self.num_seen_queries = num_seen_queries
+        self.memory: QueryMemory | None = None
+        if memory is not None:
+            self.memory = MODELS.build(memory, default_args=dict(embed_dims=embed_dims))
+        taken = num_seen_queries + (self.memory.num_kept if self.memory else 0)
+        if num_seen_queries < 0 or taken > num_query:
+            raise ModelConfigError(
+                f"num_seen_queries={num_seen_queries} and memory.num_kept take {taken} of "
+                f"num_query={num_query} queries: lower them."
+            )
         sizes = dict(
             pc_range=pc_range,
             embed_dims=embed_dims,
@@ -192,6 +226,8 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         geometry: CameraGeometry,
         lidar: LidarInput | None = None,
         draws: SampleDraws | None = None,
+        frames: Sequence[SequenceFrame | None] | None = None,
+        seen_points: Sequence[Tensor] | None = None,
     ) -> HeadOutput:
         """Decode points, in the precision of the parameters.
 
@@ -200,6 +236,9 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             geometry: Cameras of the batch.
             lidar: LiDAR of the batch where the head uses it.
             draws: Of the dropout in training; None takes them from torch's generator.
+            frames: Which frames the samples are, for a head with a memory.
+            seen_points: Per sample ``[n, 3]``, metres of the occ frame, where the image network
+                sees a surface, for a head with ``num_seen_queries``.
 
         Raises:
             ModelConfigError: If levels, frames, cameras, channels or LiDAR are not those of the
@@ -207,7 +246,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         """
         self._check_inputs(mlvl_feats, geometry)
         with products_in(self.precision, mlvl_feats[0].device):
-            return self._forward(mlvl_feats, geometry, lidar, draws)
+            return self._forward(mlvl_feats, geometry, lidar, draws, frames, seen_points)
 
     def _forward(
         self,
@@ -215,10 +254,14 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         geometry: CameraGeometry,
         lidar: LidarInput | None,
         draws: SampleDraws | None,
+        frames: Sequence[SequenceFrame | None] | None,
+        seen_points: Sequence[Tensor] | None,
     ) -> HeadOutput:
         dtype = self.pc_range.dtype
-        return self.decode(
-            self._initial_points(len(geometry.ego2occ), lidar),
+        init_points = self._initial_points(len(geometry.ego2occ), lidar)
+        start, start_feats = self._start(init_points, frames, seen_points)
+        output = self.decode(
+            init_points,
             # half-precision maps stay so: sampling sums in the precision of the points
             [
                 level if level.element_size() == 2 and dtype == torch.float32 else level.to(dtype)
@@ -228,7 +271,14 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             geometry.img_hw,
             None if lidar is None else lidar.bev_feats.to(dtype),
             draws,
+            start,
+            start_feats,
         )
+        if self.memory is not None and frames is not None:
+            assert output.query_feats is not None
+            centres = self.denormalise(output.points[-1]).mean(2)
+            self.memory.keep(frames, output.query_feats, centres, self._query_scores(output))
+        return output
 
     def decode(
         self,
@@ -238,17 +288,25 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         img_hw: tuple[int, int],
         bev_feats: Tensor | None = None,
         draws: SampleDraws | None = None,
+        start: Tensor | None = None,
+        start_feats: Tensor | None = None,
     ) -> HeadOutput:
-        """Run the decoder, and discretize what it gives; arguments as ``OPUSDecoder.forward``."""
+        """Run the decoder, and discretize what it gives; arguments as ``OPUSDecoder.forward``.
+
+        Queries start at ``start`` ``[B, Q, 1, 3]`` with ``start_feats`` ``[B, Q, C]``; None for
+        ``init_points`` and zeros.
+        """
         decoded: DecoderOutput = self.transformer["decoder"](
-            init_points, mlvl_feats, occ2img, img_hw, bev_feats, draws
-        )
+            init_points if start is None else start,
+            mlvl_feats, occ2img, img_hw, bev_feats, draws, start_feats,
+        )  # fmt: skip
         return HeadOutput(
             init_points,
             decoded.points,
             decoded.point_feats,
             self._discretize(decoded),
             decoded.sampling_points,
+            decoded.query_feats,
         )
 
     def loss(
@@ -268,7 +326,8 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
 
         Returns:
             ``init_loss_pts`` (without LiDAR), ``loss_cls`` and ``loss_pts`` of the last layer, and
-            ``d{i}.loss_cls``, ``d{i}.loss_pts`` of the others.
+            ``d{i}.loss_cls``, ``d{i}.loss_pts`` of the others; with the losses that a head adds to
+            each layer.
         """
         device = output.init_points.device
         semantics = self._stacked_labels(data_samples, device)
@@ -288,7 +347,10 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             counted = self._outside(points, unknown)
             layer = MatchedLayer(i, points, targets, matched, counted)
             terms[f"{prefix}loss_cls"] = [self._class_term(output, layer, semantics)]
-            terms[f"{prefix}loss_pts"] = self.loss_pts.terms(points, targets, matched, counted)
+            if self.loss_pts_on == "all":
+                terms[f"{prefix}loss_pts"] = self.loss_pts.terms(points, targets, matched, counted)
+            for name, parts in self._more_terms(output, layer, semantics).items():
+                terms[f"{prefix}{name}"] = parts
         return terms
 
     @abstractmethod
@@ -382,9 +444,88 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         ``semantics`` is ``[B, X, Y, Z]``.
         """
 
+    def _more_terms(
+        self, output: HeadOutput, layer: MatchedLayer, semantics: Tensor
+    ) -> dict[str, list[LossTerm]]:
+        """Return terms of a layer that only some heads have, by the name of the loss."""
+        return {}
+
     @abstractmethod
     def _discretize(self, decoded: DecoderOutput) -> list[VoxelLogits | None]:
         """Return the voxel logits of every layer, None where there are none."""
+
+    @abstractmethod
+    def _query_scores(self, output: HeadOutput) -> Tensor:
+        """Return how sure the last layer is of each query, ``[B, Q]``: the mean over its points of
+        the best sigmoid score at the point.
+        """
+
+    def _start(
+        self,
+        init_points: Tensor,
+        frames: Sequence[SequenceFrame | None] | None,
+        seen_points: Sequence[Tensor] | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return points ``[B, Q, 1, 3]``, normalised, and features ``[B, Q, C]`` of the queries.
+
+        First come those of the memory, then those on seen surfaces. The others start at those of
+        ``init_points`` that are farthest from these.
+
+        Raises:
+            ModelConfigError: If ``frames`` or ``seen_points`` are missing where they are needed.
+        """
+        if self.memory is None and not self.num_seen_queries:
+            return init_points, None
+        batch = len(init_points)
+        recalled: list[tuple[Tensor, Tensor] | None] = [None] * batch
+        if self.memory is not None and frames is not None:
+            recalled = self.memory.recall(frames)
+        points, feats = [], []
+        for i, learned in enumerate(init_points[:, :, 0]):
+            own_points, own_feats = learned[:0], learned.new_zeros(0, self.embed_dims)
+            memory = recalled[i]
+            if memory is not None:
+                centres = self.normalise(memory[0].to(learned))
+                inside = ((centres >= 0) & (centres < 1)).all(1)
+                own_points, own_feats = centres[inside], memory[1][inside]
+            if self.num_seen_queries:
+                if seen_points is None:
+                    raise ModelConfigError(
+                        f"num_seen_queries={self.num_seen_queries} needs an image network that "
+                        "knows what it sees: give the model an img_aux_head (FirstHitHead)."
+                    )
+                own_points = torch.cat([own_points, self._spread_of(seen_points[i], learned)])
+            if len(own_points):
+                rest = farthest_from(
+                    self.denormalise(learned), self.denormalise(own_points),
+                    self.num_query - len(own_points),
+                )  # fmt: skip
+                learned = learned[rest]
+            points.append(torch.cat([own_points, learned]))
+            feats.append(F.pad(own_feats, (0, 0, 0, self.num_query - len(own_feats))))
+        start = torch.stack(points).unsqueeze(2)
+        if self.memory is None:
+            return start, None
+        start_feats = torch.stack(feats)
+        if self.training:
+            # All its weights get a gradient in every step, as data-parallel training wants it.
+            start_feats = start_feats + self.memory.no_effect()
+        return start, start_feats
+
+    @torch.no_grad()
+    def _spread_of(self, points: Tensor, like: Tensor) -> Tensor:
+        """Return ``num_seen_queries`` points at most, normalised, of seen ones ``[n, 3]``: well
+        spread ones of those inside the range.
+        """
+        normalised = self.normalise(points.to(like))
+        inside = ((normalised >= 0) & (normalised < 1)).all(1)
+        normalised = normalised[inside]
+        if len(normalised) <= self.num_seen_queries:
+            return normalised
+        index = ops.farthest_point_sampling(
+            self.denormalise(normalised).float(), self.num_seen_queries
+        )
+        return normalised[index]
 
     def _initial_points(self, batch_size: int, lidar: LidarInput | None) -> Tensor:
         """Return the points the queries start from, ``[B, Q, 1, 3]``, normalised."""

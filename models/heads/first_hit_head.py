@@ -119,6 +119,36 @@ class FirstHitHead(BaseModule):
         }
 
     @torch.no_grad()
+    def seen_points(self, feats: Tensor, geometry: CameraGeometry, num_cams: int) -> list[Tensor]:
+        """Return the points where the predicted rays of the current frame end.
+
+        Args:
+            feats: One level ``[B, T*N, C, h, w]``, the current frame's cameras first.
+            geometry: Cameras of the batch.
+            num_cams: N.
+
+        Returns:
+            Per sample ``[n, 3]``, metres of the occ frame: one for each pixel whose likeliest class
+            is an occupied one, in the middle of its likeliest depth bin.
+        """
+        weight = self.predictor.weight
+        maps = self.predictor(feats[:, :num_cams].flatten(0, 1).to(weight.dtype))
+        maps = maps.unflatten(0, (-1, num_cams)).permute(0, 1, 3, 4, 2)  # [B, N, h, w, K+1+D]
+        of_class, of_depth = maps.split([self.num_classes + 1, self.depth_bins], dim=-1)
+        hits = of_class.argmax(-1) < self.num_classes
+        near, far = (math.log(limit) for limit in self.depth_range_m)
+        share = (of_depth.argmax(-1) + 0.5) / self.depth_bins
+        distance = torch.exp(near + share * (far - near)).double()
+        size = (feats.shape[-2], feats.shape[-1])
+        pixels = pixel_centres(geometry.img_hw, size, feats.device)  # [h*w, 3]
+        occ2img = geometry.occ2img()[:, :num_cams].double()
+        inverse = torch.linalg.inv(occ2img[..., :3, :3])
+        rays = F.normalize(torch.einsum("bnij,pj->bnpi", inverse, pixels), dim=-1)
+        origin = -(inverse @ occ2img[..., :3, 3:]).transpose(-1, -2)  # [B, N, 1, 3]
+        points = origin + rays * distance.flatten(2)[..., None]
+        return [p[h] for p, h in zip(points.flatten(1, 2), hits.flatten(1), strict=True)]
+
+    @torch.no_grad()
     def targets(
         self, grid: Tensor, occ2img: Tensor, img_hw: tuple[int, int], size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
@@ -135,10 +165,7 @@ class FirstHitHead(BaseModule):
             voxel of unknown state) and int64 `[N, h, w]` depth bins.
         """
         device = occ2img.device
-        v = (torch.arange(size[0], device=device) + 0.5) * (img_hw[0] / size[0])
-        u = (torch.arange(size[1], device=device) + 0.5) * (img_hw[1] / size[1])
-        v, u = torch.meshgrid(v, u, indexing="ij")
-        pixels = torch.stack([u, v, torch.ones_like(u)], dim=-1).flatten(0, 1).double()
+        pixels = pixel_centres(img_hw, size, device)
         labels = grid.to(torch.uint8).contiguous()
         pyramid = ops.OccupancyPyramid(labels[None], self.empty_label)
         near, far = (math.log(limit) for limit in self.depth_range_m)
@@ -159,3 +186,17 @@ class FirstHitHead(BaseModule):
             bins.append((share * self.depth_bins).long().clamp(0, self.depth_bins - 1))
         shape = (len(occ2img), *size)
         return torch.stack(classes).view(shape), torch.stack(bins).view(shape)
+
+
+def pixel_centres(img_hw: tuple[int, int], size: tuple[int, int], device: torch.device) -> Tensor:
+    """Return the centres of the cells of a feature map, float64 ``[h*w, 3]``: u, v in pixels, 1.
+
+    Args:
+        img_hw: Height and width in pixels of the images.
+        size: h and w.
+        device: Where to make them.
+    """
+    v = (torch.arange(size[0], device=device) + 0.5) * (img_hw[0] / size[0])
+    u = (torch.arange(size[1], device=device) + 0.5) * (img_hw[1] / size[1])
+    v, u = torch.meshgrid(v, u, indexing="ij")
+    return torch.stack([u, v, torch.ones_like(u)], dim=-1).flatten(0, 1).double()

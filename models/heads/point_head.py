@@ -14,6 +14,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from models.decoder import DecoderOutput
+from models.errors import ModelConfigError
 from models.losses import LossTerm, Match, OccupiedPoints
 
 from .base import HeadOutput, MatchedLayer, OccupancyHead
@@ -42,6 +43,11 @@ class PointHead(OccupancyHead):
         padding: bool = True,
         **kwargs: Any,
     ) -> None:
+        if kwargs.get("loss_pts_on") == "initial":
+            raise ModelConfigError(
+                "PointHead learns points from the location loss of every layer alone: set "
+                "loss_pts_on='all'."
+            )
         super().__init__(point_channels=kwargs["num_classes"], score_thr=score_thr, **kwargs)
         self.max_spread_m = max_spread_m
         self.padding = padding
@@ -118,6 +124,12 @@ class PointHead(OccupancyHead):
 
     def _discretize(self, decoded: DecoderOutput) -> list[VoxelLogits | None]:
         return [None] * len(decoded.points)
+
+    @torch.no_grad()
+    def _query_scores(self, output: HeadOutput) -> Tensor:
+        logits = output.point_feats[-1]
+        assert logits is not None
+        return logits.sigmoid().amax(-1).mean(-1)
 
     def _class_term(
         self,

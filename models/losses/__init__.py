@@ -2,6 +2,7 @@
 
 from .chamfer_loss import ChamferLoss, Match, OccupiedPoints
 from .focal_loss import SigmoidFocalLoss
+from .lovasz_loss import LovaszSoftmaxLoss
 from .normalizer import LossNormalizer, LossTerm, LossTerms, normalize_alone
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "LossNormalizer",
     "LossTerm",
     "LossTerms",
+    "LovaszSoftmaxLoss",
     "Match",
     "OccupiedPoints",
     "SigmoidFocalLoss",

@@ -48,7 +48,7 @@ def _whole_steps(dataloader: Any, accumulation: int) -> Any:
     whole = dict(dataloader)
     whole["batch_size"] *= accumulation
     sampler = whole.get("sampler")
-    if isinstance(sampler, Mapping) and sampler.get("type") == "EpochSampler":
+    if isinstance(sampler, Mapping) and sampler.get("type") in ("EpochSampler", "SceneSampler"):
         whole["sampler"] = dict(sampler, multiple_of=whole["batch_size"] * get_world_size())
     return whole
 
@@ -191,6 +191,8 @@ class ResumableLoop:
         else:
             samples = place.samples
             fits = samples == 0 or place.num_samples == len(self.dataloader.dataset)
+            if samples and getattr(self._sampler, "depends_on_batch", False):
+                fits = fits and place.total_batch == self.total_batch
             if samples and place.seed is not None and place.seed != self.runner.seed:
                 self._restart_epoch(f"its order was drawn from the seed {place.seed}")
                 return 0

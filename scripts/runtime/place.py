@@ -100,6 +100,9 @@ def remaining_indices(sampler: Any, num_done: int, step: int) -> Iterable[int] |
     Returns:
         The indices, a list unless they have no end; None if this kind of sampler cannot tell.
     """
+    if hasattr(sampler, "remaining"):
+        rest: list[int] | None = sampler.remaining(num_done, step)
+        return rest
     if isinstance(sampler, InfiniteSampler):
         stream = sampler._infinite_indices()
         return islice(stream, num_done + sampler.rank, None, sampler.world_size)

@@ -1,19 +1,23 @@
 """Importing this module registers the hooks, loops and optimiser wrappers of the training runs."""
 
 from scripts.runtime import (
+    averaging,
     batch_norm_sync,
     checkpoint_hook,
     finite_steps,
     hooks,
     loops,
+    one_cycle,
     parameter_groups,
 )
 
 __all__ = [
+    "averaging",
     "batch_norm_sync",
     "checkpoint_hook",
     "finite_steps",
     "hooks",
     "loops",
+    "one_cycle",
     "parameter_groups",
 ]

@@ -41,9 +41,11 @@ from scripts.runtime.training_state import (
     early_stopping_state,
     first_not_finite,
     hub_state,
+    memory_state,
     plain,
     restore_early_stopping,
     restore_hub,
+    restore_memory,
     restore_optimizer,
     use_configured_options,
 )
@@ -143,6 +145,9 @@ class ResumableRunner(Runner):
         self._resume_schedule(checkpoint, before, keeps_count)
         restore_early_stopping(self, checkpoint.get("early_stopping"))
         self._random_states = checkpoint.get("random_states")
+        fault = restore_memory(model, checkpoint.get("memory"))
+        if fault is not None:
+            self.logger.warning(fault)
         if keeps_count and Path(path).parent in (Path(self.work_dir), *self.checkpoint_folders):
             self._saved_at, self._saved_file = (self.epoch, self.iter), path
         self.logger.info(f"resumed {path}: {self.epoch} epochs, {self.iter} iterations done")
@@ -248,6 +253,7 @@ class ResumableRunner(Runner):
         meta.setdefault("epoch", self.epoch + 1 if by_epoch else self.epoch)
         meta.setdefault("iter", self.iter if by_epoch else self.iter + 1)
         states = of_every_process(random_state.capture())
+        remembered = of_every_process(memory_state(bare_model(self)))
         bad = first_not_finite(bare_model(self))
         if bad is not None:
             raise TrainingDivergedError(
@@ -259,6 +265,8 @@ class ResumableRunner(Runner):
         if is_main_process():
             content = self._checkpoint_content(meta, save_optimizer, save_param_scheduler)
             content["random_states"] = states
+            if any(remembered):
+                content["memory"] = remembered
             self.call_hook("before_save_checkpoint", checkpoint=content)
             try:
                 if "://" in path:

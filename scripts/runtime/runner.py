@@ -29,6 +29,7 @@ from scripts.runtime.config import load_config
 from scripts.runtime.errors import ConfigError
 from scripts.runtime.fit import fit_config
 from scripts.runtime.launch import Launch
+from scripts.runtime.layer_decay import with_layer_decay
 from scripts.runtime.model_options import checkpoint_activations, compile_image_network
 from scripts.runtime.preflight import check_evaluation
 from scripts.runtime.replacements import replaced
@@ -184,6 +185,7 @@ class OpusRunner(ResumableRunner):
         if is_config:
             names = [name for name, _ in bare_model(self).named_parameters()]
             check_custom_keys(optim_wrapper, names)
+            optim_wrapper = with_layer_decay(optim_wrapper, names)
             if "optimizer" in optim_wrapper:
                 optim_wrapper = replaced(optim_wrapper, "OptimWrapper")
                 optim_wrapper["constructor"] = parameter_groups.CONSTRUCTOR

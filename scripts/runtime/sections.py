@@ -30,7 +30,7 @@ _KEYS: dict[str, Collection[str]] = {
     ),
     "optim_wrapper.paramwise_cfg": (
         "custom_keys", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "flat_decay_mult",
-        "dwconv_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate",
+        "dwconv_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate", "layer_decay",
     ),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import EarlyStoppingHook
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.optim import OptimWrapper
@@ -218,4 +219,38 @@ def first_not_finite(model: nn.Module) -> str | None:
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             return name
+    return None
+
+
+def _rememberers(model: nn.Module) -> list[Any]:
+    """Parts of a model that remember something from one iteration to the next."""
+    return [part for part in model.modules() if hasattr(part, "restore_training_state")]
+
+
+def memory_state(model: nn.Module) -> list[Any]:
+    """Return what the parts of a model remember from one iteration to the next, on this process."""
+    return [entry for part in _rememberers(model) for entry in part.training_state()]
+
+
+def restore_memory(model: nn.Module, states: Any) -> str | None:
+    """Have a model remember what it remembered when a checkpoint was written.
+
+    Args:
+        model: The model.
+        states: What `memory_state` gave, by rank. Another number of processes has other shares of
+            the scenes: each of them is given everything.
+
+    Returns:
+        Why it starts without memory; None if it does not.
+    """
+    parts = _rememberers(model)
+    if not parts or states is None:
+        return None
+    try:
+        same = len(states) == get_world_size()
+        state = states[get_rank()] if same else [entry for own in states for entry in own]
+        for part in parts:
+            part.restore_training_state(state)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        return f"the checkpoint does not tell what the model remembered of earlier frames: {error}"
     return None

@@ -3,6 +3,11 @@
     python scripts/demo.py            # `make demo`: minutes on two cores
     python scripts/demo.py --long     # `make toy-train`: the longer run
 
+Where pretrain/ has the model of `make toy-pretrain`, the demo first shows what that sees on the
+held-out scenes, then fine-tunes it; `--from-scratch` trains from scratch as well, and `--skip`
+leaves steps out. The longer run starts from its image network. Without that file, both train from
+scratch.
+
 Each step is one of the project's commands in a process of its own, and writes to data/, work_dirs/
 and outputs/ of the current folder. A step whose inputs are those of its last run is skipped; an
 interrupted training is resumed. The command ends with a table and fails (exit code 2) if the model
@@ -19,7 +24,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,10 +35,49 @@ from scripts.runtime.command_line import CommandParser, config_file, run_command
 from scripts.runtime.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA_ROOT = Path("data/toy_nuscenes")
-DATA_STEPS = Path("data/.toy_nuscenes_steps.json")
+
+
+@dataclass(frozen=True)
+class ToyData:
+    """A data set of the generator.
+
+    Attributes:
+        root: Its folder.
+        version: nuScenes version that it bears.
+        options: What the generator is told beside the folder.
+    """
+
+    root: Path
+    version: str = "v1.0-mini"
+    options: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> Path:
+        """File that holds the records of its making."""
+        return self.root.with_name(f".{self.root.name}_steps.json")
+
+    @property
+    def infos(self) -> list[Path]:
+        """Its info files."""
+        kind = "_mini" if self.version == "v1.0-mini" else ""
+        names = (f"nuscenes_infos_{split}{kind}_sweep.pkl" for split in ("train", "val"))
+        return [self.root / name for name in names]
+
+
+TOY = ToyData(Path("data/toy_nuscenes"))
+# Other scenes, each in a light of its own, with two key frames each: a model learns more from a new
+# street than from another half second in the same one.
+PRETRAIN = ToyData(
+    Path("data/toy_pretrain"),
+    "v1.0-trainval",
+    ("--scenes", "400", "--samples", "2", "--seed", "1000"),
+)
+DATA_SETS = {"toy": TOY, "pretrain": PRETRAIN}
 DEMO_CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy.py")
 LONG_CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy_long.py")
+FINE_TUNING_CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy_finetune.py")
+LONG_PRETRAINED_CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy_long_pretrained.py")
+SHIPPED = ROOT / "pretrain/opusv2-nano_toy.pth"
 METRICS = {"mIoU": "occ3d/mIoU", "RayIoU": "ray/RayIoU"}
 # What scores and pictures depend on, besides config and checkpoint.
 SCORING_SOURCE = ("models", "loaders", "scripts", "val.py", "visualize.py")
@@ -119,7 +163,8 @@ def _measure(command: Sequence[str]) -> tuple[float, float, int]:
     return time.monotonic() - start, usage.ru_maxrss * 1024 / 1e6, process.returncode
 
 
-def _hash(*parts: str | bytes) -> str:
+def hash_of(*parts: str | bytes) -> str:
+    """Return a short hash of texts or contents of files."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part)
@@ -135,7 +180,7 @@ def _source_key(folders: Sequence[str]) -> str:
         path = ROOT / name
         found = [path] if path.is_file() else path.rglob("*")
         files += [file for file in found if file.suffix in suffixes]
-    return _hash(*(file.read_bytes() for file in sorted(files)))
+    return hash_of(*(file.read_bytes() for file in sorted(files)))
 
 
 PRINT_CONFIG = """
@@ -156,71 +201,182 @@ def _config_key(config: str) -> str:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ConfigError(f"config {config} cannot be read: {reason}")
-    return _hash(done.stdout)
+    return hash_of(done.stdout)
 
 
-def run_demo(config: str, factors: tuple[float, float]) -> None:
-    """Run all steps for a config and print the table.
+SKIPPABLE = ("shipped", "fine-tuning", "pictures")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a demo shows.
+
+    Attributes:
+        config: Config of the training whose model is the result.
+        factors: How many times the prior's (mIoU, RayIoU) that has to reach.
+        shipped: Weights that are shown first; None for none.
+        start: Weights that the training starts with; None for those of the config.
+        options: `--cfg-options` of the training and all that follows.
+        from_scratch: Config of a training from scratch to compare with; None for none.
+        pictures: Whether pictures are drawn.
+        trains: Whether anything is trained.
+    """
+
+    config: str
+    factors: tuple[float, float] = DEMO_FACTORS
+    shipped: Path | None = None
+    start: Path | None = None
+    options: tuple[str, ...] = ()
+    from_scratch: str | None = None
+    pictures: bool = True
+    trains: bool = True
+
+
+def make_plan(
+    *,
+    config: str | None = None,
+    long: bool = False,
+    from_scratch: bool = False,
+    skip: Sequence[str] = (),
+    shipped: Path = SHIPPED,
+) -> Plan:
+    """Return what the command line asks for.
+
+    Args:
+        config: A config of one's own, trained as it stands.
+        long: The longer run.
+        from_scratch: Whether a training from scratch is wanted for comparison.
+        skip: What to leave out, of `SKIPPABLE`.
+        shipped: File of the shipped model.
 
     Raises:
-        ConfigError: The config cannot be read.
-        StepFailed: A step failed, or the model scored below `factors` times the prior.
+        ConfigError: The steps that are left out leave nothing.
     """
-    stem = Path(config).stem
+    pictures = "pictures" not in skip
+    if config is not None or not shipped.is_file():
+        if "fine-tuning" in skip and config is None:
+            raise ConfigError(
+                f"{shipped} does not exist, so there is nothing to fine-tune and nothing to show: "
+                "leave --skip fine-tuning out, or make the file with `make toy-pretrain`"
+            )
+        default, factors = (LONG_CONFIG, LONG_FACTORS) if long else (DEMO_CONFIG, DEMO_FACTORS)
+        return Plan(config or default, factors, pictures=pictures)
+    shown = None if "shipped" in skip else shipped
+    if long:
+        places = (f"{part}.init_cfg.checkpoint={shipped}" for part in ("img_backbone", "img_neck"))
+        scratch = LONG_CONFIG if from_scratch else None
+        return Plan(
+            LONG_PRETRAINED_CONFIG, LONG_FACTORS, shown, None, tuple(places), scratch, pictures,
+            "fine-tuning" not in skip,
+        )  # fmt: skip
+    scratch = DEMO_CONFIG if from_scratch else None
+    trains = "fine-tuning" not in skip
+    if not (shown or trains or scratch):
+        raise ConfigError("--skip leaves nothing: keep shipped or fine-tuning")
+    return Plan(FINE_TUNING_CONFIG, DEMO_FACTORS, shown, shipped, (), scratch, pictures, trains)
+
+
+def run_demo(plan: Plan) -> None:
+    """Run all steps and print the table.
+
+    Raises:
+        ConfigError: A config cannot be read.
+        StepFailed: A step failed, or the model scored below its factors times the prior.
+    """
+    stem = Path(plan.config).stem
     work_dir, pictures = Path("work_dirs", stem), Path("outputs", stem)
     steps = Steps.load(work_dir / "demo_steps.json")
-
     data_key = make_data()
-    weights = train_model(steps, config, work_dir, data_key)
-    scores = score_model(steps, config, weights, work_dir)
-    prior = score_prior(steps, config, data_key, work_dir)
-    steps.run(
-        "pictures",
-        [
-            *(str(ROOT / "visualize.py"), "--config", config, "--weights", str(weights)),
-            *("--vis-input", "--vis-gt", "--out", str(pictures)),
-        ],
-        _hash(_config_key(config), weights.read_bytes(), _source_key(SCORING_SOURCE)),
-        [pictures],
-    )
-    report(steps, scores, prior, pictures, factors)
+    prior = score_prior(steps, plan.config, data_key, work_dir)
+    others: dict[str, Path] = {}
+    if plan.shipped is not None:
+        folder = Path("work_dirs", "shipped")
+        own = Steps.load(folder / "demo_steps.json")
+        others["shipped"] = score_model(own, DEMO_CONFIG, plan.shipped, folder)
+        if plan.pictures:
+            draw_pictures(own, DEMO_CONFIG, plan.shipped, Path("outputs", "shipped"))
+        report_columns("held-out scenes", prior, others)
+    scores = others.get("shipped")
+    if plan.trains:
+        weights = train_model(steps, plan.config, work_dir, data_key, plan.start, plan.options)
+        scores = score_model(steps, plan.config, weights, work_dir, plan.options, "scores")
+        if plan.pictures:
+            draw_pictures(steps, plan.config, weights, pictures, plan.options)
+    if plan.from_scratch is not None:
+        folder = Path("work_dirs", Path(plan.from_scratch).stem)
+        own = Steps.load(folder / "demo_steps.json")
+        weights = train_model(own, plan.from_scratch, folder, data_key)
+        others["from scratch"] = score_model(own, plan.from_scratch, weights, folder)
+    if scores is None:
+        report_columns("held-out scenes", prior, others)
+        return
+    report(steps, scores, prior, pictures, plan.factors, others)
 
 
-def make_data() -> str:
-    """Make the toy data set and its info files if needed; returns a key of their content."""
-    infos = [DATA_ROOT / f"nuscenes_infos_{split}_mini_sweep.pkl" for split in ("train", "val")]
-    steps = Steps.load(DATA_STEPS)
+def draw_pictures(
+    steps: Steps, config: str, weights: Path, out: Path, options: Sequence[str] = ()
+) -> None:
+    """Draw the held-out scenes as a model sees them, beside images and ground truth."""
+    command = [str(ROOT / "visualize.py"), "--config", config, "--weights", str(weights)]
+    command += ["--vis-input", "--vis-gt", "--out", str(out)]
+    key = hash_of(_config_key(config), weights.read_bytes(), _source_key(SCORING_SOURCE))
+    steps.run("pictures", command + _cfg_options(options), key, [out])
+
+
+def make_data(data: ToyData = TOY) -> str:
+    """Make a toy data set and its info files if needed; returns a key of their content."""
+    steps = Steps.load(data.steps)
     # The generator itself knows whether a folder is complete and of the wanted options.
-    tables = DATA_ROOT / "v1.0-mini"
-    command = [str(ROOT / "scripts/make_toy_nuscenes.py"), "--out", str(DATA_ROOT)]
-    steps.run("toy data", command, "default options", [tables / "sample.json", DATA_ROOT / "gts"])
+    tables = data.root / data.version
+    command = [str(ROOT / "scripts/make_toy_nuscenes.py"), "--out", str(data.root), *data.options]
+    key = " ".join(data.options) or "default options"
+    steps.run("toy data", command, key, [tables / "sample.json", data.root / "gts"])
     # Options, version of the generator, and tables tell one data set from another.
-    made = [DATA_ROOT / "toy_nuscenes.json", *sorted(tables.glob("*.json"))]
-    table_key = _hash(*(path.read_bytes() for path in made))
+    made = [data.root / "toy_nuscenes.json", *sorted(tables.glob("*.json"))]
+    table_key = hash_of(*(path.read_bytes() for path in made))
     steps.run(
         "info files",
         [
-            *(str(ROOT / "scripts/gen_sweep_info.py"), "--data-root", str(DATA_ROOT)),
-            *("--version", "v1.0-mini"),
+            *(str(ROOT / "scripts/gen_sweep_info.py"), "--data-root", str(data.root)),
+            *("--version", data.version),
         ],
-        _hash(table_key, _source_key(["scripts/gen_sweep_info.py", "scripts/sweep_infos"])),
-        infos,
+        hash_of(table_key, _source_key(["scripts/gen_sweep_info.py", "scripts/sweep_infos"])),
+        data.infos,
     )
-    return _hash(table_key, *(path.read_bytes() for path in infos))
+    return hash_of(table_key, *(path.read_bytes() for path in data.infos))
 
 
-def train_model(steps: Steps, config: str, work_dir: Path, data_key: str) -> Path:
-    """Train unless done before on the same config and data; returns the last checkpoint."""
-    key = _hash(_config_key(config), data_key)
+def train_model(
+    steps: Steps,
+    config: str,
+    work_dir: Path,
+    data_key: str,
+    start: Path | None = None,
+    options: Sequence[str] = (),
+) -> Path:
+    """Train unless done before on the same config and data; returns the last checkpoint.
+
+    Args:
+        steps: Records of what was done before.
+        config: Config file.
+        work_dir: Folder of the training.
+        data_key: Key of the data.
+        start: Weights to start with; None for those of the config.
+        options: `--cfg-options`.
+    """
+    given = [] if start is None else [start.read_bytes()]
+    key = hash_of(_config_key(config), data_key, *given, *options)
     pointer, started = work_dir / "last_checkpoint", work_dir / "demo_training_key"
     command = [str(ROOT / "train.py"), "--config", config, "--work-dir", str(work_dir)]
     if started.is_file() and started.read_text() == key and pointer.is_file():
         command.append("--resume")  # of no effect on a finished run, which is kept as it is
     else:
         pointer.unlink(missing_ok=True)
+        if start is not None:
+            command += ["--load-from", str(start)]
         work_dir.mkdir(parents=True, exist_ok=True)
         started.write_text(key)
-    steps.run("training", command, key, [pointer])
+    steps.run("training", command + _cfg_options(options), key, [pointer])
     weights = Path(pointer.read_text().strip())
     if not weights.is_file():
         raise StepFailed(f"{pointer} names {weights}, which is gone: remove {work_dir}")
@@ -228,7 +384,12 @@ def train_model(steps: Steps, config: str, work_dir: Path, data_key: str) -> Pat
 
 
 def score_model(
-    steps: Steps, config: str, weights: Path, work_dir: Path, options: Sequence[str] = ()
+    steps: Steps,
+    config: str,
+    weights: Path,
+    work_dir: Path,
+    options: Sequence[str] = (),
+    name: str | None = None,
 ) -> Path:
     """Score a checkpoint on the held-out scenes; returns the file of the scores.
 
@@ -238,12 +399,13 @@ def score_model(
         weights: Checkpoint.
         work_dir: Folder for the file.
         options: `--cfg-options`; scores with options have a step and a file of their own.
+        name: Of step and file; None makes it of the options.
     """
-    name = "-".join(["scores", *options])
+    name = name or "-".join(["scores", *options])
     out = work_dir / f"{name}.json"
     command = [str(ROOT / "val.py"), "--config", config, "--weights", str(weights)]
-    command += ["--out", str(out)]
-    key = _hash(_config_key(config), weights.read_bytes(), _source_key(SCORING_SOURCE))
+    command += ["--out", str(out), "--work-dir", str(work_dir / "evaluation")]
+    key = hash_of(_config_key(config), weights.read_bytes(), _source_key(SCORING_SOURCE))
     steps.run(name, command + _cfg_options(options), key, [out])
     return out
 
@@ -255,7 +417,7 @@ def score_prior(
     name = "-".join(["prior", *options])
     out = work_dir / f"{name}.json"
     command = [str(ROOT / "scripts/evaluate_prior.py"), "--config", config, "--out", str(out)]
-    key = _hash(_config_key(config), data_key, _source_key(SCORING_SOURCE))
+    key = hash_of(_config_key(config), data_key, _source_key(SCORING_SOURCE))
     steps.run(name, command + _cfg_options(options), key, [out])
     return out
 
@@ -264,13 +426,40 @@ def _cfg_options(options: Sequence[str]) -> list[str]:
     return ["--cfg-options", *options] if options else []
 
 
+def report_columns(title: str, prior: Path, columns: Mapping[str, Path]) -> None:
+    """Print the scores of the prior and of some models."""
+    blind = json.loads(prior.read_text())["metrics"]
+    print(f"\n| {' | '.join([title, 'image-blind prior', *columns])} |")
+    print(f"|{'---|' * (2 + len(columns))}")
+    for name, metric in METRICS.items():
+        cells = [f"{_score(blind, metric, prior):.2f}"]
+        for path in columns.values():
+            cells.append(f"{_score(json.loads(path.read_text())['metrics'], metric, path):.2f}")
+        print(f"| {name} | {' | '.join(cells)} |")
+    print(flush=True)
+
+
 def report(
-    steps: Steps, scores: Path, prior: Path, pictures: Path, factors: tuple[float, float]
+    steps: Steps,
+    scores: Path,
+    prior: Path,
+    pictures: Path,
+    factors: tuple[float, float],
+    others: Mapping[str, Path] | None = None,
 ) -> None:
-    """Print costs and scores; raise StepFailed if the model is not good enough."""
+    """Print costs and scores; raise StepFailed if the model is not good enough.
+
+    Args:
+        steps: Records of the steps.
+        scores: File of the model's scores.
+        prior: File of the prior's.
+        pictures: Folder to name.
+        factors: How many times the prior's (mIoU, RayIoU) the model has to reach.
+        others: Files of the scores of other models by the name of their column.
+    """
     model = json.loads(scores.read_text())["metrics"]
     blind = json.loads(prior.read_text())["metrics"]
-    data_steps = Steps.load(DATA_STEPS)
+    data_steps = Steps.load(TOY.steps)
     print("\n| step | time | peak memory of a process |\n|---|---|---|")
     for name, record in {**data_steps.records, **steps.records}.items():
         print(f"| {name} | {record.seconds:.0f} s | {record.peak_memory_mb:.0f} MB |")
@@ -282,6 +471,8 @@ def report(
         print(f"| {name} | {theirs:.2f} | **{ours:.2f}** | {factor:.2f} |")
         if not (factor > wanted if wanted == 1.0 else factor >= wanted):
             failures.append(f"{name} is {factor:.2f} times the prior's, wanted {wanted:.1f}")
+    if others:
+        report_columns("beside", prior, {**others, "model": scores})
     print(f"\npictures: {pictures}/", flush=True)
     if failures:
         raise StepFailed("the model is too weak: " + "; ".join(failures))
@@ -298,10 +489,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = CommandParser(__doc__)
     parser.add_argument("--long", action="store_true", help="the longer run (make toy-train)")
-    parser.add_argument("--config", type=config_file, help=f"default: {DEMO_CONFIG}")
+    parser.add_argument("--config", type=config_file, help="train this one, as it stands")
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="train from scratch too, to compare"
+    )
+    parser.add_argument(
+        "--skip", nargs="+", choices=SKIPPABLE, default=(), metavar="STEP",
+        help=f"leave out: {', '.join(SKIPPABLE)}",
+    )  # fmt: skip
 
     def run(args: argparse.Namespace) -> None:
-        config = args.config or (LONG_CONFIG if args.long else DEMO_CONFIG)
-        run_demo(config, LONG_FACTORS if args.long else DEMO_FACTORS)
+        plan = make_plan(
+            config=args.config, long=args.long, from_scratch=args.from_scratch, skip=args.skip
+        )
+        run_demo(plan)
 
     return run_command(parser, run, arguments)

@@ -15,6 +15,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, METRICS
 from torch.utils.data import DataLoader
 
 import loaders.register  # noqa: F401 - enters the parts into the registries
+from loaders.datasets.occupancy_dataset import _samples_of_scenes
 from loaders.errors import BadDataError, LoaderConfigError, MissingDataError
 from loaders.info_io import CAMERAS, load_infos, save_infos
 
@@ -453,3 +454,36 @@ class TestErrors:
         loader = DataLoader(dataset, num_workers=1, collate_fn=pseudo_collate)
         with pytest.raises(BadDataError, match="expected 900 x 1600"):
             next(iter(loader))
+
+
+def test_scenes_of_a_split(mini):
+    names = ["b", "b", "a", "a", "a", "c"]
+    assert _samples_of_scenes(":-1", names) == [0, 1, 2, 3, 4]
+    assert _samples_of_scenes("-1:", names) == [5]
+    assert _samples_of_scenes(["c", "b"], names) == [0, 1, 5]
+    for scenes, words in (
+        ("3:", "none is left"),
+        ("all", "use a slice"),
+        ("1:2:3", "use a slice"),
+        (["d"], "names 'd'"),
+    ):
+        with pytest.raises(LoaderConfigError, match=words):
+            _samples_of_scenes(scenes, names)
+    with pytest.raises(LoaderConfigError, match="exclude each other"):
+        build(mini, scenes=":1", indices=2)
+    dataset = build(mini, scenes=["scene-0061"])
+    assert len(dataset) == sum(
+        info["scene_name"] == "scene-0061" for info in load_infos(mini.root / TRAIN).infos
+    )
+
+
+def test_a_sample_tells_its_place_in_the_drive(mini, mini_world):
+    dataset = build(mini)
+    sample = dataset[1]["data_samples"]
+    assert sample.sequence_id is None and sample.frame_index == 1
+    assert sample.timestamp == dataset.timestamps[1]
+    np.testing.assert_array_equal(sample.ego2global, dataset.ego2global[1])
+    dataset.set_epoch(3)
+    dataset.set_in_sequence(True)
+    assert dataset[1]["data_samples"].sequence_id == 3
+    assert build(mini, test_mode=True)[0]["data_samples"].sequence_id == 0

@@ -12,8 +12,10 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from models.errors import ModelConfigError
 from models.heads import CameraGeometry, FirstHitHead
-from tests.models.cases import make_batch
+from models.heads.query_memory import farthest_from
+from tests.models.cases import HEAD, make_batch
 
 FREE, CLASSES = 17, 17
 IMG_HW = (24, 40)
@@ -112,3 +114,62 @@ def test_in_a_detector_it_acts_in_training_alone(make_detector: Callable[..., An
     names = {name for name in model.state_dict() if name.startswith("img_aux_head.")}
     assert names == {"img_aux_head.predictor.weight", "img_aux_head.predictor.bias"}
     assert make_detector().img_aux_head is None
+
+
+def test_seen_points_are_where_the_rays_of_pixels_end() -> None:
+    head = make_head(depth_bins=8, depth_range_m=(1.0, 16.0))
+    h, w = 3, 5
+    torch.nn.init.zeros_(head.predictor.weight)
+    torch.nn.init.zeros_(head.predictor.bias)
+    with torch.no_grad():  # channel 0 is the class 15, 1 is nothing, 2 + d is the depth bin d
+        head.predictor.weight[15, 0] = head.predictor.weight[CLASSES, 1] = 1
+        for d in range(6):
+            head.predictor.weight[CLASSES + 1 + d, 2 + d] = 1
+    feats = torch.zeros(1, 4, 8, h, w)  # two frames of two cameras: the older one is not asked
+    feats[0, :, 1] = 1
+    for camera, v, u, depth_bin in ((0, 1, 2, 4), (1, 0, 3, 1), (2, 0, 0, 1)):
+        feats[0, camera, :2, v, u] = torch.tensor([1.0, 0.0])
+        feats[0, camera, 2 + depth_bin, v, u] = 1
+    cameras = torch.stack([forward_camera(turn) for turn in (0.0, 2.0, 0.0, 0.0)])
+    shift = torch.eye(4)
+    shift[:3, 3] = torch.tensor([0.5, 0.2, 0.0])
+    geometry = CameraGeometry(cameras[None], shift[None], IMG_HW)
+    (points,) = head.seen_points(feats, geometry, num_cams=2)
+    assert points.shape == (2, 3)
+    for point, camera, (v, u), depth_bin in zip(
+        points, (0, 1), ((1, 2), (0, 3)), (4, 1), strict=True
+    ):
+        pixel = cameras[camera].double() @ torch.cat([point - shift[:3, 3], point.new_ones(1)])
+        assert (pixel[:2] / pixel[2]).tolist() == pytest.approx([8 * u + 4, 8 * v + 4])
+        origin = torch.tensor([0.5, 0.2, 1.0], dtype=torch.float64)
+        distance = float((point - origin).norm())
+        assert distance == pytest.approx(16 ** ((depth_bin + 0.5) / 8))
+
+
+def test_queries_start_at_seen_points(make_detector: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    head_cfg = HEAD | dict(num_seen_queries=4)
+    detector = make_detector(pts_bbox_head=head_cfg, img_aux_head=dict(type="FirstHitHead")).eval()
+    head = detector.pts_bbox_head
+    starts = []
+    head.transformer["decoder"].register_forward_pre_hook(lambda _, args: starts.append(args[0]))
+    seen = [
+        head.denormalise(torch.rand(9, 3)).double(),
+        torch.tensor([[1e3, 0, 0]]).double(),  # outside
+    ]
+    detector.img_aux_head.seen_points = lambda *args: seen
+    with torch.no_grad():
+        detector.test_step(make_batch(0, 1))
+    points = starts[0][:, :, 0]
+    learned = head.init_points.weight
+    chosen = {tuple(row) for row in head.normalise(seen[0].float()).tolist()}
+    assert {tuple(row) for row in points[0, :4].tolist()} <= chosen and len(chosen) == 9
+    rest = farthest_from(head.denormalise(learned), head.denormalise(points[0, :4]), 6)
+    torch.testing.assert_close(points[0, 4:], learned[rest])
+    assert torch.equal(points[1], learned)
+
+
+def test_queries_at_seen_points_need_the_auxiliary_head(make_detector: Callable[..., Any]) -> None:
+    detector = make_detector(pts_bbox_head=HEAD | dict(num_seen_queries=4)).eval()
+    with pytest.raises(ModelConfigError, match="give the model an img_aux_head"):
+        detector.test_step(make_batch(0))

@@ -255,23 +255,33 @@ def test_caller_keeps_its_list_of_features(make_head: Callable[..., Any]) -> Non
     assert all(torch.equal(a, b) for a, b in zip(feats, before, strict=True))
 
 
-def test_bev_flip_mirrors_the_prediction(make_head: Callable[..., Any]) -> None:
-    """Points given in a flipped occ frame see the same pixels: ego2occ is used the right way."""
+@pytest.mark.parametrize("angle", [0.0, 0.7])
+def test_bev_augmentation_moves_the_prediction(angle: float, make_head: Callable[..., Any]) -> None:
+    """Points given in a moved occ frame see the same pixels: ego2occ is used the right way.
+
+    It is flipped, and then turned and scaled.
+    """
     head = make_head().double().eval()
     sampling = head.transformer["decoder"].decoder_layers[0].sampling
     feats = make_feats(1, dtype=torch.float64)
     flip = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0], dtype=torch.float64))
-    flipped = CameraGeometry(make_geometry(1, torch.float64).ego2img, flip.unsqueeze(0), HW)
+    cos, sin = 1.1 * math.cos(angle), 1.1 * math.sin(angle)
+    turn = torch.eye(4, dtype=torch.float64)
+    if angle:
+        turn[:2, :2] = torch.tensor([[cos, -sin], [sin, cos]])
+        turn[:2, 3] = torch.tensor([0.4, -0.3])
+    move = turn @ flip
+    flipped = CameraGeometry(make_geometry(1, torch.float64).ego2img, move.unsqueeze(0), HW)
     points = torch.tensor([4.0, 1.0, 0.5], dtype=torch.float64).view(1, 1, 1, 3)
     query = torch.randn(1, 1, 32, dtype=torch.float64)
-    mirror = torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
+    linear, shift = move[:3, :3], move[:3, 3]
     maps = FeatureMaps(feats, make_geometry(1, torch.float64).occ2img(), HW)
     plain, _ = sampling(query, points, maps)
     with torch.no_grad():  # mirror the placement of the points too
-        sampling.sampling_prototype.weight *= mirror
-        sampling.sampling_offset.bias.view(-1, 3).mul_(mirror)
+        for offsets in (sampling.sampling_prototype.weight, sampling.sampling_offset.bias):
+            offsets.copy_((offsets.view(-1, 3) @ linear.T).view_as(offsets))
     maps = FeatureMaps(feats, flipped.occ2img(), HW)
-    mirrored, _ = sampling(query, points * mirror, maps)
+    mirrored, _ = sampling(query, points @ linear.T + shift, maps)
     assert plain.any()
     torch.testing.assert_close(mirrored, plain)
 

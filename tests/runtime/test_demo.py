@@ -131,16 +131,15 @@ def test_other_data_is_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             path.write_text(text)
         return True
 
-    monkeypatch.setattr(demo, "DATA_ROOT", root)
-    monkeypatch.setattr(demo, "DATA_STEPS", tmp_path / "steps.json")
     monkeypatch.setattr(demo.Steps, "run", write)
-    first = demo.make_data()
-    assert demo.make_data() == first
+    data = demo.ToyData(root)
+    first = demo.make_data(data)
+    assert demo.make_data(data) == first
     assert commands[:2] == commands[2:]
     keys = {first}
     for path in content:
         content[path] += " changed"
-        keys.add(demo.make_data())
+        keys.add(demo.make_data(data))
     assert len(keys) == 1 + len(content)
     # The info files are made again where the tables have changed, but not for their own sake.
     info_steps = commands[1::2]

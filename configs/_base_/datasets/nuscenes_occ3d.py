@@ -40,6 +40,7 @@ pipeline = [
     dict(type='LoadOcc3DLabels'),
     dict(type='LoadLidarSweeps'),
     dict(type='RandomFlipBEV'),
+    dict(type='RandomTurnScaleBEV'),
     dict(type='FilterPoints'),
     dict(type='PackOccSample')]
 train_dataloader = dict(

@@ -18,6 +18,7 @@ pipeline = [
         ignore_label=0),  # noise counts neither in the losses nor in the scores
     dict(type='LoadLidarSweeps'),
     dict(type='RandomFlipBEV'),
+    dict(type='RandomTurnScaleBEV'),
     dict(type='FilterPoints'),
     dict(type='PackOccSample')]
 train_dataloader = dict(dataset=dict(type='NuScenesSurroundOccDataset'))

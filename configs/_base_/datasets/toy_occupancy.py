@@ -16,6 +16,7 @@ pipeline = [
     dict(type='LoadOccupancyLabels'),
     dict(type='LoadLidarSweeps'),
     dict(type='RandomFlipBEV'),
+    dict(type='RandomTurnScaleBEV'),
     dict(type='FilterPoints'),
     dict(type='PackOccSample')]
 train_dataloader = dict(dataset=dict(type='NuScenesOccupancyDataset'))

@@ -1,0 +1,8 @@
+# `make toy-train` from the image network of `make toy-pretrain`; decoder and head start from scratch.
+_base_ = ["./opusv2-nano_toy_long.py"]
+
+img_backbone = dict(
+    init_cfg=dict(
+        type="Pretrained", prefix="img_backbone.", checkpoint="pretrain/opusv2-nano_toy.pth"))
+img_neck = dict(
+    init_cfg=dict(type="Pretrained", prefix="img_neck.", checkpoint="pretrain/opusv2-nano_toy.pth"))

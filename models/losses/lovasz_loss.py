@@ -1,0 +1,69 @@
+"""Lovász-softmax loss: a surrogate of the intersection over union of every class.
+
+Dimension letters: n voxels of a sample, K semantic classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .normalizer import LossTerm
+
+
+@MODELS.register_module()
+class LovaszSoftmaxLoss(nn.Module):
+    """Lovász extension of the Jaccard loss (Berman et al., arXiv 1705.08790, Eq. 9 and 11).
+
+    Logits are those of independent sigmoid classifiers. The softmax is over them and a constant 0
+    for free: for a single class it is the sigmoid. The loss of a class is that of a sample's voxels
+    together; it is averaged over the classes that occur in the sample, and over samples.
+
+    Args:
+        loss_weight: Factor of the result.
+    """
+
+    def __init__(self, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        self.loss_weight = loss_weight
+
+    def term(self, logits: Tensor, labels: Tensor, known: Tensor | None = None) -> LossTerm:
+        """Return the sum of the losses of the classes that occur in a sample, and their number.
+
+        Args:
+            logits: ``[n, K]``.
+            labels: int64 ``[n]``; K is free.
+            known: bool ``[n]``, which voxels count; None for all.
+        """
+        num_classes = logits.shape[1]
+        scores = F.pad(logits, (0, 1)).softmax(1)[:, :num_classes]
+        is_class = F.one_hot(labels, num_classes + 1)[:, :num_classes].to(scores)
+        if known is not None:
+            is_class = is_class * known[:, None]
+        errors = (is_class - scores).abs()
+        if known is not None:  # an error of zero of a voxel without a class adds nothing
+            errors = errors * known[:, None]
+        errors, order = errors.sort(dim=0, descending=True)
+        losses = (errors * jaccard_steps(is_class.gather(0, order))).sum(0)
+        occurs = is_class.amax(0) if len(labels) else is_class.sum(0)
+        return LossTerm(self.loss_weight * (losses * occurs).sum(), occurs.sum().double())
+
+
+@torch.no_grad()
+def jaccard_steps(is_class: Tensor) -> Tensor:
+    """Return by how much every further wrong voxel raises the Jaccard loss.
+
+    Args:
+        is_class: 0 or 1 ``[n, K]``, whether a voxel has a class; the voxels go wrong one after the
+            other, from the first on.
+
+    Returns:
+        ``[n, K]``, of the voxels of a class the sum is 1.
+    """
+    size = is_class.sum(0)
+    intersection = size - is_class.cumsum(0)
+    union = size + (1 - is_class).cumsum(0)
+    loss = 1 - intersection / union.clamp(min=1)
+    return torch.diff(loss, dim=0, prepend=torch.zeros_like(loss[:1]))

@@ -1,0 +1,8 @@
+"""Write the weights of a checkpoint alone, in half precision."""
+
+import sys
+
+from scripts.checkpoints.shrink import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Train the nano model on hundreds of procedural scenes and write it to pretrain/, with a card.
+
+    python -m scripts.toy_pretrain            # `make toy-pretrain`: hours on two cores
+
+The scenes are others than the demo's, in all kinds of light. The command may be interrupted at any
+time and goes on where it stopped. It writes to data/, work_dirs/ and pretrain/ of the current
+folder and scores the file that it has written on scenes that it was not trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.runtime.atomic_write import check_folder_target, write_atomically
+from scripts.runtime.command_line import CommandParser, run_command
+from scripts.toy_runs.ablation import read_cost
+from scripts.toy_runs.demo import (
+    METRICS,
+    PRETRAIN,
+    ROOT,
+    StepFailed,
+    Steps,
+    hash_of,
+    make_data,
+    score_model,
+    score_prior,
+    train_model,
+)
+
+CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy_pretrain.py")
+NAME = "opusv2-nano_toy"
+MAX_BYTES = 4_000_000
+CARD = """# {name}.pth
+
+The nano form of OPUS-V2, trained on procedural scenes: to look at, and to start a training from.
+
+| | |
+|---|---|
+| weights | all, in half precision: {bytes:,} bytes, SHA-256 `{sha256}` |
+| config | `configs/toy/{config}` |
+| data | `scripts/make_toy_nuscenes.py {options}`: {scenes} scenes to train on, others to validate on; none of them is one of the demo's (seed 0) |
+| training | {iterations:,} iterations in {hours:.1f} h, peak memory {memory:.0f} MB, seed {seed} |
+| commit | {commit} |
+| date | {time} |
+| licence | that of this repository (Apache 2.0); the scenes are computed, no data of others is in them |
+
+Scores of this file on the {samples} validation samples of the same data, in percent:
+
+| | image-blind prior | model |
+|---|---|---|
+{rows}
+
+Made by `make toy-pretrain`. The whole model: `--load-from pretrain/{name}.pth`. The image network
+alone: `configs/toy/opusv2-nano_toy_long_pretrained.py`.
+"""  # noqa: E501
+
+
+def run_pretrain(out: Path, config: str = CONFIG) -> None:
+    """Train, export and score, and write the card.
+
+    Args:
+        out: Folder for the weights and the card.
+        config: The config.
+
+    Raises:
+        ConfigError: The config cannot be read, or the folder cannot be written.
+        StepFailed: A step failed, or the file is larger than it may be.
+    """
+    check_folder_target("--out", out)
+    work_dir = Path("work_dirs", Path(config).stem)
+    steps = Steps.load(work_dir / "demo_steps.json")
+    data_key = make_data(PRETRAIN)
+    trained = train_model(steps, config, work_dir, data_key)
+    weights = out / f"{NAME}.pth"
+    command = [str(ROOT / "scripts/shrink_checkpoint.py"), str(trained), "--out", str(weights)]
+    steps.run("weights in half precision", command, hash_of(trained.read_bytes()), [weights])
+    size = weights.stat().st_size
+    if size > MAX_BYTES:
+        raise StepFailed(
+            f"{weights} has {size} bytes, more than {MAX_BYTES}: train a smaller model"
+        )
+    scores = score_model(steps, config, weights, work_dir)
+    prior = score_prior(steps, config, data_key, work_dir)
+    text = card(work_dir, config, weights, scores, prior)
+    card_file = weights.with_suffix(".md")
+    write_atomically(card_file, lambda path: path.write_text(text))
+    print(f"{weights} and {card_file} are written\n\n{text}", flush=True)
+
+
+def card(work_dir: Path, config: str, weights: Path, scores: Path, prior: Path) -> str:
+    """Return the text of the card.
+
+    Args:
+        work_dir: Of the training.
+        config: Its config.
+        weights: The file that was scored.
+        scores: File of its scores.
+        prior: File of the image-blind prior's.
+    """
+    report: dict[str, Any] = json.loads(scores.read_text())
+    blind = json.loads(prior.read_text())["metrics"]
+    cost = read_cost(work_dir)
+    made = json.loads((PRETRAIN.root / "toy_nuscenes.json").read_text())
+    scenes = round(0.8 * made["options"]["scenes"])  # four of five, see Options.scene_names
+    rows = [
+        f"| {name} | {blind[metric]:.2f} | {report['metrics'][metric]:.2f} |"
+        for name, metric in METRICS.items()
+    ]
+    return CARD.format(
+        name=NAME,
+        bytes=weights.stat().st_size,
+        sha256=report["checkpoint"]["sha256"],
+        config=Path(config).name,
+        options=" ".join(PRETRAIN.options),
+        scenes=scenes,
+        iterations=cost.iterations,
+        hours=cost.iterations * cost.step_seconds / 3600,
+        memory=cost.memory_mb,
+        seed=0,
+        commit=report["commit"],
+        time=report["time"],
+        samples=report["num_samples"],
+        rows="\n".join(rows),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = CommandParser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("pretrain"), metavar="FOLDER")
+
+    def run(args: argparse.Namespace) -> None:
+        run_pretrain(args.out)
+
+    return run_command(
+        parser, run, arguments, interrupted="interrupted; the same command goes on where it stopped"
+    )

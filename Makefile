@@ -1,12 +1,13 @@
-# The commands of the project; `make help` lists them. Set-up does no work twice.
+# The commands of the project. `make help` lists them. `make setup` repeats no finished step.
 
 PY := .venv/bin/python
 DEMO ?=
 GALLERY ?=
 BENCH ?=
 DRILL ?=
+GPU ?=
 .PHONY: help setup test lint types pytest bench cuda-report cuda-emulation sanitize compute-sanitizer demo \
-        toy-train drill gallery family env-report clean clean-all
+        gpu-check toy-train drill gallery family env-report clean clean-all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -20,6 +21,7 @@ test: lint types pytest  ## set up if needed; ruff, mypy, all tests
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check --quiet .
+	$(PY) -m codespell_lib
 
 types: setup
 	$(PY) -m mypy
@@ -33,34 +35,43 @@ bench: setup  ## all benchmarks of the native operations (BENCH="--device cuda" 
 	    $(PY) $$file $(BENCH); fi; done
 
 cuda-report: setup  ## compile the CUDA sources (no GPU needed); registers and spills per kernel
-	$(PY) -m scripts.compile_cuda
+	$(PY) scripts/compile_cuda.py
 
 cuda-emulation: setup  ## all CUDA kernels, run on the CPU, in the tests of a GPU
-	$(PY) -m scripts.emulate_cuda
+	$(PY) scripts/emulate_cuda.py
 
 sanitize: setup  ## the operations' tests on a CPU build with address and undefined-behaviour checks
-	$(PY) -m scripts.sanitize
+	$(PY) scripts/sanitize.py
+
+gpu-check:  ## the first minutes on a GPU, with torch alone: build, compare, time, one table
+	@if [ -x $(PY) ]; then $(PY) -m scripts.gpu_check $(GPU); else python3 -m scripts.gpu_check $(GPU); fi
 
 compute-sanitizer: setup  ## the CUDA kernels' tests under NVIDIA's checks (needs a GPU)
 	bash scripts/build/compute_sanitizer.sh
 
 demo: setup  ## toy data, training, scores against an image-blind prior, pictures
-	$(PY) -m scripts.demo $(DEMO)
+	$(PY) scripts/demo.py $(DEMO)
 
 toy-train: setup  ## the longer run over the toy data (under an hour on two cores)
-	$(PY) -m scripts.demo --long $(DEMO)
+	$(PY) scripts/demo.py --long $(DEMO)
 
 family: setup  ## every model on the toy data, in one table (one to two hours on two cores)
-	$(PY) -m scripts.family
+	$(PY) scripts/family.py
 
 drill: setup  ## trainings that are killed, signalled, damaged and resumed (DRILL="--kills 100")
-	$(PY) -m scripts.drill $(DRILL)
+	$(PY) scripts/drill.py $(DRILL)
 
 gallery: setup  ## the pictures of docs/gallery.md, from the toy data and a model trained on it
-	$(PY) -m scripts.make_gallery $(GALLERY)
+	$(PY) scripts/make_gallery.py $(GALLERY)
+
+.PHONY: docs
+docs: setup  ## build the documentation site in outputs/site; broken links and anchors are errors
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "open outputs/site/index.html"
 
 env-report: setup  ## versions, what was built, what is missing
-	$(PY) -m scripts.env_report
+	$(PY) scripts/env_report.py
 
 clean:  ## remove caches, build products and results (not .venv, data, the mmcv wheel)
 	rm -rf build outputs work_dirs .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

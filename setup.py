@@ -1,23 +1,24 @@
-"""Builds the native operations of ``models/csrc`` into ``models/ops/_C*.so``.
+"""Build the native operations of `models/csrc` into `models/ops/_C*.so`.
 
     python setup.py build_ext --inplace          # in the source tree
     pip install -e . --no-build-isolation        # as an editable package
 
-The CPU sources are always built. Where torch was built with CUDA, a CUDA toolkit is found and there
-is a GPU to build for, the CUDA sources go into the same library.
+The CPU sources are always built. The CUDA sources are added if torch was built with CUDA, a CUDA
+toolkit is found and there is a GPU to build for.
 
 Environment switches:
     OPUS_NATIVE_ARCH=1  compile for this machine's processor (the library is then not portable;
                         the hot kernels choose AVX2 or AVX-512 at run time anyway)
     OPUS_WERROR=0       do not turn compiler warnings into errors
     OPUS_SANITIZE=1     check addresses and undefined behaviour at run time (scripts/sanitize.py)
-    OPUS_CPU_ONLY=1     leave CUDA sources out even where they could be built
+    OPUS_CPU_ONLY=1     leave CUDA sources out
     TORCH_CUDA_ARCH_LIST  GPU architectures to build for (by default those of this machine's GPUs;
                         name some, such as "8.0;9.0", to build on a machine without one)
     MAX_JOBS=N          number of compile jobs (all cores by default)
 """
 
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def host_flags() -> list[str]:
         flags += native_build.SANITIZER_FLAGS
     if is_enabled("OPUS_NATIVE_ARCH"):
         flags.append("-march=native")
-    # Torch's headers are not ours to keep free of warnings.
+    # Warnings in torch's headers are not ours to fix.
     for path in cpp_extension.include_paths():
         flags += ["-isystem", path]
     return flags
@@ -61,17 +62,17 @@ def link_flags() -> list[str]:
 
 
 def openmp_link_flags() -> list[str]:
-    # Torch's wheels bring an OpenMP runtime. A second one would run threads of its own, deaf to
-    # torch.set_num_threads.
+    # Torch's wheels bring an OpenMP runtime. A second one would run threads of its own that
+    # ignore torch.set_num_threads.
     bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     return [str(bundled[0])] if bundled else ["-fopenmp"]
 
 
 def toolkit_to_use() -> "Path | None":
-    """The CUDA toolkit that the CUDA sources are to be built with; None: they are left out."""
+    """Return the CUDA toolkit to build the CUDA sources with; None leaves them out."""
     if torch.version.cuda is None or is_enabled("OPUS_CPU_ONLY"):
         return None
-    # PyPI's torch is a CUDA build wherever it is installed: that says nothing of a GPU.
+    # PyPI's torch is a CUDA build on every machine, with or without a GPU.
     if not torch.cuda.is_available() and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         print("setup.py: no GPU found and TORCH_CUDA_ARCH_LIST not set, building for the CPU alone")
         return None
@@ -82,7 +83,8 @@ def toolkit_to_use() -> "Path | None":
     if toolkit is None:
         print(
             f"setup.py: no toolkit of torch's CUDA {torch.version.cuda} found, building for the "
-            "CPU alone; CUDA tensors will take the slow way. Install one, or set CUDA_HOME"
+            "CPU alone; CUDA tensors will use the reference implementations. Install one, or set "
+            "CUDA_HOME"
         )
     return toolkit
 
@@ -98,7 +100,7 @@ def native_extension() -> "cpp_extension.Extension":
         compile_args["nvcc"] = native_build.nvcc_flags()
         sources = sources + native_build.cuda_sources()
         kwargs["define_macros"] = [("OPUS_WITH_CUDA", None)]
-        # Warnings of CUDA's own headers, too, are not ours.
+        # Neither are those in CUDA's headers.
         compile_args["cxx"] += ["-isystem", str(toolkit / "include")]
     extension_type = cpp_extension.CUDAExtension if toolkit else cpp_extension.CppExtension
     return extension_type(
@@ -120,7 +122,7 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 
 setup(
     name="opus-occupancy",
-    version="0.1.0",
+    version=runpy.run_path(str(native_build.ROOT / "models" / "version.py"))["__version__"],
     description="Occupancy prediction from cameras with a sparse set of points (OPUS, OPUS-V2)",
     license="Apache-2.0",
     python_requires=">=3.10",

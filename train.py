@@ -1,4 +1,4 @@
-"""Train a model: `python train.py --config configs/...py`; on N processes: dist_train.sh."""
+"""Train a model: `python train.py CONFIG`; on N processes: dist_train.sh."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def command_parser() -> CommandParser:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="go on where the run in the work dir was left (or from CHECKPOINT): weights, "
-        "optimiser, schedule and place in the epoch; a run without a checkpoint starts anew",
+        help="continue the run of the work dir (or of CHECKPOINT): weights, optimiser, "
+        "schedule and place in the epoch; a run without a checkpoint starts from the beginning",
     )
     parser.add_argument(
         "--load-from", metavar="CHECKPOINT", help="start with the weights of CHECKPOINT that fit"
@@ -46,7 +46,7 @@ def command_parser() -> CommandParser:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train as the command line says.
+    """Train a model.
 
     Raises:
         ConfigError: The options contradict each other or the config.
@@ -80,7 +80,7 @@ def _train(args: argparse.Namespace, cfg: Config, launch: Launch) -> None:
 
 
 def _is_restart_with_checkpoint(cfg: Config) -> bool:
-    """Whether the launcher has started the processes anew after they had saved a checkpoint.
+    """Return whether the launcher has restarted the processes after they had saved a checkpoint.
 
     A checkpoint that was there before the launcher is none of this run. Only what the first process
     finds counts, see `find_origin`.
@@ -92,7 +92,7 @@ def _is_restart_with_checkpoint(cfg: Config) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(command_parser(), train, arguments)
 
 

@@ -1,4 +1,4 @@
-"""Score a model: `python val.py --config C --weights W`; on N processes: dist_val.sh.
+"""Score a model: `python val.py CONFIG --weights CHECKPOINT`; on N processes: dist_val.sh.
 
 Predictions on disk, of this or another system, are scored without a model by `--predictions DIR`.
 """
@@ -74,7 +74,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
 
     def run(args: argparse.Namespace) -> None:
         check_arguments(args)

@@ -1,4 +1,4 @@
-"""Draw predictions and ground truth: `python visualize.py --config C --weights W`."""
+"""Draw predictions and ground truth: `python visualize.py CONFIG --weights CHECKPOINT`."""
 
 import sys
 

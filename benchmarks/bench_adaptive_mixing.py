@@ -1,11 +1,11 @@
-"""Times adaptive mixing, its generated parameters included, against plain torch.
+"""Time adaptive mixing, its generated parameters included, against plain torch.
 
     python benchmarks/bench_adaptive_mixing.py [--device cpu|cuda] [--dtype float32|…]
         [--sizes t,s,m,l] [--threads N] [--repeats N]
 
 "field" generates the parameters of all queries and groups at once, then multiplies, normalises and
 rectifies one after another. "ours" is what the decoder does: one group after another, with the
-operation ``adaptive_mixing``. "twin" is the same with the operation's twin.
+operation `adaptive_mixing`. "twin" is the same with the operation's twin.
 """
 
 from __future__ import annotations

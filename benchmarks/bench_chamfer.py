@@ -45,7 +45,7 @@ def match(layers: list[Tensor], voxels: Tensor, shared: bool = True) -> Matches:
 
 
 def match_apart(layers: list[Tensor], voxels: Tensor) -> Matches:
-    """The same by queries in the order of their tensors: searches share nothing."""
+    """Return the same by queries in the order of their tensors: searches share nothing."""
     tree = PointTree(voxels)
     return [(tree.nearest(pred)[0], nearest_neighbor(voxels, pred.detach())[0]) for pred in layers]
 
@@ -53,7 +53,7 @@ def match_apart(layers: list[Tensor], voxels: Tensor) -> Matches:
 def loss(
     layers: list[Tensor], voxels: Tensor, matches: Matches, native: bool
 ) -> tuple[Tensor, ...]:
-    """All terms forward and backward; returns the gradients."""
+    """Return all terms forward and backward; return the gradients."""
     terms_of = chamfer_terms if native else chamfer_terms_reference
     total = torch.zeros((), device=voxels.device)
     for pred, (to_voxels, to_pred) in zip(layers, matches, strict=True):

@@ -1,9 +1,9 @@
-"""Times V2's continuous prediction discretization: points to voxel logits.
+"""Time V2's continuous prediction discretization: points to voxel logits.
 
     python benchmarks/bench_cpd.py [--device cpu|cuda] [--repeats N]
 
 76,800 points near a street (all V2 variants give about that many), 64 channels, 17 classes, the
-Occ3D grid. "field" is spconv where it is installed: sorted unique voxels, ``scatter_reduce`` for
+Occ3D grid. "field" is spconv where it is installed: sorted unique voxels, `scatter_reduce` for
 the maxima, points and their voxel's maximum concatenated for the second network, spconv's
 convolutions in training mode (in eval mode its CPU code drops the bias). It
 is right on the CPU with one thread only, so all run with one there, and it has no backward pass
@@ -78,7 +78,7 @@ def voxel_features(
     w: Weights, points: Tensor, feats: Tensor, find: Callable[..., tuple[Tensor, Tensor]],
     maximum: Callable[..., Tensor], by_voxels: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """With ``by_voxels`` as in the project's head: what the points of a voxel share is multiplied
+    """With `by_voxels` as in the project's head: what the points of a voxel share is multiplied
     once for them, and added after the maximum where statistics are fixed, which then are a part of
     the weights; the last ReLU follows the maximum.
     """
@@ -111,6 +111,19 @@ def with_ops(w: Weights, points: Tensor, feats: Tensor, suffix: str) -> Tensor:
     x = F.relu(op["sparse_conv"](x, w.convs[0], w.biases[0], dilated), inplace=True)
     kept = op["build_kernel_map"](dilated.out_coords, SHAPE, 3, subm=True)
     return op["sparse_conv"](x, w.convs[1], w.biases[1], kept)
+
+
+def on_device(w: Weights, points: Tensor, feats: Tensor) -> Tensor:
+    """Return the same as a GPU computes it: voxels and dilated ones as bitmaps, gathered
+    products."""
+    x, coords = voxel_features(w, points, feats, ops.unique_voxels, ops.voxel_max, True)
+    _, x_index, y, z = coords.unbind(1)
+    dilate = ops.ConvStep((3, 3, 3), (1, 1, 1), (1, 1, 1))
+    chain = ops.voxel_chain((x_index * SHAPE[1] + y) * SHAPE[2] + z, 1, SHAPE, [dilate])
+    pairs = ops.voxel_neighbors(*chain.sets, dilate)
+    x = F.relu(ops.gathered_conv(x, w.convs[0], w.biases[0], pairs))
+    kept = ops.voxel_neighbors(chain.sets[1], chain.sets[1], dilate)
+    return ops.gathered_conv(x, w.convs[1], w.biases[1], kept)
 
 
 def scatter_maximum(x: Tensor, voxel: Tensor, count: int) -> Tensor:
@@ -165,7 +178,9 @@ def main() -> None:
     gigaflop = 2e-9 * (int(dilated.starts[-1]) * 64 * 64 + int(kept.starts[-1]) * 64 * CLASSES)
     gigaflop += 2e-9 * 76800 * (38 * 32 + 64 * 64)
     functions: compare.Functions = {
-        "ours": lambda: with_ops(w, points, feats, ""),
+        "ours": lambda: (
+            with_ops(w, points, feats, "") if args.device == "cpu" else on_device(w, points, feats)
+        ),
         "twin": lambda: with_ops(w, points, feats, "_reference"),
     }
     with_field = dict(functions)

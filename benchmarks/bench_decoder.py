@@ -1,4 +1,4 @@
-"""Times the whole decoder and head of a variant, native operations against their plain twins.
+"""Time the whole decoder and head of a variant, native operations against their plain twins.
 
     python benchmarks/bench_decoder.py [--device cpu|cuda] [--sizes t] [--threads N] [--repeats N]
 

@@ -1,9 +1,9 @@
-"""Times distance-biased self-attention against its twin and a materialised mask.
+"""Time distance-biased self-attention against its twin and a materialised mask.
 
     python benchmarks/bench_distance_attention.py [--device cpu|cuda] [--dtype float32|…]
         [--sizes t,s,m,l] [--threads N] [--repeats N]
 
-"mask" builds the bias [B, H, Q, Q] and gives it to torch's ``scaled_dot_product_attention``. tau is
+"mask" builds the bias [B, H, Q, Q] and gives it to torch's `scaled_dot_product_attention`. tau is
 uniform over [0, 2) as at the start of training; "no fading" has tau = 0, where no block can be
 skipped.
 """

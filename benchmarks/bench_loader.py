@@ -1,6 +1,6 @@
-"""Times the loading of samples: plain per-image pipeline, exact, fast and packed images.
+"""Time the loading of samples: plain per-image pipeline, exact, fast and packed images.
 
-    python -m benchmarks.bench_loader [--real NUSCENES] [--rounds N] [--workers 0 2 4 8] [--save]
+    python benchmarks/bench_loader.py [--real NUSCENES] [--rounds N] [--workers 0 2 4 8] [--save]
 
 Makes a data set of nuScenes' sizes in a temporary folder (1600 x 900 JPEGs, Occ3D labels, LiDAR, 8
 frames of 6 cameras a sample) and uses the published training and test pipelines. --real names a
@@ -44,7 +44,7 @@ from scripts.runtime.config import load_config
 
 CONFIG = "configs/opusv2_nusc-occ3d/opusv2-t_r50_704x256_8f_nusc-occ3d_100e.py"
 # Of nuScenes trainval: key frames, scenes, and camera frames of each key frame (5 sweeps and
-# itself, but for the first of a scene).
+# itself, except for the first of a scene).
 NUSC_KEY_FRAMES, NUSC_SCENES, NUSC_FRAMES = 34_149, 850, 6
 AIMS = {"exact": 2.5, "fast": 8.0, "packed": 10.0}
 BATCH = 8
@@ -67,7 +67,7 @@ class PlainImages:
 
 
 class Lines:
-    """Prints lines as they come and keeps them."""
+    """Print lines as they come and keep them."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -85,7 +85,7 @@ class Lines:
 
 
 def load_published(root: Path, **options: Any) -> Config:
-    """The published config with the data set of the benchmark."""
+    """Return the published config with the data set of the benchmark."""
     files = {
         f"{part}_dataloader.dataset.{key}": value
         for part in ("train", "val")
@@ -95,7 +95,7 @@ def load_published(root: Path, **options: Any) -> Config:
 
 
 def variants(base: Step, packed_root: str, backends: Sequence[Backend]) -> Iterator[tuple]:
-    """Names, decoders and data set configs to compare."""
+    """Yield the names, decoders and data set configs to compare."""
     for mode in ("plain", "exact", "fast", "packed"):
         for backend in backends[:1] if mode == "plain" else backends:
             cfg = copy.deepcopy(base)
@@ -122,7 +122,7 @@ def stage_times_ms(dataset: Any, index: int) -> tuple[dict[str, float], Any]:
 
 
 def per_core(say: Lines, kind: str, built: list[tuple], rounds: int) -> dict[str, float]:
-    """Prints CPU times by pipeline; returns milliseconds a sample by mode, fastest decoder."""
+    """Print CPU times by pipeline; return milliseconds a sample by mode, fastest decoder."""
     times: list[list[dict[str, float]]] = [[] for _ in built]
     errors: list[list[tuple[float, float]]] = [[] for _ in built]
     for turn in range(rounds + 1):
@@ -160,7 +160,7 @@ def per_core(say: Lines, kind: str, built: list[tuple], rounds: int) -> dict[str
 
 
 def tell_machines(say: Lines, totals: dict[str, float]) -> None:
-    """Prints what machines feed, by the CPU times of a core."""
+    """Print what machines feed, by the CPU times of a core."""
     say.table(
         "training", "samples/s of 4 workers", f"feed batches of {BATCH} every", "of 16 workers",
         "feed every",
@@ -175,7 +175,7 @@ def tell_machines(say: Lines, totals: dict[str, float]) -> None:
 
 
 def shared_memory_mib(pids: Sequence[int]) -> float:
-    """Mean proportional memory of processes, MiB: what several share counts in parts."""
+    """Return the mean proportional memory of processes, MiB: what several share counts in parts."""
     sizes = []
     for pid in pids:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
@@ -185,7 +185,7 @@ def shared_memory_mib(pids: Sequence[int]) -> float:
 
 
 def tell_workers(say: Lines, built: list[tuple], workers: Sequence[int], seconds: float) -> None:
-    """Prints start, rate and memory of data loaders."""
+    """Print start, rate and memory of data loaders."""
     say.table("training", "workers", "first sample after", "samples/s", "memory of a worker")
     for mode, _, dataset in built:
         for number in workers:
@@ -212,7 +212,7 @@ def tell_workers(say: Lines, built: list[tuple], workers: Sequence[int], seconds
 
 
 def tell_packing(say: Lines, plan: PackingPlan, out: Path) -> None:
-    """Prints size and time of packing nuScenes, from the images at hand."""
+    """Print size and time of packing nuScenes, from the images at hand."""
     names = [*plan.images][:: max(1, len(plan.images) // 24)]
     raw = packed = seconds = 0.0
     for name in names:
@@ -236,7 +236,7 @@ def tell_packing(say: Lines, plan: PackingPlan, out: Path) -> None:
 
 
 def tell_lidar(say: Lines, root: Path, rounds: int) -> None:
-    """Prints CPU times of the LiDAR of a sample: ten files."""
+    """Print CPU times of the LiDAR of a sample: ten files."""
     base = load_published(root)["train_dataloader"]["dataset"].to_dict()
     pipeline = [dict(type="LoadLidarSweeps"), dict(type="FilterPoints")]
     dataset = DATASETS.build({**base, "use_lidar": True, "pipeline": pipeline})
@@ -248,7 +248,7 @@ def tell_lidar(say: Lines, root: Path, rounds: int) -> None:
 
 
 def bench(say: Lines, title: str, root: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Measures a data set of one kind of frames; returns ratios to plain by mode."""
+    """Return the measures a data set of one kind of frames; returns ratios to plain by mode."""
     cfg = load_published(root)
     train, test = (cfg[f"{part}_dataloader"]["dataset"].to_dict() for part in ("train", "val"))
     packed = root.parent / f"{root.name}_packed"
@@ -293,7 +293,7 @@ def main() -> None:
     say("# Loading samples\n")
     real = " --real NUSCENES" if args.real else ""
     say(
-        f"`python -m benchmarks.bench_loader{real} --rounds {args.rounds} --seconds"
+        f"`python benchmarks/bench_loader.py{real} --rounds {args.rounds} --seconds"
         f" {args.seconds:g} --save`, {time.strftime('%Y-%m-%d')}, {common.hardware('cpu')}, python"
         f" {platform.python_version()}, numpy {np.__version__}, opencv {cv2.__version__}, pillow"
         f" {PIL.__version__}, torch {torch.__version__}. A sample is 8 frames of 6 cameras, 1600 x"

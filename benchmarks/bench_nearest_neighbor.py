@@ -32,7 +32,7 @@ SCENES = (
 
 
 def points(size: tuple[int, int, int], edge_m: float, number: int) -> tuple[Tensor, Tensor]:
-    """Predictions [76800, 3] and voxel centres [number, 3], metres."""
+    """Return the predictions [76800, 3] and voxel centres [number, 3], metres."""
     occupied = (street(size, edge_m) != 17).nonzero()
     rows = torch.randperm(len(occupied))[:number].sort().values
     assert len(rows) == number, f"the scene has {len(rows)} voxels, {number} are asked for"
@@ -42,7 +42,7 @@ def points(size: tuple[int, int, int], edge_m: float, number: int) -> tuple[Tens
 
 
 def peers(device: str, threads: int) -> dict[str, Callable[[Tensor, Tensor], object]]:
-    """Others' exact nearest neighbours, as far as they are installed."""
+    """Return the others' exact nearest neighbours, as far as they are installed."""
     if device == "cuda":
         found = {"tiled all pairs": native("nearest_by_brute_force")}
         try:

@@ -1,4 +1,4 @@
-"""Times the first voxels that the rays of a small camera meet, against the plain twin.
+"""Time the first voxels that the rays of a small camera meet, against the plain twin.
 
     python benchmarks/bench_ray_cast.py [--device cpu|cuda] [--threads N] [--repeats N] [--save]
 
@@ -22,7 +22,7 @@ from models import ops
 
 
 def camera_rays(width: int, height: int) -> Tensor:
-    """Unit directions [height * width, 3] of a camera that looks along x."""
+    """Return unit directions [height * width, 3] of a camera that looks along x."""
     v, u = torch.meshgrid(
         (torch.arange(height) - height / 2) / (0.8 * width),
         (torch.arange(width) - width / 2) / (0.8 * width),

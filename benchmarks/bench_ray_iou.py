@@ -32,7 +32,7 @@ SLOW_EVERY = 10
 
 
 def directions() -> Tensor:
-    """The 39 x 360 rays of RayIoU, float32 [14040, 3]."""
+    """Return the 39 x 360 rays of RayIoU, float32 [14040, 3]."""
     pitches = [-(math.pi / 2 - math.atan(k)) for k in range(1, 11)]
     while pitches[-1] < 0.21:
         pitches.append(2 * pitches[-1] - pitches[-2])

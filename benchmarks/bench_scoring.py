@@ -1,6 +1,6 @@
-"""Times the scoring of random but plausible predictions, as many as nuScenes' validation split has.
+"""Time the scoring of random but plausible predictions, as many as nuScenes' validation split has.
 
-    python -m benchmarks.bench_scoring [--samples 6019] [--workers 2] [--out FILE.md]
+    python benchmarks/bench_scoring.py [--samples 6019] [--workers 2] [--out FILE.md]
 
 The ground truth is that of the toy data set (scripts/make_toy_nuscenes.py), repeated under new
 sample tokens. Every sample gets a prediction file of its own: its labels with voxels lost, moved,
@@ -47,7 +47,8 @@ test_evaluator = [
 
 
 def plausible(labels: npt.NDArray[np.uint8], rng: np.random.Generator) -> tuple[Any, Any]:
-    """Voxels [n, 3] and classes: 15 % lost, 20 % a voxel off, 10 % mislabelled, 10 % invented."""
+    """Return the voxels [n, 3] and classes: 15 % lost, 20 % a voxel off, 10 % mislabelled, 10 %
+    invented."""
     coords = np.argwhere(labels != FREE)
     coords = coords[rng.random(len(coords)) > 0.15]
     classes = labels[tuple(coords.T)]
@@ -64,7 +65,7 @@ def plausible(labels: npt.NDArray[np.uint8], rng: np.random.Generator) -> tuple[
 
 
 def write_ground_truth(source: Path, root: Path, number: int) -> list[tuple[str, Path]]:
-    """Info file and label folders of `number` samples; returns their tokens and label files."""
+    """Info file and label folders of `number` samples; return their tokens and label files."""
     for name in ("samples", "sweeps"):
         (root / name).symlink_to((source / name).resolve())
     infos = []
@@ -167,12 +168,12 @@ def main() -> None:
 
 
 def table(args: argparse.Namespace, runs: dict[str, dict[str, Any]], size: int) -> str:
-    """The result as Markdown."""
+    """Return the result as Markdown."""
     found = package_versions()
     versions = ", ".join(f"{key} {found[key]}" for key in ("python", "torch", "numpy", "mmengine"))
     lines = [
         f"# Scoring {args.samples} predictions on disk with {args.workers} processes\n",
-        f"`python -m benchmarks.bench_scoring --samples {args.samples} --workers {args.workers}`, "
+        f"`python benchmarks/bench_scoring.py --samples {args.samples} --workers {args.workers}`, "
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()}-core {platform.machine()} CPU, no GPU, "
         f"{versions}, commit {git_commit()}. Occ3D mIoU and RayIoU; prediction files of "
         f"{size / args.samples / 1e3:.0f} kB on average.\n",

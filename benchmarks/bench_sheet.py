@@ -1,4 +1,4 @@
-"""Times PNG sheets on one thread: six cameras, prediction, ground truth, difference, legend.
+"""Time PNG sheets on one thread: six cameras, prediction, ground truth, difference, legend.
 
     python benchmarks/bench_sheet.py [--samples 16] [--widths 1600 4800] [--out FILE.md]
 
@@ -67,7 +67,7 @@ def make_view(root: Path, info: dict, index: int, total: int) -> SampleView:
 
 
 def options_for(width: int, view: SampleView) -> SheetOptions:
-    """Options whose sheets are of this width."""
+    """Return the options whose sheets are of this width."""
     plain = compose_sheet(view, SheetOptions(scale=0.2)).image.width / 0.2
     options = SheetOptions(scale=width / plain)
     found = compose_sheet(view, options).image.width

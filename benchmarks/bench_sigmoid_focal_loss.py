@@ -1,4 +1,4 @@
-"""Times the fused focal loss of V2's classes against its plain twin.
+"""Time the fused focal loss of V2's classes against its plain twin.
 
     python benchmarks/bench_sigmoid_focal_loss.py [--device cpu|cuda] [--repeats N] [--save]
 

@@ -1,9 +1,9 @@
-"""Times the sparse convolutions of V2's head, and their kernel maps, against the plain twins.
+"""Time the sparse convolutions of V2's head, and their kernel maps, against the plain twins.
 
     python benchmarks/bench_sparse_conv.py [--device cpu|cuda] [--threads N] [--repeats N] [--save]
 
 The voxels of 76,800 points on a street; 64 channels, a dilating convolution and then a submanifold
-one to the 17 classes.
+one to the 17 classes. "gathered" is what a GPU takes; "ours" and "twin" are there the twin.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benchmarks.decoder_cases import surface_points
 from models import ops
 
 EDGE = 0.4
+STEP = ops.ConvStep((3, 3, 3), (1, 1, 1), (1, 1, 1))
 
 
 def main() -> None:
@@ -35,9 +36,11 @@ def main() -> None:
     dilated = ops.build_kernel_map(coords, SHAPE, 3, padding=1)
     kept = ops.build_kernel_map(dilated.out_coords, SHAPE, 3, subm=True)
     maps, rows = [], []
-    for name, c_out, source, kernel_map in (
-        ("dilating 64 -> 64", 64, coords, dilated),
-        ("submanifold 64 -> 17", 17, dilated.out_coords, kept),
+    key = (coords[:, 1] * SHAPE[1] + coords[:, 2]) * SHAPE[2] + coords[:, 3]
+    first, second = ops.voxel_chain(key, 1, SHAPE, [STEP]).sets
+    for name, c_out, source, kernel_map, sets in (
+        ("dilating 64 -> 64", 64, coords, dilated, (first, second)),
+        ("submanifold 64 -> 17", 17, dilated.out_coords, kept, (second, second)),
     ):
         built = (source, SHAPE, 3, 1, 1, kernel_map is kept)
         functions: dict[str, Callable[[], object]] = {
@@ -46,11 +49,13 @@ def main() -> None:
         }
         case = f"kernel map, {kernel_map.num_in} -> {kernel_map.num_out} voxels"
         maps.append(compare.measure(case, functions, args))
+        pairs = ops.voxel_neighbors(*sets, STEP)
         x = torch.randn(kernel_map.num_in, 64, device=args.device, requires_grad=True)
         weight = torch.randn(c_out, 3, 3, 3, 64, device=args.device) * 0.1
         leaves: list[Tensor] = [x, weight.requires_grad_()]
         convs: compare.Functions = {
             "ours": lambda x=x, w=weight, m=kernel_map: ops.sparse_conv(x, w, None, m),
+            "gathered": lambda x=x, w=weight, p=pairs: ops.gathered_conv(x, w, None, p),
             "twin": lambda x=x, w=weight, m=kernel_map: ops.sparse_conv_reference(x, w, None, m),
         }
         work = 2e-9 * int(kernel_map.starts[-1]) * 64 * c_out

@@ -1,4 +1,4 @@
-"""Times the voxels of points and the maxima over the points of each, against the plain twins.
+"""Time the voxels of points and the maxima over the points of each, against the plain twins.
 
     python benchmarks/bench_voxel_max.py [--device cpu|cuda] [--threads N] [--repeats N] [--save]
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-#: Seconds that the timed runs of one function take at most, so that ``make bench`` ends within 20
+#: Seconds that the timed runs of one function take at most, so that `make bench` ends within 20
 #: minutes of two cores: baselines take up to ten seconds a run in the large sizes.
 BUDGET_S = 5.0
 
@@ -42,9 +42,9 @@ def parse_arguments(
     Args:
         description: The module's docstring; its first line is shown.
         repeats: Default number of runs of each function.
-        sizes: Default of ``--sizes``, comma-separated (keys of ``decoder_cases.VARIANTS``); None
+        sizes: Default of `--sizes`, comma-separated (keys of `decoder_cases.VARIANTS`); None
             for a benchmark without that argument.
-        dtypes: Choices of ``--dtype``, the default first; None for none.
+        dtypes: Choices of `--dtype`, the default first; None for none.
         **extra: Further integer arguments with their defaults.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
@@ -70,7 +70,7 @@ def parse_arguments(
 
 
 class Report:
-    """Prints lines as they come and keeps them for the results file."""
+    """Print lines as they come and keep them for the results file."""
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name, self.args = name, args
@@ -104,19 +104,19 @@ class Report:
         self.line("| " + " | ".join(str(cell) for cell in cells) + " |")
 
     def note_runs(self, case: str, of: Mapping[str, Timing]) -> None:
-        """Notes which functions of a case were too slow for all runs; see :meth:`tell_runs`."""
+        """Note which functions of a case were too slow for all runs; see `tell_runs`."""
         for name, timing in of.items():
             if timing.runs < self.args.repeats:
                 self.few_runs.append(f"{case} {name} {timing.runs or 'the first alone'}")
 
     def tell_runs(self) -> None:
-        """Writes what was noted, above its table where that is not written yet."""
+        """Write what was noted, above its table where that is not written yet."""
         if self.few_runs:
             self.line(f"Fewer runs than {self.args.repeats}: {'; '.join(self.few_runs)}.\n")
         self.few_runs.clear()
 
     def aim(self, name: str, measured: float, goal: float) -> None:
-        """Notes ``measured >= goal``; printed at the end."""
+        """Note `measured >= goal`; printed at the end."""
         verdict = "ok" if measured >= goal else "short"
         self.aims.append(f"AIM {name} {measured:.3g} >= {goal:g} {verdict}")
 
@@ -146,16 +146,16 @@ class Timing:
 def timings(functions: Sequence[Callable[[], object]], repeats: int, device: str) -> list[Timing]:
     """Time and memory of functions; runs alternate, so that other load slows all alike.
 
-    The first call of each warms up, and tells how many runs, up to ``repeats``, fit into
-    ``BUDGET_S``. One takes place in any case unless it would take twice that: then the first call
+    The first call of each warms up, and tells how many runs, up to `repeats`, fit into
+    `BUDGET_S`. One takes place in any case unless it would take twice that: then the first call
     is all there is. Memory is that of the first call if it took a second, next to which what a
     first call sets up is nothing, else of a run of
     its own, since to watch it costs time.
     """
     results, first, mib = [], [], []
     for function in functions:
-        with _watched(device) as peak:
-            ms, result = _timed(function, device)
+        with watched_memory(device) as peak:
+            ms, result = timed(function, device)
         results.append(result)
         first.append(ms)
         mib.append(peak[0] if ms >= 1000 else peak_memory_mb(function, device))
@@ -167,8 +167,8 @@ def timings(functions: Sequence[Callable[[], object]], repeats: int, device: str
 
 
 def medians_ms(functions: Sequence[Callable[[], object]], repeats: int, device: str) -> list[float]:
-    """Median wall times in milliseconds, as :func:`timings` takes them, without the memory."""
-    first = [_timed(function, device)[0] for function in functions]
+    """Median wall times in milliseconds, as `timings` takes them, without the memory."""
+    first = [timed(function, device)[0] for function in functions]
     times = _alternating_runs(functions, first, repeats, device)
     return [statistics.median(own or [once]) for own, once in zip(times, first, strict=True)]
 
@@ -176,18 +176,18 @@ def medians_ms(functions: Sequence[Callable[[], object]], repeats: int, device: 
 def _alternating_runs(
     functions: Sequence[Callable[[], object]], first_ms: list[float], repeats: int, device: str
 ) -> list[list[float]]:
-    """Milliseconds of the runs that the budget allows each function."""
+    """Return the milliseconds of the runs that the budget allows each function."""
     budget_ms = 1e3 * BUDGET_S
     wanted = [min(repeats, max(int(ms <= 2 * budget_ms), int(budget_ms / ms))) for ms in first_ms]
     times: list[list[float]] = [[] for _ in functions]
     for turn in range(repeats):
         for own, runs, function in zip(times, wanted, functions, strict=True):
             if turn < runs:
-                own.append(_timed(function, device)[0])
+                own.append(timed(function, device)[0])
     return times
 
 
-def _timed(function: Callable[[], object], device: str) -> tuple[float, object]:
+def timed(function: Callable[[], object], device: str) -> tuple[float, object]:
     _synchronize(device)
     start = time.perf_counter()
     result = function()
@@ -197,7 +197,7 @@ def _timed(function: Callable[[], object], device: str) -> tuple[float, object]:
 
 def peak_memory_mb(function: Callable[[], object], device: str) -> float:
     """Return the MiB that a call holds at most above what was held before."""
-    with _watched(device) as peak:
+    with watched_memory(device) as peak:
         kept = function()
         _synchronize(device)
     del kept
@@ -205,7 +205,7 @@ def peak_memory_mb(function: Callable[[], object], device: str) -> float:
 
 
 @contextmanager
-def _watched(device: str) -> Iterator[list[float]]:
+def watched_memory(device: str) -> Iterator[list[float]]:
     """Yield a list that afterwards holds the MiB that were held at most above the start."""
     peak: list[float] = []
     if device == "cuda":
@@ -252,7 +252,7 @@ def ceilings(device: str) -> tuple[float, float]:
 
 
 def hardware(device: str) -> str:
-    """The processor or GPU, in words."""
+    """Return the processor or GPU, in words."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     cpu = platform.processor() or platform.machine()

@@ -40,7 +40,7 @@ def forward(
     case: str, functions: Functions, args: argparse.Namespace, gigaflop: float = 0.0,
     gigabytes: float = 0.0, tolerance: float = 0.0,
 ) -> Row:  # fmt: skip
-    """A row without gradients. With a tolerance results must be close to those of "twin"."""
+    """Return a row without gradients. With a tolerance results must be close to those of "twin"."""
     calls = {name: without_gradients(function) for name, function in functions.items()}
     row = measure(f"{case} forward", calls, args, gigaflop, gigabytes)
     if tolerance:
@@ -53,7 +53,8 @@ def forward(
 def both(
     case: str, functions: Functions, leaves: list[Tensor], grad: Tensor, args: argparse.Namespace
 ) -> Row:
-    """A row forward and backward, with the gradients of all leaves; ``grad`` is the output's."""
+    """Return a row forward and backward, with the gradients of all leaves; `grad` is the
+    output's."""
 
     def with_gradients(function: Callable[[], Tensor]) -> Callable[[], object]:
         # without the gradients as results, which would stay in memory
@@ -71,7 +72,7 @@ def forward_and_backward(
     case: str, functions: Functions, leaves: list[Tensor], args: argparse.Namespace,
     gigaflop: float = 0.0, gigabytes: float = 0.0, tolerance: float = 0.0,
 ) -> list[Row]:  # fmt: skip
-    """One row without gradients, and one with those by all leaves."""
+    """Return one row without gradients, and one with those by all leaves."""
     row = forward(case, functions, args, gigaflop, gigabytes, tolerance)
     out = row.of["ours"].result
     assert isinstance(out, Tensor)

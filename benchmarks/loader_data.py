@@ -17,7 +17,7 @@ _LIDAR_POINTS = 34_720
 
 
 def real_files(root: Path, sensor: str) -> list[Path]:
-    """Returns the key frames' files of sensors whose name begins so, of a nuScenes folder."""
+    """Return the key frames' files of sensors whose name begins so, of a nuScenes folder."""
     return sorted(path for path in root.glob(f"samples/{sensor}*/*") if path.is_file())
 
 
@@ -60,7 +60,7 @@ def write_labels(path: Path) -> None:
 
 
 def write_data_set(root: Path, real: Path | None = None) -> None:
-    """Writes a scene of key frames, sweeps, LiDAR files and Occ3D labels.
+    """Write a scene of key frames, sweeps, LiDAR files and Occ3D labels.
 
     Args:
         root: Empty folder.

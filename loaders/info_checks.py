@@ -17,13 +17,13 @@ import numpy as np
 
 from loaders.errors import BadDataError
 
-# Longer names are refused, since all paths of a data set stand in one array of the longest.
+# Longer names are rejected: one array holds all paths at the width of the longest.
 _MAX_TEXT = 1024
 _MAX_TIME_US = 250_000_000_000_000_000  # the year 9892; dates end soon after
 
 # No metre, pixel or part of a rotation is larger, and products of these stay finite.
 _MAX_NUMBER = 1e12
-# Rotations whose determinant or quaternion is below this are none.
+# Rotations whose determinant or quaternion norm is below this are invalid.
 _SMALL = 1e-6
 
 Entry = Mapping[str, Any]
@@ -69,7 +69,7 @@ def _are_times(values: Sequence[Any]) -> bool:
 
 
 def _numbers(*shape: int, what: str = "", is_usable: _Usable | None = None) -> _Rule:
-    """Finite numbers of a shape, in an array or in lists; ``is_usable`` judges [n, *shape]."""
+    """Finite numbers of a shape, in an array or in lists; `is_usable` judges [n, *shape]."""
 
     def are_good(values: np.ndarray[Any, Any]) -> bool:
         # Not-a-number compares false.
@@ -97,7 +97,9 @@ def _numbers(*shape: int, what: str = "", is_usable: _Usable | None = None) -> _
 
 
 def _is_nested(value: Any, shape: tuple[int, ...]) -> bool:
-    """Whether a value is lists of numbers of a shape; numpy would unfold any lists without end."""
+    """Return whether a value is lists of numbers of a shape; numpy would unfold any lists without
+    end.
+    """
     if not shape:
         is_number = isinstance(value, int | float | np.integer | np.floating)
         return is_number and not isinstance(value, bool) and -_MAX_NUMBER <= value <= _MAX_NUMBER
@@ -166,7 +168,7 @@ _SWEEP_RULES = {
 def check_infos(
     infos: Sequence[Any], path: str | os.PathLike[str], remedy: str, keys: Sequence[str]
 ) -> None:
-    """Checks the types and shapes of an info file's content.
+    """Check the types and shapes of an info file's content.
 
     Args:
         infos: Key frames.
@@ -205,36 +207,36 @@ def check_infos(
 
 
 def check_metadata(metadata: Mapping[Any, Any], path: str | os.PathLike[str], remedy: str) -> None:
-    """Checks the types in the header of an info file.
+    """Check the types in the header of an info file.
 
     Raises:
         BadDataError: It names the file and the key.
     """
     for key in ("version", "content_hash"):
         if metadata.get(key) is not None and not isinstance(metadata[key], str):
-            raise BadDataError(f"info file {path}, metadata, '{key}' is no text: {remedy}")
+            raise BadDataError(f"info file {path}, metadata, '{key}' is not text: {remedy}")
     for key in ("num_samples", "content_bytes"):
         value = metadata.get(key)
         if value is not None and not (isinstance(value, int) and value >= 0):
-            raise BadDataError(f"info file {path}, metadata, '{key}' is no number: {remedy}")
+            raise BadDataError(f"info file {path}, metadata, '{key}' is not a number: {remedy}")
 
 
 def _wrong_structure(info: Entry) -> tuple[str, str] | None:
-    """Returns key and problem of the first container of a key frame that is of another kind."""
+    """Return key and problem of the first container of a key frame that is of another kind."""
     cams, cam_sweeps, lidar_sweeps = info["cams"], info["cam_sweeps"], info["lidar_sweeps"]
     if not isinstance(cams, Mapping):
-        return "cams", "is no dict of cameras"
+        return "cams", "is not a dict of cameras"
     for name, value in (("cam_sweeps", cam_sweeps), ("lidar_sweeps", lidar_sweeps)):
         if not isinstance(value, list | tuple):
-            return name, "is no list of sweeps"
+            return name, "is not a list of sweeps"
         for i, sweep in enumerate(value):
             if not isinstance(sweep, Mapping):
-                return f"{name}[{i}]", "is no dict"
+                return f"{name}[{i}]", "is not a dict"
     places = [("cams", cams), *((f"cam_sweeps[{i}]", s) for i, s in enumerate(cam_sweeps))]
     for place, cameras in places:
         for name, entry in cameras.items():
             if not isinstance(name, str) or not isinstance(entry, Mapping):
-                return f"{place}.{name!s:.80}", "is no dict of a camera"
+                return f"{place}.{name!s:.80}", "is not a dict of a camera"
     return None
 
 
@@ -256,7 +258,7 @@ def _lidar_sweeps(info: Entry) -> Iterator[tuple[str, Entry]]:
 
 
 def _are_plain(entries: Sequence[Entry], rules: Mapping[str, _Rule]) -> bool:
-    """Whether all columns are of the usual types and right."""
+    """Return whether all columns are of the usual types and right."""
     for key, rule in rules.items():
         try:
             values = [entry[key] for entry in entries]
@@ -270,7 +272,7 @@ def _are_plain(entries: Sequence[Entry], rules: Mapping[str, _Rule]) -> bool:
 def _wrong_entry(
     entry: Entry, rules: Mapping[str, _Rule], is_needed: bool
 ) -> tuple[str, str] | None:
-    """Returns key and problem of the first wrong value of an entry."""
+    """Return key and problem of the first wrong value of an entry."""
     for key, rule in rules.items():
         if key not in entry:
             if is_needed:

@@ -32,7 +32,7 @@ CAMERAS = (
     "CAM_BACK_RIGHT",
 )
 
-_REGENERATE = "write it anew with scripts/gen_sweep_info.py"
+_REGENERATE = "write it again with scripts/gen_sweep_info.py"
 _INFO_FILE = FileKind("info file", _REGENERATE, _REGENERATE, max_bytes=8 << 30)
 # Infos of nuScenes take three to five times their file's size in memory, lists of numbers 14 times.
 _MEMORY_FACTOR = 16
@@ -68,8 +68,8 @@ class InfoFile:
     """Content of an info file.
 
     Attributes:
-        infos: One dict per key frame (see ``INFO_KEYS``), in time order within a scene.
-        metadata: Header; ``version`` is the nuScenes version.
+        infos: One dict per key frame (see `INFO_KEYS`), in time order within a scene.
+        metadata: Header; `version` is the nuScenes version.
     """
 
     infos: list[dict[str, Any]]
@@ -122,7 +122,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 
 def load_pickle(path: str | os.PathLike[str]) -> Any:
-    """Reads a pickle of plain containers and numpy arrays, in memory that its size bounds.
+    """Read a pickle of plain containers and numpy arrays, in memory that its size bounds.
 
     Raises:
         MissingDataError: If the file does not exist.
@@ -144,15 +144,15 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
                 path, f"is refused, for it asks for more than {limit / MIB:.0f} MiB of memory"
             ) from error
         except Exception as error:  # the unpickler raises nearly anything on broken input
-            raise _INFO_FILE.broken(path, "is no complete pickle") from error
+            raise _INFO_FILE.broken(path, "is not a complete pickle") from error
 
 
 def load_infos(path: str | os.PathLike[str]) -> InfoFile:
-    """Reads an info file and checks it (see :mod:`loaders.info_checks`).
+    """Read an info file and check it (see `loaders.info_checks`).
 
     Raises:
         MissingDataError: If it does not exist.
-        BadDataError: If it is broken, refused (see :func:`load_pickle`), lacks keys, or holds
+        BadDataError: If it is broken, refused (see `load_pickle`), lacks keys, or holds
             values of a wrong type or shape.
     """
     content = load_pickle(path)
@@ -169,7 +169,7 @@ def load_infos(path: str | os.PathLike[str]) -> InfoFile:
 
 
 def _refuse_other_style(content: Any, path: str | os.PathLike[str]) -> None:
-    """Raises BadDataError if a file is one of mmdet3d, BEVDet, SparseBEV or SparseOcc."""
+    """Raise BadDataError if a file is one of mmdet3d, BEVDet, SparseBEV or SparseOcc."""
     infos = content.get("infos") if isinstance(content, dict) else content
     first = infos[0] if isinstance(infos, list) and infos else None
     is_other = isinstance(content, dict) and "data_list" in content
@@ -184,7 +184,7 @@ def _refuse_other_style(content: Any, path: str | os.PathLike[str]) -> None:
 
 
 def _with_names(info: Any) -> Any:
-    """Returns an info with what OPUS-V1's sweep script leaves out.
+    """Return an info with what OPUS-V1's sweep script leaves out.
 
     Scenes have names there, which serve as tokens; OpenOccupancy's labels cannot be found.
     """
@@ -194,7 +194,7 @@ def _with_names(info: Any) -> Any:
 
 
 def infos_fragment(infos: Sequence[dict[str, Any]]) -> bytes:
-    """Returns a piece of pickle that appends infos to the list on top of the unpickler's stack.
+    """Return a piece of pickle that appends infos to the list on top of the unpickler's stack.
 
     Protocol 3, because there every object that occurs again is numbered within its own piece:
     pieces of several processes can stand behind one another (protocol 4 counts through the file).
@@ -212,15 +212,15 @@ def _text(value: str) -> bytes:
 
 
 class InfoWriter:
-    """Writes an info file piece by piece and atomically: readers see the old file or the new one.
+    """Write an info file piece by piece and atomically: readers see the old file or the new one.
 
     A context manager; leaving it by an exception leaves the old file. The file is an ordinary
-    pickle ``{'infos': [...], 'metadata': {...}}``; memory does not grow with it.
+    pickle `{'infos': [...], 'metadata': {...}}`; memory does not grow with it.
 
     Args:
         path: Target; its folder must exist.
-        metadata: Header; ``num_samples``, ``num_scenes``, ``content_bytes`` and ``content_hash``
-            (SHA-256 of the pickled infos, see :func:`content_hash`) are added.
+        metadata: Header; `num_samples`, `num_scenes`, `content_bytes` and `content_hash`
+            (SHA-256 of the pickled infos, see `content_hash`) are added.
     """
 
     _START = b"\x80\x03}" + _text("infos") + b"]"
@@ -240,7 +240,7 @@ class InfoWriter:
         return self
 
     def add_scene(self, fragment: bytes, num_samples: int) -> None:
-        """Appends the infos of a scene, as :func:`infos_fragment` gives them."""
+        """Append the infos of a scene, as `infos_fragment` gives them."""
         self._file.write(fragment)
         self._hash.update(fragment)
         self._num_bytes += len(fragment)
@@ -275,7 +275,7 @@ class InfoWriter:
 def save_infos(
     path: str | os.PathLike[str], infos: Sequence[dict[str, Any]], metadata: dict[str, Any]
 ) -> None:
-    """Writes an info file at once, see :class:`InfoWriter`; a scene's infos stand together."""
+    """Write an info file at once, see `InfoWriter`; a scene's infos stand together."""
     with InfoWriter(path, metadata) as writer:
         for _, group in itertools.groupby(infos, key=lambda info: str(info["scene_token"])):
             scene = list(group)
@@ -283,11 +283,11 @@ def save_infos(
 
 
 def content_hash(path: str | os.PathLike[str], metadata: dict[str, Any]) -> str:
-    """Returns the hash of the infos in a file as it is now.
+    """Return the hash of the infos in a file as it is now.
 
     Args:
-        path: A file of :class:`InfoWriter`.
-        metadata: Its header; ``content_hash`` there is what was written.
+        path: A file of `InfoWriter`.
+        metadata: Its header; `content_hash` there is what was written.
     """
     digest, left = hashlib.sha256(), int(metadata["content_bytes"])
     with open(path, "rb") as file:
@@ -299,15 +299,15 @@ def content_hash(path: str | os.PathLike[str], metadata: dict[str, Any]) -> str:
 
 
 def info_file_name(version: str, split: str) -> str:
-    """Returns the name of the info file of a split, within the data root.
+    """Return the name of the info file of a split, within the data root.
 
     Args:
         version: nuScenes version, for instance 'v1.0-trainval'.
         split: 'train', 'val' or 'test'.
 
     Returns:
-        ``nuscenes_infos_<split>_sweep.pkl``; for versions other than the full ones the name holds
-        what follows ``v1.0-``: ``nuscenes_infos_<split>_mini_sweep.pkl`` for 'v1.0-mini'.
+        `nuscenes_infos_<split>_sweep.pkl`; for versions other than the full ones the name holds
+        what follows `v1.0-`: `nuscenes_infos_<split>_mini_sweep.pkl` for 'v1.0-mini'.
     """
     part = version.removeprefix("v1.0-")
     suffix = "" if part in ("trainval", "test") else f"_{part}"
@@ -315,7 +315,7 @@ def info_file_name(version: str, split: str) -> str:
 
 
 class DataPaths:
-    """Makes the paths of an info file relative to the data root, where the files are in it.
+    """Make the paths of an info file relative to the data root, where the files are in it.
 
     Absolute paths stay as they are where the files are there and not under the data root, which is
     looked up once for each folder.
@@ -329,7 +329,7 @@ class DataPaths:
         self._is_elsewhere: dict[str, bool] = {}
 
     def __call__(self, path: str) -> str:
-        """Returns the path of a sensor file."""
+        """Return the path of a sensor file."""
         inner = relative_data_path(path)
         if self._root is None or inner == path or not Path(path).is_absolute():
             return inner
@@ -341,10 +341,10 @@ class DataPaths:
 
 
 def relative_data_path(path: str) -> str:
-    """Returns a sensor file's path relative to the nuScenes root, with forward slashes.
+    """Return a sensor file's path relative to the nuScenes root, with forward slashes.
 
-    Info files of the published tool chain hold paths such as ``./data/nuscenes/samples/...`` or
-    ``/home/someone/nuscenes/sweeps/...``; what follows the last ``samples`` or ``sweeps`` folder is
+    Info files of the published tool chain hold paths such as `./data/nuscenes/samples/...` or
+    `/home/someone/nuscenes/sweeps/...`; what follows the last `samples` or `sweeps` folder is
     the same on every machine. A path with neither is returned as it is.
     """
     parts = PurePosixPath(path.replace("\\", "/")).parts

@@ -1,6 +1,6 @@
 """Data roots whose images were written once at the size that training needs.
 
-``scripts/pack_images.py`` makes them. Such a root holds an index beside the images; it has no
+`scripts/pack_images.py` makes them. Such a root holds an index beside the images; it has no
 bottom rows and no pixels that the augmentation of its config cannot reach.
 """
 
@@ -74,11 +74,11 @@ class PackedImages:
     sizes: tuple[StoredSize, ...]
 
     def of(self, raw_hw: tuple[int, int]) -> StoredSize | None:
-        """Returns how images of a raw size are stored; None if there are none."""
+        """Return how images of a raw size are stored; None if there are none."""
         return next((size for size in self.sizes if size.raw_hw == tuple(raw_hw)), None)
 
     def check(self, augs: Sequence[ImageAugParams], raw_hw: tuple[int, int]) -> None:
-        """Checks that images of a raw size hold all pixels that augmentations reach.
+        """Check that images of a raw size hold all pixels that augmentations reach.
 
         Raises:
             BadDataError: If they do not.
@@ -116,13 +116,13 @@ def extreme_augs(
     resize_range: tuple[float, float] | None,
     image_hw: tuple[int, int],
 ) -> list[ImageAugParams]:
-    """Returns the augmentations between which all others lie.
+    """Return the augmentations between which all others lie.
 
     Args:
         raw_hw: Height and width that the ratios refer to.
         final_hw: Height and width of the network input.
         resize_range: Range of the ratio in training; None for evaluation alone.
-        image_hw: Height and width of the images, where a camera's differ from ``raw_hw``.
+        image_hw: Height and width of the images, where a camera's differ from `raw_hw`.
     """
     augs = [test_image_aug(raw_hw, final_hw)]
     augs += [bottom_crop(raw_hw, final_hw, ratio) for ratio in resize_range or ()]
@@ -130,14 +130,14 @@ def extreme_augs(
 
 
 def needed_full_size(augs: Iterable[ImageAugParams], raw_hw: tuple[int, int]) -> tuple[int, int]:
-    """Returns the smallest size of a whole image of which no augmentation enlarges it."""
+    """Return the smallest size of a whole image of which no augmentation enlarges it."""
     ratio = min(1.0, max(aug.resize for aug in augs))
     height, width = (math.ceil(side * ratio - _SIZE_EPS) for side in raw_hw)
     return height, width
 
 
 def needed_first_row(augs: Iterable[ImageAugParams], full_height: int) -> int:
-    """Returns the first row that augmentations reach of images of so many rows."""
+    """Return the first row that augmentations reach of images of so many rows."""
     tops = []
     for aug in augs:
         window = resize_window(full_height, aug.resize_dims[1], aug.crop[1], aug.size_hw[0])
@@ -146,14 +146,14 @@ def needed_first_row(augs: Iterable[ImageAugParams], full_height: int) -> int:
 
 
 def smallest_stored_size(augs: Sequence[ImageAugParams], raw_hw: tuple[int, int]) -> StoredSize:
-    """Returns how to store images so that augmentations find all that they need."""
+    """Return how to store images so that augmentations find all that they need."""
     full_hw = needed_full_size(augs, raw_hw)
     top = needed_first_row(augs, full_hw[0]) // _ROW_STEP * _ROW_STEP
     return StoredSize(raw_hw, full_hw, top)
 
 
 def read_packed_index(data_root: str | os.PathLike[str]) -> PackedImages | None:
-    """Reads the index of a data root; None if its images are not packed.
+    """Read the index of a data root; None if its images are not packed.
 
     Raises:
         BadDataError: If the index is broken or of another version, or the packing is not complete.
@@ -178,7 +178,7 @@ def read_packed_index(data_root: str | os.PathLike[str]) -> PackedImages | None:
 
 
 def _stored_size(entry: Mapping[str, Any]) -> StoredSize:
-    """Returns an entry of the index; raises ValueError if it is impossible."""
+    """Return an entry of the index; raise ValueError if it is impossible."""
     (raw_h, raw_w), (full_h, full_w), top = entry["raw_hw"], entry["full_hw"], entry["top"]
     numbers = (raw_h, raw_w, full_h, full_w, top)
     if any(type(number) is not int for number in numbers):

@@ -23,7 +23,7 @@ _MAX_VOXELS = 1 << 27
 def pack_grids(
     semantics: npt.NDArray[np.uint8], masks: Mapping[str, npt.NDArray[np.bool_]]
 ) -> dict[str, npt.NDArray[Any]]:
-    """Returns the arrays of a packed file.
+    """Return the arrays of a packed file.
 
     Args:
         semantics: uint8 [X, Y, Z].
@@ -40,14 +40,14 @@ def pack_grids(
 
 
 def is_packed(file: StoredArrays) -> bool:
-    """Whether a file of labels is a packed one."""
+    """Return whether a file of labels is a packed one."""
     return _GRID in file
 
 
 def read_packed_grids(
     file: StoredArrays, masks: tuple[str, ...], path: str, kind: FileKind
 ) -> dict[str, npt.NDArray[Any]]:
-    """Reads semantics uint8 and masks bool [X, Y, Z] of a packed file.
+    """Read semantics uint8 and masks bool [X, Y, Z] of a packed file.
 
     Args:
         file: Open.
@@ -56,7 +56,7 @@ def read_packed_grids(
         kind: What it is, for errors.
 
     Returns:
-        The grids by name, ``semantics`` and those masks that the file has.
+        The grids by name, `semantics` and those masks that the file has.
 
     Raises:
         BadDataError: If the arrays do not fit together.

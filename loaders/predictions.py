@@ -1,12 +1,12 @@
 """Predictions on disk: one compressed file per sample, to be scored later or elsewhere.
 
-A file ``<sample token>.npz`` is read in any of these forms:
+A file `<sample token>.npz` is read in any of these forms:
 
-- sparse: ``coords`` integers [n, 3], voxels (x, y, z), each once, and ``labels`` integers [n];
-  all other voxels are free. This is what :func:`save_prediction` writes, with ``scores`` [n] too.
-- dense: ``semantics`` integers [X, Y, Z], free voxels with the label after the last class;
-- a dense array under any other name, if it is the only one (``arr_0`` of ``np.savez``, as in
-  submissions to the Occ3D benchmark: :func:`save_submission`).
+- sparse: `coords` integers [n, 3], voxels (x, y, z), each once, and `labels` integers [n];
+  all other voxels are free. This is what `save_prediction` writes, with `scores` [n] too.
+- dense: `semantics` integers [X, Y, Z], free voxels with the label after the last class;
+- a dense array under any other name, if it is the only one (`arr_0` of `np.savez`, as in
+  submissions to the Occ3D benchmark: `save_submission`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MAX_BYTES = 128 * MIB
 
 
 def prediction_path(folder: str | os.PathLike[str], sample_token: str) -> Path:
-    """Returns where the prediction of a sample is filed."""
+    """Return where the prediction of a sample is filed."""
     return Path(folder) / f"{sample_token}.npz"
 
 
@@ -49,7 +49,7 @@ def save_prediction(
     labels: IntArray,
     scores: npt.NDArray[np.floating[Any]] | None = None,
 ) -> Path:
-    """Writes a sparse prediction atomically.
+    """Write a sparse prediction atomically.
 
     Args:
         folder: Must exist.
@@ -77,7 +77,7 @@ def save_submission(
     grid_shape: tuple[int, int, int],
     empty_label: int,
 ) -> Path:
-    """Writes a prediction as the Occ3D benchmark wants it: one uint8 array [X, Y, Z]."""
+    """Write a prediction as the Occ3D benchmark wants it: one uint8 array [X, Y, Z]."""
     grid = dense_labels(coords, labels, grid_shape, empty_label)
     return _write(prediction_path(folder, sample_token), {"arr_0": grid})
 
@@ -85,7 +85,7 @@ def save_submission(
 def load_prediction(
     path: str | os.PathLike[str], grid_shape: tuple[int, int, int], empty_label: int
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Reads a prediction in any of this module's forms.
+    """Read a prediction in any of this module's forms.
 
     Args:
         path: File.
@@ -93,7 +93,7 @@ def load_prediction(
         empty_label: Label of free voxels; labels must not be above it.
 
     Returns:
-        ``pred_coords`` int64 [n, 3] and ``pred_labels`` int64 [n], free voxels left out.
+        `pred_coords` int64 [n, 3] and `pred_labels` int64 [n], free voxels left out.
 
     Raises:
         MissingDataError: If the file does not exist.
@@ -127,7 +127,7 @@ def _check_classes(labels: IntArray, empty_label: int, path: str | os.PathLike[s
 def _dense(
     file: StoredArrays, path: str | os.PathLike[str], grid_shape: tuple[int, int, int]
 ) -> IntArray:
-    """Reads the label grid of a file, of any name if it is the only array."""
+    """Read the label grid of a file, of any name if it is the only array."""
     name = "semantics" if "semantics" in file or len(file.names) != 1 else file.names[0]
     if name not in file:
         names = ", ".join(file.names[:5]) or "nothing"
@@ -143,7 +143,7 @@ def _dense(
 
 
 def _sparse(file: StoredArrays, path: str | os.PathLike[str]) -> tuple[IntArray, IntArray]:
-    """Reads voxels [n, 3] and classes [n] of a file."""
+    """Read voxels [n, 3] and classes [n] of a file."""
     if "coords" not in file or "labels" not in file:
         raise _PREDICTION_FILE.broken(path, "has only one of 'coords' and 'labels'")
     coords, labels = file.header("coords"), file.header("labels")

@@ -64,18 +64,18 @@ class FileKind:
     def broken(
         self, path: StrPath, problem: str = "is broken", error: type[UserError] | None = None
     ) -> UserError:
-        """Returns the error ``<name> <path> <problem>: <restore>``."""
+        """Return the error `<name> <path> <problem>: <restore>`."""
         return (error or self.error)(f"{self.name} {path} {problem}: {self.restore}")
 
 
 @contextlib.contextmanager
 def reading(path: StrPath, kind: FileKind, problem: str = "is broken") -> Iterator[None]:
-    """Turns whatever a library raises on a broken file into the project's error.
+    """Turn whatever a library raises on a broken file into the project's error.
 
     To be put around calls of libraries only: an error in the project's own code would be hidden.
 
     Raises:
-        UserError: ``kind.error``, for any exception inside that is none of the project's own.
+        UserError: `kind.error`, for any exception inside that is none of the project's own.
     """
     try:
         yield
@@ -86,17 +86,17 @@ def reading(path: StrPath, kind: FileKind, problem: str = "is broken") -> Iterat
 
 
 def open_file(path: StrPath, kind: FileKind) -> BinaryIO:
-    """Opens a regular file of bounded size.
+    """Open a regular file of bounded size.
 
     A named pipe or a device is refused instead of waited for.
 
     Raises:
-        UserError: ``kind.missing_error`` if the file does not exist; ``kind.error`` if it is no
+        UserError: `kind.missing_error` if the file does not exist; `kind.error` if it is no
             regular file, too large, or cannot be opened.
     """
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        _check_mode(os.stat(path).st_mode, path, kind)  # opening a device may act upon it
+        _check_mode(os.stat(path).st_mode, path, kind)  # opening a device may have side effects
         descriptor = os.open(path, flags)
     except (FileNotFoundError, NotADirectoryError):
         raise kind.missing_error(f"{kind.name} {path} does not exist: {kind.missing}") from None
@@ -128,15 +128,15 @@ def _check_mode(mode: int, path: StrPath, kind: FileKind) -> None:
 
 
 def file_size(file: BinaryIO) -> int:
-    """Returns the size of an open file in bytes."""
+    """Return the size of an open file in bytes."""
     return os.fstat(file.fileno()).st_size
 
 
 def read_file(path: StrPath, kind: FileKind) -> bytearray:
-    """Reads a whole file into memory that may be written to.
+    """Read a whole file into memory that may be written to.
 
     Raises:
-        UserError: See :func:`open_file`.
+        UserError: See `open_file`.
     """
     with open_file(path, kind) as file, reading(path, kind, "cannot be read"):
         data = bytearray(file_size(file))
@@ -161,10 +161,10 @@ class ArrayHeader(NamedTuple):
 
 
 class StoredArrays:
-    """Arrays of numbers in an open ``.npz`` or ``.npy`` file; see :func:`open_arrays`.
+    """Arrays of numbers in an open `.npz` or `.npy` file; see `open_arrays`.
 
     Attributes:
-        names: Names of the arrays; the array of a ``.npy`` file is called ``""``.
+        names: Names of the arrays; the array of a `.npy` file is called `""`.
     """
 
     def __init__(self, file: BinaryIO, path: StrPath, kind: FileKind, max_bytes: int) -> None:
@@ -185,21 +185,21 @@ class StoredArrays:
         return name in self.names
 
     def header(self, name: str) -> ArrayHeader:
-        """Returns the header of an array.
+        """Return the header of an array.
 
         Raises:
-            UserError: ``kind.error`` if the header is broken, the elements are no numbers, or the
+            UserError: `kind.error` if the header is broken, the elements are no numbers, or the
                 file is too short for the shape.
         """
         with self._open(name) as (stream, stored):
             return self._header(stream, stored)
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        """Reads an array.
+        """Read an array.
 
         Raises:
-            UserError: As for :meth:`header`, and if the arrays read so far and this one are larger
-                than ``max_bytes``, or the content is damaged.
+            UserError: As for `header`, and if the arrays read so far and this one are larger
+                than `max_bytes`, or the content is damaged.
         """
         with self._open(name) as (stream, stored):
             header = self._header(stream, stored)
@@ -219,7 +219,7 @@ class StoredArrays:
 
     @contextlib.contextmanager
     def _open(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
-        """Gives the bytes of a ``.npy`` file and their number."""
+        """Give the bytes of a `.npy` file and their number."""
         if self._archive is None:
             self._file.seek(0)
             yield self._file, file_size(self._file)
@@ -228,7 +228,7 @@ class StoredArrays:
             stored = name if name in self._archive.NameToInfo else f"{name}.npy"
             member = self._archive.getinfo(stored)
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                # Others ask for memory by their header alone.
+                # Other formats allocate memory from their header alone.
                 raise ValueError("compressed in another way than numpy does")
             stream: Any = self._archive.open(member)
         with stream:
@@ -245,7 +245,7 @@ class StoredArrays:
         return ArrayHeader(shape, dtype, fortran_order, nbytes)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         if self._archive is not None:
             self._archive.close()
         self._file.close()
@@ -253,7 +253,7 @@ class StoredArrays:
 
 @contextlib.contextmanager
 def open_arrays(path: StrPath, kind: FileKind, max_bytes: int) -> Iterator[StoredArrays]:
-    """Opens a ``.npz`` or ``.npy`` file, so that shapes can be checked before arrays are read.
+    """Open a `.npz` or `.npy` file, so that shapes can be checked before arrays are read.
 
     Args:
         path: The file.
@@ -261,7 +261,7 @@ def open_arrays(path: StrPath, kind: FileKind, max_bytes: int) -> Iterator[Store
         max_bytes: How much the arrays that are read may have together.
 
     Raises:
-        UserError: See :func:`open_file`; ``kind.error`` if it is no file of numpy.
+        UserError: See `open_file`; `kind.error` if it is no file of numpy.
     """
     with open_file(path, kind) as file:
         arrays = StoredArrays(file, path, kind, max_bytes)
@@ -272,7 +272,7 @@ def open_arrays(path: StrPath, kind: FileKind, max_bytes: int) -> Iterator[Store
 
 
 def _parse_array_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Returns shape, order and dtype from the start of a ``.npy`` file, and the header's size."""
+    """Return shape, order and dtype from the start of a `.npy` file, and the header's size."""
     start = stream.read(8)
     if start[:6] != _NPY_MAGIC or start[6:] not in (b"\x01\x00", b"\x02\x00"):
         raise ValueError("no array of numpy")
@@ -292,7 +292,7 @@ def _parse_array_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dty
 
 
 def _fill(stream: BinaryIO, target: memoryview) -> None:
-    """Reads exactly as many bytes as ``target`` has; the archive checks its sum at the end."""
+    """Read exactly as many bytes as `target` has; the archive checks its sum at the end."""
     at = 0
     while at < len(target):
         number = stream.readinto(target[at : at + _CHUNK])  # type: ignore[attr-defined]
@@ -302,7 +302,7 @@ def _fill(stream: BinaryIO, target: memoryview) -> None:
 
 
 def _check_zip_directory(file: BinaryIO) -> None:
-    """Raises ValueError unless the directory of a zip archive is there and small."""
+    """Raise ValueError unless the directory of a zip archive is there and small."""
     size = file_size(file)
     file.seek(max(0, size - _ZIP_END_BYTES - 0xFFFF))
     tail = file.read()
@@ -323,7 +323,7 @@ _limit_lock = threading.Lock()
 
 @contextlib.contextmanager
 def limited_memory(max_bytes: int) -> Iterator[None]:
-    """Lets the process allocate no more than ``max_bytes`` beyond what it has now.
+    """Let the process allocate no more than `max_bytes` beyond what it has now.
 
     A few bytes of a pickle can ask for any amount of memory, and no check of the file that is
     cheaper than reading it can tell. Allocations beyond the limit raise MemoryError. The limit
@@ -346,7 +346,7 @@ def limited_memory(max_bytes: int) -> Iterator[None]:
 
 
 def _writable_bytes() -> int | None:
-    """Returns the size of the process's private writable memory, None if it is not known."""
+    """Return the size of the process's private writable memory, None if it is not known."""
     try:
         line = re.search(rb"^VmData:\s+(\d+) kB", Path("/proc/self/status").read_bytes(), re.M)
     except OSError:
@@ -355,5 +355,5 @@ def _writable_bytes() -> int | None:
 
 
 def truncated(path: StrPath, kind: FileKind, problem: str) -> UserError:
-    """Returns the error about a file that ends early."""
+    """Return the error about a file that ends early."""
     return kind.broken(path, f"is truncated ({problem})", TruncatedDataError)

@@ -55,7 +55,7 @@ class OccSample:
         image_aug: The draw that all images of the sample share.
         camera_augs: The same draw for each of the N cameras, whose images may differ in size.
         images: uint8 [F, H, W, 3] BGR, augmented.
-        voxel_semantics: uint8 [X, Y, Z]; ``UNKNOWN_LABEL`` where the state is not known.
+        voxel_semantics: uint8 [X, Y, Z]; `UNKNOWN_LABEL` where the state is not known.
         mask_camera: bool [X, Y, Z], voxels that a camera sees.
         mask_lidar: bool [X, Y, Z], voxels that the LiDAR sees.
         mask_valid: bool [X, Y, Z], voxels whose label is not noise.

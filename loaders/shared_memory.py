@@ -42,10 +42,10 @@ def share(tensor: Tensor) -> Tensor:
 
 
 def shared_empty(shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Returns an array without content; in a data worker it lies in shared memory.
+    """Return an array without content; in a data worker it lies in shared memory.
 
     torch copies every tensor of a batch into shared memory before a worker sends it. What
-    :func:`as_tensor` makes of such an array is sent as it is.
+    `as_tensor` makes of such an array is sent as it is.
 
     Args:
         shape: Of the array.
@@ -61,10 +61,10 @@ def shared_empty(shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]
 
 
 def as_tensor(array: npt.NDArray[Any]) -> Tensor:
-    """Returns a tensor over an array's memory, in shared memory where the array is.
+    """Return a tensor over an array's memory, in shared memory where the array is.
 
     Args:
-        array: Of any origin; one of :func:`shared_empty`, or its first rows, keeps its storage.
+        array: Of any origin; one of `shared_empty`, or its first rows, keeps its storage.
     """
     owner: Any = array.base
     while isinstance(owner, np.ndarray):

@@ -1,5 +1,9 @@
-"""The model side of the code base, from batch to predictions. Importing this package does nothing.
+"""Models, from a batch to predictions. Importing this package imports no other module of it.
 
-``models.ops`` holds the native operations (torch alone), ``models.register`` imports every
-registered model part.
+`models.ops` holds the native operations, which need torch alone. `models.register` imports
+every registered part.
 """
+
+from models.version import __version__
+
+__all__ = ["__version__"]

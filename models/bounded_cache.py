@@ -19,7 +19,7 @@ class BoundedCache(Generic[Value]):
     change the values that they get.
 
     Args:
-        limit: Total size of what is kept, in the unit of ``size_of``; 0 keeps nothing.
+        limit: Total size of what is kept, in the unit of `size_of`; 0 keeps nothing.
         size_of: Size of a value; by default every value has the size 1.
     """
 
@@ -41,12 +41,12 @@ class BoundedCache(Generic[Value]):
         return key in self._entries
 
     def __getitem__(self, key: Hashable) -> Value:
-        """The value under ``key``, which thereby is the most recently used one."""
+        """Return the value under `key`, which thereby is the most recently used one."""
         self._entries.move_to_end(key)
         return self._entries[key][0]
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """Return the value under ``key``, from ``make()`` if it is not kept."""
+        """Return the value under `key`, from `make()` if it is not kept."""
         if key in self._entries:
             return self[key]
         value = make()

@@ -5,22 +5,25 @@ Dimension letters: B batch, T frames, N cameras, I = B*T*N images, H, W image si
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from models.errors import ModelConfigError
+from models.layers.channels import empty_channels_last
 from models.randomness import SampleDraws
+
+_GEOMETRY = ("ego2img", "ego2occ")  # what prediction reads of a sample
 
 
 @MODELS.register_module()
 class PhotometricDistortion(nn.Module):
-    """Random colour changes, drawn anew for every image, on the device the images are on.
+    """Random colour changes, drawn for every image, on the device the images are on.
 
     Each with probability 1/2 and in this order: brightness; contrast, if a coin says first;
     saturation; hue; contrast, if it says last; a random order of the channels. Values are not
@@ -52,7 +55,7 @@ class PhotometricDistortion(nn.Module):
         """Return distorted copies of images.
 
         Args:
-            images: ``[I, 3, H, W]``: BGR, float, grey values 0 - 255, of one sample after another.
+            images: `[I, 3, H, W]`: BGR, float, grey values 0 - 255, of one sample after another.
             draws: Of the B samples; None takes a seed for all images from torch's generator.
         """
         draws = draws or SampleDraws.fresh(1)
@@ -77,11 +80,11 @@ class PhotometricDistortion(nn.Module):
         return (images * last)[rows, order.to(images.device)]
 
     def _draw_changes(self, number: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return what to do to ``number`` images of a sample.
+        """Return what to do to `number` images of a sample.
 
         Returns:
-            ``[number]`` each: shift of the brightness, factor of the contrast, whether that comes
-            first, factor of the saturation, shift of the hue; and ``[number, 3]``, the channels.
+            `[number]` each: shift of the brightness, factor of the contrast, whether that comes
+            first, factor of the saturation, shift of the hue; and `[number, 3]`, the channels.
         """
         coins = torch.rand(6, number, generator=generator) < 0.5
         values = torch.rand(4, number, generator=generator)
@@ -104,12 +107,12 @@ def change_saturation_and_hue(images: Tensor, factor: Tensor, shift_deg: Tensor)
     """Scale the HSV saturation and shift the HSV hue of BGR images.
 
     Args:
-        images: ``[I, 3, H, W]``; values may lie outside 0 - 255.
-        factor: ``[I, 1, 1, 1]`` factor of the saturation, which is not raised above 1.
-        shift_deg: ``[I, 1, 1, 1]`` shift of the hue in degrees.
+        images: `[I, 3, H, W]`; values may lie outside 0 - 255.
+        factor: `[I, 1, 1, 1]` factor of the saturation, which is not raised above 1.
+        shift_deg: `[I, 1, 1, 1]` shift of the hue in degrees.
 
     Returns:
-        ``[I, 3, H, W]`` images of the same value (largest channel) at every pixel.
+        `[I, 3, H, W]` images of the same value (largest channel) at every pixel.
     """
     blue, green, red = images.unbind(1)
     value, low = images.amax(1), images.amin(1)
@@ -130,12 +133,34 @@ def change_saturation_and_hue(images: Tensor, factor: Tensor, shift_deg: Tensor)
     return torch.stack(channels, dim=1)
 
 
+@dataclass(frozen=True)
+class FrameSelection:
+    """Some of the frames of a batch.
+
+    Attributes:
+        frames: Their positions among the B*T frames of the batch.
+        num_cams: N.
+    """
+
+    frames: Sequence[int]
+    num_cams: int
+
+    def of(self, samples: Sequence[Tensor]) -> list[Tensor]:
+        """Return the images `[N, 3, H, W]` of each frame, of samples `[T*N, 3, H, W]`."""
+        per_sample = len(samples[0]) // self.num_cams
+        images = []
+        for frame in self.frames:
+            start = frame % per_sample * self.num_cams
+            images.append(samples[frame // per_sample][start : start + self.num_cams])
+        return images
+
+
 @MODELS.register_module()
 class OPUSDataPreprocessor(BaseDataPreprocessor):
     """Stack, distort (in training), turn to RGB, normalise and pad the images of a batch.
 
     Args:
-        mean: Mean of the three channels, in RGB order where ``bgr_to_rgb``.
+        mean: Mean of the three channels, in RGB order where `bgr_to_rgb`.
         std: Standard deviation of the channels, in the same order.
         bgr_to_rgb: Whether to swap the channels before normalising.
         pad_size_divisor: Images are padded at the right and bottom with zeros (after
@@ -163,23 +188,28 @@ class OPUSDataPreprocessor(BaseDataPreprocessor):
         self.pad_size_divisor = pad_size_divisor
         self.distortion = None if distortion is None else MODELS.build(distortion)
 
-    def forward(self, data: dict, training: bool = False) -> dict:
+    def forward(
+        self, data: dict, training: bool = False, selection: FrameSelection | None = None
+    ) -> dict:
         """Return the network's input.
 
         Args:
-            data: ``inputs`` with ``img``, a uint8 BGR tensor ``[T*N, 3, H, W]`` per sample, and
-                ``data_samples``, as ``pseudo_collate`` gives them. What else ``inputs`` holds,
-                such as LiDAR ``points``, is handed on.
+            data: `inputs` with `img`, a uint8 BGR tensor `[T*N, 3, H, W]` per sample, and
+                `data_samples`, as `pseudo_collate` gives them. What else `inputs` holds,
+                such as LiDAR `points`, is handed on.
             training: Whether to distort the colours.
+            selection: Frames of the batch that are wanted; None for all. The others stay where
+                they are.
 
         Returns:
-            ``inputs`` with ``img``, float ``[B, T*N, 3, H', W']``, and ``data_samples``, all on
-            the device.
+            `inputs` with `img`, float `[B, T*N, 3, H', W']`, channels-last in memory, and
+            `data_samples`, on the device; outside of training without what prediction does not
+            read of samples. Of a selection `img` is `[n, N, 3, H', W']`, and `inputs` hold
+            its `new_frames`, the n positions.
 
         Raises:
             ModelConfigError: If the samples of the batch differ in number or size of images.
         """
-        data = self.cast_data(data)
         samples: Sequence[Tensor] = data["inputs"]["img"]
         shapes = {tuple(images.shape) for images in samples}
         if len(shapes) > 1:
@@ -187,17 +217,56 @@ class OPUSDataPreprocessor(BaseDataPreprocessor):
                 f"The images of a batch need one shape [T*N, 3, H, W], got {sorted(shapes)}: set "
                 "one final size in the image augmentation and one number of frames."
             )
-        images = torch.stack(list(samples)).flatten(0, 1).float()
+        inputs = dict(data["inputs"])
+        if selection is not None:
+            inputs |= dict(img=selection.of(samples), new_frames=list(selection.frames))
+        if training:
+            data = self.cast_data(dict(data, inputs=inputs))
+        else:
+            elements = [self._with_geometry(sample) for sample in data["data_samples"]]
+            data = dict(data, inputs=self.cast_data(inputs), data_samples=elements)
+        samples = data["inputs"]["img"]
+        if samples:
+            # one sample is not stacked, which would copy it and lose its layout
+            images = samples[0] if len(samples) == 1 else torch.cat(list(samples))
+            lead = (len(samples), -1)
+        else:
+            assert selection is not None
+            images = self.mean.new_zeros(0, *next(iter(shapes))[1:])
+            lead = (0, selection.num_cams)
         if training and self.distortion is not None:
             draws = SampleDraws.of(data["data_samples"]).part("distortion")
-            images = self.distortion(images, draws)
-        if self.bgr_to_rgb:
-            images = images.flip(1)
-        images = (images - self.mean) / self.std
-        pad_h, pad_w = (
-            math.ceil(size / self.pad_size_divisor) * self.pad_size_divisor - size
-            for size in images.shape[-2:]
-        )
-        images = F.pad(images, (0, pad_w, 0, pad_h))
-        inputs = dict(data["inputs"], img=images.unflatten(0, (len(samples), -1)))
+            images = self.distortion(images.float(), draws)
+        images = self._normalised(images)
+        inputs = dict(data["inputs"], img=images.unflatten(0, lead))
         return dict(data, inputs=inputs)
+
+    def _with_geometry(self, sample: BaseDataElement) -> BaseDataElement:
+        """Return a sample whose matrices are on the device.
+
+        Labels stay where they are: evaluation hands them on to metrics, which read them on the
+        host.
+        """
+        moved = sample.new()
+        for name in _GEOMETRY:
+            if name in moved:
+                moved.set_data({name: self.cast_data(moved.get(name))})
+        return moved
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Return images `[I, 3, H, W]` normalised and padded, float, channels-last."""
+        if self.bgr_to_rgb:
+            images = images.flip(1)  # in 8 bits, if they still are
+        height, width = images.shape[-2:]
+        pad_h, pad_w = (-size % self.pad_size_divisor for size in (height, width))
+        shape = (*images.shape[:2], height + pad_h, width + pad_w)
+        mean, std = self.mean, self.std
+        if mean.element_size() < 4:  # of a model in half precision: images stay exact
+            mean, std = mean.float(), std.float()
+        padded = empty_channels_last(shape, mean)
+        padded[..., height:, :] = 0
+        padded[..., width:] = 0
+        inside = padded[..., :height, :width]
+        torch.sub(images, mean, out=inside)
+        inside.div_(std)
+        return padded

@@ -1,4 +1,4 @@
-"""The base class of all errors that a user can put right.
+"""Base class of all errors that a user can correct.
 
 This module imports nothing of the project, so every room may import it.
 """
@@ -11,20 +11,22 @@ _WORKER_TRACEBACK = "\nOriginal Traceback"
 
 
 def does_not_exist(path: object) -> str:
-    """Words for a missing file; of a relative path also the folder that it was meant from."""
+    """Return the words for a missing file; of a relative path also the folder that it was meant
+    from.
+    """
     text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
     place = "" if os.path.isabs(text) else f" in {os.getcwd()}"
     return f"{text} does not exist{place}"
 
 
 class UserError(Exception):
-    """Something that the user can put right: a setting, an option, a file, the environment.
+    """An error that the user can correct: a setting, an option, a file, the environment.
 
     The message is one sentence that names the file or the key and the way out. Entry points print
     it in one line and exit with code 2. Every other exception is a defect and keeps its traceback.
 
-    Subclasses name the kind. Where callers expect a built-in exception too (``ValueError``,
-    ``FileNotFoundError``), a subclass inherits from both. Every subclass takes the message as its
+    Subclasses name the kind. Where callers expect a built-in exception too (`ValueError`,
+    `FileNotFoundError`), a subclass inherits from both. Every subclass takes the message as its
     only argument, so that it passes from one process to another with its type.
     """
 

@@ -24,7 +24,7 @@ class SampleDraws:
     """Seeds of the samples of a batch.
 
     Attributes:
-        seeds: Of each sample, in ``[0, 2^63)``.
+        seeds: Of each sample, in `[0, 2^63)`.
     """
 
     seeds: tuple[int, ...]
@@ -33,7 +33,7 @@ class SampleDraws:
     def of(cls, data_samples: Sequence[BaseDataElement]) -> SampleDraws:
         """Return the seeds that the data set gave the samples.
 
-        It derives the ``seed`` in a sample's metainfo from (seed, epoch, sample). A sample without
+        It derives the `seed` in a sample's metainfo from (seed, epoch, sample). A sample without
         one gets a seed from torch's CPU generator.
         """
         seeds = [sample.metainfo.get("seed") for sample in data_samples]
@@ -55,19 +55,20 @@ class SampleDraws:
         return [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
 
-def dropout(x: Tensor, probability: float, draws: SampleDraws | None) -> Tensor:
+def dropout(x: Tensor, probability: float, seeds: Tensor | None) -> Tensor:
     """Drop elements of every sample by its own seed; the masks are the same on every device.
 
     Args:
-        x: ``[B, ..., C]``.
+        x: `[B, ..., C]`.
         probability: Probability that an element becomes zero; the others grow to make up for it.
-        draws: Of the B samples; None drops nothing.
+        seeds: int64 `[B]`, on the device of `x`: a CUDA graph that is replayed reads those of
+            the replay. None drops nothing.
     """
-    if draws is None or probability == 0:
+    if seeds is None or probability == 0:
         return x
     rows = (x[0].numel() // x.shape[-1], x.shape[-1])
-    kept = [kept_by_dropout(rows, probability, seed, x.device) for seed in draws.seeds]
-    return torch.where(torch.stack(kept).view(x.shape), x / (1 - probability), 0.0)
+    kept = kept_by_dropout(rows, probability, seeds)
+    return torch.where(kept.view(x.shape), x / (1 - probability), 0.0)
 
 
 def _fresh_seed() -> int:

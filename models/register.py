@@ -1,6 +1,6 @@
 """Importing this module registers every part of the models with MMEngine's registry.
 
-mmdet's parts are named with their scope (``mmdet.ResNet``), which imports them when they are built.
+mmdet's parts are named with their scope (`mmdet.ResNet`), which imports them when they are built.
 """
 
 from models import data_preprocessor, decoder, detectors, heads, layers, losses

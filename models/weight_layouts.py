@@ -39,14 +39,14 @@ def detect_layout(weights: Mapping[str, Tensor], model: nn.Module) -> SparseLayo
     fits several.
 
     Returns:
-        The first layout, in the order of ``SparseLayout``, that all sparse weights fit; None if
+        The first layout, in the order of `SparseLayout`, that all sparse weights fit; None if
         they fit none: the weights are of another model.
     """
     return common_layout(weights, sparse_weight_shapes(model))
 
 
 def to_own_layout(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return a state dict for ``model`` with sparse weights in this project's layout.
+    """Return a state dict for `model` with sparse weights in this project's layout.
 
     Weights that fit no layout are left as they are.
     """

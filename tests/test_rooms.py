@@ -21,15 +21,23 @@ ALLOWED: dict[str, set[str]] = {
 }
 for library in (
     "checkpoints",
+    "export",
     "golden",
     "sweep_infos",
     "data_checks",
     "packing",
     "toy_nuscenes",
     "scoring",
+    "timings",
     "visualization",
 ):
     ALLOWED[f"scripts.{library}"] = ALLOWED["scripts.runtime"] | {"scripts.runtime"}
+ALLOWED["scripts.gpu_checks"] = {"models", "models.ops", "scripts.runtime"}
+# Whatever predicts stands on one library; the Inferencer draws with the renderer.
+ALLOWED["scripts.prediction"] = ALLOWED["scripts.golden"]
+ALLOWED["scripts.visualization"] = ALLOWED["scripts.golden"] | {"scripts.prediction"}
+ALLOWED["scripts.inference"] = ALLOWED["scripts.visualization"] | {"scripts.visualization"}
+ALLOWED["models.inference"] = {"scripts.inference", "scripts.prediction"}  # a door, nothing more
 ALLOWED["scripts.fuzzing"] = ALLOWED["scripts.golden"] | {"scripts.sweep_infos"}
 ALLOWED["scripts.drills"] = ALLOWED["scripts.golden"]
 ALLOWED["scripts.toy_runs"] = {"models.errors", "scripts.runtime", "scripts.visualization"}

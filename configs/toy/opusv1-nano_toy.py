@@ -6,5 +6,5 @@ _base_ = [
     "../_base_/schedules/adamw_toy.py",
 ]
 
-# Without a step that learns which voxels are free, points have to become exact: thrice V2's time.
+# Without a learned step that frees voxels, points must become exact: three times V2's iterations.
 max_epochs = 30

@@ -52,7 +52,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=1,
     num_workers=0,
-    sampler=dict(type="EpochSampler", shuffle=False),
+    sampler=dict(type="EpochSampler", shuffle=False, consecutive=True),
     collate_fn=dict(type="pseudo_collate"),
     dataset=dict(
         type="CourtyardDataset",

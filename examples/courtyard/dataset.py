@@ -15,14 +15,14 @@ CAMERAS = ("FRONT", "LEFT", "BACK", "RIGHT")
 LABEL_FILE = FileKind(
     "label file",
     missing="make the data set with examples/courtyard",
-    restore="make the data set anew",
+    restore="make the data set again",
     max_bytes=2**20,
 )
 
 
 @DATASETS.register_module()
 class CourtyardDataset(OccupancyDataset):
-    """Key frames of the courtyard, in the info format that :class:`OccupancyDataset` reads."""
+    """Key frames of the courtyard, in the info format that `OccupancyDataset` reads."""
 
     default_classes = ("ground", "wall", "crate", "person")
     default_pc_range = (-12.0, -9.0, -0.6, 12.0, 9.0, 2.4)  # metres, ego frame
@@ -32,18 +32,18 @@ class CourtyardDataset(OccupancyDataset):
 
 @TRANSFORMS.register_module()
 class LoadCourtyardLabels:
-    """Reads ``labels/<token>.npy``: uint8 [X, Y, Z], free voxels bear the label after the last."""
+    """Read `labels/<token>.npy`: uint8 [X, Y, Z], free voxels have the label after the last."""
 
     def label_path(self, sample: OccSample) -> str:
-        """Returns the label file of a sample (scripts/check_data.py asks for it, too)."""
+        """Return the label file of a sample (scripts/check_data.py asks for it, too)."""
         return str(Path(sample.data_root, "labels", f"{sample.sample_token}.npy"))
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Sets ``voxel_semantics``; there are no visibility masks, so every voxel counts."""
+        """Set `voxel_semantics`; there are no visibility masks, so every voxel counts."""
         path, shape = self.label_path(sample), sample.grid_shape
         with open_arrays(path, LABEL_FILE, max_bytes=LABEL_FILE.max_bytes) as file:
             if "" not in file or file.header("").shape != shape:
-                raise LABEL_FILE.broken(path, f"is no grid of {shape}")
+                raise LABEL_FILE.broken(path, f"is not a grid of {shape}")
             labels = file.read("")
         # With 255 for voxels of unknown state, if the files have such.
         sample.voxel_semantics = known_labels(

@@ -1,6 +1,6 @@
 """Make the courtyard: boxes in a yard, seen by four cameras on a cart.
 
-    python -m examples.courtyard.make_data --out data/courtyard
+    python examples/courtyard/make_data.py --out data/courtyard
 
 What a data set of your own must write is at the end: images, labels, and an info file of poses and
 calibrations.
@@ -51,7 +51,7 @@ class Yard:
 
 
 def make_yard(rng: np.random.Generator) -> Yard:
-    """Two long walls with crates and people between them."""
+    """Return two long walls with crates and people between them."""
     boxes = [([-30.0, 7, 0], [40.0, 8, 2.2], WALL), ([-30.0, -8, 0], [40.0, -7, 2.2], WALL)]
     for label, size in ((CRATE, (1.2, 1.2, 1.0)), (PERSON, (0.6, 0.6, 1.8))):
         for _ in range(9):
@@ -63,20 +63,24 @@ def make_yard(rng: np.random.Generator) -> Yard:
 
 
 def cart_pose(frame: int) -> tuple[FloatArray, FloatArray]:
-    """Rotation [3, 3] and translation [3] of the cart, ego to global; ego x points forward."""
+    """Return the rotation [3, 3] and translation [3] of the cart, ego to global; ego x points
+    forward.
+    """
     yaw = 0.1 * np.sin(frame)
     rotation = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
     return rotation, np.array([1.0 * frame, 0.2 * np.sin(0.7 * frame), 0.0])
 
 
 def camera_rotation(number: int) -> FloatArray:
-    """Rotation camera to ego: z forward, x right, y down; each camera a quarter turn on."""
+    """Return the rotation camera to ego: z forward, x right, y down; each camera a quarter turn
+    on.
+    """
     c, s = np.cos(np.pi / 2 * number), np.sin(np.pi / 2 * number)
     return np.array([[s, 0, c], [-c, 0, s], [0, -1, 0]])
 
 
 def first_hits(yard: Yard, origin: FloatArray, rays: FloatArray) -> npt.NDArray[np.int64]:
-    """Class of what each ray [n, 3] meets first; -1 for the sky."""
+    """Return the class of what each ray [n, 3] meets first; -1 for the sky."""
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = np.where(rays[:, 2] < 0, -origin[2] / rays[:, 2], np.inf)
         near, far = (
@@ -92,7 +96,7 @@ def first_hits(yard: Yard, origin: FloatArray, rays: FloatArray) -> npt.NDArray[
 
 
 def render(yard: Yard, position: FloatArray, rotation: FloatArray) -> npt.NDArray[np.uint8]:
-    """Image [H, W, 3] of a camera at ``position`` with ``rotation`` to the global frame."""
+    """Return the image [H, W, 3] of a camera at `position` with `rotation` to the global frame."""
     v, u = np.indices(IMAGE_HW)
     pixels = np.stack([u + 0.5, v + 0.5, np.ones(IMAGE_HW)], -1).reshape(-1, 3)
     rays = pixels @ np.linalg.inv(INTRINSIC).T @ rotation.T
@@ -101,7 +105,7 @@ def render(yard: Yard, position: FloatArray, rotation: FloatArray) -> npt.NDArra
 
 
 def make_labels(yard: Yard, rotation: FloatArray, translation: FloatArray) -> npt.NDArray[np.uint8]:
-    """Labels [X, Y, Z] of the voxels around the cart: what their centre lies in."""
+    """Return the labels [X, Y, Z] of the voxels around the cart: what their centre lies in."""
     low, high = (np.array(CourtyardDataset.default_pc_range[a:b]) for a, b in ((0, 3), (3, 6)))
     voxel = np.array(CourtyardDataset.default_voxel_size)
     shape = np.round((high - low) / voxel).astype(int)
@@ -114,7 +118,7 @@ def make_labels(yard: Yard, rotation: FloatArray, translation: FloatArray) -> np
 
 
 def write_frame(root: Path, scene: str, frame: int, yard: Yard) -> dict[str, Any]:
-    """Writes the files of a frame; returns its entry in the info file."""
+    """Write the files of a frame; return its entry in the info file."""
     token = f"{scene}-{frame:03d}"
     rotation, translation = cart_pose(frame)
     np.save(root / "labels" / f"{token}.npy", make_labels(yard, rotation, translation))
@@ -152,7 +156,7 @@ def write_frame(root: Path, scene: str, frame: int, yard: Yard) -> dict[str, Any
 
 
 def make_data(root: Path, scenes: int, frames: int, seed: int = 0) -> None:
-    """Writes training scenes and one of validation."""
+    """Write training scenes and one of validation."""
     (root / "labels").mkdir(parents=True, exist_ok=True)
     for split, count in (("train", scenes), ("val", 1)):
         infos = []
@@ -164,7 +168,7 @@ def make_data(root: Path, scenes: int, frames: int, seed: int = 0) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/courtyard"))
     parser.add_argument("--scenes", type=number_from(1), default=6, help="training scenes")

@@ -28,10 +28,10 @@ def history_offsets(
     train_interval: tuple[int, int] = (4, 8),
     test_interval: int = 6,
 ) -> list[int]:
-    """Chooses the frames of a sample, as numbers of camera frames before the current one.
+    """Choose the frames of a sample, as numbers of camera frames before the current one.
 
     Args:
-        available: How many older frames the scene has (at most ``MAX_HISTORY`` are used).
+        available: How many older frames the scene has (at most `MAX_HISTORY` are used).
         num_frames: T, the current frame included.
         rng: Draws the interval in training; None means evaluation.
         train_interval: Smallest and largest interval in training. A history too short for it
@@ -80,7 +80,7 @@ class FrameTable:
     scene_samples: list[npt.NDArray[np.int64]]
 
     def available_history(self, sample: int) -> int:
-        """Returns how many frames of the scene are older than key frame ``sample``."""
+        """Return how many frames of the scene are older than key frame `sample`."""
         return int(self.key_frame[sample] - self.scene_first[sample])
 
 
@@ -89,13 +89,13 @@ def build_frame_table(
     cameras: Sequence[str],
     data_root: str | os.PathLike[str] | None = None,
 ) -> FrameTable:
-    """Puts the camera frames of an info file into arrays.
+    """Put the camera frames of an info file into arrays.
 
     Args:
-        infos: Key frames as :func:`loaders.info_io.load_infos` checks them; those of a scene may
+        infos: Key frames as `loaders.info_io.load_infos` checks them; those of a scene may
             stand apart, and are ordered by time.
         cameras: Names of the N cameras in the order wanted.
-        data_root: Folder of the data set, see :class:`loaders.info_io.DataPaths`.
+        data_root: Folder of the data set, see `loaders.info_io.DataPaths`.
 
     Raises:
         BadDataError: If a key frame lacks a camera.
@@ -123,12 +123,12 @@ def build_frame_table(
 def _frames_up_to_key(
     info: Mapping[str, Any], cameras: Sequence[str]
 ) -> list[list[Mapping[str, Any]]]:
-    """Returns the sweeps before a key frame, then the key frame: oldest first, N cameras each."""
+    """Return the sweeps before a key frame, then the key frame: oldest first, N cameras each."""
     missing = [name for name in cameras if name not in info["cams"]]
     if missing:
         raise BadDataError(
             f"key frame {info['token']} has no camera {missing[0]}, but {', '.join(info['cams'])}: "
-            "set cameras in the config to those that the data has, or write the info file anew "
+            "set cameras in the config to those that the data has, or write the info file again "
             "with scripts/gen_sweep_info.py"
         )
     newest_first = [[info["cams"][name] for name in cameras]]

@@ -7,7 +7,7 @@ from mmengine.registry import DATASETS
 from loaders.datasets.nuscenes_occ3d import OCC3D_CLASSES
 from loaders.datasets.occupancy_dataset import OccupancyDataset
 
-# Those of Occ3D but for its first, which these labels file as noise.
+# Those of Occ3D without its first, which these labels count as noise.
 OCCUPANCY_CLASSES = OCC3D_CLASSES[1:]
 
 

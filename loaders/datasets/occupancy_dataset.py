@@ -388,21 +388,21 @@ class OccupancyDataset(BaseDataset):
         if self.version is not None and file_version not in (None, self.version):
             raise BadDataError(
                 f"info file {self.ann_file} was made for {file_version}, but the config asks for "
-                f"{self.version}: write it anew with python scripts/gen_sweep_info.py "
+                f"{self.version}: write it again with python scripts/gen_sweep_info.py "
                 f"--data-root {self.data_root} --version {self.version}"
             )
 
     def _check_images(self) -> None:
         if not len(self.frames.paths):
             raise BadDataError(
-                f"info file {self.ann_file} has no samples: write it anew with "
+                f"info file {self.ann_file} has no samples: write it again with "
                 "scripts/gen_sweep_info.py"
             )
         for path in (self.frames.paths[0, 0], self.frames.paths[-1, -1]):
             if not (Path(self.data_root) / path.decode()).is_file():
                 raise MissingDataError(
                     f"info file {self.ann_file} names image {path.decode()}, which is not under "
-                    f"{self.data_root}: the file was made for another data root, write it anew "
+                    f"{self.data_root}: the file was made for another data root, write it again "
                     f"with python scripts/gen_sweep_info.py --data-root {self.data_root} "
                     f"--version {self.version or 'VERSION'}"
                 )

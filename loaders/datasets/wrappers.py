@@ -1,12 +1,12 @@
 """MMEngine's dataset wrappers, nested in any way, and the way from them to the data sets inside.
 
-``ConcatDataset``, ``RepeatDataset`` and ``ClassBalancedDataset`` here replace MMEngine's in the
+`ConcatDataset`, `RepeatDataset` and `ClassBalancedDataset` here replace MMEngine's in the
 registry. They add the following:
 
-- The position of a sample in the outermost data set is its ``sample_idx`` and seeds its randomness,
+- The position of a sample in the outermost data set is its `sample_idx` and seeds its randomness,
   so that every repetition of a sample is augmented in its own, reproducible way.
 - Data sets with other classes or another grid cannot be concatenated.
-- ``get_cat_ids`` works through all wrappers.
+- `get_cat_ids` works through all wrappers.
 
 In an evaluation, metrics count every position once: a sample that is listed or repeated twice
 counts twice.
@@ -30,7 +30,7 @@ _SHARED_METAINFO = ("class_names", "empty_label", "pc_range", "voxel_size")
 
 
 def _children(dataset: Any) -> Sequence[Any]:
-    """Returns the data sets that a wrapper holds; none for a data set that is no wrapper."""
+    """Return the data sets that a wrapper holds; none for a data set that is no wrapper."""
     if isinstance(dataset, BaseDataset):
         return ()
     if hasattr(dataset, "datasets"):
@@ -39,23 +39,23 @@ def _children(dataset: Any) -> Sequence[Any]:
 
 
 def all_datasets(dataset: Any) -> Iterator[Any]:
-    """Yields a data set and, if it is a wrapper, all data sets inside, outermost first."""
+    """Yield a data set and, if it is a wrapper, all data sets inside, outermost first."""
     yield dataset
     for child in _children(dataset):
         yield from all_datasets(child)
 
 
 def leaf_datasets(dataset: Any) -> list[Any]:
-    """Returns the data sets inside all wrappers, in the order of their samples."""
+    """Return the data sets inside all wrappers, in the order of their samples."""
     return [inner for inner in all_datasets(dataset) if not _children(inner)]
 
 
 def locate(dataset: Any, index: int) -> tuple[Any, int]:
-    """Returns the data set inside all wrappers that has a sample, and the sample's index there.
+    """Return the data set inside all wrappers that has a sample, and the sample's index there.
 
     Args:
         dataset: A data set or a wrapper.
-        index: Of the sample in ``dataset``; negative ones count from the end.
+        index: Of the sample in `dataset`; negative ones count from the end.
 
     Raises:
         IndexError: If there is no such sample.
@@ -77,17 +77,17 @@ def locate(dataset: Any, index: int) -> tuple[Any, int]:
 
 
 def set_epoch(dataset: Any, epoch: int) -> None:
-    """Passes the epoch on to all data sets inside wrappers that seed their randomness from it."""
+    """Pass the epoch on to all data sets inside wrappers that seed their randomness from it."""
     for inner in all_datasets(dataset):
         if hasattr(inner, "set_epoch"):
             inner.set_epoch(epoch)
 
 
 def check_alike(datasets: Sequence[Any], ignored: Sequence[str] = ()) -> None:
-    """Raises an error unless data sets can be concatenated.
+    """Raise an error unless data sets can be concatenated.
 
     Args:
-        datasets: Data sets or wrappers, with ``metainfo``.
+        datasets: Data sets or wrappers, with `metainfo`.
         ignored: Keys of the metainfo that may differ. Classes and grid may not.
 
     Raises:
@@ -119,7 +119,7 @@ def _shortened(value: Any, length: int = 120) -> str:
 
 
 class _Positioned:
-    """Gets items from the data set inside all wrappers, with their position in this one."""
+    """Get items from the data set inside all wrappers, with their position in this one."""
 
     if TYPE_CHECKING:
 
@@ -132,7 +132,7 @@ class _Positioned:
         return dataset[index]
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """Returns the classes that occur in a sample."""
+        """Return the classes that occur in a sample."""
         dataset, index = locate(self, idx)
         categories: list[int] = dataset.get_cat_ids(index)
         return categories
@@ -200,7 +200,7 @@ class ClassBalancedDataset(_Positioned, mmengine_dataset.ClassBalancedDataset):
 def map_leaf_configs(
     cfg: Mapping[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Returns the config of a data set with all data sets inside wrappers changed.
+    """Return the config of a data set with all data sets inside wrappers changed.
 
     Args:
         cfg: Of a data set or a wrapper; it is left as it is.
@@ -215,7 +215,7 @@ def map_leaf_configs(
 
 
 def with_optional_labels(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config of a data set that also gives samples without a label file."""
+    """Return the config of a data set that also gives samples without a label file."""
 
     def change(leaf: dict[str, Any]) -> dict[str, Any]:
         kind = DATASETS.get(str(leaf.get("type")))
@@ -226,7 +226,7 @@ def with_optional_labels(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def leaf_configs(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the configs of the data sets inside all wrappers, in the order of their samples."""
+    """Return the configs of the data sets inside all wrappers, in the order of their samples."""
     leaves: list[dict[str, Any]] = []
 
     def note(leaf: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from loaders.errors import BadDataError
 from loaders.info_io import DataPaths
 
 _SWEEP_KEYS = ("data_path", "timestamp", "sensor2lidar_rotation", "sensor2lidar_translation")
-_REGENERATE = "write the info file anew with scripts/gen_sweep_info.py"
+_REGENERATE = "write the info file again with scripts/gen_sweep_info.py"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LidarTable:
     sensor2lidar: npt.NDArray[np.float64]
 
     def frames(self, sample: int, data_root: str) -> LidarFrames:
-        """Returns the LiDAR files of key frame ``sample`` as paths under ``data_root``."""
+        """Return the LiDAR files of key frame `sample` as paths under `data_root`."""
         rows = slice(int(self.first[sample]), int(self.first[sample + 1]))
         return LidarFrames(
             [os.path.join(data_root, path.decode()) for path in self.paths[rows]],
@@ -64,11 +64,11 @@ class LidarTable:
 def build_lidar_table(
     infos: Sequence[Mapping[str, Any]], data_root: str | os.PathLike[str] | None = None
 ) -> LidarTable:
-    """Puts the LiDAR frames of an info file into arrays.
+    """Put the LiDAR frames of an info file into arrays.
 
     Args:
         infos: Key frames.
-        data_root: Folder of the data set, see :class:`loaders.info_io.DataPaths`.
+        data_root: Folder of the data set, see `loaders.info_io.DataPaths`.
 
     Raises:
         BadDataError: If a sweep lacks a key.
@@ -89,7 +89,7 @@ def build_lidar_table(
 
 
 def _read_sweep(sweep: Mapping[str, Any]) -> tuple[int, npt.NDArray[np.float64]]:
-    """Returns a sweep's time in microseconds and its matrix [4, 4] to the key frame's LiDAR."""
+    """Return a sweep's time in microseconds and its matrix [4, 4] to the key frame's LiDAR."""
     lacking = [key for key in _SWEEP_KEYS if key not in sweep]
     if lacking:
         name = sweep.get("data_path", "without data_path")

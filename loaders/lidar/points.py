@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ _SIGNIFICANT = {3: 13.8, 4: 16.3, 5: 18.5}
 
 
 def read_lidar_points(path: str, load_dim: int = _COLUMNS) -> Points:
-    """Reads a LiDAR file, as nuScenes has them or with fewer columns.
+    """Read a LiDAR file, as nuScenes has them or with fewer columns.
 
     Rows whose x, y, z or intensity is no number, and rows further away than 100 km, are dropped; a
     warning names the file and their number once (for the first files of a process).
@@ -85,8 +85,31 @@ def read_lidar_points(path: str, load_dim: int = _COLUMNS) -> Points:
     return points
 
 
+def as_points(rows: npt.ArrayLike, name: str) -> Points:
+    """Return points that are in memory in the form of `read_lidar_points`.
+
+    Args:
+        rows: [n, 3], [n, 4] or [n, 5]: x, y, z in metres, intensity, ring index.
+        name: What errors call the points.
+
+    Raises:
+        BadDataError: If the shape is another, or no row is a point.
+    """
+    values = np.asarray(rows)
+    if values.ndim != 2 or values.shape[1] not in LOAD_DIMS or values.dtype.kind not in "fiu":
+        raise BadDataError(
+            f"{name} are {values.dtype} {values.shape}, expected numbers [n, 3], [n, 4] or [n, 5]: "
+            "x, y, z in metres, then intensity, then ring"
+        )
+    if not len(values):
+        raise BadDataError(f"{name} are empty: give at least one point [n, {_COLUMNS}]")
+    points = np.zeros((len(values), _COLUMNS), dtype=np.float32)
+    points[:, : values.shape[1]] = values
+    return _usable(name, points, values.shape[1])
+
+
 def _usable(path: str, rows: Points, load_dim: int) -> Points:
-    """Returns the rows that are points; raises BadDataError if they cannot be points at all."""
+    """Return the rows that are points; raises BadDataError if they cannot be points at all."""
     # Of all columns at once, in whose order the values lie; a NaN makes the comparison false.
     flat = rows.reshape(-1)
     if max(float(flat.max()), -float(flat.min())) <= _MAX_DISTANCE_M:
@@ -104,7 +127,7 @@ def _usable(path: str, rows: Points, load_dim: int) -> Points:
 
 
 def _note_dropped(path: str, number: int, total: int) -> None:
-    """Logs that points were dropped, once per file, for the first files of a process."""
+    """Log that points were dropped, once per file, for the first files of a process."""
     if path in _noted or len(_noted) >= _MAX_NOTES:
         return
     _noted.add(path)
@@ -125,7 +148,7 @@ def _not_points(path: str, load_dim: int, why: str) -> BadDataError:
 
 
 def _check_columns(path: str, rows: Points, load_dim: int) -> None:
-    """Raises BadDataError if a file rather has another number of columns.
+    """Raise BadDataError if a file rather has another number of columns.
 
     Rows that are read with a wrong number of columns mix x, y, z and intensity in every column, so
     that all columns are distributed alike; with the right one they differ. Where nothing differs
@@ -146,13 +169,13 @@ def _check_columns(path: str, rows: Points, load_dim: int) -> None:
 
 
 def _is_plainly_with_ring(rows: Points) -> bool:
-    """Whether the fifth column, and it alone, holds whole numbers from 0 to 255."""
+    """Return whether the fifth column, and it alone, holds whole numbers from 0 to 255."""
     is_whole = ((rows == np.floor(rows)) & (rows >= 0) & (rows <= 255)).mean(axis=0)
     return bool(is_whole[4] == 1 and is_whole[:3].max() < 0.5)
 
 
 def _difference(values: npt.NDArray[np.float32], columns: int) -> float:
-    """Returns how much the columns differ, by where they lie or by how far they spread.
+    """Return how much the columns differ, by where they lie or by how far they spread.
 
     The larger of Kruskal and Wallis' statistics of the first rows' values and of their amounts.
     """
@@ -172,7 +195,7 @@ def _kruskal_wallis(values: npt.NDArray[np.float32], columns: int) -> float:
 
 
 def _is_ring_or_time(column: Points) -> bool:
-    """Whether values are whole numbers, rise, or repeat as the time lags of sweeps do."""
+    """Return whether values are whole numbers, rise, or repeat as the time lags of sweeps do."""
     if not np.isfinite(column).all():
         return False
     is_ring = bool(((column >= 0) & (column == np.floor(column))).all())
@@ -181,13 +204,13 @@ def _is_ring_or_time(column: Points) -> bool:
 
 @TRANSFORMS.register_module()
 class LoadLidarSweeps:
-    """Loads the points of a key frame and its sweeps, moved to where they were at its time.
+    """Load the points of a key frame and its sweeps, moved to where they were at its time.
 
     As the published OPUS-Fusion is trained: the newest sweeps, without the points on the vehicle
     itself; a key frame without sweeps stands in for each of them. The key frame's own points come
     first and are all kept. The ring column becomes the time lag in seconds.
 
-    Does nothing for samples without LiDAR (a data set built with ``use_lidar=False``), so that one
+    Does nothing for samples without LiDAR (a data set built with `use_lidar=False`), so that one
     pipeline serves models with and without it.
 
     Args:
@@ -222,40 +245,57 @@ class LoadLidarSweeps:
         self._cache = ArrayCache(lidar_cache_mb)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Sets ``points`` float32 [n, 5], in the frame of the labels."""
+        """Set `points` float32 [n, 5], in the frame of the labels."""
         if sample.lidar is None:
             return sample
-        files = [
-            (self._kept(sample.lidar.paths[row], is_key=not i), row)
-            for i, row in self._files(sample.lidar)
-        ]
-        number = sum(len(points) for points, _ in files)
-        sample.points = shared_empty((number, _COLUMNS), np.float32)
-        start = 0
-        for points, row in files:
-            place = sample.points[start : start + len(points)]
-            move_points(points, sample.lidar2occ @ sample.lidar.sensor2lidar[row], place)
-            place[:, _TIME_LAG] = (sample.lidar.timestamps[0] - sample.lidar.timestamps[row]) * 1e-6
-            start += len(points)
+        sample.points = self.gather(sample.lidar, sample.lidar2occ, self._kept)
         return sample
 
+    def gather(
+        self,
+        lidar: LidarFrames,
+        lidar2occ: npt.NDArray[np.float64],
+        points_of: Callable[[LidarFrames, int], Points],
+    ) -> Points:
+        """Return the points of a key frame and its newest sweeps, float32 [n, 5].
+
+        Args:
+            lidar: The key frame's file, then sweeps, newest first.
+            lidar2occ: [4, 4], the key frame's lidar frame to that of the labels.
+            points_of: Gives the points float32 [n, 5] of one row of `lidar`.
+        """
+        files = []
+        for position, row in self._files(lidar):
+            points = points_of(lidar, row)
+            files.append((self._far_enough(points) if position else points, row))
+        gathered = shared_empty((sum(len(points) for points, _ in files), _COLUMNS), np.float32)
+        start = 0
+        for points, row in files:
+            place = gathered[start : start + len(points)]
+            move_points(points, lidar2occ @ lidar.sensor2lidar[row], place)
+            place[:, _TIME_LAG] = (lidar.timestamps[0] - lidar.timestamps[row]) * 1e-6
+            start += len(points)
+        return gathered
+
     def _files(self, lidar: LidarFrames) -> list[tuple[int, int]]:
-        """Returns (position, row of ``lidar``) of the files to load, the key frame first."""
+        """Return (position, row of `lidar`) of the files to load, the key frame first."""
         newest = range(1, min(len(lidar.paths), self.num_sweeps + 1))
         return list(enumerate([0, *(newest or [0] * self.num_sweeps)]))
 
-    def _kept(self, path: str, is_key: bool) -> Points:
-        """Returns the points of a file, of sweeps without those on the vehicle."""
+    def _kept(self, lidar: LidarFrames, row: int) -> Points:
+        path = lidar.paths[row]
         (points,) = self._cache.get(path, lambda: [read_lidar_points(path, self.load_dim)])
-        if is_key:
-            return points
+        return points
+
+    def _far_enough(self, points: Points) -> Points:
+        """Return the points that are not on the vehicle."""
         is_close = np.abs(points[:, 0]) < self.close_m
         is_close &= np.abs(points[:, 1]) < self.close_m
         return points[~is_close] if is_close.any() else points
 
 
 def load_dim_of(steps: Iterable[Any]) -> int:
-    """Returns the columns of LiDAR files that a pipeline loads: transforms, or their configs."""
+    """Return the columns of LiDAR files that a pipeline loads: transforms, or their configs."""
     for step in steps:
         if isinstance(step, LoadLidarSweeps):
             return step.load_dim
@@ -266,7 +306,7 @@ def load_dim_of(steps: Iterable[Any]) -> int:
 
 @TRANSFORMS.register_module()
 class FilterPoints:
-    """Drops LiDAR points outside a range of the occ frame; does nothing without LiDAR.
+    """Drop LiDAR points outside a range of the occ frame; does nothing without LiDAR.
 
     Args:
         point_range: (x0, y0, z0, x1, y1, z1) metres; None takes the range of the grid. The upper
@@ -279,7 +319,7 @@ class FilterPoints:
         self.point_range = None if point_range is None else tuple(map(float, point_range))
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Replaces ``points`` by those inside the range."""
+        """Replace `points` by those inside the range."""
         if sample.lidar is None:
             return sample
         if sample.points is None:
@@ -300,7 +340,7 @@ def move_points(
     matrix: npt.NDArray[np.float64],
     out: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Applies a matrix [4, 4] to the first 3 columns of points.
+    """Apply a matrix [4, 4] to the first 3 columns of points.
 
     Args:
         points: float32 [n, 3 + C].
@@ -308,7 +348,7 @@ def move_points(
         out: float32 [n, 3 + C], written; None makes a new array.
 
     Returns:
-        ``out``, its other columns as those of ``points``.
+        `out`, its other columns as those of `points`.
     """
     moved = np.empty_like(points) if out is None else out
     # The other columns take part with a unit matrix: one product of whole rows is four times as
@@ -328,7 +368,7 @@ def move_points(
 
 
 def _add_to_rows(rows: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> None:
-    """Adds values [C] to contiguous rows [n, C]; numpy's own loop would run over C numbers."""
+    """Add values [C] to contiguous rows [n, C]; numpy's own loop would run over C numbers."""
     blocks = len(rows) // _BLOCK_ROWS
     whole = rows[: blocks * _BLOCK_ROWS].reshape(blocks, _BLOCK_ROWS * rows.shape[1])
     whole += np.tile(values, _BLOCK_ROWS)

@@ -23,13 +23,13 @@ class CountingMetric(BaseMetric):
     """An MMEngine metric that is a function of summed per-sample counts.
 
     Results are exact for any number of processes and any padding of the last round, and memory
-    does not grow with the number of samples (but for their keys, see :func:`sample_key`).
+    does not grow with the number of samples (except for their keys, see `sample_key`).
 
     Args:
         class_names: Semantic classes in label order; None takes them from the data set.
         empty_label: Label of free voxels; None means the one after the last semantic class.
-        collect_device: ``"gpu"`` gathers results by a collective operation of the process group,
-            also on CPU processes; ``"cpu"`` through files, which needs a folder that all machines
+        collect_device: `"gpu"` gathers results by a collective operation of the process group,
+            also on CPU processes; `"cpu"` through files, which needs a folder that all machines
             share.
         prefix: Prefix of the result's keys.
     """
@@ -54,7 +54,7 @@ class CountingMetric(BaseMetric):
             return self._class_names
         if not self.dataset_meta or "class_names" not in self.dataset_meta:
             raise LoaderConfigError(
-                f"{type(self).__name__} knows no classes: give it class_names, or a data set whose "
+                f"{type(self).__name__} has no classes: give it class_names, or a data set whose "
                 "metainfo has them"
             )
         return tuple(self.dataset_meta["class_names"])
@@ -70,32 +70,32 @@ class CountingMetric(BaseMetric):
         return len(self.class_names) + 1
 
     def process(self, data_batch: Any, data_samples: Sequence[DataSample]) -> None:
-        """Adds one batch.
+        """Add one batch.
 
         Args:
             data_batch: Ignored.
-            data_samples: One mapping per sample with ``sample_token`` and ``sample_idx``,
-                ``voxel_semantics`` and the prediction (``pred_coords`` [n, 3] and ``pred_labels``
+            data_samples: One mapping per sample with `sample_token` and `sample_idx`,
+                `voxel_semantics` and the prediction (`pred_coords` [n, 3] and `pred_labels`
                 [n]), and what the metric asks for beyond them.
         """
         for sample in data_samples:
             if sample.get("replaces") is not None:
-                continue  # it stands in for one that cannot be loaded, and counts where it belongs
+                continue  # it replaces one that cannot be loaded, and counts at its own position
             if sample.get("is_unlabelled"):
                 self._has_unlabelled = True
                 continue
             self._counts.add(sample_key(sample), self.count(sample))
 
     def count(self, sample: DataSample) -> npt.NDArray[np.int64]:
-        """Returns the counts of one sample as an array of fixed shape."""
+        """Return the counts of one sample as an array of fixed shape."""
         raise NotImplementedError
 
     def score(self, counts: npt.NDArray[np.int64]) -> dict[str, float]:
-        """Turns summed counts into named scores and logs a table."""
+        """Turn summed counts into named scores and log a table."""
         raise NotImplementedError
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Gathers the counts of all processes and scores them.
+        """Gather the counts of all processes and score them.
 
         Args:
             size: Number of samples of the data set; another number of samples seen is logged.
@@ -103,15 +103,15 @@ class CountingMetric(BaseMetric):
         self._expected_samples = size
         self.results = [self._counts.state()]
         self._counts.reset()
-        # BaseMetric keeps `size` results of what the processes gathered; each hands over one.
+        # BaseMetric keeps `size` results of what the processes gathered; each contributes one.
         return super().evaluate(get_world_size())
 
     def counted(self) -> CountState:
-        """Returns what was counted so far, to be handed to :meth:`evaluate_counted` elsewhere."""
+        """Return what was counted so far, to be handed to `evaluate_counted` elsewhere."""
         return self._counts.state()
 
     def evaluate_counted(self, states: Sequence[CountState], size: int) -> dict[str, float]:
-        """Scores what several metrics of the same settings have counted, without communication.
+        """Score what several metrics of the same settings have counted, without communication.
 
         Args:
             states: Of worker processes.
@@ -122,7 +122,7 @@ class CountingMetric(BaseMetric):
         return {f"{self.prefix}/{name}" if self.prefix else name: v for name, v in scores.items()}
 
     def compute_metrics(self, results: list[CountState]) -> dict[str, float]:
-        """Scores the gathered states (called on the main process)."""
+        """Score the gathered states (called on the main process)."""
         counts, num_samples = merge(results)
         if counts is None and self._has_unlabelled:
             self.log(f"{type(self).__name__}: no sample has labels, nothing is scored")
@@ -137,17 +137,17 @@ class CountingMetric(BaseMetric):
 
     @staticmethod
     def log(message: str) -> None:
-        """Writes to the runner's log."""
+        """Write to the runner's log."""
         print_log(message, logger=MMLogger.get_current_instance())
 
 
 def to_numpy(value: Any) -> npt.NDArray[Any]:
-    """Returns a tensor or array as a numpy array on the CPU."""
+    """Return a tensor or array as a numpy array on the CPU."""
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
 def sample_key(sample: DataSample) -> tuple[str | None, int | None]:
-    """Returns what identifies a sample in an evaluation: its token and its position.
+    """Return what identifies a sample in an evaluation: its token and its position.
 
     Samples of several data sets differ in their tokens. A sample that is listed or repeated twice
     has two positions and counts twice; copies that pad the last round of a distributed evaluation
@@ -159,21 +159,21 @@ def sample_key(sample: DataSample) -> tuple[str | None, int | None]:
     token, index = sample.get("sample_token"), sample.get("sample_idx")
     if token is None and index is None:
         raise LoaderConfigError(
-            "a sample has neither 'sample_token' nor 'sample_idx', which tell samples apart: put "
+            "a sample has neither 'sample_token' nor 'sample_idx', which identify samples: put "
             "PackOccSample into the test pipeline"
         )
     return None if token is None else str(token), None if index is None else int(index)
 
 
 def require(sample: DataSample, key: str, remedy: str) -> Any:
-    """Returns ``sample[key]``.
+    """Return `sample[key]`.
 
     Raises:
         LoaderConfigError: If the key is missing or None; the message ends with the remedy.
     """
     if sample.get(key) is None:
         raise LoaderConfigError(
-            f"sample {sample.get('sample_token', '?')} carries no '{key}' for the metric: {remedy}"
+            f"sample {sample.get('sample_token', '?')} has no '{key}' for the metric: {remedy}"
         )
     return sample[key]
 
@@ -181,7 +181,7 @@ def require(sample: DataSample, key: str, remedy: str) -> Any:
 def gt_and_pred_grids(
     sample: DataSample, empty_label: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Returns ground truth and prediction of a sample as uint8 grids [X, Y, Z]."""
+    """Return ground truth and prediction of a sample as uint8 grids [X, Y, Z]."""
     remedy = "put LoadOcc3DLabels or LoadOccupancyLabels into the test pipeline"
     gt = to_numpy(require(sample, "voxel_semantics", remedy))
     remedy = "evaluate the output of the model's predict mode"

@@ -16,10 +16,10 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass
 class CountState:
-    """What one process hands over at the end of an evaluation (small, picklable).
+    """Counts of one process at the end of an evaluation (small, picklable).
 
     Attributes:
-        total: Sum of the counts of all samples in ``seen``; None before the first sample.
+        total: Sum of the counts of all samples in `seen`; None before the first sample.
         seen: Keys of the samples this process counted.
         edges: Counts of its first and last samples, by key.
     """
@@ -30,11 +30,11 @@ class CountState:
 
 
 class CountAccumulator:
-    """Sums integer count vectors of samples in memory that does not grow with the counts.
+    """Sum integer count vectors of samples in memory that does not grow with the counts.
 
     Distributed samplers pad the last round with samples of the first one, so a sample may be
-    evaluated twice: by one process (ignored here at once) or by two (subtracted in :func:`merge`).
-    For the latter the counts of the first and last ``num_edges`` samples of each process are kept,
+    evaluated twice: by one process (ignored here at once) or by two (subtracted in `merge`).
+    For the latter the counts of the first and last `num_edges` samples of each process are kept,
     which is where padding puts the copies; of all others only the key is.
 
     Args:
@@ -46,14 +46,14 @@ class CountAccumulator:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Forget everything."""
         self._total: Counts | None = None
         self._seen: set[Hashable] = set()
         self._first: dict[Hashable, Counts] = {}
         self._last: deque[tuple[Hashable, Counts]] = deque(maxlen=self._num_edges)
 
     def add(self, key: Hashable, counts: Counts) -> None:
-        """Adds the counts of one sample unless this process has counted it already."""
+        """Add the counts of one sample unless this process has counted it already."""
         if key in self._seen:
             return
         self._seen.add(key)
@@ -64,12 +64,12 @@ class CountAccumulator:
             self._last.append((key, counts))
 
     def state(self) -> CountState:
-        """Returns what :func:`merge` needs from this process."""
+        """Return what `merge` needs from this process."""
         return CountState(self._total, set(self._seen), {**self._first, **dict(self._last)})
 
 
 def merge(states: list[CountState]) -> tuple[Counts | None, int]:
-    """Sums the states of all processes, each sample once.
+    """Sum the states of all processes, each sample once.
 
     Args:
         states: One per process.

@@ -20,7 +20,7 @@ IntArray = npt.NDArray[np.integer[Any]]
 def occupancy_confusion(
     pred: IntArray, gt: IntArray, mask: npt.NDArray[np.bool_] | None, num_classes: int
 ) -> npt.NDArray[np.int64]:
-    """Counts voxels by (true class, predicted class).
+    """Count voxels by (true class, predicted class).
 
     Args:
         pred: Labels [X, Y, Z] (any common shape works), 0 ... num_classes - 1.
@@ -39,8 +39,8 @@ def occupancy_confusion(
     if pred.shape != gt.shape or (mask is not None and mask.shape != gt.shape):
         shapes = f"{pred.shape}, {gt.shape} and {None if mask is None else mask.shape}"
         raise ValueError(f"prediction, ground truth and mask must have one shape, got {shapes}")
-    # Nearly all voxels are free in both, and free is mostly the last label: these are counted as a
-    # lot, only the others one by one.
+    # Nearly all voxels are free in both, and free is mostly the last label: these are counted
+    # together, only the others one by one.
     common = num_classes - 1
     differs = (pred != common) | (gt != common)
     if mask is not None:
@@ -79,10 +79,10 @@ class OccupancyScores:
 
 
 def occupancy_scores(confusion: IntArray, empty_label: int) -> OccupancyScores:
-    """Turns a confusion matrix [K, K] (rows: ground truth) into scores.
+    """Turn a confusion matrix [K, K] (rows: ground truth) into scores.
 
     Args:
-        confusion: Sum of :func:`occupancy_confusion` over all samples.
+        confusion: Sum of `occupancy_confusion` over all samples.
         empty_label: Index of the free class.
     """
     hit = np.diag(confusion).astype(np.float64)
@@ -100,14 +100,14 @@ def occupancy_scores(confusion: IntArray, empty_label: int) -> OccupancyScores:
 
 
 def mean_of_known(values: npt.NDArray[np.float64]) -> float:
-    """Returns the mean of all entries that are not NaN; NaN where there is none."""
+    """Return the mean of all entries that are not NaN; NaN where there is none."""
     return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def dense_labels(
     coords: IntArray, labels: IntArray, shape: tuple[int, int, int], empty_label: int
 ) -> npt.NDArray[np.uint8]:
-    """Writes sparse predictions into a grid.
+    """Write sparse predictions into a grid.
 
     Args:
         coords: [n, 3] voxel indices (x, y, z).

@@ -20,7 +20,7 @@ from loaders.sample import UNKNOWN_LABEL
 class OccupancyMetric(CountingMetric):
     """Occ3D mIoU, or OpenOccupancy mIoU and IoU, in percent with two decimals.
 
-    Results: ``mIoU``, ``IoU`` (occupied against free) and ``IoU_<class>`` for the classes that
+    Results: `mIoU`, `IoU` (occupied against free) and `IoU_<class>` for the classes that
     occur in the ground truth or in the predictions.
 
     Args:
@@ -28,10 +28,10 @@ class OccupancyMetric(CountingMetric):
             LiDAR sees ('lidar'), that both see ('both'), that are not noise ('valid', the
             OpenOccupancy benchmark), or all (None).
         ignore_label: A further ground-truth label whose voxels never count, or None. Voxels of
-            unknown state (see ``ignore_label`` of the transforms that load labels) never do.
-        class_names: See :class:`CountingMetric`.
-        empty_label: See :class:`CountingMetric`.
-        collect_device: See :class:`CountingMetric`.
+            unknown state (see `ignore_label` of the transforms that load labels) never do.
+        class_names: See `CountingMetric`.
+        empty_label: See `CountingMetric`.
+        collect_device: See `CountingMetric`.
         prefix: Prefix of the result's keys.
     """
 
@@ -57,7 +57,7 @@ class OccupancyMetric(CountingMetric):
         self._ignore_label = ignore_label
 
     def count(self, sample: DataSample) -> npt.NDArray[np.int64]:
-        """Returns the confusion matrix int64 [K, K] of one sample (rows: ground truth)."""
+        """Return the confusion matrix int64 [K, K] of one sample (rows: ground truth)."""
         gt, pred = gt_and_pred_grids(sample, self.empty_label)
         counted: npt.NDArray[np.bool_] | None = None
         names = ("camera", "lidar") if self._mask == "both" else (self._mask,)
@@ -75,7 +75,7 @@ class OccupancyMetric(CountingMetric):
         return occupancy_confusion(pred, gt, counted, self.num_classes)
 
     def score(self, counts: npt.NDArray[np.int64]) -> dict[str, float]:
-        """Returns the scores of a confusion matrix and logs a table per class."""
+        """Return the scores of a confusion matrix and log a table per class."""
         scores = occupancy_scores(counts, self.empty_label)
         per_class = np.delete(scores.per_class, self.empty_label)
         voxels = np.delete(counts.sum(axis=1), self.empty_label)

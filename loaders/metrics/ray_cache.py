@@ -26,10 +26,10 @@ _VERSION = 2
 
 
 class RayCache:
-    """Casts the rays of a grid, or reads them if the same grid was cast before.
+    """Cast the rays of a grid, or read them if the same grid was cast before.
 
     Files are named after a hash of everything that rays depend on, so a folder may serve several
-    data sets and processes, and changed labels are cast anew. Broken files are replaced. Where
+    data sets and processes, and changed labels are cast again. Broken files are replaced. Where
     files cannot be written, rays are cast for every evaluation.
 
     Args:
@@ -48,9 +48,9 @@ class RayCache:
         voxel_size: Sequence[float],
         empty_label: int,
     ) -> Rays:
-        """Returns class uint8 [O * D] and depth float32 [O * D] of a grid's rays.
+        """Return class uint8 [O * D] and depth float32 [O * D] of a grid's rays.
 
-        Args: see :func:`loaders.metrics.ray_iou.cast_label_rays`.
+        Args: see `loaders.metrics.ray_iou.cast_label_rays`.
         """
         digest = hashlib.sha256(np.ascontiguousarray(grid).data)
         digest.update(np.ascontiguousarray(origins, dtype=np.float64).data)
@@ -68,7 +68,7 @@ class RayCache:
                 self._can_write = False
                 print_log(
                     f"the ray cache {self._folder} cannot be written ({error}): the evaluation "
-                    "goes on without it",
+                    "continues without it",
                     logger="current",
                     level=logging.WARNING,
                 )
@@ -90,7 +90,7 @@ class RayCache:
 
 
 def read_rays(path: Path, number: int) -> Rays | None:
-    """Returns the rays of a file, None if it is not there or not whole."""
+    """Return the rays of a file, None if it is not there or not whole."""
     try:
         with open_arrays(path, _RAY_FILE, _RAY_FILE.max_bytes) as file:
             for name, dtype in (("label", np.uint8), ("depth", np.float32)):

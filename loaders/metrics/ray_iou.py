@@ -23,7 +23,7 @@ from models.ops import LabelRays, label_rays, ray_iou_counts
 DEPTH_THRESHOLDS_M = (1.0, 2.0, 4.0)
 # Grid, origins, range, voxel size, free label -> class and depth of its rays.
 CastOne = Callable[..., tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
-# Samples whose grids are on the way at once: enough for threads, little for memory.
+# Samples in flight: enough for the threads, small for the memory.
 _BATCH = 16
 _NUM_AZIMUTHS = 360
 # The lower beams of the simulated LiDAR hit flat ground at distances 1, 2, ... 10 sensor heights;
@@ -34,7 +34,7 @@ _MAX_PITCH_RAD = 0.21
 
 @lru_cache(maxsize=1)
 def ray_directions() -> npt.NDArray[np.float32]:
-    """Returns the unit directions of the simulated LiDAR: float32 [14040, 3], pitch-major.
+    """Return the unit directions of the simulated LiDAR: float32 [14040, 3], pitch-major.
 
     39 pitch angles from 45 degrees down to 0.21 rad or more up, times 360 azimuths from +x towards
     +y. The array is shared: do not write to it.
@@ -69,7 +69,7 @@ def cast_label_rays(
     voxel_size: Sequence[float],
     empty_label: int,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Casts the rays of :func:`ray_directions` from every origin through G label grids.
+    """Cast the rays of `ray_directions` from every origin through G label grids.
 
     Args:
         grids: G arrays uint8 [X, Y, Z] of one shape.
@@ -100,7 +100,7 @@ def cast_label_rays(
 
 
 def voxel_edge_m(voxel_size: Sequence[float]) -> float:
-    """Returns the edge of a voxel in metres.
+    """Return the edge of a voxel in metres.
 
     Raises:
         LoaderConfigError: The voxels are no cubes; RayIoU is not defined for others.
@@ -116,7 +116,7 @@ def voxel_edge_m(voxel_size: Sequence[float]) -> float:
 def _origins(
     origins: Sequence[npt.NDArray[np.floating[Any]]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns all origins [N, 3] and the number of the sample of each [N]."""
+    """Return all origins [N, 3] and the number of the sample of each [N]."""
     samples = np.repeat(np.arange(len(origins)), [len(own) for own in origins])
     packed = np.concatenate([np.asarray(own, dtype=np.float64).reshape(-1, 3) for own in origins])
     return torch.from_numpy(packed), torch.from_numpy(samples)
@@ -124,7 +124,7 @@ def _origins(
 
 @dataclass
 class RayCounts:
-    """Numbers of rays; ``a + b`` adds them.
+    """Numbers of rays; `a + b` adds them.
 
     Attributes:
         hit: int64 [H, K], class agrees and depth differs by less than threshold h.
@@ -157,7 +157,7 @@ class RayScores:
 
 
 def ray_scores(counts: RayCounts) -> RayScores:
-    """Turns summed counts into scores."""
+    """Turn summed counts into scores."""
     hit = counts.hit.astype(np.float64)
     union = counts.gt + counts.pred - hit
     iou: npt.NDArray[np.float64] = np.full(hit.shape, np.nan)
@@ -176,18 +176,18 @@ def sample_ray_counts(
     empty_label: int,
     cast_gt: CastOne | None = None,
 ) -> RayCounts:
-    """Casts rays through prediction and ground truth [X, Y, Z] of one sample and counts.
+    """Cast rays through prediction and ground truth [X, Y, Z] of one sample and count.
 
     Args:
         pred: uint8 [X, Y, Z].
         gt: uint8 [X, Y, Z]. A ray whose first voxel that is not free is of unknown state
-            (``UNKNOWN_LABEL``) is not scored: what it would hit is unknown.
+            (`UNKNOWN_LABEL`) is not scored: what it would hit is unknown.
         origins: [O, 3] metres.
         pc_range: Of the grids.
         voxel_size: Of the grids.
         num_classes: K + 1, free included.
         empty_label: Class of a free voxel.
-        cast_gt: Casts the rays of the ground truth, see :class:`.ray_cache.RayCache`.
+        cast_gt: Casts the rays of the ground truth, see `.ray_cache.RayCache`.
 
     Raises:
         ValueError: If the two grids differ in shape.
@@ -207,7 +207,7 @@ def batch_ray_counts(
     empty_label: int,
     cast_gt: CastOne | None = None,
 ) -> RayCounts:
-    """The counts of several samples together, cast in one call; see :func:`sample_ray_counts`."""
+    """Return the counts of several samples together, cast in one call; see `sample_ray_counts`."""
     for pred, gt in zip(preds, gts, strict=True):
         if pred.shape != gt.shape:
             raise ValueError(f"prediction {pred.shape} and ground truth {gt.shape} differ in shape")
@@ -249,7 +249,7 @@ def _cast_one(
 def _without_unknown(
     label: npt.NDArray[np.uint8], depth: npt.NDArray[np.float32], empty_label: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Makes rays free that end in a voxel of unknown state: free rays are not scored."""
+    """Make rays free that end in a voxel of unknown state: free rays are not scored."""
     return np.where(label == UNKNOWN_LABEL, np.uint8(empty_label), label), depth
 
 
@@ -262,7 +262,7 @@ def ray_iou(
     num_classes: int,
     empty_label: int,
 ) -> RayScores:
-    """Scores a list of samples at once (grids uint8 [X, Y, Z], origins [O_i, 3] metres)."""
+    """Score a list of samples at once (grids uint8 [X, Y, Z], origins [O_i, 3] metres)."""
     if not len(preds) == len(gts) == len(origins) or not len(preds):
         raise ValueError("ray_iou needs as many predictions as ground truths and origins, >= 1")
     settings = (pc_range, voxel_size, num_classes, empty_label)

@@ -25,20 +25,20 @@ from loaders.metrics.tables import format_table
 class RayIoUMetric(CountingMetric):
     """RayIoU (SparseOcc, arXiv 2312.17118), in percent with two decimals.
 
-    Results: ``RayIoU`` and ``RayIoU@1``, ``@2``, ``@4`` (metres), and ``IoU_<class>``, the mean
+    Results: `RayIoU` and `RayIoU@1`, `@2`, `@4` (metres), and `IoU_<class>`, the mean
     over the three, of classes that rays meet. The data set must be built with
-    ``with_ray_origins=True``.
+    `with_ray_origins=True`.
 
     Args:
         cache_dir: Folder that keeps the rays of the ground truth from one evaluation to the next
-            (:class:`RayCache`), which halves the time; None casts them every time.
-        class_names: See :class:`CountingMetric`, as the following.
+            (`RayCache`), which halves the time; None casts them every time.
+        class_names: See `CountingMetric`, as the following.
         empty_label: Label of free voxels.
         collect_device: Of distributed evaluations.
         prefix: Prefix of the result's keys.
 
     Raises:
-        LoaderConfigError: The data set's voxels are no cubes; raised when ``dataset_meta`` is set.
+        LoaderConfigError: The data set's voxels are no cubes; raised when `dataset_meta` is set.
     """
 
     default_prefix = "ray"
@@ -61,13 +61,13 @@ class RayIoUMetric(CountingMetric):
 
     @dataset_meta.setter
     def dataset_meta(self, dataset_meta: Mapping[str, Any]) -> None:
-        # Loops hand it over when they are built: before the first step of a training.
+        # Loops pass it when they are built, before the first step of a training.
         if "voxel_size" in dataset_meta:
             voxel_edge_m(dataset_meta["voxel_size"])
         self._dataset_meta = dataset_meta
 
     def count(self, sample: DataSample) -> npt.NDArray[np.int64]:
-        """Returns the ray counts of one sample, int64 [H + 2, K]: hits per threshold, gt, pred."""
+        """Return the ray counts of one sample, int64 [H + 2, K]: hits per threshold, gt, pred."""
         gt, pred = gt_and_pred_grids(sample, self.empty_label)
         remedy = "build the data set with with_ray_origins=True"
         origins = to_numpy(require(sample, "ray_origins", remedy))
@@ -85,7 +85,7 @@ class RayIoUMetric(CountingMetric):
         return np.concatenate([counts.hit, counts.gt[None], counts.pred[None]])
 
     def score(self, counts: npt.NDArray[np.int64]) -> dict[str, float]:
-        """Returns the scores of summed counts and logs a table per class."""
+        """Return the scores of summed counts and log a table per class."""
         scores = ray_scores(RayCounts(counts[:-2], counts[-2], counts[-1]))
         rows: list[list[str | float]] = [
             [name, *map(float, scores.per_class[:, i]), f"{counts[-2, i]:,}"]

@@ -20,9 +20,9 @@ from loaders.predictions import save_prediction, save_submission
 
 @METRICS.register_module()
 class SavePredictions(BaseMetric):
-    """Writes the prediction of every sample to ``<out_dir>/<sample token>.npz``.
+    """Write the prediction of every sample to `<out_dir>/<sample token>.npz`.
 
-    Put it beside the metrics of a ``test_evaluator``. Samples that take the place of broken ones
+    Put it beside the metrics of a `test_evaluator`. Samples that take the place of broken ones
     are not written. A sample that is listed or repeated twice is written to one file. When the disk
     is full, the rest is left out with an error in the log: the scores of the other metrics are not
     lost.
@@ -30,7 +30,7 @@ class SavePredictions(BaseMetric):
     Args:
         out_dir: Folder, made if needed.
         submission: Whether to write dense arrays as the Occ3D benchmark wants them, instead of the
-            sparse form (see :mod:`loaders.predictions`).
+            sparse form (see `loaders.predictions`).
 
     Raises:
         BadDataError: If two data sets have different samples of one token, since their files would
@@ -44,7 +44,7 @@ class SavePredictions(BaseMetric):
         self._can_write = True
 
     def process(self, data_batch: Any, data_samples: Sequence[DataSample]) -> None:
-        """Writes the files of one batch."""
+        """Write the files of one batch."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for sample in data_samples:
             saved = None
@@ -64,7 +64,7 @@ class SavePredictions(BaseMetric):
             self.results.append(saved)
 
     def compute_metrics(self, results: list[tuple[str, str] | None]) -> dict[str, float]:
-        """Returns how many files were written."""
+        """Return how many files were written."""
         sources: dict[str, str] = {}
         for token, source in filter(None, results):
             if sources.setdefault(token, source) != source:
@@ -97,6 +97,6 @@ class SavePredictions(BaseMetric):
 
 
 def _source(sample: DataSample) -> str:
-    """Returns the file of a sample's first image, empty if it is not known."""
+    """Return the file of a sample's first image, empty if it is not known."""
     paths = sample.get("img_paths")
     return str(paths[0]) if paths else ""

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str | float]]) -> str:
-    """Formats rows as an aligned table: first column left, the others right.
+    """Format rows as an aligned table: first column left, the others right.
 
     Args:
         header: Column titles.
-        rows: Cells; numbers are written with two decimals, NaN as ``-``. A row that is empty
+        rows: Cells; numbers are written with two decimals, NaN as `-`. A row that is empty
             becomes a rule.
     """
 

@@ -1,1 +1,1 @@
-"""Transforms: callables that take a :class:`loaders.sample.OccSample` and return it, filled."""
+"""Transforms: callables that take a `loaders.sample.OccSample` and return it, filled."""

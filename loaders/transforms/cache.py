@@ -36,7 +36,7 @@ class ArrayCache(BoundedCache[Arrays]):
 
 
 def without_caches(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns configs of transforms without their cache sizes, for readers that read files once."""
+    """Return configs of transforms without their cache sizes, for readers that read files once."""
     return [
         {key: value for key, value in step.items() if not key.endswith("cache_mb")}
         for step in pipeline

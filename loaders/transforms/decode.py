@@ -60,7 +60,7 @@ def read_image(
     reduction: int = 1,
     raw_hw: tuple[int, int] | None = None,
 ) -> Image:
-    """Reads an image file.
+    """Read an image file.
 
     Args:
         path: JPEG, PNG, BMP, PPM, WebP or TIFF.
@@ -73,11 +73,20 @@ def read_image(
 
     Raises:
         MissingDataError: If the file does not exist.
-        WrongShapeError: If the image is not of the size ``raw_hw``; it is not decoded then.
+        WrongShapeError: If the image is not of the size `raw_hw`; it is not decoded then.
         BadDataError: If it is empty, truncated, no image, or too large.
     """
-    data = _read_checked(path, raw_hw)
-    return _decode(path, data, backend, reduction, raw_hw)
+    return decode_image(read_image_file(path), path, backend, reduction, raw_hw)
+
+
+def read_image_file(path: str) -> bytearray:
+    """Read an image file without decoding it.
+
+    Raises:
+        MissingDataError: If the file does not exist.
+        BadDataError: If it cannot be read or is too large.
+    """
+    return read_file(path, _IMAGE_FILE)
 
 
 def read_image_part(
@@ -88,10 +97,10 @@ def read_image_part(
     reduction: int = 1,
     raw_hw: tuple[int, int] | None = None,
 ) -> tuple[Image, tuple[int, int]]:
-    """Reads the part of an image file that is needed, or more.
+    """Read the part of an image file that is needed, or more.
 
     Args:
-        path: As for :func:`read_image`, as are the last three.
+        path: As for `read_image`, as are the last three.
         rows: First row and the one after the last, of the image at its reduced size.
         columns: Likewise.
         backend: 'libjpeg' alone leaves pixels out; with others the whole image is returned.
@@ -102,20 +111,83 @@ def read_image_part(
         uint8 [h, w, 3] BGR, and the row and column of the whole image where it begins.
 
     Raises:
-        MissingDataError: As :func:`read_image`, as are the others.
+        MissingDataError: As `read_image`, as are the others.
     """
-    data = _read_checked(path, raw_hw)
+    return decode_image_part(read_image_file(path), path, rows, columns, backend, reduction, raw_hw)
+
+
+def decode_image_part(
+    data: bytes | bytearray,
+    path: str,
+    rows: Span,
+    columns: Span,
+    backend: Backend = "auto",
+    reduction: int = 1,
+    raw_hw: tuple[int, int] | None = None,
+) -> tuple[Image, tuple[int, int]]:
+    """Decode the part of an image file's content that is needed, or more.
+
+    Args:
+        data: Content.
+        path: What errors call the image; the other arguments, the result and the errors are those
+            of `read_image_part`.
+        rows: First row and the one after the last.
+        columns: Likewise.
+        backend: Which library decodes.
+        reduction: 1, 2, 4 or 8.
+        raw_hw: Height and width that the stored image must have.
+    """
+    _check_content(path, data, raw_hw)
     name = fastest_backend() if backend == "auto" else backend
     if name == "libjpeg" and data.startswith(_START_OF_IMAGE):
-        found = jpeg_window(torch.frombuffer(data, dtype=torch.uint8), reduction, rows, columns)
+        buffer = torch.frombuffer(
+            bytearray(data) if isinstance(data, bytes) else data, dtype=torch.uint8
+        )
+        found = jpeg_window(buffer, reduction, rows, columns)
         if found is not None:
             return found[0].numpy(), found[1]
     return _decode(path, data, backend, reduction, raw_hw), (0, 0)
 
 
-def _read_checked(path: str, raw_hw: tuple[int, int] | None) -> bytearray:
-    """Returns a file whose header was found fit to be decoded."""
-    data = read_file(path, _IMAGE_FILE)
+def image_size(data: bytes | bytearray, name: str) -> tuple[int, int]:
+    """Read height and width of an encoded image from its header.
+
+    Args:
+        data: Content of an image file.
+        name: What errors call the image.
+
+    Raises:
+        BadDataError: If it is no image, or has too many pixels.
+    """
+    with reading(name, _IMAGE_FILE, f"cannot be decoded ({len(data)} bytes)"):
+        size, _ = _read_header(name, data)
+    _check_size(name, size, None)
+    return size
+
+
+def decode_image(
+    data: bytes | bytearray,
+    path: str,
+    backend: Backend = "auto",
+    reduction: int = 1,
+    raw_hw: tuple[int, int] | None = None,
+) -> Image:
+    """Decode the content of an image file.
+
+    Args:
+        data: Content.
+        path: What errors call the image; the other arguments, the result and the errors are those
+            of `read_image`.
+        backend: Which library decodes.
+        reduction: 1, 2, 4 or 8.
+        raw_hw: Height and width that the stored image must have.
+    """
+    _check_content(path, data, raw_hw)
+    return _decode(path, data, backend, reduction, raw_hw)
+
+
+def _check_content(path: str, data: bytes | bytearray, raw_hw: tuple[int, int] | None) -> None:
+    """Raise unless the header is found fit to be decoded."""
     # OpenCV and TurboJPEG fill what is missing of a JPEG with grey and only warn on stderr, so
     # truncation is looked for here, before any of them.
     if data.startswith(_START_OF_IMAGE) and data.find(_END_OF_IMAGE, -_TAIL_BYTES) < 0:
@@ -125,12 +197,11 @@ def _read_checked(path: str, raw_hw: tuple[int, int] | None) -> bytearray:
     _check_size(path, size, raw_hw)
     if is_progressive and data.count(_START_OF_SCAN) > _MAX_SCANS:
         raise _IMAGE_FILE.broken(path, _broken(data))
-    return data
 
 
 def _decode(
     path: str,
-    data: bytearray,
+    data: bytes | bytearray,
     backend: Backend,
     reduction: int,
     raw_hw: tuple[int, int] | None,
@@ -145,17 +216,17 @@ def _decode(
     return image
 
 
-def _broken(data: bytearray) -> str:
+def _broken(data: bytes | bytearray) -> str:
     return f"cannot be decoded ({len(data)} bytes)"
 
 
 def reduced_size(size_hw: tuple[int, int], reduction: int) -> tuple[int, int]:
-    """Returns height and width of an image that is decoded at reduced size."""
+    """Return height and width of an image that is decoded at reduced size."""
     return -(-size_hw[0] // reduction), -(-size_hw[1] // reduction)
 
 
 def _read_header(path: str, data: bytes | bytearray) -> tuple[tuple[int, int], bool]:
-    """Returns height and width of an image file, and whether it is a progressive JPEG.
+    """Return height and width of an image file, and whether it is a progressive JPEG.
 
     Raises whatever Pillow does.
     """
@@ -174,7 +245,7 @@ def _read_header(path: str, data: bytes | bytearray) -> tuple[tuple[int, int], b
 
 
 def _baseline_jpeg_size(data: bytes | bytearray) -> tuple[int, int] | None:
-    """Returns height and width of a baseline JPEG, five times as fast as Pillow; None for others.
+    """Return height and width of a baseline JPEG, five times as fast as Pillow; None for others.
 
     Whatever is unusual about the segments before the frame header is left to Pillow.
     """
@@ -201,7 +272,7 @@ def _too_large(path: str, number: str) -> WrongShapeError:
 
 
 def _check_size(path: str, size: tuple[int, int], raw_hw: tuple[int, int] | None) -> None:
-    """Raises an error if an image has another size than expected, or too many pixels."""
+    """Raise an error if an image has another size than expected, or too many pixels."""
     if raw_hw is not None and size != tuple(raw_hw):
         raise WrongShapeError(
             f"image {path} has {size[0]} x {size[1]} pixels, expected {raw_hw[0]} x {raw_hw[1]}: "
@@ -213,12 +284,12 @@ def _check_size(path: str, size: tuple[int, int], raw_hw: tuple[int, int] | None
 
 @functools.cache
 def notice_slow_backend(backend: Backend) -> None:
-    """Says once per process if 'auto' does not get the fastest decoder, and how to."""
+    """Say once per process if 'auto' does not get the fastest decoder, and how to."""
     if backend == "auto" and fastest_backend() != "libjpeg":
         print_log(
             f"images are decoded with {fastest_backend()}: for faster loading install "
             "libjpeg-turbo's header (Debian and Ubuntu: apt install libjpeg-dev) and build the "
-            "extension anew (python setup.py build_ext --inplace --force)",
+            "extension again (python setup.py build_ext --inplace --force)",
             logger="current",
             level=logging.INFO,
         )
@@ -226,7 +297,7 @@ def notice_slow_backend(backend: Backend) -> None:
 
 @functools.cache
 def _decoder(backend: Backend) -> _Decoder:
-    """Returns the decoding function; libraries load at the first use."""
+    """Return the decoding function; libraries load at the first use."""
     makers = _makers()
     if backend == "auto":
         return makers[fastest_backend()]()
@@ -245,7 +316,7 @@ def _decoder(backend: Backend) -> _Decoder:
 
 
 def _makers() -> dict[str, Callable[[], _Decoder]]:
-    """Returns the libraries, the fastest first."""
+    """Return the libraries, the fastest first."""
     return {
         "libjpeg": _libjpeg_decoder,
         "turbojpeg": _turbojpeg_decoder,
@@ -256,7 +327,7 @@ def _makers() -> dict[str, Callable[[], _Decoder]]:
 
 @functools.cache
 def fastest_backend() -> str:
-    """Returns the fastest library that works here."""
+    """Return the fastest library that works here."""
     for name, make in _makers().items():
         try:
             make()

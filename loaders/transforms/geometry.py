@@ -48,7 +48,7 @@ class ImageAugParams:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageAugParams:
-        """Builds from a mapping with keys resize, resize_dims, crop, flip, rotate."""
+        """Build from a mapping with keys resize, resize_dims, crop, flip, rotate."""
         width, height = values["resize_dims"]
         left, top, right, bottom = values["crop"]
         return cls(
@@ -68,7 +68,8 @@ def draw_image_aug(
     flip_prob: float = 0.5,
     rotate_range_deg: tuple[float, float] = (0.0, 0.0),
 ) -> ImageAugParams:
-    """Draws a training augmentation (bottom-aligned crop, as OPUS and SparseBEV train with).
+    """Return the draws a training augmentation (bottom-aligned crop, as OPUS and SparseBEV train
+    with).
 
     Args:
         rng: Source of randomness; a fixed number of values is drawn, whatever the ranges.
@@ -91,7 +92,7 @@ def draw_image_aug(
 def bottom_crop(
     raw_hw: tuple[int, int], final_hw: tuple[int, int], resize: float, left: int = 0
 ) -> ImageAugParams:
-    """Returns the augmentation that resizes, and crops the bottom rows from column ``left``."""
+    """Return the augmentation that resizes, and crops the bottom rows from column `left`."""
     new_w, new_h = _resized_dims(raw_hw, resize)
     top = new_h - final_hw[0]
     return ImageAugParams(
@@ -100,7 +101,9 @@ def bottom_crop(
 
 
 def test_image_aug(raw_hw: tuple[int, int], final_hw: tuple[int, int]) -> ImageAugParams:
-    """Returns the deterministic augmentation of evaluation: fill the input, crop top and sides."""
+    """Return the returns the deterministic augmentation of evaluation: fill the input, crop top and
+    sides.
+    """
     resize = max(final_hw[0] / raw_hw[0], final_hw[1] / raw_hw[1])
     left = max(0, _resized_dims(raw_hw, resize)[0] - final_hw[1]) // 2
     return bottom_crop(raw_hw, final_hw, resize, left)
@@ -109,13 +112,13 @@ def test_image_aug(raw_hw: tuple[int, int], final_hw: tuple[int, int]) -> ImageA
 def aug_for_size(
     params: ImageAugParams, raw_hw: tuple[int, int], other_hw: tuple[int, int]
 ) -> ImageAugParams:
-    """Returns an augmentation for images of another size.
+    """Return an augmentation for images of another size.
 
     They are resized so that they cover what the others are resized to, and cropped likewise: to the
     middle of the width, and to the lower part of the height.
 
     Args:
-        params: For images of ``raw_hw``.
+        params: For images of `raw_hw`.
         raw_hw: Height and width.
         other_hw: Height and width of the other images.
     """
@@ -135,9 +138,9 @@ def _resized_dims(raw_hw: tuple[int, int], resize: float) -> tuple[int, int]:
 
 
 def image_aug_matrix(params: ImageAugParams) -> npt.NDArray[np.float32]:
-    """Returns the [4, 4] matrix that carries homogeneous raw pixels to augmented pixels.
+    """Return the [4, 4] matrix that carries homogeneous raw pixels to augmented pixels.
 
-    It multiplies ``ego2img`` from the left (rows: u*w, v*w, w, 1), so the shift stands in column 2,
+    It multiplies `ego2img` from the left (rows: u*w, v*w, w, 1), so the shift stands in column 2,
     where the depth w multiplies it. Pixel indices are scaled without the half-pixel shift, and in
     single precision, as all published OPUS/SparseBEV weights were trained.
     """
@@ -160,14 +163,15 @@ def image_aug_matrix(params: ImageAugParams) -> npt.NDArray[np.float32]:
 
 
 def apply_image_aug(image: npt.NDArray[np.uint8], params: ImageAugParams) -> npt.NDArray[np.uint8]:
-    """Augments one image exactly as published: Pillow, bicubic resize, nearest-pixel rotation.
+    """Return the augments one image exactly as published: Pillow, bicubic resize, nearest-pixel
+    rotation.
 
     Args:
         image: uint8 [H, W, 3], any channel order (kept).
         params: What to do.
 
     Returns:
-        uint8 [h, w, 3] with (h, w) = ``params.size_hw``.
+        uint8 [h, w, 3] with (h, w) = `params.size_hw`.
     """
     pil = Image.fromarray(image)
     pil = pil.resize(params.resize_dims, Image.Resampling.BICUBIC).crop(params.crop)
@@ -179,7 +183,7 @@ def apply_image_aug(image: npt.NDArray[np.uint8], params: ImageAugParams) -> npt
 
 
 def quaternion_to_matrix(quaternion_wxyz: Sequence[float] | FloatArray) -> npt.NDArray[np.float64]:
-    """Returns the rotation matrix [3, 3] of a quaternion (w, x, y, z); it is normalised first.
+    """Return the rotation matrix [3, 3] of a quaternion (w, x, y, z); it is normalised first.
 
     Raises:
         ValueError: If it is not four finite numbers, or zero.
@@ -205,7 +209,7 @@ def ego2img_from_poses(
     sensor2global_translation: FloatArray,
     cam_intrinsic: FloatArray,
 ) -> npt.NDArray[np.float64]:
-    """Returns the matrices that carry ego points to (u*w, v*w, w, 1) of each camera image.
+    """Return the matrices that carry ego points to (u*w, v*w, w, 1) of each camera image.
 
     Args:
         ego2global_rotation: [3, 3] of the current key frame (p_global = R @ p_ego + t).
@@ -235,7 +239,7 @@ def flip_bev(
     flip_y: bool,
     pc_range: Sequence[float] | None = None,
 ) -> tuple[list[npt.NDArray[Any]], npt.NDArray[np.float64]]:
-    """Reverses the x and/or y axis of voxel grids and returns the matching ``ego2occ``.
+    """Return the reverses the x and/or y axis of voxel grids and returns the matching `ego2occ`.
 
     Args:
         grids: Arrays [X, Y, ...] (labels, masks); all are flipped alike.
@@ -267,7 +271,7 @@ def lidar_ray_origins(
     max_xy_m: float = 39.0,
     max_origins: int = 8,
 ) -> npt.NDArray[np.float64]:
-    """Returns where RayIoU's rays start: LiDAR positions of a scene's key frames (SparseOcc).
+    """Return where RayIoU's rays start: LiDAR positions of a scene's key frames (SparseOcc).
 
     Args:
         ego2global_rotation: [n, 3, 3] of the scene's n key frames, in time order.

@@ -20,9 +20,12 @@ from loaders.transforms.decode import (
     REDUCTIONS,
     Backend,
     Image,
+    decode_image,
+    decode_image_part,
+    image_size,
     notice_slow_backend,
     read_image,
-    read_image_part,
+    read_image_file,
     reduced_size,
 )
 from loaders.transforms.geometry import (
@@ -54,7 +57,7 @@ class DrawImageAug:
             takes 0.38 ... 0.55. None uses the ratio of evaluation.
         flip_prob: Probability of a left-right flip in training.
         rotate_range_deg: Range of the rotation in training, degrees counter-clockwise.
-        camera_hw: Height and width by camera, of those whose images are not of ``raw_hw``.
+        camera_hw: Height and width by camera, of those whose images are not of `raw_hw`.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class DrawImageAug:
         self.rotate_range_deg = (float(rotate_range_deg[0]), float(rotate_range_deg[1]))
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Sets ``image_aug`` and ``camera_augs``, and multiplies the matrices into ``ego2img``."""
+        """Set `image_aug` and `camera_augs`, and multiplies the matrices into `ego2img`."""
         params = self._fixed
         if sample.rng is not None:
             params = draw_image_aug(
@@ -107,18 +110,22 @@ class DrawImageAug:
     def extreme_augs(
         self, image_hw: tuple[int, int], is_training: bool = True
     ) -> list[ImageAugParams]:
-        """Returns the augmentations between which all others of images of a size lie."""
+        """Return the augmentations between which all others of images of a size lie."""
         ratios = self.resize_range if is_training else None
         return extreme_augs(self.raw_hw, self.final_hw, ratios, image_hw)
 
     def image_sizes(self) -> list[tuple[int, int]]:
-        """Returns the sizes of images on disk, all cameras together."""
+        """Return the sizes of images on disk, all cameras together."""
         return sorted({self.raw_hw, *self.camera_hw.values()})
 
     def check_packed(self, packed: PackedImages, is_training: bool) -> None:
-        """Raises BadDataError if packed images lack pixels that an augmentation reaches."""
+        """Raise BadDataError if packed images lack pixels that an augmentation reaches."""
         for size in self.image_sizes():
             packed.check(self.extreme_augs(size, is_training), size)
+
+    def fixed_for(self, raw_hw: tuple[int, int] | None = None) -> ImageAugParams:
+        """Return the augmentation of evaluation for images of a size, by default `raw_hw`."""
+        return self._fixed if raw_hw is None else aug_for_size(self._fixed, self.raw_hw, raw_hw)
 
 
 def _camera_sizes(camera_hw: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, int]]:
@@ -143,12 +150,12 @@ class LoadMultiViewImages:
             the published models are trained and evaluated. 'fast' decodes at the smallest
             sufficient DCT scale and resizes linearly from there; where none is sufficient, it is
             'exact'. Packed images are stored so small that both do the same.
-        backend: Decoding library, see :func:`loaders.transforms.decode.read_image`.
+        backend: Decoding library, see `loaders.transforms.decode.read_image`.
         image_cache_mb: Size of the image cache of each process in training, MiB (use persistent
             workers). It keeps decoded images and is meant for data sets that fit. 0 keeps nothing.
         test_cache_mb: The same in evaluation, where augmented images are kept: the next samples of
             a scene share most of their history with this one, and 26 MiB hold 8 frames of 6 cameras
-            at 704 x 256. None takes ``image_cache_mb``.
+            at 704 x 256. None takes `image_cache_mb`.
     """
 
     def __init__(
@@ -173,7 +180,7 @@ class LoadMultiViewImages:
         notice_slow_backend(backend)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Sets ``images``."""
+        """Set `images`."""
         if sample.image_aug is None:
             raise LoaderConfigError(
                 "LoadMultiViewImages needs DrawImageAug before it in the pipeline"
@@ -207,7 +214,7 @@ class LoadMultiViewImages:
     def _load(
         self, path: str, params: ImageAugParams, stored: StoredSize, out: Image, is_fixed: bool
     ) -> None:
-        """Writes an image to ``out``; ``is_fixed`` if all samples share the augmentation."""
+        """Write an image to `out`; `is_fixed` if all samples share the augmentation."""
         reduction = 1
         if self.image_mode == "fast":
             reduction = choose_reduction(params.resize_dims[0] / stored.full_hw[1])
@@ -224,14 +231,7 @@ class LoadMultiViewImages:
             return image, (whole.top, 0)
 
         def read_part() -> tuple[Image, tuple[int, int]]:
-            rows, columns = needed_window(whole.full_hw, params)
-            if rows[0] == rows[1] or columns[0] == columns[1]:  # nothing but black
-                return read()
-            below = (max(0, rows[0] - whole.top), max(0, rows[1] - whole.top))
-            image, (row, column) = read_image_part(
-                path, below, columns, self.backend, reduction, stored.stored_hw
-            )
-            return image, (whole.top + row, column)
+            return self._decode_needed(read_image_file(path), path, params, stored, reduction)
 
         def augment(image: Image, offset: tuple[int, int], to: Image) -> Image:
             is_smooth = self.image_mode == "fast"
@@ -248,9 +248,56 @@ class LoadMultiViewImages:
         else:
             augment(*read_part(), out)
 
+    def _decode_needed(
+        self,
+        data: bytes | bytearray,
+        name: str,
+        params: ImageAugParams,
+        stored: StoredSize,
+        reduction: int,
+    ) -> tuple[Image, tuple[int, int]]:
+        """Return the part of an image that an augmentation needs, and where it begins."""
+        whole = _reduced(stored, reduction)
+        rows, columns = needed_window(whole.full_hw, params)
+        if rows[0] == rows[1] or columns[0] == columns[1]:  # nothing but black
+            image = decode_image(data, name, self.backend, reduction, stored.stored_hw)
+            return image, (whole.top, 0)
+        below = (max(0, rows[0] - whole.top), max(0, rows[1] - whole.top))
+        image, (row, column) = decode_image_part(
+            data, name, below, columns, self.backend, reduction, stored.stored_hw
+        )
+        return image, (whole.top + row, column)
+
+    def finish(self, source: bytes | bytearray | Image, params: ImageAugParams, name: str) -> Image:
+        """Return one image as the network gets it, without a file and without a cache.
+
+        Args:
+            source: Content of an image file, or uint8 [H, W, 3] BGR.
+            params: Augmentation for images of this size.
+            name: What errors call the image.
+
+        Returns:
+            uint8 [h, w, 3], BGR.
+
+        Raises:
+            BadDataError: If the content cannot be decoded.
+        """
+        is_fast = self.image_mode == "fast"
+        out = np.empty((*params.size_hw, 3), dtype=np.uint8)
+        if isinstance(source, np.ndarray):
+            augment_image(source, params, out, is_smooth=is_fast)
+            return out
+        size = image_size(source, name)
+        stored = StoredSize(size, size)
+        reduction = choose_reduction(params.resize_dims[0] / size[1]) if is_fast else 1
+        image, offset = self._decode_needed(source, name, params, stored, reduction)
+        full_hw = _reduced(stored, reduction).full_hw
+        augment_image(image, params, out, full_hw, offset, is_smooth=is_fast)
+        return out
+
 
 def _reduced(stored: StoredSize, reduction: int) -> StoredSize:
-    """Returns how images are decoded at reduced size."""
+    """Return how images are decoded at reduced size."""
     height, width = reduced_size(stored.stored_hw, reduction)
     top = stored.top // reduction
     return StoredSize(stored.raw_hw, (top + height, width), top)
@@ -259,7 +306,7 @@ def _reduced(stored: StoredSize, reduction: int) -> StoredSize:
 def needed_window(
     full_hw: tuple[int, int], params: ImageAugParams
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns the rows and the columns of an image that an augmentation depends on.
+    """Return the rows and the columns of an image that an augmentation depends on.
 
     Args:
         full_hw: Size of the image.
@@ -271,7 +318,7 @@ def needed_window(
 
 
 def choose_reduction(ratio: float) -> int:
-    """Returns the largest reduction (1, 2, 4, 8) of decoding that a ratio of sizes allows.
+    """Return the largest reduction (1, 2, 4, 8) of decoding that a ratio of sizes allows.
 
     Args:
         ratio: Resized to stored size.
@@ -288,15 +335,15 @@ def augment_image(
     method: Method = "exact",
     is_smooth: bool = False,
 ) -> None:
-    """Augments one image as :func:`loaders.transforms.geometry.apply_image_aug` does.
+    """Augments one image as `loaders.transforms.geometry.apply_image_aug` does.
 
     Args:
         image: uint8 [H, W, 3], of the scene at any size, or the part that is needed.
         params: What to do.
         out: uint8 [h, w, 3], written.
-        full_hw: Size of the whole image; None: that of ``image``.
-        offset: Row and column of the whole image where ``image`` begins.
-        method: Filter of the resize, see :func:`models.ops.resize_crop`.
+        full_hw: Size of the whole image; None: that of `image`.
+        offset: Row and column of the whole image where `image` begins.
+        method: Filter of the resize, see `models.ops.resize_crop`.
         is_smooth: Whether a rotation interpolates instead of taking the nearest pixel.
     """
     resize_crop(
@@ -322,11 +369,11 @@ def augment_image(
 
 
 def read_whole_image(path: str, packed: PackedImages | None) -> Image:
-    """Reads an image at its raw size, for pictures.
+    """Read an image at its raw size, for pictures.
 
     Args:
         path: Image file.
-        packed: How images are stored, see :class:`loaders.sample.OccSample`.
+        packed: How images are stored, see `loaders.sample.OccSample`.
 
     Returns:
         uint8 [H, W, 3] BGR. Packed images are enlarged, and rows that they lack are black.

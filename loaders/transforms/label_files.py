@@ -27,12 +27,12 @@ class LabelFiles:
 
     Args:
         label_dir: Folder within the data root, or an absolute path.
-        label_file: Path within that folder, with the fields ``{scene_name}``, ``{scene_token}``,
-            ``{sample_token}``, ``{lidar_token}`` and ``{lidar_file}`` (name of the key frame's
+        label_file: Path within that folder, with the fields `{scene_name}`, `{scene_token}`,
+            `{sample_token}`, `{lidar_token}` and `{lidar_file}` (name of the key frame's
             LiDAR file, with its suffix).
 
     Raises:
-        LoaderConfigError: If ``label_file`` has another field.
+        LoaderConfigError: If `label_file` has another field.
     """
 
     def __init__(self, label_dir: str, label_file: str) -> None:
@@ -51,7 +51,7 @@ class LabelFiles:
         self._fields = fields
 
     def path(self, sample: OccSample) -> str:
-        """Returns the label file of a sample.
+        """Return the label file of a sample.
 
         Raises:
             MissingDataError: If the info file lacks what the file is named after.
@@ -68,7 +68,7 @@ class LabelFiles:
 
 
 class LabelMap:
-    """Brings the labels of files into the order of the config's classes.
+    """Bring the labels of files into the order of the config's classes.
 
     Args:
         label_map: What each label of the files is here: the name of a class, its label, 'free', or
@@ -97,7 +97,7 @@ class LabelMap:
             raise LoaderConfigError("label_map is empty: leave it out, or list all labels")
 
     def table(self, class_names: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Returns the new label of each label of the files, -1 for those without.
+        """Return the new label of each label of the files, -1 for those without.
 
         Args:
             class_names: Of the config; free is the label after the last.
@@ -125,11 +125,11 @@ class LabelMap:
 def mapped_labels(
     labels: npt.NDArray[np.integer[Any]], table: npt.NDArray[np.int64], path: str
 ) -> npt.NDArray[np.int64]:
-    """Returns labels in the order of the config; ``UNKNOWN_LABEL`` for those left out.
+    """Return labels in the order of the config; `UNKNOWN_LABEL` for those left out.
 
     Args:
         labels: Of a file, any shape.
-        table: See :meth:`LabelMap.table`.
+        table: See `LabelMap.table`.
         path: The file, for the error.
 
     Raises:

@@ -32,7 +32,7 @@ _GRIDS = ("voxel_semantics", "mask_camera", "mask_lidar", "mask_valid")
 _RESTORE = "extract the labels again"
 _LABEL_FILE = FileKind(
     "label file",
-    "extract the labels there, set label_dir in the config, or write the info file anew if it "
+    "extract the labels there, set label_dir in the config, or write the info file again if it "
     "belongs to other data",
     _RESTORE,
     max_bytes=512 * MIB,
@@ -46,7 +46,7 @@ Labels = tuple[
 
 
 def loads_labels(transform_type: str) -> bool:
-    """Whether a transform loads labels: the name of its class has the word Labels."""
+    """Return whether a transform loads labels: the name of its class has the word Labels."""
     return "Labels" in transform_type
 
 
@@ -57,19 +57,19 @@ def read_occ3d_labels(
     ignore_label: int | None = UNKNOWN_LABEL,
     label_table: npt.NDArray[np.int64] | None = None,
 ) -> Labels:
-    """Reads an Occ3D ``labels.npz``.
+    """Read an Occ3D `labels.npz`.
 
     Args:
-        path: File with ``semantics`` and, where there are masks, ``mask_camera`` and
-            ``mask_lidar``.
+        path: File with `semantics` and, where there are masks, `mask_camera` and
+            `mask_lidar`.
         grid_shape: (X, Y, Z) that the arrays must have, or whole multiples of it (finer labels).
         num_classes: Number of classes, free included; labels must be below it.
         ignore_label: Label of the file's voxels of unknown state; None if there are none.
-        label_table: New labels of the file's, see :class:`loaders.transforms.label_files.LabelMap`;
-            ``ignore_label`` is not asked then.
+        label_table: New labels of the file's, see `loaders.transforms.label_files.LabelMap`;
+            `ignore_label` is not asked then.
 
     Returns:
-        Semantics uint8 (``UNKNOWN_LABEL`` where the state is unknown), camera mask bool and LiDAR
+        Semantics uint8 (`UNKNOWN_LABEL` where the state is unknown), camera mask bool and LiDAR
         mask bool, of one shape; None for masks that the file does not have.
 
     Raises:
@@ -99,13 +99,13 @@ def read_occ3d_labels(
 
 
 def pack_occ3d_labels(path: str) -> dict[str, npt.NDArray[Any]] | None:
-    """Reads a ``labels.npz`` as the arrays of a packed file; labels and masks stay as they are.
+    """Read a `labels.npz` as the arrays of a packed file; labels and masks stay as they are.
 
     Args:
         path: The file.
 
     Returns:
-        See :func:`loaders.packed_labels.pack_grids`; None if the labels need more than 8 bits.
+        See `loaders.packed_labels.pack_grids`; None if the labels need more than 8 bits.
 
     Raises:
         MissingDataError: If the file does not exist.
@@ -126,7 +126,7 @@ def pack_occ3d_labels(path: str) -> dict[str, npt.NDArray[Any]] | None:
 
 
 def _keys_of(file: StoredArrays, path: str) -> tuple[str, ...]:
-    """Returns the names of the semantics and, where there are any, of the masks."""
+    """Return the names of the semantics and, where there are any, of the masks."""
     with_masks = any(name in file for name in _MASKS)
     keys = ("semantics", *(_MASKS if with_masks else ()))
     for key in keys:
@@ -138,7 +138,7 @@ def _keys_of(file: StoredArrays, path: str) -> tuple[str, ...]:
 def _check_shapes(
     shapes: Mapping[str, tuple[int, ...]], path: str, grid_shape: tuple[int, int, int]
 ) -> None:
-    """Raises BadDataError unless the arrays are of one shape that fits."""
+    """Raise BadDataError unless the arrays are of one shape that fits."""
     first = shapes["semantics"]
     for key, shape in shapes.items():
         # Masks must be like the semantics, and these of the wanted grid or finer.
@@ -156,7 +156,7 @@ def known_labels(
     path: str,
     restore: str,
 ) -> npt.NDArray[np.uint8]:
-    """Checks the labels of a dense grid, and brings unknown ones to the one label they bear here.
+    """Check the labels of a dense grid, and bring unknown ones to the one label they bear here.
 
     Args:
         semantics: Labels of any shape, as stored; may be changed.
@@ -195,7 +195,7 @@ def known_labels(
 def _factors(
     shape: tuple[int, ...], grid_shape: tuple[int, int, int]
 ) -> tuple[int, int, int] | None:
-    """Returns how many voxels of a file make one of the grid, None if no whole number does."""
+    """Return how many voxels of a file make one of the grid, None if no whole number does."""
     if len(shape) != 3 or any(a < b or a % b for a, b in zip(shape, grid_shape, strict=True)):
         return None
     x, y, z = (a // b for a, b in zip(shape, grid_shape, strict=True))
@@ -204,22 +204,22 @@ def _factors(
 
 @TRANSFORMS.register_module()
 class LoadOcc3DLabels:
-    """Loads semantics and, where the files have them, visibility masks of a sample.
+    """Load semantics and, where the files have them, visibility masks of a sample.
 
     The config's voxels may be a whole number of times as large as those of the files. Such a voxel
-    bears the label of most of its occupied ones, is unknown if there are none but unknown ones, and
+    has the label of most of its occupied ones, is unknown if there are none but unknown ones, and
     a mask is true where any voxel inside is.
 
     Args:
         label_dir: Folder within the data root.
-        label_file: Path in that folder, see :class:`loaders.transforms.label_files.LabelFiles`.
+        label_file: Path in that folder, see `loaders.transforms.label_files.LabelFiles`.
         label_cache_mb: Size of the label cache of each process, MiB (1.8 MiB per Occ3D sample).
         label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres; None means that of the
             config, which may else be a part of it.
-        ignore_label: Label of voxels of unknown state in the files. They get ``UNKNOWN_LABEL``,
+        ignore_label: Label of voxels of unknown state in the files. They get `UNKNOWN_LABEL`,
             which losses and metrics leave out. None refuses files with labels that are no class.
         label_map: For files of other classes or another order of them, see
-            :class:`loaders.transforms.label_files.LabelMap`; ``ignore_label`` is not read then.
+            `loaders.transforms.label_files.LabelMap`; `ignore_label` is not read then.
     """
 
     def __init__(
@@ -238,11 +238,11 @@ class LoadOcc3DLabels:
         self._cache = ArrayCache(label_cache_mb)
 
     def label_path(self, sample: OccSample) -> str:
-        """Returns the label file of a sample."""
+        """Return the label file of a sample."""
         return self._files.path(sample)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Sets ``voxel_semantics`` and, if the file has masks, ``mask_camera``, ``mask_lidar``."""
+        """Set `voxel_semantics` and, if the file has masks, `mask_camera`, `mask_lidar`."""
         path, num_classes = self.label_path(sample), len(sample.class_names)
         grid = (sample.pc_range, sample.voxel_size)
         label_range = self.label_range or sample.pc_range
@@ -274,7 +274,7 @@ def _regrid(
     window: LabelWindow,
     num_classes: int,
 ) -> Labels:
-    """Crops and pools the arrays of a file (num_classes: semantic ones, free excluded)."""
+    """Crop and pool the arrays of a file (num_classes: semantic ones, free excluded)."""
     unknown = semantics == UNKNOWN_LABEL
     index = np.argwhere((semantics != num_classes) & ~unknown)
     label = semantics[tuple(index.T)].astype(np.int64)
@@ -288,7 +288,7 @@ def _regrid(
 
 @TRANSFORMS.register_module()
 class RandomFlipBEV:
-    """Reverses the x and/or y axis of the labels; mirrors ``ego2occ`` and LiDAR points alike.
+    """Reverse the x and/or y axis of the labels; mirrors `ego2occ` and LiDAR points alike.
 
     Does nothing in test mode. Put it after the transforms that load labels and points.
 
@@ -312,7 +312,7 @@ class RandomFlipBEV:
         self.bev_flip_prob = (x, y)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Flips labels, masks and points, if loaded, and sets ``ego2occ``."""
+        """Return the flips labels, masks and points, if loaded, and sets `ego2occ`."""
         if sample.rng is None or not any(self.bev_flip_prob):
             return sample
         draw_x, draw_y = sample.rng.uniform(size=2)

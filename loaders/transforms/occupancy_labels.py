@@ -19,13 +19,13 @@ from loaders.transforms.cache import ArrayCache
 from loaders.transforms.label_files import LabelFiles, LabelMap, MappedLabels, mapped_labels
 from loaders.transforms.regrid import LabelWindow, label_window, mark_unknown, regrid_sparse
 
-NOISE = 0  # label of a file's voxels that are occupied by nobody knows what
+NOISE = 0  # label of a file's voxels that are occupied, class unknown
 OPENOCC_RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)  # metres, lidar frame
 OPENOCC_VOXEL_SIZE = (0.2, 0.2, 0.2)
 _RESTORE = "extract the labels again"
 _LABEL_FILE = FileKind(
     "label file",
-    "extract the labels there, set label_dir in the config, or write the info file anew if it "
+    "extract the labels there, set label_dir in the config, or write the info file again if it "
     "belongs to other data",
     _RESTORE,
     max_bytes=96 * MIB,
@@ -40,20 +40,20 @@ def read_occupancy_rows(
     column_order: str = "zyx",
     label_table: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.integer[Any]]:
-    """Reads the file of a sample.
+    """Read the file of a sample.
 
     Args:
-        path: ``.npy`` file of integer rows, three voxel indices and a label.
+        path: `.npy` file of integer rows, three voxel indices and a label.
         grid_shape: (X, Y, Z) of the grid that the rows index.
         num_classes: K; labels are 0 (noise) to K.
         ignore_label: Label of voxels of unknown state, which is allowed too; None if there is none.
         column_order: Axes of the first three columns.
-        label_table: New labels of the file's, see :class:`loaders.transforms.label_files.LabelMap`;
-            ``num_classes`` and ``ignore_label`` are not asked then.
+        label_table: New labels of the file's, see `loaders.transforms.label_files.LabelMap`;
+            `num_classes` and `ignore_label` are not asked then.
 
     Returns:
-        Integers [n, 4], rows (z, y, x, label), labels as stored. With ``label_table``, labels are 1
-        to K, or ``UNKNOWN_LABEL``, and free voxels are left out.
+        Integers [n, 4], rows (z, y, x, label), labels as stored. With `label_table`, labels are 1
+        to K, or `UNKNOWN_LABEL`, and free voxels are left out.
 
     Raises:
         MissingDataError: If the file does not exist.
@@ -97,7 +97,7 @@ def occupancy_grids(
     num_classes: int,
     ignore_label: int | None = UNKNOWN_LABEL,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Makes dense labels of OpenOccupancy rows.
+    """Make dense labels of OpenOccupancy rows.
 
     Noise becomes free (label K), as published models are trained; other labels l become l - 1.
 
@@ -129,24 +129,24 @@ def occupancy_grids(
 
 @TRANSFORMS.register_module()
 class LoadOccupancyLabels:
-    """Loads labels in rows of voxels into the grid of the config, which may be a part of the files'
+    """Load labels in rows of voxels into the grid of the config, which may be a part of the files'
     grid, with voxels a whole number of times as large.
 
     The defaults are those of OpenOccupancy: label 0 is noise, others are one more than here.
 
     Args:
         label_dir: Folder within the data root.
-        label_file: Path in that folder, see :class:`loaders.transforms.label_files.LabelFiles`.
+        label_file: Path in that folder, see `loaders.transforms.label_files.LabelFiles`.
         column_order: Axes of the first three columns: 'zyx' or 'xyz'; the last is the label.
         label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres of the lidar frame.
         label_voxel_size: (dx, dy, dz) of the files' voxels, metres.
         label_cache_mb: Size of the label cache of each process, MiB (21 MiB per sample of the full
             grid).
         ignore_label: Label of voxels of unknown state in the files; see
-            :class:`loaders.transforms.labels.LoadOcc3DLabels`. With 0, noise is left out in
+            `loaders.transforms.labels.LoadOcc3DLabels`. With 0, noise is left out in
             training too.
-        label_map: For files of other labels, see :class:`loaders.transforms.label_files.LabelMap`;
-            ``ignore_label`` is not read then.
+        label_map: For files of other labels, see `loaders.transforms.label_files.LabelMap`;
+            `ignore_label` is not read then.
     """
 
     def __init__(
@@ -175,11 +175,11 @@ class LoadOccupancyLabels:
         self._cache = ArrayCache(label_cache_mb)
 
     def label_path(self, sample: OccSample) -> str:
-        """Returns the label file of a sample."""
+        """Return the label file of a sample."""
         return self._files.path(sample)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Sets ``voxel_semantics`` and ``mask_valid``."""
+        """Set `voxel_semantics` and `mask_valid`."""
         path, num_classes = self.label_path(sample), len(sample.class_names)
         window = label_window(
             self.label_range, self.label_voxel_size, sample.pc_range, sample.voxel_size
@@ -192,7 +192,7 @@ class LoadOccupancyLabels:
             )
             return occupancy_grids(rows, window, num_classes, self.ignore_label)
 
-        # Copies: whoever changes a sample must not change the cache.
+        # Copies: changing a sample must not change the cache.
         sample.voxel_semantics, sample.mask_valid = (
             grid.copy() for grid in self._cache.get((path, window, sample.class_names), read)
         )

@@ -19,7 +19,7 @@ class OccDataElement(BaseDataElement):
     """MMEngine's data element, whose tensors a data loader puts into page-locked memory too."""
 
     def pin_memory(self) -> OccDataElement:
-        """Returns a copy with all tensors in page-locked memory; called by torch's data loader."""
+        """Return a copy with all tensors in page-locked memory; called by torch's data loader."""
         pinned = self.new()
         for name, value in self.items():
             pinned.set_field(value.pin_memory() if isinstance(value, Tensor) else value, name)
@@ -29,22 +29,22 @@ class OccDataElement(BaseDataElement):
 
 @TRANSFORMS.register_module()
 class PackOccSample:
-    """Packs a sample into ``dict(inputs=dict(img=...), data_samples=OccDataElement)``.
+    """Packs a sample into `dict(inputs=dict(img=...), data_samples=OccDataElement)`.
 
-    ``img`` is a uint8 tensor [F, 3, H, W], BGR: a view of the [F, H, W, 3] images, which costs no
+    `img` is a uint8 tensor [F, 3, H, W], BGR: a view of the [F, H, W, 3] images, which costs no
     copy and keeps the channels-last layout in memory. If LiDAR points are loaded, the inputs hold
-    ``points``, float32 [n, 5]: x, y, z in metres of the occ frame (that of the labels, BEV flips
+    `points`, float32 [n, 5]: x, y, z in metres of the occ frame (that of the labels, BEV flips
     included), intensity, time lag in seconds (0 for the key frame, whose points come first).
 
-    The data element holds ``ego2img`` float32 [F, 4, 4], ``ego2occ`` float32 [4, 4], with points
-    ``ego2lidar`` float32 [4, 4] (ego to the frame of the points, thus equal to ``ego2occ``) and, if
-    loaded, ``voxel_semantics`` uint8, ``mask_camera``, ``mask_lidar`` and ``mask_valid`` bool
-    [X, Y, Z]; the rest is its metainfo. In training this holds ``seed``, drawn last from the
+    The data element holds `ego2img` float32 [F, 4, 4], `ego2occ` float32 [4, 4], with points
+    `ego2lidar` float32 [4, 4] (ego to the frame of the points, thus equal to `ego2occ`) and, if
+    loaded, `voxel_semantics` uint8, `mask_camera`, `mask_lidar` and `mask_valid` bool
+    [X, Y, Z]; the rest is its metainfo. In training this holds `seed`, drawn last from the
     sample's generator, for the random draws of the model.
     """
 
     def __call__(self, sample: OccSample) -> dict[str, Any]:
-        """Returns the packed sample."""
+        """Return the packed sample."""
         if sample.images is None or sample.image_aug is None:
             raise LoaderConfigError(
                 "PackOccSample needs LoadMultiViewImages before it in the pipeline"

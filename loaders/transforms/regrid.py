@@ -41,7 +41,7 @@ class LabelWindow:
         return self.factor != (1, 1, 1)
 
     def crop(self, grid: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Returns the part of a file's dense grid inside the window, a view at file resolution."""
+        """Return the part of a file's dense grid inside the window, a view at file resolution."""
         return grid[
             tuple(
                 slice(start, start + count * step)
@@ -56,7 +56,7 @@ def label_window(
     pc_range: Sequence[float],
     voxel_size: Sequence[float],
 ) -> LabelWindow:
-    """Finds the wanted grid in the grid of the label files.
+    """Find the wanted grid in the grid of the label files.
 
     Args:
         label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres.
@@ -96,9 +96,9 @@ def label_window(
 def regrid_sparse(
     index: IntArray, label: IntArray, window: LabelWindow, num_classes: int
 ) -> npt.NDArray[np.uint8]:
-    """Fills the wanted grid with a file's occupied voxels.
+    """Fill the wanted grid with a file's occupied voxels.
 
-    A pooled voxel is free if nothing in it is occupied; otherwise it bears the label of most of its
+    A pooled voxel is free if nothing in it is occupied; otherwise it has the label of most of its
     occupied voxels (of several, the lowest).
 
     Args:
@@ -128,7 +128,7 @@ def regrid_sparse(
 
 
 def mark_unknown(grid: npt.NDArray[np.uint8], unknown: npt.NDArray[np.bool_], free: int) -> None:
-    """Writes ``UNKNOWN_LABEL`` to free voxels of a grid that hold a voxel of unknown state.
+    """Write `UNKNOWN_LABEL` to free voxels of a grid that hold a voxel of unknown state.
 
     A larger voxel that holds known occupied ones keeps their label.
 
@@ -141,7 +141,7 @@ def mark_unknown(grid: npt.NDArray[np.uint8], unknown: npt.NDArray[np.bool_], fr
 
 
 def pool_any(mask: npt.NDArray[np.bool_], window: LabelWindow) -> npt.NDArray[np.bool_]:
-    """Crops and pools a file's mask: true where any voxel inside is."""
+    """Crop and pool a file's mask: true where any voxel inside is."""
     (x, y, z), (fx, fy, fz) = window.shape, window.factor
     blocks = window.crop(mask).reshape(x, fx, y, fy, z, fz)
     return blocks.any(axis=(1, 3, 5))

@@ -1,5 +1,6 @@
 // Schemas of all native operations. Kernels register beside their code, fake (shape) functions and
-// gradients in models/ops/*.py.
+// gradients in models/ops/*.py. Sizes that depend on data are SymInt where models are exported with
+// them: a trace has no numbers for them.
 #include <torch/library.h>
 
 TORCH_LIBRARY(opus, m) {
@@ -20,7 +21,7 @@ TORCH_LIBRARY(opus, m) {
       "-> (Tensor out_coords, Tensor pairs, Tensor pairs_by_in, Tensor starts)");
   m.def(
       "sparse_conv(Tensor features, Tensor weight, Tensor? bias, Tensor pairs, "
-      "Tensor pairs_by_in, Tensor starts, int num_out) -> Tensor");
+      "Tensor pairs_by_in, Tensor starts, SymInt num_out) -> Tensor");
   m.def(
       "sparse_conv_backward(Tensor grad, Tensor features, Tensor weight, Tensor pairs, "
       "Tensor pairs_by_in, Tensor starts, bool need_features, bool need_weight) "
@@ -33,15 +34,21 @@ TORCH_LIBRARY(opus, m) {
       "multi_view_sampling_backward(Tensor grad, Tensor[] feats, Tensor points, Tensor occ2img, "
       "Tensor level_weights, int img_h, int img_w, int num_cams, bool permuted, bool need_feats, "
       "bool need_points) -> (Tensor[], Tensor, Tensor)");
+  // Adds the gradients of the maps to `sums`, which lie channels-last in the points' precision.
+  m.def(
+      "multi_view_sampling_backward_into(Tensor grad, Tensor[] feats, Tensor points, "
+      "Tensor occ2img, Tensor level_weights, int img_h, int img_w, int num_cams, bool permuted, "
+      "bool need_points, Tensor(a!)[] sums) -> (Tensor, Tensor)");
 
   // log_sum [B, H, Q] is what the backward pass needs of the softmax.
   m.def(
       "distance_attention(Tensor query, Tensor key, Tensor value, Tensor tau, Tensor centres, "
-      "float dropout_p, int seed) -> (Tensor out, Tensor log_sum)");
+      "float dropout_p, Tensor? seeds, Tensor? order) -> (Tensor out, Tensor log_sum)");
   m.def(
       "distance_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, "
-      "Tensor tau, Tensor centres, Tensor out, Tensor log_sum, float dropout_p, int seed) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor tau, Tensor centres, Tensor out, Tensor log_sum, float dropout_p, Tensor? seeds, "
+      "Tensor? order) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("attention_order(Tensor centres) -> Tensor");
 
   m.def("adaptive_mixing(Tensor sampled, Tensor parameters, int out_points) -> Tensor");
   m.def(
@@ -63,7 +70,7 @@ TORCH_LIBRARY(opus, m) {
       "chamfer_terms_backward(Tensor grad, Tensor query, Tensor reference, Tensor index, "
       "float beta, bool need_query, bool need_reference) -> (Tensor, Tensor)");
 
-  m.def("farthest_point_sampling(Tensor points, int[] lengths, int num_samples) -> Tensor");
+  m.def("farthest_point_sampling(Tensor points, SymInt[] lengths, int num_samples) -> Tensor");
 
   m.def(
       "label_rays(Tensor grids, Tensor origins, Tensor sample_of_origin, Tensor directions, "
@@ -82,10 +89,20 @@ TORCH_LIBRARY(opus, m) {
       "sigmoid_focal_loss_backward(Tensor grad, Tensor logits, Tensor labels, "
       "Tensor class_weights, Tensor? row_weights, float gamma, float alpha) -> Tensor");
 
+  // `ends` lies on the CPU where no capacity is given, else on the keys' device.
+  m.def(
+      "voxel_sets(Tensor keys, int num_grids, int[3] shape, int[] kernels, int[] strides, "
+      "int[] paddings, int[]? capacity) "
+      "-> (Tensor[] members, Tensor[] words, Tensor[] up_to, Tensor ends, Tensor place)");
+  m.def(
+      "voxel_neighbors(Tensor rows, int[3] shape, int[3] kernel_size, int[3] stride, "
+      "int[3] padding, bool of_inputs, int num_grids, Tensor words, Tensor up_to, int first, "
+      "int size) -> Tensor");
+
   m.def("unique_voxels(Tensor keys, int num_keys) -> (Tensor unique, Tensor inverse)");
 
   m.def(
-      "voxel_max(Tensor features, Tensor voxel_index, int num_voxels, bool with_winner) "
+      "voxel_max(Tensor features, Tensor voxel_index, SymInt num_voxels, bool with_winner) "
       "-> (Tensor maximum, Tensor winner)");
   m.def("voxel_max_backward(Tensor grad, Tensor winner, int num_points) -> Tensor");
 

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import ops
-from models.randomness import SampleDraws
 
 
 class PackedSelfAttention(nn.Module):
@@ -33,23 +32,22 @@ class PackedSelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(
-        self, x: Tensor, tau: Tensor, centres: Tensor, draws: SampleDraws | None = None
+        self,
+        x: Tensor,
+        tau: Tensor,
+        centres: Tensor,
+        seeds: Tensor | None = None,
+        order: Tensor | None = None,
     ) -> Tensor:
         """Attend within ``x`` ``[B, Q, C]``; logits fall by ``tau`` ``[B, Q, H]`` per metre
-        between ``centres`` ``[B, Q, 3]``. Without ``draws`` no weight is dropped.
+        between ``centres`` ``[B, Q, 3]``. Without ``seeds`` ``[B]`` no weight is dropped.
         """
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, Q, .]
         tau = tau.transpose(1, 2)
-        if draws is None or self.dropout == 0:
-            out = ops.distance_attention(q, k, v, tau, centres)
-        else:  # the operation takes one seed: a sample after the other
-            rows = [slice(i, i + 1) for i in range(len(x))]
-            parts = [
-                ops.distance_attention(q[i], k[i], v[i], tau[i], centres[i], self.dropout, seed)
-                for i, seed in zip(rows, draws.seeds, strict=True)
-            ]
-            out = torch.cat(parts)
+        dropout = 0.0 if seeds is None else self.dropout
+        seed = 0 if seeds is None else seeds
+        out = ops.distance_attention(q, k, v, tau, centres, dropout, seed, order)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -74,14 +72,20 @@ class ScaleAdaptiveSelfAttention(nn.Module):
         nn.init.uniform_(self.gen_tau.bias, 0.0, 2.0)
 
     def forward(
-        self, query_feats: Tensor, centres: Tensor, draws: SampleDraws | None = None
+        self,
+        query_feats: Tensor,
+        centres: Tensor,
+        seeds: Tensor | None = None,
+        order: Tensor | None = None,
     ) -> Tensor:
         """Return ``query_feats`` ``[B, Q, C]`` plus what was attended to.
 
         Args:
             query_feats: ``[B, Q, C]``.
             centres: ``[B, Q, 3]`` in metres; gets no gradient.
-            draws: Of the dropout; None drops nothing.
+            seeds: int64 ``[B]``, of the dropout; None drops nothing.
+            order: int64 ``[B, Q]``, in which queries are visited; None to find one here.
         """
-        attended = self.attention["attn"](query_feats, self.gen_tau(query_feats), centres, draws)
+        tau = self.gen_tau(query_feats)
+        attended = self.attention["attn"](query_feats, tau, centres, seeds, order)
         return query_feats + attended

@@ -7,13 +7,16 @@ G groups, P sampling points of a group, R_i points of a query after layer i, F f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from models import ops
+from models.cuda_graphs import CapturedFunction
 from models.errors import ModelConfigError
 from models.randomness import SampleDraws
 
@@ -65,6 +68,8 @@ class OPUSDecoder(BaseModule):
         sampling_pattern: ``'prototype'`` (V2) or ``'scaled_offset'`` (V1), see ``PointSampling``.
         level_pairing: ``'published'`` or ``'straight'``, see ``PointSampling``.
         use_lidar: Whether a LiDAR map is sampled beside the images.
+        cuda_graphs: Whether evaluation on a GPU captures the layers as CUDA graphs and replays
+            them: the host then starts one graph a frame in place of hundreds of kernels.
         init_cfg: Initialisation configuration of MMEngine.
 
     Raises:
@@ -93,6 +98,7 @@ class OPUSDecoder(BaseModule):
         sampling_pattern: str = "prototype",
         level_pairing: str = "published",
         use_lidar: bool = False,
+        cuda_graphs: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -103,6 +109,10 @@ class OPUSDecoder(BaseModule):
             )
         self.embed_dims = embed_dims
         self.use_lidar = use_lidar
+        self._img_hw: tuple[int, int] = (0, 0)  # that graphs have been captured with
+        self._captured: CapturedFunction | None = None
+        if cuda_graphs:
+            self._captured = CapturedFunction(self._decode_flat)
         self.register_buffer(
             "pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False
         )
@@ -159,23 +169,84 @@ class OPUSDecoder(BaseModule):
                 f"{'no' if bev_feats is None else 'a'} LiDAR map: set use_lidar of the head to "
                 "what the detector has."
             )
-        maps = FeatureMaps(mlvl_feats, occ2img, img_hw, bev_feats, self.pc_range)
+        maps = FeatureMaps(tuple(mlvl_feats), occ2img, img_hw, bev_feats, self.pc_range)
+        seeds = None
+        if self.training:
+            draws = draws or SampleDraws.fresh(len(init_points))
+            seeds = self.dropout_seeds(draws, init_points.device)
+        if self._captured is None or self.training:
+            return self.decode(init_points, maps, seeds)
+        if self._img_hw != img_hw:
+            self._captured.forget()
+            self._img_hw = img_hw
+        results = self._captured(init_points, occ2img, bev_feats, *mlvl_feats)
+        number = len(self.decoder_layers)
+        points, sampling, feats = results[:number], results[number:-1], results[-1]
+        return DecoderOutput(
+            [x for x in points if x is not None],
+            [*[None] * (number - 1), feats],
+            [x for x in sampling if x is not None],
+        )
+
+    def _decode_flat(
+        self, init_points: Tensor, occ2img: Tensor, bev_feats: Tensor | None, *mlvl_feats: Tensor
+    ) -> list[Tensor | None]:
+        """Run all layers in eval mode; results are the lists of ``DecoderOutput`` in one."""
+        maps = FeatureMaps(mlvl_feats, occ2img, self._img_hw, bev_feats, self.pc_range)
+        output = self.decode(init_points, maps)
+        return [*output.points, *output.sampling_points, output.point_feats[-1]]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> OPUSDecoder:
+        """Forget graphs: they read the parameters where these lay."""
+        if self._captured is not None:
+            self._captured.forget()
+        super()._apply(*args, **kwargs)
+        return self
+
+    def decode(
+        self, init_points: Tensor, maps: FeatureMaps, seeds: Tensor | None = None
+    ) -> DecoderOutput:
+        """Run all layers: tensors in, tensors out, nothing that the host has to look at.
+
+        So it compiles in one graph, and can be captured as a CUDA graph.
+
+        Args:
+            init_points: ``[B, Q, 1, 3]``, normalised.
+            maps: What to sample from.
+            seeds: int64 ``[layers, 3, B]``, see ``dropout_seeds``; None drops nothing.
+        """
         low, size = self.pc_range[:3], self.pc_range[3:] - self.pc_range[:3]
         query_feats = init_points.new_zeros(*init_points.shape[:2], self.embed_dims)
         points = init_points
+        if not isinstance(maps.mlvl_feats, ops.SharedMaps):
+            maps = replace(maps, mlvl_feats=ops.SharedMaps(maps.mlvl_feats))
+        order = None
+        if init_points.device.type != "cpu":  # a dozen launches, too many for every layer
+            order = ops.attention_order((init_points.detach() * size + low).squeeze(2))
         output = DecoderOutput([], [])
-        if not self.training:
-            draws = None
-        elif draws is None:
-            draws = SampleDraws.fresh(len(init_points))
         for i, layer in enumerate(self.decoder_layers):
             points = points.detach()
-            wanted = self.training or layer is self.decoder_layers[-1]
+            wanted = self.training or i == len(self.decoder_layers) - 1
             points_m = points * size + low
-            refined = layer(query_feats, points, points_m, maps, wanted, draws and draws.part(i))
+            own_seeds = None if seeds is None else seeds[i]
+            refined = layer(query_feats, points, points_m, maps, wanted, own_seeds, order)
             query_feats = refined.query_feats
             points = (refined.points_m - low) / size
             output.points.append(points)
             output.point_feats.append(refined.point_feats)
             output.sampling_points.append(refined.sampling_points)
         return output
+
+    def dropout_seeds(self, draws: SampleDraws, device: torch.device) -> Tensor:
+        """Return the seeds of all layers, int64 ``[layers, 3, B]``, in one copy to the device.
+
+        Those of a layer are of its self-attention and of the two dropouts of its feed-forward
+        network.
+        """
+        seeds = []
+        for i in range(len(self.decoder_layers)):
+            own = draws.part(i)
+            ffn = own.part("ffn")
+            parts = (own.part("attention"), ffn.part(0), ffn.part(1))
+            seeds.append([part.seeds for part in parts])
+        return torch.tensor(seeds, dtype=torch.int64).to(device, non_blocking=True)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from models import randomness
-from models.randomness import SampleDraws
 
 from .attention import ScaleAdaptiveSelfAttention
 from .mixing import AdaptiveMixing
+from .precision import ExactLinear
 from .sampling import FeatureMaps, PointSampling
 
 
@@ -36,11 +36,17 @@ class FeedForward(nn.Module):
         hidden = nn.Sequential(nn.Linear(embed_dims, hidden_dims), nn.ReLU())
         self.layers = nn.Sequential(hidden, nn.Linear(hidden_dims, embed_dims))
 
-    def forward(self, x: Tensor, draws: SampleDraws | None = None) -> Tensor:
-        """Return ``x`` ``[B, Q, C]`` plus the network of it; without ``draws`` nothing drops."""
+    def forward(self, x: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """Return ``x`` ``[B, Q, C]`` plus the network of it.
+
+        Args:
+            x: ``[B, Q, C]``.
+            seeds: int64 ``[2, B]``, of the dropout after each layer; None drops nothing.
+        """
         out = x
         for i, layer in enumerate(self.layers):
-            out = randomness.dropout(layer(out), self.dropout, draws and draws.part(i))
+            own = None if seeds is None else seeds[i]
+            out = randomness.dropout(layer(out), self.dropout, own)
         return x + out
 
 
@@ -140,7 +146,7 @@ class DecoderLayer(nn.Module):
             nn.ReLU(),
             nn.Linear(embed_dims, embed_dims),
             nn.ReLU(),
-            nn.Linear(embed_dims, out_points * 3),
+            ExactLinear(embed_dims, out_points * 3),  # metres
         )
 
     def forward(
@@ -150,7 +156,8 @@ class DecoderLayer(nn.Module):
         points_m: Tensor,
         maps: FeatureMaps,
         with_point_feats: bool,
-        draws: SampleDraws | None = None,
+        seeds: Tensor | None = None,
+        order: Tensor | None = None,
     ) -> LayerOutput:
         """Run the layer.
 
@@ -160,22 +167,24 @@ class DecoderLayer(nn.Module):
             points_m: The same points in metres of the occ frame.
             maps: What to sample from.
             with_point_feats: Whether the class branch is needed.
-            draws: Of the dropout; None drops nothing.
+            seeds: int64 ``[3, B]``, of the dropout in self-attention and after each layer of the
+                feed-forward network; None drops nothing.
+            order: int64 ``[B, Q]``, in which self-attention visits queries; None to find one here.
         """
         centre = points_m.mean(2)
         query_feats = query_feats + self.position_encoder(points.flatten(2))
         sampled, where = self.sampling(query_feats, points_m, maps)
         mixed = self.get_submodule(self.mixing_name)(sampled, query_feats)
         query_feats = self.norm1(mixed)
-        attended = self.self_attn(query_feats, centre, draws and draws.part("attention"))
+        attended = self.self_attn(query_feats, centre, None if seeds is None else seeds[0], order)
         query_feats = self.norm2(attended)
-        query_feats = self.norm3(self.ffn(query_feats, draws and draws.part("ffn")))
+        query_feats = self.norm3(self.ffn(query_feats, None if seeds is None else seeds[1:]))
         offset = self.reg_branch(query_feats).unflatten(-1, (self.out_points, 3))
         refined = torch.nan_to_num(centre.unsqueeze(2) + offset * self.refine_scale_m)
         feats = None
         if with_point_feats:
             feats = self.cls_branch(query_feats).unflatten(-1, (self.out_points, -1))
-            feats = torch.nan_to_num(feats)
+            feats = torch.nan_to_num(feats).to(refined.dtype)
         return LayerOutput(query_feats, refined, feats, where.detach())
 
 

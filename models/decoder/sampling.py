@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from models import ops
 from models.errors import ModelConfigError
 
+from .precision import ExactLinear
+
 PATTERNS = ("prototype", "scaled_offset")
 
 
@@ -24,15 +26,15 @@ class FeatureMaps:
     """What the decoder samples from.
 
     Attributes:
-        mlvl_feats: L image feature maps ``[B, T*N, C, h, w]``.
-        occ2img: ``[B, T*N, 4, 4]``, metres of the occ frame to pixels.
+        mlvl_feats: L image feature maps `[B, T*N, C, h, w]`, or the same, shared by the layers.
+        occ2img: `[B, T*N, 4, 4]`, metres of the occ frame to pixels.
         img_hw: Height and width in pixels of the images the projections refer to.
-        bev_feats: LiDAR features ``[B, C, h, w]`` seen from above, rows along y and columns along
-            x, spread over the xy plane of ``pc_range``; None without LiDAR.
-        pc_range: ``[6]``, range of ``bev_feats`` in metres of the occ frame.
+        bev_feats: LiDAR features `[B, C, h, w]` seen from above, rows along y and columns along
+            x, spread over the xy plane of `pc_range`; None without LiDAR.
+        pc_range: `[6]`, range of `bev_feats` in metres of the occ frame.
     """
 
-    mlvl_feats: Sequence[Tensor]
+    mlvl_feats: Sequence[Tensor] | ops.SharedMaps
     occ2img: Tensor
     img_hw: tuple[int, int]
     bev_feats: Tensor | None = None
@@ -45,9 +47,9 @@ class PointSampling(nn.Module):
     The points lie around the centre of a query's current points, at the scale of their standard
     deviation (OPUS, arXiv 2409.09350: consistent point sampling). Two patterns exist:
 
-    - ``'scaled_offset'`` (V1): ``centre + offset(query) * scale``; a query with a single point has
+    - `'scaled_offset'` (V1): `centre + offset(query) * scale`; a query with a single point has
       scale 0.
-    - ``'prototype'`` (V2): ``centre + prototype * scale + offset(query)`` with a learned prototype
+    - `'prototype'` (V2): `centre + prototype * scale + offset(query)` with a learned prototype
       shared by all queries; a query with a single point has scale 1.
 
     Args:
@@ -57,8 +59,8 @@ class PointSampling(nn.Module):
         num_groups: G, divides C.
         num_levels: L.
         pattern: One of the patterns above.
-        pairing: ``'published'`` pairs groups and level weights in the permuted way that published
-            checkpoints were trained with; ``'straight'`` gives each group its own weights.
+        pairing: `'published'` pairs groups and level weights in the permuted way that published
+            checkpoints were trained with; `'straight'` gives each group its own weights.
     """
 
     def __init__(
@@ -82,17 +84,17 @@ class PointSampling(nn.Module):
         self.pairing = pairing
         if pattern == "prototype":
             self.sampling_prototype = nn.Embedding(num_groups * num_points, 3)
-        self.sampling_offset = nn.Linear(embed_dims, num_groups * num_points * 3)
-        self.scale_weights = nn.Linear(embed_dims, num_groups * num_points * num_levels)
+        self.sampling_offset = ExactLinear(embed_dims, num_groups * num_points * 3)
+        self.scale_weights = ExactLinear(embed_dims, num_groups * num_points * num_levels)
         nn.init.zeros_(self.sampling_offset.weight)
         nn.init.uniform_(self.sampling_offset.bias, -0.5, 0.5)
 
     def sampling_points(self, query_feats: Tensor, points: Tensor) -> Tensor:
-        """Return the sampling points ``[B, Q, G, P, 3]`` in metres.
+        """Return the sampling points `[B, Q, G, P, 3]` in metres.
 
         Args:
-            query_feats: ``[B, Q, C]``.
-            points: ``[B, Q, R, 3]`` current points of the queries, metres of the occ frame.
+            query_feats: `[B, Q, C]`.
+            points: `[B, Q, R, 3]` current points of the queries, metres of the occ frame.
         """
         offset = self.sampling_offset(query_feats).unflatten(-1, (-1, 3))
         centre = points.mean(2, keepdim=True)
@@ -111,13 +113,13 @@ class PointSampling(nn.Module):
         """Sample around each query.
 
         Returns:
-            Features ``[B, Q, G, S, C/G]``, S = T*P, with LiDAR (T+1)*P: in the fourth axis come
+            Features `[B, Q, G, S, C/G]`, S = T*P, with LiDAR (T+1)*P: in the fourth axis come
             the frames, each with its P points, then the LiDAR map. And where they were taken,
-            ``[B, Q, G, P, 3]`` in metres of the occ frame.
+            `[B, Q, G, P, 3]` in metres of the occ frame.
 
         Args:
-            query_feats: ``[B, Q, C]``.
-            points: ``[B, Q, R, 3]``, metres of the occ frame.
+            query_feats: `[B, Q, C]`.
+            points: `[B, Q, R, 3]`, metres of the occ frame.
             maps: What to sample from.
         """
         level_weights = self.scale_weights(query_feats)
@@ -145,15 +147,15 @@ def bev_sampling(bev_feats: Tensor, points: Tensor, pc_range: Tensor) -> Tensor:
     """Sample a map seen from above, every group from its own channels.
 
     Bilinear; the centres of the outer pixels lie on the border of the range (torch's
-    ``align_corners=True``); zero outside.
+    `align_corners=True`); zero outside.
 
     Args:
-        bev_feats: ``[B, C, h, w]``, rows along y, columns along x.
-        points: ``[B, Q, G, P, 3]``, metres of the occ frame.
-        pc_range: ``[6]``, range of the map in metres of the occ frame.
+        bev_feats: `[B, C, h, w]`, rows along y, columns along x.
+        points: `[B, Q, G, P, 3]`, metres of the occ frame.
+        pc_range: `[6]`, range of the map in metres of the occ frame.
 
     Returns:
-        ``[B, Q, G, P, C/G]``.
+        `[B, Q, G, P, C/G]`.
     """
     num_groups = points.shape[2]
     low, high = pc_range[:2], pc_range[3:5]

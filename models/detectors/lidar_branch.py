@@ -22,19 +22,23 @@ PARTS = ("pts_voxel_layer", "pts_middle_encoder", "pts_backbone", "pts_neck")
 
 
 def build_lidar_branch(
-    configs: Mapping[str, dict | None], pc_range: Sequence[float], out_channels: int
+    configs: Mapping[str, dict | None],
+    pc_range: Sequence[float],
+    out_channels: int,
+    sparse_backend: str = "own",
 ) -> dict[str, nn.Module]:
     """Build the parts of the branch.
 
     Args:
-        configs: Configurations of ``PARTS`` by name: the voxeliser, and mmdet3d's sparse encoder,
+        configs: Configurations of `PARTS` by name: the voxeliser, and mmdet3d's sparse encoder,
             backbone and neck.
         pc_range: Range of the voxel grid of the predictions in metres; LiDAR points are seen in
             the same.
         out_channels: C of the map.
+        sparse_backend: What computes the sparse convolutions on CUDA, see `SparseConv3d`.
 
     Returns:
-        Modules by name: ``PARTS`` and ``final_conv``; nothing if there are no configurations.
+        Modules by name: `PARTS` and `final_conv`; nothing if there are no configurations.
 
     Raises:
         ModelConfigError: If some parts are configured and some not, or the encoder's sparse shape
@@ -53,7 +57,7 @@ def build_lidar_branch(
     )
     for name in PARTS[1:]:
         built[name] = MODELS.build(configs[name])
-    use_own_convolutions(built["pts_middle_encoder"])
+    use_own_convolutions(built["pts_middle_encoder"], sparse_backend)
     _check_sparse_shape(built)
     in_channels = sum(built["pts_neck"].out_channels)
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -62,16 +66,21 @@ def build_lidar_branch(
 
 
 def lidar_map(parts: Any, points: Sequence[Tensor]) -> Tensor:
-    """Return the map ``[B, C, h, w]``, rows along y and columns along x.
+    """Return the map `[B, C, h, w]`, rows along y and columns along x.
 
     Args:
         parts: Owner of the parts.
-        points: Per sample ``[n, 5]``: x, y, z in metres of the occ frame, intensity, time lag in
+        points: Per sample `[n, 5]`: x, y, z in metres of the occ frame, intensity, time lag in
             seconds; the key frame's first, since of a crowded voxel the first points count.
     """
     features, coords = parts.pts_voxel_layer(points)
+    return map_of_voxels(parts, features, coords, len(points))
+
+
+def map_of_voxels(parts: Any, features: Tensor, coords: Tensor, batch_size: int) -> Tensor:
+    """Return the map `[B, C, h, w]` of the voxeliser's output, see `Voxels`."""
     with torch.autocast(features.device.type, enabled=False):
-        x = run_sparse_encoder(parts.pts_middle_encoder, features, coords, len(points))
+        x = run_sparse_encoder(parts.pts_middle_encoder, features, coords, batch_size)
     (x,) = parts.pts_neck(parts.pts_backbone(x))
     return parts.final_conv(x)
 

@@ -17,13 +17,16 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from models.data_preprocessor import FrameSelection, OPUSDataPreprocessor
 from models.errors import MissingWeightsError, ModelConfigError, does_not_exist
 from models.heads import CameraGeometry, HeadOutput, LidarInput, OccupancyHead
 from models.layers import convert_layouts_together
+from models.layers.channels import cat_channels_last
 from models.losses import LossNormalizer
 from models.randomness import SampleDraws
 
-from .feature_cache import FeatureCache, FrameFeatures
+from .evaluation_network import EvaluationNetwork, check_eval_dtype
+from .feature_cache import FeatureCache
 from .lidar_branch import build_lidar_branch, lidar_map
 
 
@@ -54,7 +57,16 @@ class OPUS(BaseModel):
         streaming: In eval mode, keep the features of frames, so that a sample pays for the frames
             that were not in the samples before it. Samples need ``img_paths`` (T*N, frame-major)
             and ``ida_mat`` in their metainfo, which together identify an image.
-        cached_frames: Frames that streaming keeps.
+        cached_frames: Frames that streaming keeps; twice the frames of a sample let them be read
+            in place.
+        eval_dtype: Precision of the image network in evaluation: ``'float32'``, ``'bfloat16'``
+            (of devices that multiply it natively), ``'float16'`` (of GPUs), or ``'auto'``,
+            bfloat16 where the device has it and float32 elsewhere. The maps that are sampled have
+            the same; sums over them do not. None keeps the precision of the parameters.
+        cuda_graphs: Whether evaluation on a GPU captures the image network as CUDA graphs and
+            replays them. Its maps then hold until its next call.
+        sparse_backend: What computes the LiDAR branch's sparse convolutions on CUDA: ``'own'`` or
+            ``'spconv'``.
         data_preprocessor: Configuration of the data preprocessor.
         init_cfg: Initialisation configuration of MMEngine.
     """
@@ -74,6 +86,9 @@ class OPUS(BaseModel):
         stop_prev_grad: int | None = None,
         streaming: bool = False,
         cached_frames: int = 16,
+        eval_dtype: str | None = None,
+        cuda_graphs: bool = False,
+        sparse_backend: str = "own",
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
@@ -82,6 +97,9 @@ class OPUS(BaseModel):
             raise ModelConfigError(
                 f"stop_prev_grad must be None or at least 1, got {stop_prev_grad}."
             )
+        self.eval_dtype = eval_dtype
+        self.cuda_graphs = cuda_graphs
+        check_eval_dtype(eval_dtype)
         self.img_backbone = MODELS.build(img_backbone)
         self.img_neck = MODELS.build(img_neck)
         self.pts_bbox_head: OccupancyHead = MODELS.build(pts_bbox_head)
@@ -91,7 +109,7 @@ class OPUS(BaseModel):
             pts_backbone=pts_backbone,
             pts_neck=pts_neck,
         )
-        self._add_lidar_branch(lidar_configs, pts_bbox_head["pc_range"])
+        self._add_lidar_branch(lidar_configs, pts_bbox_head["pc_range"], sparse_backend)
         self.img_aux_head = None
         if img_aux_head is not None:
             shared = ("num_classes", "empty_label", "pc_range", "voxel_size")
@@ -103,13 +121,16 @@ class OPUS(BaseModel):
         self.stop_prev_grad = stop_prev_grad
         self.streaming = streaming
         self.cache = FeatureCache(cached_frames)
+        self.copies_losses = False
+        self._evaluation: EvaluationNetwork | None = None
+        self._compile_options: dict[str, Any] | None = None
         convert_layouts_together(self)
 
     def _add_lidar_branch(
-        self, configs: Mapping[str, dict | None], pc_range: Sequence[float]
+        self, configs: Mapping[str, dict | None], pc_range: Sequence[float], sparse_backend: str
     ) -> None:
         head = self.pts_bbox_head
-        parts = build_lidar_branch(configs, pc_range, head.embed_dims)
+        parts = build_lidar_branch(configs, pc_range, head.embed_dims, sparse_backend)
         for name, module in parts.items():
             self.add_module(name, module)
         self.has_lidar = bool(parts)
@@ -137,15 +158,69 @@ class OPUS(BaseModel):
         super().init_weights()
 
     def train(self, mode: bool = True) -> OPUS:
-        """Set the mode and forget cached features, which other weights may have made."""
-        self.cache.clear()
+        """Set the mode and forget what other weights may have made."""
+        self._forget()
         super().train(mode)
         return self
 
+    def parse_losses(
+        self, losses: dict[str, Tensor | list[Tensor]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of the losses, and each for the log.
+
+        Where ``copies_losses`` is set, those for the log are on their way to the host in one copy:
+        they may be read once the optimiser wrapper, which sets it, has waited for the device.
+        """
+        total, log = super().parse_losses(losses)
+        if not self.copies_losses or total.device.type == "cpu":
+            return total, log
+        values = torch.stack([value.detach().double() for value in log.values()])
+        return total, dict(zip(log, values.to("cpu", non_blocking=True), strict=True))
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Forget cached features: other weights made them."""
-        self.cache.clear()
+        """Forget what other weights made."""
+        self._forget()
         super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> OPUS:
+        """Forget what lies on another device, or in another precision."""
+        self._forget()
+        super()._apply(*args, **kwargs)
+        return self
+
+    def _forget(self) -> None:
+        """Forget cached features and the image network of the evaluation."""
+        self.cache.clear()
+        self._evaluation = None
+
+    def compile_image_network(self, **options: Any) -> None:
+        """Compile backbone and neck, also as evaluation runs them.
+
+        Args:
+            **options: Arguments of ``torch.compile``.
+        """
+        self._compile_options = options
+        self._evaluation = None
+        for part in (self.img_backbone, self.img_neck):
+            part.compile(**options)
+
+    def val_step(self, data: dict) -> list[BaseDataElement]:
+        """Predict a batch as the data loader gives it; see MMEngine."""
+        return self.test_step(data)
+
+    def test_step(self, data: dict) -> list[BaseDataElement]:
+        """Predict a batch as the data loader gives it; see MMEngine.
+
+        Streaming uploads, normalises and pads the frames alone that are not in the cache.
+        """
+        arguments = {}
+        if self._streams and isinstance(self.data_preprocessor, OPUSDataPreprocessor):
+            num_cams = self.pts_bbox_head.num_cams
+            keys = _keys_of(data["data_samples"], num_cams)
+            missing = self.cache.missing([key for sample in keys for key in sample])
+            arguments["selection"] = FrameSelection(missing, num_cams)
+        data = self.data_preprocessor(data, False, **arguments)
+        return self._run_forward(data, mode="predict")
 
     def forward(
         self, inputs: dict[str, Any], data_samples: list[BaseDataElement], mode: str = "tensor"
@@ -153,10 +228,11 @@ class OPUS(BaseModel):
         """Run the model on the data preprocessor's output.
 
         Args:
-            inputs: ``img``, float ``[B, T*N, 3, H, W]``; with a LiDAR branch also ``points``, a
-                float tensor ``[n, 5]`` per sample: x, y, z in metres of the occ frame (BEV
-                augmentation included), intensity, and the time lag behind the key frame in
-                seconds, exactly 0 for its own points, which come first.
+            inputs: ``img``, float ``[B, T*N, 3, H, W]``, or beside ``new_frames`` (see
+                ``extract_feat``) those frames alone, ``[n, N, 3, H, W]``; with a LiDAR branch also
+                ``points``, a float tensor ``[n, 5]`` per sample: x, y, z in metres of the occ
+                frame (BEV augmentation included), intensity, and the time lag behind the key frame
+                in seconds, exactly 0 for its own points, which come first.
             data_samples: Samples with ``ego2img`` ``[T*N, 4, 4]`` and ``ego2occ`` ``[4, 4]``, and
                 in the mode ``'loss'`` the labels the head asks for.
             mode: ``'loss'``, ``'predict'`` or ``'tensor'``.
@@ -176,7 +252,7 @@ class OPUS(BaseModel):
             ego2occ=torch.stack([sample.ego2occ for sample in data_samples]),
             img_hw=(images.shape[-2], images.shape[-1]),
         )
-        feats = self.extract_feat(images, data_samples)
+        feats = self.extract_feat(images, data_samples, inputs.get("new_frames"))
         lidar = self.extract_lidar(inputs.get("points")) if self.has_lidar else None
         with torch.autocast(images.device.type, enabled=False):
             draws = SampleDraws.of(data_samples).part("decoder") if self.training else None
@@ -200,10 +276,24 @@ class OPUS(BaseModel):
             )
         return LidarInput(points, lidar_map(self, points))
 
-    def extract_feat(self, images: Tensor, data_samples: Sequence[BaseDataElement]) -> list[Tensor]:
-        """Return L feature maps ``[B, T*N, C, h, w]`` of images ``[B, T*N, 3, H, W]``."""
-        if self.streaming and not self.training:
-            return self._extract_streaming(images, data_samples)
+    def extract_feat(
+        self,
+        images: Tensor,
+        data_samples: Sequence[BaseDataElement],
+        new_frames: Sequence[int] | None = None,
+    ) -> list[Tensor]:
+        """Return L feature maps ``[B, T*N, C, h, w]``, channels-last in memory.
+
+        Those of streaming may lie in the cache: they hold until the next call.
+
+        Args:
+            images: ``[B, T*N, 3, H, W]``; with ``new_frames`` ``[n, N, 3, H, W]``.
+            data_samples: Of the batch.
+            new_frames: In streaming, the positions of the frames among the B*T of the batch that
+                ``images`` holds, which are those that the cache lacks; None: it holds all.
+        """
+        if self._streams:
+            return self._extract_streaming(images, data_samples, new_frames)
         num_cams = self.pts_bbox_head.num_cams
         kept = images.shape[1] if self.stop_prev_grad is None else self.stop_prev_grad * num_cams
         if self.grid_mask is not None:
@@ -211,19 +301,44 @@ class OPUS(BaseModel):
             if self.training and data_samples:
                 draws = SampleDraws.of(data_samples).part("grid_mask")
             images = self.grid_mask(images, draws)
-        needs_no_gradient = not (self.training or torch.is_grad_enabled())
-        if needs_no_gradient or kept >= images.shape[1]:
-            return self._image_network(images)
-        current = self._image_network(images[:, :kept])
+        if not self._learns or kept >= images.shape[1]:
+            return self.image_features(images)
+        current = self.image_features(images[:, :kept])
         previous = self._without_gradient(images[:, kept:])
-        return [torch.cat(level, dim=1) for level in zip(current, previous, strict=True)]
+        return [cat_channels_last(level, dim=1) for level in zip(current, previous, strict=True)]
 
-    def _image_network(self, images: Tensor) -> list[Tensor]:
-        """Map images ``[..., 3, H, W]`` to L feature maps ``[..., C, h, w]``."""
+    @property
+    def _streams(self) -> bool:
+        return self.streaming and not self.training
+
+    @property
+    def _learns(self) -> bool:
+        return self.training or torch.is_grad_enabled()
+
+    def image_features(self, images: Tensor) -> list[Tensor]:
+        """Map images ``[..., 3, H, W]`` to L feature maps ``[..., C, h, w]``, channels-last."""
         # Convolutions and sampling both read all channels of a pixel: keep these together.
         images_nhwc = images.flatten(0, -4).contiguous(memory_format=torch.channels_last)
-        levels = self.img_neck(self.img_backbone(images_nhwc))
-        return [level.unflatten(0, images.shape[:-3]) for level in levels]
+        if self._learns:
+            levels = self.img_neck(self.img_backbone(images_nhwc))
+        else:
+            levels = self._evaluation_network()(images_nhwc)
+        return [
+            level.contiguous(memory_format=torch.channels_last).unflatten(0, images.shape[:-3])
+            for level in levels
+        ]
+
+    def _evaluation_network(self) -> EvaluationNetwork:
+        """Return the image network as evaluation runs it, made of the present weights."""
+        if self._evaluation is None or not self._evaluation.is_current:
+            self._forget()
+            self._evaluation = EvaluationNetwork(
+                [self.img_backbone, self.img_neck],
+                self.eval_dtype,
+                self._compile_options,
+                self.cuda_graphs,
+            )
+        return self._evaluation
 
     @torch.no_grad()
     def _without_gradient(self, images: Tensor) -> list[Tensor]:
@@ -232,27 +347,35 @@ class OPUS(BaseModel):
         try:
             for part in parts:
                 part.eval()
-            return self._image_network(images)
+            return self.image_features(images)
         finally:
             for part, mode in zip(parts, modes, strict=True):
                 part.train(mode)
 
+    @torch.no_grad()
     def _extract_streaming(
-        self, images: Tensor, data_samples: Sequence[BaseDataElement]
+        self,
+        images: Tensor,
+        data_samples: Sequence[BaseDataElement],
+        new_frames: Sequence[int] | None,
     ) -> list[Tensor]:
         num_cams = self.pts_bbox_head.num_cams
-        frames = images.unflatten(1, (-1, num_cams)).flatten(0, 1)  # [B*T, N, 3, H, W]
-        keys = [key for sample in data_samples for key in _frame_keys(sample, num_cams)]
+        keys = _keys_of(data_samples, num_cams)
 
-        def compute(positions: list[int]) -> list[FrameFeatures]:
-            levels = self._image_network(frames[positions])
-            return list(zip(*levels, strict=True))
+        def compute(positions: list[int]) -> list[Tensor]:
+            if new_frames is None:
+                frames = images.unflatten(1, (-1, num_cams)).flatten(0, 1)  # [B*T, N, 3, H, W]
+                return self.image_features(frames[positions])
+            if positions != list(new_frames):
+                raise RuntimeError(f"frames {positions} are not cached, got {list(new_frames)}")
+            return self.image_features(images)
 
-        features = self.cache.fetch(keys, compute)
-        return [
-            torch.stack(level).unflatten(0, (len(images), -1)).flatten(1, 2)
-            for level in zip(*features, strict=True)
-        ]
+        return [level.flatten(1, 2) for level in self.cache.fetch(keys, compute)]
+
+
+def _keys_of(samples: Sequence[BaseDataElement], num_cams: int) -> list[list[Hashable]]:
+    """Return what identifies the images of each frame, T of each of B samples."""
+    return [_frame_keys(sample, num_cams) for sample in samples]
 
 
 def _frame_keys(sample: BaseDataElement, num_cams: int) -> list[Hashable]:

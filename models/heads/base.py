@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from models import ops
 from models.decoder import DecoderOutput
+from models.decoder.precision import check_precision, products_in
 from models.errors import ModelConfigError
 from models.layers import GridModule
 from models.losses import LossTerm, LossTerms, Match, OccupiedPoints, normalize_alone
 from models.randomness import SampleDraws
 
 from .densifier import VoxelLogits
+from .results import positions
 
 # Label by which data samples mark voxels of unknown state: they count in no loss.
 UNKNOWN_LABEL = 255
@@ -46,7 +48,8 @@ class CameraGeometry:
 
     def occ2img(self) -> Tensor:
         """Return ``[B, T*N, 4, 4]``, metres of the occ frame to pixels."""
-        return self.ego2img @ torch.linalg.inv(self.ego2occ).unsqueeze(1)
+        # `inv` would make the host wait for the device, to look whether the matrix is singular.
+        return self.ego2img @ torch.linalg.inv_ex(self.ego2occ).inverse.unsqueeze(1)
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         loss_cls: Configuration of the class loss.
         score_thr: Voxels whose best score is not above this are predicted free.
         use_lidar: Whether the model has a LiDAR branch.
+        precision: Of matrix products: ``'float32'``, ``'tf32'`` or ``'bfloat16'``, see
+            ``models.decoder.precision``.
         init_cfg: Initialisation configuration of MMEngine.
     """
 
@@ -145,8 +150,10 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         loss_cls: dict,
         score_thr: float,
         use_lidar: bool = False,
+        precision: str = "float32",
         init_cfg: dict | None = None,
     ) -> None:
+        check_precision(precision)
         stored = ("pc_range", "scene_size", "voxel_size", "voxel_num")
         super().__init__(pc_range, voxel_size, stored, init_cfg)
         self.num_classes = num_classes
@@ -158,6 +165,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         self.num_levels = num_levels
         self.score_thr = score_thr
         self.use_lidar = use_lidar
+        self.precision = precision
         sizes = dict(
             pc_range=pc_range,
             embed_dims=embed_dims,
@@ -198,10 +206,19 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
                 configuration.
         """
         self._check_inputs(mlvl_feats, geometry)
+        with products_in(self.precision, mlvl_feats[0].device):
+            return self._forward(mlvl_feats, geometry, lidar, draws)
+
+    def _forward(
+        self,
+        mlvl_feats: Sequence[Tensor],
+        geometry: CameraGeometry,
+        lidar: LidarInput | None,
+        draws: SampleDraws | None,
+    ) -> HeadOutput:
         dtype = self.pc_range.dtype
-        init_points = self._initial_points(len(geometry.ego2occ), lidar)
-        decoded: DecoderOutput = self.transformer["decoder"](
-            init_points,
+        return self.decode(
+            self._initial_points(len(geometry.ego2occ), lidar),
             # half-precision maps stay so: sampling sums in the precision of the points
             [
                 level if level.element_size() == 2 and dtype == torch.float32 else level.to(dtype)
@@ -211,6 +228,20 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             geometry.img_hw,
             None if lidar is None else lidar.bev_feats.to(dtype),
             draws,
+        )
+
+    def decode(
+        self,
+        init_points: Tensor,
+        mlvl_feats: Sequence[Tensor],
+        occ2img: Tensor,
+        img_hw: tuple[int, int],
+        bev_feats: Tensor | None = None,
+        draws: SampleDraws | None = None,
+    ) -> HeadOutput:
+        """Run the decoder, and discretize what it gives; arguments as ``OPUSDecoder.forward``."""
+        decoded: DecoderOutput = self.transformer["decoder"](
+            init_points, mlvl_feats, occ2img, img_hw, bev_feats, draws
         )
         return HeadOutput(
             init_points,
@@ -239,8 +270,9 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             ``init_loss_pts`` (without LiDAR), ``loss_cls`` and ``loss_pts`` of the last layer, and
             ``d{i}.loss_cls``, ``d{i}.loss_pts`` of the others.
         """
-        targets = [self.occupied_points(sample) for sample in data_samples]
-        semantics = torch.stack([sample.voxel_semantics for sample in data_samples])
+        device = output.init_points.device
+        semantics = self._stacked_labels(data_samples, device)
+        targets = self.occupied_points(semantics, data_samples)
         # Without a look whether there are any, for which the host would wait.
         unknown = semantics == UNKNOWN_LABEL
         terms: dict[str, list[LossTerm]] = {}
@@ -266,27 +298,58 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         """Add ``pred_coords``, ``pred_labels`` and ``pred_scores`` to the samples.
 
         ``pred_coords`` int64 ``[n, 3]`` are voxels (x, y, z), ``pred_labels`` int64 ``[n]`` their
-        classes, ``pred_scores`` ``[n]`` the scores of these.
+        classes, ``pred_scores`` ``[n]`` the scores of these. They lie on the host: a device is
+        waited for once, when they leave it.
         """
 
     @torch.no_grad()
-    def occupied_points(self, sample: BaseDataElement) -> OccupiedPoints:
-        """Return the centres of the occupied voxels of a sample.
+    def occupied_points(
+        self, semantics: Tensor, data_samples: Sequence[BaseDataElement]
+    ) -> list[OccupiedPoints]:
+        """Return the centres of the occupied voxels of every sample, with one wait for a device.
+
+        Args:
+            semantics: ``[B, X, Y, Z]`` labels.
+            data_samples: Of their ``mask_camera``.
+        """
+        occupied = ((semantics != self.empty_label) & (semantics != UNKNOWN_LABEL)).flatten()
+        counts: list[int] = occupied.unflatten(0, (len(semantics), -1)).sum(1).cpu().tolist()
+        if semantics.device.type == "cpu":
+            index = occupied.nonzero().squeeze(1)
+        else:
+            index = positions(occupied, sum(counts))
+        _, y_num, z_num = self.grid_shape
+        labels = semantics.flatten()[index].long()
+        rest, z = index.div(z_num, rounding_mode="floor"), index.remainder(z_num)
+        rest, y = rest.div(y_num, rounding_mode="floor"), rest.remainder(y_num)
+        x = rest.remainder(self.grid_shape[0])
+        xyz = torch.stack([x, y, z], 1)
+        targets = []
+        for sample, own, own_labels in zip(
+            data_samples, xyz.split(counts), labels.split(counts), strict=True
+        ):
+            mask = sample.get("mask_camera")
+            visible = torch.ones_like(own_labels, dtype=torch.bool)
+            if mask is not None:
+                visible = mask.to(own.device)[tuple(own.unbind(1))]
+            targets.append(OccupiedPoints(self.voxel_centres(own), own_labels, visible))
+        return targets
+
+    def _stacked_labels(
+        self, data_samples: Sequence[BaseDataElement], device: torch.device
+    ) -> Tensor:
+        """Return the labels ``[B, X, Y, Z]`` of all samples.
 
         Raises:
-            ModelConfigError: If the label grid has another shape than the model's.
+            ModelConfigError: If a label grid has another shape than the model's.
         """
-        semantics: Tensor = sample.voxel_semantics
-        if tuple(semantics.shape) != self.grid_shape:
-            raise ModelConfigError(
-                f"voxel_semantics has the shape {tuple(semantics.shape)}, the model predicts "
-                f"{self.grid_shape}: check pc_range and voxel_size of the model."
-            )
-        index = torch.nonzero((semantics != self.empty_label) & (semantics != UNKNOWN_LABEL))
-        x, y, z = index.unbind(1)
-        mask = sample.get("mask_camera")
-        visible = torch.ones_like(x, dtype=torch.bool) if mask is None else mask[x, y, z]
-        return OccupiedPoints(self.voxel_centres(index), semantics[x, y, z].long(), visible)
+        for sample in data_samples:
+            if tuple(sample.voxel_semantics.shape) != self.grid_shape:
+                raise ModelConfigError(
+                    f"voxel_semantics has the shape {tuple(sample.voxel_semantics.shape)}, the "
+                    f"model predicts {self.grid_shape}: check pc_range and voxel_size of the model."
+                )
+        return torch.stack([sample.voxel_semantics for sample in data_samples]).to(device)
 
     @torch.no_grad()
     def _outside(self, points: Sequence[Tensor], voxels: Tensor) -> list[Tensor]:
@@ -331,15 +394,27 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             raise ModelConfigError(
                 "The head has use_lidar=True and got no LiDAR points: load them."
             )
-        starts = [self._farthest_points(points) for points in lidar.points]
+        is_current = [points[:, 4] == 0 for points in lidar.points]
+        # one wait for the device
+        counts: list[int] = torch.stack([own.sum() for own in is_current]).cpu().tolist()
+        starts = [
+            self._farthest_points(points, own, count)
+            for points, own, count in zip(lidar.points, is_current, counts, strict=True)
+        ]
         return torch.stack(starts).unsqueeze(2)
 
     @torch.no_grad()
-    def _farthest_points(self, points: Tensor) -> Tensor:
-        """Return Q well spread points of the current sweep, normalised, of points ``[n, 5]``."""
-        current = points[points[:, 4] == 0, :3]
-        if not len(current):  # a sweep that saw nothing: the cameras have to do
+    def _farthest_points(self, points: Tensor, is_current: Tensor, count: int) -> Tensor:
+        """Return Q well spread points, normalised.
+
+        Args:
+            points: ``[n, 5]``.
+            is_current: bool ``[n]``, points of the current sweep.
+            count: Number of these.
+        """
+        if not count:  # a sweep that saw nothing: the cameras have to do
             return _even_spread(self.num_query).to(self.pc_range)
+        current = points[positions(is_current, count), :3]
         index = ops.farthest_point_sampling(current, self.num_query)
         return self.normalise(current[index].to(self.pc_range))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -23,12 +24,16 @@ class VoxelLogits(NamedTuple):
     """Sigmoid logits of a sparse set of voxels.
 
     Attributes:
-        coords: int64 ``[W, 4]`` (sample, x, y, z).
-        logits: ``[W, K]``.
+        coords: int64 `[W, 4]` (sample, x, y, z).
+        logits: `[W, K]`.
+        counts: None; or, where the lists of voxels have been given a length without waiting
+            for their number, int64 `[2]` of the voxels with a point and of W on the device.
+            Rows past them have a negative sample; voxels beyond the length are missing.
     """
 
     coords: Tensor
     logits: Tensor
+    counts: Tensor | None = None
 
 
 class PFNLayer(nn.Module):
@@ -55,13 +60,13 @@ class PFNLayer(nn.Module):
     def forward(
         self, points: Tensor, voxels: Tensor | None, voxel_index: Tensor, num_voxels: int
     ) -> tuple[Tensor, Tensor]:
-        """Return features of points ``[n, units]`` and their maxima over voxels ``[V, units]``.
+        """Return features of points `[n, units]` and their maxima over voxels `[V, units]`.
 
         Args:
-            points: ``[n, C]``.
-            voxels: ``[V, in - C]``, input that the points of a voxel share, after ``points`` in
+            points: `[n, C]`.
+            voxels: `[V, in - C]`, input that the points of a voxel share, after `points` in
                 the order of channels; None if there is none.
-            voxel_index: ``[n]``, the voxel of each point.
+            voxel_index: `[n]`, the voxel of each point.
             num_voxels: V.
 
         Returns:
@@ -100,8 +105,8 @@ class CPDDensifier(GridModule):
     The grid is a parameter of this step alone: a trained model may be run with another voxel size.
 
     Args:
-        pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres of the occ frame.
-        voxel_size: Edge lengths ``(x, y, z)`` of a voxel in metres.
+        pc_range: `(x_min, y_min, z_min, x_max, y_max, z_max)` in metres of the occ frame.
+        voxel_size: Edge lengths `(x, y, z)` of a voxel in metres.
         num_classes: K.
         point_channels: F.
         pfn_channels: Outputs of the point networks; the last is also the width of the sparse
@@ -109,6 +114,7 @@ class CPDDensifier(GridModule):
         prior_probability: Probability that the last bias starts at.
         bn_momentum: Part of a batch's statistics in the running ones of the point networks; a
             training of a few hundred iterations needs more than the published 0.01.
+        sparse_backend: What computes the sparse convolutions on CUDA, see `SparseConv3d`.
         init_cfg: Initialisation configuration of MMEngine.
     """
 
@@ -121,6 +127,7 @@ class CPDDensifier(GridModule):
         pfn_channels: Sequence[int] = (64, 64),
         prior_probability: float = 0.01,
         bn_momentum: float = 0.01,
+        sparse_backend: str = "own",
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(pc_range, voxel_size, ("pc_range", "voxel_num"), init_cfg)
@@ -130,39 +137,86 @@ class CPDDensifier(GridModule):
             PFNLayer(widths[i], widths[i + 1], last=i == last, bn_momentum=bn_momentum)
             for i in range(len(pfn_channels))
         )
-        logits = SubMConv3d(widths[-1], num_classes)
+        logits = SubMConv3d(widths[-1], num_classes, backend=sparse_backend)
         assert logits.bias is not None
         nn.init.constant_(logits.bias, math.log(prior_probability / (1 - prior_probability)))
-        self.cls_branch = nn.Sequential(SparseConv3d(widths[-1], widths[-1]), nn.ReLU(), logits)
+        dilate = SparseConv3d(widths[-1], widths[-1], backend=sparse_backend)
+        self.cls_branch = nn.Sequential(dilate, nn.ReLU(), logits)
 
-    def forward(self, points: Tensor, point_feats: Tensor) -> VoxelLogits:
+    def forward(
+        self,
+        points: Tensor,
+        point_feats: Tensor,
+        chain: ops.VoxelChain | None = None,
+        first_grid: int = 0,
+    ) -> VoxelLogits:
         """Discretize the points of a batch.
 
         Args:
-            points: ``[B, Q, R, 3]``, metres of the occ frame; those outside the range count for
+            points: `[B, Q, R, 3]`, metres of the occ frame; those outside the range count for
                 the nearest voxel. They get gradient through their offsets.
-            point_feats: ``[B, Q, R, F]``.
+            point_feats: `[B, Q, R, F]`.
+            chain: Their voxels, as `voxel_chains` gives them; None to find them here.
+            first_grid: Number of the first sample's grid in the chain.
         """
+        # The point networks are small; sparse convolutions of a GPU follow the autocast themselves.
+        with torch.autocast(points.device.type, enabled=False):
+            voxels = self._voxels_of_points(points, point_feats, chain)
+        dilate, _, classify = self.cls_branch
+        voxels = dilate(voxels)
+        voxels = classify(replace(voxels, features=F.relu(voxels.features, inplace=True)))
+        coords = voxels.coords
+        if first_grid:
+            coords = coords - coords.new_tensor([first_grid, 0, 0, 0])
+        return VoxelLogits(coords, torch.nan_to_num(voxels.features))
+
+    def _voxels_of_points(
+        self, points: Tensor, point_feats: Tensor, chain: ops.VoxelChain | None
+    ) -> SparseTensor:
+        """Return the voxels with a point, with features of the point networks."""
         index = self._voxel_index(points)  # [B, Q, R, 3]
         from_voxel = points - self.voxel_centres(index)
         from_query = points - points.mean(2, keepdim=True)
         x = torch.cat([from_voxel, from_query, point_feats], dim=-1).flatten(0, 2)
-        coords, voxel_of_point = self._unique_voxels(index)
+        if chain is None:
+            coords, voxel_of_point = self._unique_voxels(index)
+            num_voxels = coords.shape[0]  # an exported graph keeps it open
+        else:
+            voxel_of_point, num_voxels = chain.place, len(chain.sets[0])
         maxima: Tensor | None = None
         for layer in self.pfn_layers:
-            x, maxima = layer(x, maxima, voxel_of_point, len(coords))
+            x, maxima = layer(x, maxima, voxel_of_point, num_voxels)
         assert maxima is not None
-        voxels = SparseTensor(maxima, coords, self.grid_shape, len(points))
-        dilate, _, classify = self.cls_branch
-        voxels = dilate(voxels)
-        active = SparseTensor(
-            F.relu(voxels.features, inplace=True),
-            voxels.coords,
-            voxels.spatial_shape,
-            voxels.batch_size,
+        if chain is None:
+            return SparseTensor(maxima, coords, self.grid_shape, len(points))
+        return SparseTensor.of_chain(maxima, chain, len(points))
+
+    @torch.no_grad()
+    def voxel_chain(
+        self, layers: Sequence[Tensor], capacity: Sequence[int] | None = None
+    ) -> ops.VoxelChain:
+        """Return the voxels of points of several decoder layers, and those that dilation reaches.
+
+        The host waits for the device once for all layers; not at all with a `capacity`.
+
+        Args:
+            layers: `[B, Q, R, 3]` each, metres of the occ frame. Sample i of layer l has the
+                grid `l * B + i`.
+            capacity: Lengths of the two lists of voxels, see `ops.voxel_chain`.
+        """
+        x_num, y_num, z_num = self.grid_shape
+        keys, batch = [], len(layers[0])
+        for number, points in enumerate(layers):
+            x, y, z = self._voxel_index(points).unbind(-1)
+            grid = torch.arange(number * batch, (number + 1) * batch, device=points.device)
+            key = ((grid.view(-1, 1, 1) * x_num + x) * y_num + y) * z_num + z
+            keys.append(key.flatten())
+        dilate = self.cls_branch[0]
+        assert isinstance(dilate, SparseConv3d)
+        step = ops.ConvStep(dilate.kernel_size, dilate.stride, dilate.padding)
+        return ops.voxel_chain(
+            torch.cat(keys), batch * len(layers), self.grid_shape, [step], capacity
         )
-        voxels = classify(active)
-        return VoxelLogits(voxels.coords, torch.nan_to_num(voxels.features))
 
     @torch.no_grad()
     def _voxel_index(self, points: Tensor) -> Tensor:
@@ -172,7 +226,7 @@ class CPDDensifier(GridModule):
 
     @torch.no_grad()
     def _unique_voxels(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return unique (sample, x, y, z) ``[V, 4]`` and the voxel of every point ``[n]``."""
+        """Return unique (sample, x, y, z) `[V, 4]` and the voxel of every point `[n]`."""
         x_num, y_num, z_num = self.grid_shape
         sample = torch.arange(len(index), device=index.device).view(-1, 1, 1)
         x, y, z = index.unbind(-1)

@@ -36,8 +36,8 @@ class FirstHitHead(BaseModule):
         in_channels: C.
         num_classes: K.
         empty_label: Label of free voxels.
-        pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres of the occ frame.
-        voxel_size: Edge lengths ``(x, y, z)`` of a voxel in metres.
+        pc_range: `(x_min, y_min, z_min, x_max, y_max, z_max)` in metres of the occ frame.
+        voxel_size: Edge lengths `(x, y, z)` of a voxel in metres.
         depth_bins: D.
         depth_range_m: Distances where the first bin starts and the last one ends.
         loss_weight: Factor of both losses.
@@ -73,7 +73,7 @@ class FirstHitHead(BaseModule):
         data_samples: Sequence[BaseDataElement],
         num_cams: int,
     ) -> dict[str, Tensor]:
-        """Return the losses of a batch by itself: the means of ``loss_terms``, by name."""
+        """Return the losses of a batch by itself: the means of `loss_terms`, by name."""
         return normalize_alone(self.loss_terms(mlvl_feats, geometry, data_samples, num_cams))
 
     def loss_terms(
@@ -83,14 +83,14 @@ class FirstHitHead(BaseModule):
         data_samples: Sequence[BaseDataElement],
         num_cams: int,
     ) -> LossTerms:
-        """Return the terms of ``img.loss_cls`` and ``img.loss_depth``.
+        """Return the terms of `img.loss_cls` and `img.loss_depth`.
 
         They are cross-entropies over all pixels and over those whose ray meets something.
 
         Args:
-            mlvl_feats: L maps ``[B, T*N, C, h, w]``, the current frame's first.
+            mlvl_feats: L maps `[B, T*N, C, h, w]`, the current frame's first.
             geometry: Cameras of the batch.
-            data_samples: Samples with ``voxel_semantics`` ``[X, Y, Z]``.
+            data_samples: Samples with `voxel_semantics` `[X, Y, Z]`.
             num_cams: N.
         """
         occ2img = geometry.occ2img()[:, :num_cams]
@@ -109,7 +109,9 @@ class FirstHitHead(BaseModule):
         hit = label < self.num_classes
         # A ray that ends in a voxel of unknown state has no target.
         class_total = F.cross_entropy(of_class, label, reduction="sum", ignore_index=UNKNOWN_LABEL)
-        depth_total = F.cross_entropy(of_depth, depth_bin, reduction="none")[hit].sum()
+        of_pixel = F.cross_entropy(of_depth, depth_bin, reduction="none")
+        # A choice by mask would make the host wait for the device.
+        depth_total = torch.where(hit, of_pixel, 0.0).sum()
         pixels = (label != UNKNOWN_LABEL).sum().double()
         return {
             "img.loss_cls": [LossTerm(self.loss_weight * class_total, pixels)],
@@ -123,14 +125,14 @@ class FirstHitHead(BaseModule):
         """Cast a ray through the centre of every cell of a feature map.
 
         Args:
-            grid: ``[X, Y, Z]`` labels of a sample.
-            occ2img: ``[N, 4, 4]``.
+            grid: `[X, Y, Z]` labels of a sample.
+            occ2img: `[N, 4, 4]`.
             img_hw: Height and width in pixels of the images the projections refer to.
             size: h and w.
 
         Returns:
-            int64 ``[N, h, w]`` classes (K where nothing is hit, ``UNKNOWN_LABEL`` in front of a
-            voxel of unknown state) and int64 ``[N, h, w]`` depth bins.
+            int64 `[N, h, w]` classes (K where nothing is hit, `UNKNOWN_LABEL` in front of a
+            voxel of unknown state) and int64 `[N, h, w]` depth bins.
         """
         device = occ2img.device
         v = (torch.arange(size[0], device=device) + 0.5) * (img_hw[0] / size[0])
@@ -141,8 +143,10 @@ class FirstHitHead(BaseModule):
         pyramid = ops.OccupancyPyramid(labels[None], self.empty_label)
         near, far = (math.log(limit) for limit in self.depth_range_m)
         classes, bins = [], []
-        for camera in occ2img.double():
-            inverse = torch.linalg.inv(camera[:3, :3])
+        cameras = occ2img.double()
+        # `inv` would make the host wait for the device.
+        inverses = torch.linalg.inv_ex(cameras[:, :3, :3]).inverse
+        for camera, inverse in zip(cameras, inverses, strict=True):
             rays = F.normalize(pixels @ inverse.T, dim=-1)
             origin = -(inverse @ camera[:3, 3])
             hits = ops.ray_cast(

@@ -1,6 +1,6 @@
 """The head of OPUS-V1: classified points, turned into voxels without learning.
 
-Dimension letters as in ``models/heads/base.py``; K classes, n points kept, V voxels with a point.
+Dimension letters as in `models/heads/base.py`; K classes, n points kept, V voxels with a point.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from models.losses import LossTerm, Match, OccupiedPoints
 
 from .base import HeadOutput, MatchedLayer, OccupancyHead
 from .densifier import VoxelLogits
+from .results import Candidates, bring_back
+
+_ROWS_NOT_KEPT = 1024
 
 
 @MODELS.register_module()
@@ -29,7 +32,7 @@ class PointHead(OccupancyHead):
         max_spread_m: Points this far from the centre of their query's points, or further, are not
             predicted.
         padding: Whether a morphological closing of the scores fills gaps between voxels.
-        **kwargs: Arguments of ``OccupancyHead``.
+        **kwargs: Arguments of `OccupancyHead`.
     """
 
     def __init__(
@@ -47,10 +50,12 @@ class PointHead(OccupancyHead):
     def predict(
         self, output: HeadOutput, data_samples: Sequence[BaseDataElement]
     ) -> list[BaseDataElement]:
-        """See ``OccupancyHead.predict``."""
+        """See `OccupancyHead.predict`."""
         logits = output.point_feats[-1]
         assert logits is not None
         points = self.denormalise(output.points[-1])
+        if points.device.type != "cpu":
+            return self._predict_on_device(points, logits, data_samples)
         for sample, own_points, own_logits in zip(data_samples, points, logits, strict=True):
             scores = self._voxel_scores(own_points, own_logits.sigmoid())
             best, labels = scores.max(0)  # [X, Y, Z]
@@ -61,19 +66,51 @@ class PointHead(OccupancyHead):
             sample.pred_scores = best[x, y, z]
         return list(data_samples)
 
+    def _predict_on_device(
+        self, points: Tensor, logits: Tensor, data_samples: Sequence[BaseDataElement]
+    ) -> list[BaseDataElement]:
+        """Predict with one wait for the device; predictions then lie on the host."""
+        best, labels = [], []
+        for own_points, own_logits in zip(points, logits, strict=True):
+            score, label = self._voxel_scores(own_points, own_logits.sigmoid()).max(0)
+            best.append(score.flatten())
+            labels.append(label.flatten())
+        scores = torch.stack(best)
+        number = torch.arange(scores.numel(), device=scores.device)
+        volume = scores.shape[1]
+        candidates = Candidates(
+            scores.flatten() > self.score_thr,
+            number.div(volume, rounding_mode="floor"),
+            number.remainder(volume),
+            torch.cat(labels),
+            scores.flatten(),
+        )
+        found, _ = bring_back(candidates, len(data_samples), self.grid_shape)
+        for sample, predicted in zip(data_samples, found, strict=True):
+            sample.pred_coords, sample.pred_labels, sample.pred_scores = predicted
+        return list(data_samples)
+
     def _voxel_scores(self, points: Tensor, scores: Tensor) -> Tensor:
-        """Return scores ``[K, X, Y, Z]`` of a sample's points ``[Q, R, 3]``, ``[Q, R, K]``."""
+        """Return scores `[K, X, Y, Z]` of a sample's points `[Q, R, 3]`, `[Q, R, K]`."""
         spread = (points - points.mean(1, keepdim=True)).norm(dim=-1)
         keep = (spread < self.max_spread_m) & (scores.amax(-1) > self.score_thr)
-        index = torch.floor(self.normalise(points[keep]) * self.voxel_num)
-        inside = ((index >= 0) & (index < self.voxel_num)).all(1)
-        x, y, z = index[inside].long().unbind(1)
         x_num, y_num, z_num = self.grid_shape
-        voxel = (x * y_num + y) * z_num + z
-        total = scores.new_zeros(x_num * y_num * z_num, self.num_classes)
-        total.index_add_(0, voxel, scores[keep][inside])
-        count = torch.bincount(voxel, minlength=len(total)).clamp(min=1)
-        mean = (total / count.unsqueeze(1)).T.unflatten(1, self.grid_shape)
+        volume = x_num * y_num * z_num
+        if points.device.type == "cpu":  # most points are not kept
+            points, scores, keep = points[keep], scores[keep], keep[keep]
+        else:  # a choice by mask would make the host wait
+            points, scores, keep = points.flatten(0, 1), scores.flatten(0, 1), keep.flatten()
+        index = torch.floor(self.normalise(points) * self.voxel_num)
+        keep = keep & ((index >= 0) & (index < self.voxel_num)).all(1)
+        x, y, z = torch.where(keep[:, None], index, 0).long().unbind(1)
+        # What is not kept is added to rows of its own, many, since a GPU adds to one in turn.
+        nowhere = volume + torch.arange(len(keep), device=keep.device) % _ROWS_NOT_KEPT
+        voxel = torch.where(keep, (x * y_num + y) * z_num + z, nowhere)
+        # The last column counts the points of a voxel.
+        rows = torch.cat([scores, torch.ones_like(scores[:, :1])], dim=1)
+        total = rows.new_zeros(volume + _ROWS_NOT_KEPT, self.num_classes + 1)
+        total = total.scatter_add_(0, voxel[:, None].expand(rows.shape), rows)[:volume]
+        mean = (total[:, :-1] / total[:, -1:].clamp(min=1)).T.unflatten(1, self.grid_shape)
         if not self.padding:
             return mean
         known = mean.amax(0) > self.score_thr
@@ -105,7 +142,7 @@ class PointHead(OccupancyHead):
         """Return the label of the nearest gt point of every point, and the point's weight.
 
         The weight grows with the distance of that gt point from the centre of the range. Without
-        any gt point (``match`` None) all points are background.
+        any gt point (`match` None) all points are background.
         """
         if match is None:
             labels = gt.labels.new_full((len(points),), self.num_classes)
@@ -117,7 +154,7 @@ class PointHead(OccupancyHead):
 
 
 def closing(volume: Tensor) -> Tensor:
-    """Close ``[K, X, Y, Z]`` with a 3 x 3 x 3 window; what lies outside does not count."""
+    """Close `[K, X, Y, Z]` with a 3 x 3 x 3 window; what lies outside does not count."""
     return _window(_window(volume, torch.maximum), torch.minimum)
 
 

@@ -24,14 +24,14 @@ class GridModule(BaseModule):
     on. Its range is part of what the weights mean, so a checkpoint of another range is refused.
 
     Attributes:
-        grid_range: ``pc_range`` as plain numbers.
-        grid_shape: Numbers of voxels ``(X, Y, Z)``.
+        grid_range: `pc_range` as plain numbers.
+        grid_shape: Numbers of voxels `(X, Y, Z)`.
 
     Args:
-        pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres.
-        voxel_size: Edge lengths ``(x, y, z)`` of a voxel in metres.
-        buffers: Names of the buffers to store in the state dict, out of ``pc_range``,
-            ``scene_size``, ``voxel_size`` and ``voxel_num``; the others are not saved.
+        pc_range: `(x_min, y_min, z_min, x_max, y_max, z_max)` in metres.
+        voxel_size: Edge lengths `(x, y, z)` of a voxel in metres.
+        buffers: Names of the buffers to store in the state dict, out of `pc_range`,
+            `scene_size`, `voxel_size` and `voxel_num`; the others are not saved.
         init_cfg: Initialisation configuration of MMEngine.
 
     Raises:
@@ -65,15 +65,15 @@ class GridModule(BaseModule):
         self._saved_grid = tuple(name for name in values if name in buffers)
 
     def normalise(self, points: Tensor) -> Tensor:
-        """Convert metres ``[..., 3]`` to normalised coordinates."""
+        """Convert metres `[..., 3]` to normalised coordinates."""
         return (points - self.pc_range[:3]) / self.scene_size
 
     def denormalise(self, points: Tensor) -> Tensor:
-        """Convert normalised coordinates ``[..., 3]`` to metres."""
+        """Convert normalised coordinates `[..., 3]` to metres."""
         return points * self.scene_size + self.pc_range[:3]
 
     def voxel_centres(self, index: Tensor) -> Tensor:
-        """Return the centres in metres of voxels with index ``[..., 3]`` (x, y, z)."""
+        """Return the centres in metres of voxels with index `[..., 3]` (x, y, z)."""
         return (index + 0.5) * self.voxel_size + self.pc_range[:3]
 
     def has_range(self, stored: Tensor) -> bool:
@@ -99,7 +99,7 @@ class GridModule(BaseModule):
 
 
 def grid_shape(pc_range: Sequence[float], voxel_size: Sequence[float]) -> tuple[int, int, int]:
-    """Return the numbers of voxels ``(X, Y, Z)`` of a range.
+    """Return the numbers of voxels `(X, Y, Z)` of a range.
 
     Raises:
         ModelConfigError: If the range is empty or not a whole number of voxels along an axis.

@@ -32,7 +32,7 @@ class GridMask(nn.Module):
         """Return masked images.
 
         Args:
-            images: ``[B, I, C, H, W]``.
+            images: `[B, I, C, H, W]`.
             draws: Of the B samples; None takes them from torch's generator.
         """
         if not self.training:
@@ -43,7 +43,7 @@ class GridMask(nn.Module):
         return images * kept.to(images)[:, None, None]
 
     def _mask(self, height: int, width: int, generator: torch.Generator) -> Tensor:
-        """Return which pixels ``[H, W]`` of a sample are kept."""
+        """Return which pixels `[H, W]` of a sample are kept."""
         if torch.rand((), generator=generator) >= self.prob:
             return torch.ones(height, width, dtype=torch.bool)
         longest = max(min(height, width), 3)

@@ -1,9 +1,10 @@
-"""Sparse 3-D convolutions with spconv's parameter layout, on the CPU and on CUDA.
+"""Sparse 3-D convolutions with spconv's parameter layout, on the CPU and on other devices.
 
-spconv is right on CUDA tensors, but its CPU code has a race between OpenMP threads and no complete
-backward pass, so CPU tensors go through ``models.ops.sparse_conv`` instead. Kernels of one voxel
-are matrix products on either device: spconv has a shortcut for them, which reads the memory of a
-weight ``[out, 1, 1, 1, in]`` as ``[in, out]`` and so gives other numbers than its general code.
+CPU tensors go through `models.ops.sparse_conv`. Tensors of other devices, and voxels of a chain,
+go through a table of neighbours, one gather and one matrix product (`models.ops.gathered_conv`),
+or, with `backend='spconv'`, through spconv on CUDA. Kernels of one
+voxel are matrix products everywhere: spconv has a shortcut for them, which reads the memory of a
+weight `[out, 1, 1, 1, in]` as `[in, out]` and so gives other numbers than its general code.
 
 Dimension letters: V active voxels, C channels, k kernel size along an axis.
 """
@@ -20,9 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import ops
-from models.errors import MissingPackageError
+from models.errors import MissingPackageError, ModelConfigError
 
 from .sparse_layout import converted
+
+BACKENDS = ("own", "spconv")
 
 
 @dataclass(eq=False)
@@ -30,13 +33,18 @@ class SparseTensor:
     """Features of the active voxels of a batch of dense grids.
 
     Attributes:
-        features: ``[V, C]``.
-        coords: int64 ``[V, 4]``, unique rows (sample, d0, d1, d2); the axes of the grid are in
+        features: `[V, C]`.
+        coords: int64 `[V, 4]`, unique rows (sample, d0, d1, d2); the axes of the grid are in
             the order of the kernel's.
         spatial_shape: Size of the grid along (d0, d1, d2).
         batch_size: Number of samples.
         kernel_maps: Maps of submanifold convolutions over these voxels, by kernel size: they are
             built once for all of them.
+        voxels: The same voxels as a bitmap, where `coords` are its ascending list; None where
+            they come in any order.
+        following: Sets of voxels that convolutions are known to reach from these, one after the
+            other, each with its convolution.
+        neighbors: Tables of convolutions from these voxels: they are built once for all of them.
     """
 
     features: Tensor
@@ -44,6 +52,18 @@ class SparseTensor:
     spatial_shape: tuple[int, int, int]
     batch_size: int
     kernel_maps: dict[tuple[int, int, int], ops.KernelMap] = field(default_factory=dict)
+    voxels: ops.VoxelSet | None = None
+    following: tuple[tuple[ops.ConvStep, ops.VoxelSet], ...] = ()
+    neighbors: dict[ops.ConvStep, ops.Neighbors] = field(default_factory=dict)
+
+    @classmethod
+    def of_chain(cls, features: Tensor, chain: ops.VoxelChain, batch_size: int) -> SparseTensor:
+        """Return features `[V, C]` on the first voxels of a chain."""
+        first = chain.sets[0]
+        following = tuple(zip(chain.steps, chain.sets[1:], strict=True))
+        return cls(
+            features, first.coords(), first.shape, batch_size, voxels=first, following=following
+        )
 
 
 class _SparseConvBase(nn.Module):
@@ -59,8 +79,12 @@ class _SparseConvBase(nn.Module):
         stride: int | Sequence[int] = 1,
         padding: int | Sequence[int] = 1,
         bias: bool = True,
+        backend: str = "own",
     ) -> None:
         super().__init__()
+        if backend not in BACKENDS:
+            raise ModelConfigError(f"sparse_backend must be one of {BACKENDS}, got {backend!r}.")
+        self.backend = backend
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = _triple(kernel_size)
@@ -79,7 +103,7 @@ class _SparseConvBase(nn.Module):
         """Load weight and bias, the weight in any library's layout.
 
         With as many outputs as inputs, a weight fits two older layouts. spconv 1's is then taken,
-        unless ``convert_layouts_together`` has let the others of the file decide.
+        unless `convert_layouts_together` has let the others of the file decide.
         """
         state_dict.update(converted(state_dict, {prefix + "weight": self.weight.shape}))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -92,13 +116,15 @@ class _SparseConvBase(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Convolve the active voxels of ``x``."""
+        """Convolve the active voxels of `x`."""
         if self.kernel_size == (1, 1, 1) and self.stride == (1, 1, 1):
             return self._forward_pointwise(x)
-        # spconv knows no empty input; its place is taken by the plain-torch twins there
-        if x.features.is_cuda and len(x.coords):
+        if x.features.device.type == "cpu" and x.voxels is None:
+            return self._forward_native(x)
+        # spconv rejects empty input
+        if self.backend == "spconv" and x.features.is_cuda and len(x.coords):
             return self._forward_spconv(x)
-        return self._forward_native(x)
+        return self._forward_gathered(x)
 
     def _forward_pointwise(self, x: SparseTensor) -> SparseTensor:
         features = F.linear(x.features, self.weight.flatten(1), self.bias)
@@ -121,6 +147,41 @@ class _SparseConvBase(nn.Module):
         return SparseTensor(
             features, kernel_map.out_coords, self._out_shape(x.spatial_shape), x.batch_size
         )
+
+    def _forward_gathered(self, x: SparseTensor) -> SparseTensor:
+        if x.voxels is None:
+            return self._forward_unsorted(x)
+        if self.submanifold:
+            step = ops.ConvStep.submanifold(self.kernel_size)
+            outputs, following = x.voxels, x.following
+        else:
+            step = ops.ConvStep(self.kernel_size, self.stride, self.padding)
+            outputs, following = _reached(x, step)
+        if step not in x.neighbors:
+            x.neighbors[step] = ops.voxel_neighbors(x.voxels, outputs, step)
+        features = ops.gathered_conv(x.features, self.weight, self.bias, x.neighbors[step])
+        if self.submanifold:
+            return replace(x, features=features)
+        return SparseTensor(
+            features, outputs.coords(), outputs.shape, x.batch_size,
+            voxels=outputs, following=following,
+        )  # fmt: skip
+
+    def _forward_unsorted(self, x: SparseTensor) -> SparseTensor:
+        """Convolve voxels that come in any order: sorted, and back where they stay themselves."""
+        d0, d1, d2 = x.spatial_shape
+        grid, i0, i1, i2 = x.coords.unbind(1)
+        key = ((grid * d0 + i0) * d1 + i1) * d2 + i2
+        # the number of voxels is known, so that there is no wait for it
+        chain = ops.voxel_chain(key, x.batch_size, x.spatial_shape, capacity=[len(key)])
+        row = torch.empty_like(chain.place).scatter_(
+            0, chain.place, torch.arange(len(key), device=key.device)
+        )
+        ordered = SparseTensor.of_chain(x.features.index_select(0, row), chain, x.batch_size)
+        out = self._forward_gathered(ordered)
+        if not self.submanifold:
+            return out
+        return replace(x, features=out.features.index_select(0, chain.place))
 
     def _kernel_map(self, x: SparseTensor) -> ops.KernelMap:
         return ops.build_kernel_map(
@@ -185,7 +246,7 @@ class _SparseConvBase(nn.Module):
 class SparseConv3d(_SparseConvBase):
     """Sparse convolution: every voxel that an active voxel reaches becomes active.
 
-    ``weight`` is ``[out, k0, k1, k2, in]``, as spconv 2 stores it.
+    `weight` is `[out, k0, k1, k2, in]`, as spconv 2 stores it.
 
     Args:
         in_channels: Channels of the input.
@@ -194,6 +255,7 @@ class SparseConv3d(_SparseConvBase):
         stride: Stride along the grid's axes.
         padding: Zero padding along the grid's axes.
         bias: Whether to add a bias to active voxels.
+        backend: `'own'`, or `'spconv'` for spconv on CUDA tensors.
     """
 
     submanifold = False
@@ -205,11 +267,22 @@ class SubMConv3d(_SparseConvBase):
     submanifold = True
 
 
+def _reached(
+    x: SparseTensor, step: ops.ConvStep
+) -> tuple[ops.VoxelSet, tuple[tuple[ops.ConvStep, ops.VoxelSet], ...]]:
+    """Return the voxels that a convolution reaches, and what is known to follow them."""
+    if x.following and x.following[0][0] == step:
+        return x.following[0][1], x.following[1:]
+    assert x.voxels is not None
+    chain = ops.voxel_chain(x.voxels.keys, x.voxels.num_grids, x.voxels.shape, [step])
+    return chain.sets[1], ()
+
+
 def convert_layouts_together(container: nn.Module) -> None:
     """Let the sparse convolutions below a module be loaded in the one layout that fits them all.
 
     The conversion runs whichever function loads the module or one that contains it:
-    ``load_state_dict`` of any ancestor, or MMEngine's ``load_checkpoint``.
+    `load_state_dict` of any ancestor, or MMEngine's `load_checkpoint`.
     """
     container.register_load_state_dict_pre_hook(_convert_layouts)
 
@@ -237,7 +310,7 @@ def _import_spconv() -> Any:
         import spconv.pytorch as spconv  # here, not above: CPU machines do not need it
     except ImportError as error:
         raise MissingPackageError(
-            "Sparse convolutions on CUDA tensors need spconv: install the wheel that matches your "
-            "CUDA version, for example `pip install spconv-cu126`."
+            "sparse_backend='spconv' needs spconv: install the wheel that matches your CUDA "
+            "version, for example `pip install spconv-cu126`, or leave sparse_backend out."
         ) from error
     return spconv

@@ -1,8 +1,8 @@
 """mmdet3d's sparse LiDAR encoder on this project's sparse convolutions.
 
-The encoder is built by mmdet3d; ``use_own_convolutions`` then replaces its convolutions, which are
-spconv's (or mmcv's), by those of ``models.layers.sparse_conv``: right on the CPU with any number
-of threads, spconv underneath on CUDA. Parameters keep their names and spconv 2's layout.
+The encoder is built by mmdet3d; `use_own_convolutions` then replaces its convolutions, which are
+spconv's (or mmcv's), by those of `models.layers.sparse_conv`, which run on every device.
+Parameters keep their names and spconv 2's layout.
 
 Dimension letters: B batch, V voxels, C channels, D, H, W size of the last sparse grid.
 """
@@ -16,32 +16,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import ops
 from models.errors import ModelConfigError
 
 from .sparse_conv import SparseConv3d, SparseTensor, SubMConv3d, convert_layouts_together
 
 
-def use_own_convolutions(module: nn.Module) -> None:
+def use_own_convolutions(module: nn.Module, backend: str = "own") -> None:
     """Replace all sparse convolutions below a module; the new ones draw new weights.
 
     The module then loads weights in any library's layout.
 
+    Args:
+        module: The module, changed in place.
+        backend: What computes them on CUDA, see `SparseConv3d`.
+
     Raises:
         ModelConfigError: If there is a kind of convolution that has no counterpart.
     """
-    _replace_convolutions(module)
+    _replace_convolutions(module, backend)
     convert_layouts_together(module)
 
 
-def _replace_convolutions(module: nn.Module) -> None:
+def _replace_convolutions(module: nn.Module, backend: str) -> None:
     for name, child in module.named_children():
         if hasattr(child, "subm"):
-            setattr(module, name, _own_convolution(child))
+            setattr(module, name, _own_convolution(child, backend))
         else:
-            _replace_convolutions(child)
+            _replace_convolutions(child, backend)
 
 
-def _own_convolution(conv: Any) -> nn.Module:
+def _own_convolution(conv: Any, backend: str) -> nn.Module:
     dilation = {int(value) for value in conv.dilation}
     if conv.ndim != 3 or conv.inverse or conv.transposed or dilation != {1} or conv.groups != 1:
         raise ModelConfigError(
@@ -55,28 +60,57 @@ def _own_convolution(conv: Any) -> nn.Module:
         stride=[int(step) for step in conv.stride],
         padding=[int(pad) for pad in conv.padding],
         bias=conv.bias is not None,
+        backend=backend,
     )
 
 
 def run_sparse_encoder(encoder: Any, features: Tensor, coords: Tensor, batch_size: int) -> Tensor:
-    """Run a ``mmdet3d.SparseEncoder`` whose convolutions have been replaced.
+    """Run a `mmdet3d.SparseEncoder` whose convolutions have been replaced.
 
     Args:
         encoder: The encoder.
-        features: ``[V, C]``.
-        coords: int64 ``[V, 4]`` (sample, z, y, x).
+        features: `[V, C]`.
+        coords: int64 `[V, 4]` (sample, z, y, x).
         batch_size: B.
 
     Returns:
-        ``[B, C*D, H, W]``, rows along y and columns along x.
+        `[B, C*D, H, W]`, rows along y and columns along x.
     """
     depth, height, width = encoder.sparse_shape
-    x = SparseTensor(features, coords, (depth, height, width), batch_size)
+    shape = (int(depth), int(height), int(width))
+    x = SparseTensor(features, coords, shape, batch_size)
+    if features.device.type != "cpu" and not _uses_spconv(encoder):
+        x = SparseTensor.of_chain(
+            features, _chain_of_encoder(encoder, coords, shape, batch_size), batch_size
+        )
     for part in (encoder.conv_input, encoder.encoder_layers, encoder.conv_out):
         x = _run(part, x)
     dense = x.features.new_zeros(batch_size, *x.spatial_shape, x.features.shape[1])
     dense = dense.index_put(tuple(x.coords.unbind(1)), x.features)
     return dense.permute(0, 4, 1, 2, 3).flatten(1, 2)
+
+
+def _uses_spconv(encoder: Any) -> bool:
+    kinds = (SparseConv3d, SubMConv3d)
+    return any(isinstance(m, kinds) and m.backend == "spconv" for m in encoder.modules())
+
+
+def _chain_of_encoder(
+    encoder: Any, coords: Tensor, shape: tuple[int, int, int], batch_size: int
+) -> ops.VoxelChain:
+    """Return the voxels of all layers of the encoder, found with one wait for the device.
+
+    `coords` ascend by (sample, z, y, x), as the voxeliser gives them.
+    """
+    steps = [
+        ops.ConvStep(module.kernel_size, module.stride, module.padding)
+        for part in (encoder.conv_input, encoder.encoder_layers, encoder.conv_out)
+        for module in part.modules()
+        if isinstance(module, SparseConv3d) and module.kernel_size != (1, 1, 1)
+    ]
+    grid, z, y, x = coords.unbind(1)
+    key = ((grid * shape[0] + z) * shape[1] + y) * shape[2] + x
+    return ops.voxel_chain(key, batch_size, shape, steps)
 
 
 def _run(module: Any, x: SparseTensor) -> SparseTensor:
@@ -102,7 +136,7 @@ def _run_basic_block(block: Any, x: SparseTensor) -> SparseTensor:
 
 
 def _pointwise(module: nn.Module, features: Tensor) -> Tensor:
-    """Run a module that acts on every voxel by itself, on ``[V, C]``."""
+    """Run a module that acts on every voxel by itself, on `[V, C]`."""
     if isinstance(module, nn.BatchNorm1d) and module.training and len(features) == 1:
         # a sweep that saw next to nothing: one voxel has no statistics, and torch would raise
         return F.batch_norm(

@@ -11,8 +11,8 @@ from torch import Size, Tensor
 class SparseLayout(Enum):
     """Order of the axes of a sparse convolution's weight: the permutation from this project's.
 
-    This project stores ``[out, k0, k1, k2, in]``, kernels of one voxel too. spconv 2 stores these
-    so as well, but reads their memory as ``[in, out]`` when it computes: a model with such layers
+    This project stores `[out, k0, k1, k2, in]`, kernels of one voxel too. spconv 2 stores these
+    so as well, but reads their memory as `[in, out]` when it computes: a model with such layers
     that was trained there has to be converted by hand. No published model has any.
     """
 
@@ -29,16 +29,16 @@ class SparseLayout(Enum):
         return weight.permute(tuple(self.value.index(axis) for axis in range(5)))
 
     def shape(self, own: Size) -> Size:
-        """Return the shape in this layout of a weight that has the shape ``own`` here."""
+        """Return the shape in this layout of a weight that has the shape `own` here."""
         return Size(own[axis] for axis in self.value)
 
 
 def common_layout(weights: Mapping[str, Tensor], shapes: Mapping[str, Size]) -> SparseLayout | None:
-    """Return the first layout, in the order of ``SparseLayout``, that all weights fit.
+    """Return the first layout, in the order of `SparseLayout`, that all weights fit.
 
     Args:
         weights: State dict.
-        shapes: Shapes in this project's layout by key; keys that ``weights`` lacks do not count.
+        shapes: Shapes in this project's layout by key; keys that `weights` lacks do not count.
 
     Returns:
         The layout; None if the weights fit none together.
@@ -51,7 +51,7 @@ def common_layout(weights: Mapping[str, Tensor], shapes: Mapping[str, Size]) -> 
 
 
 def converted(weights: Mapping[str, Tensor], shapes: Mapping[str, Size]) -> dict[str, Tensor]:
-    """Return those of the weights at the keys of ``shapes`` that have to change, converted.
+    """Return those of the weights at the keys of `shapes` that have to change, converted.
 
     Weights that fit no layout together are left out.
     """

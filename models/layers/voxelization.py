@@ -12,6 +12,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from models import ops
+
 from .grid import grid_shape
 
 
@@ -19,8 +21,8 @@ class Voxels(NamedTuple):
     """Voxels of a batch.
 
     Attributes:
-        features: ``[V, F]``.
-        coords: int64 ``[V, 4]`` (sample, z, y, x), the order of LiDAR encoders.
+        features: `[V, F]`.
+        coords: int64 `[V, 4]` (sample, z, y, x), the order of LiDAR encoders.
     """
 
     features: Tensor
@@ -35,9 +37,9 @@ class MeanVoxelizer(nn.Module):
     whose first point comes first: the same ones on every device, run after run.
 
     Args:
-        pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres; points outside are
+        pc_range: `(x_min, y_min, z_min, x_max, y_max, z_max)` in metres; points outside are
             dropped.
-        voxel_size: Edge lengths ``(x, y, z)`` in metres.
+        voxel_size: Edge lengths `(x, y, z)` in metres.
         max_points: Points of a voxel that count.
         max_voxels: Voxels of a sample that count, in training and in evaluation.
 
@@ -69,7 +71,9 @@ class MeanVoxelizer(nn.Module):
 
     @torch.no_grad()
     def forward(self, points: Sequence[Tensor]) -> Voxels:
-        """Voxelise the points ``[n, F]`` of every sample; the first columns are x, y, z."""
+        """Voxelise the points `[n, F]` of every sample; the first columns are x, y, z."""
+        if points[0].device.type != "cpu":
+            return self._voxelise_on_device(points)
         features, coords = [], []
         for i, cloud in enumerate(points):
             mean, zyx = self._voxelise(cloud)
@@ -77,8 +81,45 @@ class MeanVoxelizer(nn.Module):
             coords.append(torch.cat([zyx.new_full((len(zyx), 1), i), zyx], dim=1))
         return Voxels(torch.cat(features), torch.cat(coords))
 
+    def _voxelise_on_device(self, clouds: Sequence[Tensor]) -> Voxels:
+        """Do the same with one wait for the device, and sums in the order of the points."""
+        points = torch.cat(list(clouds))
+        lengths = [len(cloud) for cloud in clouds]
+        sample = torch.cat(
+            [torch.full((n,), i, device=points.device) for i, n in enumerate(lengths)]
+        )
+        index = torch.floor((points[:, :3] - self.low) / self.voxel_size)
+        sizes = torch.stack([self.low.new_full((), size) for size in self.grid_shape])
+        inside = ((index >= 0) & (index < sizes)).all(1)
+        x, y, z = torch.where(inside[:, None], index, 0).long().unbind(1)
+        x_num, y_num, z_num = self.grid_shape
+        key = ((sample * z_num + z) * y_num + y) * x_num + x
+        chain = ops.voxel_chain(key.where(inside, -1), len(clouds), (z_num, y_num, x_num))
+        voxels, ends = chain.sets[0], chain.ends[0].tolist()
+        voxel = chain.place.where(inside, len(voxels))  # points outside come last
+        order = torch.argsort(voxel, stable=True)
+        count = voxel.new_zeros(len(voxels) + 1).index_add_(0, voxel, torch.ones_like(voxel))
+        start = (count.cumsum(0) - count)[:-1]
+        count = count[:-1]
+        total = points.new_zeros(len(voxels), points.shape[1])
+        for i in range(self.max_points):
+            position = order[(start + i).clamp(max=max(len(points) - 1, 0))]
+            total += torch.where((i < count)[:, None], points[position], 0.0)
+        mean = total / count.clamp(max=self.max_points).unsqueeze(1)
+        first = order[start]
+        most = self.max_voxels[0 if self.training else 1]
+        coords = voxels.coords()
+        ranges = list(zip([0, *ends[:-1]], ends, strict=True))
+        if any(end - begin > most for begin, end in ranges):
+            rows = [
+                begin + torch.argsort(first[begin:end])[:most].sort().values
+                for begin, end in ranges
+            ]
+            mean, coords = mean[torch.cat(rows)], coords[torch.cat(rows)]
+        return Voxels(mean, coords)
+
     def _voxelise(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean features ``[V, F]`` and (z, y, x) ``[V, 3]`` of one sample."""
+        """Return mean features `[V, F]` and (z, y, x) `[V, 3]` of one sample."""
         index = torch.floor((points[:, :3] - self.low) / self.voxel_size)
         sizes = index.new_tensor(self.grid_shape)
         inside = ((index >= 0) & (index < sizes)).all(1)

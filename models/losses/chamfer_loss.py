@@ -22,9 +22,9 @@ class Match(NamedTuple):
     """Nearest neighbours of a sample's predictions and ground truth, both ways.
 
     Attributes:
-        to_gt: int64 ``[N]``, index of the ground-truth point that is nearest to each prediction.
-        to_pred: int64 ``[M]``, index of the prediction that is nearest to each ground-truth point.
-        squared_distance: ``[M]``, square metres to that.
+        to_gt: int64 `[N]`, index of the ground-truth point that is nearest to each prediction.
+        to_pred: int64 `[M]`, index of the prediction that is nearest to each ground-truth point.
+        squared_distance: `[M]`, square metres to that.
     """
 
     to_gt: Tensor
@@ -37,9 +37,9 @@ class OccupiedPoints:
     """Ground truth of one sample as a set of points.
 
     Attributes:
-        points: ``[M, 3]`` centres of the occupied voxels, metres of the occ frame.
-        labels: int64 ``[M]`` classes.
-        visible: bool ``[M]``, whether a camera sees the voxel.
+        points: `[M, 3]` centres of the occupied voxels, metres of the occ frame.
+        labels: int64 `[M]` classes.
+        visible: bool `[M]`, whether a camera sees the voxel.
     """
 
     points: Tensor
@@ -50,7 +50,7 @@ class OccupiedPoints:
     )
 
     def tree(self, like: Tensor) -> ops.PointTree:
-        """Return the points in dtype and on device of ``like``, prepared for searching.
+        """Return the points in dtype and on device of `like`, prepared for searching.
 
         They are prepared once: the initial points and all layers of a training step share them.
         """
@@ -60,7 +60,7 @@ class OccupiedPoints:
         return self._trees[key]
 
     def match(self, points: Tensor) -> Match | None:
-        """Match predicted points ``[N, 3]``, one at least; None where there is no ground truth."""
+        """Match predicted points `[N, 3]`, one at least; None where there is no ground truth."""
         if not len(self.points):
             return None
         gt, pred = self.tree(points), ops.PointTree(points)
@@ -74,7 +74,7 @@ class ChamferLoss(nn.Module):
     The distance of a pair is SmoothL1 summed over x, y, z. From the ground truth to the
     predictions, points that are seen but far from any prediction weigh more, and so do seen points
     of rare classes. Both directions are averaged over all points of the batch; of which batch, a
-    ``LossNormalizer`` decides.
+    `LossNormalizer` decides.
 
     Args:
         beta: Distance in metres where SmoothL1 turns from quadratic to linear.
@@ -82,10 +82,10 @@ class ChamferLoss(nn.Module):
         density_aware: Divide every term by the number of points that share its nearest neighbour,
             and average by the sum of these reciprocals (Wu et al., arXiv 2111.12702, for the idea).
         far_distance_m: Beyond this distance to its nearest prediction a visible ground-truth point
-            gets ``far_weight``.
-        far_weight: See ``far_distance_m``.
-        rare_classes: Visible ground-truth points of these classes get at least ``rare_weight``.
-        rare_weight: See ``rare_classes``.
+            gets `far_weight`.
+        far_weight: See `far_distance_m`.
+        rare_classes: Visible ground-truth points of these classes get at least `rare_weight`.
+        rare_weight: See `rare_classes`.
     """
 
     rare_labels: Tensor
@@ -116,9 +116,9 @@ class ChamferLoss(nn.Module):
         matched: Sequence[Match | None] | None = None,
         counted: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Return the loss of a batch by itself: the sum of the means of ``terms``.
+        """Return the loss of a batch by itself: the sum of the means of `terms`.
 
-        Args and shapes as in ``terms``.
+        Args and shapes as in `terms`.
         """
         return normalize_alone({"loss": self.terms(points, targets, matched, counted)})["loss"]
 
@@ -132,10 +132,10 @@ class ChamferLoss(nn.Module):
         """Return the sums from the ground truth to the predictions and back, and their counts.
 
         Args:
-            points: Predicted points ``[N, 3]`` of every sample, metres of the occ frame.
+            points: Predicted points `[N, 3]` of every sample, metres of the occ frame.
             targets: Ground truth of every sample; samples without a point are left out.
-            matched: What ``OccupiedPoints.match`` gives for ``points``, where it is known already.
-            counted: Per sample bool ``[N]``, which predictions have a term of their own; None for
+            matched: What `OccupiedPoints.match` gives for `points`, where it is known already.
+            counted: Per sample bool `[N]`, which predictions have a term of their own; None for
                 all. The others may still be the nearest of a ground-truth point.
 
         Returns:
@@ -176,7 +176,9 @@ class ChamferLoss(nn.Module):
         share: Tensor | None = None
         count = terms.new_full((), len(terms), dtype=torch.float64)
         if self.density_aware:
-            share = torch.bincount(index, minlength=len(reference))[index].to(terms).reciprocal()
+            # Not `bincount`, which makes the host wait for a device.
+            sharing = index.new_zeros(len(reference)).index_add_(0, index, torch.ones_like(index))
+            share = sharing[index].to(terms).reciprocal()
             count = share.sum().double()
         if counted is not None:
             share = counted.to(terms) if share is None else share * counted

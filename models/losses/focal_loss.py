@@ -18,7 +18,7 @@ class SigmoidFocalLoss(nn.Module):
 
     Args:
         gamma: Exponent that down-weights easy examples.
-        alpha: Weight of the positive class; negatives get ``1 - alpha``.
+        alpha: Weight of the positive class; negatives get `1 - alpha`.
         class_weights: Factor of every class's classifier, on its positives and negatives alike.
         loss_weight: Factor of the result.
     """
@@ -46,16 +46,16 @@ class SigmoidFocalLoss(nn.Module):
         avg_factor: Tensor | float = 1.0,
         row_weights: Tensor | None = None,
     ) -> Tensor:
-        """Return the weighted sum of the loss divided by ``avg_factor``.
+        """Return the weighted sum of the loss divided by `avg_factor`.
 
         Args:
-            logits: ``[n, K]``.
-            labels: int64 ``[n]``; a label outside ``[0, K)`` is background: no class positive.
-            avg_factor: Divisor of the sum; 1 where a ``LossNormalizer`` divides it.
-            row_weights: ``[n]`` factor of every row; None for 1.
+            logits: `[n, K]`.
+            labels: int64 `[n]`; a label outside `[0, K)` is background: no class positive.
+            avg_factor: Divisor of the sum; 1 where a `LossNormalizer` divides it.
+            row_weights: `[n]` factor of every row; None for 1.
 
         Returns:
-            Scalar; zero with a graph where ``n`` is 0.
+            Scalar; zero with a graph where `n` is 0.
 
         Raises:
             ModelConfigError: If there is not one class weight per class.

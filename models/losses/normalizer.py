@@ -37,16 +37,16 @@ LossTerms = Mapping[str, Sequence[LossTerm]]
 class LossNormalizer:
     """Divide loss terms by their counts.
 
-    Data-parallel training averages the gradients of all processes. With the scope ``'batch'`` a
+    Data-parallel training averages the gradients of all processes. With the scope `'batch'` a
     term is divided by the mean of its counts over the processes, so that this average is the
-    gradient of the joint batch on one process, however the samples are spread. With ``'rank'`` a
+    gradient of the joint batch on one process, however the samples are spread. With `'rank'` a
     process divides by its own counts, as the published models were trained: what a sample weighs
     then depends on which samples share its process. On one process both are the same.
 
     A count below 1, as of a batch without any occupied voxel, is taken for 1.
 
     Args:
-        scope: ``'batch'`` or ``'rank'``.
+        scope: `'batch'` or `'rank'`.
 
     Raises:
         ValueError: If the scope is another.
@@ -101,7 +101,7 @@ class LossNormalizer:
             self._divisors = None
 
     def _divide_by(self, counts: Tensor) -> Tensor:
-        """Return the divisors ``[n]`` of terms with the counts ``[n]``."""
+        """Return the divisors `[n]` of terms with the counts `[n]`."""
         if self._is_counting:
             self._counted = counts if self._counted is None else self._counted + counts
             self._num_counted += 1
@@ -118,7 +118,7 @@ def normalize_alone(terms: LossTerms) -> dict[str, Tensor]:
 
 
 def _joint_mean(counts: Tensor, calls: int) -> Tensor:
-    """Return the mean of counts ``[n]``, summed over ``calls``, over calls and processes.
+    """Return the mean of counts `[n]`, summed over `calls`, over calls and processes.
 
     The joint count is taken for 1 where it is less, as one process with all samples takes it.
     """

@@ -1,7 +1,8 @@
-"""Finds and loads the native extension at the first use of a native operation."""
+"""Find and loads the native extension at the first use of a native operation."""
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import warnings
@@ -26,7 +27,7 @@ class ExtensionError(UserError, RuntimeError):
 
 
 def on_load(register: Callable[[], None]) -> Callable[[], None]:
-    """Decorator: runs ``register`` once, right after the library has been loaded.
+    """Run `register` once, right after the library has been loaded (a decorator).
 
     Fake kernels and gradients attach to operations that exist only from then on.
     """
@@ -35,7 +36,7 @@ def on_load(register: Callable[[], None]) -> Callable[[], None]:
 
 
 def library_path() -> Path | None:
-    """Path of the built library, or None where it has not been built.
+    """Return the path of the built library, or None where it has not been built.
 
     The variable OPUS_EXTENSION names another one, such as a build with sanitizers.
     """
@@ -46,7 +47,7 @@ def library_path() -> Path | None:
 
 
 def load() -> None:
-    """Loads the library once.
+    """Load the library once.
 
     Raises:
         ExtensionError: the library is missing or does not fit the installed torch.
@@ -75,7 +76,7 @@ def load() -> None:
 
 
 def native(name: str) -> Any:
-    """The native operation ``opus::name``, ready to be called.
+    """Return the native operation `opus::name`, ready to be called.
 
     Raises:
         ExtensionError: the library is missing, does not load, or is older than this operation.
@@ -96,7 +97,7 @@ SINGLE_AND_HALF = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def runs_natively(name: str, tensor: Tensor, on_gpu: Collection[torch.dtype] | None = None) -> bool:
-    """Whether ``opus::name`` has a kernel for the device of ``tensor``; warns once where not.
+    """Return whether `opus::name` has a kernel for the device of `tensor`; warns once where not.
 
     A library built on a machine without a CUDA toolkit has none for GPUs: there the plain-torch
     twin has to do, which is right and slow.
@@ -104,28 +105,41 @@ def runs_natively(name: str, tensor: Tensor, on_gpu: Collection[torch.dtype] | N
     Args:
         name: The operation.
         tensor: Its first argument.
-        on_gpu: Dtypes of ``tensor`` that the kernels of GPUs take, where not all; the twin has to
+        on_gpu: Dtypes of `tensor` that the kernels of GPUs take, where not all; the twin has to
             do for others.
 
     Raises:
         ExtensionError: the library is missing, does not load, or is older than this operation.
     """
-    native(name)
-    key = tensor.device.type.upper()
-    if key != "CPU" and on_gpu is not None and tensor.dtype not in on_gpu:
+    kind = tensor.device.type
+    if kind != "cpu" and on_gpu is not None and tensor.dtype not in on_gpu:
         return False
+    return _has_kernel(name, kind)
+
+
+# A constant for torch.compile, which cannot look into torch's dispatcher.
+@torch.compiler.assume_constant_result
+def _has_kernel(name: str, kind: str) -> bool:
+    return _look_for_kernel(name, kind)
+
+
+# Cached, since on a GPU the host starts a kernel in about the time that the look takes.
+@functools.cache
+def _look_for_kernel(name: str, kind: str) -> bool:
+    native(name)
+    key = kind.upper()
     if key == "CPU" or torch._C._dispatch_has_kernel_for_dispatch_key(f"opus::{name}", key):
         return True
     warnings.warn(
         f"the native extension was built without {key}: its operations run as plain torch, "
         "slowly; build it where a CUDA toolkit is found: python setup.py build_ext --inplace",
-        stacklevel=3,
+        stacklevel=5,
     )
     return False
 
 
 def is_available() -> bool:
-    """Whether the native extension can be loaded."""
+    """Return whether the native extension can be loaded."""
     try:
         load()
     except ExtensionError:

@@ -22,12 +22,12 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def adaptive_mixing(sampled: Tensor, parameters: Tensor, out_points: int) -> Tensor:
-    """Mixes channels, then points: ``ReLU(norm(S · ReLU(norm(x · M))))``.
+    """Mix channels, then points: `ReLU(norm(S · ReLU(norm(x · M))))`.
 
-    The core of AdaMixer (arXiv 2203.16507). A row of ``parameters`` holds M [c, c], then
-    S [S_out, S_in]; ``norm`` is a layer norm over both axes without affine part. The two products
-    and what follows each are one pass over a group while it lies in cache, on a GPU in shared
-    memory; nothing but the inputs is kept for the backward pass. On a GPU float64 goes through the
+    The core of AdaMixer (arXiv 2203.16507). A row of `parameters` holds M [c, c], then
+    S [S_out, S_in]; `norm` is a layer norm over both axes without affine part. Each group
+    is computed in one pass, in cache or in the shared memory of a GPU; only the inputs are stored
+    for the backward pass. On a GPU float64 goes through the
     twin. A group with a number that is not finite, or whose variance in one of the two norms is
     beyond the largest number, gives NaN throughout, gradients too.
 
@@ -38,7 +38,7 @@ def adaptive_mixing(sampled: Tensor, parameters: Tensor, out_points: int) -> Ten
         out_points: S_out.
 
     Returns:
-        [n, S_out, c], contiguous. Differentiable (once) in ``sampled`` and ``parameters``.
+        [n, S_out, c], contiguous. Differentiable (once) in `sampled` and `parameters`.
 
     Raises:
         ValueError: shapes or dtypes do not fit.
@@ -51,7 +51,7 @@ def adaptive_mixing(sampled: Tensor, parameters: Tensor, out_points: int) -> Ten
 
 
 def adaptive_mixing_reference(sampled: Tensor, parameters: Tensor, out_points: int) -> Tensor:
-    """Plain-torch twin of :func:`adaptive_mixing`. Same arguments."""
+    """Compute `adaptive_mixing` in plain torch, as a reference. Same arguments."""
     _check_arguments(sampled, parameters, out_points)
     s_in, c = sampled.shape[1:]
     dtype = torch.float64 if sampled.dtype == torch.float64 else torch.float32

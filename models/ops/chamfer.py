@@ -18,17 +18,17 @@ __all__ = ["chamfer_terms", "chamfer_terms_reference"]
 
 
 def chamfer_terms(query: Tensor, reference: Tensor, index: Tensor, beta: float) -> Tensor:
-    """SmoothL1 of ``query - reference[index]``, summed over x, y, z.
+    """Compute the SmoothL1 of `query - reference[index]`, summed over x, y, z.
 
-    Differentiable in both point sets. The backward pass keeps the arguments alone and computes the
-    differences anew. Gradients of a reference that several points share are added in the order of
-    the points on a CPU; in any order on a GPU, but under ``torch.use_deterministic_algorithms`` in
-    one that repeats.
+    Differentiable in both point sets. The backward pass stores only the arguments and recomputes
+    the differences. Gradients of a reference that several points share are added in the order of
+    the points on a CPU; in any order on a GPU; in a reproducible order under
+    `torch.use_deterministic_algorithms`.
 
     Args:
         query: [N, 3], float32 or float64; float16 and bfloat16 are computed in float32.
         reference: [M, 3], of the same dtype.
-        index: int64 [N], see :func:`.nearest_neighbor`; a pair with an index outside 0 ... M - 1
+        index: int64 [N], see `nearest_neighbor`; a pair with an index outside 0 ... M - 1
             gives zero.
         beta: Differences below it count by their square, positive.
 
@@ -45,7 +45,7 @@ def chamfer_terms(query: Tensor, reference: Tensor, index: Tensor, beta: float) 
 
 
 def chamfer_terms_reference(query: Tensor, reference: Tensor, index: Tensor, beta: float) -> Tensor:
-    """Plain-torch twin of :func:`chamfer_terms`. Same arguments."""
+    """Compute `chamfer_terms` in plain torch, as a reference. Same arguments."""
     query, reference = _computed(query), _computed(reference)
     exists = (index >= 0) & (index < len(reference))
     nearest = reference.index_select(0, torch.where(exists, index, 0))

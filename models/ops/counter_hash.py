@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 WORD = 0xFFFFFFFF  # 32 bits
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
 def mix_bits(x: Tensor) -> Tensor:
@@ -21,26 +22,38 @@ def mix_bits(x: Tensor) -> Tensor:
 
 
 def multiply_words(x: Tensor, factor: int) -> Tensor:
-    """Return ``x * factor`` modulo 2^32."""
+    """Return `x * factor` modulo 2^32."""
     return (x * factor) & WORD
 
 
-def kept_by_dropout(
-    shape: tuple[int, int], dropout_p: float, seed: int, device: torch.device
-) -> Tensor:
-    """Return which elements of a matrix dropout keeps.
+def sample_seeds(seed: int | Tensor, batch: int, device: torch.device) -> Tensor:
+    """Return a seed for each sample of a batch, int64 `[batch]`; the first one's is `seed`.
+
+    Args:
+        seed: In `[0, 2^63)`; or seeds `[batch]`, which stay as they are.
+        batch: Number of samples.
+        device: Where the result lies.
+    """
+    if isinstance(seed, Tensor):
+        return seed
+    seeds = [(seed + i * _GOLDEN) % 2**63 for i in range(batch)]
+    return torch.tensor(seeds, dtype=torch.int64, device=device)
+
+
+def kept_by_dropout(shape: tuple[int, int], dropout_p: float, seeds: Tensor) -> Tensor:
+    """Return which elements of every sample's matrix dropout keeps.
 
     Args:
         shape: Rows and columns.
         dropout_p: Probability that an element is dropped, in [0, 1).
-        seed: Of 64 bits.
-        device: Where the result lies.
+        seeds: int64 `[B]`, each in `[0, 2^63)`.
 
     Returns:
-        bool ``[rows, columns]``.
+        bool `[B, rows, columns]`, on the device of `seeds`.
     """
-    row = torch.arange(shape[0], device=device) & WORD
-    column = torch.arange(shape[1], device=device) & WORD
-    row = mix_bits((row * 0x9E3779B1 + (seed & WORD)) & WORD)
-    column = mix_bits((column * 0x85EBCA77 + (seed >> 32 & WORD)) & WORD)
-    return mix_bits(row[:, None] ^ column) >= min(int(dropout_p * 2**32), WORD)
+    seeds = seeds[:, None]
+    row = torch.arange(shape[0], device=seeds.device)
+    column = torch.arange(shape[1], device=seeds.device)
+    row = mix_bits((row * 0x9E3779B1 + (seeds & WORD)) & WORD)
+    column = mix_bits((column * 0x85EBCA77 + (seeds >> 32)) & WORD)
+    return mix_bits(row[:, :, None] ^ column[:, None]) >= min(int(dropout_p * 2**32), WORD)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ._extension import SINGLE_AND_HALF, native, on_load, runs_natively
-from .counter_hash import kept_by_dropout
+from .counter_hash import kept_by_dropout, sample_seeds
 
-__all__ = ["distance_attention", "distance_attention_reference"]
+__all__ = ["attention_order", "distance_attention", "distance_attention_reference"]
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MOST_CHANNELS_ON_GPU = 32  # of a head; they stay in a thread's registers
@@ -28,9 +28,10 @@ def distance_attention(
     tau: Tensor,
     centres: Tensor,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | Tensor = 0,
+    order: Tensor | None = None,
 ) -> Tensor:
-    """Attention with the logits ``q·k / sqrt(d) - tau_q * |centre_q - centre_k|``.
+    """Attention with the logits `q·k / sqrt(d) - tau_q * |centre_q - centre_k|`.
 
     The scale-adaptive self-attention of SparseBEV (arXiv 2308.09244), as OPUS uses it. Softmax and
     weighted sum run tile by tile (Dao et al., arXiv 2205.14135) and distances are computed on the
@@ -38,9 +39,11 @@ def distance_attention(
     blocks of keys so far away that all their weights together are below a rounding error of the
     result (relative to the largest value) are skipped.
 
-    Dropout decides by a hash of ``seed`` and position, so that the backward pass repeats it
-    without a stored mask. Gradients are summed in a fixed order: results do not depend on the
-    number of threads and repeat bit by bit. What is not finite spreads as it does in the twin.
+    Dropout decides by a hash of a sample's seed and the position, so that the backward pass repeats
+    it without a stored mask. Seeds in a tensor are read when the kernels run: a CUDA graph that is
+    replayed drops by those of the replay. Gradients are summed in a fixed order: results do not
+    depend on the number of threads and repeat bit by bit. What is not finite spreads as it does in
+    the twin.
 
     On a GPU heads of more than 32 channels and float64 go through the twin, whose memory grows
     with Q².
@@ -53,21 +56,38 @@ def distance_attention(
         tau: [B, H, Q], 1/metres, of the attending query; any sign.
         centres: [B, Q, 3], metres. Gets no gradient.
         dropout_p: probability that an attention weight is dropped, in [0, 1).
-        seed: of the dropout.
+        seed: of the dropout, a number in [0, 2**63) or int64 [B], one for each sample.
+        order: int64 [B, Q], order in which the queries of a sample are visited; None to find it
+            here. Any order gives the same result up to rounding, one along `attention_order`
+            skips most.
 
     Returns:
-        [B, H, Q, d] in ``query``'s dtype, laid out in memory as [B, Q, H, d]. Differentiable (once)
-        in ``query``, ``key``, ``value`` and ``tau``.
+        [B, H, Q, d] in `query`'s dtype, laid out in memory as [B, Q, H, d]. Differentiable (once)
+        in `query`, `key`, `value` and `tau`.
 
     Raises:
-        ValueError: shapes, dtypes or ``dropout_p`` do not fit.
+        ValueError: shapes, dtypes or `dropout_p` do not fit.
         ExtensionError: the native extension is not built.
     """
     _check_arguments(query, key, value, tau, centres, dropout_p)
+    seeds = sample_seeds(seed, len(query), query.device) if dropout_p > 0 else None
     is_wide = query.is_cuda and query.shape[3] > _MOST_CHANNELS_ON_GPU
     if is_wide or not runs_natively("distance_attention", query, on_gpu=SINGLE_AND_HALF):
+        seed = 0 if seeds is None else seeds
         return distance_attention_reference(query, key, value, tau, centres, dropout_p, seed)
-    return native("distance_attention")(query, key, value, tau, centres, dropout_p, seed)[0]
+    inputs = (query, key, value, tau, centres, dropout_p, seeds, order)
+    return native("distance_attention")(*inputs)[0]
+
+
+def attention_order(centres: Tensor) -> Tensor:
+    """Order of queries along a space-filling curve, int64 [B, Q], of centres [B, Q, 3] in metres.
+
+    On a GPU few queries stay in their order: to sort them takes longer than it saves.
+    """
+    if not runs_natively("attention_order", centres):
+        number = torch.arange(centres.shape[1], device=centres.device)
+        return number.expand(centres.shape[:2]).contiguous()
+    return native("attention_order")(centres)
 
 
 def distance_attention_reference(
@@ -77,9 +97,10 @@ def distance_attention_reference(
     tau: Tensor,
     centres: Tensor,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | Tensor = 0,
+    order: Tensor | None = None,
 ) -> Tensor:
-    """Plain-torch twin of :func:`distance_attention`: a [B, H, Q, Q] mask. Same arguments."""
+    """Plain-torch twin of `distance_attention`: a [B, H, Q, Q] mask. Same arguments."""
     _check_arguments(query, key, value, tau, centres, dropout_p)
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     q, k, v, rate = (tensor.to(dtype) for tensor in (query, key, value, tau))
@@ -91,15 +112,11 @@ def distance_attention_reference(
         )
     weights = (logits - rate[..., None] * distance[:, None]).softmax(-1)
     if dropout_p > 0:
-        kept = _kept_weights(weights.shape, dropout_p, seed, weights.device)
+        B, H, Q, _ = weights.shape
+        seeds = sample_seeds(seed, B, weights.device)
+        kept = kept_by_dropout((H * Q, Q), dropout_p, seeds).view(weights.shape)
         weights = torch.where(kept, weights / (1 - dropout_p), 0.0)
     return (weights @ v).to(query.dtype)
-
-
-def _kept_weights(shape: torch.Size, dropout_p: float, seed: int, device: torch.device) -> Tensor:
-    """Which attention weights [B, H, Q, Q] dropout keeps; the native kernel's hash."""
-    B, H, Q, _ = shape
-    return kept_by_dropout((B * H * Q, Q), dropout_p, seed, device).view(shape)
 
 
 def _check_arguments(
@@ -130,7 +147,7 @@ def _register() -> None:
     @torch.library.register_fake("opus::distance_attention")
     def _(
         query: Tensor, key: Tensor, value: Tensor, tau: Tensor, centres: Tensor,
-        dropout_p: float, seed: int,
+        dropout_p: float, seeds: Tensor | None, order: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         B, H, Q, d = query.shape
         wide = torch.float64 if query.dtype == torch.float64 else torch.float32
@@ -142,22 +159,28 @@ def _register() -> None:
     @torch.library.register_fake("opus::distance_attention_backward")
     def _(
         grad: Tensor, query: Tensor, key: Tensor, value: Tensor, tau: Tensor, centres: Tensor,
-        out: Tensor, log_sum: Tensor, dropout_p: float, seed: int,
+        out: Tensor, log_sum: Tensor, dropout_p: float, seeds: Tensor | None,
+        order: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         B, H, Q, d = query.shape
         d_query, d_key, d_value = (query.new_empty((B, Q, H, d)).transpose(1, 2) for _ in range(3))
         return d_query, d_key, d_value, tau.new_empty(tau.shape)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *tensors, ctx.dropout_p, ctx.seed = inputs
+        *tensors, ctx.dropout_p, seeds, order = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*tensors, *output)
+        ctx.save_for_backward(*tensors, *output, seeds, order)
 
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+        *saved, seeds, order = ctx.saved_tensors
         d_query, d_key, d_value, d_tau = torch.ops.opus.distance_attention_backward(
-            grad, *ctx.saved_tensors, ctx.dropout_p, ctx.seed
+            grad, *saved, ctx.dropout_p, seeds, order
         )
-        return d_query, d_key, d_value, d_tau, None, None, None
+        return d_query, d_key, d_value, d_tau, None, None, None, None
+
+    @torch.library.register_fake("opus::attention_order")
+    def _(centres: Tensor) -> Tensor:
+        return centres.new_empty(centres.shape[:2], dtype=torch.int64)
 
     torch.library.register_autograd(
         "opus::distance_attention", backward, setup_context=setup_context

@@ -20,19 +20,19 @@ __all__ = ["farthest_point_sampling", "farthest_point_sampling_reference"]
 def farthest_point_sampling(
     points: Tensor, num_samples: int, lengths: Sequence[int] | None = None
 ) -> Tensor:
-    """Indices of points that are each as far as can be from those before.
+    """Select points, each as far as possible from those before; return their indices.
 
-    The first is point 0. Squared distances are ``(dx * dx + dy * dy) + dz * dz`` in the dtype of
+    The first is point 0. Squared distances are `(dx * dx + dy * dy) + dz * dz` in the dtype of
     the points; of equally far points the lowest index wins. When all points are taken, indices
-    repeat. Points with a NaN or infinity are taken by no one but the start.
+    repeat. A point with a NaN or infinity is only selected as the start.
 
     Args:
         points: [N, 3], float32 or float64; float16 and bfloat16 are measured in float32.
         num_samples: S.
-        lengths: Points of each cloud, at least 1, in the order of ``points``; None for one cloud.
+        lengths: Points of each cloud, at least 1, in the order of `points`; None for one cloud.
 
     Returns:
-        int64 [S], or with ``lengths`` [B, S], indices within the cloud.
+        int64 [S], or with `lengths` [B, S], indices within the cloud.
 
     Raises:
         ValueError: a shape, dtype or number does not fit.
@@ -49,7 +49,7 @@ def farthest_point_sampling(
 def farthest_point_sampling_reference(
     points: Tensor, num_samples: int, lengths: Sequence[int] | None = None
 ) -> Tensor:
-    """Plain-torch twin of :func:`farthest_point_sampling`. Same arguments."""
+    """Compute `farthest_point_sampling` in plain torch, as a reference. Same arguments."""
     own = _check_arguments(points, num_samples, lengths)
     clouds = _measured(points).split(own)
     if not clouds:

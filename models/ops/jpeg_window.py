@@ -15,7 +15,9 @@ __all__ = ["has_jpeg_window", "jpeg_window"]
 
 
 def has_jpeg_window() -> bool:
-    """Whether the extension was built with libjpeg-turbo's header, and its library is there."""
+    """Return whether the extension was built with libjpeg-turbo's header, and its library is
+    there.
+    """
     try:
         return bool(native("jpeg_window_available")())
     except ExtensionError:
@@ -31,13 +33,13 @@ def jpeg_window(
     transformed back. What is returned equals that part of the whole image.
 
     Args:
-        data: uint8 ``[n]``, the file.
+        data: uint8 `[n]`, the file.
         reduction: 1, 2, 4 or 8: the image is decoded at that part of its size, rounded up.
         rows: First row and the one after the last, of the reduced image.
         columns: Likewise; some columns more are decoded on both sides.
 
     Returns:
-        The pixels, uint8 ``[h, w, 3]`` BGR, and the row and column where they begin; None if the
+        The pixels, uint8 `[h, w, 3]` BGR, and the row and column where they begin; None if the
         library is missing, the file is damaged, progressive, or neither YCbCr nor grey.
 
     Raises:

@@ -7,15 +7,16 @@ Dimensions:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ._extension import native, on_load, runs_natively
 
-__all__ = ["multi_view_sampling", "multi_view_sampling_reference"]
+__all__ = ["SharedMaps", "multi_view_sampling", "multi_view_sampling_reference"]
 
 # Points nearer to a camera's plane than this, in the unit of depth (metres), are invalid.
 _MIN_DEPTH = 1e-5
@@ -23,8 +24,105 @@ _PAIRINGS = ("published", "straight")
 _DTYPES = (torch.float32, torch.float64)
 
 
+class SharedMaps:
+    """Feature maps that are sampled several times, and whose gradients are summed in one place.
+
+    Each sampling adds to the same buffers, in the dtype of the points: maps of 16 bits are rounded
+    once for all samplings, and none of them fills a buffer of its own. Without gradients, and while
+    `torch.compile` looks, this is a plain list of maps.
+
+    Args:
+        feats: L maps, as `multi_view_sampling` takes them.
+    """
+
+    def __init__(self, feats: Sequence[Tensor]) -> None:
+        self.feats = tuple(feats)
+        self.sums = _MapSums([feat.detach() for feat in feats])
+        self.token: Tensor | None = None  # what all samplings depend on, and it on the maps
+        learns = torch.is_grad_enabled() and any(feat.requires_grad for feat in feats)
+        if learns and not torch.compiler.is_compiling():
+            self.token = _GiveSums.apply(self.sums, *self.feats)
+
+    def __len__(self) -> int:
+        return len(self.feats)
+
+    def __getitem__(self, level: int) -> Tensor:
+        return self.feats[level]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.feats)
+
+
+class _MapSums:
+    """The buffers, without the graph: nodes of it hold this."""
+
+    def __init__(self, feats: list[Tensor]) -> None:
+        self.feats = feats
+        self._sums: list[Tensor] | None = None
+
+    def add_to(self, points: Tensor) -> list[Tensor]:
+        """Return the buffers, zero at first."""
+        if self._sums is None:
+            self._sums = []
+            for feat in self.feats:
+                shape = (*feat.shape[:2], *feat.shape[3:], feat.shape[2])
+                self._sums.append(points.new_zeros(shape).permute(0, 1, 4, 2, 3))
+        return self._sums
+
+    def take(self) -> list[Tensor | None]:
+        """Return the sums in the dtype of the maps, and start again."""
+        sums, self._sums = self._sums, None
+        if sums is None:
+            return [None] * len(self.feats)
+        return [own.to(feat.dtype) for own, feat in zip(sums, self.feats, strict=True)]
+
+
+class _GiveSums(torch.autograd.Function):
+    """Give the maps their gradients once all samplings have added theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, sums: _MapSums, *feats: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.sums = sums
+        return feats[0].new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return None, *ctx.sums.take()
+
+
+class _SharedSampling(torch.autograd.Function):
+    """A sampling whose gradients of the maps go to the shared buffers."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, token: Tensor, points: Tensor, level_weights: Tensor, occ2img: Tensor,
+        sums: _MapSums, settings: tuple,
+    ) -> Tensor:  # fmt: skip
+        ctx.sums, ctx.settings = sums, settings
+        ctx.save_for_backward(points, level_weights, occ2img)
+        return native("multi_view_sampling")(sums.feats, points, occ2img, level_weights, *settings)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        points, level_weights, occ2img = ctx.saved_tensors
+        feats = ctx.sums.feats
+        need_points, need_weights = ctx.needs_input_grad[1:3]
+        grad_points, grad_weights = native("multi_view_sampling_backward_into")(
+            grad, feats, points, occ2img, level_weights, *ctx.settings,
+            need_points or need_weights, ctx.sums.add_to(points),
+        )  # fmt: skip
+        return (
+            feats[0].new_zeros(()),
+            grad_points if need_points else None,
+            grad_weights if need_weights else None,
+            None, None, None,
+        )  # fmt: skip
+
+
 def multi_view_sampling(
-    feats: Sequence[Tensor],
+    feats: Sequence[Tensor] | SharedMaps,
     points: Tensor,
     occ2img: Tensor,
     level_weights: Tensor,
@@ -38,11 +136,11 @@ def multi_view_sampling(
     sampling"). In a camera a point is valid if its depth exceeds 1e-5 m and it falls inside the
     open image. Of a frame's cameras the lowest-numbered valid one is read; if none is valid,
     camera 0 with its depth clamped to 1e-5, where the zero padding then decides. Reading is
-    bilinear with ``align_corners=True`` and zeros outside. Group g reads the channels
-    ``[g * c, (g + 1) * c)``.
+    bilinear with `align_corners=True` and zeros outside. Group g reads the channels
+    `[g * c, (g + 1) * c)`.
 
-    ``pairing='published'``: at frame t, group g is weighted with the level weights of group
-    ``(t * G + g) // T``, as the published checkpoints expect; ``'straight'``: with its own.
+    `pairing='published'`: at frame t, group g is weighted with the level weights of group
+    `(t * G + g) // T`, as the published checkpoints expect; `'straight'`: with its own.
 
     A level adds zero where all four texels lie outside it, whatever its weight; so do points that
     are not finite, which receive no gradient. What is not finite in texels that are read, or in
@@ -51,49 +149,45 @@ def multi_view_sampling(
     Projection, choice of camera, reading and weighting are one pass; nothing of the size of the
     samples but the output is written. Results, and gradients on the CPU, do not depend on the
     number of threads and repeat bit by bit. On a GPU atomic additions sum the gradients of the
-    maps in any order, under ``torch.use_deterministic_algorithms`` as whole numbers, whose sum is
+    maps in any order, under `torch.use_deterministic_algorithms` as whole numbers, whose sum is
     the same in every order. float64 goes through the twin there.
 
     Args:
         feats: L maps [B, T*N, C, h_l, w_l], of any strides. Channels-last maps are read as they
             are; so are large maps with channels apart, while small ones are regrouped first. The
-            dtype of ``points``, or float16 or bfloat16 beside float32 points: sums are in the
-            dtype of ``points``.
+            dtype of `points`, or float16 or bfloat16 beside float32 points: sums are in the
+            dtype of `points`. `SharedMaps` where they are sampled several times.
         points: [B, Q, G, P, 3], metres, occ frame; float32 or float64, as the other tensors.
-        occ2img: [B, T*N, 4, 4], frame-major (index ``t * N + n``). Gets no gradient.
+        occ2img: [B, T*N, 4, 4], frame-major (index `t * N + n`). Gets no gradient.
         level_weights: [B, Q, G, P, L], after the softmax.
-        img_hw: height and width, in pixels, of the images that ``occ2img`` refers to.
+        img_hw: height and width, in pixels, of the images that `occ2img` refers to.
         num_cams: N.
         pairing: see above.
 
     Returns:
-        [B, Q, G, T*P, c] in the dtype of ``points``, frame-major (index ``t * P + p``).
-        Differentiable in ``feats``, ``points`` and ``level_weights``.
+        [B, Q, G, T*P, c] in the dtype of `points`, frame-major (index `t * P + p`).
+        Differentiable in `feats`, `points` and `level_weights`.
 
     Raises:
-        ValueError: shapes or dtypes do not fit together, or ``pairing`` is unknown.
+        ValueError: shapes or dtypes do not fit together, or `pairing` is unknown.
         ExtensionError: the native extension is not built.
     """
-    _check_arguments(feats, points, occ2img, level_weights, num_cams, pairing)
+    maps = feats.feats if isinstance(feats, SharedMaps) else feats
+    _check_arguments(maps, points, occ2img, level_weights, num_cams, pairing)
     if not runs_natively("multi_view_sampling", points, on_gpu=(torch.float32,)):
         return multi_view_sampling_reference(
-            feats, points, occ2img, level_weights, img_hw, num_cams, pairing
+            maps, points, occ2img, level_weights, img_hw, num_cams, pairing
         )
     height, width = img_hw
-    return native("multi_view_sampling")(
-        list(feats),
-        points,
-        occ2img,
-        level_weights,
-        int(height),
-        int(width),
-        num_cams,
-        pairing == "published",
-    )
+    settings = (int(height), int(width), num_cams, pairing == "published")
+    if isinstance(feats, SharedMaps) and feats.token is not None:
+        inputs = (feats.token, points, level_weights, occ2img)
+        return _SharedSampling.apply(*inputs, feats.sums, settings)
+    return native("multi_view_sampling")(list(maps), points, occ2img, level_weights, *settings)
 
 
 def multi_view_sampling_reference(
-    feats: Sequence[Tensor],
+    feats: Sequence[Tensor] | SharedMaps,
     points: Tensor,
     occ2img: Tensor,
     level_weights: Tensor,
@@ -101,11 +195,14 @@ def multi_view_sampling_reference(
     num_cams: int,
     pairing: str = "published",
 ) -> Tensor:
-    """Plain-torch twin of :func:`multi_view_sampling`. Same arguments."""
+    """Plain-torch twin of `multi_view_sampling`. Same arguments."""
+    feats = feats.feats if isinstance(feats, SharedMaps) else feats
     _check_arguments(feats, points, occ2img, level_weights, num_cams, pairing)
     B, Q, G, P, _ = points.shape
     T = occ2img.shape[1] // num_cams
-    camera, pixel, finite = _project(points.reshape(B, Q * G * P, 3), occ2img, img_hw, num_cams)
+    camera, pixel, finite = project_to_frames(
+        points.reshape(B, Q * G * P, 3), occ2img, img_hw, num_cams
+    )
 
     frames = torch.arange(T, device=points.device)
     groups = torch.arange(G, device=points.device)
@@ -124,10 +221,20 @@ def multi_view_sampling_reference(
     return out.unflatten(2, (Q, G, P)).permute(0, 2, 3, 1, 4, 5).flatten(3, 4)
 
 
-def _project(
+def project_to_frames(
     points: Tensor, occ2img: Tensor, img_hw: tuple[int, int], num_cams: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What each frame reads: camera int64 [B, T, S], pixel [B, T, S, 2], whether that is finite."""
+    """Return where points are seen in every frame, as `multi_view_sampling` chooses.
+
+    Args:
+        points: [B, S, 3], metres, occ frame.
+        occ2img: [B, T*N, 4, 4].
+        img_hw: height and width of the images in pixels.
+        num_cams: N.
+
+    Returns:
+        Camera int64 [B, T, S], pixel (u, v) [B, T, S, 2] in it, and whether that is finite.
+    """
     height, width = img_hw
     matrix = occ2img.unflatten(1, (-1, num_cams))[:, :, :, None]  # [B, T, N, 1, 4, 4]
     x, y, z = points[:, None, None].unbind(-1)  # [B, 1, 1, S]
@@ -169,7 +276,7 @@ def _add_level(
     num_cams: int,
     num_groups: int,
 ) -> Tensor:
-    """Adds one level, read at pixels of the chosen cameras, with weights [B, T, S].
+    """Add one level, read at pixels of the chosen cameras, with weights [B, T, S].
 
     Texel by texel, so that sums overflow where those of the native kernel do. Returns [B, T, S, c].
     """
@@ -273,6 +380,16 @@ def _register() -> None:
         points_shape = points.shape if need_points else (0,)
         weights_shape = level_weights.shape if need_points else (0,)
         return grad_feats, points.new_empty(points_shape), points.new_empty(weights_shape)
+
+    @torch.library.register_fake("opus::multi_view_sampling_backward_into")
+    def _(
+        grad: Tensor, feats: list[Tensor], points: Tensor, occ2img: Tensor, level_weights: Tensor,
+        img_h: int, img_w: int, num_cams: int, permuted: bool, need_points: bool,
+        sums: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        points_shape = points.shape if need_points else (0,)
+        weights_shape = level_weights.shape if need_points else (0,)
+        return points.new_empty(points_shape), points.new_empty(weights_shape)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         feats, points, occ2img, level_weights, *ctx.settings = inputs

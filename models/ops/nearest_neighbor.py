@@ -16,7 +16,7 @@ from ._extension import native, on_load, runs_natively
 
 __all__ = ["PointTree", "nearest_neighbor", "nearest_neighbor_reference"]
 
-# Distances the plain-torch twin holds at once.
+# Distances the reference implementation holds at once.
 _CHUNK_ELEMENTS = 1 << 24
 # Of models/csrc/nearest_neighbor/nearest_neighbor.h: bytes of a point and of a box, points of a
 # leaf; they fix the size of a tree.
@@ -26,16 +26,16 @@ _LEAF_POINTS = 10
 
 
 class PointTree:
-    """Points prepared for many calls of :func:`nearest_neighbor`, as references or as queries.
+    """Points prepared for many calls of `nearest_neighbor`, as references or as queries.
 
     A balanced tree of boxes for each sample. Building it costs about as much as 20,000 queries, so
-    points that are asked more than once (the ground truth, by every layer of a decoder) should be
-    prepared; and so should both sides where each is asked about the other, since queries that come
-    in the order of a tree share their searches.
+    prepare points that are searched more than once, such as the ground truth of every decoder
+    layer. Prepare both sides if each is searched in the other: queries in the order of a tree
+    share their searches.
 
     Args:
         points: [M, 3], float32 or float64; half precision is searched in float32.
-        lengths: Points of each sample, in the order of ``points``; None for one sample.
+        lengths: Points of each sample, in the order of `points`; None for one sample.
 
     Attributes:
         points: The points, [M, 3].
@@ -56,7 +56,7 @@ class PointTree:
     def nearest(
         self, query: Tensor | PointTree, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See :func:`nearest_neighbor`; ``lengths`` are those of the queries."""
+        """See `nearest_neighbor`; `lengths` are those of the queries."""
         points, lengths = _unprepared(query, lengths, "query")
         memory = query._memory if isinstance(query, PointTree) else None
         if self._memory is None or (isinstance(query, PointTree) and memory is None):
@@ -78,9 +78,9 @@ def nearest_neighbor(
     query_lengths: Sequence[int] | None = None,
     reference_lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Index of and squared distance to the nearest reference point of each query.
+    """Find the nearest reference point of each query: its index and squared distance.
 
-    Squared distances are ``(dx * dx + dy * dy) + dz * dz`` in the dtype of the points. Of equally
+    Squared distances are `(dx * dx + dy * dy) + dz * dz` in the dtype of the points. Of equally
     near references the lowest index wins. A distance that is not a number counts as infinite: a
     query with a NaN or infinity, or with no finite reference, gets the first point of its sample
     and infinity.
@@ -89,19 +89,19 @@ def nearest_neighbor(
 
     Args:
         query: [N, 3], float32 or float64; float16 and bfloat16 are searched in float32. Or the
-            same prepared as a :class:`PointTree`, which is several times faster for the queries
-            if the tree has a second use; results are in the order of its ``points``.
-        reference: [M, 3], of the same dtype, or the same prepared once as a :class:`PointTree`.
+            same prepared as a `PointTree`, which is several times faster for the queries
+            if the tree has a second use; results are in the order of its `points`.
+        reference: [M, 3], of the same dtype, or the same prepared once as a `PointTree`.
         query_lengths: Queries of each sample, which are searched among the references of the same
-            sample alone; None for one sample. Not with a :class:`PointTree`, which knows its own.
+            sample alone; None for one sample. Not with a `PointTree`, which has them.
         reference_lengths: Likewise.
 
     Returns:
-        Index into ``reference``, int64 [N], and squared distance [N], both without gradient.
+        Index into `reference`, int64 [N], and squared distance [N], both without gradient.
 
     Raises:
         ValueError: a shape, dtype or length does not fit, lengths are given for a
-            :class:`PointTree`, or a sample with queries has no reference point.
+            `PointTree`, or a sample with queries has no reference point.
         ExtensionError: the native extension is not built.
     """
     if isinstance(reference, PointTree):
@@ -122,7 +122,9 @@ def nearest_neighbor_reference(
     query_lengths: Sequence[int] | None = None,
     reference_lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Plain-torch twin of :func:`nearest_neighbor`: all pairs, in chunks. Same arguments."""
+    """Compute `nearest_neighbor` in plain torch, as a reference: all pairs, in chunks. Same
+    arguments.
+    """
     query, query_lengths = _unprepared(query, query_lengths, "query")
     reference, reference_lengths = _unprepared(reference, reference_lengths, "reference")
     _check_arguments(query, query_lengths, reference, reference_lengths)
@@ -157,7 +159,7 @@ def _all_pairs(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _searched(points: Tensor) -> Tensor:
-    """The points in the precision they are searched in."""
+    """Return the points in the precision they are searched in."""
     half = points.dtype in (torch.float16, torch.bfloat16)
     return points.float() if half else points
 

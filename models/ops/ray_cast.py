@@ -5,8 +5,8 @@ Dimensions:
 
 The traversal visits every voxel a ray passes, in order (Amanatides & Woo, "A Fast Voxel Traversal
 Algorithm for Ray Tracing", Eurographics 1987). In voxel units a ray crosses the boundary k of an
-axis at ``t(k) = (k - origin) * (1 / direction)``; simultaneous crossings happen in the order x, y,
-z. The native operation jumps over empty space and still returns bit for bit what single steps give.
+axis at `t(k) = (k - origin) * (1 / direction)`; simultaneous crossings happen in the order x, y,
+z. The native operation jumps over empty space and returns bitwise the same as single steps.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RayHits(NamedTuple):
 
     Attributes:
         voxel: int32 [G, O, D, 3], index (x, y, z) of the first occupied voxel; where there is
-            none, of the last voxel inside the grid (within ``max_distance``); (-1, -1, -1) where
+            none, of the last voxel inside the grid (within `max_distance`); (-1, -1, -1) where
             the ray misses the grid.
         hit: bool [G, O, D], whether that voxel is occupied.
         t_enter: dtype of the origins [G, O, D], distance at which the ray enters that voxel; 0 if
@@ -54,17 +54,17 @@ class RayHits(NamedTuple):
 
 
 class OccupancyPyramid:
-    """Grids prepared for many calls of :func:`ray_cast`: bit masks of occupancy in three levels.
+    """Grids prepared for many calls of `ray_cast`: bit masks of occupancy in three levels.
 
-    The pyramid refers to ``grids`` and does not copy them. After changing labels in place, call
-    :meth:`update` with the box that changed.
+    The pyramid refers to `grids` and does not copy them. After changing labels in place, call
+    `update` with the box that changed.
 
     Args:
         grids: uint8 [G, X, Y, Z], contiguous labels.
         empty_label: the label of voxels that rays pass through.
 
     Raises:
-        ValueError: ``grids`` is not a contiguous uint8 [G, X, Y, Z] tensor.
+        ValueError: `grids` is not a contiguous uint8 [G, X, Y, Z] tensor.
     """
 
     def __init__(self, grids: Tensor, empty_label: int) -> None:
@@ -73,12 +73,12 @@ class OccupancyPyramid:
             raise ValueError("grids must be contiguous, call .contiguous() first")
         self.grids = grids
         self.empty_label = empty_label
-        # The plain-torch twin looks at the labels.
+        # The reference implementation looks at the labels.
         is_native = runs_natively("occupancy_masks", grids)
         self.masks = native("occupancy_masks")(grids, empty_label) if is_native else None
 
     def update(self, lower: Sequence[int], upper: Sequence[int]) -> None:
-        """Takes over changed labels of all grids in the box ``lower <= (x, y, z) < upper``."""
+        """Take over changed labels of all grids in the box `lower <= (x, y, z) < upper`."""
         if self.masks is not None:
             native("occupancy_masks_update_")(
                 self.masks, self.grids, self.empty_label, list(lower), list(upper)
@@ -94,7 +94,7 @@ def ray_cast(
     empty_label: int,
     max_distance: float = math.inf,
 ) -> RayHits:
-    """First occupied voxel along each ray, for all pairs of origins and directions.
+    """Find the first occupied voxel along each ray, for all pairs of origins and directions.
 
     A ray whose origin lies inside the grid starts in the voxel of the origin (coordinates
     truncated); one that starts outside enters through the bounding box. Rays miss the grid if they
@@ -102,8 +102,8 @@ def ray_cast(
     more than 1e9 voxels away. Arithmetic is in float64 whatever the dtype.
 
     Args:
-        grids: uint8 [G, X, Y, Z] labels, or the same prepared once as an :class:`OccupancyPyramid`
-            (then ``empty_label`` must be the one it was made with).
+        grids: uint8 [G, X, Y, Z] labels, or the same prepared once as an `OccupancyPyramid`
+            (then `empty_label` must be the one it was made with).
         origins: float32 or float64 [O, 3], metres, in the frame of the grid.
         directions: [D, 3] for all origins alike or [O, D, 3] for each, of the same dtype; need not
             have unit length.
@@ -113,7 +113,7 @@ def ray_cast(
         max_distance: rays end here, in units of the direction's length.
 
     Returns:
-        The end of each ray, see :class:`RayHits`.
+        The end of each ray, see `RayHits`.
 
     Raises:
         ValueError: a shape, dtype or size does not fit.
@@ -134,7 +134,7 @@ def _ray_cast(
     max_distance: float,
     skip_empty: bool,
 ) -> RayHits:
-    """As :func:`ray_cast`; tests and benchmarks turn the skipping of empty space off."""
+    """As `ray_cast`; tests and benchmarks turn the skipping of empty space off."""
     labels = grids.grids if isinstance(grids, OccupancyPyramid) else grids
     _check_arguments(labels, origins, directions, grid_min, voxel_size)
     if isinstance(grids, OccupancyPyramid):
@@ -174,7 +174,9 @@ def ray_cast_reference(
     empty_label: int,
     max_distance: float = math.inf,
 ) -> RayHits:
-    """Plain-torch twin of :func:`ray_cast`: one voxel a step, all rays at once. Same arguments."""
+    """Compute `ray_cast` in plain torch, as a reference: one voxel a step, all rays at once.
+    Same arguments.
+    """
     _check_arguments(grids, origins, directions, grid_min, voxel_size)
     shape = (grids.shape[0], origins.shape[0], directions.shape[-2])
     minimum = torch.tensor(grid_min, dtype=torch.float64, device=grids.device)
@@ -224,11 +226,11 @@ class _Walk:
         self.size, self.max_t = size, max_t
 
     def crossing(self, boundary: Tensor) -> Tensor:
-        """[R, 3] distance at which each axis crosses ``boundary`` [R, 3]."""
+        """[R, 3] distance at which each axis crosses `boundary` [R, 3]."""
         return (boundary - self.origin) * self.inverse
 
     def enter_grid(self) -> None:
-        """Moves rays that start outside to their first voxel; marks those that miss."""
+        """Move rays that start outside to their first voxel; mark those that miss."""
         below, above = self.voxel < 0, self.voxel >= self.size
         outside = below | above
         looks_away = (below & (self.step <= 0)) | (above & (self.step >= 0))
@@ -255,7 +257,7 @@ class _Walk:
         self.valid &= in_grid & (~comes_in | (t_event[:, 0] <= self.max_t))
 
     def step_once(self, active: Tensor) -> Tensor:
-        """Moves the ``active`` rays by one voxel; returns which rays [R] are still walking."""
+        """Move the `active` rays by one voxel; return which rays [R] are still walking."""
         t = self.crossing(self.voxel + (self.step > 0))
         earliest = t.amin(-1, keepdim=True)
         axes = torch.arange(3, device=t.device)
@@ -267,7 +269,7 @@ class _Walk:
         return goes_on
 
     def ends(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``t_enter``, ``t_exit`` (float64) and ``face`` (int8) of the current voxels, [R]."""
+        """`t_enter`, `t_exit` (float64) and `face` (int8) of the current voxels, [R]."""
         moved = self.voxel != self.start
         t_in = self.crossing(self.voxel + (self.step < 0))
         t_in = torch.where(moved, t_in, -math.inf)

@@ -64,7 +64,7 @@ def label_rays(
     voxel_size: float,
     empty_label: int,
 ) -> LabelRays:
-    """Casts rays through the label grids of their samples.
+    """Cast rays through the label grids of their samples.
 
     Starts and ends of rays are rounded to float32 in voxels, as RayIoU's definition does it. A ray
     whose origin or direction is not finite, or whose direction is zero, sees nothing: it has the
@@ -105,16 +105,16 @@ def ray_iou_counts(
     num_classes: int,
     thresholds_m: Sequence[float],
 ) -> tuple[Tensor, LabelRays]:
-    """Casts all rays of a batch through prediction and ground truth and counts their agreement.
+    """Cast all rays of a batch through prediction and ground truth and count their agreement.
 
     Both grids are walked at once. Rays that are free in the ground truth are not scored; with
-    ``gt`` as rays they are not even cast. Labels of ``num_classes`` and more are counted nowhere.
+    `gt` as rays they are not even cast. Labels of `num_classes` and more are counted nowhere.
 
     Args:
         pred: uint8 [B, X, Y, Z].
-        gt: the same of the ground truth, or what :func:`label_rays` or an earlier call returned for
-            it with the same rays.
-        origins: See :func:`label_rays`, as the following.
+        gt: the same of the ground truth, or what `label_rays` or an earlier call returned for it
+            with the same rays.
+        origins: See `label_rays`, as the following.
         sample_of_origin: int64 [N].
         directions: float32 [D, 3].
         grid_min: metres.
@@ -164,7 +164,7 @@ def label_rays_reference(
     voxel_size: float,
     empty_label: int,
 ) -> LabelRays:
-    """Plain-torch twin of :func:`label_rays`. Same arguments."""
+    """Compute `label_rays` in plain torch, as a reference. Same arguments."""
     shape = (len(origins), len(directions))
     label = torch.full(shape, empty_label, dtype=torch.uint8, device=grids.device)
     depth_m = torch.zeros(shape, dtype=torch.float32, device=grids.device)
@@ -189,7 +189,7 @@ def label_rays_reference(
 def _walk(
     grid: Tensor, start: Tensor, direction: Tensor, empty_label: int
 ) -> tuple[Tensor, Tensor]:
-    """Walks R rays through one grid [X, Y, Z], a voxel a step, all rays at once.
+    """Walk R rays through one grid [X, Y, Z], a voxel a step, all rays at once.
 
     Args:
         grid: uint8 [X, Y, Z].
@@ -241,7 +241,7 @@ def ray_iou_counts_reference(
     num_classes: int,
     thresholds_m: Sequence[float],
 ) -> tuple[Tensor, LabelRays]:
-    """Plain-torch twin of :func:`ray_iou_counts`. Same arguments."""
+    """Compute `ray_iou_counts` in plain torch, as a reference. Same arguments."""
     rays = (origins, sample_of_origin, directions, grid_min, voxel_size, empty_label)
     true = gt if isinstance(gt, LabelRays) else label_rays_reference(gt, *rays)
     found = label_rays_reference(pred, *rays)

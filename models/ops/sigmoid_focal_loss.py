@@ -25,23 +25,23 @@ def sigmoid_focal_loss(
     gamma: float = 2.0,
     alpha: float = 0.25,
 ) -> Tensor:
-    """Weighted sum of the focal loss of every logit (Lin et al., arXiv 1708.02002, Eq. 5).
+    """Sum the weighted focal loss of every logit (Lin et al., arXiv 1708.02002, Eq. 5).
 
-    A logit x of the row's label gives ``alpha * sigmoid(-x)**gamma * softplus(-x)``, every other
-    ``(1 - alpha) * sigmoid(x)**gamma * softplus(x)``, times the weight of its class and of its
-    row. One pass that keeps nothing for the backward pass but its inputs; the sum, in float64, does
-    not depend on the number of threads. On a GPU float64 goes through the twin.
+    A logit x of the row's label gives `alpha * sigmoid(-x)**gamma * softplus(-x)`, every other
+    `(1 - alpha) * sigmoid(x)**gamma * softplus(x)`, times the weight of its class and of its
+    row. One pass stores only its inputs for the backward pass. The sum is in float64 and does not
+    depend on the number of threads. On a GPU float64 goes through the twin.
 
     Args:
         logits: [n, K], float32 or float64.
-        labels: int64 [n]; outside ``[0, K)`` no class is positive.
+        labels: int64 [n]; outside `[0, K)` no class is positive.
         class_weights: [K].
         row_weights: [n], or None for 1.
         gamma: exponent that down-weights easy examples.
-        alpha: weight of positives; negatives get ``1 - alpha``.
+        alpha: weight of positives; negatives get `1 - alpha`.
 
     Returns:
-        Scalar, differentiable (once) in ``logits``.
+        Scalar, differentiable (once) in `logits`.
 
     Raises:
         ValueError: a shape or dtype does not fit.
@@ -63,7 +63,7 @@ def sigmoid_focal_loss_reference(
     gamma: float = 2.0,
     alpha: float = 0.25,
 ) -> Tensor:
-    """Plain-torch twin of :func:`sigmoid_focal_loss`. Same arguments."""
+    """Compute `sigmoid_focal_loss` in plain torch, as a reference. Same arguments."""
     _check_arguments(logits, labels, class_weights, row_weights)
 
     is_label = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)

@@ -79,14 +79,14 @@ def build_kernel_map(
     padding: int | Sequence[int] = 0,
     subm: bool = False,
 ) -> KernelMap:
-    """Finds the pairs of a sparse convolution.
+    """Find the pairs of a sparse convolution.
 
     Submanifold: the output voxels are the input voxels; the kernel is centred, has odd extents and
-    stride 1, and ``padding`` does not matter. Otherwise an output voxel is active wherever an
+    stride 1, and `padding` does not matter. Otherwise an output voxel is active wherever an
     input voxel falls into its window (the set dilates), over a grid of
-    ``(extent + 2 * padding - kernel) // stride + 1`` voxels along each axis.
+    `(extent + 2 * padding - kernel) // stride + 1` voxels along each axis.
 
-    CPU tensors go through the native operation; CUDA tensors through the plain-torch twin.
+    CPU tensors go through the native operation; CUDA tensors through the reference implementation.
 
     Args:
         coords: int64 [n, 4], unique rows (batch, d0, d1, d2), in any order.
@@ -97,13 +97,13 @@ def build_kernel_map(
         subm: whether the convolution is submanifold.
 
     Returns:
-        The map, to be passed to :func:`sparse_conv`.
+        The map, to be passed to `sparse_conv`.
 
     Raises:
         ValueError: a shape, dtype or setting does not fit, the kernel has more than 2**20
             positions, or the input or output voxels are more than int32 can number (2**31 - 1;
             pairs and features may be more).
-        TypeError: a setting is no whole number.
+        TypeError: a setting is not a whole number.
         RuntimeError: coordinates repeat or lie outside the grid, or the grids of the batch have
             more than 2**33 voxels (native only; they take 1.5 bits each).
         ExtensionError: CPU tensors, and the native extension is not built.
@@ -130,7 +130,7 @@ def build_kernel_map_reference(
     padding: int | Sequence[int] = 0,
     subm: bool = False,
 ) -> KernelMap:
-    """Plain-torch twin of :func:`build_kernel_map`. Same arguments."""
+    """Compute `build_kernel_map` in plain torch, as a reference. Same arguments."""
     shape, kernel, step, pad = _settings(coords, spatial_shape, kernel_size, stride, padding, subm)
     out_shape = _out_shape(shape, kernel, step, pad)
     upper = coords.new_tensor(shape)
@@ -174,23 +174,23 @@ def build_kernel_map_reference(
 def sparse_conv(
     features: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap
 ) -> Tensor:
-    """Sparse convolution: ``out[o] = bias + sum over pairs (i, o) at k of weight[:, k] @ in[i]``.
+    """Convolve sparsely: `out[o] = bias + sum over pairs (i, o) at k of weight[:, k] @ in[i]`.
 
     CPU tensors go through the native operation; its results and gradients do not depend on the
-    number of threads. CUDA tensors go through the plain-torch twin.
+    number of threads. CUDA tensors go through the reference implementation.
 
     Args:
         features: [n, C_in], float32 or float64.
         weight: [C_out, k0, k1, k2, C_in] (spconv 2's layout), of the same dtype.
         bias: [C_out] or None; added to every active output voxel.
-        kernel_map: the pairs, from :func:`build_kernel_map`.
+        kernel_map: the pairs, from `build_kernel_map`.
 
     Returns:
-        [m, C_out], differentiable (once) in ``features``, ``weight`` and ``bias``.
+        [m, C_out], differentiable (once) in `features`, `weight` and `bias`.
 
     Raises:
-        ValueError: a shape or dtype does not fit the map, or the map is no map: an index is out of
-            range, pairs are not sorted, ``starts`` does not ascend.
+        ValueError: a shape or dtype does not fit the map, or the map is invalid: an index is out of
+            range, pairs are not sorted, `starts` does not ascend.
         ExtensionError: CPU tensors, and the native extension is not built.
     """
     if features.is_cuda:
@@ -210,7 +210,9 @@ def sparse_conv(
 def sparse_conv_reference(
     features: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap
 ) -> Tensor:
-    """Plain-torch twin of :func:`sparse_conv`: gather, multiply, scatter. Same arguments."""
+    """Compute `sparse_conv` in plain torch, as a reference: gather, multiply, scatter. Same
+    arguments.
+    """
     _check_conv(features, weight, bias, kernel_map)
     out = features.new_zeros(kernel_map.num_out, weight.shape[0])
     positions = weight.flatten(1, 3)
@@ -224,7 +226,9 @@ def sparse_conv_reference(
 def _out_of_position(
     coords: Tensor, position: int, out_shape: Triple, kernel: Triple, stride: Triple, pad: Triple
 ) -> tuple[Tensor, Tensor]:
-    """Inputs that reach an output through a kernel position: their index and the output's key."""
+    """Return the inputs that reach an output through a kernel position: their index and the
+    output's key.
+    """
     offset = coords.new_tensor(
         [position // (kernel[1] * kernel[2]), position // kernel[2] % kernel[1],
          position % kernel[2]]
@@ -276,7 +280,7 @@ def _settings(
     padding: int | Sequence[int],
     subm: bool,
 ) -> tuple[Triple, Triple, Triple, Triple]:
-    """Checks all settings; a submanifold map's stride and padding become the centred ones."""
+    """Check all settings; a submanifold map's stride and padding become the centred ones."""
     if coords.dim() != 2 or coords.shape[1] != 4 or coords.dtype != torch.int64:
         raise ValueError(
             f"coords must be int64 [n, 4] (batch, d0, d1, d2), got {coords.dtype} "
@@ -342,7 +346,9 @@ def _check_conv(
 
 
 def _checked_starts(kernel_map: KernelMap) -> list[int]:
-    """Where each position's pairs begin; checks what an index of a CUDA tensor would abort on."""
+    """Return where each position's pairs begin; checks what an index of a CUDA tensor would abort
+    on.
+    """
     starts: list[int] = kernel_map.starts.tolist()
     pairs = kernel_map.pairs
     if starts[0] != 0 or starts != sorted(starts) or pairs.shape != (2, starts[-1]):

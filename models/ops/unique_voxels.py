@@ -15,18 +15,18 @@ __all__ = ["unique_voxels", "unique_voxels_reference"]
 
 
 def unique_voxels(keys: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
-    """Sorted unique keys, and where each key is among them.
+    """Return the sorted unique keys, and the position of each key among them.
 
     The native operation marks the keys in a bitmap instead of sorting them. On a GPU it waits for
     the device once, since the result decides a shape.
 
     Args:
-        keys: int64 [n], linear index of each point's voxel, in ``[0, num_keys)``.
+        keys: int64 [n], linear index of each point's voxel, in `[0, num_keys)`.
         num_keys: voxels of the grid, over the batch; the bitmap takes 1.5 bits for each, on a GPU
             4 bits.
 
     Returns:
-        int64 [m], ascending, and int64 [n] in ``[0, m)``.
+        int64 [m], ascending, and int64 [n] in `[0, m)`.
 
     Raises:
         ValueError: a shape or dtype does not fit, or a key is out of range (native only).
@@ -39,7 +39,7 @@ def unique_voxels(keys: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
 
 
 def unique_voxels_reference(keys: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
-    """Plain-torch twin of :func:`unique_voxels`. Same arguments."""
+    """Compute `unique_voxels` in plain torch, as a reference. Same arguments."""
     _check_arguments(keys, num_keys)
     unique, inverse = torch.unique(keys, return_inverse=True)
     return unique, inverse

@@ -22,9 +22,9 @@ _Z_FIRST = (2, 0, 1)
 
 
 def voxel_light(drawn: Tensor, opaque: Tensor, sun_slope: Sequence[float]) -> Tensor:
-    """Sunlight and ambient light in the free cells of a grid, see the functions below.
+    """Compute sunlight and ambient light in the free cells of a grid, see the functions below.
 
-    CPU tensors go through the native operation; CUDA tensors through the plain-torch twin.
+    CPU tensors go through the native operation; CUDA tensors through the reference implementation.
 
     Args:
         drawn: bool [X, Y, Z] voxels that are seen.
@@ -48,7 +48,7 @@ def voxel_light(drawn: Tensor, opaque: Tensor, sun_slope: Sequence[float]) -> Te
 
 
 def voxel_light_reference(drawn: Tensor, opaque: Tensor, sun_slope: Sequence[float]) -> Tensor:
-    """Plain-torch twin of :func:`voxel_light`. Same arguments."""
+    """Compute `voxel_light` in plain torch, as a reference. Same arguments."""
     _check_arguments(drawn, opaque, sun_slope)
     free = F.pad((~drawn).float(), (1,) * 6, value=1.0)
     both = (sun_visibility(opaque, sun_slope), sky_openness(opaque))
@@ -57,15 +57,15 @@ def voxel_light_reference(drawn: Tensor, opaque: Tensor, sun_slope: Sequence[flo
 
 
 def sun_visibility(opaque: Tensor, sun_slope: Sequence[float]) -> Tensor:
-    """Share of the sun that each cell's centre sees.
+    """Compute the share of the sun that each cell's centre sees.
 
-    Light is handed down layer by layer, each layer sampling the one above at the place where its
-    sun ray comes from. The repeated interpolation widens shadows with the height they fall from,
+    Light is propagated layer by layer: each layer samples the one above at the origin of its sun
+    ray. The repeated interpolation widens shadows with the height they fall from,
     which is what a real sun's penumbra does.
 
     Args:
         opaque: bool [X, Y, Z].
-        sun_slope: see :func:`voxel_light`.
+        sun_slope: see `voxel_light`.
 
     Returns:
         float32 [X, Y, Z] in [0, 1]; meaningful in cells that are not opaque.
@@ -83,7 +83,7 @@ def sun_visibility(opaque: Tensor, sun_slope: Sequence[float]) -> Tensor:
 
 
 def _shift(layer: Tensor, dx: float, dy: float) -> Tensor:
-    """Bilinear sample of ``layer`` [X, Y] at (x + dx, y + dy); 1 outside."""
+    """Return the bilinear sample of `layer` [X, Y] at (x + dx, y + dy); 1 outside."""
     reach = int(max(abs(dx), abs(dy))) + 2
     padded = F.pad(layer, (reach, reach, reach, reach), value=1.0)
     ix, iy = int(dx // 1), int(dy // 1)
@@ -99,7 +99,7 @@ def _shift(layer: Tensor, dx: float, dy: float) -> Tensor:
 
 
 def sky_openness(opaque: Tensor) -> Tensor:
-    """Ambient light from the wider neighbourhood: 1 in the open, less between tall things.
+    """Compute ambient light from the wider neighbourhood: 1 in the open, less between tall things.
 
     Args:
         opaque: bool [X, Y, Z].
@@ -122,7 +122,7 @@ def sky_openness(opaque: Tensor) -> Tensor:
 
 
 def _box_sum(field: Tensor, axis: int) -> Tensor:
-    """Sums over the elements up to ``_REACH`` away along an axis; nothing lies outside."""
+    """Return the sum over the elements up to `_REACH` away along an axis; nothing lies outside."""
     pad = [0] * 6
     pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = _REACH
     padded, n = F.pad(field, pad), field.shape[axis]

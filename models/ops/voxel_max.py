@@ -19,22 +19,22 @@ _MAX_VOXELS = 2**31 - 1
 
 
 def voxel_max(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
-    """Per-voxel, per-channel maximum of point features.
+    """Compute the per-voxel, per-channel maximum of point features.
 
     Of equal values the point with the lowest index is the winner, and the gradient goes to the
     winner alone. A NaN wins over every number (the first NaN does), so that it is not hidden.
     Voxels without points are 0 and pass no gradient.
 
-    On a GPU points with an index out of range are left out: to name them would need a wait for the
-    device. float64 goes through the twin there.
+    On a GPU points with an index out of range are left out: reporting them would synchronise with
+    the device. float64 goes through the twin there.
 
     Args:
         features: [n, C], float32 or float64.
-        voxel_index: int64 [n], each in ``[0, num_voxels)``.
+        voxel_index: int64 [n], each in `[0, num_voxels)`.
         num_voxels: m.
 
     Returns:
-        [m, C], differentiable in ``features``.
+        [m, C], differentiable in `features`.
 
     Raises:
         ValueError: a shape or dtype does not fit, or an index is out of range (on the CPU; the
@@ -49,7 +49,7 @@ def voxel_max(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
 
 
 def voxel_max_reference(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
-    """Plain-torch twin of :func:`voxel_max`. Same arguments."""
+    """Compute `voxel_max` in plain torch, as a reference. Same arguments."""
     _check_arguments(features, voxel_index, num_voxels)
     n, channels = features.shape
     target = voxel_index[:, None].expand(n, channels)

@@ -26,13 +26,13 @@ class VoxelScene(NamedTuple):
     """What rays hit.
 
     Attributes:
-        pyramid: of labels uint8 [1, X, Y, Z], indices into ``albedo`` wherever they are not empty.
-        light: float32 [Z + 2, X + 2, Y + 2, 2] as :func:`voxel_light` makes it: sunlight and
+        pyramid: of labels uint8 [1, X, Y, Z], indices into `albedo` wherever they are not empty.
+        light: float32 [Z + 2, X + 2, Y + 2, 2] as `voxel_light` makes it: sunlight and
             ambient light of the cells, with a border of one around them. Where the second is 0
             there is no free cell.
         albedo: float32 [C, 3].
-        brightness: [6][2] how bright sunlight and ambient light make a face of the orientations
-            -x, +x, -y, +y, -z, +z.
+        brightness: [6, 2] nested, how bright sunlight and ambient light make a face of the
+            orientations -x, +x, -y, +y, -z, +z.
         occlusion: darkness of the crease between two faces.
         grid_min: lower corner of the grid (x, y, z), metres.
         voxel_size: edge lengths of a voxel (x, y, z), metres.
@@ -57,7 +57,7 @@ class VoxelView(NamedTuple):
 
     Attributes:
         position: (x, y, z) where all rays start, metres in the grid's frame.
-        rotation: [3][3] the camera's right, down and forward axes in the grid's frame.
+        rotation: [3, 3] nested, the camera's right, down and forward axes in the grid's frame.
         focal_px: focal length in pixels.
         edges: strength of the lines along voxel edges, their width in pixels, and the pixels that
             count as one (posters have thicker lines).
@@ -94,10 +94,10 @@ def voxel_shading(
     background: Tensor,
     wanted: Tensor | None = None,
 ) -> ShadedRays:
-    """Cast rays as :func:`ray_cast` does, and shade what they hit.
+    """Cast rays as `ray_cast` does, and shade what they hit.
 
     CPU tensors go through the native operation, which is fast where neighbouring rays have much in
-    common; CUDA tensors through the plain-torch twin.
+    common; CUDA tensors through the reference implementation.
 
     Args:
         scene: what is hit.
@@ -142,7 +142,7 @@ def voxel_shading_reference(
     background: Tensor,
     wanted: Tensor | None = None,
 ) -> ShadedRays:
-    """Plain-torch twin of :func:`voxel_shading`. Same arguments."""
+    """Compute `voxel_shading` in plain torch, as a reference. Same arguments."""
     _check_arguments(scene, view, directions, background, wanted)
     shape = directions.shape[:2]
     behind = background[:, None].expand(*shape, 3).reshape(-1, 3)
@@ -180,9 +180,9 @@ def _shade(
     scene: VoxelScene, view: VoxelView, voxel: Tensor, distance: Tensor, face: Tensor,
     rays: Tensor, local: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Colours [n, 4], not yet before a background, and keys [n] of hits.
+    """Return the colours [n, 4], not yet before a background, and keys [n] of hits.
 
-    Directions [n, 3] are ``rays`` in the grid's axes and ``local`` in the camera's.
+    Directions [n, 3] are `rays` in the grid's axes and `local` in the camera's.
     """
     # A ray that starts inside a voxel enters no face: take the one it looks through.
     main = rays.abs().argmax(dim=1)
@@ -203,7 +203,9 @@ def _shade(
 
 
 def _light(scene: VoxelScene, face: Tensor, axes: Tensor, voxel: Tensor, place: Tensor) -> Tensor:
-    """Brightness [n] of points at ``place`` [n, 2] of faces, bilinear between their corners."""
+    """Return the brightness [n] of points at `place` [n, 2] of faces, bilinear between their
+    corners.
+    """
     step = torch.eye(3, dtype=torch.long, device=face.device)[axes]  # [n, 3, 3]
     # The cell before the face; cells have a border of one.
     front = voxel + 1 + step[:, 0] * (2 * (face % 2) - 1)[:, None]
@@ -235,7 +237,7 @@ def _corner(scene: VoxelScene, front: Tensor, to_u: Tensor, to_v: Tensor) -> Ten
 def _edge_shade(
     scene: VoxelScene, view: VoxelView, axes: Tensor, place: Tensor, distance: Tensor, local: Tensor
 ) -> Tensor:
-    """Brightness factor [n] of the lines along voxel edges.
+    """Return the brightness factor [n] of the lines along voxel edges.
 
     A line is as wide on screen wherever it lies, and disappears where voxels shrink to a few
     pixels (lines would then only make the surface darker and shimmer).
@@ -297,7 +299,7 @@ def _check_arguments(
 
 
 def _check_numbers(scene: VoxelScene, view: VoxelView) -> None:
-    """Checks the lengths of all lists of numbers."""
+    """Check the lengths of all lists of numbers."""
     tables = (
         ("brightness", scene.brightness, 6, 2),
         ("rotation", view.rotation, 3, 3),

@@ -1,8 +1,8 @@
-"""Compiles the CUDA sources, on machines without a GPU too, and reports what each kernel takes.
+"""Compile the CUDA sources, on machines without a GPU too, and report what each kernel takes.
 
-    python -m scripts.compile_cuda [FILTER] [--out REPORT.md] [--jobs N]
+    python scripts/compile_cuda.py [FILTER] [--out REPORT.md] [--jobs N]
 
-Every ``.cu`` file of ``models/csrc`` is compiled for the architectures that the project reports,
+Every `.cu` file of `models/csrc` is compiled for the architectures that the project reports,
 warnings are errors. The table gives registers and spills of a thread and static shared memory of
 a block, as the assembler tells them. C++ sources that start kernels are checked, not compiled.
 """
@@ -61,7 +61,7 @@ def compile_source(
     folder: Path,
     architectures: Sequence[str] = native_build.REPORTED_ARCHITECTURES,
 ) -> list[KernelUse]:
-    """Compiles one ``.cu`` file.
+    """Compile one `.cu` file.
 
     Args:
         source: Path relative to the project.
@@ -81,7 +81,7 @@ def compile_source(
 
 
 def check_host_sources(sources: Sequence[str], cuda_home: Path, folder: Path) -> None:
-    """Checks C++ files as those of a CUDA build against torch's and CUDA's headers.
+    """Check C++ files as those of a CUDA build against torch's and CUDA's headers.
 
     Args:
         sources: Paths relative to the project.
@@ -107,7 +107,7 @@ def check_host_sources(sources: Sequence[str], cuda_home: Path, folder: Path) ->
 
 
 def parse_report(text: str) -> list[KernelUse]:
-    """Reads the output of ``ptxas -v``."""
+    """Read the output of `ptxas -v`."""
     uses, name, arch, stack, spill = [], "", "", 0, 0
     for line in text.splitlines():
         if entry := _ENTRY.search(line):
@@ -132,7 +132,7 @@ def parse_report(text: str) -> list[KernelUse]:
 
 
 def report(uses: Sequence[KernelUse]) -> str:
-    """A Markdown table, one line a kernel, one column an architecture."""
+    """Return a Markdown table, one line a kernel, one column an architecture."""
     architectures = sorted({use.architecture for use in uses})
     by_kernel: dict[str, dict[str, KernelUse]] = {}
     for use in uses:
@@ -151,7 +151,7 @@ def compile_all(
     jobs: int = 1,
     architectures: Sequence[str] = native_build.REPORTED_ARCHITECTURES,
 ) -> list[KernelUse]:
-    """Compiles all CUDA sources whose path holds ``pattern``.
+    """Compile all CUDA sources whose path holds `pattern`.
 
     Raises:
         CompileError: There is no CUDA compiler, or it refuses a source.
@@ -173,7 +173,7 @@ def compile_all(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compiles and prints or writes the report; returns the exit code."""
+    """Compile, print or write the report, and return the exit code."""
     parser = CommandParser(__doc__)
     parser.add_argument("filter", nargs="?", default="", help="only paths that hold this")
     parser.add_argument("--out", type=Path, help="write the table there")
@@ -208,7 +208,7 @@ def _run(command: Sequence[str], source: str) -> str:
 
 
 def _demangle(names: Sequence[str]) -> list[str]:
-    """Names as in the source, without the project's namespaces and arguments."""
+    """Return the names as in the source, without the project's namespaces and arguments."""
     done = subprocess.run(
         ["c++filt", "-p"], input="\n".join(names), capture_output=True, text=True, check=True
     )

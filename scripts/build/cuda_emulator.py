@@ -1,14 +1,14 @@
-"""Runs all CUDA kernels on the CPU, in the tests that a GPU would run.
+"""Run all CUDA kernels on the CPU, in the tests that a GPU would run.
 
-    python -m scripts.emulate_cuda [--sanitize] [PYTEST ARGUMENTS]
+    python scripts/emulate_cuda.py [--sanitize] [PYTEST ARGUMENTS]
 
-Compiles the ``.cu`` files, as they are, with the host's compiler against
-``scripts/build/cuda_emulation/common/runtime.cuh``, which runs the threads of a block in turns,
-and their C++ launchers as the operations of the CPU. Then the tests that take a ``device`` run
+Compiles the `.cu` files, as they are, with the host's compiler against
+`scripts/build/cuda_emulation/common/runtime.cuh`, which runs the threads of a block in turns,
+and their C++ launchers as the operations of the CPU. Then the tests that take a `device` run
 against this library twice, with blocks and threads in ascending and in descending order. What is
 found: wrong numbers, barriers and exchanges that not all threads reach together, results that
 depend on the order of threads, memory read before it is written (it holds NaNs or large numbers),
-grids that no GPU launches, memory out of bounds (with ``--sanitize``, by AddressSanitizer). What
+grids that no GPU launches, memory out of bounds (with `--sanitize`, by AddressSanitizer). What
 is not: what only a real GPU has, such as its speed and its memory model.
 """
 
@@ -35,25 +35,27 @@ opus::CudaStream opus::current_stream(c10::Device) { return nullptr; }
 
 
 def emulated_operations() -> list[str]:
-    """Names of the operations with CUDA kernels."""
+    """Return the names of the operations with CUDA kernels."""
     return [Path(path).parent.name for path in native_build.cuda_launchers()]
 
 
 def prelude(sources: Sequence[str]) -> str:
-    """A header for all launchers: torch's headers, then CUDA's dispatch key becomes the CPU's."""
+    """Return a header for all launchers: torch's headers, then CUDA's dispatch key becomes the
+    CPU's.
+    """
     lines = [f"#include {header}" for header in native_build.torch_headers(sources)]
     return "\n".join([*lines, '#include "common/launch.h"', "#define CUDA CPU", ""])
 
 
 def build(folder: Path, sanitized: bool) -> Path:
-    """Builds the library in ``folder`` and returns its path."""
+    """Build the library in `folder` and return its path."""
     from torch.utils import cpp_extension
 
     folder.mkdir(parents=True, exist_ok=True)
     csrc = native_build.CSRC.as_posix()
     launchers, kernels = native_build.cuda_launchers(), native_build.find_sources(".cu")
     flags = ["-std=c++20", "-g1", "-fPIC", "-march=native", native_build.NO_FUSED_HOST]
-    # Threads jump between their stacks, which fortified jumps take for a mistake.
+    # Threads jump between their stacks, which fortified longjmp reports as an error.
     flags += ["-O1", *native_build.SANITIZER_FLAGS] if sanitized else ["-O2", "-U_FORTIFY_SOURCE"]
     flags += [*native_build.warning_flags(), "-DOPUS_WITH_CUDA", "-DOPUS_EMULATES_CUDA"]
     torch_flags = [f for path in cpp_extension.include_paths() for f in ("-isystem", path)]
@@ -87,7 +89,7 @@ def build(folder: Path, sanitized: bool) -> Path:
 
 
 def run(library: Path, sanitized: bool, pytest_arguments: Sequence[str]) -> int:
-    """Runs the tests in both orders of threads; the exit code is not 0 if one fails."""
+    """Run the tests in both orders of threads; the exit code is not 0 if one fails."""
     tests = [f"tests/ops/test_{name}.py" for name in emulated_operations()]
     arguments = [*tests, "-k", "cpu and not cuda", "-q", *pytest_arguments]
     os.environ["MALLOC_PERTURB_"] = "1"  # numbers that were not written are near -1.7e38
@@ -108,7 +110,7 @@ def run(library: Path, sanitized: bool, pytest_arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code of the tests."""
+    """Run the command and return its exit code of the tests."""
     parser = CommandParser(__doc__, takes_more=True)
     parser.add_argument("--sanitize", action="store_true", help="with checks of every access")
 

@@ -78,7 +78,7 @@ def _toolkit_finding() -> Finding:
 
 
 def built_findings() -> Iterator[Finding]:
-    """What setup compiles: the project's extension and mmcv's operations."""
+    """Yield what setup compiles: the project's extension and mmcv's operations."""
     libraries = sorted((ROOT / "models" / "ops").glob("*.so"))
     if libraries:
         try:
@@ -105,7 +105,7 @@ def built_findings() -> Iterator[Finding]:
 
 
 def optional_findings() -> Iterator[Finding]:
-    """What is used where it is there."""
+    """Yield optional packages and libraries."""
     import torch
 
     name, way_out = "libjpeg-turbo", "apt install libjpeg-dev, then make clean setup"

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = Path("models", "csrc")  # relative: absolute source paths break build_ext --inplace caches
 
 # Kernels and their plain-torch twins, and the two builds of one kernel body, make the same
-# decisions (which camera, which voxel) only if no product is fused into a sum behind their back.
+# decisions (which camera, which voxel) only if the compiler fuses no product into a sum.
 # Fast-math is out for the same reason.
 NO_FUSED_HOST = "-ffp-contract=off"
 NO_FUSED_CUDA = "--fmad=false"
@@ -32,7 +32,7 @@ REPORTED_ARCHITECTURES = ("80", "89", "90")
 
 
 def find_sources(suffix: str) -> list[str]:
-    """Sources with a suffix, relative to the project."""
+    """Return the sources with a suffix, relative to the project."""
     return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / CSRC).rglob(f"*{suffix}"))
 
 
@@ -42,14 +42,14 @@ def cpu_sources() -> list[str]:
 
 
 def cuda_sources() -> list[str]:
-    """What a CUDA build has besides: kernels, and C++ that needs CUDA's headers."""
+    """Return the additional sources of a CUDA build: kernels, and C++ that needs CUDA's headers."""
     return find_sources(".cu") + find_sources("_cuda_host.cpp")
 
 
 def cuda_launchers() -> list[str]:
-    """C++ sources that start CUDA kernels, one for each ``.cu`` file.
+    """C++ sources that start CUDA kernels, one for each `.cu` file.
 
-    Those of operations whose kernels of a GPU differ much from the CPU's (``_cuda_host.cpp``), and
+    Those of operations whose kernels of a GPU differ much from the CPU's (`_cuda_host.cpp`), and
     those that serve both devices.
     """
     stems = [path.removesuffix("_cuda.cu") for path in find_sources(".cu")]
@@ -61,19 +61,19 @@ def cuda_launchers() -> list[str]:
 
 
 def torch_headers(sources: Sequence[str]) -> list[str]:
-    """Torch's headers that sources include, as they write them: ``<torch/library.h>``."""
+    """Torch's headers that sources include, as they write them: `<torch/library.h>`."""
     text = "".join((ROOT / source).read_text(encoding="utf-8") for source in sources)
     return sorted(set(re.findall(r"#include (<(?:ATen|torch)/[^>]+>)", text)))
 
 
 def warning_flags() -> list[str]:
-    """Warnings of the host's compiler; errors unless OPUS_WERROR=0."""
+    """Return the warnings of the host's compiler; errors unless OPUS_WERROR=0."""
     werror = os.environ.get("OPUS_WERROR", "1") not in ("", "0")
     return ["-Wall", "-Wextra"] + (["-Werror"] if werror else [])
 
 
 def nvcc_flags() -> list[str]:
-    """Flags of every compilation by nvcc, those of setup.py among them."""
+    """Return the flags of every compilation by nvcc, those of setup.py among them."""
     flags = ["-O3", "-std=c++20", "-lineinfo", NO_FUSED_CUDA]
     flags += ["-Xcompiler", ",".join([*warning_flags(), "-fvisibility=hidden", NO_FUSED_HOST])]
     if "-Werror" in warning_flags():
@@ -125,10 +125,10 @@ def _is_toolkit(folder: Path) -> bool:
 
 
 def cuda_library_folder(cuda_home: Path, build: Path) -> Path:
-    """A folder in which the linker finds ``libcudart.so``.
+    """Return a folder in which the linker finds `libcudart.so`.
 
     The toolkit's own, or, for the pip packages, which have libraries under their full names alone
-    (``libcudart.so.13``), one in ``build`` with a link to it.
+    (`libcudart.so.13`), one in `build` with a link to it.
 
     Raises:
         FileNotFoundError: the toolkit has no CUDA runtime.

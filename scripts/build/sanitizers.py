@@ -1,8 +1,8 @@
-"""Runs the tests of the native operations on a CPU build that checks itself.
+"""Run the tests of the native operations on a CPU build that checks itself.
 
-    python -m scripts.sanitize [PYTEST ARGUMENTS]      # default: tests/ops -k "not cuda_sources"
+    python scripts/sanitize.py [PYTEST ARGUMENTS]      # default: tests/ops -k "not cuda_sources"
 
-Builds ``build/sanitized/models/ops/_C*.so`` with AddressSanitizer and UndefinedBehaviorSanitizer
+Builds `build/sanitized/models/ops/_C*.so` with AddressSanitizer and UndefinedBehaviorSanitizer
 (gcc), then runs the tests with it. Reads and writes out of bounds and undefined behaviour end the
 run. Memory that is lost at the end counts where the extension's own code asked for it: the
 interpreter and torch keep much until the process ends.
@@ -27,7 +27,7 @@ DEFAULT_TESTS = ["tests/ops", "-q", "-k", "not cuda_sources and not test_extensi
 
 
 def build() -> Path:
-    """Builds the library and returns its path."""
+    """Build the library and return its path."""
     command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(BUILD)]
     command += ["--build-temp", str(BUILD / "objects")]
     environment = dict(os.environ, OPUS_SANITIZE="1", OPUS_CPU_ONLY="1")
@@ -36,7 +36,7 @@ def build() -> Path:
 
 
 def runtime_libraries() -> str:
-    """The sanitizers' and the C++ runtime, which must be in the process before torch."""
+    """Return the sanitizers' and the C++ runtime, which must be in the process before torch."""
     names = ("libasan.so", "libubsan.so", "libstdc++.so")
     paths = (
         subprocess.run(
@@ -48,13 +48,13 @@ def runtime_libraries() -> str:
 
 
 def leaks_of(report: str, library: str) -> list[str]:
-    """The leaks of a report that have a frame in the library."""
+    """Return the leaks of a report that have a frame in the library."""
     blocks = re.split(r"\n\s*\n", report)
     return [block for block in blocks if "leak of" in block and library in block]
 
 
 def run(library: Path, pytest_arguments: Sequence[str]) -> int:
-    """Runs the tests; the exit code is not 0 if they, a sanitizer or the leak check fail."""
+    """Run the tests; the exit code is not 0 if they, a sanitizer or the leak check fail."""
     with tempfile.TemporaryDirectory() as folder:
         asan = "detect_leaks=1:fast_unwind_on_malloc=0:malloc_context_size=20:exitcode=99"
         environment = dict(
@@ -82,6 +82,6 @@ def run(library: Path, pytest_arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code of the tests."""
+    """Run the command and return its exit code of the tests."""
     parser = CommandParser(__doc__, takes_more=True)
     return run_command(parser, lambda args: run(build(), args.others or DEFAULT_TESTS), arguments)

@@ -4,7 +4,7 @@
 #   OPUS_PYTHON      interpreter for a new .venv (default: python3.11, 3.10, 3.12, whichever is first)
 #   OPUS_DEVICE      cpu | cuda (default: cuda where nvidia-smi lists a GPU)
 #   OPUS_WHEEL_DIR   where built mmcv wheels are kept, one folder per torch build and Python
-#   OPUS_SPCONV      spconv requirement for CUDA machines (default: requirements/cuda.txt)
+#   OPUS_SPCONV      spconv requirement for CUDA machines, e.g. spconv-cu126==2.3.8 (default: none)
 #   OPUS_MMCV_CUDA=1 build mmcv's operations for CUDA too (no part of the project needs them)
 #   TORCH_INDEX_URL  package index that torch and torchvision are taken from
 #   MAX_JOBS         compilers at once (default: cores, bounded by 2 GB of memory each)
@@ -149,14 +149,14 @@ case "$DEVICE" in
   *) device_requirements=requirements/cpu.txt ;;
 esac
 key="$(hash_of requirements/packages.txt requirements/openmm.txt requirements/dev.txt \
-  requirements/nvcc.txt "$device_requirements" "$LOCK")-$DEVICE-${OPUS_SPCONV:-}"
+  requirements/onnx.txt requirements/nvcc.txt "$device_requirements" "$LOCK")-$DEVICE-${OPUS_SPCONV:-}"
 if ! is_done packages "$key"; then
   device_list="$STAMPS/device.txt"
   cp "$device_requirements" "$device_list"
   [ -z "${OPUS_SPCONV:-}" ] || { sed -i '/^spconv/d' "$device_list"; echo "$OPUS_SPCONV" >>"$device_list"; }
   run "packages ($DEVICE)" packages pip_install "${TORCH_INDEX[@]/#--index-url/--extra-index-url}" \
     -r requirements/packages.txt -r "$device_list" -r requirements/nvcc.txt \
-    -r requirements/dev.txt
+    -r requirements/dev.txt -r requirements/onnx.txt
   run "mmengine, mmdet, mmdet3d" openmm "$PY" -m pip install --progress-bar off --no-deps \
     -r requirements/openmm.txt
   if "$PY" -m pip show -q opencv-python >/dev/null 2>&1; then

@@ -20,7 +20,7 @@ MILESTONE = re.compile(
     r"^\s*(Building wheel|Created wheel|Installing collected|Successfully installed|ERROR|error:|"
     r"FAILED)"
 )
-# mmengine and mmcv are installed without the packages that they would pull: pip says so each time.
+# mmengine and mmcv are installed without their dependencies, which pip reports each time.
 EXPECTED = re.compile(r"^ERROR: pip's dependency resolver does not currently take into account")
 HEARTBEAT_SECONDS = 30.0
 MOVING_SECONDS = 10.0  # at most one line about files or packages in this time: logs stay short
@@ -38,7 +38,7 @@ def _read_lines(lines: queue.Queue[str | None]) -> None:
 
 
 class Condenser:
-    """Decides which lines are shown, and how."""
+    """Decide which lines are shown, and how."""
 
     def __init__(self) -> None:
         self._start = self._last_shown = time.monotonic()
@@ -66,7 +66,7 @@ class Condenser:
     def idle(self) -> None:
         """Say that work goes on when nothing else has been said for a while."""
         if time.monotonic() - self._last_shown > HEARTBEAT_SECONDS:
-            self._show(f"still at it {self._step}".rstrip())
+            self._show(f"still running {self._step}".rstrip())
 
     def _show_moving(self, text: str, always: bool = False) -> None:
         now = time.monotonic()

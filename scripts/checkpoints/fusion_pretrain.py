@@ -2,10 +2,10 @@
 
     python scripts/gen_fusion_pretrain_model.py --image CKPT --lidar CKPT --out FILE
 
-Of the image checkpoint the backbone is taken (``backbone.*`` or ``img_backbone.*``, and
-``img_neck.*`` of a camera model of this project), of the LiDAR detector the encoder, backbone and
-neck (``pts_middle_encoder.*``, ``pts_backbone.*``, ``pts_neck.*``). Weights keep their layout; the
-models read all layouts. The fusion configs start from ``pretrain/fusion_pretrain_model.pth``.
+Of the image checkpoint the backbone is taken (`backbone.*` or `img_backbone.*`, and
+`img_neck.*` of a camera model of this project), of the LiDAR detector the encoder, backbone and
+neck (`pts_middle_encoder.*`, `pts_backbone.*`, `pts_neck.*`). Weights keep their layout; the
+models read all layouts. The fusion configs start from `pretrain/fusion_pretrain_model.pth`.
 """
 
 from __future__ import annotations

@@ -136,21 +136,21 @@ def inspect(
 
 
 def key_revision(text: str) -> tuple[str, str]:
-    """Parse ``PATTERN=REPLACEMENT``."""
+    """Parse `PATTERN=REPLACEMENT`."""
     pattern, sign, replacement = text.partition("=")
     if not sign:
         raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN=REPLACEMENT")
     try:
         re.sub(pattern, replacement, "")
     except (re.error, IndexError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
     return pattern, replacement
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
-    add_config_arguments(parser, positional=True)
+    add_config_arguments(parser)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth file")
     parser.add_argument(
         "--revise-keys",

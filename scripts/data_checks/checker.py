@@ -50,7 +50,7 @@ _checker: FileChecker | None = None  # of worker processes, which are forked
 
 
 def data_sets(cfg: Config) -> dict[str, list[dict[str, Any]]]:
-    """Returns the configs of the data sets that a config loads, by split, without wrappers.
+    """Return the configs of the data sets that a config loads, by split, without wrappers.
 
     Raises:
         ConfigError: If it loads none.
@@ -66,14 +66,16 @@ def data_sets(cfg: Config) -> dict[str, list[dict[str, Any]]]:
 
 
 def _for_check(dataset_cfg: dict[str, Any]) -> dict[str, Any]:
-    """Config that reads every file once, reports what is broken, and augments nothing."""
+    """Return the config that reads every file once, reports what is broken, and augments
+    nothing.
+    """
     pipeline = without_caches(dataset_cfg.get("pipeline", []))
     kept = {key: value for key, value in dataset_cfg.items() if key != "on_error"}
     return {**kept, "pipeline": pipeline, "test_mode": True}
 
 
 def spread_order(number: int) -> list[int]:
-    """Returns 0 ... number - 1 in an order whose beginnings are all evenly spread."""
+    """Return 0 ... number - 1 in an order whose beginnings are all evenly spread."""
     step = max(1, round(number * _GOLDEN_RATIO))
     while math.gcd(step, number) > 1:
         step += 1
@@ -88,13 +90,13 @@ def _check_in_worker(index: int) -> tuple[int, list[Finding]]:
 def check_files(
     checker: FileChecker, order: Sequence[int], workers: int, deadline: float
 ) -> Iterator[tuple[int, list[Finding]]]:
-    """Yields the number of files and the findings of samples, until the deadline.
+    """Yield the number of files and the findings of samples, until the deadline.
 
     Args:
         checker: Of a data set.
         order: Indices of the samples.
         workers: Processes; 0 works in this one.
-        deadline: Of ``time.monotonic()``.
+        deadline: Of `time.monotonic()`.
     """
     global _checker
     if workers < 2:
@@ -121,7 +123,7 @@ def check_files(
 def check_data_set(
     name: str, dataset: BaseDataset, findings: Findings, workers: int, seconds: float | None
 ) -> str:
-    """Checks a data set and adds what is wrong to ``findings``.
+    """Check a data set and add what is wrong to `findings`.
 
     Args:
         name: Of the split.
@@ -148,7 +150,7 @@ def check_data_set(
 
 
 def check(cfg: Config, workers: int, seconds: float | None) -> Findings:
-    """Checks all data sets of a config, each once, and prints what was found.
+    """Check all data sets of a config, each once, and print what was found.
 
     Args:
         cfg: With data loaders.
@@ -186,7 +188,7 @@ def check(cfg: Config, workers: int, seconds: float | None) -> Findings:
 def _build(
     name: str, dataset_cfg: dict[str, Any], cfg: Config, findings: Findings
 ) -> BaseDataset | None:
-    """Builds a data set; adds a finding and returns None if its info file cannot be used."""
+    """Build a data set; add a finding and return None if its info file cannot be used."""
     try:
         with named_config_keys(cfg):
             dataset: BaseDataset = DATASETS.build(dataset_cfg)
@@ -197,9 +199,9 @@ def _build(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
-    add_config_arguments(parser, positional=True)
+    add_config_arguments(parser)
     parser.add_argument("--full", action="store_true", help="open every file")
     parser.add_argument(
         "--seconds", type=number_from(0.0, float), default=60.0, help="without --full (default: 60)"

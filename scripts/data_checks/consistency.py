@@ -39,7 +39,7 @@ _MIN_SHARE, _BETTER = 0.2, 0.1
 def check_together(
     dataset: OccupancyDataset, image_hw: Mapping[str, tuple[int, int]]
 ) -> Iterator[Finding]:
-    """Yields what the parts of an info file contradict; no files are opened.
+    """Yield what the parts of an info file contradict; no files are opened.
 
     Args:
         dataset: Built from a config.
@@ -90,7 +90,7 @@ def _check_cameras(
 
 
 def _check_mounts(dataset: OccupancyDataset) -> Iterator[Finding]:
-    """Sensors far from their vehicle: other units, or poses of different things."""
+    """Yield the sensors far from their vehicle: other units, or poses of different things."""
     frames, key = dataset.frames, dataset.frames.key_frame
     offset = frames.sensor2global_translation[key] - dataset.ego2global[:, None, :3, 3]
     far = np.linalg.norm(offset, axis=-1)
@@ -133,7 +133,9 @@ def _check_motion(dataset: OccupancyDataset, rows: npt.NDArray[np.int64]) -> Ite
 
 
 def _check_heading(dataset: OccupancyDataset) -> Iterator[Finding]:
-    """A vehicle that drives sideways or backwards: another order of the quaternion, other axes."""
+    """Find a vehicle that drives sideways or backwards: another order of the quaternion, other
+    axes.
+    """
     steps = []
     for rows in {id(rows): rows for rows in dataset.frames.scene_samples}.values():
         poses = dataset.ego2global[rows]
@@ -168,7 +170,7 @@ def _check_interval(dataset: OccupancyDataset) -> Iterator[Finding]:
 def check_labels_at_returns(
     dataset: OccupancyDataset, sample: OccSample, load_dim: int
 ) -> Iterator[Finding]:
-    """Yields a finding if a sample's labels are not where its LiDAR measures surfaces.
+    """Yield a finding if a sample's labels are not where its LiDAR measures surfaces.
 
     Nothing is yielded without a LiDAR file, or with few returns in the grid.
 
@@ -207,7 +209,7 @@ def check_labels_at_returns(
 
 
 def _share(points: Matrix, sample: OccSample, lidar2occ: Matrix) -> float | None:
-    """Returns the share of the returns in the grid that lie in occupied voxels, of enough."""
+    """Return the share of the returns in the grid that lie in occupied voxels, of enough."""
     grid = sample.voxel_semantics
     assert grid is not None
     moved = points @ lidar2occ[:3, :3].T + lidar2occ[:3, 3]
@@ -221,7 +223,7 @@ def _share(points: Matrix, sample: OccSample, lidar2occ: Matrix) -> float | None
 
 
 def _other_frames(sample: OccSample) -> Iterator[tuple[str, Matrix]]:
-    """Yields what else the frame of a grid could be, and the matrix to it from the LiDAR's."""
+    """Yield what else the frame of a grid could be, and the matrix to it from the LiDAR's."""
     for what, matrix in (("the LiDAR's", np.eye(4)), ("the vehicle's", sample.lidar2ego)):
         if np.abs(matrix - sample.lidar2occ).max() > 1e-6:
             yield f"if the grid is in {what} frame", matrix

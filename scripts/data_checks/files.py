@@ -53,7 +53,7 @@ class FileChecker:
         self._label_steps = [step for step in self._steps if hasattr(step, "label_path")]
 
     def check(self, index: int) -> tuple[int, list[Finding]]:
-        """Returns how many files of a sample were opened, and what is wrong with them."""
+        """Return how many files of a sample were opened, and what is wrong with them."""
         if not isinstance(self.dataset, OccupancyDataset):
             return 1, list(_attempt("sample", lambda: self.dataset[index]))
         images, sweeps = self._images(index), self._lidar_files(index)
@@ -67,7 +67,7 @@ class FileChecker:
         return len(images) + len(sweeps) + len(self._label_steps), found
 
     def _images(self, index: int) -> list[tuple[str, str]]:
-        """Returns the images of a key frame and, if history is used, of the sweeps before it.
+        """Return the images of a key frame and, if history is used, of the sweeps before it.
 
         Each with the name of its camera.
         """
@@ -89,7 +89,7 @@ class FileChecker:
         return list(images.items())
 
     def _lidar_files(self, index: int) -> list[str]:
-        """Returns the LiDAR file of a key frame and the sweeps since the key frame before it."""
+        """Return the LiDAR file of a key frame and the sweeps since the key frame before it."""
         assert isinstance(self.dataset, OccupancyDataset)
         table = self.dataset.lidar
         if table is None or not self._reads_lidar:
@@ -113,7 +113,7 @@ class FileChecker:
 
 
 def _attempt(what: str, action: Any) -> Iterator[Finding]:
-    """Yields a finding if the action fails because of the data."""
+    """Yield a finding if the action fails because of the data."""
     try:
         action()
     except (MissingDataError, BadDataError) as error:

@@ -23,7 +23,7 @@ class Findings:
     examples: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def add(self, what: str, kind: str, sentence: str) -> None:
-        """Counts one finding."""
+        """Count one finding."""
         key = (what, kind)
         self.counts[key] = self.counts.get(key, 0) + 1
         examples = self.examples.setdefault(key, [])
@@ -31,7 +31,7 @@ class Findings:
             examples.append(sentence)
 
     def extend(self, found: Iterable[tuple[str, str, str]]) -> None:
-        """Counts several findings (what, kind, sentence)."""
+        """Count several findings (what, kind, sentence)."""
         for what, kind, sentence in found:
             self.add(what, kind, sentence)
 
@@ -41,7 +41,7 @@ class Findings:
         return sum(self.counts.values())
 
     def report(self) -> str:
-        """Returns a table of the counts, then the examples."""
+        """Return a table of the counts, then the examples."""
         if not self.counts:
             return "nothing wrong was found"
         rows = [[what, kind, str(count)] for (what, kind), count in self.counts.items()]

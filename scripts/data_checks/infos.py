@@ -26,7 +26,7 @@ _MAX_CAMERA_LAG_S = 0.25
 
 
 def check_info_file(dataset: OccupancyDataset) -> Iterator[Finding]:
-    """Yields what is wrong with the header and the tokens of a data set's info file."""
+    """Yield what is wrong with the header and the tokens of a data set's info file."""
     content = load_infos(dataset.ann_file)
     meta, name = content.metadata, dataset.ann_file
     if "content_hash" in meta and "content_bytes" in meta:
@@ -44,7 +44,7 @@ def check_info_file(dataset: OccupancyDataset) -> Iterator[Finding]:
 
 
 def check_frames(dataset: OccupancyDataset) -> Iterator[Finding]:
-    """Yields what is wrong with poses, calibration and time stamps, over all samples."""
+    """Yield what is wrong with poses, calibration and time stamps, over all samples."""
     yield from _check_cameras(dataset)
     yield from _check_ego(dataset)
     if dataset.lidar is not None:
@@ -52,10 +52,10 @@ def check_frames(dataset: OccupancyDataset) -> Iterator[Finding]:
 
 
 def _bad_rotations(rotation: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Returns which of the matrices [..., 3, 3] are no rotations."""
+    """Return which of the matrices [..., 3, 3] are no rotations."""
     product = rotation @ np.swapaxes(rotation, -1, -2)
     off = np.abs(product - np.eye(3)).max(axis=(-1, -2))
-    # Not-a-number compares false, and is meant to be found.
+    # NaN compares false, and is reported.
     return ~((off < _ROTATION_TOLERANCE) & (np.linalg.det(np.nan_to_num(rotation)) > 0))
 
 
@@ -101,7 +101,7 @@ def _check_ego(dataset: OccupancyDataset) -> Iterator[Finding]:
 
 
 def name_of_key_frame(dataset: OccupancyDataset, row: int) -> str:
-    """Returns how to call a key frame: its files name the scene and the time."""
+    """Return how to call a key frame: its files name the scene and the time."""
     path = dataset.frames.paths[dataset.frames.key_frame[row], 0].decode()
     return f"key frame {row} ({path})"
 

@@ -1,7 +1,7 @@
 """Disturb trainings at random, resume them, and count what is lost: `make drill`.
 
-    python -m scripts.drill [--kills 100] [--processes 2] [--model nano]
-    python -m scripts.drill --memory 1000 [--model nano]
+    python scripts/drill.py [--kills 100] [--processes 2] [--model nano]
+    python scripts/drill.py --memory 1000 [--model nano]
 
 Real models at a small size train on made-up samples. They are killed, frozen, get signals, lose
 their newest checkpoint or the space on the disk, and wait for samples that never come; after each

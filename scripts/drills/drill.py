@@ -75,7 +75,7 @@ class Result:
         return not (lost or self.differing_steps or self.differing_weights)
 
     def table(self) -> str:
-        """The result in Markdown."""
+        """Return the result in Markdown."""
         lines = [
             "| disturbance | number | lost runs | processes that hung | repeated steps |",
             "|---|---|---|---|---|",
@@ -271,7 +271,7 @@ class _Drill:
         return path.read_text().splitlines() if path.exists() else []
 
     def _steps(self, work_dir: Path, rank: int) -> Steps:
-        """What a process did last in every iteration."""
+        """Return what a process did last in every iteration."""
         steps: Steps = {}
         path = record_of(work_dir, rank)
         for line in path.read_text().splitlines() if path.exists() else []:
@@ -306,7 +306,7 @@ class _Drill:
 
 
 def _end_of(work_dir: Path) -> dict[str, Any] | None:
-    """What is compared of the newest checkpoint of a work dir."""
+    """Return what is compared of the newest checkpoint of a work dir."""
     newest = find_newest_checkpoint(work_dir).path
     try:
         content = read_checkpoint(newest) if newest is not None else None
@@ -316,7 +316,7 @@ def _end_of(work_dir: Path) -> dict[str, Any] | None:
 
 
 def _same(first: Any, second: Any) -> bool:
-    """Whether two states are equal bit by bit."""
+    """Return whether two states are equal bit by bit."""
     if isinstance(first, torch.Tensor):
         return isinstance(second, torch.Tensor) and torch.equal(first, second)
     if isinstance(first, dict):
@@ -331,7 +331,7 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def _tail(training: Training) -> str:
-    """The last line that each process has printed."""
+    """Return the last line that each process has printed."""
     tails = []
     for rank in range(training.number):
         path = training.output(rank)

@@ -1,4 +1,4 @@
-"""Trainings in processes that start in no time.
+"""Trainings in processes that start fast.
 
 They are forked from a server that has imported everything, and run train.py as a script. Each is
 the leader of a process group, as a shell's job is.

@@ -67,7 +67,7 @@ def _drift(phase: str, sizes: list[int]) -> Drift:
 
 
 def drift_table(drifts: list[Drift]) -> str:
-    """The drifts in Markdown."""
+    """Return the drifts in Markdown."""
     lines = ["| | after warm-up, MB | at the end, MB | drift |", "|---|---|---|---|"]
     for one in drifts:
         lines.append(

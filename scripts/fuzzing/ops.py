@@ -2,10 +2,10 @@
 
 A call starts from small arguments that fit together; then up to three of them are replaced: another
 dtype, another shape, strides, values that are not finite or far out of range, lists of another
-length. Half of the calls go through the functions of ``models.ops``, half straight to the
+length. Half of the calls go through the functions of `models.ops`, half straight to the
 operations of the library, which must not trust its callers either.
 
-Sizes that a result takes its shape from (``num_voxels``, ``num_samples``) stay small: what a caller
+Sizes that a result takes its shape from (`num_voxels`, `num_samples`) stay small: what a caller
 asks for is his to pay.
 """
 
@@ -64,7 +64,7 @@ def _guarded(function: Callable[..., object], arguments: Arguments, backward: bo
             result = function(*arguments)
             if backward:
                 with warnings.catch_warnings():
-                    # Operations without a gradient say that they have none.
+                    # Operations without a gradient report that they have none.
                     warnings.simplefilter("ignore")
                     _differentiate(result)
         except RuntimeError as error:
@@ -87,7 +87,7 @@ def _differentiate(result: object) -> None:
 
 
 def _replace(rng: random.Random, value: Any) -> tuple[Any, str]:
-    """An odd value in the place of another, and what is odd about it."""
+    """Return an odd value in the place of another, and what is odd about it."""
     if isinstance(value, Tensor):
         return _replace_tensor(rng, value)
     if isinstance(value, bool) or value is None or isinstance(value, torch.dtype):
@@ -245,10 +245,13 @@ def _distance_attention(rng: random.Random) -> Built:
     arguments = [*qkv, _randn(rng, b, h, q), 10 * _randn(rng, b, q, 3)]
     if rng.random() < 0.6:
         function = ops.distance_attention if rng.random() < 0.5 else native("distance_attention")
-        return function, [*arguments, rng.choice((0.0, 0.1)), 7]
-    out, log_sum = native("distance_attention")(*arguments, 0.0, 0)
+        seeds, order = _randint(rng, 0, 2**40, b), torch.arange(q).expand(b, q)
+        return function, [*arguments, rng.choice((0.0, 0.1)), seeds, rng.choice((None, order))]
+    if rng.random() < 0.3:
+        return native("attention_order"), [arguments[-1]]
+    out, log_sum = native("distance_attention")(*arguments, 0.0, None, None)
     return native("distance_attention_backward"), [
-        torch.ones_like(out), *arguments, out, log_sum, 0.0, 0,
+        torch.ones_like(out), *arguments, out, log_sum, 0.0, None, None,
     ]  # fmt: skip
 
 
@@ -401,6 +404,26 @@ def _voxel_light(rng: random.Random) -> Built:
     return function, [drawn, drawn.clone(), [0.4, -0.3]]
 
 
+def _voxel_sets(rng: random.Random) -> Built:
+    shape = [rng.choice((1, 3, 40)) for _ in range(3)]
+    grids, kernel = rng.choice((1, 2)), [rng.choice((1, 2, 3)) for _ in range(3)]
+    stride, padding = [rng.choice((1, 2)) for _ in range(3)], [rng.choice((0, 1)) for _ in range(3)]
+    keys = _randint(rng, -3, grids * math.prod(shape) + 3, rng.choice((0, 1, 30)))
+    fixed = [_Fixed(value) for value in (grids, shape, kernel, stride, padding)]
+    capacity = _Fixed(rng.choice((None, [5, 20])))
+    if rng.random() < 0.4:
+        return native("voxel_sets"), [keys, *fixed, capacity]
+    sets = native("voxel_sets")(keys, grids, shape, kernel, stride, padding, None)
+    (inputs, outputs), words, up_to = sets[:3]
+    of_inputs = rng.random() < 0.5
+    rows, other = (inputs, 1) if of_inputs else (outputs, 0)
+    size = len(outputs if of_inputs else inputs)
+    return native("voxel_neighbors"), [
+        rows, shape, kernel, stride, padding, of_inputs, grids, words[other], up_to[other], 0,
+        _Fixed(size),
+    ]  # fmt: skip
+
+
 def _voxel_shading(rng: random.Random) -> Built:
     labels = _grids(rng, 1)
     drawn = labels[0] != 3
@@ -471,6 +494,6 @@ _BUILDERS: dict[str, Callable[[random.Random], Built]] = {
         _adaptive_mixing, _chamfer_terms, _distance_attention, _farthest_point_sampling,
         _jpeg_window, _kernel_map, _multi_view_sampling, _nearest_neighbor, _occupancy_masks,
         _point_tree, _ray_cast, _ray_iou, _resize_crop, _sigmoid_focal_loss, _sparse_conv,
-        _unique_voxels, _voxel_light, _voxel_max, _voxel_shading,
+        _unique_voxels, _voxel_light, _voxel_max, _voxel_sets, _voxel_shading,
     )
 }  # fmt: skip

@@ -1,10 +1,10 @@
 """Corrupt files and call native operations with odd arguments, and report what is not refused.
 
-    python -m scripts.fuzz [--seconds N] [--seed S] [--target ops|files]
+    python scripts/fuzz.py [--seconds N] [--seed S] [--target ops|files]
 
 Cases run in a process of its own. A finding is a case that ends this process, takes too long, takes
 too much memory, or raises another error than those that its target allows. It is printed with the
-seed that repeats it; the exit code is 1 then. Without ``--target`` both take turns.
+seed that repeats it; the exit code is 1 then. Without `--target` both take turns.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Case:
     """Where a case is to be found.
 
     Attributes:
-        target: Module of ``scripts.fuzzing``, or a module's full name.
-        seed: Argument of its ``cases``.
+        target: Module of `scripts.fuzzing`, or a module's full name.
+        seed: Argument of its `cases`.
         number: Position among the cases of the seed.
         name: What the case does.
     """
@@ -60,17 +60,17 @@ class Finding:
         case = self.case
         return (
             f"{self.problem}: {case.name} (case {case.number} of "
-            f"`python -m scripts.fuzz --target {case.target} --seed {case.seed}`)"
+            f"`python scripts/fuzz.py --target {case.target} --seed {case.seed}`)"
         )
 
 
 def load_target(name: str) -> ModuleType:
-    """The module whose cases are run: of ``scripts.fuzzing``, or any by its full name."""
+    """Return the module whose cases are run: of `scripts.fuzzing`, or any by its full name."""
     return importlib.import_module(name if "." in name else f"scripts.fuzzing.{name}")
 
 
 def available_targets() -> list[str]:
-    """Targets whose module is there."""
+    """Return the targets whose module is there."""
     return [name for name in TARGETS if importlib.util.find_spec(f"scripts.fuzzing.{name}")]
 
 
@@ -225,7 +225,7 @@ def reset_peak_mib() -> float:
 
 
 def peak_mib() -> float:
-    """Largest memory that this process took since the last call of :func:`reset_peak_mib`."""
+    """Return the largest memory that this process took since the last call of `reset_peak_mib`."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -234,13 +234,13 @@ def peak_mib() -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code, 1 if something was found."""
+    """Run the command and return its exit code, 1 if something was found."""
     parser = CommandParser((__doc__ or "").split("\n\n")[0])
     parser.add_argument(
         "--seconds", type=number_from(0.0, float), default=60.0, help="time to run (default: 60)"
     )
     parser.add_argument("--seed", type=number_from(0), default=0, help="first seed (default: 0)")
-    parser.add_argument("--target", choices=TARGETS, help="what to try; both take turns without it")
+    parser.add_argument("--target", choices=TARGETS, help="what to test; default: both in turns")
 
     def run(args: argparse.Namespace) -> int:
         targets = [args.target] if args.target else available_targets()

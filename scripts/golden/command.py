@@ -1,6 +1,6 @@
 """Compare this code with files of reference numbers.
 
-    python scripts/check_golden.py FILE [FILE ...] [--dtype float32]
+    python scripts/check_golden.py FILE [FILE ...] [--dtype float32 | tf32 | bfloat16]
 
 Prints one line per quantity: name, largest error, tolerance, ok. Exits with 1 if a quantity is off
 or a file is of a kind that is not supported.
@@ -9,6 +9,7 @@ or a file is of a kind that is not supported.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -42,7 +43,9 @@ def find_checker(golden: GoldenFile, dtype: str) -> Checker:
     if "meta/config" in golden:
         from scripts.golden import heads
 
-        return heads.check_head_float64 if dtype == "float64" else heads.check_head_float32
+        if dtype == "float64":
+            return heads.check_head_float64
+        return functools.partial(heads.check_head_precision, precision=dtype)
     if "rayiou/mean" in golden:
         from scripts.golden.metrics import check_metrics
 
@@ -77,9 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", metavar="FILE", help=".npz file of reference numbers")
     parser.add_argument(
         "--dtype",
-        choices=("float64", "float32"),
+        choices=("float64", "float32", "tf32", "bfloat16"),
         default="float64",
-        help="precision the heads run in",
+        help="precision of the heads; tf32 and bfloat16 of matrix products alone",
     )
 
     def check(args: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from scripts.golden.report import Check, GoldenFile, absolute, relative
 
 
 def check_geometry(golden: GoldenFile) -> Iterator[Check]:
-    """Compare projections, image augmentation and BEV flips with those of a ``geometry`` file."""
+    """Compare projections, image augmentation and BEV flips with those of a `geometry` file."""
     for name in _names(golden, "ego2img/", ".ego2img"):
         ego2img = ego2img_from_poses(
             golden[f"{name}.ego2global_rotation"],

@@ -26,7 +26,7 @@ OPENOCC_FREE = 16
 
 
 def check_metrics(golden: GoldenFile) -> Iterator[Check]:
-    """Compare rays, origins and scores with those of an ``occ_metrics`` file."""
+    """Compare rays, origins and scores with those of an `occ_metrics` file."""
     samples = range(sum(key.startswith("gt/") for key in golden))
     preds = [golden[f"pred/{i}"] for i in samples]
     gts = [golden[f"gt/{i}"] for i in samples]

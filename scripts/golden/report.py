@@ -12,7 +12,7 @@ import numpy.typing as npt
 from models.errors import UserError
 
 GoldenFile = Mapping[str, npt.NDArray[Any]]
-"""Arrays of a reference file by name, as ``numpy.load`` gives them."""
+"""Arrays of a reference file by name, as `numpy.load` gives them."""
 
 
 class GoldenFileError(UserError, ValueError):
@@ -55,7 +55,7 @@ def relative(name: str, actual: Any, expected: Any, tolerance: float) -> Check:
 
 
 def quantile(name: str, actual: Any, expected: Any, tolerance: float, part: float = 0.99) -> Check:
-    """Compare like ``relative``, but only the best ``part`` of the elements."""
+    """Compare like `relative`, but only the best `part` of the elements."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     if actual.shape != expected.shape:
         return Check(name, float("inf"), tolerance)

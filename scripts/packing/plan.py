@@ -34,7 +34,7 @@ class PackingPlan:
         images: Files relative to it, and how each is stored.
         labels: Files relative to it.
         quality: Of the JPEG files.
-        index: What the index says, but for whether the packing is complete.
+        index: The index, except for whether the packing is complete.
     """
 
     source: Path
@@ -51,7 +51,7 @@ class PackingPlan:
 
 
 def plan_packing(cfg: Config, config_name: str, quality: int) -> PackingPlan:
-    """Looks up what the data sets of a config read.
+    """Look up what the data sets of a config read.
 
     Args:
         cfg: With data loaders.
@@ -98,7 +98,7 @@ def plan_packing(cfg: Config, config_name: str, quality: int) -> PackingPlan:
 
 
 def _data_sets(cfg: Config) -> list[OccupancyDataset]:
-    """Builds the data sets of all splits, each once."""
+    """Build the data sets of all splits, each once."""
     leaves: list[dict[str, Any]] = []
     for split in ("train", "val", "test"):
         loader = cfg.get(f"{split}_dataloader")
@@ -130,7 +130,7 @@ def _common_root(datasets: list[OccupancyDataset]) -> Path:
 
 
 def _step(dataset: OccupancyDataset, kind: type) -> Any:
-    """Returns the first transform of a class."""
+    """Return the first transform of a class."""
     for step in dataset.pipeline.transforms:
         if isinstance(step, kind):
             return step
@@ -143,13 +143,13 @@ def _relative(paths: list[bytes]) -> list[str]:
         if os.path.isabs(name) or ".." in Path(name).parts:
             raise ConfigError(
                 f"image {name} lies outside of the data root: move the images into it, or write "
-                "the info file anew with scripts/gen_sweep_info.py"
+                "the info file again with scripts/gen_sweep_info.py"
             )
     return names
 
 
 def _labels(dataset: OccupancyDataset, source: Path) -> list[str]:
-    """Returns the Occ3D label files of a data set that are there, relative to the data root."""
+    """Return the Occ3D label files of a data set that are there, relative to the data root."""
     steps = [step for step in dataset.pipeline.transforms if isinstance(step, LoadOcc3DLabels)]
     found = []
     for step in steps:

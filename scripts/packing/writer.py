@@ -1,4 +1,4 @@
-"""Writes a packed data root: images, labels, links to the rest, and the index."""
+"""Write a packed data root: images, labels, links to the rest, and the index."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _work: tuple[PackingPlan, Path] | None = None
 
 
 def pack_image(path: str | Path, size: StoredSize, quality: int) -> bytes:
-    """Returns a JPEG file of what is kept of an image.
+    """Return a JPEG file of what is kept of an image.
 
     Args:
         path: The image.
@@ -55,7 +55,7 @@ def pack_image(path: str | Path, size: StoredSize, quality: int) -> bytes:
 
 
 def shrink_image(image: Image, size: StoredSize) -> Image:
-    """Returns the rows that are stored of an image [H, W, 3], at the size that is stored."""
+    """Return the rows that are stored of an image [H, W, 3], at the size that is stored."""
     out = np.empty((*size.stored_hw, 3), np.uint8)
     resize_crop(
         torch.from_numpy(out),
@@ -69,7 +69,7 @@ def shrink_image(image: Image, size: StoredSize) -> Image:
 
 
 def encode_jpeg(image: Image, quality: int) -> bytes:
-    """Returns an image uint8 [H, W, 3] BGR as JPEG file with halved chroma."""
+    """Return an image uint8 [H, W, 3] BGR as JPEG file with halved chroma."""
     # Huffman tables of its own make a file a little smaller and its reading a little faster.
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     is_done, data = cv2.imencode(".jpg", image, options)
@@ -78,7 +78,7 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
 
 
 def pack(plan: PackingPlan, out: Path, workers: int) -> tuple[int, int]:
-    """Packs all files that are not there yet.
+    """Return the packs all files that are not there yet.
 
     Args:
         plan: What to pack.
@@ -89,7 +89,7 @@ def pack(plan: PackingPlan, out: Path, workers: int) -> tuple[int, int]:
         How many files were packed, and how many were there.
 
     Raises:
-        ConfigError: If ``out`` holds something else, or a process was killed.
+        ConfigError: If `out` holds something else, or a process was killed.
     """
     _claim(plan, out)
     files = [*plan.images, *plan.labels]
@@ -104,7 +104,7 @@ def pack(plan: PackingPlan, out: Path, workers: int) -> tuple[int, int]:
 
 
 def estimate(plan: PackingPlan, workers: int) -> str:
-    """Packs a few files without writing them, and tells what all would take."""
+    """Return the packs a few files without writing them, and tells what all would take."""
     rng = random.Random(0)
     images = rng.sample(sorted(plan.images), min(_ESTIMATE_IMAGES, len(plan.images)))
     labels = rng.sample(plan.labels, min(_ESTIMATE_LABELS, len(plan.labels)))
@@ -122,7 +122,7 @@ def estimate(plan: PackingPlan, workers: int) -> str:
 
 
 def _claim(plan: PackingPlan, out: Path) -> None:
-    """Makes the folder ready.
+    """Make the folder ready.
 
     Raises:
         ConfigError: If it holds something else.
@@ -153,7 +153,7 @@ def _claim(plan: PackingPlan, out: Path) -> None:
 def _results(
     plan: PackingPlan, out: Path, files: Sequence[str], workers: int
 ) -> Iterator[tuple[int, int]]:
-    """Packs files, and yields of every chunk how many were packed and how many it has."""
+    """Yield the packs files, and yields of every chunk how many were packed and how many it has."""
     global _work
     chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
     _work = (plan, out)
@@ -182,7 +182,7 @@ def _start_worker() -> None:
 
 
 def _pack_chunk(names: Sequence[str]) -> tuple[int, int]:
-    """Packs those files of a chunk that are not there."""
+    """Return the packs those files of a chunk that are not there."""
     assert _work is not None
     plan, out = _work
     made = 0
@@ -206,7 +206,7 @@ def _write(data: bytes, path: Path) -> None:
 
 
 def _packed(plan: PackingPlan, name: str) -> bytes | None:
-    """Returns the packed file; None for labels that cannot be packed."""
+    """Return the packed file; None for labels that cannot be packed."""
     size = plan.images.get(name)
     if size is not None:
         return pack_image(plan.source / name, size, plan.quality)
@@ -221,7 +221,7 @@ def _npz(arrays: dict[str, Any]) -> bytes:
 
 
 def _link_rest(source: Path, out: Path, made: set[Path]) -> None:
-    """Links what the data root has besides the packed files.
+    """Link what the data root has besides the packed files.
 
     Folders that packed files lie in are not linked, nor is what else they hold.
     """

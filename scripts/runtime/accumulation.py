@@ -23,7 +23,7 @@ def accumulated_step(
     A model with a `loss_normalizer` that divides by the counts of the joint batch is run twice: the
     counts of all parts have to be known before the first one's gradient is computed. The first run
     has no gradient and leaves batch-norm statistics and torch's generator as they were. The
-    gradient is then that of the whole batch, but for batch norms in training mode, which see one
+    gradient is then that of the whole batch, except for batch norms in training mode, which see one
     part at a time.
 
     Args:

@@ -11,7 +11,7 @@ from mmengine.dist import is_distributed
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set on any process; all of them have to ask."""
+    """Return whether the flag is set on any process; all must call this."""
     if not is_distributed():
         return flag
     value = torch.tensor(int(flag))
@@ -22,7 +22,7 @@ def any_process(flag: bool) -> bool:
 
 
 def of_every_process(value: Any) -> list[Any]:
-    """The values of all processes by rank; all of them have to give one."""
+    """Return the values of all processes by rank; all must give one."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -31,7 +31,9 @@ def of_every_process(value: Any) -> list[Any]:
 
 
 def of_first_process(make: Callable[[], Any]) -> Any:
-    """What a function returns on the first process, on all of them; its error is raised on all."""
+    """Return what a function returns on the first process, on all of them; its error is raised on
+    all.
+    """
     if not is_distributed():
         return make()
     outcome: list[Any] = [None, None]

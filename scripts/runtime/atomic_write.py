@@ -38,7 +38,7 @@ def write_atomically(
             _flush(path.parent)
     except OSError as error:
         if error.filename is not None and Path(os.fsdecode(error.filename)) == temporary:
-            # The user knows the file by its name, not the temporary one.
+            # The error names the final file, not the temporary one.
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:

@@ -16,7 +16,9 @@ from scripts.runtime.errors import ConfigError
 
 
 def learned_statistics(model: nn.Module) -> Iterator[Tensor]:
-    """Running means and variances that batch norms of a model in training mode are updating."""
+    """Return the running means and variances that batch norms of a model in training mode are
+    updating.
+    """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             for statistic in (module.running_mean, module.running_var):

@@ -96,14 +96,16 @@ def _check(config: Any, defaults: Any, registry: Registry, parts: list[Part]) ->
 
 
 def issubclass_of_manager(target: type) -> bool:
-    """Whether a class is built by MMEngine's ManagerMixin, which names the instance itself."""
+    """Return whether a class is built by MMEngine's ManagerMixin, which names the instance
+    itself.
+    """
     from mmengine.utils import ManagerMixin
 
     return issubclass(target, ManagerMixin)
 
 
 def _takes_away(registry: Registry, key: str) -> bool:
-    """Whether the build function of a registry removes a key before it calls the class."""
+    """Return whether the build function of a registry removes a key before it calls the class."""
     return registry.name == "parameter scheduler" and key in (
         "convert_to_iter_based",
         "epoch_length",
@@ -111,7 +113,9 @@ def _takes_away(registry: Registry, key: str) -> bool:
 
 
 def _is_refusal(error: BaseException, target: Any) -> bool:
-    """Whether an error was raised in a library's constructor, called with the part's arguments."""
+    """Return whether an error was raised in a library's constructor, called with the part's
+    arguments.
+    """
     if target is None or getattr(target, "__module__", "").split(".")[0] not in LIBRARIES:
         return False
     trace = error.__traceback__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,12 @@ class CheckpointError(UserError, ValueError):
 
 
 _GIVE_ANOTHER = "give the .pth file that train.py wrote"
+SAFETENSORS = ".safetensors"
+# Where other tool chains keep a model's weights, and their average over the training.
+_WEIGHT_KEYS = ("state_dict", "model", "model_state_dict")
+_AVERAGE_KEYS = ("ema_state_dict", "state_dict_ema", "model_ema", "ema")
+# What wrappers put before every name.
+_WRAPPERS = ("module.", "model.", "_orig_mod.")
 _CHECKPOINT = FileKind(
     "checkpoint",
     _GIVE_ANOTHER,
@@ -81,7 +88,7 @@ def allow_checkpoint_classes() -> None:
 
 
 def _statistic_of_history_buffer(owner: Any, name: str) -> Any:
-    """What `getattr` may do in a checkpoint: name a public method of HistoryBuffer."""
+    """Return what `getattr` may do in a checkpoint: name a public method of HistoryBuffer."""
     if owner is not HistoryBuffer or name.startswith("_"):
         raise pickle.UnpicklingError(f"Unsupported global: GLOBAL builtins.getattr of {name}")
     return getattr(owner, name)
@@ -91,18 +98,28 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint file onto the CPU, in memory that its size bounds.
 
     Args:
-        path: File that `train.py` wrote, or a published one.
+        path: File that `train.py` wrote, a published one, or weights as `.safetensors`. Files of
+            other tool chains may hold the weights under `model` and may hold an average of them
+            (EMA) beside them.
 
     Returns:
-        The stored dict; a bare state dict is wrapped as `{"state_dict": ...}`.
+        The stored dict. `state_dict` is the average where the file has one; a bare state dict is
+        wrapped as `{"state_dict": ...}`.
 
     Raises:
         CheckpointError: The file is missing, not a checkpoint, asks for more memory than a file of
             its size can need, or holds classes that are not loaded for safety.
     """
-    content = _load(Path(path))
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+    path = Path(path)
+    content = _load_safetensors(path) if path.suffix == SAFETENSORS else _load(path)
+    names = [
+        key
+        for key in _WEIGHT_KEYS
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
+    ]
+    if names:
         checkpoint = dict(content)
+        checkpoint["state_dict"] = checkpoint.pop(names[0])
     elif isinstance(content, Mapping) and content and _are_weights(content):
         checkpoint = {"state_dict": dict(content)}
     else:
@@ -113,7 +130,62 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     if checkpoint.get("meta") is not None and not isinstance(checkpoint["meta"], Mapping):
         raise CheckpointError(f"the 'meta' of {path} is no dict: {_GIVE_ANOTHER}")
+    average = averaged_weights(checkpoint)
+    if average is not None:
+        # Averages may lack buffers, and count their steps.
+        weights = without_wrappers(checkpoint["state_dict"])
+        average = without_wrappers(average)
+        checkpoint["state_dict"] = {key: average.get(key, value) for key, value in weights.items()}
     return checkpoint
+
+
+def averaged_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Return the average of the weights over the training (EMA) that a checkpoint holds beside
+    them.
+
+    MMEngine's EMAHook stores it the other way round: `state_dict` is the average, and
+    `ema_state_dict`, which counts its `steps`, what the optimiser trains.
+
+    Returns:
+        The average; None where there is none, or where `state_dict` is it.
+    """
+    for key in _AVERAGE_KEYS:
+        average = checkpoint.get(key)
+        if isinstance(average, Mapping) and isinstance(average.get("module"), Mapping):
+            average = average["module"]  # as DeepSpeed and timm nest it
+        if isinstance(average, Mapping) and average and _are_weights(average):
+            return None if "steps" in average else dict(average)
+    return None
+
+
+def has_average(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint that `read_checkpoint` gave has the average of the weights."""
+    return any(isinstance(checkpoint.get(key), Mapping) for key in _AVERAGE_KEYS)
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    """Return the tensors of a `.safetensors` file, and its notes as `meta`."""
+    import safetensors.torch
+
+    with open_file(path, _CHECKPOINT) as file:
+        size = file_size(file)
+        data = file.read()
+    try:
+        weights = safetensors.torch.load(data)
+        head = int.from_bytes(data[:8], "little")
+        notes = json.loads(data[8 : 8 + min(head, size)]).get("__metadata__") or {}
+    except Exception:  # the library raises its own kinds, and torch's
+        raise CheckpointError(
+            f"{path} is not a safetensors file (or a damaged one): give one that "
+            "scripts/publish_model.py wrote"
+        ) from None
+    if not weights:
+        raise CheckpointError(f"{path} holds no weights: {_GIVE_ANOTHER}")
+    meta: dict[str, Any] = dict(notes)
+    for key in ("epoch", "iter"):
+        if str(meta.get(key, "")).isdigit():
+            meta[key] = int(meta[key])
+    return {"state_dict": weights, "meta": meta}
 
 
 def _are_weights(content: Mapping[Any, Any]) -> bool:
@@ -121,7 +193,7 @@ def _are_weights(content: Mapping[Any, Any]) -> bool:
 
 
 def _load(path: Path) -> Any:
-    """What `torch.load` gives of a file, or a CheckpointError."""
+    """Return what `torch.load` gives of a file, or a CheckpointError."""
     allow_checkpoint_classes()
     with open_file(path, _CHECKPOINT) as file:
         limit = _MEMORY_FLOOR + _MEMORY_FACTOR * file_size(file)
@@ -160,15 +232,25 @@ def revised_weights(
     Args:
         checkpoint: What `read_checkpoint` gave.
         revise_keys: Regular expressions and what to replace them by, applied to every key in turn,
-            after the prefix that data-parallel wrappers add has been dropped.
+            after the prefixes of wrappers (`module.`, `model.`) have been dropped.
     """
     weights = {}
-    for key, value in checkpoint["state_dict"].items():
-        key = key.removeprefix("module.")
+    for key, value in without_wrappers(checkpoint["state_dict"]).items():
         for pattern, replacement in revise_keys:
             key = re.sub(pattern, replacement, key)
         weights[key] = value
     return weights
+
+
+def without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict without the prefixes that wrappers of the model put before every name."""
+    named = {key.removeprefix("module."): value for key, value in weights.items()}
+    while named:
+        shared = [each for each in _WRAPPERS if all(key.startswith(each) for key in named)]
+        if not shared:
+            break
+        named = {key.removeprefix(shared[0]): value for key, value in named.items()}
+    return named
 
 
 def weights_of(
@@ -187,7 +269,7 @@ def weights_of(
 def misfits(
     weights: Mapping[str, Tensor], model: nn.Module
 ) -> tuple[list[str], list[str], list[str]]:
-    """How a state dict differs from a model's.
+    """Return how a state dict differs from a model's.
 
     Returns:
         Keys that are missing, keys that are unexpected, and descriptions

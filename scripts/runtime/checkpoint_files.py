@@ -47,7 +47,7 @@ class Search:
 
 
 def stored_bytes(content: Any) -> int:
-    """Number of bytes that the tensors of a checkpoint take on the disk."""
+    """Return the number of bytes that the tensors of a checkpoint take on the disk."""
     storages: dict[int, int] = {}
 
     def visit(node: Any) -> None:
@@ -98,7 +98,7 @@ def _save(content: Mapping[str, Any], path: Path) -> None:
         try:
             torch.save(content, stream)
         except RuntimeError as error:
-            # torch's writer hides the error of the file below its own complaint.
+            # torch's writer hides the error of the file behind its own.
             hidden = error.__context__ or error.__cause__
             raise hidden if isinstance(hidden, OSError) else error from None
 
@@ -135,7 +135,8 @@ def remove_leftovers(work_dir: str | Path) -> None:
 
 
 def pointed_checkpoint(work_dir: str | Path, folders: Sequence[Path]) -> Path | None:
-    """The file that `last_checkpoint` of a work dir names, as far as it is in one of the folders.
+    """Return the file that `last_checkpoint` of a work dir names, as far as it is in one of the
+    folders.
 
     The file holds a path of the machine and the folder that wrote it. Only its name counts: a work
     dir that was moved or copied has its own checkpoints.
@@ -175,7 +176,7 @@ def find_newest_checkpoint(work_dir: str | Path, more_folders: Iterable[Path] = 
     for path in ranked:
         if _is_resumable(path, notes):
             if pointed is not None or Path(work_dir, POINTER_NAME).exists():
-                notes.append(f"{POINTER_NAME} names no whole checkpoint: going on from {path}")
+                notes.append(f"{POINTER_NAME} names no complete checkpoint: continuing from {path}")
             return Search(str(path), notes)
     return Search(None, notes)
 
@@ -185,23 +186,25 @@ def _candidates(folder: Path) -> Iterable[Path]:
 
 
 def stored_facts(path: str | Path) -> dict[str, Any]:
-    """The `meta` of a checkpoint, read without its tensors; empty if it cannot be read so."""
+    """Return the `meta` of a checkpoint, read without its tensors; empty if it cannot be read
+    so.
+    """
     allow_checkpoint_classes()
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return dict(content["meta"])
-    except Exception:  # whatever is wrong with it: its proper reading tells
+    except Exception:  # the regular read reports what is wrong
         return {}
 
 
 def _progress(path: Path) -> tuple[int, float]:
-    """Iteration of a checkpoint and its time."""
+    """Return the iteration of a checkpoint and its time."""
     iteration = stored_facts(path).get("iter")
     return iteration if type(iteration) is int else -1, path.stat().st_mtime
 
 
 def _is_resumable(path: Path, notes: list[str]) -> bool:
-    """Whether a checkpoint is whole and more than weights; a damaged one is set aside."""
+    """Return whether a checkpoint is whole and more than weights; a damaged one is set aside."""
     try:
         return "optimizer" in read_checkpoint(path)
     except CheckpointError as error:

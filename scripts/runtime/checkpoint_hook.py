@@ -95,7 +95,7 @@ class DurableCheckpointHook(CheckpointHook):
                 write_pointer(runner.work_dir, self.last_ckpt)
         except CheckpointWriteError as error:
             self._failure = error
-            runner.logger.error(f"{error}; the training goes on")
+            runner.logger.error(f"{error}; the training continues")
             return
         self._failure = None
         if self.max_keep_ckpts > 0:

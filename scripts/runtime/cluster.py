@@ -44,7 +44,7 @@ def torchrun_variables(env: Mapping[str, str]) -> dict[str, str]:
         RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; empty for a lone process.
 
     Raises:
-        ConfigError: A variable is no number, contradicts another, or the machine of the first
+        ConfigError: A variable is not a number, contradicts another, or the machine of the first
             process is not known.
     """
     if "RANK" in env:
@@ -91,7 +91,9 @@ def first_host(node_list: str) -> str:
 
 
 def _is_batch_script(env: Mapping[str, str]) -> bool:
-    """Whether this is the script of a Slurm job itself, or its child, and no task of `srun`."""
+    """Return whether this is the script of a Slurm job itself, or its child, and no task of
+    `srun`.
+    """
     has_step = env.get("SLURM_STEP_ID") or env.get("SLURM_STEPID")
     return env.get("ENVIRONMENT") == "BATCH" and not has_step
 
@@ -114,7 +116,7 @@ def _first_machine(env: Mapping[str, str], size: int, local_size: int | None, ra
 
 
 def _port(env: Mapping[str, str]) -> int:
-    """A port for the processes of one job step to meet at."""
+    """Return a port for the processes of one job step to meet at."""
     job = next((env[key] for key in _JOB_IDS if env.get(key)), None)
     if job is None:
         return 29500

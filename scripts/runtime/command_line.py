@@ -15,13 +15,18 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parser with the option ``--debug``, whose errors are `ConfigError` and thus one line.
+    """Parser with the option `--debug`, whose errors are `ConfigError` and thus one line.
 
     Args:
-        description: The command's docstring, shown as it is written.
-        takes_more: Collect arguments that the parser does not know in ``others`` for another
-            program, instead of refusing them.
+        description: The command's docstring, shown unchanged.
+        takes_more: Collect unknown arguments in `others` for another program, instead of
+            refusing them.
+
+    Attributes:
+        needs_config: Whether a config must be given, see `add_config_arguments`.
     """
+
+    needs_config = False
 
     def __init__(self, description: str | None, *, takes_more: bool = False, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -44,7 +49,20 @@ class CommandParser(argparse.ArgumentParser):
             near = difflib.get_close_matches(option, self._option_string_actions, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             self.error(f"unknown argument {text}{hint}")
+        if self.needs_config:
+            known.config = self._one_config(known.config or [])
         return known
+
+    def _one_config(self, given: list[str]) -> str:
+        """Return the only config of a command line, checked after its options."""
+        if not given:
+            self.error("no config is given: name one, such as configs/toy/opusv2-nano_toy.py")
+        if len(given) > 1:
+            self.error(f"the config is given twice, as {given[0]} and {given[1]}: give it once")
+        try:
+            return config_file(given[0])
+        except argparse.ArgumentTypeError as error:
+            self.error(f"argument CONFIG: {error}")
 
     def error(self, message: str) -> NoReturn:
         """Raise a ConfigError instead of printing the usage and leaving."""
@@ -80,7 +98,7 @@ def run_command(
 
 
 class ConfigOptions(argparse.Action):
-    """``--cfg-options KEY=VALUE ...``, parsed as mmengine's DictAction does; refuses other text."""
+    """`--cfg-options KEY=VALUE ...`, parsed as mmengine's DictAction does; refuses other text."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -102,15 +120,25 @@ class ConfigOptions(argparse.Action):
                 raise argparse.ArgumentError(self, f"'{text}' is not KEY=VALUE: {error}") from None
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
-    """Add the config file, as `--config` or by position, and `--cfg-options`."""
-    help_text = "config file, see configs/"
-    if positional:
-        parser.add_argument("config", type=config_file, metavar="CONFIG", help=help_text)
-    else:
-        parser.add_argument(
-            "--config", type=config_file, required=True, metavar="CONFIG", help=help_text
-        )
+class _Collect(argparse.Action):
+    """Collect the values of several arguments in one list."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        if values is not None:  # None: no positional argument
+            collected = getattr(namespace, self.dest, None) or []
+            setattr(namespace, self.dest, [*collected, values])
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add CONFIG, which may also be given as `--config CONFIG`, and `--cfg-options`."""
+    if isinstance(parser, CommandParser):
+        parser.needs_config = True
+    parser.add_argument(
+        "config", nargs="?", action=_Collect, metavar="CONFIG", help="config file, see configs/"
+    )
+    parser.add_argument("--config", action=_Collect, help=argparse.SUPPRESS)
     parser.add_argument(
         "--cfg-options",
         nargs="+",

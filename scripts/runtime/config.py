@@ -31,7 +31,7 @@ from scripts.runtime.settings import (
 from scripts.runtime.value_types import annotations_of, fits, name_of
 
 OPTIONS_SOURCE = "--cfg-options"
-# What every config may name, also one that builds upon no file of this project.
+# Names that any config may use, also without a base file of this project.
 _OWN_MODULES = ("models.register", "loaders.register", "scripts.runtime.register")
 
 
@@ -68,7 +68,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
 
 
 def load(path: str | Path, options: Mapping[str, Any] | None = None) -> LoadedConfig:
-    """As :func:`load_config`, with the origin of the settings."""
+    """As `load_config`, with the origin of the settings."""
     for name in _OWN_MODULES:
         importlib.import_module(name)
     cfg = read_config(path)
@@ -81,7 +81,7 @@ def load(path: str | Path, options: Mapping[str, Any] | None = None) -> LoadedCo
     sources |= {key.split(".", 1)[0]: OPTIONS_SOURCE for key in options}
     settings = resolve_settings(cfg)
     _refuse_unread(settings, options, chain, path)
-    # What stands in the parts now, or nowhere, goes: the config, written to a file, is read again.
+    # Remove settings that are written in the parts now: the written config is read again.
     for name, setting in settings.items():
         if not setting.is_effective or setting.is_part:
             cfg.pop(name)
@@ -182,7 +182,7 @@ def _refuse_unread(
 
 
 def _known_arguments() -> frozenset[str]:
-    """Arguments of all parts that this project and MMEngine's loops register."""
+    """Return the arguments of all parts that this project and MMEngine's loops register."""
     names: set[str] = {"batch_size", "num_workers"}
     for registry in REGISTRIES:
         for target in registry.module_dict.values():

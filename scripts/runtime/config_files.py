@@ -69,7 +69,7 @@ def read_config(path: str | Path) -> Config:
     try:
         return Config.fromfile(str(path), import_custom_modules=False)
     except FileNotFoundError as error:
-        raise ConfigError(f"config {path} builds upon a missing file: {error}") from error
+        raise ConfigError(f"config {path} builds on a missing file: {error}") from error
     except Exception as error:  # a config is a program: it may raise anything
         raise ConfigError(
             f"config {path} cannot be read: {type(error).__name__}: {_message(error)}"
@@ -86,7 +86,9 @@ def _message(error: Exception) -> str:
 
 
 def _line_of(error: BaseException, path: Path) -> str:
-    """The line of a config that raised an error, with the file if that is another; or nothing."""
+    """Return the line of a config that raised an error, with the file if that is another; or
+    nothing.
+    """
     if isinstance(error, SyntaxError):
         return f" (line {error.lineno})" if error.lineno else ""
     frames = traceback.extract_tb(error.__traceback__)
@@ -103,7 +105,7 @@ def read_chain(path: str | Path) -> ConfigChain:
     """Read which file of a config assigns and uses which name.
 
     Args:
-        path: A config file that :func:`read_config` could read.
+        path: A config file that `read_config` could read.
     """
     files = tuple(_files(Path(path).absolute(), set()))
     sources = {name: file.path for file in files for name in file.assigned}
@@ -141,7 +143,7 @@ def _files(path: Path, seen: set[Path]) -> Iterator[ConfigFile]:
 
 
 def _assigned(tree: ast.Module) -> frozenset[str]:
-    """Names that a file assigns at its top level, in branches and loops too."""
+    """Return the names that a file assigns at its top level, in branches and loops too."""
     names = {
         node.id
         for node in ast.walk(tree)
@@ -151,7 +153,7 @@ def _assigned(tree: ast.Module) -> frozenset[str]:
 
 
 def _used(tree: ast.Module) -> frozenset[str]:
-    """Names that a file reads: plain ones, and `_base_.name` with or without braces."""
+    """Return the names that a file reads: plain ones, and `_base_.name` with or without braces."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
@@ -162,7 +164,9 @@ def _used(tree: ast.Module) -> frozenset[str]:
 
 
 def _lazy_bases(tree: ast.Module, path: Path) -> list[Path]:
-    """Files that a config of MMEngine's newer style imports under `with read_base():`."""
+    """Return the files that a config of MMEngine's newer style imports under `with
+    read_base():`.
+    """
     bases = []
     for node in tree.body:
         if not isinstance(node, ast.With):

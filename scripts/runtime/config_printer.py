@@ -74,9 +74,9 @@ def check_buildable(cfg: Config) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
-    add_config_arguments(parser, positional=True)
+    add_config_arguments(parser)
 
     def run(args: argparse.Namespace) -> None:
         # What parts print or log while they are built goes to standard error.

@@ -15,7 +15,7 @@ def prefetched(batches: Iterable[Any], device: torch.device | None, *, ahead: bo
 
     On a GPU, copies run on a stream of their own, beside the kernels of the step before; a step
     waits for the copies of its own batch alone. Copies out of page-locked memory
-    (``pin_memory=True``) do not hold up this process. On a CPU, batches pass as they are.
+    (`pin_memory=True`) do not hold up this process. On a CPU, batches pass as they are.
 
     Args:
         batches: Of a data loader.
@@ -36,7 +36,7 @@ def prefetched(batches: Iterable[Any], device: torch.device | None, *, ahead: bo
 
 
 def _one_ahead(batches: Iterable[Any], start: Callable[[Any], Callable[[], Any]]) -> Iterator[Any]:
-    """Yield what ``start(batch)()`` returns, with the next batch started before."""
+    """Yield what `start(batch)()` returns, with the next batch started before."""
     pending: Callable[[], Any] | None = None
     for batch in batches:
         started = start(batch)
@@ -95,7 +95,7 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Yield all tensors of a batch; see :func:`map_tensors`."""
+    """Yield all tensors of a batch; see `map_tensors`."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (BaseDataElement, Mapping)):

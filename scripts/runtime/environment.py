@@ -34,14 +34,14 @@ def distribution_version(name: str) -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the installed distributions that can change a result."""
+    """Return the versions of Python and of the installed distributions that can change a result."""
     found = {"python": platform.python_version()}
     for name in REPORTED:
         version = distribution_version(name)
         if version is not None:
             found[name] = version
     if "torch" in found:
-        import torch  # takes seconds: not for those who ask for something else
+        import torch  # takes seconds: imported only where needed
 
         # That of the distribution may leave out the build, "+cpu" or "+cu130".
         found["torch"] = torch.__version__

@@ -1,4 +1,4 @@
-"""Errors that a user can put right end in one sentence; everything else keeps its traceback."""
+"""Errors that a user can correct end in one sentence; all others keep their traceback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 LAUNCHED = "OPUS_LAUNCHED"
 RESTARTS = "OPUS_RESTARTS"  # how often it has restarted its processes
 
-# Operating-system errors about a file that the user can put right, and what to say about the file.
+# Operating-system errors about a file that the user can correct, and the sentence for each.
 _ABOUT_A_FILE = {
     errno.ENOENT: "{0} does not exist (relative paths start at {1}): correct the path",
     errno.EACCES: "{0} may not be read or written by this user: change its permissions or the path",
@@ -64,7 +64,7 @@ _LOST_CONNECTION = (
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether a collective operation failed since another process has ended."""
+    """Return whether a collective operation failed since another process has ended."""
     text = str(error)
     is_collective = type(error).__name__.startswith("Dist") or "gloo" in text or "NCCL" in text
     return is_collective and any(words in text for words in _LOST_CONNECTION)
@@ -75,7 +75,7 @@ class TrainingInterrupted(Exception):  # noqa: N818 - an event, not an error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was explicitly raised from, outermost first."""
+    """Yield the error and what it was explicitly raised from, outermost first."""
     current: BaseException | None = error
     while current is not None:
         yield current
@@ -83,7 +83,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _describe_os_error(error: OSError) -> str | None:
-    """The sentence for an error of the operating system that the user can put right."""
+    """Return the sentence for an error of the operating system that the user can correct."""
     # In `rename(a, b)` the second file is the one that the user has named.
     name = error.filename2 or error.filename
     path = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else ""
@@ -95,7 +95,7 @@ def _describe_os_error(error: OSError) -> str | None:
 
 
 def describe(error: BaseException) -> str | None:
-    """The sentence to print for an error that the user can put right.
+    """Return the sentence to print for an error that the user can correct.
 
     Args:
         error: What an entry point caught.
@@ -124,7 +124,7 @@ def run_entry_point(
         interrupted: What to print after Ctrl-C.
 
     Returns:
-        0, EXIT_USER_ERROR after an error that the user can put right (one line on standard error),
+        0, EXIT_USER_ERROR after an error that the user can correct (one line on standard error),
         or EXIT_INTERRUPTED. Defects are raised on, with their traceback.
     """
     try:

@@ -54,7 +54,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _broadcast(path: str, size: int, writes: bool) -> None:
-    """Send a file in parts. An error is raised after the last part, so that nobody waits."""
+    """Send a file in parts. An error is raised after the last part, so that no process waits."""
     failure: OSError | None = None
     part = Path(f"{path}.part")
     if writes:

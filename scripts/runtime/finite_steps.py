@@ -1,6 +1,7 @@
 """Steps whose loss or gradient is not finite are skipped, counted, and end the run when they last.
 
-A skipped step leaves weights, optimiser and buffers (batch-norm statistics) as they were.
+A skipped step leaves weights, optimiser and buffers (batch-norm statistics) as they were. The host
+waits for a GPU once a step: losses, norm and loss scale are looked at together.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
@@ -33,40 +35,72 @@ class TrainingDivergedError(UserError, RuntimeError):
 class _FiniteSteps(OptimWrapper):
     """Mixin: an optimiser wrapper that skips steps that are not finite."""
 
-    _loss_is_finite: bool
     loss_was_finite: bool  # of the last step, on this process
     skipped: bool  # whether the last step was skipped
     bad_parameter: Tensor | None  # the first whose gradient is not finite
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._loss_is_finite, self.skipped, self.bad_parameter = True, False, None
-        self.loss_was_finite = True
+        self.skipped, self.loss_was_finite, self.bad_parameter = False, True, None
+        self._losses: list[Tensor] = []  # of the step due
+        self._norm: tuple[Tensor, float] | None = None  # of its gradients
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Run the forward pass, whose losses are read after `step` alone."""
+        bare = model.module if is_model_wrapper(model) else model
+        if hasattr(bare, "copies_losses"):
+            bare.copies_losses = True
+        with super().optim_context(model):
+            yield
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Add the gradients of a loss."""
-        self._loss_is_finite &= math.isfinite(loss.item())
+        self._losses.append(loss.detach())
         super().backward(loss, **kwargs)
 
     def _parameters(self) -> list[Tensor]:
         groups = self.optimizer.param_groups
         return [p for group in groups for p in group["params"] if p.grad is not None]
 
-    def _is_bad(self) -> bool:
-        """Whether the step due is not finite on any process; keeps the first bad parameter."""
-        parameters = self._parameters()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        is_finite = bool(norm.isfinite())
-        self.bad_parameter = None
-        if not is_finite:
-            bad = (p for p in parameters if p.grad is not None and not p.grad.isfinite().all())
-            self.bad_parameter = next(bad, None)
-        return any_process(not self._take_loss() or not is_finite)
+    def _look(self, scale: Tensor | None = None) -> tuple[bool, float | None]:
+        """Look at the step due with one wait for a GPU.
 
-    def _take_loss(self) -> bool:
-        """Whether the losses of the step due are finite on this process."""
-        self.loss_was_finite, self._loss_is_finite = self._loss_is_finite, True
-        return self.loss_was_finite
+        Args:
+            scale: A number to look at too.
+
+        Returns:
+            Whether the norm of the gradients is finite, and the number.
+        """
+        grads = [p.grad for p in self._parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        where = norm.device if grads or not self._losses else self._losses[0].device
+        numbers = [*self._losses, norm, *([] if scale is None else [scale])]
+        told = torch.stack([number.detach().double().to(where) for number in numbers]).cpu()
+        values: list[float] = told.tolist()
+        count = len(self._losses)
+        self.loss_was_finite = all(map(math.isfinite, values[:count]))
+        self._losses = []
+        self._norm = (norm, values[count])
+        return math.isfinite(values[count]), None if scale is None else values[-1]
+
+    def _find_bad_parameter(self) -> None:
+        bad = (p for p in self._parameters() if p.grad is not None and not p.grad.isfinite().all())
+        self.bad_parameter = next(bad, None)
+
+    def _clip_grad(self) -> None:
+        """Clip by the norm that is known already, where that is the one to clip by."""
+        known, self._norm = self._norm, None
+        wanted = dict(self.clip_grad_kwargs or {})
+        max_norm, norm_type = wanted.pop("max_norm", None), wanted.pop("norm_type", 2)
+        is_norm = self.clip_func is torch.nn.utils.clip_grad_norm_
+        if known is None or not is_norm or wanted or max_norm is None or float(norm_type) != 2.0:
+            super()._clip_grad()
+            return
+        parameters = self._parameters()
+        if parameters:
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, known[0])
+            self.message_hub.update_scalar(f"train/{self.grad_name}", known[1])
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -75,19 +109,24 @@ class FiniteOptimWrapper(_FiniteSteps):
 
     def step(self, **kwargs: Any) -> None:
         """Clip the gradients and update the parameters, unless the step is not finite."""
-        self.skipped = self._is_bad()
+        is_finite, _ = self._look()
+        self.bad_parameter = None
+        if not is_finite:
+            self._find_bad_parameter()
+        self.skipped = any_process(not self.loss_was_finite or not is_finite)
         if not self.skipped:
             super().step(**kwargs)
 
 
 @OPTIM_WRAPPERS.register_module()
 class Bfloat16OptimWrapper(FiniteOptimWrapper):
-    """MMEngine's AmpOptimWrapper with `dtype='bfloat16'`, on the CPU: it needs no loss scale."""
+    """MMEngine's AmpOptimWrapper with `dtype='bfloat16'`, which needs no loss scale."""
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Run the forward pass in mixed precision."""
-        with super().optim_context(model), torch.autocast("cpu", torch.bfloat16):
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(device, torch.bfloat16):
             yield
 
 
@@ -110,9 +149,14 @@ class FiniteAmpOptimWrapper(_FiniteSteps, AmpOptimWrapper):
         self.loss_scaler.update(self._scale_update_param)
 
     def _is_beyond_scaling(self) -> bool:
-        if self.loss_scaler.get_scale() < 1.0:
-            return self._is_bad()
-        return any_process(not self._take_loss())
+        scale = self.loss_scaler._get_scale_async()
+        is_finite, value = self._look(scale)
+        self.bad_parameter = None
+        if (self.loss_scaler.get_scale() if value is None else value) >= 1.0:
+            return any_process(not self.loss_was_finite)
+        if not is_finite:
+            self._find_bad_parameter()
+        return any_process(not self.loss_was_finite or not is_finite)
 
 
 @HOOKS.register_module()
@@ -205,7 +249,7 @@ def _name_of(model: nn.Module, parameter: Tensor) -> str:
 
 
 def _bad_samples(runner: Runner, data_batch: Any) -> str:
-    """Samples of the processes whose loss is not finite; of all where every loss is."""
+    """Return the samples of the processes whose loss is not finite; of all where every loss is."""
     is_finite = getattr(runner.optim_wrapper, "loss_was_finite", True)
     processes = of_every_process((is_finite, _sample_names(data_batch)))
     bad = [names for was_finite, names in processes if not was_finite]

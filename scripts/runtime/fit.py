@@ -37,8 +37,9 @@ def fit_config(cfg: Config, launch: Launch, *, trains: bool = True) -> list[str]
     _drop_worker_settings(cfg)
     on_cpu = not torch.cuda.is_available()
     wrapper = cfg.get("optim_wrapper")
-    if on_cpu and wrapper is not None and wrapper.get("type") == "AmpOptimWrapper":
-        is_bfloat16 = wrapper.get("dtype") in ("bfloat16", torch.bfloat16)
+    is_bfloat16 = (wrapper or {}).get("dtype") in ("bfloat16", torch.bfloat16)
+    is_mixed = wrapper is not None and wrapper.get("type") == "AmpOptimWrapper"
+    if wrapper is not None and is_mixed and (on_cpu or is_bfloat16):
         wrapper.type = "Bfloat16OptimWrapper" if is_bfloat16 else "OptimWrapper"
         for key in ("loss_scale", "dtype", "use_fsdp"):
             wrapper.pop(key, None)

@@ -28,7 +28,7 @@ from scripts.runtime.errors import (
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the evaluation of a slow rank must fit in
 
-GRACE_S = 3.0  # from a broken connection on; the launcher shall see the cause end first
+GRACE_S = 3.0  # after a broken connection, so that the launcher sees the failed process end first
 
 
 @dataclass(frozen=True)
@@ -103,19 +103,21 @@ def launched() -> Iterator[Launch]:
         ) from error
     try:
         yield launch
-        # Nobody closes connections that others still use.
+        # Wait: other processes may still use the connections.
         dist.barrier(device_ids=[launch.local_rank] if backend == "nccl" else None)
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
         time.sleep(GRACE_S)
-        raise LostProcessError(f"{LOST_PROCESS}, see its message: go on with --resume") from error
+        raise LostProcessError(
+            f"{LOST_PROCESS}, see its message: continue with --resume"
+        ) from error
     finally:
         dist.destroy_process_group()
 
 
 def _restart_store(launch: Launch) -> dict[str, Any]:
-    """Arguments of `init_process_group` for processes that torchrun has restarted.
+    """Return the arguments of `init_process_group` for processes that torchrun has restarted.
 
     Its store still holds the addresses of those that have ended, under the same names.
     """

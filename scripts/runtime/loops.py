@@ -56,14 +56,14 @@ def _whole_steps(dataloader: Any, accumulation: int) -> Any:
 class ResumableLoop:
     """What the loops by epoch and by iteration have in common.
 
-    mmengine starts an epoch anew when a checkpoint from its middle is resumed, while the iteration
-    count goes on. Here the samples that the epoch has already seen are left out (they are not
+    mmengine restarts an epoch when a checkpoint from its middle is resumed, while the iteration
+    count continues. Here the samples that the epoch has already seen are left out (they are not
     loaded either); shuffling depends on seed and epoch alone, so the rest of the epoch is the rest
     that an uninterrupted run would have seen, with another batch size and on another number of
     processes as well.
 
-    Every evaluation is preceded by a checkpoint. An evaluation that was interrupted is made up for
-    by the resumed run, which starts with it.
+    Every evaluation is preceded by a checkpoint. The resumed run first repeats an
+    interrupted evaluation.
 
     With `optim_wrapper.accumulative_counts` k an iteration takes the samples of k batches and is
     one step of the optimiser: iterations, epochs and schedule are those of a batch k times as
@@ -119,7 +119,7 @@ class ResumableLoop:
         raise NotImplementedError
 
     def _evaluates_now(self) -> bool:
-        """Whether an evaluation follows what is complete."""
+        """Return whether an evaluation follows what is complete."""
         loop: Any = self
         is_last = self._now() == loop._last()
         return (
@@ -183,7 +183,7 @@ class ResumableLoop:
         return rest
 
     def _samples_of(self, place: Place) -> int:
-        """Samples of the epoch that need not be seen again."""
+        """Return the samples of the epoch that need not be seen again."""
         length = len(self.dataloader)
         if place.samples is None:  # a checkpoint of plain MMEngine
             samples = (place.iteration - place.epoch * length) * self.total_batch

@@ -96,6 +96,11 @@ def compile_image_network(model: nn.Module, options: Any) -> bool:
         raise ConfigError(
             "compile is for models with an image network (img_backbone): leave it out"
         )
-    for part in parts:
-        part.compile(**({} if options is True else options))
+    arguments = {} if options is True else dict(options)
+    compile_parts = getattr(model, "compile_image_network", None)
+    if callable(compile_parts):  # also what the model evaluates with
+        compile_parts(**arguments)
+    else:
+        for part in parts:
+            part.compile(**arguments)
     return True

@@ -1,6 +1,6 @@
 """The parts of a config: where they stand, which class they name, which arguments it takes.
 
-A *part* is a dict that a class or a function is built from: every dict with a ``type``, and the
+A *part* is a dict that a class or a function is built from: every dict with a `type`, and the
 dicts for which MMEngine knows the class itself (data loaders, loops, the optimiser wrapper).
 """
 
@@ -103,7 +103,7 @@ class Arguments:
     Attributes:
         names: All named arguments, in order.
         required: Those without a default value.
-        takes_any: Whether others are accepted too (``**kwargs`` that no base class explains).
+        takes_any: Whether others are accepted too (`**kwargs` that no base class explains).
     """
 
     names: tuple[str, ...]
@@ -115,7 +115,7 @@ class Arguments:
 def arguments_of(target: Callable[..., Any]) -> Arguments:
     """Return the arguments of a class or a function.
 
-    Where a constructor has ``**kwargs``, those of the base classes' constructors are included, as
+    Where a constructor has `**kwargs`, those of the base classes' constructors are included, as
     these are what it usually hands on.
     """
     functions: list[Callable[..., Any]] = [target]
@@ -143,10 +143,10 @@ def arguments_of(target: Callable[..., Any]) -> Arguments:
 
 
 def find_type(kind: Any, registry: Registry) -> Callable[..., Any] | None:
-    """Return the class or function that a ``type`` names, None if there is none.
+    """Return the class or function that a `type` names, None if there is none.
 
     Args:
-        kind: A name in a registry, ``scope.name``, a dotted path, or the class itself.
+        kind: A name in a registry, `scope.name`, a dotted path, or the class itself.
         registry: Asked first; the others follow.
     """
     if not isinstance(kind, str):
@@ -154,7 +154,7 @@ def find_type(kind: Any, registry: Registry) -> Callable[..., Any] | None:
     for candidate in (registry, *REGISTRIES):
         try:
             target = candidate.get(kind)
-        except RuntimeError:  # mmengine's answer to a dotted path that leads nowhere
+        except RuntimeError:  # raised by mmengine for a dotted path without a target
             target = None
         if target is not None:
             return target
@@ -166,7 +166,7 @@ class Part:
     """A part of a config.
 
     Attributes:
-        place: Dotted path to it, such as ``model.pts_bbox_head.decoder``.
+        place: Dotted path to it, such as `model.pts_bbox_head.decoder`.
         config: Its dict, that of the config itself.
         registry: Where its type is looked up.
         target: The class or function; None if the type names none.
@@ -188,7 +188,7 @@ class Part:
         return kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
 
     def unknown_keys(self) -> list[str]:
-        """Keys of the dict that the class does not take."""
+        """Return the keys of the dict that the class does not take."""
         if self.target is None or self.arguments.takes_any or "constructor" in self.config:
             return []
         return [
@@ -209,8 +209,8 @@ class Node:
 def walk(cfg: Any) -> Iterator[Node]:
     """Yield the parts of a config, each before the parts inside it.
 
-    What a caller writes into a part is walked as well. Dicts under keys that end in ``_cfg``
-    (``norm_cfg``, ``init_cfg``) belong to the part that holds them and are no parts.
+    What a caller writes into a part is walked as well. Dicts under keys that end in `_cfg`
+    (`norm_cfg`, `init_cfg`) belong to the part that holds them and are no parts.
 
     Args:
         cfg: The config, or a dict with its top-level keys.

@@ -90,7 +90,7 @@ class RemainingSamples:
 
 
 def remaining_indices(sampler: Any, num_done: int, step: int) -> Iterable[int] | None:
-    """Indices that a process has left of an epoch.
+    """Return the indices that a process has left of an epoch.
 
     Args:
         sampler: Of this process, told the epoch.
@@ -111,7 +111,7 @@ def remaining_indices(sampler: Any, num_done: int, step: int) -> Iterable[int] |
 
 
 def _rest_of_order(sampler: DefaultSampler, num_done: int, step: int) -> list[int]:
-    """The order of an epoch over all processes, without the samples that are done."""
+    """Return the order of an epoch over all processes, without the samples that are done."""
     whole = copy.copy(sampler)
     whole.rank, whole.world_size = 0, 1
     whole.num_samples = whole.total_size = len(sampler.dataset)
@@ -127,7 +127,7 @@ def _rest_of_order(sampler: DefaultSampler, num_done: int, step: int) -> list[in
 
 
 def num_iterations(num_indices: int, batch_sampler: Any) -> int:
-    """Number of batches that a batch sampler makes of some samples."""
+    """Return the number of batches that a batch sampler makes of some samples."""
     size = int(batch_sampler.batch_size)
     drop_last = bool(getattr(batch_sampler, "drop_last", False))
     return num_indices // size if drop_last else math.ceil(num_indices / size)

@@ -49,7 +49,7 @@ def _type_name(part: Mapping[str, Any]) -> str:
 
 
 def _setting(dataset: Mapping[str, Any], key: str, default_name: str) -> Any:
-    """A data set's setting, or the default of its class."""
+    """Return a data set's setting, or the default of its class."""
     if dataset.get(key) is not None:
         return dataset[key]
     from mmengine.registry import DATASETS
@@ -82,7 +82,7 @@ def _check_origins(where: str, dataset: Mapping[str, Any], evaluator: str) -> No
     kind = dataset.get("type")
     cls = DATASETS.get(kind) if isinstance(kind, str) else kind
     if not (isinstance(cls, type) and issubclass(cls, OccupancyDataset)):
-        return  # a data set of another kind may bring its origins in its own way
+        return  # a data set of another kind may provide its origins differently
     if not dataset.get("with_ray_origins", False):
         raise ConfigError(
             f"{where} needs with_ray_origins=True for RayIoUMetric: set it, or leave RayIoUMetric "

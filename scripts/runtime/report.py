@@ -16,7 +16,7 @@ from scripts.runtime.environment import git_commit, package_versions
 
 
 def _plain(value: Any) -> Any:
-    """A JSON value: numpy scalars unwrapped, NaN (a class that never occurs) as null."""
+    """Return a JSON value: numpy scalars unwrapped, NaN (a class that never occurs) as null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -36,7 +36,7 @@ def write_report_json(path: str | Path, content: Mapping[str, Any]) -> Path:
 
 
 def score_report(metrics: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
-    """Scores together with what identifies the measurement.
+    """Return the scores together with what identifies the measurement.
 
     Args:
         metrics: Metric names to values.
@@ -71,7 +71,7 @@ def write_report(path: str | Path, report: Mapping[str, Any]) -> Path:
 
 
 def report_table(report: Mapping[str, Any]) -> str:
-    """A report as text: what was measured, the scores, and the scores per class."""
+    """Return a report as text: what was measured, the scores, and the scores per class."""
     metrics: Mapping[str, Any] = report["metrics"]
     facts = {key: value for key, value in report.items() if key not in ("metrics", "versions")}
     lines = [f"{key}: {_words(value)}" for key, value in facts.items() if value not in (None, {})]

@@ -34,6 +34,7 @@ from scripts.runtime.checkpoint_files import (
 from scripts.runtime.errors import TrainingInterrupted
 from scripts.runtime.finite_steps import FiniteStepsHook, TrainingDivergedError
 from scripts.runtime.loops import ResumableEpochTrainLoop, ResumableLoop
+from scripts.runtime.parameter_groups import Members, one_by_one, regrouped
 from scripts.runtime.place import Place
 from scripts.runtime.stop_signals import StopSignals
 from scripts.runtime.training_state import (
@@ -123,6 +124,7 @@ class ResumableRunner(Runner):
             raise CheckpointError(
                 f"{path} holds weights only and cannot be resumed: use --load-from"
             )
+        checkpoint = regrouped(checkpoint, self._group_members(), self._configured)
         place = Place.of_checkpoint(checkpoint, path)
         before = schedules.group_options(self.optim_wrapper) if self._configured else []
         self._resume = True  # for hooks: this is no start from other weights
@@ -200,7 +202,7 @@ class ResumableRunner(Runner):
         try:
             random_state.restore(states[rank])
         except ValueError as error:
-            self.logger.warning(f"random numbers start anew: {error}")
+            self.logger.warning(f"random numbers start from the seed: {error}")
 
     # ------------------------------------------------------------------ writing
 
@@ -309,7 +311,11 @@ class ResumableRunner(Runner):
                 options=plain(self._configured),
                 settings=[schedules.settings(s) for s in schedulers or []],
             )
+        one_by_one(content, self._group_members())
         return content
+
+    def _group_members(self) -> Members | None:
+        return getattr(self.optim_wrapper, "group_members", None)
 
     def ensure_checkpoint(self, epoch: int, iteration: int) -> None:
         """Have the state of now on the disk, unless a regular checkpoint holds it already."""
@@ -318,7 +324,7 @@ class ResumableRunner(Runner):
         try:
             self._save_interrupted(epoch, iteration)
         except CheckpointWriteError as error:
-            self.logger.error(f"{error}; the training goes on")
+            self.logger.error(f"{error}; the training continues")
 
     def refresh_checkpoint(self, epoch: int, iteration: int) -> None:
         """Write the checkpoint of now once more: its evaluation is done."""
@@ -381,7 +387,7 @@ class ResumableRunner(Runner):
 
 
 def bare_model(runner: Runner) -> nn.Module:
-    """The runner's model without its data-parallel wrapper."""
+    """Return the runner's model without its data-parallel wrapper."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 

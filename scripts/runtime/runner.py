@@ -17,7 +17,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from scripts.runtime import schedules
+from scripts.runtime import parameter_groups, schedules
 from scripts.runtime.building import named_config_keys
 from scripts.runtime.checkpoint import (
     allow_checkpoint_classes,
@@ -186,6 +186,7 @@ class OpusRunner(ResumableRunner):
             check_custom_keys(optim_wrapper, names)
             if "optimizer" in optim_wrapper:
                 optim_wrapper = replaced(optim_wrapper, "OptimWrapper")
+                optim_wrapper["constructor"] = parameter_groups.CONSTRUCTOR
         self.logger.addFilter(_is_no_parameter_rule)
         try:
             built = super().build_optim_wrapper(optim_wrapper)
@@ -243,7 +244,7 @@ def build_runner(
 
 
 def _runner_class(name: str | None) -> type[OpusRunner]:
-    """The class that `runner_type` of a config names.
+    """Return the class that `runner_type` of a config names.
 
     Raises:
         ConfigError: It is not registered, or no OpusRunner.
@@ -266,7 +267,9 @@ def _runner_class(name: str | None) -> type[OpusRunner]:
 
 
 def _coming_weights(runner: OpusRunner, origin: WeightsOrigin) -> Mapping[str, Tensor] | None:
-    """Weights that a checkpoint will fill; read only if a part wants a pretrained file."""
+    """Return the weights that a checkpoint will fill; read only if a part wants a pretrained
+    file.
+    """
     model = bare_model(runner)
     if origin.path is None or not any(getattr(m, "init_cfg", None) for m in model.modules()):
         return None

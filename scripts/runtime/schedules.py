@@ -1,7 +1,7 @@
 """Learning rates of a resumed run: those of a run that had been configured so from the start.
 
 While the configuration has not changed, schedulers go on from their stored state. Otherwise the
-steps up to the place of the checkpoint are made anew with the schedulers of the configuration.
+steps up to the place of the checkpoint are repeated with the schedulers of the configuration.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Options = dict[str, Any]  # of a parameter group, without its parameters
 
 
 def group_options(wrapper: Any) -> list[Options]:
-    """The options of an optimiser's parameter groups."""
+    """Return the options of an optimiser's parameter groups."""
     return [
         {key: value for key, value in group.items() if key != "params"}
         for group in wrapper.param_groups
@@ -28,7 +28,7 @@ def group_options(wrapper: Any) -> list[Options]:
 
 
 def settings(scheduler: Any) -> dict[str, Any]:
-    """What a scheduler is configured with, as plain values for a checkpoint."""
+    """Return what a scheduler is configured with, as plain values for a checkpoint."""
     hidden = {"optimizer", "verbose", *_STEPPED, *_MEASURED}
     values = {key: value for key, value in vars(scheduler).items() if key not in hidden}
     return {"class": type(scheduler).__name__, **{k: _plain(v) for k, v in values.items()}}
@@ -81,7 +81,7 @@ def restore(
     if any(getattr(scheduler, "need_val_args", False) for scheduler in schedulers):
         raise CheckpointError(
             "the schedule of the learning rate has changed and follows the scores of the "
-            "evaluations: keep the settings of the checkpoint, or start anew from its weights with "
+            "evaluations: keep the settings of the checkpoint, or start from its weights with "
             "--load-from"
         )
     replay(schedulers, wrapper, initial, epoch, iteration, epoch_length)

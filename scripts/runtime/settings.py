@@ -5,7 +5,7 @@ given one. So a reader can tell where a value comes from: from the part itself i
 there, else from the part around it, else from the top of the config.
 
 All of this happens after the files and the command line have been merged, in
-:func:`resolve_settings`, which changes nothing outside the config that it is given.
+`resolve_settings`, which changes nothing outside the config that it is given.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MMENGINE_HOOKS = frozenset(
 )
 # Sections that may be lists.
 _LISTS = frozenset({"val_evaluator", "test_evaluator", "param_scheduler", "custom_hooks"})
-# What a second evaluation split takes from the first unless it says otherwise.
+# Keys that a second evaluation split copies from the first by default.
 _TEST_FROM_VAL = {
     "test_dataloader": "val_dataloader",
     "test_evaluator": "val_evaluator",
@@ -175,7 +175,7 @@ def merged(base: Mapping[str, Any], delta: Mapping[str, Any]) -> Any:
 
 
 def _derived_values(cfg: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of settings that follow from other ones unless they are given."""
+    """Return the values of settings that follow from other ones unless they are given."""
     derived: dict[str, Any] = {}
     for listed, counted in _COUNTED_BY.items():
         if values.get(listed) is not None and counted not in values:
@@ -216,7 +216,7 @@ def _fill(
 
 
 def _is_delta(given: Any, setting: Any) -> bool:
-    """Whether a part has a dict without a type for a setting that is a part with one."""
+    """Return whether a part has a dict without a type for a setting that is a part with one."""
     return (
         isinstance(given, dict)
         and isinstance(setting, dict)
@@ -246,7 +246,7 @@ def _needs_lidar(step: Any) -> bool:
 def _read_batch_size(cfg: Mapping[str, Any], setting: Setting) -> None:
     """Note who reads `batch_size`: the training loader, whose processes share it."""
     loader = cfg.get("train_dataloader")
-    if not isinstance(loader, dict):  # nothing is trained: of use to those who build upon this
+    if not isinstance(loader, dict):  # nothing is trained
         setting.readers.append("trainings")
     elif "batch_size" in loader:
         setting.written["train_dataloader.batch_size"] = loader["batch_size"]
@@ -255,7 +255,7 @@ def _read_batch_size(cfg: Mapping[str, Any], setting: Setting) -> None:
 
 
 def counts_epochs(cfg: Mapping[str, Any]) -> bool:
-    """Whether the training loop counts epochs; a loop by iterations does not."""
+    """Return whether the training loop counts epochs; a loop by iterations does not."""
     from mmengine.runner import IterBasedTrainLoop
 
     loop = cfg.get("train_cfg")
@@ -387,7 +387,7 @@ class Written:
     options: Collection[str] = ()
 
     def overrides(self, place: str) -> bool:
-        """Whether the command line wrote the value at a place."""
+        """Return whether the command line wrote the value at a place."""
         path = place.replace("[", ".").replace("]", "")
         return any(path == key or path.startswith(f"{key}.") for key in self.options)
 
@@ -396,7 +396,7 @@ def refuse_unread(settings: Mapping[str, Setting], written: Written) -> None:
     """Refuse settings that take no effect.
 
     Args:
-        settings: Of :func:`resolve_settings`.
+        settings: Of `resolve_settings`.
         written: Who wrote what.
 
     Raises:

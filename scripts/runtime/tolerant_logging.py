@@ -1,4 +1,4 @@
-"""Curves and pictures of a training on a disk that is full: the training goes on without them."""
+"""Curves and pictures of a training on a disk that is full: the training continues without them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _guarded(
         except OSError as error:
             if not warned:
                 warned.append(name)
-                logger.warning(f"{name} cannot write ({error}): the training goes on without it")
+                logger.warning(f"{name} cannot write ({error}): the training continues without it")
             return None
 
     return write

@@ -1,11 +1,11 @@
-"""Start N processes of an entry point, which `dist_train.sh` and `dist_val.sh` do.
+"""Start N processes of an entry point; `dist_train.sh` and `dist_val.sh` call this.
 
     python -m scripts.runtime.torchrun N SCRIPT [arguments of SCRIPT]
 
-This is torchrun with readable ends: a sentence that several processes have ended with is printed
-once, and the exit code is that of the process that failed first. NNODES, NODE_RANK, MASTER_ADDR and
+This is torchrun with readable errors: a sentence that several processes end with is printed once,
+and the exit code is that of the process that failed first. NNODES, NODE_RANK, MASTER_ADDR and
 MASTER_PORT describe a run on several machines. MAX_RESTARTS is how often processes that crashed or
-were killed are started anew; train.py then goes on from the checkpoint that they have saved.
+were killed are restarted; train.py then resumes the checkpoint that they saved.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from scripts.runtime.errors import (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     codes = [0]
 
@@ -60,11 +60,11 @@ def launch(words: Sequence[str]) -> int:
     restarts = _count(os.environ.get("MAX_RESTARTS", "0"), "MAX_RESTARTS", 0)
     if restarts and "--standalone" not in machines:
         raise ConfigError(
-            "MAX_RESTARTS starts the processes of one machine anew, and NNODES is not 1: leave it "
+            "MAX_RESTARTS restarts the processes of one machine, and NNODES is not 1: leave it "
             "out and start all machines again with --resume, or use torchrun with --max-restarts, "
             "--rdzv-backend c10d and --resume"
         )
-    # SIGUSR1 and SIGUSR2 stop a training, see `StopSignals`: hand them on.
+    # SIGUSR1 and SIGUSR2 stop a training, see `StopSignals`: forward them.
     signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
     options = [*machines, "--signals_to_handle", signals]
     options += ["--nproc_per_node", str(processes), *words[1:]]
@@ -90,9 +90,9 @@ def _run_once(options: Sequence[str], script: str) -> tuple[int, bool]:
     """Start the processes and wait for them.
 
     Returns:
-        The exit code, and whether it is of no use to start them anew.
+        The exit code, and whether restarting them is pointless.
     """
-    from torch.distributed import DistError, run  # slow to import: wrong numbers are told before
+    from torch.distributed import DistError, run  # slow to import: checked arguments first
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -102,13 +102,13 @@ def _run_once(options: Sequence[str], script: str) -> tuple[int, bool]:
     except ChildFailedError as error:
         failures = _causes(error.failures)
         first = min(failures.values(), key=lambda failure: failure.timestamp)
-        # A killed data worker is worth another try, as a killed process is.
+        # A killed data worker is retried, like a killed process.
         is_final = first.exitcode in (EXIT_USER_ERROR, EXIT_INTERRUPTED) and not any(
             words in first.message for words in ("was killed by", LOST_PROCESS)
         )
         return _report(script, failures, first.exitcode), is_final
     except SignalException:
-        return EXIT_INTERRUPTED, True  # the processes have told what was saved
+        return EXIT_INTERRUPTED, True  # the processes have printed what was saved
     except DistError as error:
         raise ConfigError(
             f"the processes cannot meet at {os.environ.get('MASTER_ADDR', 'localhost')}, port "
@@ -119,7 +119,9 @@ def _run_once(options: Sequence[str], script: str) -> tuple[int, bool]:
 
 
 def _causes(failures: Mapping[int, Any]) -> dict[int, Any]:
-    """Failures without those that only followed from another; all if there are no others."""
+    """Return the failures without those that only followed from another; all if there are no
+    others.
+    """
     causes = {
         rank: failure
         for rank, failure in failures.items()
@@ -135,7 +137,7 @@ def _count(text: str, what: str, low: int = 1) -> int:
 
 
 def _machines() -> list[str]:
-    """Options of torchrun for the machines that the environment describes."""
+    """Return the options of torchrun for the machines that the environment describes."""
     nodes = _count(os.environ.get("NNODES", "1"), "NNODES")
     if nodes == 1:
         return ["--standalone"]
@@ -160,7 +162,7 @@ def _quieten() -> None:
 
 
 def _report(script: str, failures: Mapping[int, Any], code: int) -> int:
-    """Print how the processes ended; returns the exit code of the whole."""
+    """Print how the processes ended; return the exit code of the whole."""
     if code == EXIT_USER_ERROR:
         ranks: dict[str, list[int]] = {}
         for rank, failure in sorted(failures.items()):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from scripts.runtime import schedules
 from scripts.runtime.checkpoint import CheckpointError
+from scripts.runtime.parameter_groups import IMPLEMENTATION
 
 # Facts about a run in the message hub that the resuming run knows better.
 _OF_THIS_RUN = frozenset(
@@ -29,7 +30,9 @@ _SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square
 
 
 def plain(value: Any) -> Any:
-    """A copy of a value that `torch.load` reads without running code; other objects as text."""
+    """Return a copy of a value that `torch.load` reads without running code; other objects as
+    text.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -112,6 +115,7 @@ def restore_optimizer(wrapper: Any, state: Any, path: str | Path) -> None:
             state["base_param_settings"] = {**wrapper.base_param_settings, **base}
         elif wrapper.base_param_settings is not None:
             state["base_param_settings"] = dict(wrapper.base_param_settings)
+        state["param_groups"] = _implemented_as(state["param_groups"], wrapper)
         try:
             wrapper.load_state_dict(state)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -146,6 +150,14 @@ def _optimizer_misfit(wrapper: OptimWrapper, state: Any) -> str | None:
     return None
 
 
+def _implemented_as(groups: Any, wrapper: OptimWrapper) -> list[dict[str, Any]]:
+    """Return stored groups that are computed as the run's are: fused on a GPU, not on a CPU."""
+    return [
+        dict(stored, **{key: group[key] for key in IMPLEMENTATION if key in group})
+        for stored, group in zip(groups, wrapper.optimizer.param_groups, strict=True)
+    ]
+
+
 def use_configured_options(
     wrapper: Any, configured: list[schedules.Options], stored: Any
 ) -> list[str]:
@@ -164,6 +176,8 @@ def use_configured_options(
     for index, (group, options) in enumerate(zip(wrapper.param_groups, configured, strict=True)):
         before = stored[index] if is_known and isinstance(stored[index], Mapping) else None
         for key, value in options.items():
+            if key in IMPLEMENTATION:
+                continue
             if before is None:
                 old = group.get(f"initial_{key}", group.get(key))
             else:
@@ -178,7 +192,7 @@ def use_configured_options(
 
 
 def early_stopping_state(runner: Any) -> dict[str, Any]:
-    """What MMEngine's EarlyStoppingHook has counted; MMEngine does not store it."""
+    """Return what MMEngine's EarlyStoppingHook has counted; MMEngine does not store it."""
     state: dict[str, Any] = {"stop_training": bool(getattr(runner.train_loop, "stop_training", 0))}
     for hook in runner.hooks:
         if isinstance(hook, EarlyStoppingHook):
@@ -198,7 +212,9 @@ def restore_early_stopping(runner: Any, state: Any) -> None:
 
 
 def first_not_finite(model: nn.Module) -> str | None:
-    """Name of the first parameter that holds a value that is not finite; None if all are."""
+    """Return the name of the first parameter that holds a value that is not finite; None if all
+    are.
+    """
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             return name

@@ -32,7 +32,7 @@ def annotations_of(target: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a value may stand for an annotated argument.
+    """Return whether a value may stand for an annotated argument.
 
     Configs write lists for any sequence and whole numbers for any number. An annotation that is not
     understood accepts everything.
@@ -70,7 +70,7 @@ def _fits_sequence(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
 
 
 def name_of(annotation: Any) -> str:
-    """Return an annotation as a reader writes it: ``tuple[int, int]``, ``float | None``."""
+    """Return an annotation as a reader writes it: `tuple[int, int]`, `float | None`."""
     if isinstance(annotation, type) and not get_args(annotation):
         return annotation.__name__
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")

@@ -61,7 +61,7 @@ class WatchedDataLoader(DataLoader):
             device: Where batches are to be; None leaves them where they are.
         """
         if not isinstance(loader, cls):
-            loader.__class__ = cls  # torch forbids to build it anew from its own parts
+            loader.__class__ = cls  # torch does not allow building it again from its parts
         assert isinstance(loader, cls)
         loader.stop_signals = stop_signals
         loader.device = device
@@ -167,7 +167,7 @@ def _death_of_worker(batches: Any, patience: float) -> str | None:
         if code in (_EXIT_NO_SHARED_MEMORY, -signal.SIGBUS):
             return (
                 f"data worker {worker.pid} found no room for a batch in /dev/shm: "
-                f"{MORE_SHARED_MEMORY}, and go on with --resume"
+                f"{MORE_SHARED_MEMORY}, and continue with --resume"
             )
         if code is None or code >= 0:
             continue
@@ -176,6 +176,6 @@ def _death_of_worker(batches: Any, patience: float) -> str | None:
         return (
             f"data worker {worker.pid} was killed by {name}{reason}: use fewer workers "
             "(num_workers of the data loader) or smaller caches (cache_mb of the transforms), and "
-            "go on with --resume"
+            "continue with --resume"
         )
     return None

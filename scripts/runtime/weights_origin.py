@@ -185,7 +185,7 @@ def read_on_every_process(path: str) -> dict[str, Any]:
 
 
 def checkpoint_folders(cfg: Config) -> list[Path]:
-    """Folders besides the work dir in which a config's runs keep checkpoints."""
+    """Return the folders besides the work dir in which a config's runs keep checkpoints."""
     hook = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
     out_dir = hook.get("out_dir")
     return [] if out_dir is None else [Path(out_dir, Path(cfg.work_dir).name)]
@@ -223,7 +223,7 @@ def settle_pretrained(model: nn.Module, weights: Mapping[str, Tensor] | None) ->
                     else ""
                 )
                 raise ConfigError(
-                    f"{part.key} wants the pretrained file {path}, which does not exist{lacking}: "
+                    f"{part.key} needs the pretrained file {path}, which does not exist{lacking}: "
                     f"put it there, or train from scratch with --cfg-options {part.key}=None"
                 )
             else:
@@ -241,7 +241,7 @@ class _Part:
         self.key = f"model.{self.prefix}init_cfg"
 
     def pretrained(self) -> list[Mapping[str, Any]]:
-        """Those entries of its configuration that name a file."""
+        """Return those entries of its configuration that name a file."""
         init_cfg = getattr(self.module, "init_cfg", None)
         entries = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
         kinds = ("Pretrained", PretrainedInit)
@@ -254,7 +254,7 @@ class _Part:
         self.module.init_cfg = rest or None
 
     def entries_not_in(self, weights: Mapping[str, Tensor]) -> list[str]:
-        """Names of its entries that a state dict of the whole model lacks."""
+        """Return the names of its entries that a state dict of the whole model lacks."""
         names = (self.prefix + entry for entry in self.module.state_dict())
         return [n for n in names if n not in weights and not n.endswith("num_batches_tracked")]
 

@@ -19,7 +19,7 @@ from scripts.runtime.errors import ConfigError
 from scripts.runtime.launch import Launch
 
 LOCK_NAME = ".lock"
-PATIENCE_S = 5.0  # a process that was told to stop, or killed, may be on its way out
+PATIENCE_S = 5.0  # a stopped or killed process may still be ending
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def _acquire(folder: Path) -> int | None:
             os.close(descriptor)
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 print_log(
-                    f"{folder}: the file system has no locks ({error.strerror}); see to it that no "
+                    f"{folder}: the file system has no locks ({error.strerror}); make sure that no "
                     "other training writes there",
                     "current",
                     logging.WARNING,

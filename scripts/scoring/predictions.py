@@ -1,7 +1,7 @@
 """The command line of val.py, and its scoring of predictions on disk, which needs no model.
 
-    python val.py --config CONFIG --predictions DIR [--out scores.json]
-    python scripts/score_predictions.py --config CONFIG --predictions DIR    # the same
+    python val.py CONFIG --predictions DIR [--out scores.json]
+    python scripts/score_predictions.py CONFIG --predictions DIR    # the same
 
 DIR holds a file `<sample token>.npz` per sample of the config's test split, in one of the forms of
 `loaders/predictions.py`: `coords` [n, 3] and `labels` [n] of the occupied voxels, or a dense label
@@ -135,14 +135,14 @@ def score_folder(
     workers: int,
     masks: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Returns the scores of a folder's predictions, as val.py reports them.
+    """Return the scores of a folder's predictions, as val.py reports them.
 
     Args:
         config: Config file.
         options: `--cfg-options`.
         folder: With a prediction per sample.
         workers: Processes; 0 works in this one.
-        masks: See :func:`scripts.runtime.evaluators.choose_masks`.
+        masks: See `scripts.runtime.evaluators.choose_masks`.
 
     Raises:
         MissingDataError: If the folder or a prediction does not exist.
@@ -174,7 +174,7 @@ def score_folder(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of scripts/score_predictions.py; returns the exit code."""
+    """Entry point of scripts/score_predictions.py; return the exit code."""
 
     def run(args: argparse.Namespace) -> None:
         check_arguments(args)

@@ -1,6 +1,6 @@
 """Score the image-blind prior: each voxel's most frequent training label.
 
-    python -m scripts.evaluate_prior --config configs/... [--out prior.json]
+    python scripts/evaluate_prior.py CONFIG [--out prior.json]
 
 What a model reaches that has learned nothing from images. Two variants are scored on the config's
 evaluation split, with its own metrics:
@@ -55,7 +55,7 @@ def _samples(dataset: OccupancyDataset, what: str) -> Iterator[OccSample]:
 
 
 def count_labels(dataset: OccupancyDataset) -> tuple[Counts, ...]:
-    """How often each voxel bears each label over a data set.
+    """Return how often each voxel has each label over a data set.
 
     Returns:
         For each of VARIANTS an integer array [K + 1, X, Y, Z].
@@ -113,7 +113,7 @@ def prior_grids(counts_all: Counts, counts_visible: Counts) -> dict[str, Grid]:
 
 
 def as_prediction(grid: Grid, free_label: int) -> dict[str, npt.NDArray[np.int64]]:
-    """A label grid [X, Y, Z] in the sparse form in which models predict."""
+    """Return a label grid [X, Y, Z] in the sparse form in which models predict."""
     coords = np.argwhere(grid != free_label)
     return {"pred_coords": coords, "pred_labels": grid[tuple(coords.T)].astype(np.int64)}
 
@@ -121,7 +121,7 @@ def as_prediction(grid: Grid, free_label: int) -> dict[str, npt.NDArray[np.int64
 def score_grids(
     grids: Mapping[str, Grid], cfg: Config, workers: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Scores of fixed label grids on the evaluation split with the config's metrics.
+    """Return the scores of fixed label grids on the evaluation split with the config's metrics.
 
     Args:
         grids: Variant name to labels [X, Y, Z], predicted for every sample.
@@ -172,7 +172,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     add_config_arguments(parser)
     parser.add_argument("--out", metavar="FILE", help="scores as JSON")

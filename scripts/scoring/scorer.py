@@ -28,7 +28,8 @@ States = dict[str, list[CountState]]
 
 
 def labels_only(dataset_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Config of the same data set, wrappers included, whose pipeline loads labels and nothing else.
+    """Return the config of the same data set, wrappers included, whose pipeline loads labels and
+    nothing else.
 
     Raises:
         ConfigError: The pipeline loads no labels.
@@ -45,7 +46,7 @@ def _labels_only(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 class Scorer:
-    """Scores predictions on a split with the metrics of its config.
+    """Score predictions on a split with the metrics of its config.
 
     Args:
         dataset_cfg: Config of the data set.
@@ -69,7 +70,7 @@ class Scorer:
     def score(
         self, predictors: Mapping[str, Predictor], workers: int = 0
     ) -> dict[str, dict[str, float]]:
-        """Returns the scores of each predictor, by its name.
+        """Return the scores of each predictor, by its name.
 
         Args:
             predictors: By name; all see the same samples, which are read once.
@@ -104,7 +105,7 @@ class Scorer:
     def _count(
         self, predictors: Mapping[str, Predictor], indices: Sequence[int], show: bool = True
     ) -> States:
-        """Returns the counts of all predictors and metrics over some samples."""
+        """Return the counts of all predictors and metrics over some samples."""
         metrics = {name: self._metrics() for name in predictors}
         bar = tqdm(indices, desc="scoring", unit="sample", disable=None if show else True)
         for index in bar:
@@ -132,7 +133,7 @@ def _run_job(rank: int) -> States:
 
 
 def split_scorer(cfg: Config) -> Scorer:
-    """Returns the scorer of a config's test split (else of its validation split).
+    """Return the scorer of a config's test split (else of its validation split).
 
     Raises:
         ConfigError: If the config has neither.

@@ -2,18 +2,18 @@
 
     python scripts/gen_sweep_info.py --data-root data/nuscenes --version v1.0-trainval
 
-Reads the nuScenes tables only (no images) and writes ``nuscenes_infos_{train,val}_sweep.pkl``
-(v1.0-trainval), ``nuscenes_infos_test_sweep.pkl`` (v1.0-test) or
-``nuscenes_infos_{train,val}_mini_sweep.pkl`` (v1.0-mini) into the data root. Paths are relative to
-it, so the data set may move. Readers: ``loaders/info_io.py``.
+Reads the nuScenes tables only (no images) and writes `nuscenes_infos_{train,val}_sweep.pkl`
+(v1.0-trainval), `nuscenes_infos_test_sweep.pkl` (v1.0-test) or
+`nuscenes_infos_{train,val}_mini_sweep.pkl` (v1.0-mini) into the data root. Paths are relative to
+it, so the data set may move. Readers: `loaders/info_io.py`.
 
 Recordings in nuScenes' format may have versions, scenes and channels of their own: --version is the
-folder of the tables, --split or a ``splits.json`` beside them or in the data root
-(``{"train": ["scene", ...], "val": [...]}``) names the scenes.
+folder of the tables, --split or a `splits.json` beside them or in the data root
+(`{"train": ["scene", ...], "val": [...]}`) names the scenes.
 
-With ``--from FILE`` the key frames, their poses and annotations come from an info file of another
+With `--from FILE` the key frames, their poses and annotations come from an info file of another
 tool chain (mmdet3d's converter, BEVDet's, the sweep scripts of SparseBEV, SparseOcc and OPUS), and
-``NAME_sweep.pkl`` is written; the tables are still needed for what such files lack (names of the
+`NAME_sweep.pkl` is written; the tables are still needed for what such files lack (names of the
 scenes, sweeps).
 """
 
@@ -56,7 +56,7 @@ def _in_worker(scene: int) -> tuple[bytes, int]:
 def _fragments(
     make: Callable[[int], tuple[bytes, int]], scenes: Sequence[int], workers: int
 ) -> Iterator[tuple[bytes, int]]:
-    """Yields what ``make`` gives for each scene, in order, made by so many processes."""
+    """Yield what `make` gives for each scene, in order, made by so many processes."""
     global _make_fragment
     if workers < 2 or len(scenes) < 2:
         yield from map(make, scenes)
@@ -83,7 +83,7 @@ def write_scenes(
     progress: bool = True,
     others: Mapping[str, Info | None] | None = None,
 ) -> int:
-    """Writes the info file of some scenes.
+    """Write the info file of some scenes.
 
     Args:
         tables: Tables of the data set.
@@ -127,11 +127,11 @@ def write_scenes(
 def write_split(
     tables: Tables, split: str, path: Path, workers: int = 0, progress: bool = True
 ) -> tuple[int, int]:
-    """Writes the info file of a split.
+    """Write the info file of a split.
 
     Args:
         tables: Tables of the data set.
-        split: Name within ``nuscenes.utils.splits`` (train, val, test, mini_train, mini_val).
+        split: Name within `nuscenes.utils.splits` (train, val, test, mini_train, mini_val).
         path: File to write.
         workers: Processes; 0 works in this one.
         progress: Whether to show a progress bar.
@@ -157,14 +157,14 @@ def write_split(
 def write_from(
     tables: Tables, source: Path, path: Path, workers: int = 0, progress: bool = True
 ) -> tuple[int, int]:
-    """Writes the info file of the key frames of another tool chain's info file.
+    """Write the info file of the key frames of another tool chain's info file.
 
     Returns:
         Number of scenes and of key frames.
 
     Raises:
-        MissingDataError: If ``source`` does not exist.
-        BadDataError: If ``source`` is broken or names key frames that the tables lack.
+        MissingDataError: If `source` does not exist.
+        BadDataError: If `source` is broken or names key frames that the tables lack.
     """
     old = read_other_infos(source)
     unknown = [token for token in old if token not in tables.sample_index]
@@ -182,10 +182,10 @@ def write_from(
 
 
 def command_parser() -> CommandParser:
-    """Returns the command line."""
+    """Return the command line."""
     parser = CommandParser(__doc__)
     parser.add_argument("--data-root", type=Path, default=Path("data/nuscenes"))
-    version = f"folder of the tables: {', '.join(SPLITS)}, or one's own (default: %(default)s)"
+    version = f"folder of the tables: {', '.join(SPLITS)}, or your own (default: %(default)s)"
     parser.add_argument("--version", default="v1.0-trainval", help=version)
     parser.add_argument("--out-dir", type=Path, help="default: the data root")
     parser.add_argument(
@@ -215,7 +215,7 @@ def command_parser() -> CommandParser:
 
 
 def write_info_files(args: argparse.Namespace) -> None:
-    """Writes the info files of all splits of a version, or of the files to complete."""
+    """Write the info files of all splits of a version, or of the files to complete."""
     progress = not args.no_progress
     if args.split and args.splits:
         raise ConfigError("--split and --splits both name scenes: leave one out")
@@ -249,5 +249,5 @@ def _write_splits(args: argparse.Namespace, tables: Tables, out_dir: Path) -> No
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(command_parser(), write_info_files, arguments)

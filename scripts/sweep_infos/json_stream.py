@@ -25,7 +25,7 @@ _TABLE = FileKind("table", _RESTORE, _RESTORE, max_bytes=64 << 30)
 def iter_records(
     path: Path, progress: bool = False, keys: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Yields the objects of a JSON array ``[{...}, {...}, ...]`` in constant memory.
+    """Yield the objects of a JSON array `[{...}, {...}, ...]` in constant memory.
 
     Args:
         path: A table of nuScenes.

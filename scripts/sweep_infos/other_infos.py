@@ -1,6 +1,6 @@
 """Info files of other tool chains, completed from the tables.
 
-Known are those of mmdet3d's converter (old style: ``infos``; new style: ``data_list``), of BEVDet,
+Known are those of mmdet3d's converter (old style: `infos`; new style: `data_list`), of BEVDet,
 whose files extend the old style, and those that the sweep scripts of SparseBEV, SparseOcc and OPUS
 make of it.
 """
@@ -33,7 +33,7 @@ Info = Mapping[str, Any]
 
 
 def read_other_infos(path: Path) -> dict[str, Info | None]:
-    """Reads an info file of another tool chain.
+    """Read an info file of another tool chain.
 
     Returns:
         Infos by sample token; None for those of mmdet3d's new style, where everything is taken from
@@ -48,30 +48,30 @@ def read_other_infos(path: Path) -> dict[str, Info | None]:
     key = "data_list" if is_new else "infos"
     infos = content.get(key) if isinstance(content, dict) else content
     if not isinstance(infos, list) or not infos:
-        raise BadDataError(f"{path} is no info file: it has no 'infos' and no 'data_list'")
+        raise BadDataError(f"{path} is not an info file: it has no 'infos' and no 'data_list'")
     for i, info in enumerate(infos):
         needed = ("token",) if is_new else _NEEDED
         lacking = [name for name in needed if not isinstance(info, Mapping) or name not in info]
         if lacking:
             raise BadDataError(
-                f"{path}, entry {i}, lacks '{lacking[0]}': it is no info file of mmdet3d, BEVDet, "
-                f"SparseBEV, SparseOcc or OPUS; {_REMEDY}"
+                f"{path}, entry {i}, lacks '{lacking[0]}': it is not an info file of mmdet3d, "
+                f"BEVDet, SparseBEV, SparseOcc or OPUS; {_REMEDY}"
             )
         if not isinstance(info["token"], str):
-            raise BadDataError(f"{path}, entry {i}, has a 'token' that is no text")
+            raise BadDataError(f"{path}, entry {i}, has a 'token' that is not text")
     return {info["token"]: None if is_new else info for info in infos}
 
 
 def complete_info(other: Info, own: Info, path: Path) -> dict[str, Any]:
-    """Returns an info with the poses, files and further keys of another tool chain's.
+    """Return an info with the poses, files and further keys of another tool chain's.
 
     Args:
         other: Of the file; annotations and other keys are kept.
-        own: Of the tables; gives what ``other`` lacks: names of scene and LiDAR record, sweeps.
+        own: Of the tables; gives what `other` lacks: names of scene and LiDAR record, sweeps.
         path: The file, for errors.
 
     Raises:
-        BadDataError: If a camera of ``other`` lacks a key, or a value is of a wrong type.
+        BadDataError: If a camera of `other` lacks a key, or a value is of a wrong type.
     """
     try:
         completed = _completed(other, own)
@@ -112,9 +112,9 @@ def _completed(other: Info, own: Info) -> dict[str, Any]:
 
 
 def _sweeps(info: Info) -> tuple[Sequence[Info] | None, Sequence[Info] | None]:
-    """Returns camera sweeps and LiDAR sweeps of an info; None for those it does not have.
+    """Return camera sweeps and LiDAR sweeps of an info; None for those it does not have.
 
-    The key ``sweeps`` has LiDAR sweeps in mmdet3d's files, and camera sweeps in those that the
+    The key `sweeps` has LiDAR sweeps in mmdet3d's files, and camera sweeps in those that the
     scripts of SparseBEV and SparseOcc make of them.
     """
     cam_sweeps, lidar_sweeps = info.get("cam_sweeps"), info.get("lidar_sweeps")
@@ -131,7 +131,7 @@ def _cameras(cams: Info, token: str) -> dict[str, Any]:
 
 
 def _camera(cam: Info, name: str, token: str) -> dict[str, Any]:
-    """Returns a camera with its pose in the global frame, stored for row vectors."""
+    """Return a camera with its pose in the global frame, stored for row vectors."""
     out = {**cam, "data_path": relative_data_path(str(cam.get("data_path", "")))}
     try:
         if "sensor2global_rotation" not in cam:

@@ -20,7 +20,7 @@ Chains = Mapping[str, range]
 
 
 class SceneReader:
-    """Makes the infos of a scene.
+    """Make the infos of a scene.
 
     Args:
         tables: Tables of the data set.
@@ -31,7 +31,7 @@ class SceneReader:
         self._frames = tables.frames
 
     def infos(self, scene: int) -> list[dict[str, Any]]:
-        """Returns the infos of the key frames of scene number ``scene``, in time order.
+        """Return the infos of the key frames of scene number `scene`, in time order.
 
         Raises:
             BadDataError: If a key frame lacks a camera or the LiDAR.
@@ -90,7 +90,7 @@ class SceneReader:
         return self._frames.filename[row].decode()
 
     def _sensor2global(self, row: int) -> tuple[Matrix, Matrix]:
-        """Returns R [3, 3] and t [3] of a frame's sensor."""
+        """Return R [3, 3] and t [3] of a frame's sensor."""
         mount = self._tables.mounts[self._frames.mount[row]]
         ego2global = quaternion_to_matrix(self._frames.ego_rotation_wxyz[row])
         translation = ego2global @ mount.translation + self._frames.ego_translation[row]
@@ -109,7 +109,7 @@ class SceneReader:
         }
 
     def _camera_sweeps(self, keys: Mapping[str, int], chains: Chains) -> list[dict[str, Any]]:
-        """Returns the sweeps since the previous key frame, newest first, with all cameras each.
+        """Return the sweeps since the previous key frame, newest first, with all cameras each.
 
         Cameras drop frames one by one; a sweep that lacks one repeats the sweep before it. Sweeps
         that have no complete one before them are left out.
@@ -128,7 +128,7 @@ class SceneReader:
         return sweeps
 
     def _lidar_sweeps(self, key: int, first: int) -> list[dict[str, Any]]:
-        """Returns the LiDAR sweeps before a key frame, newest first (key frames among them)."""
+        """Return the LiDAR sweeps before a key frame, newest first (key frames among them)."""
         key_rotation, key_translation = self._sensor2global(key)
         sweeps: list[dict[str, Any]] = []
         for row in range(key - 1, max(first, key - MAX_LIDAR_SWEEPS) - 1, -1):

@@ -40,7 +40,7 @@ class Splits:
 
 
 def devkit_scenes(split: str) -> list[str]:
-    """Returns the scenes of a split of ``nuscenes.utils.splits``."""
+    """Return the scenes of a split of `nuscenes.utils.splits`."""
     from nuscenes.utils.splits import create_splits_scenes  # slow to import
 
     names: list[str] = create_splits_scenes()[split]
@@ -53,13 +53,13 @@ def choose_splits(
     lists: Sequence[Sequence[str]] | None = None,
     file: Path | None = None,
 ) -> Splits:
-    """Divides the scenes of a data set.
+    """Divide the scenes of a data set.
 
     Args:
         names: Of the scenes in the tables.
-        folder: Of the tables; its name is the version. A ``splits.json`` there, else in the folder
+        folder: Of the tables; its name is the version. A `splits.json` there, else in the folder
             above, takes the place of nuScenes' lists.
-        lists: Per split its name and then its scenes, or patterns such as ``night-*``.
+        lists: Per split its name and then its scenes, or patterns such as `night-*`.
         file: JSON file with the scenes of each split.
 
     Raises:
@@ -130,13 +130,13 @@ def _from_lists(lists: Sequence[Sequence[str]], names: Sequence[str]) -> dict[st
 
 
 def check_split_name(split: str, origin: str) -> None:
-    """Raises ConfigError unless a split's name can be part of a file's name."""
+    """Raise ConfigError unless a split's name can be part of a file's name."""
     if not split or not split.replace("_", "").replace("-", "").isalnum():
-        raise ConfigError(f"{origin}: '{split}' is no name of a split, use letters and digits")
+        raise ConfigError(f"{origin}: '{split}' is not the name of a split, use letters and digits")
 
 
 def _from_file(path: Path) -> dict[str, list[str]]:
-    """Reads ``{"train": ["scene-0001", ...], ...}``."""
+    """Read `{"train": ["scene-0001", ...], ...}`."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """The parts of nuScenes' tables that info files need, in a few hundred megabytes.
 
 The devkit holds every record of every table as Python objects, several gigabytes for trainval.
-Here the two large tables are streamed into arrays, and the others are left out but for the small.
+Here the two large tables are streamed into arrays, and only small ones are read in addition.
 
 Legend: n camera and LiDAR records (`sample_data`), sorted by scene, channel and time.
 """
@@ -50,7 +50,7 @@ class Mount:
     """Calibration of a sensor of a vehicle.
 
     Attributes:
-        channel: Index into ``Tables.channels``, -1 for other sensors.
+        channel: Index into `Tables.channels`, -1 for other sensors.
         rotation_wxyz: Quaternion sensor to ego, as stored.
         rotation: float64 [3, 3], p_ego = R @ p_sensor + t.
         translation: float64 [3], metres.
@@ -69,12 +69,12 @@ class Frames:
     """Camera and LiDAR records, all of length n.
 
     Attributes:
-        scene: int32, index into ``Tables.scenes``.
-        channel: int16, index into ``Tables.channels``.
+        scene: int32, index into `Tables.scenes`.
+        channel: int16, index into `Tables.channels`.
         timestamp: int64, microseconds.
         sample: int32, index of the key frame it is filed under.
         is_key: bool.
-        mount: int32, index into ``Tables.mounts``.
+        mount: int32, index into `Tables.mounts`.
         filename: bytes, relative to the data root.
         token: bytes, of the record.
         ego_rotation_wxyz: float64 [n, 4], ego to global.
@@ -93,7 +93,7 @@ class Frames:
     ego_translation: npt.NDArray[np.float64]
 
     def rows(self, scene: int, channel: int) -> range:
-        """Returns the rows of a channel in a scene, in time order."""
+        """Return the rows of a channel in a scene, in time order."""
         low, high = np.searchsorted(self.scene, [scene, scene + 1])
         channels = self.channel[low:high]
         first, last = np.searchsorted(channels, [channel, channel + 1])
@@ -107,8 +107,8 @@ class Tables:
     Attributes:
         data_root: Folder of the data set.
         version: Name of the table folder.
-        scenes: Records of the table ``scene``.
-        samples: Per scene its key frames (records of ``sample``), in time order.
+        scenes: Records of the table `scene`.
+        samples: Per scene its key frames (records of `sample`), in time order.
         sample_index: Index of a key frame by its token, over all scenes.
         mounts: Calibrations.
         frames: Camera and LiDAR records.
@@ -139,7 +139,7 @@ def open_tables(
     cameras: Sequence[str] | None = None,
     lidar: str | None = None,
 ) -> Tables:
-    """Reads the tables of a folder in nuScenes' format.
+    """Read the tables of a folder in nuScenes' format.
 
     Args:
         data_root: The folder.
@@ -147,7 +147,7 @@ def open_tables(
         progress: Whether to show progress bars.
         cameras: Channels of the cameras; None takes all that are calibrated, those of nuScenes
             first.
-        lidar: Channel of the LiDAR; None takes the only one, ``LIDAR_TOP`` of several.
+        lidar: Channel of the LiDAR; None takes the only one, `LIDAR_TOP` of several.
 
     Raises:
         ConfigError: If the tables do not have these channels, or do not tell the LiDAR.
@@ -188,14 +188,14 @@ def open_tables(
 
 
 def _records(folder: Path, table: str, progress: bool = False) -> Iterator[dict[str, Any]]:
-    """Yields the records of a table, which have the keys that are needed of them."""
+    """Yield the records of a table, which have the keys that are needed of them."""
     return iter_records(folder / f"{table}.json", progress, _KEYS[table])
 
 
 def _samples_by_scene(
     scenes: Sequence[Mapping[str, Any]], samples: Iterable[dict[str, Any]]
 ) -> list[list[dict[str, Any]]]:
-    """Returns the key frames of each scene, in time order."""
+    """Return the key frames of each scene, in time order."""
     grouped: dict[str, list[dict[str, Any]]] = {scene["token"]: [] for scene in scenes}
     for sample in samples:
         grouped[sample["scene_token"]].append(sample)
@@ -205,7 +205,7 @@ def _samples_by_scene(
 def _choose_channels(
     folder: Path, cameras: Sequence[str] | None, lidar: str | None
 ) -> tuple[tuple[str, ...], str | None]:
-    """Returns the channels of the cameras, and that of the LiDAR if there is one."""
+    """Return the channels of the cameras, and that of the LiDAR if there is one."""
     used = {record["sensor_token"] for record in _records(folder, "calibrated_sensor")}
     sensors = [record for record in _records(folder, "sensor") if record["token"] in used]
     # Old tables may lack the modality.
@@ -234,7 +234,7 @@ def _choose_channels(
 
 
 def _read_mounts(folder: Path, channels: Sequence[str]) -> tuple[list[Mount], dict[str, int]]:
-    """Returns the calibrations and their indices by token."""
+    """Return the calibrations and their indices by token."""
     channel_of = {
         record["token"]: channels.index(record["channel"]) if record["channel"] in channels else -1
         for record in _records(folder, "sensor")
@@ -294,14 +294,14 @@ def _read_frames(
 
 
 def _name(text: str) -> bytes:
-    """Returns a token or file name; arrays of them have the width of the longest."""
+    """Return a token or file name; arrays of them have the width of the longest."""
     if len(text) > _LONGEST_NAME:
         raise ValueError(f"a name of {len(text)} characters")
     return text.encode()
 
 
 def _columns(rows: Iterator[tuple[Any, ...]], dtypes: Sequence[Any]) -> list[npt.NDArray[Any]]:
-    """Collects tuples in arrays, one per column, without ever holding many as Python objects."""
+    """Collect tuples in arrays, one per column, without ever holding many as Python objects."""
     chunks: list[list[npt.NDArray[Any]]] = [[np.zeros(0, dtype)] for dtype in dtypes]
     buffer: list[tuple[Any, ...]] = []
 
@@ -325,7 +325,7 @@ def _columns(rows: Iterator[tuple[Any, ...]], dtypes: Sequence[Any]) -> list[npt
 def _read_poses(
     folder: Path, tokens: npt.NDArray[np.bytes_], progress: bool
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Returns quaternions [n, 4] and translations [n, 3] of the poses with these tokens."""
+    """Return quaternions [n, 4] and translations [n, 3] of the poses with these tokens."""
     unique, inverse = np.unique(tokens, return_inverse=True)
     poses = np.full((len(unique), 7), np.nan)
 

@@ -104,7 +104,7 @@ class Actor:
         return CATEGORY_TO_OCC[self.category]
 
     def attribute(self, time_s: float) -> str | None:
-        """Name of the nuScenes attribute that holds at a time."""
+        """Return the name of the nuScenes attribute that holds at a time."""
         moving = self.motion.speed(time_s) > 0.2
         if self.category in ("vehicle.bicycle", "vehicle.motorcycle"):
             return "cycle.with_rider" if self.with_rider else "cycle.without_rider"
@@ -163,7 +163,7 @@ def _skin(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def make_look(kind: str, rng: np.random.Generator) -> Look:
-    """A random look of a kind of thing.
+    """Return a random look of a kind of thing.
 
     Args:
         kind: car, bus, truck, trailer, construction, motorcycle, bicycle, parked_motorcycle,

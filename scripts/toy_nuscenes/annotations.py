@@ -29,7 +29,7 @@ class BoxRecord:
 def _points_inside(
     points: np.ndarray, centre: np.ndarray, rotation: np.ndarray, size: tuple[float, ...]
 ) -> int:
-    """How many of the points [3, n] lie in a box."""
+    """Return how many of the points [3, n] lie in a box."""
     reach = np.hypot(size[0], size[1]) / 2 + 0.01
     near = (np.abs(points[0] - centre[0]) < reach) & (np.abs(points[1] - centre[1]) < reach)
     local = (points[:, near].T - centre) @ rotation
@@ -48,7 +48,7 @@ def annotate(
     free: np.ndarray,
     seen: np.ndarray,
 ) -> list[BoxRecord]:
-    """Boxes of all key frames of a scene.
+    """Return the boxes of all key frames of a scene.
 
     An actor is annotated from the first to the last key frame in which a sensor sees it within 60
     m.

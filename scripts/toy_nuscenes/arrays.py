@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike
 
 
 def f32(values: ArrayLike) -> np.ndarray:
-    """An array of float32."""
+    """Return an array of float32."""
     return np.asarray(values, np.float32)
 
 
-def thrice(values: np.ndarray) -> np.ndarray:
-    """Each of float32 [n] values three times over: [n, 3]."""
+def as_columns(values: np.ndarray) -> np.ndarray:
+    """Return each of float32 [n] values three times over: [n, 3]."""
     values = f32(values)
     if len(values) == 0:
         return np.zeros((0, 3), np.float32)
@@ -25,13 +25,13 @@ def thrice(values: np.ndarray) -> np.ndarray:
 
 
 def times(values: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """The product float32 [n, 3] of each of float32 [n] values with one colour [3]."""
+    """Return the product float32 [n, 3] of each of float32 [n] values with one colour [3]."""
     return f32(values)[:, None] @ f32(colour)[None]
 
 
 def normalise(vectors: np.ndarray) -> None:
-    """Scales float32 [n, 3] vectors to unit length in place; tiny ones stay as short as they
+    """Scale float32 [n, 3] vectors to unit length in place; tiny ones stay as short as they
     are.
     """
     length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    vectors *= thrice(1 / np.maximum(length, np.float32(1e-3)))
+    vectors *= as_columns(1 / np.maximum(length, np.float32(1e-3)))

@@ -1,4 +1,4 @@
-"""Renders camera images of a scene."""
+"""Render camera images of a scene."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def take_image(
     noise_seed: tuple[int, ...],
     count_free: bool = False,
 ) -> Shot:
-    """Renders what a camera sees.
+    """Render what a camera sees.
 
     Args:
         scene: the world.
@@ -77,12 +77,12 @@ def take_image(
 
 @lru_cache(maxsize=1)
 def _noise() -> np.ndarray:
-    """A stock of sensor noise with standard deviation 1: float32 [512, 512, 3]."""
+    """Return a stock of sensor noise with standard deviation 1: float32 [512, 512, 3]."""
     return np.random.default_rng(20).standard_normal((512, 512, 3), dtype=np.float32)
 
 
 def _add_noise(shown: np.ndarray, strength: float, seed: tuple[int, ...]) -> None:
-    """Adds noise to an image [H, W, 3]: pieces of the stock, cut at random places."""
+    """Add noise to an image [H, W, 3]: pieces of the stock, cut at random places."""
     rng, stock = np.random.default_rng(seed), _noise()
     for row in range(0, shown.shape[0], 256):
         for column in range(0, shown.shape[1], 256):
@@ -100,7 +100,9 @@ def _falloff(height: int, width: int) -> np.ndarray:
 
 
 def develop(radiance: np.ndarray, scene: Scene, noise_seed: tuple[int, ...]) -> np.ndarray:
-    """Camera response: lens blur, vignetting, exposure, tone curve, noise; uint8 [H, W, 3] BGR."""
+    """Return the camera response: lens blur, vignetting, exposure, tone curve, noise; uint8 [H, W,
+    3] BGR.
+    """
     height, width, _ = radiance.shape
     radiance = cv2.GaussianBlur(radiance, (3, 3), 0.45)
     radiance *= _falloff(height, width)

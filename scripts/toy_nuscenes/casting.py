@@ -1,4 +1,4 @@
-"""Finds what rays hit: the static world, the ground plane, or an actor at its pose at that
+"""Find what rays hit: the static world, the ground plane, or an actor at its pose at that
 moment.
 """
 
@@ -74,20 +74,22 @@ class PosedActor:
         return math.hypot(*self.actor.model.size) / 2
 
     def points(self) -> np.ndarray:
-        """Surface points float32 [n, 3] in scene metres."""
+        """Return the surface points float32 [n, 3] in scene metres."""
         return self.actor.model.surface @ self.rotation.T.astype(np.float32) + self.position.astype(
             np.float32
         )
 
 
 def pose_actor(index: int, actor: Actor, pose: tuple[float, float, float]) -> PosedActor:
-    """An actor at a pose x, y, yaw."""
+    """Return an actor at a pose x, y, yaw."""
     x, y, yaw = pose
     return PosedActor(index, actor, np.array([x, y, 0.0]), yaw_rotation(yaw), yaw)
 
 
 def _gaps(actors: list[PosedActor], position: np.ndarray) -> np.ndarray:
-    """Distances [n] from a position [3] to the actors' boxes, metres, 1 mm short; 0 inside."""
+    """Return the distances [n] from a position [3] to the actors' boxes, metres, 1 mm short; 0
+    inside.
+    """
     if not actors:
         return np.zeros(0)
     away = position - np.array([p.centre for p in actors])
@@ -109,7 +111,7 @@ class _Static:
     voxel: np.ndarray
 
     def surface(self, world: StaticWorld) -> np.ndarray:
-        """Numbers int32 [n] of the planes that were hit, 0 for none.
+        """Return the numbers int32 [n] of the planes that were hit, 0 for none.
 
         All of a building's sides are one, because a wall that is askew shows two kinds of faces.
         """
@@ -167,7 +169,7 @@ def _cast_static_image(
 
 
 def _edges(values: np.ndarray) -> np.ndarray:
-    """Where values [H, W] differ from one of the four neighbours: bool [H, W]."""
+    """Return where values [H, W] differ from one of the four neighbours: bool [H, W]."""
     out = np.zeros(values.shape, bool)
     down, right = values[1:] != values[:-1], values[:, 1:] != values[:, :-1]
     out[1:] |= down
@@ -178,7 +180,7 @@ def _edges(values: np.ndarray) -> np.ndarray:
 
 
 def _doubled(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """An image of single bytes at twice its size, cut to `shape`."""
+    """Return an image of single bytes at twice its size, cut to `shape`."""
     size = (2 * values.shape[1], 2 * values.shape[0])
     large = cv2.resize(values.view(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     return large[: shape[0], : shape[1]].copy().view(values.dtype)
@@ -186,7 +188,9 @@ def _doubled(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _half(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Columns and rows float32 [H, W] of the pixels in the image of every second pixel."""
+    """Return the columns and rows float32 [H, W] of the pixels in the image of every second
+    pixel.
+    """
     columns, rows = np.arange(width, dtype=np.float32) / 2, np.arange(height, dtype=np.float32) / 2
     last = np.float32((width - 1) // 2), np.float32((height - 1) // 2)
     u, v = np.meshgrid(np.minimum(columns, last[0]), np.minimum(rows, last[1]))
@@ -208,7 +212,7 @@ class ImageFrame:
     width: int
 
     def windows(self, actors: list[PosedActor]) -> np.ndarray:
-        """Rows and columns that the actors' boxes cover.
+        """Return rows and columns that the actors' boxes cover.
 
         Returns:
             int [n, 4]: first row, end row, first column, end column; empty if out of sight.
@@ -235,7 +239,7 @@ class ImageFrame:
         return np.stack([low[:, 1], high[:, 1], low[:, 0], high[:, 0]], 1)
 
     def candidates(self, actors: list[PosedActor]) -> list[tuple[PosedActor, Window]]:
-        """The actors in view with the rows and columns of the pixels that may see them."""
+        """Return the actors in view with the rows and columns of the pixels that may see them."""
         actors = self._in_sight(actors)
         if not actors:
             return []
@@ -254,20 +258,24 @@ class ImageFrame:
         return normals / np.linalg.norm(normals, axis=1, keepdims=True)
 
     def may_see(self, centre: np.ndarray, radius: float) -> bool:
-        """Whether anything within `radius` metres of the vertical through `centre` [2] may be in
-        view of the camera, which must be level.
+        """Return whether anything within `radius` metres of the vertical through `centre` [2] may
+        be in view of the camera, which must be level.
         """
         return bool((self._sides @ (centre - self.origin[:2]) > -radius).all())
 
     def _in_sight(self, actors: list[PosedActor]) -> list[PosedActor]:
-        """Those that lie at least in part between the left and the right edge of the view."""
+        """Return those that lie at least in part between the left and the right edge of the
+        view.
+        """
         away = np.array([p.centre[:2] for p in actors]).reshape(-1, 2) - self.origin[:2]
         margin = np.array([p.radius for p in actors]) + 0.1
         inside = (away @ self._sides.T > -margin[:, None]).all(1)
         return [actors[k] for k in np.flatnonzero(inside)]
 
     def pixels_beyond(self, distance: np.ndarray, window: Window, limit: float) -> np.ndarray:
-        """Indices of the pixels of a window whose `distance` float32 [H * W] is above a limit."""
+        """Return the indices of the pixels of a window whose `distance` float32 [H * W] is above a
+        limit.
+        """
         beyond = distance.reshape(self.height, self.width)[window] > limit
         return _pixel_indices(self.height, self.width)[window][beyond]
 
@@ -290,7 +298,7 @@ def cast(
     image: ImageFrame | None = None,
     count_free: bool = False,
 ) -> Hits:
-    """Casts rays from one point.
+    """Cast rays from one point.
 
     Args:
         world: the static world.
@@ -342,7 +350,7 @@ def cast(
 
 
 def _in_ball(posed: PosedActor, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Indices of the rays that meet the ball around an actor."""
+    """Return the indices of the rays that meet the ball around an actor."""
     towards = posed.centre - origin
     gap = float(np.linalg.norm(towards))
     ratio = min(1.0, posed.radius / max(gap, 1e-9))
@@ -353,7 +361,7 @@ def _in_ball(posed: PosedActor, origin: np.ndarray, directions: np.ndarray) -> n
 def _cast_actor(
     hits: Hits, posed: PosedActor, origin: np.ndarray, directions: np.ndarray, chosen: np.ndarray
 ) -> None:
-    """Lets one actor take those of the `chosen` rays that hit it first."""
+    """Let one actor take those of the `chosen` rays that hit it first."""
     model = posed.actor.model
     local = torch.from_numpy(np.take(directions, chosen, 0) @ posed.rotation.astype(np.float32))
     start = torch.from_numpy(((origin - posed.position) @ posed.rotation).astype(np.float32)[None])

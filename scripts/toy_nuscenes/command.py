@@ -90,10 +90,10 @@ def _generate(args: argparse.Namespace, options: Options) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(
         command_parser(),
         lambda args: _generate(args, _options(args)),
         arguments,
-        interrupted="interrupted; finished scenes are kept, run the same command again to go on",
+        interrupted="interrupted; finished scenes are kept, run the same command again to continue",
     )

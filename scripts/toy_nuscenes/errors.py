@@ -1,4 +1,4 @@
-"""What a user can put right about a data set that is being made."""
+"""Errors in making a data set that a user can correct."""
 
 from __future__ import annotations
 

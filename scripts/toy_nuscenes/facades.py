@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.toy_nuscenes.arrays import f32, thrice, times
+from scripts.toy_nuscenes.arrays import as_columns, f32, times
 from scripts.toy_nuscenes.light import Light, squared
 from scripts.toy_nuscenes.noise import hash01, noise_at
 from scripts.toy_nuscenes.statics import SlotTable
@@ -46,7 +46,7 @@ class Building:
 
     @classmethod
     def of_slot(cls, table: SlotTable, slot: int) -> Building:
-        """Reads the building of a slot."""
+        """Read the building of a slot."""
         x, y, yaw, length, width, eaves, rise, storeys = (float(v) for v in table.box[slot])
         style = table.style[slot]
         return cls(
@@ -115,7 +115,7 @@ class _Wall:
 
 
 def _window_shape(b: Building, first: np.ndarray) -> tuple[np.ndarray | float, ...]:
-    """Half width, middle height and half height of windows as shares of the pitch and the
+    """Return half width, middle height and half height of windows as shares of the pitch and the
     storey.
     """
     half_w, half_t, middle = (
@@ -132,7 +132,7 @@ def _window_shape(b: Building, first: np.ndarray) -> tuple[np.ndarray | float, .
 def _shade_wall(
     b: Building, u: np.ndarray, v: np.ndarray, side: np.ndarray, size: np.ndarray
 ) -> _Wall:
-    """A wall at coordinates u (along) and v (up) in metres; `size` is the width of a pixel
+    """Return a wall at coordinates u (along) and v (up) in metres; `size` is the width of a pixel
     there.
     """
     storey, pitch = np.float32(b.storey), np.float32(b.pitch)
@@ -186,7 +186,7 @@ def _paint_doors(
     v: np.ndarray,
     chance: np.ndarray,
 ) -> np.ndarray:
-    """Paints doors, gates and shop signs on the ground floor; returns where the doors are."""
+    """Paint doors, gates and shop signs on the ground floor; return where the doors are."""
     tint = hash01(np.full(3, b.slot), np.arange(3)) * np.float32(0.6) + np.float32(0.03)
     if b.kind == _SHOP:
         albedo[first & (fv > 0.86)] = tint
@@ -212,13 +212,13 @@ def _bricks(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def _shade_roof(b: Building, local: np.ndarray) -> np.ndarray:
     noise = noise_at(52, 2.0, local[0], local[1], 0.1)
     if b.rise == 0:
-        return np.float32(0.22) * thrice(1 + np.float32(0.1) * noise)
+        return np.float32(0.22) * as_columns(1 + np.float32(0.1) * noise)
     course = np.mod(np.abs(local[1]) * np.float32(1.2) + local[2], np.float32(0.35)) < 0.07
     return times(1 + np.float32(0.12) * noise - np.float32(0.25) * course, b.roof)
 
 
 def _normals(b: Building, local: np.ndarray, side: np.ndarray) -> np.ndarray:
-    """Unit normals [n, 3] in the scene frame."""
+    """Return unit normals [n, 3] in the scene frame."""
     flat = np.take(_SIDE_NORMALS, side, 0)
     if b.rise > 0:
         roof = np.flatnonzero(side == 4)
@@ -239,7 +239,7 @@ def shade_building(
     size: np.ndarray,
     light: Light,
 ) -> tuple[np.ndarray, ...]:
-    """Surface of one building at ray hits.
+    """Return the surface of one building at ray hits.
 
     Args:
         b: the building.

@@ -1,4 +1,4 @@
-"""Renders everything of one scene and writes its files."""
+"""Render everything of one scene and write its files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _write_labels(
 
 
 def lacks_labels(root: Path, options: Options, names: SceneNames) -> bool:
-    """Whether a scene was made before the generator wrote SurroundOcc labels."""
+    """Return whether a scene was made before the generator wrote SurroundOcc labels."""
     paths = (root / names.surroundocc_path(sample) for sample in range(options.samples))
     return not all(path.exists() for path in paths)
 
@@ -74,7 +74,7 @@ def lacks_labels(root: Path, options: Options, names: SceneNames) -> bool:
 def add_labels(
     root: Path, options: Options, names: SceneNames, progress: Callable[[int], None]
 ) -> None:
-    """Writes the SurroundOcc labels of a finished scene and leaves all other files alone."""
+    """Write the SurroundOcc labels of a finished scene and leave all other files alone."""
     scene = make_scene(options.seed, names.index, options.duration_s)
     observed = observe(scene, options.duration_s)
     for sample in range(options.samples):
@@ -84,7 +84,7 @@ def add_labels(
 
 
 class _Recorder:
-    """Takes the measurements of a scene in time order and remembers what the annotations need."""
+    """Take the measurements of a scene in time order and remembers what the annotations need."""
 
     def __init__(self, root: Path, options: Options, names: SceneNames, scene: Scene) -> None:
         self.root, self.options, self.names, self.scene = root, options, names, scene
@@ -93,7 +93,7 @@ class _Recorder:
         self.key_points: list[np.ndarray] = []
 
     def take(self, shot: Shot) -> None:
-        """Takes and writes one measurement."""
+        """Take and write one measurement."""
         seed = (self.options.seed, self.names.index, abs(shot.time_us), int(shot.time_us < 0))
         time_s = shot.time_us * 1e-6
         path = self.root / self.names.path(shot)
@@ -134,7 +134,7 @@ def generate_scene(
     shift: np.ndarray,
     progress: Callable[[int], None],
 ) -> None:
-    """Writes all files of a scene, and last its records to `.scenes/`.
+    """Write all files of a scene, and last its records to `.scenes/`.
 
     Args:
         root: data root.

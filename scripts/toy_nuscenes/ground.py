@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from scripts.toy_nuscenes.arrays import f32, thrice, times
+from scripts.toy_nuscenes.arrays import as_columns, f32, times
 from scripts.toy_nuscenes.classes import Occ
 from scripts.toy_nuscenes.layout import Junction, Layout, Road
 from scripts.toy_nuscenes.noise import TILE, noise_tile
@@ -19,7 +19,7 @@ _SHIFT = 4  # OpenCV draws with 1/16 pixel
 
 
 class Canvas:
-    """Maps between scene metres and raster cells; cell [row, column] covers `lower + (column, row)
+    """Map between scene metres and raster cells; cell [row, column] covers `lower + (column, row)
     * resolution`.
     """
 
@@ -47,12 +47,14 @@ class Canvas:
         return column, row
 
     def fill(self, image: np.ndarray, outline: np.ndarray, value: float | tuple) -> None:
-        """Fills a polygon [n, 2] given in scene metres."""
+        """Fill a polygon [n, 2] given in scene metres."""
         fixed = np.round(self.pixels(outline) * (1 << _SHIFT)).astype(np.int32)
         cv2.fillPoly(image, [fixed[:, None]], value, lineType=cv2.LINE_8, shift=_SHIFT)
 
     def centres(self, step: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Coordinates x, y [rows, columns] of every `step`-th cell centre in scene metres."""
+        """Return the coordinates x, y [rows, columns] of every `step`-th cell centre in scene
+        metres.
+        """
         rows, columns = self.shape
         x = self.lower[0] + (np.arange(0, columns, step) + 0.5) * self.resolution
         y = self.lower[1] + (np.arange(0, rows, step) + 0.5) * self.resolution
@@ -80,7 +82,7 @@ class Ground:
     main_s: np.ndarray
 
     def lookup(self, raster: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """Values [n] of a raster at points [n, 2] in scene metres (nearest cell, edges
+        """Return the values [n] of a raster at points [n, 2] in scene metres (nearest cell, edges
         continue).
         """
         cells = np.round(self.canvas.pixels(points)).astype(np.int32)
@@ -159,7 +161,9 @@ def _by_side(layout: Layout, offset: np.ndarray, name: str) -> np.ndarray:
 
 
 def _classes(layout: Layout, canvas: Canvas, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """The class raster, the distance to roads, the main road's coordinates and the curb mask."""
+    """Return the class raster, the distance to roads, the main road's coordinates and the curb
+    mask.
+    """
     road = _road_mask(layout, canvas)
     distance = _distance(road)
     s, offset = _main_coordinates(layout, canvas)
@@ -194,7 +198,7 @@ def _classes(layout: Layout, canvas: Canvas, rng: np.random.Generator) -> tuple[
 
 
 def _islands(layout: Layout) -> Iterator[np.ndarray]:
-    """Outlines of medians and of traffic islands on the carriageway."""
+    """Yield the outlines of medians and of traffic islands on the carriageway."""
     for road in layout.roads:
         half = road.spec.median / 2
         if half > 0:
@@ -213,7 +217,7 @@ def _islands(layout: Layout) -> Iterator[np.ndarray]:
 
 
 def _patches(layout: Layout, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, Occ]]:
-    """Driveways, squares of red paving and bare ground beside the main road."""
+    """Yield the driveways, squares of red paving and bare ground beside the main road."""
     line = layout.main.line
     for sign in (-1, 1):
         spec = layout.side(sign)
@@ -243,7 +247,7 @@ def _tile(seed: int, sigma: float, shape: tuple[int, int]) -> np.ndarray:
 def _albedo(
     ground: tuple[np.ndarray, ...], canvas: Canvas, layout: Layout, rng: np.random.Generator
 ) -> np.ndarray:
-    """Paints the surfaces: float32 [rows, columns, 3]; each class only where it is."""
+    """Paint the surfaces: float32 [rows, columns, 3]; each class only where it is."""
     classes, distance, s, offset, curb = (a.reshape(-1) for a in ground)
     out = np.empty((classes.size, 3), np.float32)
     noise = _Noise(canvas.shape)
@@ -274,7 +278,7 @@ def _albedo(
         1,
     )
     soil = np.stack([1 - bare, bare]).T @ np.stack([grass, f32([0.27, 0.20, 0.12])])
-    out[rows] = soil * thrice(1 + np.float32(0.16) * fine + np.float32(0.12) * middle)
+    out[rows] = soil * as_columns(1 + np.float32(0.16) * fine + np.float32(0.12) * middle)
     rows = np.flatnonzero(curb)
     out[rows] = times(1 + np.float32(0.05) * noise.at(rows)[2], f32([0.5, 0.49, 0.46]))
     return np.clip(out, 0.01, 1.0).reshape(*canvas.shape, 3)
@@ -300,7 +304,7 @@ def _paint_paving(
     noise: _Noise,
     rng: np.random.Generator,
 ) -> None:
-    """Slabs along the main road."""
+    """Paint slabs along the main road."""
     paving = np.float32(rng.uniform(0.30, 0.46)) * f32(
         [1.0, rng.uniform(0.95, 0.99), rng.uniform(0.86, 0.97)]
     )
@@ -323,7 +327,7 @@ def _dashes(start: float, stop: float, length: float, gap: float) -> Iterator[tu
 
 
 def _road_lines(road: Road) -> Iterator[tuple[np.ndarray, str]]:
-    """Outlines of the painted lines along a road, with their colour."""
+    """Yield the outlines of the painted lines along a road, with their colour."""
     spec, line = road.spec, road.line
     half = spec.median / 2
 
@@ -353,7 +357,7 @@ def _road_lines(road: Road) -> Iterator[tuple[np.ndarray, str]]:
 
 
 def _crosswalks(layout: Layout, junction: Junction) -> Iterator[np.ndarray]:
-    """Outlines of the bars of zebra crossings and of the stop lines at a junction."""
+    """Yield the outlines of the bars of zebra crossings and of the stop lines at a junction."""
     pairs = (
         (layout.main, junction.s_main, junction.road),
         (junction.road, junction.s_cross, layout.main),
@@ -428,7 +432,7 @@ def _paint_repairs(
 
 
 def paint_ground(layout: Layout) -> Ground:
-    """Paints the ground of a scene."""
+    """Paint the ground of a scene."""
     rng = np.random.default_rng([*layout.recipe.seed, 2])
     canvas = Canvas(layout.lower, layout.upper)
     parts = _classes(layout, canvas, rng)

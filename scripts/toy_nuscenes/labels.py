@@ -79,7 +79,7 @@ def _dense_directions() -> torch.Tensor:
 
 
 def observe(scene: Scene, duration_s: float) -> Observed:
-    """Casts rays from LiDAR positions along the drive to find the visible part of the static
+    """Cast rays from LiDAR positions along the drive to find the visible part of the static
     world.
     """
     world = scene.world
@@ -111,7 +111,7 @@ def observe(scene: Scene, duration_s: float) -> Observed:
 
 
 def _dilate(grid: np.ndarray) -> np.ndarray:
-    """Grows a mask [X, Y, Z] by one cell along each axis."""
+    """Grow a mask [X, Y, Z] by one cell along each axis."""
     out = grid.copy()
     for axis in range(3):
         grown = out.copy()
@@ -146,7 +146,7 @@ def _lattice(
     offset: np.ndarray,
     bounds: tuple[float, ...],
 ) -> Lattice:
-    """Samples the world at the voxel centres of a frame that shares the scene's vertical axis.
+    """Sample the world at the voxel centres of a frame that shares the scene's vertical axis.
 
     Args:
         scene: the world.
@@ -192,8 +192,8 @@ def _lattice(
 
 
 def _columns(grid: np.ndarray, x: np.ndarray, y: np.ndarray, height: int) -> np.ndarray:
-    """The lowest `height` voxels of the columns at `x`, `y` [n, m] of a grid [X, Y, Z] of single
-    bytes: [n, m, height]. Whole columns are copied at once, much faster than voxel by voxel.
+    """Return the lowest `height` voxels of the columns at `x`, `y` [n, m] of a grid [X, Y, Z] of
+    single bytes: [n, m, height]. Whole columns are copied at once, much faster than voxel by voxel.
     """
     part = np.ascontiguousarray(grid[:, :, :height])
     columns = part.view(f"V{part.shape[2]}").reshape(-1)
@@ -210,7 +210,7 @@ def _put_actors(
     rank: np.ndarray,
     seen: np.ndarray,
 ) -> None:
-    """Adds the surface points of the actors to a lattice in place."""
+    """Add the surface points of the actors to a lattice in place."""
     low = np.asarray(bounds[:3])
     reach = float(np.abs(np.asarray(bounds)).max()) * 1.5
     for posed in scene.posed(time_s):
@@ -229,8 +229,8 @@ def _put_actors(
 
 
 def _surface(solid: np.ndarray) -> np.ndarray:
-    """Voxels of `solid` [X, Y, Z] with a free neighbour across a face; outside the grid nothing is
-    free.
+    """Return the voxels of `solid` [X, Y, Z] with a free neighbour across a face; outside the grid
+    nothing is free.
     """
     free = ~solid
     near = np.zeros_like(solid)
@@ -338,8 +338,8 @@ def occ3d(
 def camera_in_key_ego(
     ego: EgoPose, key_ego: EgoPose, translation: np.ndarray, rotation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pose of a camera, mounted at `translation`, `rotation` on an ego at `ego`, in the key
-    frame's ego frame.
+    """Return the pose of a camera, mounted at `translation`, `rotation` on an ego at `ego`, in the
+    key frame's ego frame.
     """
     turn = key_ego.rotation.T @ ego.rotation
     return turn @ translation + key_ego.rotation.T @ (

@@ -37,11 +37,13 @@ class Road:
     stop_s: float
 
     def outline(self) -> np.ndarray:
-        """Outline [n, 2] of the paved surface."""
+        """Return the outline [n, 2] of the paved surface."""
         return self.line.strip(self.spec.edge_right, self.spec.edge_left, self.start_s, self.stop_s)
 
     def lane(self, lane: int) -> Polyline:
-        """The centre line of a lane in its driving direction (see `RoadSpec.lane_offset`)."""
+        """Return the centre line of a lane in its driving direction (see
+        `RoadSpec.lane_offset`).
+        """
         centre = self.line.offset(self.spec.lane_offset(lane))
         return centre if lane >= 0 else Polyline(centre.points[::-1])
 
@@ -78,7 +80,7 @@ class Layout:
         return [self.main, *(junction.road for junction in self.junctions)]
 
     def side(self, sign: int) -> SideSpec:
-        """The left (+1) or right (-1) side of the main road."""
+        """Return the left (+1) or right (-1) side of the main road."""
         return self.recipe.left if sign > 0 else self.recipe.right
 
 
@@ -94,7 +96,7 @@ def _cross_road(main: Polyline, spec: JunctionSpec) -> Junction:
 
 
 def _ego_path(main: Road, junctions: tuple[Junction, ...], ego: EgoSpec) -> tuple[Polyline, float]:
-    """The path of the ego vehicle and the arc length on it where it starts."""
+    """Return the path of the ego vehicle and the arc length on it where it starts."""
     lane = main.lane(ego.lane)
     start = float(lane.nearest(main.line.at(EGO_START_S)[0][None])[0][0])
     if ego.turn == "none":
@@ -124,7 +126,7 @@ def _ego_motion(path: Polyline, start: float, ego: EgoSpec) -> Motion:
 
 
 def make_layout(recipe: Recipe, duration_s: float) -> Layout:
-    """Lays out the scene of a recipe so that the ego vehicle can drive for `duration_s` seconds."""
+    """Lay out the scene of a recipe so that the ego vehicle can drive for `duration_s` seconds."""
     extra = max(0.0, recipe.ego.speed * duration_s - 60.0)
     pieces = (*recipe.pieces, (extra + 60.0, 0.0))
     line = curve((0.0, 0.0), recipe.heading, pieces)

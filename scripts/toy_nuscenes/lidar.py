@@ -1,4 +1,4 @@
-"""Simulates the 32-beam LiDAR. The motion of the ego vehicle during a turn of the LiDAR is
+"""Simulate the 32-beam LiDAR. The motion of the ego vehicle during a turn of the LiDAR is
 ignored: all points of a sweep are measured at its time stamp.
 """
 
@@ -55,7 +55,7 @@ def _intensities(scene: Scene, hits: Hits, points: np.ndarray, cosine: np.ndarra
 
 
 def sweep(scene: Scene, time_s: float, num_azimuths: int, seed: tuple[int, ...]) -> np.ndarray:
-    """One turn of the LiDAR.
+    """Return one turn of the LiDAR.
 
     Args:
         scene: the world.

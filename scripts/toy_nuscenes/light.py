@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.toy_nuscenes.arrays import f32, thrice, times
+from scripts.toy_nuscenes.arrays import as_columns, f32, times
 from scripts.toy_nuscenes.noise import noise_at, noise_tile
 
 
@@ -67,7 +67,7 @@ _PRESETS = {
 
 
 def make_light(name: str, seed: tuple[int, ...]) -> Light:
-    """The light of a recipe; direction, strength and exposure vary with the seed."""
+    """Return the light of a recipe; direction, strength and exposure vary with the seed."""
     rng = np.random.default_rng([*seed, 5])
     elevation, sun, zenith, horizon, ambient, clouds, haze = _PRESETS[name]
     height = np.deg2rad(elevation + rng.uniform(-6, 6))
@@ -97,7 +97,9 @@ def squared(values: np.ndarray, times: int) -> np.ndarray:
 
 
 def sky_light(light: Light) -> np.ndarray:
-    """Colour float32 [3] of the light that the whole sky sheds on a horizontal surface."""
+    """Return the colour float32 [3] of the light that the whole sky sheds on a horizontal
+    surface.
+    """
     return (0.55 * light.zenith + 0.45 * light.horizon) * np.float32(light.ambient / 0.45)
 
 
@@ -125,7 +127,7 @@ def sky_colour(light: Light, directions: np.ndarray) -> np.ndarray:
 
 
 def add_skyline(light: Light, directions: np.ndarray, colour: np.ndarray) -> None:
-    """Darkens the lowest part of the sky where far hills and roofs stand before it."""
+    """Darken the lowest part of the sky where far hills and roofs stand before it."""
     highest = 0.036 + 0.016 * float(noise_tile(light.seed % 83, 12.0).max())
     rows = np.flatnonzero(directions[:, 2] < max(0.061, highest))
     x, y, z = np.take(directions, rows, 0).T
@@ -143,11 +145,11 @@ def add_skyline(light: Light, directions: np.ndarray, colour: np.ndarray) -> Non
 
 
 def add_haze(light: Light, colour: np.ndarray, distance: np.ndarray) -> None:
-    """Mixes surfaces [n, 3] at distances [n] with the light scattered on the way."""
+    """Mix surfaces [n, 3] at distances [n] with the light scattered on the way."""
     _blend(colour, light.horizon, 1 - np.exp(-distance / np.float32(light.haze_m)))
 
 
 def _blend(colour: np.ndarray, other: np.ndarray, share: np.ndarray) -> None:
-    """Mixes float32 [n, 3] colours in place with a share float32 [n] of another one [3]."""
-    colour *= thrice(1 - share)
+    """Mix float32 [n, 3] colours in place with a share float32 [n] of another one [3]."""
+    colour *= as_columns(1 - share)
     colour += times(share, other)

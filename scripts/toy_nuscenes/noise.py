@@ -65,8 +65,8 @@ def noise_at(seed: int, sigma: float, x: np.ndarray, y: np.ndarray, texel_m: flo
 
 
 def hash01(*keys: np.ndarray) -> np.ndarray:
-    """Numbers float32 [n] in [0, 1) that look random but depend on the integer keys [n] (32 bit)
-    alone.
+    """Return the numbers float32 [n] in [0, 1) that look random but depend on the integer keys [n]
+    (32 bit) alone.
     """
     state = np.full(np.broadcast(*keys).shape, 0x9E3779B9, np.uint32)
     shifted = np.empty_like(state)

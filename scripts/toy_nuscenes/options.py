@@ -31,7 +31,7 @@ MINI_VAL = ("scene-0103", "scene-0916")
 class Options:
     """Parameters that determine the data set completely.
 
-    scenes: number of scenes; up to 10 bear the names of the nuScenes mini split (8 train, 2 val),
+    scenes: number of scenes; up to 10 have the names of the nuScenes mini split (8 train, 2 val),
     more of them those of trainval. samples: key frames per scene. width, height: image size in
     pixels. seed: of everything random.
     lidar_hz: LiDAR sweeps per second (nuScenes: 20). lidar_azimuths: firings per turn (nuScenes:
@@ -82,11 +82,11 @@ class Options:
         return self.width, self.height
 
     def as_dict(self) -> dict[str, int]:
-        """All parameters and the generator's version, for the record in the data set."""
+        """Return all parameters and the generator's version, for the record in the data set."""
         return {**asdict(self), "generator_version": GENERATOR_VERSION}
 
     def scene_names(self) -> list[str]:
-        """Names of the scenes; four of five belong to the training split."""
+        """Return the names of the scenes; four of five belong to the training split."""
         if self.scenes <= 10:
             train = max(1, min(round(self.scenes * 0.8), self.scenes - 1))
             return [*MINI_TRAIN[:train], *MINI_VAL[: self.scenes - train]]
@@ -108,12 +108,12 @@ class Shot:
 
 
 def _sample_of(time_us: int, samples: int) -> int:
-    """The key frame that a measurement belongs to: the next one, as nuScenes files them."""
+    """Return the key frame that a measurement belongs to: the next one, as nuScenes files them."""
     return min(max(-(-time_us // KEY_PERIOD_US), 0), samples - 1)
 
 
 def camera_shots(options: Options, sensor: str, trigger_offset_us: int) -> list[Shot]:
-    """The images of a camera at 12 Hz; every sixth belongs to a key frame."""
+    """Return the images of a camera at 12 Hz; every sixth belongs to a key frame."""
     out = []
     for k in range((options.samples - 1) * CAMERA_SHOTS_PER_KEY + 1):
         nominal = round(k * KEY_PERIOD_US / CAMERA_SHOTS_PER_KEY)
@@ -125,7 +125,7 @@ def camera_shots(options: Options, sensor: str, trigger_offset_us: int) -> list[
 
 
 def lidar_shots(options: Options) -> list[Shot]:
-    """The LiDAR sweeps; those at the key frames' times are key frames."""
+    """Return the LiDAR sweeps; those at the key frames' times are key frames."""
     per_key = options.lidar_hz // 2
     out = []
     for k in range((options.samples - 1) * per_key + 1):
@@ -137,7 +137,7 @@ def lidar_shots(options: Options) -> list[Shot]:
 
 
 def all_shots(options: Options) -> list[Shot]:
-    """All measurements of a scene, sensor by sensor in time order."""
+    """Return all measurements of a scene, sensor by sensor in time order."""
     cameras = [
         shot
         for camera in CAMERAS

@@ -41,7 +41,9 @@ class Polyline:
     def at(
         self, s: np.ndarray | float, d: np.ndarray | float = 0.0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Positions [..., 2] and headings [...] at arc lengths `s`, moved sideways by `d`."""
+        """Return the positions [..., 2] and headings [...] at arc lengths `s`, moved sideways by
+        `d`.
+        """
         s = np.asarray(s, dtype=np.float64)
         inside = np.clip(s, 0.0, self.length)
         k = np.minimum(np.searchsorted(self.s, inside, "right") - 1, len(self.s) - 2)
@@ -64,8 +66,8 @@ class Polyline:
         return x + beyond * cos - d * sin, y + beyond * sin + d * cos, heading
 
     def offset(self, d: float, start: float | None = None, stop: float | None = None) -> Polyline:
-        """The parallel curve at lateral offset `d` from arc length `start` to `stop` (of this
-        curve).
+        """Return the parallel curve at lateral offset `d` from arc length `start` to `stop` (of
+        this curve).
         """
         start = 0.0 if start is None else start
         stop = self.length if stop is None else stop
@@ -73,8 +75,8 @@ class Polyline:
         return Polyline(self.at(np.linspace(start, stop, count), d)[0])
 
     def strip(self, d0: float, d1: float, start: float, stop: float) -> np.ndarray:
-        """Outline [n, 2] of the band between offsets `d0` and `d1` from arc length `start` to
-        `stop`.
+        """Return the outline [n, 2] of the band between offsets `d0` and `d1` from arc length
+        `start` to `stop`.
         """
         count = max(2, int(np.ceil(abs(stop - start) / STEP_M)) + 1)
         s = np.linspace(start, stop, count)
@@ -97,8 +99,8 @@ class Polyline:
 def curve(
     start: Sequence[float], heading: float, pieces: Sequence[tuple[float, float]]
 ) -> Polyline:
-    """A curve of pieces `(length m, curvature 1/m)`, whose curvature changes smoothly between
-    pieces.
+    """Return a curve of pieces `(length m, curvature 1/m)`, whose curvature changes smoothly
+    between pieces.
     """
     curvature = np.concatenate(
         [np.full(max(1, round(length / STEP_M)), kappa) for length, kappa in pieces]
@@ -112,7 +114,7 @@ def curve(
 
 
 def join(first: np.ndarray, second: np.ndarray) -> Polyline:
-    """Two pieces of a path [n, 2], [m, 2] joined by a cubic Bezier curve that keeps both
+    """Return two pieces of a path [n, 2], [m, 2] joined by a cubic Bezier curve that keeps both
     directions.
     """
     a, b = first[-1], second[0]
@@ -176,12 +178,14 @@ class Motion:
 
 
 def standing(x: float, y: float, yaw: float) -> Motion:
-    """The motion of something that stays at a pose."""
+    """Return the motion of something that stays at a pose."""
     direction = np.array([np.cos(yaw), np.sin(yaw)])
     centre = np.array([x, y])
     return Motion(Polyline(np.stack([centre, centre + direction])), lambda _: 0.0)
 
 
 def cruising(path: Polyline, start: float, speed: float) -> Motion:
-    """The motion at constant speed in m/s along a path, from arc length `start` at time 0."""
+    """Return the motion at constant speed in m/s along a path, from arc length `start` at time
+    0.
+    """
     return Motion(path, lambda time_s: start + speed * time_s)

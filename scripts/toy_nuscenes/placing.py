@@ -1,4 +1,4 @@
-"""Decides where the things of a scene are and how they move, without collisions."""
+"""Decide where the things of a scene are and how they move, without collisions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ CLEARANCE_M = 0.35
 
 
 def _discs(size: tuple[float, float]) -> tuple[np.ndarray, float]:
-    """Discs that cover a length x width footprint: their places [k] along x and their radius."""
+    """Return the discs that cover a length x width footprint: their places [k] along x and their
+    radius.
+    """
     length, width = size
     small, large = min(length, width), max(length, width)
     count = max(1, int(np.ceil(large / small)))
@@ -50,8 +52,8 @@ class _Tracks:
         return np.stack([x, y], -1), np.full(len(offsets), radius)
 
     def fits(self, centres: np.ndarray, radii: np.ndarray) -> bool:
-        """Whether something stays clear of everything accepted, of the static world and of the
-        world's end.
+        """Return whether something stays clear of everything accepted, of the static world and of
+        the world's end.
         """
         if len(self.radii):
             gap = np.linalg.norm(centres[:, :, None] - self.centres[:, None], axis=-1)
@@ -80,7 +82,7 @@ class _Placer:
         self.actors: list[Actor] = []
 
     def put(self, kind: str, motion: Motion, *, parked: bool = False) -> bool:
-        """Adds a thing if it collides with nothing."""
+        """Add a thing if it collides with nothing."""
         look = make_look(kind, self.rng)
         centres, radii = self.tracks.discs(motion, look.model.size[:2])
         if not self.tracks.fits(centres, radii):
@@ -102,7 +104,7 @@ class _Placer:
         return True
 
     def stand(self, kind: str, road: Road, s: float, d: float, turn: float = 0.0) -> bool:
-        """Adds a thing that stands at road coordinates."""
+        """Add a thing that stands at road coordinates."""
         position, heading = road.line.at(s, d)
         return self.put(
             kind,
@@ -112,7 +114,7 @@ class _Placer:
 
     # ------------------------------------------------------------------ vehicles
     def parking(self) -> None:
-        """Rows of parked vehicles along the curbs."""
+        """Place rows of parked vehicles along the curbs."""
         for road in self.layout.roads:
             spec = road.spec
             for sign, width, edge in (
@@ -144,7 +146,7 @@ class _Placer:
         return False
 
     def traffic(self) -> None:
-        """Moving vehicles on all lanes, and queues before junctions on the crossing roads."""
+        """Place moving vehicles on all lanes, and queues before junctions on the crossing roads."""
         kinds, weights = (
             ["car", "truck", "bus", "motorcycle", "bicycle"],
             [0.62, 0.14, 0.08, 0.09, 0.07],
@@ -174,7 +176,7 @@ class _Placer:
         return cruising(path, s, 0.0)
 
     def _with_ego(self, lane: Polyline, s: float) -> Motion:
-        """Drives as the ego vehicle does, at a distance."""
+        """Drive as the ego vehicle does, at a distance."""
         start = float(self.layout.ego.travelled(0.0))
         return Motion(lane, lambda t: s + float(self.layout.ego.travelled(t)) - start)
 
@@ -195,8 +197,8 @@ class _Placer:
 
     # ------------------------------------------------------------------ people and street life
     def _band(self, sign: int) -> tuple[float, float]:
-        """Offsets of the inner and outer edge of the main road's sidewalk on a side, and of what
-        replaces one.
+        """Return the offsets of the inner and outer edge of the main road's sidewalk on a side, and
+        of what replaces one.
         """
         spec = self.layout.side(sign)
         edge = self.layout.main.spec.edge_left if sign > 0 else -self.layout.main.spec.edge_right
@@ -204,7 +206,7 @@ class _Placer:
         return inner, inner + max(spec.sidewalk, 1.2) - 0.6
 
     def people(self) -> None:
-        """Pedestrians on the sidewalks and cyclists on the road."""
+        """Place pedestrians on the sidewalks and cyclists on the road."""
         main, rng, crowd = self.layout.main, self.rng, self.recipe.crowd
         for _ in range(int(20 * crowd)):
             sign = int(rng.choice([-1, 1]))
@@ -234,7 +236,7 @@ class _Placer:
             )
 
     def _at_corner(self, s: float, cross: Road) -> None:
-        """A pedestrian who waits at or walks over the crossing of the main road."""
+        """Place a pedestrian who waits at or walks over the crossing of the main road."""
         main, rng = self.layout.main, self.rng
         side = int(rng.choice([-1, 1]))
         along = s + side * (cross.spec.edge_left + 5.0 + rng.uniform(-1, 1))
@@ -264,7 +266,7 @@ class _Placer:
         self.put(kind, cruising(path, s, speed))
 
     def roadworks(self) -> None:
-        """A construction site: cones, barriers, a machine, workers and material."""
+        """Place a construction site: cones, barriers, a machine, workers and material."""
         main, rng, sign = self.layout.main, self.rng, self.recipe.construction_side
         edge = main.spec.edge_left if sign > 0 else main.spec.edge_right
         for centre in (EGO_START_S + rng.uniform(12, 30), EGO_START_S - rng.uniform(5, 18)):
@@ -295,7 +297,9 @@ class _Placer:
             edge = main.spec.edge_left if sign > 0 else main.spec.edge_right
 
     def clutter(self) -> None:
-        """Bins, trolleys and pallets by the houses, and rows of barriers and cones elsewhere."""
+        """Place bins, trolleys and pallets by the houses, and rows of barriers and cones
+        elsewhere.
+        """
         main, rng = self.layout.main, self.rng
         for _ in range(26):
             sign = int(rng.choice([-1, 1]))
@@ -320,7 +324,7 @@ class _Placer:
                 self.stand(kind, main, s + k * step, d, np.pi / 2 if kind == "barrier" else 0.0)
 
     def large_vehicles(self) -> None:
-        """Makes sure that every kind of large vehicle stands near the ego path, beside the road if
+        """Make sure that every kind of large vehicle stands near the ego path, beside the road if
         need be.
         """
         main, rng = self.layout.main, self.rng
@@ -357,8 +361,8 @@ class _Placer:
 def place_actors(
     layout: Layout, ground: Ground, world: StaticWorld, duration_s: float
 ) -> list[Actor]:
-    """All things of a scene, in a fixed order; none touches another, the ego vehicle or the static
-    world.
+    """Return all things of a scene, in a fixed order; none touches another, the ego vehicle or the
+    static world.
     """
     placer = _Placer(layout, ground, world, duration_s)
     placer.roadworks()

@@ -39,7 +39,7 @@ def _ring(m: Model, x: float, radius: float, thick: float, mat: Mat) -> None:
 
 @lru_cache(maxsize=1)
 def bicycles() -> tuple[Model, ...]:
-    """A bicycle with a rider and one without."""
+    """Return a bicycle with a rider and one without."""
     out = []
     for rider in (True, False):
         m = Model((1.76, 0.62, 1.78 if rider else 1.08), 0.04)
@@ -67,7 +67,7 @@ def bicycles() -> tuple[Model, ...]:
 
 @lru_cache(maxsize=1)
 def motorcycles() -> tuple[Model, ...]:
-    """A motorcycle with a rider and one without."""
+    """Return a motorcycle with a rider and one without."""
     out = []
     for rider in (True, False):
         m = Model((2.16, 0.80, 1.62 if rider else 1.14), 0.05)
@@ -91,7 +91,7 @@ def motorcycles() -> tuple[Model, ...]:
 
 @lru_cache(maxsize=1)
 def pedestrians() -> tuple[Model, ...]:
-    """Two walking adults, a standing one and a child."""
+    """Return two walking adults, a standing one and a child."""
     out = []
     for height, stride, width in (
         (1.78, 0.26, 0.64),
@@ -119,7 +119,7 @@ def pedestrians() -> tuple[Model, ...]:
 
 @lru_cache(maxsize=1)
 def cones() -> tuple[Model, ...]:
-    """A large and a small traffic cone."""
+    """Return a large and a small traffic cone."""
     out = []
     for height, base in ((0.95, 0.46), (0.72, 0.38)):
         m = Model((base, base, height), 0.04)
@@ -141,7 +141,7 @@ def cones() -> tuple[Model, ...]:
 
 @lru_cache(maxsize=1)
 def barriers() -> tuple[Model, ...]:
-    """A plastic water-filled barrier and a fence board on feet, both red and white."""
+    """Return a plastic water-filled barrier and a fence board on feet, both red and white."""
     m = Model((0.52, 2.4, 1.0), 0.05)
     m.put(Mat.RED, np.abs(m.x) <= 0.26 - 0.17 * np.clip(m.z / 0.6, 0, 1) + 0 * m.y)
     m.put(Mat.WHITE, (m.grid > 0) & (np.mod(m.y + 1.2, 1.2) > 0.6))
@@ -161,7 +161,7 @@ def barriers() -> tuple[Model, ...]:
 
 @lru_cache(maxsize=1)
 def others() -> tuple[Model, ...]:
-    """A wheeled bin, a pallet with boxes, a shopping trolley and a heap of debris."""
+    """Return a wheeled bin, a pallet with boxes, a shopping trolley and a heap of debris."""
     waste = Model((1.3, 1.1, 1.25), 0.05)
     waste.put(
         Mat.PAINT,

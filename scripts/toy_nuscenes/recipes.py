@@ -104,7 +104,7 @@ class Recipe:
 
 
 def _side(rng: np.random.Generator, style: str, **changes: object) -> SideSpec:
-    """A side with the habits of a building style, some of them overruled."""
+    """Return a side with the habits of a building style, some of them overruled."""
     base = {
         "house": dict(
             verge=rng.uniform(0, 2.5),
@@ -337,8 +337,8 @@ _LIGHTS = ("clear", "afternoon", "overcast", "morning", "haze")
 
 
 def make_recipe(seed: int, index: int) -> Recipe:
-    """The recipe of scene number `index`; the ten characters come round again with other details
-    and light.
+    """Return the recipe of scene number `index`; the ten characters come round again with other
+    details and light.
     """
     rng = np.random.default_rng([seed, index, 1])
     character = _CHARACTERS[index % len(_CHARACTERS)]

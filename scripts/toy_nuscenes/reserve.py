@@ -1,4 +1,4 @@
-"""Keeps track of the ground that is taken while a world is being filled."""
+"""Keep track of the ground that is taken while a world is being filled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scripts.toy_nuscenes.layout import Layout
 
 
 class Reserve:
-    """Remembers at 0.4 m which ground is taken, so that things do not stand in each other."""
+    """Remember at 0.4 m which ground is taken, so that things do not stand in each other."""
 
     def __init__(self, ground: Ground, layout: Layout) -> None:
         """Args: ground: its roads are taken from the start."""
@@ -20,7 +20,7 @@ class Reserve:
         self.taken = (small < 0.3).astype(np.uint8)
 
     def claim(self, outline: np.ndarray, *, keep: bool = True) -> bool:
-        """Takes the ground inside an outline [n, 2] if it is free and inside the world; says
+        """Take the ground inside an outline [n, 2] if it is free and inside the world; return
         whether it was.
         """
         pixels = self.canvas.pixels(outline)
@@ -39,7 +39,7 @@ class Reserve:
 
 
 def rectangle(centre: np.ndarray, yaw: float, half_length: float, half_width: float) -> np.ndarray:
-    """Corners [4, 2] of a rectangle."""
+    """Return the corners [4, 2] of a rectangle."""
     along = np.array([np.cos(yaw), np.sin(yaw)]) * half_length
     across = np.array([-np.sin(yaw), np.cos(yaw)]) * half_width
     return centre + np.array([along + across, along - across, -along - across, -along + across])

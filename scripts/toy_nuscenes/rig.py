@@ -37,7 +37,7 @@ class Camera:
     )
 
     def rotation(self) -> np.ndarray:
-        """Rotation [3, 3] that turns camera vectors into ego vectors."""
+        """Return the rotation [3, 3] that turns camera vectors into ego vectors."""
         yaw = np.deg2rad(self.yaw_deg)
         cos, sin = np.cos(yaw), np.sin(yaw)
         right, down, forward = (sin, -cos, 0.0), (0.0, 0.0, -1.0), (cos, sin, 0.0)
@@ -55,7 +55,8 @@ class Camera:
 
     @lru_cache(maxsize=32)  # noqa: B019 - cameras are constants
     def ray_directions(self, width: int, height: int) -> np.ndarray:
-        """Unit directions through the pixels, row by row: float64 [height * width, 3], read-only.
+        """Return unit directions through the pixels, row by row: float64 [height * width, 3],
+        read-only.
 
         Pixel (u, v) is centred on the image point (u, v), as the nuScenes devkit draws projected
         points. The directions are in the camera frame.
@@ -80,14 +81,14 @@ CAMERAS: tuple[Camera, ...] = (
 
 
 def lidar_rotation() -> np.ndarray:
-    """Rotation [3, 3] that turns LiDAR vectors into ego vectors (the LiDAR's x points right, its y
-    forward).
+    """Return the rotation [3, 3] that turns LiDAR vectors into ego vectors (the LiDAR's x points
+    right, its y forward).
     """
     return np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 
 
 def lidar_directions(num_azimuths: int) -> tuple[np.ndarray, np.ndarray]:
-    """Directions of one turn of the LiDAR.
+    """Return the directions of one turn of the LiDAR.
 
     Args:
         num_azimuths: firings per turn.
@@ -105,18 +106,18 @@ def lidar_directions(num_azimuths: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def yaw_rotation(yaw: float) -> np.ndarray:
-    """Rotation [3, 3] about the z axis by `yaw` radians."""
+    """Return the rotation [3, 3] about the z axis by `yaw` radians."""
     cos, sin = np.cos(yaw), np.sin(yaw)
     return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
 
 
 def yaw_quaternion(yaw: float) -> list[float]:
-    """Quaternion (w, x, y, z) of a rotation about the z axis by `yaw` radians."""
+    """Return the quaternion (w, x, y, z) of a rotation about the z axis by `yaw` radians."""
     return [float(np.cos(yaw / 2)), 0.0, 0.0, float(np.sin(yaw / 2))]
 
 
 def matrix_quaternion(rotation: np.ndarray) -> list[float]:
-    """Quaternion (w, x, y, z), w >= 0, of a rotation matrix [3, 3]."""
+    """Return the quaternion (w, x, y, z), w >= 0, of a rotation matrix [3, 3]."""
     from scipy.spatial.transform import Rotation
 
     x, y, z, w = Rotation.from_matrix(rotation).as_quat()

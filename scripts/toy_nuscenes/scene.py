@@ -76,12 +76,12 @@ class Scene:
         return Shader(self.ground, self.world, self.actors, self.light)
 
     def ego(self, time_s: float) -> EgoPose:
-        """Pose of the ego vehicle at a time in seconds."""
+        """Return the pose of the ego vehicle at a time in seconds."""
         x, y, yaw = self.layout.ego.pose(time_s)
         return EgoPose(np.array([x, y, 0.0]), yaw_rotation(yaw), yaw)
 
     def posed(self, time_s: float) -> list[PosedActor]:
-        """The actors near the ego vehicle at a time."""
+        """Return the actors near the ego vehicle at a time."""
         x, y, _ = self.layout.ego.pose(time_s)
         near = []
         for index in self.moving:
@@ -93,7 +93,8 @@ class Scene:
         return sorted(near, key=lambda p: p.index)
 
     def shadows_at(self, time_s: float, posed: list[PosedActor], frame: ImageFrame) -> Shadows:
-        """The shadows, with those of the moving actors that are near and may be seen in an image.
+        """Return the shadows, with those of the moving actors that are near and may be seen in an
+        image.
 
         Args:
             time_s: the moment.
@@ -119,14 +120,14 @@ class Scene:
         image: ImageFrame | None = None,
         count_free: bool = False,
     ) -> Hits:
-        """Casts rays from `origin` [3] along unit `directions` float32 [n, 3] in the scene frame,
+        """Cast rays from `origin` [3] along unit `directions` float32 [n, 3] in the scene frame,
         see `casting.cast`.
         """
         return cast(self.world, posed, len(self.actors), origin, directions, image, count_free)
 
 
 def make_scene(seed: int, index: int, duration_s: float) -> Scene:
-    """Generates scene number `index`; the same arguments give the same scene."""
+    """Generate scene number `index`; the same arguments give the same scene."""
     recipe = make_recipe(seed, index)
     layout = make_layout(recipe, duration_s)
     ground = paint_ground(layout)

@@ -1,4 +1,4 @@
-"""Fills the static world of a scene: buildings, trees, hedges, walls, lamps, signs and shelters."""
+"""Fill the static world of a scene: buildings, trees, hedges, walls, lamps, signs and shelters."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ MAX_TREES = 120
 
 
 class _Builder:
-    """Puts things into the static world of one scene."""
+    """Put things into the static world of one scene."""
 
     def __init__(self, layout: Layout, ground: Ground, seed_tail: int) -> None:
         self.layout, self.ground = layout, ground
@@ -82,7 +82,7 @@ class _Builder:
 
     # ---------------------------------------------------------------- buildings
     def street(self, road: Road, sign: int, spec: SideSpec, rows: int) -> None:
-        """Lines one side of a road with `rows` rows of buildings."""
+        """Line one side of a road with `rows` rows of buildings."""
         if spec.style == "none":
             spec_style = "house"
             first = 34.0
@@ -160,7 +160,7 @@ class _Builder:
         self.world.put_box(slot, middle, yaw, half, 0.0, height, rise)
 
     def _facade(self, style: str) -> np.ndarray:
-        """The style row of a slot, in the order that `facades.Building.of_slot` reads."""
+        """Return the style row of a slot, in the order that `facades.Building.of_slot` reads."""
         rng = self.rng
         pitch, width, tall = {
             "house": (rng.uniform(2.4, 3.4), 0.42, 0.5),
@@ -182,7 +182,7 @@ class _Builder:
 
     # ---------------------------------------------------------------- vegetation
     def tree(self, point: np.ndarray, *, street: bool = False) -> None:
-        """A tree, if there is room for it; one at a street has a clear trunk and a smaller
+        """Place a tree if there is room; one at a street has a clear trunk and a smaller
         crown.
         """
         if self.trees >= MAX_TREES or self.world.slots.room < 6:
@@ -225,7 +225,7 @@ class _Builder:
                 )
 
     def bush(self, point: np.ndarray) -> None:
-        """A round bush."""
+        """Place a round bush."""
         if self.world.slots.room < 6 or not self.reserve.claim(rectangle(point, 0.0, 0.6, 0.6)):
             return
         radius = self.rng.uniform(0.5, 1.1)
@@ -237,7 +237,7 @@ class _Builder:
         self.world.put_ellipsoid(slot, centre, radii * 1.1, self.rough)
 
     def greenery(self, sign: int, spec: SideSpec) -> None:
-        """Trees and bushes along one side of the main road."""
+        """Place trees and bushes along one side of the main road."""
         line, rng = self.layout.main.line, self.rng
         edge = self.layout.main.spec.edge_left if sign > 0 else -self.layout.main.spec.edge_right
         spacing = spec.verge_tree_spacing or STREET_TREE_SPACING_M.get(spec.style, 0.0)
@@ -263,7 +263,7 @@ class _Builder:
 
     # ---------------------------------------------------------------- furniture
     def fence(self, sign: int, spec: SideSpec) -> None:
-        """A hedge, wall or fence along the back of the sidewalk, with gaps."""
+        """Place a hedge, wall or fence along the back of the sidewalk, with gaps."""
         if spec.fence == "none":
             return
         line, rng = self.layout.main.line, self.rng
@@ -292,7 +292,7 @@ class _Builder:
         return bool(self.ground.lookup(self.ground.road_distance, point[None])[0] > margin)
 
     def pole(self, point: np.ndarray, height: float, inward: float, kind: str) -> None:
-        """A street lamp, traffic light or sign whose arm points in direction `inward`."""
+        """Place a street lamp, traffic light or sign whose arm points in direction `inward`."""
         if not self._off_road(point, 0.25) or not self.reserve.claim(
             rectangle(point, 0.0, 0.3, 0.3)
         ):
@@ -330,7 +330,7 @@ class _Builder:
             put(slot, (x, y), inward, (0.35, 0.12), height - 0.8, height)
 
     def furniture(self) -> None:
-        """Lamps, signs, traffic lights and bus shelters along the roads."""
+        """Place lamps, signs, traffic lights and bus shelters along the roads."""
         rng = self.rng
         for road in self.layout.roads:
             for sign in (-1, 1):
@@ -379,7 +379,7 @@ class _Builder:
 
 
 def build_statics(layout: Layout, ground: Ground) -> tuple[StaticWorld, Reserve]:
-    """Fills the static world of a scene; also tells which ground is taken."""
+    """Fill the static world of a scene; also return which ground is taken."""
     builder = _Builder(layout, ground, 3)
     for sign in (-1, 1):
         builder.street(layout.main, sign, layout.side(sign), rows=1)

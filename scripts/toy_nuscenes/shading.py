@@ -1,4 +1,4 @@
-"""Turns ray hits into colours: surfaces, sunlight and sky light, haze."""
+"""Turn ray hits into colours: surfaces, sunlight and sky light, haze."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class View:
 
     @classmethod
     def of(cls, hits: Hits, origin: np.ndarray, directions: np.ndarray, pixel: float) -> View:
-        """Works out the points."""
+        """Work out the points."""
         points = np.empty_like(directions)
         distance = np.minimum(hits.distance, np.float32(1e5))
         for axis in range(3):
@@ -70,17 +70,17 @@ class View:
         return cls(hits, origin, directions, points, pixel)
 
     def points_at(self, rows: np.ndarray) -> np.ndarray:
-        """Points [m, 3] of some rays."""
+        """Return the points [m, 3] of some rays."""
         return np.take(self.points, rows, 0)
 
     def directions_at(self, rows: np.ndarray) -> np.ndarray:
-        """Directions [m, 3] of some rays."""
+        """Return the directions [m, 3] of some rays."""
         return np.take(self.directions, rows, 0)
 
 
 @dataclass
 class Shader:
-    """Shades what rays hit in one scene."""
+    """Shade what rays hit in one scene."""
 
     ground: Ground
     world: StaticWorld
@@ -112,7 +112,7 @@ class Shader:
     def _surfaces(
         self, view: View, shadows: Shadows, yaws: dict[int, float]
     ) -> Iterator[tuple[np.ndarray, Surface]]:
-        """The surfaces that were hit, each with the indices of its rays."""
+        """Yield the surfaces that were hit, each with the indices of its rays."""
         hits = view.hits
         rows = np.flatnonzero(hits.what == What.GROUND)
         if len(rows):
@@ -142,7 +142,7 @@ class Shader:
         return shade_plain(self.world, kind, slots, points, faces)
 
     def _buildings(self, view: View, rows: np.ndarray) -> Surface:
-        """All building hits; `rows` are sorted by slot."""
+        """Return all building hits; `rows` are sorted by slot."""
         slots = view.hits.slot[rows]
         parts = []
         for mine in np.split(rows, np.flatnonzero(np.diff(slots)) + 1):

@@ -37,7 +37,7 @@ class Shadows:
 
     @classmethod
     def of_world(cls, world: StaticWorld, upper: np.ndarray, light: Light) -> Shadows:
-        """The shadows of the static world; `upper` [2] is its upper corner."""
+        """Return the shadows of the static world; `upper` [2] is its upper corner."""
         canvas = Canvas(world.lower, upper, RESOLUTION_M)
         x, y = canvas.centres()
         slope = light.to_sun[:2] / light.to_sun[2]
@@ -68,14 +68,14 @@ class Shadows:
         return cls(canvas, light, height, 1 - 0.45 * near - 0.35 * wide)
 
     def reach(self, posed: PosedActor) -> float:
-        """Metres from the place of an actor to the furthest points of surfaces that it may darken;
-        `sunlit` is asked about points up to 0.7 m off them.
+        """Return the metres from the place of an actor to the furthest points of surfaces that it
+        may darken; `sunlit` is asked about points up to 0.7 m off them.
         """
         steep = float(np.hypot(*self.slope))
         return posed.radius + steep * (posed.actor.model.size[2] + 0.1) + 2.0
 
     def with_actors(self, actors: list[PosedActor]) -> Shadows:
-        """A copy with the shadows of actors added."""
+        """Return a copy with the shadows of actors added."""
         if not actors:
             return self
         out = Shadows(self.canvas, self.light, self.height.copy(), self.open_sky.copy())
@@ -84,7 +84,7 @@ class Shadows:
         return out
 
     def _add(self, posed: PosedActor) -> None:
-        """Casts rays from the sun through the cells that the actor may shade."""
+        """Cast rays from the sun through the cells that the actor may shade."""
         model, sun = posed.actor.model, self.light.to_sun
         length, width, tall = model.size
         corners = np.array(

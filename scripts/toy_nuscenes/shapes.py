@@ -70,16 +70,16 @@ class Model:
         self.x, self.y, self.z = x[:, None, None], y[None, :, None], z[None, None, :]
 
     def put(self, mat: Mat, mask: np.ndarray) -> None:
-        """Fills the voxels of a mask that broadcasts to [X, Y, Z]."""
+        """Fill the voxels of a mask that broadcasts to [X, Y, Z]."""
         self.grid[np.broadcast_to(mask, self.grid.shape)] = mat
 
     def box(self, mat: Mat, x: Point, y: Point, z: Point) -> None:
-        """Fills a box given by its bounds along each axis."""
+        """Fill a box given by its bounds along each axis."""
         inside = (self.x >= x[0]) & (self.x <= x[1]) & (self.y >= y[0]) & (self.y <= y[1])
         self.put(mat, inside & (self.z >= z[0]) & (self.z <= z[1]))
 
     def wheel(self, x: float, y: Point, radius: float, hub: float = 0.55) -> None:
-        """A wheel across y at `x` that stands on the ground."""
+        """Add a wheel across y at `x` that stands on the ground."""
         distance = np.hypot(self.x - x, self.z - radius)
         across = (self.y >= y[0]) & (self.y <= y[1])
         self.put(Mat.TYRE, (distance <= radius) & across)
@@ -88,7 +88,7 @@ class Model:
     def ball(
         self, mat: Mat, centre: tuple[float, float, float], radii: tuple[float, float, float]
     ) -> None:
-        """Fills an ellipsoid."""
+        """Fill an ellipsoid."""
         x, y, z = (
             (a - c) / r for a, c, r in zip((self.x, self.y, self.z), centre, radii, strict=True)
         )
@@ -97,7 +97,7 @@ class Model:
     def bar(
         self, mat: Mat, a: tuple[float, float, float], b: tuple[float, float, float], radius: float
     ) -> None:
-        """Fills a round bar from point `a` to point `b`."""
+        """Fill a round bar from point `a` to point `b`."""
         p, q = np.array(a), np.array(b)
         d = q - p
         t = ((self.x - p[0]) * d[0] + (self.y - p[1]) * d[1] + (self.z - p[2]) * d[2]) / float(
@@ -112,7 +112,7 @@ class Model:
         self.put(mat, gap <= radius**2)
 
     def finish(self) -> Model:
-        """Works out normals, surface points and the ray casting masks once the grid is filled."""
+        """Work out normals, surface points and the ray casting masks once the grid is filled."""
         solid = self.grid > 0
         padded = np.pad(solid, 3).astype(np.float32)
         smooth = gaussian_filter(padded, 1.3)

@@ -50,7 +50,7 @@ class SlotTable:
     count: int = 0
 
     def add(self, occ: Occ, kind: Kind, colour: np.ndarray | tuple) -> int:
-        """Takes the next slot.
+        """Take the next slot.
 
         Raises:
             RuntimeError: all 255 slots are taken.
@@ -98,7 +98,9 @@ class StaticWorld:
     def window(
         self, centre: np.ndarray, radius: float
     ) -> tuple[slice, slice, np.ndarray, np.ndarray]:
-        """The columns around a point: index slices and the column centres x [nx, 1], y [1, ny]."""
+        """Return the columns around a point: index slices and the column centres x [nx, 1], y [1,
+        ny].
+        """
         low = np.clip(
             np.floor((centre - radius - self.lower) / VOXEL_M).astype(int), 0, self.grid.shape[:2]
         )
@@ -119,7 +121,7 @@ class StaticWorld:
         top: np.ndarray | float,
         rise: float = 0.0,
     ) -> None:
-        """Fills an upright box, with a gable roof of `rise` metres along its length on top.
+        """Fill an upright box, with a gable roof of `rise` metres along its length on top.
 
         Args:
             slot: slot number to write.
@@ -150,7 +152,7 @@ class StaticWorld:
         rough: np.ndarray | None,
         cone: float = 0.0,
     ) -> None:
-        """Fills an ellipsoid (or a cone for `cone` = 1) that is eaten into by noise `rough` [n, n,
+        """Fill an ellipsoid (or a cone for `cone` = 1) that is eaten into by noise `rough` [n, n,
         n] in [0, 1].
         """
         i, j, x, y = self.window(centre[:2], float(max(radii[:2])) + VOXEL_M)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scripts.toy_nuscenes.actors import Actor
-from scripts.toy_nuscenes.arrays import f32, normalise, thrice, times
+from scripts.toy_nuscenes.arrays import as_columns, f32, normalise, times
 from scripts.toy_nuscenes.casting import Hits
 from scripts.toy_nuscenes.ground import RESOLUTION_M, Ground
 from scripts.toy_nuscenes.light import Light, squared
@@ -49,7 +49,7 @@ def shade_ground(
     slope: np.ndarray,
     pixel: float,
 ) -> Surface:
-    """The painted ground, filtered by the size of the pixel's footprint.
+    """Return the painted ground, filtered by the size of the pixel's footprint.
 
     Args:
         ground: what is painted.
@@ -76,7 +76,7 @@ def shade_ground(
         noise_at(11, 0.8, points[near, 0], points[near, 1], 0.02) * 0.09
         + noise_at(12, 3.0, points[near, 0], points[near, 1], 0.03) * 0.05
     )
-    albedo[near] = np.take(albedo, near, 0) * thrice(1 + grain * fade)
+    albedo[near] = np.take(albedo, near, 0) * as_columns(1 + grain * fade)
     open_sky = sample(shadows.open_sky, *shadows.canvas.cells(points))
     normals = np.zeros((len(points), 3), np.float32)
     normals[:, 2] = 1
@@ -98,14 +98,14 @@ def shade_canopy(
     coarse = noise_at(21, 2.2, x + 0.6 * z, y - 0.8 * z, 0.12)
     fine = _leaves(points, faces, 0.09) - np.float32(0.5)
     fade = np.clip(1.3 - distance / 45.0, 0.25, 1)
-    normals = relative * thrice(1 / np.maximum(radius, np.float32(0.2)))
+    normals = relative * as_columns(1 / np.maximum(radius, np.float32(0.2)))
     normals += np.take(np.float32(0.35) * FACE_NORMALS, faces, 0)
     normals += times(coarse, f32([0.25, -0.25, 0.125]))
-    normals += thrice(np.float32(0.5) * fine * fade)
+    normals += as_columns(np.float32(0.5) * fine * fade)
     normalise(normals)
     depth = np.clip(radius * 0.9 + 0.12 * coarse, 0.25, 1.05)
     tone = 1 + 0.2 * coarse + fine * fade * 0.9
-    albedo = np.take(world.slots.colour, slots, 0) * thrice(np.clip(tone, 0.25, 2.0))
+    albedo = np.take(world.slots.colour, slots, 0) * as_columns(np.clip(tone, 0.25, 2.0))
     albedo[:, 0] *= 1 + 0.12 * coarse
     open_sky = np.clip(depth * (0.62 + 0.38 * relative[:, 2]), 0.18, 1.0)
     return Surface(points, normals, albedo, open_sky, bias=0.7)
@@ -124,7 +124,9 @@ def _leaves(points: np.ndarray, faces: np.ndarray, size: float) -> np.ndarray:
 def shade_plain(
     world: StaticWorld, kind: Kind, slots: np.ndarray, points: np.ndarray, faces: np.ndarray
 ) -> Surface:
-    """Walls, fences, poles, trunks and hedges: flat faces with dirt, boards or leaves."""
+    """Return the walls, fences, poles, trunks and hedges: flat faces with dirt, boards or
+    leaves.
+    """
     normals = np.take(FACE_NORMALS, faces, 0)
     x, y, z = points.T
     along = np.where(faces < 2, y, x)
@@ -136,7 +138,7 @@ def shade_plain(
         tone *= np.where(np.mod(along, np.float32(0.2)) < 0.05, np.float32(0.55), np.float32(1.0))
     elif kind == Kind.BARK:
         tone = 1 + np.float32(0.25) * noise_at(32, 1.5, x + y, z * np.float32(0.3), 0.02)
-    albedo = np.take(world.slots.colour, slots, 0) * thrice(np.clip(tone, 0.2, 2.0))
+    albedo = np.take(world.slots.colour, slots, 0) * as_columns(np.clip(tone, 0.2, 2.0))
     open_sky = np.clip(np.float32(0.55) + z * np.float32(0.3), 0.5, 1.0)
     return Surface(points, normals, albedo, open_sky, bias=0.3)
 
@@ -150,7 +152,8 @@ def shade_actors(
     directions: np.ndarray,
     light: Light,
 ) -> Surface:
-    """Vehicles, people and things: materials of their voxels, smooth normals, mirrored sky and sun.
+    """Return the vehicles, people and things: materials of their voxels, smooth normals, mirrored
+    sky and sun.
 
     `rows` are the hits' indices sorted by actor; points and directions [n, 3] belong to them.
     """
@@ -178,9 +181,9 @@ def shade_actors(
     normalise(normals)
     cloth = (mats == Mat.TOP) | (mats == Mat.LEGS)
     fold = noise_at(41, 1.0, points[:, 0] + points[:, 1], points[:, 2], 0.04)
-    albedo *= thrice(1 + fold * np.where(cloth, np.float32(0.12), np.float32(0.03)))
+    albedo *= as_columns(1 + fold * np.where(cloth, np.float32(0.12), np.float32(0.03)))
     low = np.clip(np.float32(0.35) + points[:, 2] * np.float32(0.55), 0.35, 1.0)
-    glow = _mirrored(normals, directions, gloss, light) * thrice(low)
+    glow = _mirrored(normals, directions, gloss, light) * as_columns(low)
     glow[mats == Mat.TAILLIGHT] += f32([0.25, 0.01, 0.01])
     glow[mats == Mat.HEADLIGHT] += f32([0.25, 0.25, 0.22])
     return Surface(points, normals, albedo, low, glow, bias=0.3)
@@ -195,7 +198,7 @@ def _mirrored(
         return glow
     normal, ray = np.take(normals, rows, 0), np.take(directions, rows, 0)
     cos = np.clip(-np.einsum("ij,ij->i", normal, ray), 0, 1)
-    mirror = ray + thrice(2 * cos) * normal
+    mirror = ray + as_columns(2 * cos) * normal
     grazing = 1 - cos
     shine = gloss[rows]
     share = shine * (np.float32(0.045) + np.float32(0.7) * squared(grazing, 2) * grazing)

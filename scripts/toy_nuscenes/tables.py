@@ -46,7 +46,7 @@ SCENE_PERIOD_US = 600_000_000
 
 
 def token(seed: int, *names: object) -> str:
-    """A token of 32 hex digits that depends on the arguments alone."""
+    """Return a token of 32 hex digits that depends on the arguments alone."""
     text = "/".join(["toy-nuscenes", str(seed), *map(str, names)])
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
@@ -65,7 +65,7 @@ class SceneNames:
         return START_US + self.index * SCENE_PERIOD_US
 
     def token(self, *names: object) -> str:
-        """Token of something in this scene."""
+        """Return the token of something in this scene."""
         return token(self.options.seed, self.name, *names)
 
     @property
@@ -74,11 +74,11 @@ class SceneNames:
         return self.token("scene")
 
     def sample_token(self, sample: int) -> str:
-        """Token of a key frame."""
+        """Return the token of a key frame."""
         return self.token("sample", sample)
 
     def data_token(self, shot: Shot) -> str:
-        """Token of a measurement."""
+        """Return the token of a measurement."""
         return self.token("data", shot.sensor, shot.time_us)
 
     @property
@@ -87,29 +87,31 @@ class SceneNames:
         return f"toy-{self.options.seed:03d}-{self.index:03d}"
 
     def path(self, shot: Shot) -> str:
-        """Path of a measurement's file in the data root."""
+        """Return the path of a measurement's file in the data root."""
         folder = "samples" if shot.is_key else "sweeps"
         suffix = "pcd.bin" if shot.sensor == LIDAR_NAME else "jpg"
         name = f"{self.logfile}__{shot.sensor}__{self.start_us + shot.time_us}.{suffix}"
         return f"{folder}/{shot.sensor}/{name}"
 
     def occ3d_path(self, sample: int) -> str:
-        """Path of the Occ3D labels of a key frame."""
+        """Return the path of the Occ3D labels of a key frame."""
         return f"gts/{self.name}/{self.sample_token(sample)}/labels.npz"
 
     def openocc_path(self, sample: int) -> str:
-        """Path of the OpenOccupancy labels of a key frame."""
+        """Return the path of the OpenOccupancy labels of a key frame."""
         lidar = Shot(LIDAR_NAME, sample * KEY_PERIOD_US, True, sample)
         return f"occupancy/scene_{self.scene_token}/occupancy/{self.data_token(lidar)}.npy"
 
     def surroundocc_path(self, sample: int) -> str:
-        """Path of the SurroundOcc labels of a key frame."""
+        """Return the path of the SurroundOcc labels of a key frame."""
         lidar = Shot(LIDAR_NAME, sample * KEY_PERIOD_US, True, sample)
         return f"surroundocc/{self.path(lidar).rpartition('/')[2]}.npy"
 
 
 def common_tables(options: Options) -> Tables:
-    """The tables that do not depend on scenes: category, attribute, visibility and sensor."""
+    """Return the tables that do not depend on scenes: category, attribute, visibility and
+    sensor.
+    """
     seed = options.seed
     sensors = [*((camera.name, "camera") for camera in CAMERAS), (LIDAR_NAME, "lidar")]
     return {
@@ -155,7 +157,7 @@ def _calibrated_sensors(names: SceneNames) -> list[Record]:
 
 
 def _chain(records: list[Record]) -> None:
-    """Fills `prev` and `next` of records in time order."""
+    """Fill `prev` and `next` of records in time order."""
     for k, record in enumerate(records):
         record["prev"] = records[k - 1]["token"] if k else ""
         record["next"] = records[k + 1]["token"] if k + 1 < len(records) else ""
@@ -164,7 +166,7 @@ def _chain(records: list[Record]) -> None:
 def _measurements(
     names: SceneNames, poses: dict[str, tuple[float, float, float]]
 ) -> tuple[list[Record], list[Record]]:
-    """The sample_data and ego_pose records; `poses` maps data tokens to global x, y, yaw."""
+    """Return the sample_data and ego_pose records; `poses` maps data tokens to global x, y, yaw."""
     options, data, ego = names.options, [], []
     by_sensor: dict[str, list[Record]] = {}
     for shot in all_shots(options):
@@ -214,7 +216,7 @@ def _samples(names: SceneNames) -> list[Record]:
 def _annotations(
     names: SceneNames, boxes: Sequence[BoxRecord], categories: dict[int, str], shift: np.ndarray
 ) -> tuple[list[Record], list[Record]]:
-    """The sample_annotation and instance records."""
+    """Return the sample_annotation and instance records."""
     seed, out, instances = names.options.seed, [], []
     by_actor: dict[int, list[Record]] = {}
     for box in boxes:
@@ -258,7 +260,7 @@ def scene_tables(
     categories: dict[int, str],
     shift: np.ndarray,
 ) -> Tables:
-    """All records of one scene.
+    """Return all records of one scene.
 
     Args:
         names: of the scene.
@@ -304,12 +306,12 @@ def scene_tables(
 
 
 def map_path(seed: int, place: int) -> str:
-    """Path of the mask of a place in the data root."""
+    """Return the path of the mask of a place in the data root."""
     return f"maps/{token(seed, 'map', place)}.png"
 
 
 def map_tables(options: Options, logs_by_place: dict[int, list[str]]) -> Tables:
-    """The map table: one mask per place, with the logs recorded there."""
+    """Return the map table: one mask per place, with the logs recorded there."""
     return {
         "map": [
             dict(

@@ -10,7 +10,7 @@ from scripts.toy_nuscenes.shapes import Mat, Model, Point
 
 
 def _car(size: tuple[float, float, float], profile: list[Point], belt: float, kind: str) -> Model:
-    """A car body below a roof line.
+    """Return a car body below a roof line.
 
     Args:
         size: length, width, height.
@@ -150,7 +150,7 @@ def _axle(m: Model, x: float, width: float, radius: float, thick: float = 0.32) 
 
 @lru_cache(maxsize=1)
 def buses() -> tuple[Model, ...]:
-    """A city bus and a coach."""
+    """Return a city bus and a coach."""
     out = []
     for length, height, belt in ((11.2, 3.1, 1.25), (10.0, 3.3, 1.5)):
         m = Model((length, 2.7, height), 0.1)
@@ -211,7 +211,7 @@ def _cab(m: Model, rear: float, front: float, width: float, height: float) -> No
 
 @lru_cache(maxsize=1)
 def trucks() -> tuple[Model, ...]:
-    """A box truck, a flat-bed truck with a load and a tipper."""
+    """Return a box truck, a flat-bed truck with a load and a tipper."""
     out = []
     for kind, length, height in (("box", 8.2, 3.3), ("flat", 7.6, 2.7), ("tipper", 7.4, 3.0)):
         width = 2.5
@@ -243,7 +243,7 @@ def trucks() -> tuple[Model, ...]:
 
 @lru_cache(maxsize=1)
 def trailers() -> tuple[Model, ...]:
-    """A container trailer and a curtain-sided one, both standing on their legs."""
+    """Return a container trailer and a curtain-sided one, both standing on their legs."""
     out = []
     for length, height, ribs in ((12.0, 3.8, 0.5), (9.5, 3.4, 1.6)):
         m = Model((length, 2.5, height), 0.1)
@@ -270,7 +270,7 @@ def trailers() -> tuple[Model, ...]:
 
 @lru_cache(maxsize=1)
 def construction_vehicles() -> tuple[Model, ...]:
-    """An excavator and a wheel loader."""
+    """Return an excavator and a wheel loader."""
     m = Model((7.2, 2.8, 3.3), 0.1)
     for sign in (-1, 1):
         y = sorted((sign * 0.85, sign * 1.4))

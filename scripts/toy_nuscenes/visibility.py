@@ -34,10 +34,10 @@ class View(Protocol):
     """The field of view of a sensor, sampled by rays, in the label frame."""
 
     def rays(self) -> np.ndarray:
-        """Unit directions float32 [n, 3]."""
+        """Return unit directions float32 [n, 3]."""
 
     def nearest_ray(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Looks up vectors float32 [3, m] relative to the sensor.
+        """Look up vectors float32 [3, m] relative to the sensor.
 
         Returns:
             The positions int64 [k] of the vectors that are in view, and for each of them the index
@@ -125,7 +125,7 @@ LIDAR = LidarView()
 
 
 class Visibility:
-    """Answers for one label grid what can be seen from where; solid: bool [X, Y, Z]."""
+    """Answer for one label grid what can be seen from where; solid: bool [X, Y, Z]."""
 
     def __init__(self, solid: np.ndarray) -> None:
         self.shape = solid.shape
@@ -147,7 +147,7 @@ class Visibility:
         self._side_ends = np.cumsum([len(cells) for cells in owners])
 
     def _centres(self, cells: np.ndarray) -> np.ndarray:
-        """Centres float32 [3, n] of voxels given by flat indices [n]."""
+        """Return the centres float32 [3, n] of voxels given by flat indices [n]."""
         edge = np.float32(OCC3D_VOXEL_M)
         half = np.float32(0.5)
         parts = zip(np.unravel_index(cells, self.shape), self._low, strict=True)
@@ -169,7 +169,7 @@ class Visibility:
         return hits.hit[0, 0].numpy(), hits.t_enter[0, 0].numpy(), hits.voxel[0, 0].numpy()
 
     def _may_face(self, position: np.ndarray) -> np.ndarray:
-        """Whether each side [n] can be seen from a position [3] at all, by the way it faces.
+        """Return whether each side [n] can be seen from a position [3] at all, by the way it faces.
 
         A line that comes from far enough behind a side passes the voxel of the side.
         """
@@ -182,7 +182,7 @@ class Visibility:
         return out
 
     def look(self, position: np.ndarray, view: View, seen: np.ndarray) -> None:
-        """Adds to `seen` bool [X, Y, Z] what a sensor at `position` [3] in the label frame sees.
+        """Add to `seen` bool [X, Y, Z] what a sensor at `position` [3] in the label frame sees.
 
         What is in `seen` already is not looked at again.
         """
@@ -205,7 +205,9 @@ class Visibility:
 
 
 def _neighbour_free(solid: np.ndarray, axis: int, step: int) -> np.ndarray:
-    """Whether the neighbour of each voxel along an axis is free; beyond the grid nothing is."""
+    """Return whether the neighbour of each voxel along an axis is free; beyond the grid nothing
+    is.
+    """
     out = np.roll(~solid, -step, axis)
     edge = [slice(None)] * 3
     edge[axis] = slice(-1, None) if step > 0 else slice(0, 1)

@@ -1,4 +1,4 @@
-"""Writes a data set: scene by scene in worker processes, resumable, and complete only once its
+"""Write a data set: scene by scene in worker processes, resumable, and complete only once its
 record is there.
 
 While a data set is being made, `toy_nuscenes.json` in its root says `complete: false` and the
@@ -68,7 +68,7 @@ def _read_record(root: Path) -> dict | None:
 
 
 def prepare(root: Path, options: Options, overwrite: bool) -> bool:
-    """Makes the output folder ready; says whether a complete data set with these options is there
+    """Make the output folder ready; return whether a complete data set with these options is there
     already.
 
     Raises:
@@ -103,7 +103,7 @@ def prepare(root: Path, options: Options, overwrite: bool) -> bool:
 
 
 def place_scenes(layouts: list[Layout]) -> list[tuple[int, np.ndarray]]:
-    """Lays the scenes out beside each other: per scene its place and its global minus scene
+    """Lay the scenes out beside each other: per scene its place and its global minus scene
     coordinates [2].
     """
     out = []
@@ -119,7 +119,7 @@ def place_scenes(layouts: list[Layout]) -> list[tuple[int, np.ndarray]]:
 def _write_masks(
     root: Path, options: Options, places: list[tuple[int, np.ndarray]], masks: list[dict]
 ) -> None:
-    """Joins the road masks of the scenes into one image per place, 10 pixels per metre, north
+    """Join the road masks of the scenes into one image per place, 10 pixels per metre, north
     up.
     """
     for place in sorted({p for p, _ in places}):
@@ -149,7 +149,7 @@ def _merge(parts: list[Tables]) -> Tables:
 
 
 def _finish(root: Path, options: Options, places: list[tuple[int, np.ndarray]]) -> None:
-    """Writes masks and tables from the records of the finished scenes, then marks the data set
+    """Write masks and tables from the records of the finished scenes, then mark the data set
     complete.
     """
     results = [
@@ -187,9 +187,9 @@ def _do(root: Path, options: Options, job: Job, progress: Progress) -> None:
 def _work(
     root: str, options: Options, jobs: multiprocessing.Queue, news: multiprocessing.Queue
 ) -> None:
-    """A worker process: makes scenes until there are none left.
+    """Make scenes in a worker process until there are none left.
 
-    Sends progress counts, then None, an error that the user can put right, or a traceback as text.
+    Sends progress counts, then None, an error that the user can correct, or a traceback as text.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends us
     keep_freed_memory()
@@ -233,7 +233,7 @@ def _crew(count: int, root: Path, options: Options) -> Iterator[_Crew]:
 
 
 def _follow(crew: _Crew, todo: list[Job], progress: Progress) -> None:
-    """Hands out the jobs and reports until all are done."""
+    """Hand out the jobs and report until all are done."""
     running = len(crew.workers)
     for job in [*todo, *([None] * running)]:
         crew.jobs.put(job)
@@ -272,7 +272,7 @@ def generate(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> bool:
-    """Makes the data set in `root`, or completes it.
+    """Make the data set in `root`, or complete it.
 
     Args:
         root: data root.

@@ -1,7 +1,7 @@
 """The whole path in one command: toy data, training, scores against a blind prior, pictures.
 
-    python -m scripts.demo            # `make demo`: minutes on two cores
-    python -m scripts.demo --long     # `make toy-train`: the longer run
+    python scripts/demo.py            # `make demo`: minutes on two cores
+    python scripts/demo.py --long     # `make toy-train`: the longer run
 
 Each step is one of the project's commands in a process of its own, and writes to data/, work_dirs/
 and outputs/ of the current folder. A step whose inputs are those of its last run is skipped; an
@@ -128,7 +128,7 @@ def _hash(*parts: str | bytes) -> str:
 
 
 def _source_key(folders: Sequence[str]) -> str:
-    """Hash of the source files below some folders (or of single files)."""
+    """Return the hash of the source files below some folders (or of single files)."""
     suffixes = (".py", ".cpp", ".h", ".cu", ".cuh")
     files: list[Path] = []
     for name in folders:
@@ -146,7 +146,7 @@ print(load_config(sys.argv[1]).pretty_text)
 
 
 def _config_key(config: str) -> str:
-    """Hash of a config with its `_base_` files merged.
+    """Return the hash of a config with its `_base_` files merged.
 
     Read in a process of its own: this one stays small, since the peak memory that Linux reports for
     a started process is never below that of the process which started it.

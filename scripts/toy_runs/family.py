@@ -1,7 +1,7 @@
 """Every model of the family, trained on the toy data and scored in tables.
 
-    python -m scripts.family          # `make family`: one to two hours on two cores
-    python -m scripts.family --models opusv2-nano_toy opusv2-fusion-nano_toy
+    python scripts/family.py          # `make family`: one to two hours on two cores
+    python scripts/family.py --models opusv2-nano_toy opusv2-fusion-nano_toy
 
 The first table holds the Occ3D models against the image-blind prior, the second the OpenOccupancy
 models, on the voxels they were trained on and, with the same weights, on finer and coarser ones.
@@ -70,7 +70,7 @@ class Score:
     prior: tuple[float, float]
 
     def row(self) -> str:
-        """The line as Markdown."""
+        """Return the line as Markdown."""
         size = "" if self.voxel_size is None else f" {self.voxel_size} m |"
         cells = [f"{self.parameters / 1e6:.2f} M", f"{self.minutes:.1f}", f"{self.memory_mb:.0f}"]
         for ours, prior in zip(self.ours, self.prior, strict=True):
@@ -136,7 +136,7 @@ def read_scores(path: Path) -> tuple[float, float]:
 
 
 def _count_parameters(config: str) -> int:
-    """Parameters of a config's model."""
+    """Return the parameters of a config's model."""
     from mmengine.registry import MODELS, init_default_scope
 
     from scripts.runtime.config import load_config
@@ -178,7 +178,7 @@ def check(scores: Sequence[Score]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     known = (*OCC3D, *OCCUPANCY)
     parser.add_argument("--models", nargs="+", choices=known, default=known, metavar="NAME")

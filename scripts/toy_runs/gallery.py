@@ -1,7 +1,7 @@
 """Make the pictures of docs/gallery.md from the toy data and a model trained on it.
 
-    python -m scripts.make_gallery                          # `make gallery`
-    python -m scripts.make_gallery --only sheet points --weights work_dirs/X/epoch_14.pth
+    python scripts/make_gallery.py                          # `make gallery`
+    python scripts/make_gallery.py --only sheet points --weights work_dirs/X/epoch_14.pth
 
 Each picture is one call of visualize.py or scripts/plot_log.py, whose command is printed. The model
 is that of `make toy-train` or of `make demo`, whichever was run (the former first).
@@ -61,11 +61,12 @@ PICTURES = (
         "--scene scene-0916 --format gif --fps 3 --view orbit --scale 0.36",
         "*.gif",
     ),
+    Picture("scene", "--vis-gt --index 8 9 10 --format html", "*.html"),
 )
 
 
 def find_model(config: str | None, weights: str | None) -> tuple[str, str]:
-    """Config and checkpoint of the pictures' model.
+    """Return the config and checkpoint of the pictures' model.
 
     Raises:
         ConfigError: One is given without the other, or no toy model has been trained.
@@ -100,8 +101,8 @@ def make_picture(picture: Picture, config: str, weights: str, out: Path) -> Path
             raise ConfigError(
                 f"`{command_line}` wrote {len(found)} files {picture.result}, expected 1"
             )
-        if found[0].suffix == ".gif":
-            target = out / f"{picture.name}.gif"
+        if found[0].suffix in (".gif", ".html"):
+            target = out / f"{picture.name}{found[0].suffix}"
             target.write_bytes(found[0].read_bytes())
             return target
         with Image.open(found[0]) as file:
@@ -109,7 +110,9 @@ def make_picture(picture: Picture, config: str, weights: str, out: Path) -> Path
 
 
 def _save_small(image: Image.Image, path: Path, columns: int) -> Path:
-    """A JPEG file with sharp colours: a third of a PNG's size for sheets with photographs."""
+    """Save a JPEG file with sharp colours: a third of a PNG's size for sheets with
+    photographs.
+    """
     if image.width > columns:
         rows = round(image.height * columns / image.width)
         image = image.resize((columns, rows), Image.Resampling.LANCZOS)
@@ -118,7 +121,7 @@ def _save_small(image: Image.Image, path: Path, columns: int) -> Path:
 
 
 def make_page(config: str, weights: str, out: Path) -> Path:
-    """A page as a browser shows it.
+    """Save a picture of a page in a browser.
 
     Raises:
         ConfigError: Chromium is not installed.
@@ -144,7 +147,7 @@ def make_page(config: str, weights: str, out: Path) -> Path:
 
 
 def make_recording(config: str, weights: str, out: Path) -> Path:
-    """A recording as Rerun's viewer opens it.
+    """Save a picture of a recording as Rerun's viewer opens it.
 
     Raises:
         ConfigError: Chromium or Rerun's viewer is not installed, or does not draw.
@@ -162,7 +165,7 @@ def make_recording(config: str, weights: str, out: Path) -> Path:
 
 
 def make_curves(work_dir: Path, out: Path) -> Path:
-    """The curves of the model's training."""
+    """Save the curves of the model's training."""
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder, "curves.png")
         print(f"== curves: python scripts/plot_log.py {work_dir}", flush=True)
@@ -197,7 +200,7 @@ def make_gallery(names: Sequence[str], config: str | None, weights: str | None, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     known = [*(picture.name for picture in PICTURES), "page", "recording", "curves"]
     parser.add_argument("--only", nargs="+", choices=known, default=(), help="these pictures alone")

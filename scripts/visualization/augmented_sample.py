@@ -44,13 +44,13 @@ class AugmentedSample:
     Attributes:
         index: position in the data set.
         token: nuScenes' token of the key frame.
-        scene_name: e.g. ``scene-0103``.
+        scene_name: e.g. `scene-0103`.
         images: uint8 RGB [F, H, W, 3], the network's input with its normalisation undone.
         cameras: names of the cameras, in the order of each frame's images.
-        ego2img: [F, 4, 4] metres of the ego frame to pixels (u*w, v*w, w, 1) of ``images``.
+        ego2img: [F, 4, 4] metres of the ego frame to pixels (u*w, v*w, w, 1) of `images`.
         ego2occ: [4, 4] from the ego frame to the grid's.
         lidar2ego: [4, 4], mounting of the LiDAR.
-        ida_mat: [4, 4] raw pixels to pixels of ``images``.
+        ida_mat: [4, 4] raw pixels to pixels of `images`.
         pc_range: (x0, y0, z0, x1, y1, z1) of the grid in metres.
         voxel_size: edge lengths of a voxel in metres.
         class_names: names of the semantic classes; the label after the last is free.
@@ -81,7 +81,7 @@ class AugmentedSample:
         return f"{self.index:05d}_{self.scene_name}_{self.token[:8]}"
 
     def occupied(self) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-        """Centres [n, 3] in the grid's frame and labels [n] of the occupied voxels."""
+        """Return the centres [n, 3] in the grid's frame and labels [n] of the occupied voxels."""
         if self.labels is None:
             return np.zeros((0, 3)), np.zeros(0, np.uint8)
         filled = self.labels != len(self.class_names)
@@ -92,7 +92,7 @@ class AugmentedSample:
         return low + (index + 0.5) * size, self.labels[tuple(index.T)]
 
     def pixels(self, points: NDArray[np.floating], image: int) -> NDArray[np.float64]:
-        """Where points of the grid's frame are in an image.
+        """Return where points of the grid's frame are in an image.
 
         Args:
             points: [n, 3] metres.
@@ -112,7 +112,7 @@ class AugmentedSource:
 
     Args:
         cfg: the merged config.
-        split: ``train`` or ``val``. Colours are distorted in ``train`` alone.
+        split: `train` or `val`. Colours are distorted in `train` alone.
         epoch: the epoch whose random values are drawn.
 
     Raises:
@@ -138,14 +138,14 @@ class AugmentedSource:
         self._cameras: tuple[str, ...] = next((tuple(name) for name in names if name), ())
 
     def __len__(self) -> int:
-        """Number of samples of the split."""
+        """Return the number of samples of the split."""
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> AugmentedSample:
         """Load and augment one sample.
 
         Raises:
-            ConfigError: the pipeline does not give what ``PackOccSample`` does.
+            ConfigError: the pipeline does not give what `PackOccSample` does.
         """
         item = self._dataset[index]
         try:
@@ -176,7 +176,7 @@ class AugmentedSource:
         )
 
     def _network_input(self, item: Mapping[str, Any], raw: torch.Tensor) -> NDArray[np.uint8]:
-        """The images that the network gets, as RGB [F, H, W, 3]."""
+        """Return the images that the network gets, as RGB [F, H, W, 3]."""
         if self._preprocessor is None:
             images, is_bgr = raw.float(), True
         else:
@@ -192,7 +192,7 @@ class AugmentedSource:
 
 
 def _datasets(dataset: Any) -> Iterator[Any]:
-    """A data set and those that it wraps."""
+    """Yield a data set and those that it wraps."""
     yield dataset
     inner = getattr(dataset, "dataset", None)
     for other in [*([inner] if inner is not None else []), *getattr(dataset, "datasets", ())]:
@@ -209,7 +209,7 @@ def _optional(element: Any, name: str) -> Any:
 
 
 def describe_augmentation(sample: AugmentedSample) -> str:
-    """The random values of a sample in words, read off its matrices.
+    """Return the random values of a sample in words, read off its matrices.
 
     Returns:
         Resize ratio, corner of the crop in pixels of the resized image, flip and rotation of the
@@ -234,7 +234,7 @@ def describe_augmentation(sample: AugmentedSample) -> str:
 
 
 def flipped_axes(sample: AugmentedSample) -> list[str]:
-    """Axes of the bird's-eye view that are reversed, of ``x`` and ``y``."""
+    """Return the axes of the bird's-eye view that are reversed, of `x` and `y`."""
     # The grid is in the ego or in the LiDAR frame; without flips one of these is the identity.
     candidates = (sample.ego2occ, sample.ego2occ @ sample.lidar2ego)
     flip = min(candidates, key=lambda m: float(np.abs(np.abs(m[:3, :3]) - np.eye(3)).max()))
@@ -266,7 +266,7 @@ def draw_points(
 
 
 def compose(sample: AugmentedSample, all_frames: bool = False) -> Image.Image:
-    """One picture of a sample: images, projected voxels and points, and the bird's-eye view.
+    """Return one picture of a sample: images, projected voxels and points, and the bird's-eye view.
 
     Args:
         sample: what to draw.
@@ -319,10 +319,12 @@ _HEADINGS = {
 
 
 def _colours(class_names: Sequence[str]) -> NDArray[np.uint8]:
-    """Colours [C, 3] of the classes; evenly spread hues where the palette lacks one of them."""
+    """Return the colours [C, 3] of the classes; evenly spread hues where the palette lacks one of
+    them.
+    """
     try:
         return class_colours(class_names)
-    except ConfigError:  # a data set of one's own is looked at before its colours are chosen
+    except ConfigError:  # a custom data set is drawn before its colours are chosen
         hues = np.linspace(0, 180, len(class_names), endpoint=False)
         hsv = np.column_stack([hues, np.full((len(hues), 2), 220)]).astype(np.uint8)
         colours: NDArray[np.uint8] = cv2.cvtColor(hsv[:, None], cv2.COLOR_HSV2RGB)[:, 0]
@@ -335,7 +337,7 @@ def _rgb(colour: Sequence[Any]) -> RGB:
 
 
 def _cell(sample: AugmentedSample, i: int, kind: str, size: tuple[int, int]) -> Image.Image:
-    """One image, as it is or with points over it."""
+    """Return one image, as it is or with points over it."""
     picture = Image.fromarray(sample.images[i]).resize(size, Image.Resampling.BICUBIC)
     scale = size[0] / sample.images.shape[2]
     if kind != "input":
@@ -369,7 +371,9 @@ def _draw_label(picture: Image.Image, text: str) -> None:
 
 
 def _distance_colours(points: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Colours [n, 3] by the horizontal distance from the grid's origin, near ones red."""
+    """Return the colours [n, 3] by the horizontal distance from the grid's origin, near ones
+    red.
+    """
     near = 1 - np.clip(np.linalg.norm(points[:, :2], axis=1) / _LIDAR_FAR_M, 0, 1)
     levels = (near * 255).astype(np.uint8)[:, None]
     mapped: NDArray[np.uint8] = cv2.applyColorMap(levels, cv2.COLORMAP_TURBO)[:, 0, ::-1]
@@ -377,7 +381,7 @@ def _distance_colours(points: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def _bird_views(sample: AugmentedSample) -> list[Image.Image]:
-    """Labels and points from above, x upwards and y to the left."""
+    """Return the labels and points from above, x upwards and y to the left."""
     views = []
     if sample.labels is not None:
         views.append(_label_map(sample, show_points=sample.points is not None))
@@ -387,7 +391,7 @@ def _bird_views(sample: AugmentedSample) -> list[Image.Image]:
 
 
 def _label_map(sample: AugmentedSample, show_points: bool) -> Image.Image:
-    """The uppermost label of every column, with the axes of the ego frame and the points."""
+    """Return the uppermost label of every column, with the axes of the ego frame and the points."""
     low = np.asarray(sample.pc_range[:2])
     extent = np.asarray(sample.pc_range[3:5]) - low
     per_metre = 640 / extent[0]
@@ -420,7 +424,9 @@ def _label_map(sample: AugmentedSample, show_points: bool) -> Image.Image:
 
 
 def _uppermost(labels: NDArray[np.uint8], empty_label: int) -> NDArray[np.uint8]:
-    """The label [X, Y] of the highest occupied voxel of every column, free where there is none."""
+    """Return the label [X, Y] of the highest occupied voxel of every column, free where there is
+    none.
+    """
     filled = labels != empty_label
     height = labels.shape[2] - 1 - filled[:, :, ::-1].argmax(axis=2)
     top = np.take_along_axis(labels, height[..., None], axis=2)[..., 0]

@@ -29,7 +29,7 @@ from scripts.visualization.job import spread
 def command_parser() -> CommandParser:
     """Command line of browse_dataset.py."""
     parser = CommandParser(__doc__)
-    add_config_arguments(parser, positional=True)
+    add_config_arguments(parser)
     parser.add_argument("--split", choices=("train", "val"), default="train")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
@@ -37,10 +37,10 @@ def command_parser() -> CommandParser:
         type=number_from(1),
         default=8,
         metavar="N",
-        help="so many samples, spread evenly over the split (default: 8)",
+        help="number of samples, spread evenly over the split (default: 8)",
     )
     choice.add_argument(
-        "--index", type=number_from(0), nargs="+", metavar="I", help="these, counted from 0"
+        "--index", type=number_from(0), nargs="+", metavar="I", help="indices of samples, from 0"
     )
     parser.add_argument(
         "--epoch", type=number_from(0), default=0, help="whose random values (default: 0)"
@@ -68,5 +68,5 @@ def browse(args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(command_parser(), browse, arguments)

@@ -2,7 +2,7 @@
 
 Dimension letters: H image rows, W image columns, N points or pixels.
 Frames: "world" is whatever frame the camera was made in. The views below make cameras in the ego
-frame (x forward, y left, z up, metres); :meth:`Camera.transformed` moves one into a grid's frame.
+frame (x forward, y left, z up, metres); `Camera.transformed` moves one into a grid's frame.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Camera:
 
     @staticmethod
     def from_projection(world2img: Array, width: int, height: int) -> Camera:
-        """Camera of a projection matrix.
+        """Return the camera of a projection matrix.
 
         Args:
             world2img: [4, 4] (or [3, 4]) metres to (column * w, row * w, w).
@@ -90,7 +90,9 @@ class Camera:
         width: int,
         height: int,
     ) -> Camera:
-        """Camera at ``position`` that sees ``target`` in its middle, ``up`` pointing upwards."""
+        """Return the camera at `position` that sees `target` in its middle, `up` pointing
+        upwards.
+        """
         eye = np.asarray(position, dtype=np.float64)
         forward = np.asarray(target, dtype=np.float64) - eye
         forward /= np.linalg.norm(forward)
@@ -101,14 +103,14 @@ class Camera:
         return Camera(eye, np.stack([right, down, forward]), focal, width, height)
 
     def local_directions(self, pixels: Tensor) -> Tensor:
-        """Unit viewing directions [N, 3] in the camera's own axes: right, down, forward."""
+        """Return unit viewing directions [N, 3] in the camera's own axes: right, down, forward."""
         focal = pixels.new_tensor([self.focal_px, self.focal_px * self.aspect])
         plane = (pixels - pixels.new_tensor(self.centre)) / focal
         local = F.pad(plane, (0, 1), value=1.0)
         return local / local.norm(dim=1, keepdim=True)
 
     def directions(self, pixels: Tensor) -> Tensor:
-        """Unit viewing directions.
+        """Return unit viewing directions.
 
         Args:
             pixels: float [N, 2] column and row; the first pixel's centre is (0.5, 0.5).
@@ -136,7 +138,7 @@ class Camera:
         return pixels + np.array(self.centre), depth
 
     def transformed(self, world2other: Array) -> Camera:
-        """The same camera in another frame.
+        """Return the same camera in another frame.
 
         Args:
             world2other: [4, 4] rigid transform, or one that mirrors (a flipped label grid).
@@ -149,7 +151,7 @@ class Camera:
         )
 
     def resized(self, width: int, height: int) -> Camera:
-        """The same view, its horizontal field kept, on a raster of another size."""
+        """Return the same view, its horizontal field kept, on a raster of another size."""
         factor = width / self.width
         centre = None
         if self.centre_px is not None:
@@ -161,7 +163,7 @@ class Camera:
 
 
 def chase_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.0) -> Camera:
-    """Camera behind and above the ego vehicle (ego frame).
+    """Return the camera behind and above the ego vehicle (ego frame).
 
     Args:
         width: image columns.
@@ -181,7 +183,8 @@ def chase_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.
 
 
 def orbit_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.0) -> Camera:
-    """Camera on a circle around the ego vehicle, first behind its right shoulder (ego frame).
+    """Return the camera on a circle around the ego vehicle, first behind its right shoulder (ego
+    frame).
 
     Args:
         width: image columns.
@@ -202,7 +205,8 @@ def orbit_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.
 
 
 def front_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.0) -> Camera:
-    """Camera above the roof that looks down the road, as a tall passenger would (ego frame).
+    """Return the camera above the roof that looks down the road, as a tall passenger would (ego
+    frame).
 
     Args:
         width: image columns.
@@ -244,7 +248,9 @@ def top_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.0)
 
 
 def _wide_enough(fov_deg: float, aspect: float) -> float:
-    """Horizontal field of view that shows in panels of any shape what ``fov_deg`` shows at 7:5."""
+    """Return the horizontal field of view that shows in panels of any shape what `fov_deg` shows at
+    7:5.
+    """
     # Beyond 1.9 the panel is a letter-box: it then shows more at the sides.
     slope = math.tan(math.radians(0.5 * fov_deg)) * min(aspect, 1.9) / 1.4
     return 2 * math.degrees(math.atan(slope))

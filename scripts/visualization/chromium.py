@@ -25,7 +25,7 @@ _FLAGS = [
 
 
 def _find(playwright: Any) -> str:
-    """Path of $OPUS_CHROMIUM, the system's Chromium, or playwright's own."""
+    """Return the path of $OPUS_CHROMIUM, the system's Chromium, or playwright's own."""
     own = playwright.chromium.executable_path
     candidates = [os.environ.get("OPUS_CHROMIUM"), *map(shutil.which, _NAMES), own]
     for path in candidates:
@@ -36,7 +36,7 @@ def _find(playwright: Any) -> str:
 
 @contextmanager
 def open_browser() -> Iterator[Any]:
-    """A browser without a window: playwright's ``Browser``.
+    """Open a browser without a window: playwright's `Browser`.
 
     Raises:
         ConfigError: Chromium or playwright is not installed.

@@ -25,9 +25,9 @@ from scripts.visualization.source import SampleSource, Wanted
 _DESCRIPTION = """\
 Pictures, films and viewers of predictions and ground truth; no display and no GPU needed.
 
-    python visualize.py --config C --weights W --vis-input --vis-gt     # a model
-    python visualize.py --config C --predictions DIR --vis-gt           # predictions on disk
-    python visualize.py --config C --vis-gt                             # ground truth alone
+    python visualize.py CONFIG --weights CHECKPOINT --vis-input --vis-gt   # a model
+    python visualize.py CONFIG --predictions DIR --vis-gt                  # predictions on disk
+    python visualize.py CONFIG --vis-gt                                    # ground truth alone
     python visualize.py ... --scene scene-0103 --format mp4 --view orbit
 
 png: a sheet per sample with cameras, prediction, ground truth, their difference and scores, and an
@@ -53,7 +53,7 @@ def command_parser() -> CommandParser:
 
 
 def _add_contents(parser: argparse.ArgumentParser) -> None:
-    """What is shown."""
+    """Add options for what is shown."""
     group = parser.add_argument_group("what to show")
     group.add_argument("--weights", metavar="CHECKPOINT", help="of the model to draw")
     group.add_argument(
@@ -82,23 +82,23 @@ def _add_contents(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_choice_of_samples(parser: argparse.ArgumentParser) -> None:
-    """Which samples are shown."""
+    """Add options for the choice of samples."""
     group = parser.add_argument_group("which samples").add_mutually_exclusive_group()
     group.add_argument("--scene", metavar="NAME", help="all samples of a scene")
     group.add_argument(
-        "--index", type=number_from(0), nargs="+", metavar="I", help="these samples, counted from 0"
+        "--index", type=number_from(0), nargs="+", metavar="I", help="indices of samples, from 0"
     )
     group.add_argument(
         "--num",
         type=number_from(1),
         metavar="N",
-        help=f"so many, spread evenly over the data set (default: {_DEFAULT_NUM} for png, the "
-        "first scene for the other formats)",
+        help="number of samples, spread evenly over the data set "
+        f"(default: {_DEFAULT_NUM} for png, the first scene for the other formats)",
     )
 
 
 def _add_style(parser: argparse.ArgumentParser) -> None:
-    """How samples are shown."""
+    """Add options for the style."""
     group = parser.add_argument_group("how to show it")
     group.add_argument("--format", choices=list(FORMATS), default="png", help="default: png")
     group.add_argument(
@@ -117,12 +117,12 @@ def _add_style(parser: argparse.ArgumentParser) -> None:
         "--palette",
         choices=list(PALETTES),
         default="field",
-        help="class colours: nuScenes' own, or ones that colour-blind readers can tell apart",
+        help="class colours: nuScenes' own, or ones for colour-blind readers",
     )
 
 
 def _chosen(args: argparse.Namespace, source: SampleSource) -> list[int]:
-    """Indices of the samples the arguments ask for."""
+    """Return the indices of the samples the arguments ask for."""
     if args.index is not None:
         indices = list(dict.fromkeys(args.index))
         # Before the first minute of drawing, not after it.
@@ -179,7 +179,7 @@ def visualize(args: argparse.Namespace) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
 
     def run(args: argparse.Namespace) -> None:
         visualize(args)

@@ -25,7 +25,7 @@ def difference_grid(
             Elsewhere the ground truth is shown as "not scored" and the prediction is left out.
 
     Returns:
-        uint8 [X, Y, Z] of :class:`scripts.visualization.palette.Difference`.
+        uint8 [X, Y, Z] of `scripts.visualization.palette.Difference`.
 
     Raises:
         ConfigError: the grids have different shapes.
@@ -49,5 +49,5 @@ def difference_grid(
 
 
 def difference_colours() -> NDArray[np.uint8]:
-    """Colours of the difference labels without free: uint8 [5, 3]."""
+    """Return the colours of the difference labels without free: uint8 [5, 3]."""
     return np.asarray(list(DIFFERENCE_COLOURS.values()), dtype=np.uint8)

@@ -75,7 +75,7 @@ def _centres() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.flo
 
 
 def _hull(x: NDArray[np.float64], y: NDArray[np.float64], z: NDArray[np.float64]) -> NDArray:
-    """Closed body with cabin, without wheels: bool [X, Y, Z]."""
+    """Return the closed body with cabin, without wheels: bool [X, Y, Z]."""
     top = np.interp(x, _OUTLINE[:, 0], _OUTLINE[:, 1], left=0.0, right=0.0)
     # Narrower towards bumpers (plan view), roof (tumblehome) and sill.
     along = np.abs((x - 0.5 * (_REAR + _FRONT)) / (0.5 * (_FRONT - _REAR)))
@@ -136,7 +136,7 @@ class CarFaces:
 
     Attributes:
         cells: int64 [F, 3] voxels of the car's own grid that own the faces.
-        faces: uint8 [F] which face, see :func:`scripts.visualization.surface.surface_faces`.
+        faces: uint8 [F] which face, see `scripts.visualization.surface.surface_faces`.
         labels: uint8 [F] parts of the car.
         normals: float32 [F, 3] unit normals of the smoothed shape.
         colours: uint8 [parts, 3].
@@ -154,7 +154,7 @@ class CarFaces:
 
 
 def car_faces() -> CarFaces:
-    """The car's surface without its underside, which no view shows."""
+    """Return the car's surface without its underside, which no view shows."""
     car = car_model()
     labels, normals = car.labels.numpy(), car.normals.numpy()
     cells, faces = surface_faces(labels != _EMPTY)
@@ -247,7 +247,7 @@ class EgoCar:
 def _rows_and_columns(
     camera: Camera, low: NDArray[np.float64], high: NDArray[np.float64], pixels: Tensor
 ) -> tuple[int, int, int, int]:
-    """Which of the pixels [H, W, 2] may see a box of the ego frame.
+    """Return which of the pixels [H, W, 2] may see a box of the ego frame.
 
     Returns:
         First row and column, and one past the last row and column; none if the box reaches behind

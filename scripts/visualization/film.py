@@ -57,7 +57,7 @@ class Shot:
 
 
 def plan_shots(moments: Sequence[Moment], fps: float, orbits: bool = False) -> list[Shot]:
-    """The pictures of a film that plays as fast as the scene was.
+    """Return the pictures of a film that plays as fast as the scene was.
 
     Args:
         moments: of the samples in the order they are shown.
@@ -85,7 +85,7 @@ def plan_shots(moments: Sequence[Moment], fps: float, orbits: bool = False) -> l
 def _between(
     first: NDArray[np.float64], second: NDArray[np.float64], share: float
 ) -> NDArray[np.float64]:
-    """Pose [4, 4] on the way from one to the other, ``share`` in [0, 1]."""
+    """Return the pose [4, 4] on the way from one to the other, `share` in [0, 1]."""
     rotations = Rotation.from_matrix(np.stack([first[:3, :3], second[:3, :3]]))
     pose = np.eye(4)
     pose[:3, :3] = Slerp([0.0, 1.0], rotations)(share).as_matrix()
@@ -138,7 +138,9 @@ def _shoot(job: Job, indices: Sequence[int], shots: Sequence[Shot], path: Path) 
 
 
 def _picture(job: Job, view: SampleView, shot: Shot) -> NDArray[np.uint8]:
-    """The sheet of one moment: uint8 [H, W, 3], of even height and width as H.264 wants it."""
+    """Return the sheet of one moment: uint8 [H, W, 3], of even height and width as H.264 wants
+    it.
+    """
     moved = replace(view, ego2grid=view.ego2grid @ shot.motion)
     sheet = compose_sheet(moved, replace(job.options, turn=shot.turn, wide=True)).image
     even = sheet.crop((0, 0, sheet.width // 2 * 2, sheet.height // 2 * 2))
@@ -146,7 +148,7 @@ def _picture(job: Job, view: SampleView, shot: Shot) -> NDArray[np.uint8]:
 
 
 def _open_writer(path: Path, size: tuple[int, int], job: Job) -> Any:
-    """Starts ffmpeg as a generator that takes pictures."""
+    """Start ffmpeg as a generator that takes pictures."""
     try:
         from imageio_ffmpeg import write_frames
     except ImportError as error:

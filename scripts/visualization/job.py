@@ -22,7 +22,7 @@ FORMATS = {
     "rrd": "scripts.visualization.recording",
     "html": "scripts.visualization.web_page",
 }
-"""Module of each format; its ``write(job: Job) -> list[Path]`` returns the files written.
+"""Module of each format; its `write(job: Job) -> list[Path]` returns the files written.
 
 Modules are imported when they are asked for: pictures need none of the libraries of the others.
 """
@@ -32,10 +32,10 @@ class ViewSource(Protocol):
     """Anything that has samples to draw."""
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
 
     def view(self, index: int) -> SampleView:
-        """One of them."""
+        """Return one sample."""
 
     def moment(self, index: int) -> Moment:
         """When and where it was recorded, without loading it."""
@@ -43,14 +43,14 @@ class ViewSource(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """One call of a format's ``write``.
+    """One call of a format's `write`.
 
     Attributes:
         source: the samples.
         indices: which of them, at least one, in the order they are shown.
         out: folder for the files; exists.
         title: what the samples are of: name of the config.
-        format: name in :data:`FORMATS`.
+        format: name in `FORMATS`.
         options: size and style; formats that are no picture take from it what they have.
         fps: pictures per second of a film.
         report: receives one line per file.
@@ -66,12 +66,12 @@ class Job:
     report: Callable[[str], None] = print
 
     def run(self) -> list[Path]:
-        """Write the files; returns their paths."""
+        """Write the files; return their paths."""
         files: list[Path] = import_module(FORMATS[self.format]).write(self)
         return files
 
     def clips(self) -> list[tuple[str, list[int]]]:
-        """The samples by scene, each with its name, for formats with one file per scene."""
+        """Return the samples by scene, each with its name, for formats with one file per scene."""
         names = {index: self.source.moment(index).scene_name for index in self.indices}
         # In the order of first mention, whatever the order of the samples.
         rank = {name: i for i, name in enumerate(dict.fromkeys(names.values()))}
@@ -79,12 +79,14 @@ class Job:
         return [(name, list(group)) for name, group in groupby(ordered, key=names.__getitem__)]
 
     def file(self, name: str) -> Path:
-        """Path of an output file; what file systems may not like in a name becomes ``_``."""
+        """Return the path of an output file; what file systems may not like in a name becomes
+        `_`.
+        """
         return self.out / re.sub(r"[^\w.-]+", "_", name)
 
 
 def spread(count: int, total: int) -> list[int]:
-    """``count`` indices spread evenly over ``range(total)``: both ends, no duplicates."""
+    """`count` indices spread evenly over `range(total)`: both ends, no duplicates."""
     if count >= total:
         return list(range(total))
     return sorted({int(i) for i in np.round(np.linspace(0, total - 1, count))})

@@ -17,7 +17,8 @@ _OPACITY = 0.62
 def overlaid_images(
     view: SampleView, width: int, theme: Theme, palette: str = "field"
 ) -> tuple[CameraImage, ...]:
-    """The sample's images with its prediction over them, or its ground truth without a prediction.
+    """Return the sample's images with its prediction over them, or its ground truth without a
+    prediction.
 
     Args:
         view: the sample. Images whose calibration is not known stay as they are.

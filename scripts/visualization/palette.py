@@ -17,7 +17,7 @@ from scripts.runtime.errors import ConfigError
 
 RGB = tuple[int, int, int]
 
-# The colours of nuScenes' own categories (nuscenes-devkit, ``nuscenes.utils.color_map``). Where an
+# The colours of nuScenes' own categories (nuscenes-devkit, `nuscenes.utils.color_map`). Where an
 # occupancy class merges several categories, the one that names most of it is taken: pedestrian =
 # human.pedestrian.adult, bus = vehicle.bus.bendy (the bus colour of the lidarseg figures: that of
 # bus.rigid is hard to tell from truck), others = noise.
@@ -97,7 +97,7 @@ EGO_COLOUR: RGB = (255, 240, 245)
 
 
 class Difference(IntEnum):
-    """Labels of a difference grid, see :mod:`scripts.visualization.difference`."""
+    """Labels of a difference grid, see `scripts.visualization.difference`."""
 
     RIGHT = 0
     WRONG_CLASS = 1
@@ -108,7 +108,7 @@ class Difference(IntEnum):
 
 
 # Blue, vermilion and yellow of Okabe and Ito's set, which readers with any of the common colour
-# vision deficiencies can tell apart; what is right stays grey so that the errors stand out. They
+# vision deficiencies can distinguish; what is right stays grey so that the errors stand out. They
 # serve both palettes.
 DIFFERENCE_COLOURS: dict[str, RGB] = {
     "right": (168, 176, 184),
@@ -161,14 +161,14 @@ THEMES: dict[str, Theme] = {
 
 
 def class_colours(class_names: Sequence[str], palette: str = "field") -> NDArray[np.uint8]:
-    """Colours of classes in the order of their labels.
+    """Return the colours of classes in the order of their labels.
 
     The classes of nuScenes' occupancy labels have the colours of the palette, under any spelling.
     Others get a colour by their name, the same in any order of the classes, and another for each.
 
     Args:
         class_names: names of the C semantic classes (the free class is not among them).
-        palette: name in :data:`PALETTES`.
+        palette: name in `PALETTES`.
 
     Returns:
         uint8 [C, 3] sRGB.
@@ -192,7 +192,9 @@ def _key(class_name: str) -> str:
 
 @cache
 def _candidates() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Colours that other classes may have: sRGB uint8 [n, 3] and CIELAB float32 [n, 3]."""
+    """Return the colours that other classes may have: sRGB uint8 [n, 3] and CIELAB float32 [n,
+    3].
+    """
     levels = np.linspace(0, 255, _STEPS).round()
     rgb = np.array(list(itertools.product(levels, repeat=3)), dtype=np.uint8)
     lab = _lab(rgb)
@@ -207,7 +209,7 @@ def _lab(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 @cache
 def _with_others(names: tuple[str, ...], palette: str) -> dict[str, RGB]:
-    """The palette, completed with colours of these names.
+    """Return the palette, completed with colours of these names.
 
     Each name draws an order of the candidates and takes the first that is far from all colours
     before it, or the farthest if there is none: a colour rarely depends on the other names.
@@ -227,7 +229,7 @@ def _with_others(names: tuple[str, ...], palette: str) -> dict[str, RGB]:
 
 
 def pretty_name(class_name: str) -> str:
-    """Class name as a legend shows it: ``driveable_surface`` -> ``driveable surface``."""
+    """Return the class name as a legend shows it: `driveable_surface` -> `driveable surface`."""
     return class_name.replace("_", " ")
 
 

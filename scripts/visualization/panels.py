@@ -72,7 +72,7 @@ def _subjects(view: SampleView, with_difference: bool, palette: str) -> list[_Su
 
 
 def panel_count(view: SampleView, with_difference: bool) -> int:
-    """Number of panels that :func:`render_panels` makes."""
+    """Return the number of panels that `render_panels` makes."""
     count = (view.prediction is not None) + (view.truth is not None)
     return count + (with_difference and count == 2)
 
@@ -94,7 +94,7 @@ def render_panels(
         theme: background colours.
         with_difference: whether to compare prediction and ground truth.
         palette: of the classes.
-        camera: name in :data:`scripts.visualization.camera.VIEWS`.
+        camera: name in `scripts.visualization.camera.VIEWS`.
         turn: how far the orbiting camera has turned, as a share of the full circle.
     """
     subjects = _subjects(view, with_difference, palette)
@@ -158,7 +158,7 @@ def render_all(
 
 
 def extent_m(view: SampleView) -> float:
-    """Half the longer horizontal side of the grid."""
+    """Return half the longer horizontal side of the grid."""
     grid = view.prediction if view.prediction is not None else view.truth
     if grid is None:
         return 0.0

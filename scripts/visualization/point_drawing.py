@@ -48,7 +48,7 @@ def seen_balls(
     least_px: float,
     haze: RGB | None = None,
 ) -> Balls:
-    """The balls that a camera sees.
+    """Return the balls that a camera sees.
 
     Args:
         points: [N, 3] middles, ego frame.
@@ -73,7 +73,7 @@ def seen_balls(
 
 
 def draw_balls(image: Image.Image, balls: Balls) -> Image.Image:
-    """The image with the balls on it, smooth at their borders."""
+    """Return the image with the balls on it, smooth at their borders."""
     width, height = image.size
     fine = image.resize((width * _FINER, height * _FINER), Image.Resampling.NEAREST)
     canvas = np.array(fine)
@@ -102,7 +102,7 @@ def draw_balls(image: Image.Image, balls: Balls) -> Image.Image:
 def _ball(
     radius: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Pixels [P] of a ball relative to its middle, and their brightness."""
+    """Return the pixels [P] of a ball relative to its middle, and their brightness."""
     axis = np.arange(-radius, radius + 1)
     dx, dy = np.meshgrid(axis, axis)
     reach = radius + 0.25
@@ -117,7 +117,7 @@ def _ball(
 
 
 def draw_ground(image: Image.Image, camera: Camera, extent_m: float, theme: Theme) -> None:
-    """Rings of distance and the border of the scene on the ground, in place.
+    """Draw rings of distance and the border of the scene on the ground, in place.
 
     Args:
         image: of the camera's size.

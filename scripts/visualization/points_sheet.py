@@ -127,7 +127,9 @@ def _attend(
 def _query_labels(
     view: SampleView, points: NDArray[np.float32], prediction: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Class [Q] that most of a query's points [Q, R, 3] lie in, and their share [Q] of all."""
+    """Return the class [Q] that most of a query's points [Q, R, 3] lie in, and their share [Q] of
+    all.
+    """
     num_classes = len(view.class_names)
     cells = np.floor((points - np.array(view.grid_min)) / np.array(view.voxel_size)).astype(int)
     inside = ((cells >= 0) & (cells < np.array(prediction.shape))).all(axis=-1)
@@ -146,7 +148,9 @@ def _choose(
     images: Sequence[CameraImage],
     num_classes: int,
 ) -> tuple[int, ...]:
-    """Queries to be numbered: of different classes, the rarest first, clear and well in view."""
+    """Return the queries to number: of different classes, the rarest first, clear and well in
+    view.
+    """
     in_view = np.zeros(len(labels))
     for image in images:
         camera = _camera_of(image)
@@ -173,7 +177,7 @@ def _camera_of(image: CameraImage) -> Camera | None:
 
 
 def _visible(camera: Camera, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which of the points [Q, S, 3] (ego frame) a camera sees: bool [Q, S]."""
+    """Return which of the points [Q, S, 3] (ego frame) a camera sees: bool [Q, S]."""
     pixels, depth = camera.project(points.reshape(-1, 3))
     inside = ((pixels >= 0) & (pixels < np.array([camera.width, camera.height]))).all(axis=1)
     return (inside & (depth > 0.3)).reshape(points.shape[:2])
@@ -183,7 +187,7 @@ def _visible(camera: Camera, points: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _marked(image: CameraImage, attention: _Attention, width: int) -> CameraImage:
-    """A camera's image with the sampling points on it."""
+    """Return a camera's image with the sampling points on it."""
     height = round(width * image.image.height / image.image.width)
     picture = image.image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     camera = _camera_of(image)
@@ -262,7 +266,7 @@ def _panels(view: SampleView, attention: _Attention, options: SheetOptions) -> l
 def _backdrop(
     view: SampleView, camera: Camera, extent_m: float, options: SheetOptions
 ) -> Image.Image:
-    """The ego vehicle on empty ground."""
+    """Return the ego vehicle on empty ground."""
     empty = np.full((1, 1, 1), 1, dtype=np.uint8)
     renderer = VoxelRenderer(
         empty,
@@ -285,7 +289,7 @@ def _point_picture(
     options: SheetOptions,
     is_main: bool,
 ) -> Image.Image:
-    """Points [Q, R, 3] of one layer; the inset has no numbers."""
+    """Return the points [Q, R, 3] of one layer; the inset has no numbers."""
     colours = np.repeat(attention.colours, points.shape[1], axis=0)
     # A ball of a single point stands for all the query will grow into.
     radius_m = 0.32 if points.shape[1] == 1 else 0.2
@@ -301,7 +305,7 @@ def _point_picture(
 def _legend(
     view: SampleView, attention: _Attention, options: SheetOptions
 ) -> list[tuple[str, RGB]]:
-    """The classes that occur, the queries that predict nothing, and what numbers mean."""
+    """Return the classes that occur, the queries that predict nothing, and what numbers mean."""
     colours = class_colours(view.class_names, options.palette)
     entries = [
         (pretty_name(view.class_names[c]), (int(r), int(g), int(b)))

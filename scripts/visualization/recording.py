@@ -1,6 +1,6 @@
 """Rerun recording of a scene: cameras, LiDAR, voxels, query points and the ego track on a timeline.
 
-Opened with ``rerun FILE.rrd`` (the viewer comes with the package rerun-sdk).
+Opened with `rerun FILE.rrd` (the viewer comes with the package rerun-sdk).
 
 Entities, with their transforms as in the project (ego: x forward, y left, z up, metres)::
 
@@ -89,7 +89,7 @@ def _rerun() -> Any:
 
 
 class _Recorder:
-    """Logs samples into a file, one after the other.
+    """Log samples into a file, one after the other.
 
     Args:
         rr: the module rerun.
@@ -121,7 +121,7 @@ class _Recorder:
         self._stream.log(entity, content, static=static)
 
     def add(self, number: int, view: SampleView) -> None:
-        """Log one sample at its place on the timelines ``sample`` and ``time``."""
+        """Log one sample at its place on the timelines `sample` and `time`."""
         rr = self._rr
         if not self._shown:
             self._annotate(view.class_names)
@@ -148,7 +148,7 @@ class _Recorder:
             self._log(f"scores/{name.replace(' ', '_')}", rr.Scalar(value))
 
     def _annotate(self, class_names: Sequence[str]) -> None:
-        """Names and colours of the classes, for whatever is hovered."""
+        """Log names and colours of the classes, shown on hovering."""
         rows = [
             (i, pretty_name(name), tuple(map(int, colour)))
             for i, (name, colour) in enumerate(
@@ -202,7 +202,7 @@ class _Recorder:
         colours: NDArray[np.uint8],
         first_id: int,
     ) -> None:
-        """Boxes of one label grid, an entity per class, so that each can be switched off."""
+        """Log boxes of one label grid, an entity per class, so that each can be hidden."""
         rr = self._rr
         self._shown.add(kind)
         voxels = surface_voxels(grid < len(names))
@@ -228,7 +228,9 @@ class _Recorder:
                 self._alive.remove(entity)
 
     def _add_layer(self, number: int, count: int, points: NDArray[np.float32]) -> None:
-        """Points [Q, R, 3] after one decoder layer (0: where queries start), and their centres."""
+        """Log points [Q, R, 3] after one decoder layer (0: where queries start), and their
+        centres.
+        """
         rr = self._rr
         colour = _colour_map(_LAYER_COLOUR_MAP, np.array([0.15 + 0.8 * number / max(count - 1, 1)]))
         name = "initial" if number == 0 else f"layer_{number}"
@@ -247,7 +249,7 @@ class _Recorder:
 
 
 def _car(rr: Any) -> Any:
-    """The ego car as a mesh: two triangles per face of its voxels, smoothly shaded."""
+    """Return the ego car as a mesh: two triangles per face of its voxels, smoothly shaded."""
     car = car_faces()
     axis, level = car.faces // 2, car.faces % 2
     count = len(car.cells)
@@ -272,7 +274,7 @@ def _transform(rr: Any, matrix: NDArray[np.float64]) -> Any:
 
 
 def _colour_map(name: str, values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Colours [n, 3] of values [n], of which those from 0 to 1 are told apart."""
+    """Return the colours [n, 3] of values [n], for the range 0 to 1."""
     from matplotlib import colormaps
 
     colours: NDArray[np.uint8] = colormaps[name](np.clip(values, 0, 1), bytes=True)[:, :3]

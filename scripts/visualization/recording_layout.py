@@ -8,7 +8,7 @@ from typing import Any
 from scripts.visualization.sample_view import short_name
 
 GRIDS = {"prediction": "Prediction", "ground_truth": "Ground truth", "difference": "Difference"}
-"""Label grids of a recording: entity below ``world/ego/grid`` and title."""
+"""Label grids of a recording: entity below `world/ego/grid` and title."""
 
 # Clockwise from the left, as a driver turns the head: two rows of three.
 _CAMERA_ORDER = ("front_left", "front", "front_right", "back_left", "back", "back_right")
@@ -16,7 +16,7 @@ _BACKGROUND = (24, 28, 35)
 
 
 def camera_entity(name: str) -> str:
-    """Entity of a camera: ``CAM_FRONT`` -> ``world/ego/cameras/front``."""
+    """Return the entity of a camera: `CAM_FRONT` -> `world/ego/cameras/front`."""
     return f"world/ego/cameras/{short_name(name).lower()}"
 
 
@@ -25,7 +25,7 @@ def layout(cameras: Sequence[str], shown: Collection[str]) -> Any:
 
     Args:
         cameras: entities of the cameras.
-        shown: which of :data:`GRIDS`, ``"queries"``, ``"lidar"`` and ``"scores"`` are recorded.
+        shown: which of `GRIDS`, `"queries"`, `"lidar"` and `"scores"` are recorded.
     """
     import rerun.blueprint as rrb
 
@@ -68,7 +68,7 @@ def layout(cameras: Sequence[str], shown: Collection[str]) -> Any:
 
 
 def _scene(rrb: Any, title: str, kind: str) -> Any:
-    """A 3D view around the vehicle that shows one thing, the vehicle and its track."""
+    """Return a 3D view around the vehicle that shows one thing, the vehicle and its track."""
     what = "/world/ego/lidar" if kind == "lidar" else f"/world/ego/grid/{kind}/**"
     return rrb.Spatial3DView(
         origin="/world/ego",

@@ -38,8 +38,8 @@ def serve_recording(recording: Path, home: Path) -> Iterator[str]:
     """Serve a recording to browsers on this machine while the context lasts.
 
     Args:
-        recording: Path of the ``.rrd`` file.
-        home: Folder for the server's settings and its log, ``server.log``.
+        recording: Path of the `.rrd` file.
+        home: Folder for the server's settings and its log, `server.log`.
 
     Yields:
         The page's address.
@@ -78,7 +78,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _answers(port: int) -> bool:
-    """Whether something listens within the time a server may take to start."""
+    """Return whether something listens within the time a server may take to start."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         with socket.socket() as probe:
@@ -89,12 +89,12 @@ def _answers(port: int) -> bool:
 
 
 def open_viewer(browser: Any, address: str, width: int, height: int) -> Any:
-    """Open the viewer in a browser of :func:`scripts.visualization.chromium.open_browser`.
+    """Open the viewer in a browser of `scripts.visualization.chromium.open_browser`.
 
     The viewer asks its maker's servers for news; these requests are blocked.
 
     Returns:
-        playwright's ``Page``.
+        playwright's `Page`.
     """
     page = browser.new_page(viewport={"width": width, "height": height})
     page.add_init_script(_MORE_ATTACHMENTS)
@@ -130,7 +130,7 @@ def wait_for_colour(
 
 
 def _resting_picture(page: Any, deadline: float) -> Image.Image:
-    """The picture of a page once it has not changed for some seconds, or at the deadline."""
+    """Return the picture of a page once it has not changed for some seconds, or at the deadline."""
     before, since = _picture(page), time.monotonic()
     while time.monotonic() < deadline and time.monotonic() - since < _REST_SECONDS:
         page.wait_for_timeout(1000)

@@ -23,7 +23,7 @@ class CameraImage:
     """One input image.
 
     Attributes:
-        name: camera, e.g. ``CAM_FRONT_LEFT``.
+        name: camera, e.g. `CAM_FRONT_LEFT`.
         image: RGB.
         ego2img: [4, 4] metres of the ego frame to pixels (u*w, v*w, w, 1) of this image, or None
             where the calibration is not known.
@@ -39,7 +39,7 @@ class Moment:
     """When and where a sample was recorded.
 
     Attributes:
-        scene_name: e.g. ``scene-0103``.
+        scene_name: e.g. `scene-0103`.
         time_us: timestamp of the key frame in microseconds.
         ego2global: [4, 4] from the ego frame to the map.
     """
@@ -71,7 +71,7 @@ class SampleView:
     Attributes:
         index: position in the data set.
         total: size of the data set.
-        scene_name: e.g. ``scene-0103``.
+        scene_name: e.g. `scene-0103`.
         sample_token: nuScenes' token of the key frame.
         class_names: names of the C semantic classes in label order.
         empty_label: label of free space.
@@ -134,19 +134,21 @@ _TWO_ROWS = ("FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_LEFT", "BACK", "BACK_RI
 
 
 def short_name(camera: str) -> str:
-    """``CAM_FRONT_LEFT`` -> ``FRONT_LEFT``."""
+    """`CAM_FRONT_LEFT` -> `FRONT_LEFT`."""
     return camera.removeprefix("CAM_").upper()
 
 
 def panorama(images: Sequence[CameraImage], single_row: bool = True) -> list[CameraImage]:
-    """Cameras in the order of a panorama, those it does not know at the end."""
+    """Return the cameras in the order of a panorama, unknown ones at the end."""
     order = _ONE_ROW if single_row else _TWO_ROWS
     rank = {name: i for i, name in enumerate(order)}
     return sorted(images, key=lambda camera: rank.get(short_name(camera.name), len(rank)))
 
 
 def without_unknown(grid: NDArray[np.uint8], empty_label: int) -> NDArray[np.uint8]:
-    """Labels [X, Y, Z] with free voxels in the place of those of unknown state: not drawn."""
+    """Return the labels [X, Y, Z] with free voxels in the place of those of unknown state: not
+    drawn.
+    """
     return np.where(grid == UNKNOWN_LABEL, np.uint8(empty_label), grid)
 
 

@@ -45,4 +45,4 @@ def sample_scores(
 
 
 def _no_log(message: str) -> None:
-    """Drops the tables that metrics write per evaluation: here each sample is one."""
+    """Drop the tables that metrics write per evaluation: here each sample is one."""

@@ -1,4 +1,4 @@
-"""Composes the sheet of one sample: title and scores, cameras, panels, legend.
+"""Compose the sheet of one sample: title and scores, cameras, panels, legend.
 
 All measures are in pixels at scale 1 and multiplied by the scale, panels and fonts included, so a
 sheet at scale 3 is sharp at three times the size.
@@ -39,10 +39,10 @@ class SheetOptions:
 
     Attributes:
         scale: size factor; 1 gives sheets of 1168 (one panel) to 1992 (three) pixels in width.
-        theme: name in :data:`scripts.visualization.palette.THEMES`.
+        theme: name in `scripts.visualization.palette.THEMES`.
         difference: whether to add the panel that compares prediction and ground truth.
-        palette: name in :data:`scripts.visualization.palette.PALETTES`.
-        view: name in :data:`scripts.visualization.camera.VIEWS`.
+        palette: name in `scripts.visualization.palette.PALETTES`.
+        view: name in `scripts.visualization.camera.VIEWS`.
         turn: how far the orbiting camera has turned, as a share of the full circle.
         wide: whether all cameras stand in one row, however narrow the sheet.
         overlay: whether the cameras show the voxels over their images.
@@ -73,7 +73,7 @@ class SheetOptions:
         class_colours((), self.palette)
 
     def px(self, length: float) -> int:
-        """A length at scale 1 in pixels of the sheet."""
+        """Return a length at scale 1 in pixels of the sheet."""
         return max(1, round(length * self.scale)) if length > 0 else 0
 
     @property
@@ -96,7 +96,7 @@ class Sheet:
 
 
 def legend_entries(class_names: Sequence[str], palette: str = "field") -> list[tuple[str, RGB]]:
-    """Name and colour of every class, and of the ego vehicle."""
+    """Return the name and colour of every class, and of the ego vehicle."""
     colours = class_colours(class_names, palette)
     entries = [
         (pretty_name(name), (int(c[0]), int(c[1]), int(c[2])))
@@ -152,14 +152,14 @@ def _camera_rows_of(
 
 
 def rows_height(rows: Sequence[Sequence[Image.Image]], options: SheetOptions) -> int:
-    """Pixels that :func:`draw_rows` takes."""
+    """Return the pixels that `draw_rows` takes."""
     return sum(row[0].height + options.px(_CAMERA_GAP) for row in rows)
 
 
 def draw_rows(
     canvas: Image.Image, rows: Sequence[Sequence[Image.Image]], top: int, options: SheetOptions
 ) -> int:
-    """Paste rows of pictures below each other; returns where the next thing may begin."""
+    """Paste rows of pictures below each other; return where the next thing may begin."""
     for row in rows:
         x = options.px(_MARGIN)
         for picture in row:
@@ -170,7 +170,7 @@ def draw_rows(
 
 
 def legend_height(entries: Sequence[tuple[str, RGB]], width: int, options: SheetOptions) -> int:
-    """Pixels that :func:`draw_legend` takes within ``width`` pixels."""
+    """Return the pixels that `draw_legend` takes within `width` pixels."""
     px = options.px
     return colour_key_rows([name for name, _ in entries], width, px(_KEY_SIZE)) * px(
         _KEY_ROW_HEIGHT
@@ -180,7 +180,7 @@ def legend_height(entries: Sequence[tuple[str, RGB]], width: int, options: Sheet
 def draw_legend(
     canvas: Image.Image, top: int, entries: Sequence[tuple[str, RGB]], options: SheetOptions
 ) -> None:
-    """Names and colours over the width of the sheet."""
+    """Draw names and colours over the width of the sheet."""
     px, theme = options.px, options.colours
     left = px(_MARGIN)
     width, row = canvas.width - 2 * left, px(_KEY_ROW_HEIGHT)
@@ -203,7 +203,7 @@ def draw_title(canvas: Image.Image, view: SampleView, options: SheetOptions) -> 
         draw_text(canvas, (right, middle), name, size, theme.muted, anchor="rm")
         right -= text_width(name, size)
     size = px(_KEY_SIZE)
-    # The token is for finding the sample again; it gives way where the scores need the room.
+    # The token is for finding the sample again; it is left out if the scores need the space.
     for text, colour in ((view.recorded, theme.text), (view.sample_token, theme.muted)):
         x += px(14)
         if text and x + text_width(text, size) + px(18) < right:
@@ -213,7 +213,7 @@ def draw_title(canvas: Image.Image, view: SampleView, options: SheetOptions) -> 
 def draw_panel(
     canvas: Image.Image, left: int, top: int, panel: Panel, options: SheetOptions
 ) -> None:
-    """A rendered picture with title, note and key above it."""
+    """Draw a rendered picture with title, note and key above it."""
     px, theme = options.px, options.colours
     middle = top + px(_CAPTION_HEIGHT) // 2
     x = left + draw_text(
@@ -238,7 +238,7 @@ def draw_panel(
 def camera_rows(
     images: Sequence[CameraImage], width: int, gap: int, single_row: bool
 ) -> list[list[Image.Image]]:
-    """Cameras in panorama order, resized to fill ``width`` exactly, labelled."""
+    """Return the cameras in panorama order, resized to fill `width` exactly, labelled."""
     if not images:
         return []
     arranged = panorama(images, single_row)
@@ -256,7 +256,7 @@ def camera_rows(
 
 
 def _camera_picture(camera: CameraImage, width: int, height: int) -> Image.Image:
-    """One input image with its name in the corner."""
+    """Return one input image with its name in the corner."""
     image = camera.image if camera.image.mode == "RGB" else camera.image.convert("RGB")
     picture = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
     name = short_name(camera.name).replace("_", " ").lower()

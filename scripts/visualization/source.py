@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, METRICS, init_default_scope
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -31,8 +30,8 @@ from loaders.predictions import load_prediction, prediction_path
 from loaders.sample import OccSample
 from loaders.transforms.images import read_whole_image
 from loaders.transforms.labels import loads_labels
+from scripts.prediction.model import Predictor, test_dataset_config
 from scripts.runtime.building import named_config_keys
-from scripts.runtime.checkpoint import load_weights
 from scripts.runtime.errors import ConfigError
 from scripts.visualization.sample_view import (
     CameraImage,
@@ -68,7 +67,7 @@ class SampleSource:
     Args:
         cfg: the merged config.
         weights: checkpoint of the config's model, or None.
-        predictions: folder with a prediction per sample (see :mod:`loaders.predictions`), or None.
+        predictions: folder with a prediction per sample (see `loaders.predictions`), or None.
             With neither, the ground truth alone is drawn.
         wanted: what else views carry.
 
@@ -89,7 +88,7 @@ class SampleSource:
         def change(dataset: dict[str, Any]) -> dict[str, Any]:
             return _for_drawing(dataset, weights is not None, wanted.lidar)
 
-        test_cfg = _test_dataset(cfg)
+        test_cfg = test_dataset_config(cfg)
         dataset_cfg = map_leaf_configs(test_cfg, change)
         if not wanted.truth:
             dataset_cfg = with_optional_labels(dataset_cfg)
@@ -106,7 +105,7 @@ class SampleSource:
             metric.dataset_meta = dict(self._dataset.metainfo)
 
     def __len__(self) -> int:
-        """Number of samples of the split."""
+        """Return the number of samples of the split."""
         return len(self._dataset)
 
     def check_index(self, index: int) -> None:
@@ -126,7 +125,7 @@ class SampleSource:
         )
 
     def scene(self, name: str) -> list[int]:
-        """Indices of a scene's samples, in the order of the data set.
+        """Return the indices of a scene's samples, in the order of the data set.
 
         Raises:
             ConfigError: the split has no such scene.
@@ -192,7 +191,7 @@ class SampleSource:
         )
 
     def _predict(self, item: Any) -> tuple[Mapping[str, Any] | None, QueryPoints | None]:
-        """The sample's fields with a prediction (None without one), and the query points."""
+        """Return the sample's fields with a prediction (None without one), and the query points."""
         if self._model is not None:
             return self._model.predict(item)
         if self._folder is None:
@@ -207,14 +206,14 @@ class _Model:
     """A model that predicts one packed sample at a time.
 
     Args:
-        model: built from the config, with its weights.
+        predictor: the config's model with its weights.
         with_queries: whether to keep the points of the queries.
     """
 
-    def __init__(self, model: Any, with_queries: bool) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = model.to(device).eval()
+    def __init__(self, predictor: Predictor, with_queries: bool) -> None:
+        self._predictor = predictor
         self._output: Any = None
+        model = predictor.model
         if with_queries and hasattr(model, "pts_bbox_head"):
             # What the head returns in the mode 'tensor' passes here on its way to the prediction.
             model.pts_bbox_head.register_forward_hook(self._keep)
@@ -223,9 +222,8 @@ class _Model:
         self._output = output
 
     def predict(self, item: Mapping[str, Any]) -> tuple[dict[str, Any], QueryPoints | None]:
-        """The data sample's fields with its prediction, and the points of the queries."""
-        with torch.no_grad():
-            sample = self._model.test_step(pseudo_collate([item]))[0]
+        """Return the data sample's fields with its prediction, and the points of the queries."""
+        (sample,) = self._predictor.predict([item])
         if self._output is None:
             return sample.to_dict(), None
         low, high = np.split(np.asarray(sample.metainfo["pc_range"], dtype=np.float32), 2)
@@ -257,19 +255,8 @@ def _check_choice(weights: str | None, predictions: str | None, wanted: Wanted) 
         )
 
 
-def _test_dataset(cfg: Config) -> dict[str, Any]:
-    """Config of the test split, else of the validation split."""
-    for name in ("test_dataloader", "val_dataloader"):
-        loader = cfg.get(name)
-        if loader is not None and loader.get("dataset") is not None:
-            return dict(loader["dataset"])
-    raise ConfigError(
-        "the config has neither a test_dataloader nor a val_dataloader with a dataset"
-    )
-
-
 def _for_drawing(dataset_cfg: dict[str, Any], has_model: bool, lidar: bool) -> dict[str, Any]:
-    """Config of a data set that loads what is drawn.
+    """Return the config of a data set that loads what is drawn.
 
     Args:
         dataset_cfg: Of a data set that is no wrapper.
@@ -295,20 +282,18 @@ def _for_drawing(dataset_cfg: dict[str, Any], has_model: bool, lidar: bool) -> d
 def _build_model(cfg: Config, weights: str, with_queries: bool) -> _Model:
     if cfg.get("model") is None:
         raise ConfigError("the config has no model, but --weights was given")
-    model = MODELS.build(cfg.model)
-    load_weights(model, weights)
-    return _Model(model, with_queries)
+    return _Model(Predictor(cfg, weights), with_queries)
 
 
 def _build_metrics(cfg: Config) -> list[Any]:
-    """The config's metrics."""
+    """Return the config's metrics."""
     evaluator = cfg.get("test_evaluator") or cfg.get("val_evaluator") or []
     configs = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
     return [METRICS.build(config) for config in configs]
 
 
 def _current_images(sample: OccSample) -> tuple[CameraImage, ...]:
-    """Images of the current frame.
+    """Return the images of the current frame.
 
     Raises:
         MissingDataError: an image is missing.
@@ -324,7 +309,9 @@ def _current_images(sample: OccSample) -> tuple[CameraImage, ...]:
 
 
 def _lidar_points(sample: OccSample, load_dim: int) -> NDArray[np.float32] | None:
-    """Points of the key frame's LiDAR in the ego frame: float32 [n, 3]; None without its file."""
+    """Return the points of the key frame's LiDAR in the ego frame: float32 [n, 3]; None without its
+    file.
+    """
     if sample.lidar is None or not Path(sample.lidar.paths[0]).is_file():
         return None
     points = read_lidar_points(sample.lidar.paths[0], load_dim)[:, :3]
@@ -346,6 +333,6 @@ def _numpy(value: Any) -> NDArray[Any]:
 
 
 def _grid(labels: Any, name: str) -> Any:
-    """A label grid [X, Y, Z] of the sample, None where it is not loaded."""
+    """Return a label grid [X, Y, Z] of the sample, None where it is not loaded."""
     value = getattr(labels, name, None)
     return None if value is None else _numpy(value)

@@ -26,7 +26,7 @@ def surface_voxels(occupied: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def surface_faces(occupied: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Faces between an occupied voxel and a free one or the outside.
+    """Return the faces between an occupied voxel and a free one or the outside.
 
     Args:
         occupied: bool [X, Y, Z].

@@ -33,7 +33,7 @@ def font(size: int, bold: bool = False) -> Any:
 
 @lru_cache(maxsize=1024)
 def text_width(text: str, size: int, bold: bool = False) -> int:
-    """Width of ``text`` in pixels, rounded up."""
+    """Return the width of `text` in pixels, rounded up."""
     return int(font(size, bold).getlength(text) + 0.999)
 
 
@@ -68,14 +68,14 @@ def draw_text(
 def draw_swatch(
     canvas: Image.Image, left: int, middle: int, side: int, fill: RGB, rule: RGB, line: int
 ) -> None:
-    """A framed square of ``fill`` whose left edge and vertical middle are given."""
+    """Draw a framed square of `fill` whose left edge and vertical middle are given."""
     top = middle - side // 2
     box = (left, top, left + side - 1, top + side - 1)
     ImageDraw.Draw(canvas).rectangle(box, fill=fill, outline=rule, width=line)
 
 
 def colour_key_rows(labels: Sequence[str], width: int, size: int) -> int:
-    """Rows that :func:`draw_colour_key` needs for ``labels`` within ``width`` pixels."""
+    """Return rows that `draw_colour_key` needs for `labels` within `width` pixels."""
     return -(-len(labels) // _key_columns(labels, width, size))
 
 

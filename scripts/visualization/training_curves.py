@@ -2,7 +2,7 @@
 
     python scripts/plot_log.py work_dirs/A work_dirs/B --out outputs/curves.png
 
-Reads the scalars that mmengine writes beside TensorBoard's (``<run>/vis_data/scalars.json``). A
+Reads the scalars that mmengine writes beside TensorBoard's (`<run>/vis_data/scalars.json`). A
 training that was stopped and resumed is one curve: where two runs of a work dir logged the same
 steps, the later one counts, since the last checkpoint comes from it.
 """
@@ -26,7 +26,7 @@ from scripts.runtime.errors import ConfigError
 Points = list[tuple[float, float]]
 SCALARS = "vis_data/scalars.json"
 # Blue, vermilion, green, purple, orange, sky, black of Okabe and Ito's set, which readers with any
-# of the common colour vision deficiencies can tell apart.
+# of the common colour vision deficiencies can distinguish.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 # Lines of the decoder layers before the last one, from the start on.
 LAYER_STYLES: tuple[Any, ...] = (":", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1)))
@@ -55,7 +55,7 @@ def read_run(folder: Path, name: str) -> RunLog:
     """Read and join the logs of a work dir.
 
     Args:
-        folder: What ``--work-dir`` of train.py was, or one run in it.
+        folder: What `--work-dir` of train.py was, or one run in it.
         name: How the legend calls it.
 
     Raises:
@@ -144,7 +144,7 @@ def panels_of(runs: Sequence[RunLog]) -> list[Panel]:
 
 
 def _loss_line(key: str) -> tuple[str, str]:
-    """Kind of a loss and the layer it belongs to: ``d0.loss_cls`` -> loss_cls, layer 1."""
+    """Return the kind of a loss and the layer it belongs to: `d0.loss_cls` -> loss_cls, layer 1."""
     match = _LAYER.fullmatch(key)
     if match is None or key == "loss":
         return key, LAST
@@ -216,7 +216,8 @@ def _draw_panel(ax: Any, panel: Panel) -> None:
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
-    """Names that tell work dirs apart: the last component, or the whole path where that is shared.
+    """Return names that distinguish work dirs: the last component, or the whole path where that
+    is shared.
 
     Raises:
         ConfigError: A folder is given twice.
@@ -233,7 +234,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     parser.add_argument("work_dirs", nargs="+", type=Path, metavar="WORK_DIR")
     parser.add_argument(

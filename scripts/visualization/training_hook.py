@@ -39,15 +39,15 @@ class ValidationSheetHook(Hook):
 
     The predictions are those of the evaluation itself, so that a sheet costs its drawing alone
     (about half a second on one core). Sheets go to all visualisation back ends of the runner: to
-    TensorBoard under *Images*, and as PNG files into ``vis_data/vis_image``. So does the table of
+    TensorBoard under *Images*, and as PNG files into `vis_data/vis_image`. So does the table of
     class scores: to TensorBoard under *Text*, to Weights & Biases as a table, to MLflow as an
-    artifact, and as a Markdown file into ``vis_data``.
+    artifact, and as a Markdown file into `vis_data`.
 
     Args:
         num_samples: Sheets per evaluation, of samples spread evenly over the validation split (the
             main process' part of it); 0 draws none.
-        scale: Size of the sheets, see :class:`scripts.visualization.sheet.SheetOptions`.
-        palette: Class colours, see :data:`scripts.visualization.palette.PALETTES`.
+        scale: Size of the sheets, see `scripts.visualization.sheet.SheetOptions`.
+        palette: Class colours, see `scripts.visualization.palette.PALETTES`.
 
     Raises:
         ConfigError: Fewer than no samples, or a scale or palette that does not exist.
@@ -67,7 +67,7 @@ class ValidationSheetHook(Hook):
         self._views: list[SampleView] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Evaluations by themselves (val.py) have no use for sheets; those of a training do."""
+        """Prepare sheets in a training; evaluations by val.py need none."""
         self._in_training = is_main_process()
 
     def before_val_epoch(self, runner: Runner) -> None:
@@ -118,10 +118,10 @@ def view_of_sample(
     scores: Sequence[tuple[str, float]],
     total: int,
 ) -> SampleView:
-    """What a sheet shows of a validation sample: the network's input, output and target.
+    """Return what a sheet shows of a validation sample: the network's input, output and target.
 
     Args:
-        sample: Packed by ``PackOccSample``, with the model's prediction.
+        sample: Packed by `PackOccSample`, with the model's prediction.
         images: uint8 [F, 3, H, W] BGR, the network's input (before normalisation); the current
             frame's cameras come first.
         scores: Of this sample.
@@ -160,7 +160,7 @@ def view_of_sample(
 
 
 def _input_images(images: torch.Tensor, cameras: Sequence[str]) -> tuple[CameraImage, ...]:
-    """The current frame's images."""
+    """Return the current frame's images."""
     found: list[CameraImage] = []
     for name, image in zip(cameras, images, strict=False):
         rgb = image.flip(0).permute(1, 2, 0).cpu().numpy().astype(np.uint8)
@@ -173,10 +173,11 @@ def _grid(sample: BaseDataElement, name: str) -> NDArray[Any] | None:
 
 
 def class_rows(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
-    """The class scores among an evaluation's results, as a header and rows; no rows without any.
+    """Return the class scores among an evaluation's results, as a header and rows; no rows without
+    any.
 
     Args:
-        metrics: Results by name; those of a class are called ``<metric>/IoU_<class>``.
+        metrics: Results by name; those of a class are called `<metric>/IoU_<class>`.
     """
     scores: dict[str, dict[str, float]] = {}
     columns: dict[str, None] = {}
@@ -201,7 +202,7 @@ def class_rows(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; the row named "mean" in bold."""
+    """Return a table in Markdown; the row named "mean" in bold."""
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for name, *cells in rows:
         lines.append(f"| {' | '.join([f'**{name}**' if name == 'mean' else name, *cells])} |")

@@ -1,7 +1,7 @@
 """Shaded pictures of a voxel grid: one native ray per pixel, more where edges need smoothing.
 
-Rays are cast and shaded by :func:`models.ops.voxel_shading`, with light that
-:func:`models.ops.voxel_light` has made once per grid. Light, voxel edges and fog are evaluated
+Rays are cast and shaded by `models.ops.voxel_shading`, with light that
+`models.ops.voxel_light` has made once per grid. Light, voxel edges and fog are evaluated
 analytically at the hit point, so one sample per pixel suffices inside a surface; only pixels on a
 silhouette or a colour border are sampled again.
 
@@ -62,9 +62,9 @@ class _Samples:
     """Shaded rays.
 
     Attributes:
-        colour: float32 [H, W, 4], see :meth:`VoxelRenderer._draw_rows`.
+        colour: float32 [H, W, 4], see `VoxelRenderer._draw_rows`.
         key: int32 [H, W] label and plane drawn as one number; below zero the background, from
-            :data:`_CAR` on the ego car.
+            `_CAR` on the ego car.
     """
 
     colour: Tensor
@@ -72,7 +72,7 @@ class _Samples:
 
 
 class VoxelRenderer:
-    """Draws one label grid from any number of cameras.
+    """Draw one label grid from any number of cameras.
 
     Args:
         labels: uint8 [X, Y, Z] class of each voxel.
@@ -134,7 +134,7 @@ class VoxelRenderer:
     def _cells_in_box(
         self, low: NDArray[np.float64], high: NDArray[np.float64]
     ) -> tuple[tuple[slice, slice, slice], NDArray[np.float64]]:
-        """Cells around a box of the ego frame.
+        """Return the cells around a box of the ego frame.
 
         Returns:
             Slices of the grid that contain the box, and the cells' centres in the ego frame
@@ -246,9 +246,9 @@ class VoxelRenderer:
         return _eight_bits(self._draw_rows(camera, first, last, over=False)[..., :3])
 
     def _draw_rows(self, camera: Camera, first: int, last: int, over: bool) -> Tensor:
-        """Rows of the picture with smooth borders: float32 [rows, W, 4].
+        """Return rows of the picture with smooth borders: float32 [rows, W, 4].
 
-        With ``over`` voxels alone, without car, fog and background, their colour multiplied by the
+        With `over` voxels alone, without car, fog and background, their colour multiplied by the
         share of the pixel that they cover; the fourth channel is that share.
         """
         # A row more on either side, to see the borders there.
@@ -266,7 +266,7 @@ class VoxelRenderer:
     def _smoothed(
         self, image: Tensor, border: Tensor, camera: Camera, view: VoxelView, start: int, over: bool
     ) -> Tensor:
-        """The picture with the corners of border pixels sampled too.
+        """Return the picture with the corners of border pixels sampled too.
 
         Pixels that touch share their corners, so that this takes little more than one ray a pixel
         instead of four. A corner counts an eighth in each of its pixels, the middle a half.
@@ -277,7 +277,7 @@ class VoxelRenderer:
             camera: in the ego frame.
             view: of that camera.
             start: the picture's row that is the first here.
-            over: see :meth:`_draw_rows`.
+            over: see `_draw_rows`.
         """
         rows, width = border.shape
         needed = torch.zeros(rows + 1, width + 1, dtype=torch.bool)
@@ -294,7 +294,7 @@ class VoxelRenderer:
 
     @staticmethod
     def _border_pixels(key: Tensor) -> Tensor:
-        """Pixels that show something else than a direct neighbour: bool [H, W]."""
+        """Return the pixels that show something else than a direct neighbour: bool [H, W]."""
         border = key >= _CAR
         across = key[:, 1:] != key[:, :-1]
         border[:, 1:] |= across
@@ -313,9 +313,9 @@ class VoxelRenderer:
         wanted: Tensor | None,
         over: bool,
     ) -> _Samples:
-        """Shade one ray per entry of ``pixels`` [H, W, 2]; see :meth:`_draw_rows`.
+        """Shade one ray per entry of `pixels` [H, W, 2]; see `_draw_rows`.
 
-        ``local`` [H, W, 3] are their unit directions in the camera's own axes. Where ``wanted``
+        `local` [H, W, 3] are their unit directions in the camera's own axes. Where `wanted`
         [H, W] is given and false, the result means nothing.
         """
         share = (pixels[:, 0, 1:] / camera.height).clamp(0, 1)
@@ -329,7 +329,7 @@ class VoxelRenderer:
         return _Samples(colour, key)
 
     def _view(self, camera: Camera, fog: float) -> VoxelView:
-        """What the shading needs to know of a camera in the grid's frame."""
+        """Return what the shading needs to know of a camera in the grid's frame."""
         edges = (
             self._style.edge_strength,
             self._style.edge_width_px,
@@ -351,7 +351,8 @@ def _eight_bits(image: Tensor) -> NDArray[np.uint8]:
 
 
 def _rays(camera: Camera, first: int, last: int, offset: float) -> tuple[Tensor, Tensor]:
-    """Pixels [H, W, 2] of some rows and their unit directions [H, W, 3] in the camera's own axes.
+    """Return the pixels [H, W, 2] of some rows and their unit directions [H, W, 3] in the camera's
+    own axes.
 
     Args:
         camera: whose image it is.

@@ -1,7 +1,7 @@
 """HTML: a page per scene that shows its voxels in any browser, without a network.
 
-The page carries everything: three.js, the viewer of ``web/`` and the voxels of all samples, packed.
-See ``web/main.js`` for what it can do.
+The page carries everything: three.js, the viewer of `web/` and the voxels of all samples, packed.
+See `web/main.js` for what it can do.
 
 Dimension letters: X, Y, Z voxels of a grid; V occupied voxels.
 """
@@ -40,7 +40,7 @@ from scripts.visualization.voxel_renderer import RenderStyle
 
 _WEB = Path(__file__).parent / "web"
 _VENDOR = _WEB / "vendor" / "three-0.180.0"
-# Modules by the names under which they import each other; the packed ones nobody reads.
+# Modules by the names under which they import each other; the minified ones are not for reading.
 _LIBRARIES = {
     "three-core": "three.core.min.js",
     "three": "three.module.min.js",
@@ -89,7 +89,7 @@ def pack_steps(indices: NDArray[np.int64]) -> bytes:
 
 
 class _Page:
-    """Collects samples.
+    """Collect samples.
 
     Args:
         job: what is asked for.
@@ -125,7 +125,7 @@ class _Page:
         )
 
     def _add_grid(self, view: SampleView, layer: str) -> dict[str, tuple[int, int]]:
-        """Append a grid's voxels; returns where they are."""
+        """Append a grid's voxels; return where they are."""
         grid, free = _label_grid(view, layer)
         indices = np.flatnonzero(grid.reshape(-1) != free)
         labels = grid.reshape(-1)[indices].astype(np.uint8)
@@ -140,7 +140,7 @@ class _Page:
         return start, len(content)
 
     def text(self) -> str:
-        """The page."""
+        """Return the page."""
         assert self._first is not None
         options = self._job.options
         fields = {
@@ -201,7 +201,7 @@ def _check_size(view: SampleView) -> None:
 
 
 def _layers(view: SampleView) -> list[str]:
-    """What there is to be switched between."""
+    """Return the layers to switch between."""
     layers = ["prediction"] if view.prediction is not None else []
     if view.truth is not None:
         layers.append("truth")
@@ -211,7 +211,7 @@ def _layers(view: SampleView) -> list[str]:
 
 
 def _label_grid(view: SampleView, layer: str) -> tuple[NDArray[np.uint8], int]:
-    """Labels [X, Y, Z] of a layer, and that of its free voxels."""
+    """Return the labels [X, Y, Z] of a layer, and that of its free voxels."""
     if layer == "difference":
         assert view.prediction is not None and view.truth is not None
         grid = difference_grid(view.prediction, view.truth, view.empty_label, view.scored)
@@ -241,7 +241,7 @@ def _layer_description(view: SampleView, layer: str, palette: str) -> dict[str, 
 
 
 def _thumbnail(camera: CameraImage) -> dict[str, str]:
-    """A camera image of moderate size as a data URL."""
+    """Return a camera image of moderate size as a data URL."""
     picture = camera.image.convert("RGB")
     width = min(_IMAGE_WIDTH, picture.width)
     height = round(width * picture.height / picture.width)
@@ -254,7 +254,7 @@ def _thumbnail(camera: CameraImage) -> dict[str, str]:
 
 
 def _rounded(matrix: NDArray[np.float64]) -> list[float]:
-    """A matrix [4, 4] row by row, to a micrometre."""
+    """Return a matrix [4, 4] row by row, to a micrometre."""
     return [round(float(value), 6) for value in matrix.reshape(-1)]
 
 
@@ -289,7 +289,7 @@ def _module_elements() -> str:
 
 
 def _theme_variables() -> str:
-    """The colours of the themes as custom properties of CSS."""
+    """Return the colours of the themes as custom properties of CSS."""
 
     def css(colour: RGB, alpha: float = 1.0) -> str:
         return f"rgb({colour[0]} {colour[1]} {colour[2]} / {alpha:g})"

@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 @lru_cache(maxsize=4)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads with torch's threading off, kept for the next pictures."""
+    """Return the threads with torch's threading off, kept for the next pictures."""
     everyone = threading.Barrier(threads)
 
     def prepare() -> None:
@@ -40,10 +40,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def parallel_map(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """``[function(item) for item in items]`` on as many threads as torch is set to use.
+    """`[function(item) for item in items]` on as many threads as torch is set to use.
 
     Args:
-        function: must not call :func:`parallel_map` itself.
+        function: must not call `parallel_map` itself.
         items: independent pieces of work.
     """
     return list(_pool(torch.get_num_threads()).map(function, items))

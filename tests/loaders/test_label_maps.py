@@ -87,7 +87,7 @@ def test_openocc_v2_by_configuration_alone(root, mini):
 
 
 def test_a_map_brings_labels_into_the_order_of_the_config(root, mini):
-    """A dict or a list, by names or labels; Occ3D's labels but for 'others' come out again."""
+    """A dict or a list, by names or labels; Occ3D's labels except 'others' come out again."""
     by_name = dict(enumerate([*OPENOCC_V2, "free"]))
     by_label = [OCC3D_CLASSES.index(name) for name in OPENOCC_V2] + [17]
     expected = build(mini.root, {})[1].voxel_semantics

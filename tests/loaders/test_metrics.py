@@ -323,7 +323,7 @@ class TestMetric:
             evaluator.dataset_meta = {"class_names": CLASSES, "voxel_size": (0.4, 0.4, 0.5)}
         with pytest.raises(ValueError, match="mask is 'radar'"):
             OccupancyMetric(mask="radar")
-        with pytest.raises(ValueError, match="knows no classes"):
+        with pytest.raises(ValueError, match="has no classes"):
             OccupancyMetric().process(None, [element(golden, 0).to_dict()])
         with pytest.raises(ValueError, match="saw no sample"):
             OccupancyMetric(class_names=CLASSES).evaluate(0)

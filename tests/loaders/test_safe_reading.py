@@ -34,7 +34,7 @@ from scripts.sweep_infos.json_stream import iter_records
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = (4, 4, 2)
-KIND = FileKind("test file", "make it", "make it anew", max_bytes=MIB)
+KIND = FileKind("test file", "make it", "make it again", max_bytes=MIB)
 READERS = {
     "image": read_image,
     "Occ3D labels": lambda path: read_occ3d_labels(path, GRID, 3),

@@ -45,3 +45,23 @@ def test_without_a_multiple_it_is_the_default_sampler(monkeypatch: pytest.Monkey
         place = (0, processes)
         monkeypatch.setattr(mmengine.dataset.sampler, "get_dist_info", lambda place=place: place)
         assert len(EpochSampler(list(range(5)), shuffle=False)) == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8, 13])
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_consecutive_shares_are_gathered_whole(
+    monkeypatch: pytest.MonkeyPatch, size: int, processes: int
+) -> None:
+    shares = []
+    for rank in range(processes):
+        place = (rank, processes)
+        monkeypatch.setattr(mmengine.dataset.sampler, "get_dist_info", lambda place=place: place)
+        sampler = EpochSampler(list(range(size)), shuffle=False, consecutive=True)
+        share = list(sampler)
+        assert len(share) == len(sampler) == -(-size // processes)
+        own = share[: size // processes]
+        assert own == list(range(own[0], own[0] + len(own))) if own else True
+        shares.append(share)
+    # as mmengine.dist.collect_results does: one result of each process in turn, the rest dropped
+    gathered = [index for turn in zip(*shares, strict=True) for index in turn][:size]
+    assert sorted(gathered) == list(range(size))

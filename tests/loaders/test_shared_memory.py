@@ -49,7 +49,7 @@ def test_other_arrays_become_plain_tensors() -> None:
 
 
 def test_pinning_keeps_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine without a GPU pinning fails in torch, so it is told apart by a copy here."""
+    """On a machine without a GPU pinning fails in torch, so a copy stands for it here."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self.clone())
     element = OccDataElement(metainfo=dict(token="a"), ego2img=torch.eye(4), grid=torch.ones(3))
     pinned = element.pin_memory()

@@ -71,7 +71,7 @@ LIDAR_BRANCH: dict[str, Any] = dict(
 
 
 def with_lidar(head: dict[str, Any]) -> dict[str, Any]:
-    """Return the changes that give ``DETECTOR`` this head and a LiDAR branch."""
+    """Return the changes that give `DETECTOR` this head and a LiDAR branch."""
     decoder = head["decoder"] | dict(mixed_points=None)
     return LIDAR_BRANCH | dict(pts_bbox_head=head | dict(use_lidar=True, decoder=decoder))
 
@@ -112,7 +112,7 @@ def camera_matrices(num_frames: int = T) -> torch.Tensor:
 
 
 def make_geometry(batch: int, dtype: torch.dtype = torch.float32) -> CameraGeometry:
-    """Return the cameras of a batch for ``HEAD``."""
+    """Return the cameras of a batch for `HEAD`."""
     return CameraGeometry(
         camera_matrices().to(dtype).repeat(batch, 1, 1, 1),
         torch.eye(4, dtype=dtype).repeat(batch, 1, 1),
@@ -150,7 +150,7 @@ def make_batch(*seeds: int, num_frames: int = T, lidar: bool = False) -> dict[st
 
 
 def make_feats(batch: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    """Return three levels of random feature maps for ``HEAD``."""
+    """Return three levels of random feature maps for `HEAD`."""
     rng = torch.Generator().manual_seed(seed)
     return [
         torch.randn(batch, T * N, 32, HW[0] // s, HW[1] // s, generator=rng).to(dtype)

@@ -49,6 +49,22 @@ def test_reference_numbers_in_single_precision(
     assert code == 0, printed
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@pytest.mark.parametrize("name", ["opusv1_fusion_head", "opusv2_head"])
+def test_reference_numbers_with_rounded_factors(
+    name: str, precision: str, check: Callable[..., tuple[int, str]]
+) -> None:
+    code, printed = check(GOLDEN / f"{name}.npz", "--dtype", precision)
+    assert code == 0, printed
+    _, exact = check(GOLDEN / f"{name}.npz", "--dtype", "float32")
+    key = "native eval/refine_pts.1"
+    errors = [
+        float(next(line for line in text.splitlines() if key in line).split()[2])
+        for text in (printed, exact)
+    ]
+    assert errors[0] > 30 * errors[1]  # factors have been rounded
+
+
 @pytest.mark.parametrize(
     ("name", "key"),
     [

@@ -36,7 +36,7 @@ from scripts.runtime.checkpoint import (
     start_from,
     weights_of,
 )
-from tests.models.cases import DETECTOR, HEAD, POINT_HEAD, merge, with_lidar
+from tests.models.cases import DETECTOR, HEAD, POINT_HEAD, N, merge, with_lidar
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,7 +78,7 @@ def test_every_loader_converts_layouts(layout: SparseLayout, fusion: Any, tmp_pa
     own, foreign = fusion.state_dict(), to_layout(fusion, layout)
     torch.save(dict(state_dict=foreign), tmp_path / "weights.pth")
     loaded = MODELS.build(merge(DETECTOR, **with_lidar(HEAD)))
-    loaded.cache.fetch(["old"], lambda positions: [torch.zeros(1)] * len(positions))
+    loaded.cache.fetch([["old"]], lambda positions: [torch.zeros(1, N, 1, 1, 1)])
     load_checkpoint(loaded, str(tmp_path / "weights.pth"), strict=True)
     assert equal(loaded.state_dict(), own) and len(loaded.cache) == 0
 

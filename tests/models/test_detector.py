@@ -10,7 +10,6 @@ import torch
 from mmengine.optim import OptimWrapper
 
 from models.bounded_cache import BoundedCache
-from models.detectors.feature_cache import FeatureCache
 from models.layers import GridMask
 from tests.models.cases import DETECTOR, HW, N, T, make_batch, merge
 
@@ -184,26 +183,6 @@ def test_streaming_without_identity_is_refused(make_detector: Callable[..., Any]
     batch["data_samples"][0].set_metainfo(dict(ida_mat=None))
     with pytest.raises(ValueError, match="Streaming needs img_paths and ida_mat"):
         run(model, batch, "tensor")
-
-
-def test_cache_is_bounded_and_drops_the_oldest() -> None:
-    cache, computed = FeatureCache(max_frames=3), []
-
-    def compute(keys: list[str]) -> Callable[[list[int]], list[tuple[torch.Tensor]]]:
-        def features(positions: list[int]) -> list[tuple[torch.Tensor]]:
-            computed.extend(keys[i] for i in positions)
-            return [(torch.tensor(ord(keys[i])),) for i in positions]
-
-        return features
-
-    def fetch(*keys: str) -> list[int]:
-        return [int(frame[0]) for frame in cache.fetch(keys, compute(list(keys)))]
-
-    assert fetch("a", "b", "b") == [97, 98, 98] and computed == ["a", "b"]
-    assert fetch("c", "a") == [99, 97] and len(cache) == 3
-    assert fetch("d", "a") == [100, 97] and len(cache) == 3  # b goes: used longest ago
-    assert fetch("c", "a") == [99, 97] and computed == ["a", "b", "c", "d"]
-    assert fetch(*"efgh") == [101, 102, 103, 104] and len(cache) == 3  # more than fits
 
 
 def test_cache_counts_what_it_keeps() -> None:

@@ -191,7 +191,7 @@ def test_single_occupied_voxel_and_no_camera_mask(make_head: Callable[..., Any])
     sample.voxel_semantics[3, 2, 1] = 2
     del sample.mask_camera
     head = make_head()
-    target = head.occupied_points(sample)
+    (target,) = head.occupied_points(sample.voxel_semantics[None], [sample])
     torch.testing.assert_close(target.points, torch.tensor([[-5.2, -4.0, 0.2]]))
     assert target.labels.tolist() == [2] and target.visible.tolist() == [True]
     total = sum(losses_of(head, sample).values())
@@ -313,4 +313,4 @@ def test_wrong_sizes_are_named(make_head: Callable[..., Any]) -> None:
     sample = make_sample(0)
     sample.set_data(dict(voxel_semantics=torch.zeros(4, 4, 4, dtype=torch.uint8)))
     with pytest.raises(ValueError, match=r"has the shape \(4, 4, 4\), the model predicts"):
-        head.occupied_points(sample)
+        head.loss_terms(head.train()(make_feats(1), make_geometry(1)), [sample])

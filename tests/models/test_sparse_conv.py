@@ -78,6 +78,64 @@ def test_spconv_path_has_the_same_layout(cls: type[SparseConv3d | SubMConv3d]) -
         torch.testing.assert_close(features, ours_by_voxel[tuple(coord)], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("is_sorted", [True, False])
+@pytest.mark.parametrize("cls", [SparseConv3d, SubMConv3d])
+def test_way_of_a_gpu_equals_that_of_the_cpu(
+    cls: type[SparseConv3d | SubMConv3d], is_sorted: bool
+) -> None:
+    """A table of neighbours and one product, for voxels in ascending and in any order."""
+    conv, x = cls(3, 4, padding=1).double(), random_sparse(3)
+    if is_sorted:
+        d0, d1, d2 = SHAPE
+        grid, *place = x.coords.unbind(1)
+        key = ((grid * d0 + place[0]) * d1 + place[1]) * d2 + place[2]
+        step = ops.ConvStep(conv.kernel_size, conv.stride, conv.padding)
+        chain = ops.voxel_chain(key, 2, SHAPE, [step])
+        given = SparseTensor.of_chain(x.features[key.argsort()], chain, 2)
+        x.coords = x.coords[key.argsort()]
+        x.features = given.features
+        assert torch.equal(given.coords, x.coords)
+    else:
+        given = x
+    ours, cpus = conv._forward_gathered(given), conv._forward_native(x)
+    assert torch.equal(ours.coords, cpus.coords)
+    assert ours.spatial_shape == cpus.spatial_shape
+    torch.testing.assert_close(ours.features, cpus.features)
+    upstream = torch.randn_like(ours.features)
+    inputs = [x.features, *conv.parameters()]
+    for own, other in zip(
+        torch.autograd.grad(ours.features, inputs, upstream),
+        torch.autograd.grad(cpus.features, inputs, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, other)
+
+
+def test_tables_are_built_once_for_a_set_of_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    find = ops.voxel_neighbors
+
+    def count(*args: object) -> object:
+        built.append(args)
+        return find(*args)
+
+    monkeypatch.setattr(ops, "voxel_neighbors", count)
+    keys = torch.tensor([3, 17, 40, 41, 100])
+    step = ops.ConvStep((3, 3, 3), (2, 2, 2), (1, 1, 1))
+    x = SparseTensor.of_chain(torch.randn(5, 4), ops.voxel_chain(keys, 1, SHAPE, [step]), 1)
+    for _ in range(3):
+        x = SubMConv3d(4, 4)._forward_gathered(x)
+    x = SparseConv3d(4, 4, stride=2)._forward_gathered(x)
+    for _ in range(2):
+        x = SubMConv3d(4, 4)._forward_gathered(x)
+    assert len(built) == 3
+
+
+def test_unknown_backend_is_named() -> None:
+    with pytest.raises(ValueError, match="sparse_backend must be one of"):
+        SubMConv3d(3, 4, backend="cusparse")
+
+
 def test_spconv_adds_no_parameters() -> None:
     pytest.importorskip("spconv")
     conv = SubMConv3d(3, 4)

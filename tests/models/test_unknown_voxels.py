@@ -98,7 +98,7 @@ def test_a_scene_of_nothing_but_unknown_voxels(make_head: Callable[..., Any]) ->
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_without_unknown_voxels_nothing_changes(make_head: Callable[..., Any], kind: str) -> None:
-    """The mark far away from everything, in a voxel that is free: the same losses but for it."""
+    """The mark far away from everything, in a voxel that is free: the same losses otherwise."""
     torch.manual_seed(2)
     head = make_head(HEADS[kind]).train()
     output = head(make_feats(1), make_geometry(1))

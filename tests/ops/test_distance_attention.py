@@ -12,7 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.ops import distance_attention, distance_attention_reference
+from models.ops import (
+    attention_order,
+    distance_attention,
+    distance_attention_reference,
+)
 
 BOTH = [distance_attention, distance_attention_reference]
 
@@ -265,10 +269,55 @@ def test_bad_arguments() -> None:
 def test_opcheck() -> None:
     *leaves, centres = make_inputs(B=1, H=2, Q=5, d=4, dtype=torch.float32)
     leaves = [x.requires_grad_() for x in leaves]
-    torch.library.opcheck(torch.ops.opus.distance_attention.default, (*leaves, centres, 0.1, 3))
+    extra = (0.1, torch.tensor([3]), torch.randperm(5)[None])
+    torch.library.opcheck(torch.ops.opus.distance_attention.default, (*leaves, centres, *extra))
+    torch.library.opcheck(torch.ops.opus.attention_order.default, (centres,))
     inputs = [x.detach() for x in (*leaves, centres)]
-    out, log_sum = torch.ops.opus.distance_attention(*inputs, 0.0, 0)
+    out, log_sum = torch.ops.opus.distance_attention(*inputs, 0.0, None, None)
     torch.library.opcheck(
         torch.ops.opus.distance_attention_backward.default,
-        (torch.randn(1, 2, 5, 4), *inputs, out, log_sum, 0.0, 0),
+        (torch.randn(1, 2, 5, 4), *inputs, out, log_sum, 0.0, None, None),
     )
+
+
+def test_samples_drop_by_seeds_of_their_own(device: str) -> None:
+    """A sample drops the same in any batch, and a graph that is replayed reads new seeds."""
+    inputs = [x.to(device) for x in make_inputs(B=3, Q=70, dtype=torch.float32)]
+    seeds = torch.tensor([5, 2**62 + 1, 5], device=device)
+    together = distance_attention(*inputs, 0.3, seeds)
+    for b in range(3):
+        alone = distance_attention(*(x[b : b + 1] for x in inputs), 0.3, int(seeds[b]))
+        assert torch.equal(together[b : b + 1], alone)
+    expected = distance_attention_reference(*inputs, 0.3, seeds)
+    torch.testing.assert_close(together, expected, rtol=2e-5, atol=2e-5)
+    seeds += 1
+    assert not torch.equal(distance_attention(*inputs, 0.3, seeds), together)
+
+
+def test_order_of_queries_does_not_show(device: str) -> None:
+    inputs = make_far_queries(1030, torch.float32)
+    order = attention_order(inputs[4].to(device))
+    assert torch.equal(order.sort(1).values.cpu(), torch.arange(1030)[None])
+    assert not torch.equal(order.cpu(), torch.arange(1030)[None])
+    expected = distance_attention_reference(*inputs)
+    on_device = [x.to(device) for x in inputs]
+    for other in (order, order.flip(1), torch.randperm(1030)[None].to(device)):
+        found = distance_attention(*on_device, order=other).cpu()
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+        leaves = [x.clone().requires_grad_() for x in on_device[:4]]
+        distance_attention(*leaves, on_device[4], order=other).square().sum().backward()
+        own = [x.clone().requires_grad_() for x in on_device[:4]]
+        distance_attention(*own, on_device[4]).square().sum().backward()
+        for a, b in zip(leaves, own, strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_order_is_checked() -> None:
+    inputs = make_inputs(B=1, H=1, Q=4, dtype=torch.float32)
+    for order, message in (
+        (torch.tensor([[0, 1, 2]]), r"order must be int64 \[1, 4\]"),
+        (torch.tensor([[0, 1, 1, 3]]), "every query of a sample once"),
+        (torch.tensor([[0, 1, 2, 4]]), "every query of a sample once"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            distance_attention(*inputs, order=order)

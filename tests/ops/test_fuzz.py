@@ -1,4 +1,4 @@
-"""Odd arguments end in an error; a short form of ``scripts/fuzz.py``, also under the sanitizers."""
+"""Odd arguments end in an error; a short form of `scripts/fuzz.py`, also under the sanitizers."""
 
 from __future__ import annotations
 

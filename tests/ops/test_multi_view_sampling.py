@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.ops import multi_view_sampling, multi_view_sampling_reference
+from models.ops import SharedMaps, multi_view_sampling, multi_view_sampling_reference
 
 BOTH = [multi_view_sampling, multi_view_sampling_reference]
 
@@ -75,7 +75,7 @@ def with_gradients(function: Callable[..., Tensor], case: Case, pairing: str) ->
 
 
 def on_device(case: Case, device: str) -> Case:
-    """A copy whose tensors lie in memory as those of ``case`` do."""
+    """A copy whose tensors lie in memory as those of `case` do."""
     feats, *tensors = case[:4]
     moved = [x.detach().to(device) for x in feats]
     return Case(moved, *(x.detach().to(device) for x in tensors), *case[4:])
@@ -455,3 +455,66 @@ def test_opcheck() -> None:
         torch.ops.opus.multi_view_sampling.default,
         (case.feats, case.points, case.occ2img, case.level_weights, *settings),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shared_maps_sum_the_gradients_of_all_samplings(dtype: torch.dtype, device: str) -> None:
+    check_shared_maps(dtype, device)
+
+
+def test_shared_maps_in_double_precision() -> None:
+    check_shared_maps(torch.float64, "cpu")
+
+
+def check_shared_maps(dtype: torch.dtype, device: str) -> None:
+    """As autograd sums them, but in the precision of the points, and with one rounding."""
+    wide = torch.float32 if dtype == torch.bfloat16 else dtype
+    cases = [make_case(dtype=wide, seed=seed) for seed in range(3)]
+    maps = [feat.to(device, dtype).requires_grad_() for feat in cases[0].feats]
+    exact = [feat.detach().double().cpu().requires_grad_() for feat in maps]
+    shared, total, expected = SharedMaps(maps), [], []
+    for case in cases:
+        given = [x.to(device) for x in (case.points, case.occ2img, case.level_weights)]
+        given[0].requires_grad_()
+        out = multi_view_sampling(shared, *given, case.img_hw, case.num_cams)
+        plain = multi_view_sampling(maps, *given, case.img_hw, case.num_cams)
+        assert torch.equal(out, plain)
+        total.append(out.square().sum())
+        twin = multi_view_sampling_reference(
+            exact, *(x.detach().double().cpu() for x in given), case.img_hw, case.num_cams
+        )
+        expected.append(twin.square().sum())
+    found = torch.autograd.grad(torch.stack(total).sum(), maps, retain_graph=True)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+    for own, other in zip(
+        found, torch.autograd.grad(torch.stack(expected).sum(), exact), strict=True
+    ):
+        assert own.dtype == dtype
+        scale = float(other.abs().max())
+        torch.testing.assert_close(
+            own.double().cpu() / scale, other / scale, rtol=0, atol=tolerance
+        )
+    # Once more through the same graph, and a part of it: buffers start again.
+    for own, other in zip(
+        torch.autograd.grad(torch.stack(total).sum(), maps, retain_graph=True), found, strict=True
+    ):
+        torch.testing.assert_close(own, other)
+    (first,) = torch.autograd.grad(total[0], maps[:1])
+    case = cases[0]
+    given = [x.to(device) for x in (case.points, case.occ2img, case.level_weights)]
+    out = multi_view_sampling(maps, *given, case.img_hw, case.num_cams)
+    torch.testing.assert_close(first, torch.autograd.grad(out.square().sum(), maps[:1])[0])
+
+
+def test_shared_maps_without_gradients_are_plain() -> None:
+    case = make_case()
+    shared = SharedMaps(case.feats)
+    assert shared.token is None
+    assert torch.equal(multi_view_sampling(shared, *case[1:]), multi_view_sampling(*case))
+    with torch.no_grad():
+        assert SharedMaps([feat.requires_grad_() for feat in case.feats]).token is None
+    with pytest.raises(ValueError, match=r"sums\[0\] must be"):
+        torch.ops.opus.multi_view_sampling_backward_into(
+            torch.zeros(2, 7, 2, 6, 4, dtype=torch.float64), case.feats, *case[1:4], *case.img_hw,
+            case.num_cams, True, True, [torch.zeros_like(feat) for feat in case.feats],
+        )  # fmt: skip

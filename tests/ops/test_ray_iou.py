@@ -101,7 +101,7 @@ def test_crossings_at_one_time(device: str, density: float) -> None:
 
 
 def test_long_ways_through_empty_space(device: str) -> None:
-    """Squares larger than the largest that is kept; many rays, so that lanes are filled anew."""
+    """Squares larger than the largest that is kept; many rays, so that lanes are refilled."""
     generator = torch.Generator().manual_seed(2)
     grids = torch.full((2, 2, 150, 90, 20), FREE, dtype=torch.uint8)
     for row in torch.rand(60, 4, generator=generator).tolist():
@@ -196,7 +196,7 @@ for truth in (grids[1], ray_iou_counts(grids[1], grids[1], *rays)[1]):
 
 
 def one_ray(device: str) -> tuple[Tensor, ...]:
-    """Grids free but for what the test sets, one origin at x = 0 looking along +x."""
+    """Grids free except for what the test sets, one origin at x = 0 looking along +x."""
     grids = torch.full((2, 1, 20, 20, 8), FREE, dtype=torch.uint8, device=device)
     origins = torch.tensor([[0.0, 0.1, 1.0]], dtype=torch.float64, device=device)
     along = torch.tensor([[1.0, 0.0, 0.0]], device=device)

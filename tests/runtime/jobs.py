@@ -1,4 +1,4 @@
-"""Trainings in processes of their own that start in no time.
+"""Trainings in separate processes that start fast.
 
 They are forked from a server that has imported everything, so that a test may kill one after the
 other. Each is the leader of a process group, as a shell's job is.
@@ -60,7 +60,7 @@ class Job:
             pass
 
     def children(self) -> list[int]:
-        """Processes that it has started, but for helpers of Python's own."""
+        """Processes that it has started, except for Python's helpers."""
         pid = self.process.pid
         names = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         lines = {int(n): Path(f"/proc/{n}/cmdline").read_bytes() for n in names}

@@ -228,7 +228,7 @@ def test_config_with_a_missing_base(run: Runner, tmp_path: Path) -> None:
     path = tmp_path / "child.py"
     path.write_text("_base_ = ['./parent.py']\n")
     sentence = run.train(config=path)
-    assert "builds upon a missing file" in sentence and "parent.py" in sentence
+    assert "builds on a missing file" in sentence and "parent.py" in sentence
 
 
 def test_config_with_a_missing_module(run: Runner, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ PRETRAINED = [
 
 def test_missing_pretrained_file(run: Runner) -> None:
     sentence = run.train("--cfg-options", *PRETRAINED)
-    assert "model.init_cfg wants the pretrained file pretrain/none.pth" in sentence
+    assert "model.init_cfg needs the pretrained file pretrain/none.pth" in sentence
     assert "--cfg-options model.init_cfg=None" in sentence
 
 
@@ -279,7 +279,7 @@ def test_broken_file_is_named_from_any_process(run: Runner, workers: int) -> Non
         "train_dataloader.dataset.bad_file=images/17.jpg",
         f"train_dataloader.num_workers={workers}",
     )
-    assert sentence.endswith("images/17.jpg is broken: write it anew")
+    assert sentence.endswith("images/17.jpg is broken: write it again")
 
 
 # ---------------------------------------------------------------- what is not the user's

@@ -105,7 +105,7 @@ def test_an_error_of_another_process_than_the_first_is_one_sentence(
     arguments = ["--work-dir", str(tmp_path / "run"), "--cfg-options", *options]
     done = launch("dist_train.sh", "2", str(config), *arguments, TINY_BAD_RANK="1")
     assert done.returncode == EXIT_USER_ERROR
-    assert sentences(done) == ["train.py [rank 1]: images/17.jpg is broken: write it anew"]
+    assert sentences(done) == ["train.py [rank 1]: images/17.jpg is broken: write it again"]
 
 
 def test_a_defect_of_one_process_keeps_its_traceback(config: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def test_a_short_drill(tmp_path: Path) -> None:
 
 
 def test_a_sample_that_one_of_two_processes_waits_for(tmp_path: Path) -> None:
-    """After a signal nobody waits for it for ever, and the run goes on from its checkpoint."""
+    """After a signal both processes end, and the run resumes its checkpoint."""
     config, work_dir = write_config(tmp_path, "nano", 2), tmp_path / "run"
     slow = Training(config, work_dir, 2, {SLOW: "7", GRACE: "1"})
     end = time.monotonic() + 60

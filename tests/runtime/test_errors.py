@@ -143,7 +143,7 @@ def test_defects_are_not_dressed_up() -> None:
         lambda: [][0],
         lambda: int("x"),
         broken_contract,
-        lambda: os.close(12345),  # an error of the system that no user can put right
+        lambda: os.close(12345),  # an error of the system that no user can correct
         lambda: (_ for _ in ()).throw(FileNotFoundError("a library's words")),
     ):
         assert describe(caught(function)) is None

@@ -1,7 +1,7 @@
 """The nano models of every kind on 1, 2 and 4 processes, in whole and in parts, are one model.
 
 Trainings by train.py with augmentation, grid mask and dropout, on the hand-made data set; batch
-norms are in eval mode but for one training.
+norms are in eval mode except for one training.
 """
 
 from __future__ import annotations

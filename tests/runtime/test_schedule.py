@@ -80,7 +80,9 @@ def rates_at(runner: OpusRunner, iterations: list[int]) -> dict[int, dict[str, f
 
     def rates() -> dict[str, float]:
         return {
-            names[id(g["params"][0])]: g["lr"] for g in runner.optim_wrapper.optimizer.param_groups
+            names[id(parameter)]: group["lr"]
+            for group in runner.optim_wrapper.optimizer.param_groups
+            for parameter in group["params"]
         }
 
     assert len(runner.train_dataloader) == ITERATIONS

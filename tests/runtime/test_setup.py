@@ -40,7 +40,7 @@ def distribution(requirement: str) -> str:
 
 
 @pytest.mark.parametrize("python", ["310", "311", "312"])
-@pytest.mark.parametrize("name", ["build.txt", "packages.txt", "dev.txt"])
+@pytest.mark.parametrize("name", ["build.txt", "packages.txt", "dev.txt", "onnx.txt"])
 def test_every_requirement_is_locked(name: str, python: str) -> None:
     locked = {
         distribution(line): line.split("==")[1]

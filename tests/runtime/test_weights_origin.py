@@ -410,7 +410,7 @@ def test_a_pretrained_file_is_needed_unless_the_checkpoint_fills_its_part(tmp_pa
     [note] = settle_pretrained(model, complete)
     assert "pretrain/nowhere.pth is not needed" in note and model.img_backbone.init_cfg is None
 
-    with pytest.raises(ConfigError, match=r"model\.img_backbone\.init_cfg wants the pretrained"):
+    with pytest.raises(ConfigError, match=r"model\.img_backbone\.init_cfg needs the pretrained"):
         settle_pretrained(detector(**PRETRAINED), None)
     # weights of a LiDAR detector, or of an image network without its stem
     for partial in ("img_backbone.conv1.weight", "img_backbone."):

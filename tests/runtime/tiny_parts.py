@@ -40,7 +40,7 @@ class TinyDataset(BaseDataset):
     def prepare_data(self, idx: int) -> dict[str, Any]:
         is_here = os.environ.get("TINY_BAD_RANK", rank := os.environ.get("RANK", "0")) == rank
         if self.bad_file is not None and idx == 5 and is_here:
-            raise BadDataError(f"{self.bad_file} is broken: write it anew")
+            raise BadDataError(f"{self.bad_file} is broken: write it again")
         generator = torch.Generator().manual_seed(idx)
         x = torch.randn(DIMENSIONS, generator=generator)
         sample = BaseDataElement(metainfo=dict(sample_idx=idx), target=x.sum() * 2)

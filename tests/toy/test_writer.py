@@ -115,7 +115,7 @@ def test_scenes_lie_apart_on_their_map() -> None:
 def test_a_data_set_from_before_surroundocc_gets_its_labels_and_nothing_else(
     small_root: Path, small_options: Options, tmp_path: Path
 ) -> None:
-    """Complete but for the labels, and half made without them: both end as a new one."""
+    """Complete except for the labels, or half made without them: both end like a new one."""
     root = tmp_path / "toy"
     shutil.copytree(small_root, root)
     shutil.rmtree(root / "surroundocc")

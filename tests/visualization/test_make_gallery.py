@@ -23,7 +23,7 @@ def test_every_picture_is_shown_and_asks_for_what_exists():
         assert f"(images/{picture.name}." in page, picture.name
         shown = [file for file in (ROOT / "docs" / "images").iterdir() if file.stem == picture.name]
         assert len(shown) == 1, picture.name
-    assert sum(file.stat().st_size for file in (ROOT / "docs" / "images").iterdir()) < 4e6
+    assert sum(file.stat().st_size for file in (ROOT / "docs" / "images").iterdir()) < 5e6
 
 
 def test_model_of_the_longer_run_comes_first(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def expected_colour(label: int) -> np.ndarray:
 
 
 def pixel_of(point, eye, pitch_rad, focal, width, height):
-    """Where a camera that looks along +x, tilted down by ``pitch_rad``, sees a point.
+    """Where a camera that looks along +x, tilted down by `pitch_rad`, sees a point.
 
     Written out by hand, without the camera class: x forward, y left, z up.
     """

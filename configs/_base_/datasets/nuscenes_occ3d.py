@@ -49,7 +49,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=1,
     drop_last=False,
-    sampler=dict(type='EpochSampler', shuffle=False),
+    sampler=dict(type='EpochSampler', shuffle=False, consecutive=True),
     collate_fn=dict(type='pseudo_collate'),
     dataset=dict(
         type='NuScenesOcc3DDataset', split='val', test_mode=True, with_ray_origins=True))

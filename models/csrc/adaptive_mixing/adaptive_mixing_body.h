@@ -270,7 +270,7 @@ struct Buffers {
   Matrix<T> m_turned;   // [c, c]
 };
 
-// Gradients of x, M and S. Computes anew what the forward pass did not keep.
+// Gradients of x, M and S. Recomputes what the forward pass did not keep.
 template <int NR, int NC, typename V, typename Team, typename T, typename StoreX, typename StoreM,
           typename StoreS>
 OPUS_BODY void mix_backward(const Team& team, const Sizes& n, const Matrix<const T>& x,

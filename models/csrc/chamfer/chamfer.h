@@ -62,7 +62,7 @@ struct Terms {
   }
 };
 
-// Gradients from those of the terms; the differences are computed anew instead of stored. Many
+// Gradients from those of the terms; the differences are recomputed instead of stored. Many
 // points share a reference: `Add` adds to it as the device requires.
 template <typename T, typename Add>
 struct Gradients {

@@ -4,8 +4,11 @@
 
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "common/cuda_launch.h"
 
@@ -24,13 +27,62 @@ __device__ __forceinline__ T* dynamic_shared() {
   return reinterpret_cast<T*>(opus_dynamic_shared);
 }
 
+inline int current_device() {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "the current device");
+  return device;
+}
+
+// What CUDA has told, by device and kernel: to ask takes longer than to start a kernel.
+class Told {
+ public:
+  // The entry of a key, which ask() gives at first; it may be raised by the caller of `with`.
+  template <typename Ask, typename Use>
+  auto with(const void* kernel, const Ask& ask, const Use& use) {
+    const std::pair<int, const void*> key{current_device(), kernel};
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto found = bytes_.find(key);
+    if (found == bytes_.end()) found = bytes_.emplace(key, ask(key.first)).first;
+    return use(found->second);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::pair<int, const void*>, int64_t> bytes_;
+};
+
 // What a block may get of it at most on the current device, beside 1 KiB of static arrays.
 inline int64_t most_shared_bytes() {
-  int device = 0, bytes = 0;
-  check_cuda(cudaGetDevice(&device), "the current device");
-  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-             "the size of shared memory");
-  return bytes - 1024;
+  static Told told;
+  return told.with(
+      nullptr,
+      [](int device) {
+        int bytes = 0;
+        check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                   "the size of shared memory");
+        return int64_t{bytes} - 1024;
+      },
+      [](int64_t bytes) { return bytes; });
+}
+
+// Has a kernel granted what a launch needs of it. Unasked it is granted what static arrays leave of
+// 48 KiB.
+inline void grant_shared(const void* kernel, int64_t shared_bytes, const char* what) {
+  static Told told;
+  told.with(
+      kernel,
+      [&](int) {
+        cudaFuncAttributes granted{};
+        check_cuda(cudaFuncGetAttributes(&granted, kernel), what);
+        return int64_t{granted.maxDynamicSharedSizeBytes};
+      },
+      [&](int64_t& granted) {
+        if (shared_bytes <= granted) return;
+        check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(shared_bytes)),
+                   what);
+        granted = shared_bytes;
+      });
 }
 
 // Reports a launch that was refused. A kernel that fails later is seen by torch's next
@@ -38,16 +90,7 @@ inline int64_t most_shared_bytes() {
 template <typename... Parameters, typename... Arguments>
 void launch_kernel(const char* what, void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
                    int64_t shared_bytes, CudaStream stream, const Arguments&... arguments) {
-  if (shared_bytes > 0) {
-    // Unasked it is granted what static arrays leave of 48 KiB.
-    cudaFuncAttributes granted{};
-    check_cuda(cudaFuncGetAttributes(&granted, kernel), what);
-    if (shared_bytes > granted.maxDynamicSharedSizeBytes) {
-      check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(shared_bytes)),
-                 what);
-    }
-  }
+  if (shared_bytes > 0) grant_shared(reinterpret_cast<const void*>(kernel), shared_bytes, what);
   kernel<<<blocks, threads, static_cast<size_t>(shared_bytes), stream>>>(arguments...);
   check_cuda(cudaGetLastError(), what);
 }

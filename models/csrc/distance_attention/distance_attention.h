@@ -26,7 +26,7 @@ struct Dropout {
   uint32_t seed_row, seed_key;
   double inverse_keep;   // 1 / probability to keep
 
-  // `row` counts (sample, head, query).
+  // `row` counts (head, query) of a sample.
   OPUS_HD uint32_t row_hash(int64_t row) const {
     uint32_t word = static_cast<uint32_t>(row) * 0x9e3779b1u + seed_row;
     mix_bits(word);
@@ -39,12 +39,21 @@ struct Dropout {
   }
 };
 
-inline Dropout make_dropout(double probability, int64_t seed) {
+// Without a seed yet.
+inline Dropout make_dropout(double probability) {
   const double threshold = probability * 4294967296.0;
-  return {threshold >= 4294967295.0 ? 4294967295u : static_cast<uint32_t>(threshold),
-          static_cast<uint32_t>(static_cast<uint64_t>(seed)),
-          static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32),
+  return {threshold >= 4294967295.0 ? 4294967295u : static_cast<uint32_t>(threshold), 0, 0,
           1.0 / (1.0 - probability)};
+}
+
+// With the seed of sample b. Seeds lie in memory, so that a CUDA graph that is replayed reads those
+// of the replay.
+OPUS_HD Dropout seeded(Dropout dropout, const int64_t* seeds, int64_t b) {
+  if (seeds == nullptr) return dropout;
+  const uint64_t seed = static_cast<uint64_t>(seeds[b]);
+  dropout.seed_row = static_cast<uint32_t>(seed);
+  dropout.seed_key = static_cast<uint32_t>(seed >> 32);
+  return dropout;
 }
 
 }  // namespace distance_attention

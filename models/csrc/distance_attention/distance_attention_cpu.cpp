@@ -27,8 +27,37 @@ namespace {
 using distance_attention::Box;
 using distance_attention::Dropout;
 using distance_attention::kTile;
+using distance_attention::OptionalTensor;
 using distance_attention::Rows;
 using distance_attention::Shape;
+
+// Dropout, its seeds, and the order of queries where the caller gives it.
+struct Drawn {
+  Dropout dropout;
+  at::Tensor seeds, order;
+
+  Drawn(double dropout_p, const OptionalTensor& given_seeds, const OptionalTensor& order_given)
+      : dropout(distance_attention::make_dropout(dropout_p)) {
+    if (dropout_p > 0) seeds = given_seeds->contiguous();
+    if (order_given) order = order_given->contiguous();
+  }
+  const int64_t* seed_data() const {
+    return seeds.defined() ? seeds.const_data_ptr<int64_t>() : nullptr;
+  }
+};
+
+std::vector<int64_t> given_order(const at::Tensor& order, int64_t b) {
+  const int64_t count = order.size(1);
+  const int64_t* from = order.const_data_ptr<int64_t>() + b * count;
+  std::vector<bool> is_there(count, false);
+  for (int64_t i = 0; i < count; ++i) {
+    TORCH_CHECK_VALUE(from[i] >= 0 && from[i] < count && !is_there[from[i]],
+                      "order must hold every query of a sample once, order[", b, ", ", i, "] is ",
+                      from[i]);
+    is_there[from[i]] = true;
+  }
+  return {from, from + count};
+}
 
 // Inputs in the order and layout of the tiles; owns what `rows` points to.
 template <typename T>
@@ -126,7 +155,7 @@ bool all_finite(const at::Tensor& tensor) {
 template <typename T>
 void pack_inputs(const Shape& s, const at::Tensor& query, const at::Tensor& key,
                  const at::Tensor& value, const at::Tensor& tau, const at::Tensor& centres,
-                 const Dropout& dropout, Packed<T>& packed) {
+                 const Drawn& drawn, Packed<T>& packed) {
   Rows<T>& rows = packed.rows;
   rows.batch = s.batch;
   rows.heads = s.heads;
@@ -142,14 +171,18 @@ void pack_inputs(const Shape& s, const at::Tensor& query, const at::Tensor& key,
   packed.row_hash.resize(s.batch * s.heads * rows.rows);
   packed.key_hash.resize(s.batch * rows.rows);
   for (int64_t b = 0; b < s.batch; ++b) {
-    packed.order.push_back(distance_attention::spatial_order(from + 3 * b * s.queries, s.queries));
+    packed.order.push_back(
+        drawn.order.defined()
+            ? given_order(drawn.order, b)
+            : distance_attention::spatial_order(from + 3 * b * s.queries, s.queries));
+    const Dropout dropout = distance_attention::seeded(drawn.dropout, drawn.seed_data(), b);
     for (int64_t i = 0; i < s.queries; ++i) {
       const int64_t at = packed.order[b][i];
       std::copy_n(from + 3 * (b * s.queries + at), 3, centre + 3 * (b * rows.rows + i));
       packed.key_hash[b * rows.rows + i] = dropout.key_hash(at);
       for (int64_t h = 0; h < s.heads; ++h) {
         packed.row_hash[rows.head_row(b, h, i)] =
-            dropout.row_hash((b * s.heads + h) * s.queries + at);
+            dropout.row_hash(h * s.queries + at);
       }
     }
     for (int64_t first = 0; first < rows.rows; first += kTile) {
@@ -183,9 +216,10 @@ template <typename T>
 std::tuple<at::Tensor, at::Tensor> forward(const Shape& s, const at::Tensor& query,
                                            const at::Tensor& key, const at::Tensor& value,
                                            const at::Tensor& tau, const at::Tensor& centres,
-                                           const Dropout& dropout) {
+                                           const Drawn& drawn) {
   Packed<T> packed;
-  pack_inputs(s, query, key, value, tau, centres, dropout, packed);
+  pack_inputs(s, query, key, value, tau, centres, drawn, packed);
+  const Dropout& dropout = drawn.dropout;
   const Rows<T>& rows = packed.rows;
   at::Tensor out = at::empty(packed.query.sizes(), packed.query.options());
   at::Tensor log_sum = at::empty(packed.tau.sizes(), packed.tau.options());
@@ -210,9 +244,10 @@ template <typename T>
 Gradients backward(const Shape& s, const at::Tensor& grad, const at::Tensor& query,
                    const at::Tensor& key, const at::Tensor& value, const at::Tensor& tau,
                    const at::Tensor& centres, const at::Tensor& out, const at::Tensor& log_sum,
-                   const Dropout& dropout) {
+                   const Drawn& drawn) {
   Packed<T> packed;
-  pack_inputs(s, query, key, value, tau, centres, dropout, packed);
+  pack_inputs(s, query, key, value, tau, centres, drawn, packed);
+  const Dropout& dropout = drawn.dropout;
   Rows<T>& rows = packed.rows;
   packed.grad = packed.pack(grad);
   packed.log_sum = packed.pack_numbers(log_sum);
@@ -263,31 +298,50 @@ Gradients backward(const Shape& s, const at::Tensor& grad, const at::Tensor& que
 std::tuple<at::Tensor, at::Tensor> attention_cpu(const at::Tensor& query, const at::Tensor& key,
                                                  const at::Tensor& value, const at::Tensor& tau,
                                                  const at::Tensor& centres, double dropout_p,
-                                                 int64_t seed) {
-  const Shape s = distance_attention::check(query, key, value, tau, centres, dropout_p);
-  const Dropout dropout = distance_attention::make_dropout(dropout_p, seed);
+                                                 const OptionalTensor& seeds,
+                                                 const OptionalTensor& order) {
+  const Shape s =
+      distance_attention::check(query, key, value, tau, centres, dropout_p, seeds, order);
+  const Drawn drawn(dropout_p, seeds, order);
   if (query.scalar_type() == at::kDouble) {
-    return forward<double>(s, query, key, value, tau, centres, dropout);
+    return forward<double>(s, query, key, value, tau, centres, drawn);
   }
-  return forward<float>(s, query, key, value, tau, centres, dropout);
+  return forward<float>(s, query, key, value, tau, centres, drawn);
 }
 
 Gradients attention_backward_cpu(const at::Tensor& grad, const at::Tensor& query,
                                  const at::Tensor& key, const at::Tensor& value,
                                  const at::Tensor& tau, const at::Tensor& centres,
                                  const at::Tensor& out, const at::Tensor& log_sum,
-                                 double dropout_p, int64_t seed) {
-  const Shape s = distance_attention::check(query, key, value, tau, centres, dropout_p);
+                                 double dropout_p, const OptionalTensor& seeds,
+                                 const OptionalTensor& order) {
+  const Shape s =
+      distance_attention::check(query, key, value, tau, centres, dropout_p, seeds, order);
   TORCH_CHECK_VALUE(grad.sizes() == query.sizes() && out.sizes() == query.sizes(),
                     "grad and out must be ", query.sizes(), ", got ", grad.sizes(), " and ",
                     out.sizes());
   TORCH_CHECK_VALUE(log_sum.sizes() == tau.sizes(), "log_sum must be ", tau.sizes(), ", got ",
                     log_sum.sizes());
-  const Dropout dropout = distance_attention::make_dropout(dropout_p, seed);
+  const Drawn drawn(dropout_p, seeds, order);
   if (query.scalar_type() == at::kDouble) {
-    return backward<double>(s, grad, query, key, value, tau, centres, out, log_sum, dropout);
+    return backward<double>(s, grad, query, key, value, tau, centres, out, log_sum, drawn);
   }
-  return backward<float>(s, grad, query, key, value, tau, centres, out, log_sum, dropout);
+  return backward<float>(s, grad, query, key, value, tau, centres, out, log_sum, drawn);
+}
+
+at::Tensor attention_order_cpu(const at::Tensor& centres) {
+  distance_attention::check_centres(centres);
+  const at::Tensor c = centres.contiguous();
+  const int64_t count = c.size(1);
+  at::Tensor order = at::empty({c.size(0), count}, c.options().dtype(at::kLong));
+  AT_DISPATCH_FLOATING_TYPES(c.scalar_type(), "attention_order", [&] {
+    for (int64_t b = 0; b < c.size(0); ++b) {
+      const auto own = distance_attention::spatial_order(
+          c.const_data_ptr<scalar_t>() + 3 * b * count, count);
+      std::copy(own.begin(), own.end(), order.mutable_data_ptr<int64_t>() + b * count);
+    }
+  });
+  return order;
 }
 
 }  // namespace
@@ -295,6 +349,7 @@ Gradients attention_backward_cpu(const at::Tensor& grad, const at::Tensor& query
 TORCH_LIBRARY_IMPL(opus, CPU, m) {
   m.impl("distance_attention", &attention_cpu);
   m.impl("distance_attention_backward", &attention_backward_cpu);
+  m.impl("attention_order", &attention_order_cpu);
 }
 
 }  // namespace opus

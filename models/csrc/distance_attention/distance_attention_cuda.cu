@@ -63,7 +63,11 @@ __global__ void __launch_bounds__(kBlock) attention_pack(const __grid_constant__
   const int64_t own = tile * kTile + lane();
   const bool exists = own < a.queries;
   const int64_t known = exists ? own : a.queries - 1;
-  const int64_t from = a.order == nullptr ? known : a.order[b * a.queries + known];
+  // Not out of bounds whatever the caller's order holds.
+  const int64_t from = a.order == nullptr ? known
+                                          : least_of(greatest_of(a.order[b * a.queries + known],
+                                                                 int64_t{0}),
+                                                     a.queries - 1);
   float centre[3];
   for (int i = 0; i < 3; ++i) centre[i] = a.centres[3 * (b * a.queries + from) + i];
   const float place = centre[0] + centre[1] + centre[2];
@@ -144,12 +148,12 @@ struct Place {
     exists = row < a.queries;
     for (int i = 0; i < 3; ++i) centre[i] = a.packed.centre[3 * (b * a.rows() + row) + i];
   }
-  // Of the query among all of its sample, and among all.
+  // Of the query among all of its sample, and among those of all heads.
   __device__ int64_t query(const CudaArguments& a) const {
     return a.packed.row[b * a.rows() + row];
   }
   __device__ int64_t head_query(const CudaArguments& a) const {
-    return bh * a.queries + query(a);
+    return (bh - b * a.heads) * a.queries + query(a);
   }
   __device__ void load(const float* rows, float* to) const {
     OPUS_UNROLL
@@ -208,7 +212,7 @@ __device__ void for_each_step(const CudaArguments& a, int64_t tile, const Visit&
   for (int step = 0; step < count; step += kStep) visit(step, least_of(kStep, count - step));
 }
 
-// Calls store(query, channel, row of the block, place in the sums) for what the block hands over.
+// Calls store(query, channel, row of the block, place in the sums) for each result of the block.
 template <typename Store>
 __device__ void for_each_result(const CudaArguments& a, const Store& store) {
   for (int i = threadIdx.x; i < kTile * kDepth; i += kBlock) {
@@ -236,7 +240,8 @@ __global__ void __launch_bounds__(kBlock)
   for (int d = 0; d < kDepth; ++d) sums[d] = 0;
   const float tau = a.packed.tau[place.head_row], norm = a.packed.query_norm[place.head_row];
   const float self = a.packed.self_logit[place.head_row];
-  const uint32_t row_hash = a.dropout.row_hash(place.head_query(a));
+  const Dropout seed = seeded(a.dropout, a.seeds, place.b);
+  const uint32_t row_hash = seed.row_hash(place.head_query(a));
   Softmax<1, float> softmax{{-FLT_MAX}, {0.0f}};
   for (int64_t t = warp(); t < a.tiles; t += kWarps) {
     const float bound =
@@ -247,7 +252,10 @@ __global__ void __launch_bounds__(kBlock)
     if (__all_sync(kAll, skips || !place.exists)) continue;
     __syncwarp();  // the last tile has been read
     tile.load(a, place, t, a.packed.key, a.packed.value);
-    if (kDrop) tile.hash[lane()] = a.dropout.key_hash(a.packed.row[place.b * a.rows() + t * kTile + lane()]);
+    if (kDrop) {
+      const int64_t key = a.packed.row[place.b * a.rows() + t * kTile + lane()];
+      tile.hash[lane()] = seed.key_hash(key);
+    }
     __syncwarp();
     for_each_step<kForwardStep>(a, t, [&](int step, int valid) {
       float distance[kForwardStep];
@@ -292,7 +300,8 @@ __global__ void __launch_bounds__(kBlock, 2)
   for (int d = 0; d < kDepth; ++d) d_query[d] = 0;
   const float tau = a.packed.tau[place.head_row], norm = a.packed.query_norm[place.head_row];
   const float log_sum = a.packed.log_sum[place.head_row], delta = a.packed.delta[place.head_row];
-  const uint32_t row_hash = a.dropout.row_hash(place.head_query(a));
+  const Dropout seed = seeded(a.dropout, a.seeds, place.b);
+  const uint32_t row_hash = seed.row_hash(place.head_query(a));
   for (int64_t t = warp(); t < a.tiles; t += kWarps) {
     const float bound =
         logit_bound(norm * a.packed.key_norm[place.bh * a.tiles + t], tau, place.centre,
@@ -300,7 +309,10 @@ __global__ void __launch_bounds__(kBlock, 2)
     if (__all_sync(kAll, bound < log_sum - a.negligible_gap || !place.exists)) continue;
     __syncwarp();  // the last tile has been read
     tile.load(a, place, t, a.packed.key, a.packed.value);
-    if (kDrop) tile.hash[lane()] = a.dropout.key_hash(a.packed.row[place.b * a.rows() + t * kTile + lane()]);
+    if (kDrop) {
+      const int64_t key = a.packed.row[place.b * a.rows() + t * kTile + lane()];
+      tile.hash[lane()] = seed.key_hash(key);
+    }
     __syncwarp();
     for_each_step<kBackwardStep>(a, t, [&](int step, int valid) {
       float distance[kBackwardStep];
@@ -341,7 +353,8 @@ __global__ void __launch_bounds__(kBlock, 2)
   for (int d = 0; d < kDepth; ++d) d_key[d] = d_value[d] = 0;
   const float key_norm = a.packed.key_norm[place.bh * a.tiles + blockIdx.x];
   const float* box = a.packed.box + 6 * (place.b * a.tiles + blockIdx.x);
-  const uint32_t key_hash = a.dropout.key_hash(place.query(a));
+  const Dropout seed = seeded(a.dropout, a.seeds, place.b);
+  const uint32_t key_hash = seed.key_hash(place.query(a));
   for (int64_t t = warp(); t < a.tiles; t += kWarps) {
     // Each lane asks for one query of the tile whether any of the block's keys matters to it.
     const int64_t row = t * kTile + lane(), head_row = place.bh * a.rows() + row;
@@ -358,7 +371,8 @@ __global__ void __launch_bounds__(kBlock, 2)
     tile.delta[lane()] = a.packed.delta[head_row];
     if (kDrop) {
       const int64_t query = a.packed.row[place.b * a.rows() + row];
-      tile.hash[lane()] = a.dropout.row_hash(place.bh * a.queries + query);
+      tile.hash[lane()] =
+          seed.row_hash((place.bh - place.b * a.heads) * a.queries + query);
     }
     __syncwarp();
     for_each_step<kBackwardStep>(a, t, [&](int step, int valid) {

@@ -37,6 +37,7 @@ struct CudaArguments {
   int depth;
   float scale, negligible_gap;
   Dropout dropout;
+  const int64_t* seeds;        // [B], or null where nothing is dropped
   // as they come
   RowsView query, key, value;
   const float *tau, *centres;  // [B, H, Q] and [B, Q, 3]

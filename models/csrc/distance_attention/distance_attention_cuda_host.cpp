@@ -1,5 +1,6 @@
 // Compiled into CUDA builds only.
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
 #include <torch/library.h>
@@ -20,6 +21,7 @@ namespace {
 using distance_attention::CudaArguments;
 using distance_attention::kCudaDepth;
 using distance_attention::kCudaTile;
+using distance_attention::OptionalTensor;
 using distance_attention::RowsView;
 using distance_attention::Shape;
 
@@ -33,13 +35,33 @@ RowsView view(const at::Tensor& rows, const char* name) {
           rows.stride(1),        rows.stride(2),         rows.stride(3)};
 }
 
+// [B, Q]; undefined where queries stay in their order.
+at::Tensor order_of(const at::Tensor& centres) {
+  if (centres.size(1) < kSortFrom || centres.size(0) == 0) return {};
+  std::vector<at::Tensor> orders;
+  for (int64_t b = 0; b < centres.size(0); ++b) {
+    orders.push_back(order_along_curve<float>(centres[b], kCodeBits));
+  }
+  return at::stack(orders);
+}
+
+at::Tensor attention_order_cuda(const at::Tensor& centres) {
+  distance_attention::check_centres(centres);
+  const c10::DeviceGuard guard(centres.device());
+  const at::Tensor order = order_of(centres.to(at::kFloat).contiguous());
+  if (order.defined()) return order;
+  const at::TensorOptions whole = centres.options().dtype(at::kLong);
+  return at::arange(centres.size(1), whole).repeat({centres.size(0), 1});
+}
+
 // Arguments of the kernels; owns what they point to.
 struct Prepared {
   CudaArguments arguments{};
-  at::Tensor tau, centres, order, numbers, rows;
+  at::Tensor tau, centres, seeds, order, numbers, rows;
 
   Prepared(const Shape& s, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-           const at::Tensor& t, const at::Tensor& c, double dropout_p, int64_t seed, bool backward)
+           const at::Tensor& t, const at::Tensor& c, double dropout_p, const OptionalTensor& seed,
+           const OptionalTensor& given_order, bool backward)
       : tau(t.to(at::kFloat).contiguous()), centres(c.to(at::kFloat).contiguous()) {
     TORCH_CHECK_VALUE(s.depth <= kCudaDepth, "a head may have up to ", kCudaDepth,
                       " channels on CUDA, got ", s.depth);
@@ -53,26 +75,28 @@ struct Prepared {
     a.depth = static_cast<int>(s.depth);
     a.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(s.depth)));
     a.negligible_gap = distance_attention::negligible_gap<float>(s.queries);
-    a.dropout = distance_attention::make_dropout(dropout_p, seed);
+    a.dropout = distance_attention::make_dropout(dropout_p);
+    if (dropout_p > 0) {
+      check_same_device(query, "query", *seed, "seeds");
+      seeds = seed->contiguous();
+      a.seeds = seeds.const_data_ptr<int64_t>();
+    }
     a.query = view(query, "query");
     a.key = view(key, "key");
     a.value = view(value, "value");
     a.tau = tau.const_data_ptr<float>();
     a.centres = centres.const_data_ptr<float>();
-    if (s.queries >= kSortFrom) set_order();
+    if (given_order) {
+      check_same_device(query, "query", *given_order, "order");
+      order = given_order->contiguous();
+    } else {
+      order = order_of(centres);
+    }
+    if (order.defined()) a.order = order.const_data_ptr<int64_t>();
     allocate(backward);
   }
 
  private:
-  void set_order() {
-    std::vector<at::Tensor> orders;
-    for (int64_t b = 0; b < arguments.batch; ++b) {
-      orders.push_back(order_along_curve<float>(centres[b], kCodeBits));
-    }
-    if (orders.empty()) return;
-    order = at::stack(orders);
-    arguments.order = order.const_data_ptr<int64_t>();
-  }
 
   void allocate(bool backward) {
     const CudaArguments& a = arguments;
@@ -104,8 +128,10 @@ struct Prepared {
 };
 
 Shape check_all(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                const at::Tensor& tau, const at::Tensor& centres, double dropout_p) {
-  const Shape s = distance_attention::check(query, key, value, tau, centres, dropout_p);
+                const at::Tensor& tau, const at::Tensor& centres, double dropout_p,
+                const OptionalTensor& seeds, const OptionalTensor& order) {
+  const Shape s =
+      distance_attention::check(query, key, value, tau, centres, dropout_p, seeds, order);
   check_same_device(query, "query", key, "key");
   check_same_device(query, "query", value, "value");
   check_same_device(query, "query", tau, "tau");
@@ -121,11 +147,12 @@ at::Tensor empty_rows(const Shape& s, const at::TensorOptions& options) {
 std::tuple<at::Tensor, at::Tensor> attention_cuda(const at::Tensor& query, const at::Tensor& key,
                                                   const at::Tensor& value, const at::Tensor& tau,
                                                   const at::Tensor& centres, double dropout_p,
-                                                  int64_t seed) {
-  const Shape s = check_all(query, key, value, tau, centres, dropout_p);
+                                                  const OptionalTensor& seeds,
+                                                  const OptionalTensor& order) {
+  const Shape s = check_all(query, key, value, tau, centres, dropout_p, seeds, order);
   const c10::DeviceGuard guard(query.device());
   const CudaStream stream = current_stream(query.device());
-  Prepared prepared(s, query, key, value, tau, centres, dropout_p, seed, false);
+  Prepared prepared(s, query, key, value, tau, centres, dropout_p, seeds, order, false);
   CudaArguments& a = prepared.arguments;
   const at::TensorOptions wide = query.options().dtype(at::kFloat);
   at::Tensor out = empty_rows(s, wide), log_sum = at::empty({s.batch, s.heads, s.queries}, wide);
@@ -139,8 +166,9 @@ std::tuple<at::Tensor, at::Tensor> attention_cuda(const at::Tensor& query, const
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_backward_cuda(
     const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key,
     const at::Tensor& value, const at::Tensor& tau, const at::Tensor& centres,
-    const at::Tensor& out, const at::Tensor& log_sum, double dropout_p, int64_t seed) {
-  const Shape s = check_all(query, key, value, tau, centres, dropout_p);
+    const at::Tensor& out, const at::Tensor& log_sum, double dropout_p,
+    const OptionalTensor& seeds, const OptionalTensor& order) {
+  const Shape s = check_all(query, key, value, tau, centres, dropout_p, seeds, order);
   TORCH_CHECK_VALUE(grad.sizes() == query.sizes() && out.sizes() == query.sizes(),
                     "grad and out must be ", query.sizes(), ", got ", grad.sizes(), " and ",
                     out.sizes());
@@ -150,7 +178,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_backward_cu
   check_same_device(query, "query", grad, "grad");
   const c10::DeviceGuard guard(query.device());
   const CudaStream stream = current_stream(query.device());
-  Prepared prepared(s, query, key, value, tau, centres, dropout_p, seed, true);
+  Prepared prepared(s, query, key, value, tau, centres, dropout_p, seeds, order, true);
   CudaArguments& a = prepared.arguments;
   const at::Tensor logs = log_sum.contiguous();
   const at::TensorOptions wide = query.options().dtype(at::kFloat);
@@ -174,6 +202,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_backward_cu
 TORCH_LIBRARY_IMPL(opus, CUDA, m) {
   m.impl("distance_attention", &attention_cuda);
   m.impl("distance_attention_backward", &attention_backward_cuda);
+  m.impl("attention_order", &attention_order_cuda);
 }
 
 }  // namespace opus

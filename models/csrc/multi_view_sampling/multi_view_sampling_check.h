@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/zeros.h>
 
 #include <vector>
 
@@ -94,6 +95,26 @@ std::vector<Level<S>> view_levels(at::TensorList feats) {
                       static_cast<int>(feat.size(3))});
   }
   return levels;
+}
+
+// Gradients of maps, of zeros: in the points' precision, channels-last.
+inline at::Tensor zero_sums(const at::Tensor& feat, const at::TensorOptions& options) {
+  return at::zeros({feat.size(0), feat.size(1), feat.size(3), feat.size(4), feat.size(2)}, options)
+      .permute({0, 1, 4, 2, 3});
+}
+
+inline void check_sums(at::TensorList sums, at::TensorList feats, const at::Tensor& points) {
+  TORCH_CHECK_VALUE(sums.size() == feats.size(), "sums must have ", feats.size(), " maps, got ",
+                    sums.size());
+  for (size_t l = 0; l < sums.size(); ++l) {
+    const at::Tensor& sum = sums[l];
+    TORCH_CHECK_VALUE(sum.sizes() == feats[l].sizes() &&
+                          sum.scalar_type() == points.scalar_type() &&
+                          sum.device() == points.device() &&
+                          sum.permute({0, 1, 3, 4, 2}).is_contiguous(),
+                      "sums[", l, "] must be ", points.scalar_type(), " ", feats[l].sizes(),
+                      ", channels-last, on the points' device");
+  }
 }
 
 }  // namespace multi_view_sampling

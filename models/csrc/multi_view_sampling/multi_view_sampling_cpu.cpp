@@ -105,24 +105,15 @@ void backward(const Shape& s, at::TensorList feats, const Inputs<T>& in, const T
   }
 }
 
-std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor> sampling_backward_cpu(
+// Adds to `sums`, which may be empty.
+std::tuple<at::Tensor, at::Tensor> add_backward(
     const at::Tensor& grad, at::TensorList feats, const at::Tensor& points,
-    const at::Tensor& occ2img, const at::Tensor& level_weights, int64_t img_h, int64_t img_w,
-    int64_t num_cams, bool permuted, bool need_feats, bool need_points) {
-  const Shape s = multi_view_sampling::check(feats, points, occ2img, level_weights, img_h, img_w,
-                                             num_cams, permuted);
+    const at::Tensor& occ2img, const at::Tensor& level_weights, const Shape& s, bool need_points,
+    const std::vector<at::Tensor>& sums) {
   const at::Tensor d_out = grad.contiguous(), p = points.contiguous(), m = occ2img.contiguous(),
                    w = level_weights.contiguous();
   TORCH_CHECK_VALUE(d_out.numel() == s.batch * s.queries * s.samples_per_query() * s.per_group,
                     "grad must have the shape of the output, got ", grad.sizes());
-  std::vector<at::Tensor> d_feats;  // in the precision of the sums
-  if (need_feats) {
-    for (const at::Tensor& feat : feats) {
-      d_feats.push_back(
-          at::zeros({s.batch, s.images, feat.size(3), feat.size(4), s.channels}, points.options())
-              .permute({0, 1, 4, 2, 3}));
-    }
-  }
   at::Tensor d_points, d_weights;
   if (need_points) {
     d_points = at::zeros(points.sizes(), points.options());
@@ -131,11 +122,40 @@ std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor> sampling_backward_cp
   dispatch(feats[0].scalar_type(), [&](auto stored, auto computed) {
     using T = decltype(computed);
     backward<decltype(stored), T>(s, feats, view_inputs<T>(p, m, w), d_out.const_data_ptr<T>(),
-                                  d_feats, d_points, d_weights);
+                                  sums, d_points, d_weights);
   });
+  if (!need_points) {
+    return {at::empty({0}, points.options()), at::empty({0}, points.options())};
+  }
+  return {d_points, d_weights};
+}
+
+std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor> sampling_backward_cpu(
+    const at::Tensor& grad, at::TensorList feats, const at::Tensor& points,
+    const at::Tensor& occ2img, const at::Tensor& level_weights, int64_t img_h, int64_t img_w,
+    int64_t num_cams, bool permuted, bool need_feats, bool need_points) {
+  const Shape s = multi_view_sampling::check(feats, points, occ2img, level_weights, img_h, img_w,
+                                             num_cams, permuted);
+  std::vector<at::Tensor> d_feats;
+  if (need_feats) {
+    for (const at::Tensor& feat : feats) {
+      d_feats.push_back(multi_view_sampling::zero_sums(feat, points.options()));
+    }
+  }
+  const auto [d_points, d_weights] =
+      add_backward(grad, feats, points, occ2img, level_weights, s, need_points, d_feats);
   for (at::Tensor& d_feat : d_feats) d_feat = d_feat.to(feats[0].scalar_type());
-  if (!need_points) d_points = d_weights = at::empty({0}, points.options());
   return {d_feats, d_points, d_weights};
+}
+
+std::tuple<at::Tensor, at::Tensor> sampling_backward_into_cpu(
+    const at::Tensor& grad, at::TensorList feats, const at::Tensor& points,
+    const at::Tensor& occ2img, const at::Tensor& level_weights, int64_t img_h, int64_t img_w,
+    int64_t num_cams, bool permuted, bool need_points, at::TensorList sums) {
+  const Shape s = multi_view_sampling::check(feats, points, occ2img, level_weights, img_h, img_w,
+                                             num_cams, permuted);
+  multi_view_sampling::check_sums(sums, feats, points);
+  return add_backward(grad, feats, points, occ2img, level_weights, s, need_points, sums.vec());
 }
 
 }  // namespace
@@ -143,6 +163,7 @@ std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor> sampling_backward_cp
 TORCH_LIBRARY_IMPL(opus, CPU, m) {
   m.impl("multi_view_sampling", &sampling_cpu);
   m.impl("multi_view_sampling_backward", &sampling_backward_cpu);
+  m.impl("multi_view_sampling_backward_into", &sampling_backward_into_cpu);
 }
 
 }  // namespace opus

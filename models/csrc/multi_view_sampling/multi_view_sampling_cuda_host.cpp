@@ -69,41 +69,35 @@ struct Prepared {
   }
 };
 
-// Gradients of the maps, in the layout that is read fastest and in single precision.
+// Adds to the gradients of the maps, which lie in the layout that is read fastest and are in single
+// precision.
 struct MapGradients {
   std::vector<at::Tensor> maps, fixed;
   at::Tensor scale;
 
-  MapGradients(at::TensorList feats, CudaArguments& a, const at::Tensor& d_out,
-               const at::Tensor& weights) {
+  MapGradients(const std::vector<at::Tensor>& sums, CudaArguments& a, const at::Tensor& d_out,
+               const at::Tensor& weights)
+      : maps(sums) {
     const Shape& s = a.shape;
     const bool any_order = !at::globalContext().deterministicAlgorithms() || d_out.numel() == 0;
     if (!any_order) scale = scale_for(s, d_out, weights);
-    for (const at::Tensor& feat : feats) {
-      maps.push_back(
-          at::zeros({s.batch, s.images, feat.size(3), feat.size(4), s.channels}, d_out.options()));
-      if (any_order) continue;
-      const at::Tensor& map = maps.back();
-      fixed.push_back(at::zeros(map.sizes(), map.options().dtype(at::kLong)));
-      a.d_fixed[fixed.size() - 1] = fixed.back().mutable_data_ptr<int64_t>();
+    for (size_t l = 0; l < maps.size() && !any_order; ++l) {
+      fixed.push_back(at::zeros({maps[l].numel()}, maps[l].options().dtype(at::kLong)));
+      a.d_fixed[l] = fixed.back().mutable_data_ptr<int64_t>();
     }
-    for (at::Tensor& map : maps) map = map.permute({0, 1, 4, 2, 3});
     const std::vector<Level<float>> levels = view_levels<float>(maps);
     std::copy(levels.begin(), levels.end(), a.d_levels);
     a.need_maps = true;
     if (!any_order) a.scale = scale.const_data_ptr<float>();
   }
 
-  // Of the maps' own dtype.
-  std::vector<at::Tensor> finish(at::ScalarType type, CudaStream stream) {
+  void finish(CudaStream stream) {
     for (size_t l = 0; l < fixed.size(); ++l) {
       const multi_view_sampling::AddFixed body{fixed[l].const_data_ptr<int64_t>(),
                                                scale.const_data_ptr<float>(),
                                                maps[l].mutable_data_ptr<float>()};
       launch_cuda(body, fixed[l].numel(), stream);
     }
-    for (at::Tensor& map : maps) map = map.to(type);
-    return maps;
   }
 
  private:
@@ -148,21 +142,19 @@ at::Tensor sampling_cuda(at::TensorList feats, const at::Tensor& points, const a
   return out;
 }
 
-std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor> sampling_backward_cuda(
+// Adds to `sums`, which may be empty.
+std::tuple<at::Tensor, at::Tensor> add_backward(
     const at::Tensor& grad, at::TensorList feats, const at::Tensor& points,
-    const at::Tensor& occ2img, const at::Tensor& level_weights, int64_t img_h, int64_t img_w,
-    int64_t num_cams, bool permuted, bool need_feats, bool need_points) {
-  const Shape s =
-      check_all(feats, points, occ2img, level_weights, img_h, img_w, num_cams, permuted);
+    const at::Tensor& occ2img, const at::Tensor& level_weights, const Shape& s, bool need_points,
+    const std::vector<at::Tensor>& sums) {
   TORCH_CHECK_VALUE(grad.numel() == s.batch * s.queries * s.samples_per_query() * s.per_group,
                     "grad must have the shape of the output, got ", grad.sizes());
   check_same_device(points, "points", grad, "grad");
-  const c10::DeviceGuard guard(points.device());
   Prepared prepared(s, feats, points, occ2img, level_weights);
   prepared.add_backward(grad);
   CudaArguments& a = prepared.arguments;
   std::optional<MapGradients> d_maps;
-  if (need_feats) d_maps.emplace(feats, a, prepared.grad, prepared.weights);
+  if (!sums.empty()) d_maps.emplace(sums, a, prepared.grad, prepared.weights);
   at::Tensor d_points = at::empty({0}, points.options());
   at::Tensor d_weights = at::empty({0}, points.options());
   if (need_points) {
@@ -173,9 +165,38 @@ std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor> sampling_backward_cu
   }
   const CudaStream stream = current_stream(points.device());
   multi_view_sampling::backward_cuda(a, stream);
+  if (d_maps) d_maps->finish(stream);
+  return {d_points, d_weights};
+}
+
+std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor> sampling_backward_cuda(
+    const at::Tensor& grad, at::TensorList feats, const at::Tensor& points,
+    const at::Tensor& occ2img, const at::Tensor& level_weights, int64_t img_h, int64_t img_w,
+    int64_t num_cams, bool permuted, bool need_feats, bool need_points) {
+  const Shape s =
+      check_all(feats, points, occ2img, level_weights, img_h, img_w, num_cams, permuted);
+  const c10::DeviceGuard guard(points.device());
   std::vector<at::Tensor> d_feats;
-  if (need_feats) d_feats = d_maps->finish(feats[0].scalar_type(), stream);
+  if (need_feats) {
+    for (const at::Tensor& feat : feats) {
+      d_feats.push_back(multi_view_sampling::zero_sums(feat, points.options()));
+    }
+  }
+  const auto [d_points, d_weights] =
+      add_backward(grad, feats, points, occ2img, level_weights, s, need_points, d_feats);
+  for (at::Tensor& d_feat : d_feats) d_feat = d_feat.to(feats[0].scalar_type());
   return {d_feats, d_points, d_weights};
+}
+
+std::tuple<at::Tensor, at::Tensor> sampling_backward_into_cuda(
+    const at::Tensor& grad, at::TensorList feats, const at::Tensor& points,
+    const at::Tensor& occ2img, const at::Tensor& level_weights, int64_t img_h, int64_t img_w,
+    int64_t num_cams, bool permuted, bool need_points, at::TensorList sums) {
+  const Shape s =
+      check_all(feats, points, occ2img, level_weights, img_h, img_w, num_cams, permuted);
+  multi_view_sampling::check_sums(sums, feats, points);
+  const c10::DeviceGuard guard(points.device());
+  return add_backward(grad, feats, points, occ2img, level_weights, s, need_points, sums.vec());
 }
 
 }  // namespace
@@ -183,6 +204,7 @@ std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor> sampling_backward_cu
 TORCH_LIBRARY_IMPL(opus, CUDA, m) {
   m.impl("multi_view_sampling", &sampling_cuda);
   m.impl("multi_view_sampling_backward", &sampling_backward_cuda);
+  m.impl("multi_view_sampling_backward_into", &sampling_backward_into_cuda);
 }
 
 }  // namespace opus

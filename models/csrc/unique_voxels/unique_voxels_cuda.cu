@@ -32,6 +32,6 @@ void mark_keys_cuda(const int64_t* keys, int64_t n, int64_t num_keys, uint32_t* 
 }  // namespace unique_voxels
 }  // namespace opus
 
-OPUS_INSTANTIATE_LAUNCH(opus::unique_voxels::CountBits);
-OPUS_INSTANTIATE_LAUNCH(opus::unique_voxels::ListMembers);
+OPUS_INSTANTIATE_LAUNCH(opus::bit_set::CountBits);
+OPUS_INSTANTIATE_LAUNCH(opus::bit_set::ListMembers);
 OPUS_INSTANTIATE_LAUNCH(opus::unique_voxels::RankKeys);

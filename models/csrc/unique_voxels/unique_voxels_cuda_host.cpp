@@ -30,17 +30,18 @@ std::tuple<at::Tensor, at::Tensor> unique_voxels_cuda(const at::Tensor& keys, in
   auto* word_data = reinterpret_cast<uint32_t*>(words.mutable_data_ptr<int32_t>());
   unique_voxels::mark_keys_cuda(key_data, n, num_keys, word_data,
                                 first_bad.mutable_data_ptr<int64_t>(), stream);
-  const unique_voxels::CountBits count{word_data, counts.mutable_data_ptr<int32_t>()};
+  const bit_set::CountBits count{word_data, counts.mutable_data_ptr<int32_t>()};
   launch_cuda(count, num_words, stream);
   const at::Tensor up_to = at::cumsum(counts, 0, at::kLong);
   const at::Tensor status = at::cat({first_bad, up_to.narrow(0, num_words - 1, 1)}).cpu();
   const int64_t bad = status.const_data_ptr<int64_t>()[0];
   TORCH_CHECK_VALUE(bad == n, "keys[", bad, "] is ", key[bad].item<int64_t>(),
                     ", expected 0 <= key < num_keys=", num_keys);
-  at::Tensor unique = at::empty({status.const_data_ptr<int64_t>()[1]}, key.options());
+  const int64_t num_unique = status.const_data_ptr<int64_t>()[1];
+  at::Tensor unique = at::empty({num_unique}, key.options());
   at::Tensor inverse = at::empty({n}, key.options());
   const auto* ends = up_to.const_data_ptr<int64_t>();
-  const unique_voxels::ListMembers list{word_data, ends, unique.mutable_data_ptr<int64_t>()};
+  const bit_set::ListMembers list{word_data, ends, unique.mutable_data_ptr<int64_t>(), num_unique};
   launch_cuda(list, num_words, stream);
   const unique_voxels::RankKeys rank{key_data, word_data, ends,
                                      inverse.mutable_data_ptr<int64_t>()};

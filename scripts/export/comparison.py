@@ -1,0 +1,122 @@
+"""Do exported files predict what the project predicts?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.errors import MissingPackageError
+from scripts.export.graphs import Voxels
+from scripts.export.interface import geometry_tensors
+from scripts.export.source import Frame
+
+
+class Runner(Protocol):
+    """Something that predicts voxels of a frame."""
+
+    def __call__(self, frame: Frame) -> Voxels:
+        """Predict."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two predictions of one sample differ.
+
+    Attributes:
+        expected: Voxels of the project's prediction.
+        found: Voxels of the other.
+        common: Voxels of both.
+        relabelled: Common voxels with another label.
+        score_error: Largest difference of the scores of common voxels.
+    """
+
+    expected: int
+    found: int
+    common: int
+    relabelled: int
+    score_error: float
+
+    @property
+    def share(self) -> float:
+        """Voxels with the same label in both, of the voxels of either; 1 where both are empty."""
+        either = self.expected + self.found - self.common
+        return (self.common - self.relabelled) / either if either else 1.0
+
+    def __str__(self) -> str:
+        """In one line."""
+        return (
+            f"{self.expected} voxels, {self.found} in the file's prediction, {self.share:.4%} the "
+            f"same, scores within {self.score_error:.1e}"
+        )
+
+
+def compare(expected: Voxels, found: Voxels) -> Agreement:
+    """Compare two predictions, in whatever order their voxels are."""
+    index = {tuple(row): i for i, row in enumerate(expected.coords.tolist())}
+    pairs = [
+        (index[tuple(row)], j) for j, row in enumerate(found.coords.tolist()) if tuple(row) in index
+    ]
+    ours, theirs = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(1)
+    relabelled = int((expected.labels[ours] != found.labels[theirs]).sum())
+    delta = (expected.scores[ours] - found.scores[theirs]).abs()
+    error = float(delta.max()) if len(delta) else 0.0
+    return Agreement(len(expected.coords), len(found.coords), len(ours), relabelled, error)
+
+
+class OnnxRunner:
+    """ONNX files on the CPU, in onnxruntime.
+
+    Args:
+        files: The file, or that of the image network and that of the decoder.
+        num_cams: Cameras of a frame.
+        threads: Threads of an operator; None for onnxruntime's choice.
+
+    Raises:
+        MissingPackageError: onnxruntime is not installed.
+    """
+
+    def __init__(self, files: Sequence[Path], num_cams: int, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingPackageError(
+                "running ONNX files needs onnxruntime: pip install -r requirements/onnx.txt"
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self.sessions = [
+            onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            for file in files
+        ]
+        self.num_cams = num_cams
+
+    def __call__(self, frame: Frame) -> Voxels:
+        """Predict; with two files the frames go through the image network one by one."""
+        geometry = [tensor.numpy() for tensor in geometry_tensors(frame)]
+        if len(self.sessions) == 1:
+            first = [frame.images.numpy()]
+        else:
+            frames = [self.features(images) for images in frame.images.split(self.num_cams)]
+            first = [np.concatenate(level) for level in zip(*frames, strict=True)]
+        return self.decode([*first, *geometry])
+
+    def features(self, images: Tensor) -> list[Any]:
+        """Return the maps of one frame's images."""
+        session = self.sessions[0]
+        outputs: list[Any] = session.run(None, {"images": images.numpy()})
+        return outputs
+
+    def decode(self, arrays: Sequence[Any]) -> Voxels:
+        """Run the last file on arrays in the order of its inputs."""
+        session = self.sessions[-1]
+        names = [port.name for port in session.get_inputs()]
+        outputs = session.run(None, dict(zip(names, arrays, strict=True)))
+        return Voxels(*map(torch.from_numpy, outputs))

@@ -1,0 +1,1 @@
+"""The Inferencer: frames in, typed results out; files and pictures of results."""

@@ -1,0 +1,9 @@
+"""Errors about frames that are to be predicted."""
+
+from __future__ import annotations
+
+from models.errors import UserError
+
+
+class FrameError(UserError, ValueError):
+    """A frame lacks something, or holds values that cannot be: the camera or the key is named."""

@@ -1,0 +1,140 @@
+"""Which past frames of a stream stand beside the current one.
+
+Legend: T frames of a prediction (current first).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar
+
+from loaders.datasets.frames import MAX_HISTORY, history_offsets
+from scripts.runtime.errors import ConfigError
+
+# The rate at which nuScenes' cameras take images; frame intervals are counted in its frames.
+CAMERA_RATE_HZ = 12.0
+
+HistoryRule = Literal["time", "count"]
+
+
+class Timed(Protocol):
+    """Anything with a time in microseconds."""
+
+    @property
+    def time_us(self) -> int:
+        """Microseconds."""
+
+
+Entry = TypeVar("Entry", bound=Timed)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How far apart the frames of a prediction are.
+
+    Attributes:
+        frames: Camera frames of the data set between one frame and the next.
+        seconds: The same in seconds.
+        rule: 'time' takes the frames nearest to the times at which the data set's would be, at any
+            rate of the stream; 'count' takes every `frames`-th, as the data set does.
+    """
+
+    frames: int
+    seconds: float
+    rule: HistoryRule = "time"
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: One of them is unusable.
+        """
+        if self.rule not in ("time", "count"):
+            raise ConfigError(f"history is '{self.rule}': give 'time' or 'count'")
+        if not 0 < self.seconds < float("inf"):
+            raise ConfigError(f"interval_s is {self.seconds}: give seconds above 0")
+
+
+class History(Generic[Entry]):
+    """The past of a stream, as far back as predictions look.
+
+    Its size is bounded whatever the rate of the stream: with the rule 'time', frames that follow
+    one another faster than half a camera frame of the data set are not all kept.
+
+    Args:
+        num_frames: T.
+        interval: Between the frames.
+    """
+
+    def __init__(self, num_frames: int, interval: Interval) -> None:
+        self._num_frames = num_frames
+        self._interval = interval
+        self._step_us = round(interval.seconds * 1e6)
+        self._least_us = self._step_us // (2 * interval.frames)
+        reach = (num_frames - 1) * interval.frames
+        self._limit = min(MAX_HISTORY, reach) if interval.rule == "count" else 2 * reach + 2
+        self._kept: deque[Entry] = deque(maxlen=max(1, self._limit))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __iter__(self) -> Iterator[Entry]:
+        """From the oldest to the newest."""
+        return iter(self._kept)
+
+    @property
+    def newest(self) -> Entry | None:
+        """The last frame that was kept."""
+        return self._kept[-1] if self._kept else None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+
+    def add(self, entry: Entry) -> bool:
+        """Keep a frame that is newer than all others, and drop those that are too old by now.
+
+        Returns:
+            Whether it is kept.
+        """
+        if self._num_frames == 1:
+            return False
+        self._drop_before(entry.time_us)
+        if self._interval.rule == "time" and self._kept:
+            if entry.time_us - self._kept[-1].time_us < self._least_us:
+                return False
+        self._kept.append(entry)
+        return True
+
+    def _drop_before(self, time_us: int) -> None:
+        """Drop the frames that no prediction from this time on looks at."""
+        if self._interval.rule == "time":
+            reach = (self._num_frames - 1) * self._step_us + self._step_us // 2
+            while self._kept and time_us - self._kept[0].time_us > reach:
+                self._kept.popleft()
+
+    def choose(self, current: Entry) -> list[Entry]:
+        """Return T frames, the current one first, none newer than the one before it.
+
+        Beyond the oldest frame the oldest is taken; without any, the current one.
+
+        Args:
+            current: A frame that has not been added yet.
+        """
+        self._drop_before(current.time_us)
+        past = list(self._kept)[::-1]  # newest first
+        if self._interval.rule == "count":
+            offsets = history_offsets(
+                len(past), self._num_frames, None, test_interval=self._interval.frames
+            )
+            return [current if not offset else past[offset - 1] for offset in offsets]
+        if not past:
+            return [current] * self._num_frames
+        chosen = [current]
+        for step in range(1, self._num_frames):
+            wanted = current.time_us - step * self._step_us
+            # Of two that are equally near, the older one.
+            chosen.append(min(reversed(past), key=lambda frame: abs(frame.time_us - wanted)))
+        return chosen

@@ -1,0 +1,134 @@
+"""A stream of frames: what is pushed becomes the history of what comes after it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loaders.datasets.occupancy_dataset import OccupancyDataset
+from scripts.prediction.errors import FrameError
+from scripts.prediction.frames import Frame
+from scripts.prediction.history import History, Interval
+from scripts.prediction.preparation import FramePreparer, PreparedFrame, Sweep
+
+# Pushes that tell the rate of a stream, and most of an interval whose features are kept.
+_RATE_PUSHES, _MOST_PUSHES = 12, 32
+
+
+@dataclass(frozen=True)
+class StreamSample:
+    """A frame with its history, ready for the model.
+
+    Attributes:
+        item: As `PackOccSample` packs samples.
+        frames: The T frames in it, the current one first.
+    """
+
+    item: dict[str, Any]
+    frames: Sequence[PreparedFrame]
+
+
+class FrameStream:
+    """Takes frames in the order of their times, and keeps as many as predictions need.
+
+    Args:
+        dataset: See `scripts.prediction.model.unread_dataset`.
+        interval: Between the frames of a prediction.
+        max_stand_in_age_s: Age above which an image does not stand in for a missing one.
+    """
+
+    def __init__(
+        self, dataset: OccupancyDataset, interval: Interval, max_stand_in_age_s: float = 1.0
+    ) -> None:
+        self._preparer = FramePreparer(dataset, max_stand_in_age_s)
+        self._num_frames, self._interval = dataset.num_frames, interval
+        self._history: History[PreparedFrame] = History(dataset.num_frames, interval)
+        self._newest: PreparedFrame | None = None
+        self._predicted: set[int] = set()
+        self._pushes: deque[int] = deque(maxlen=_RATE_PUSHES)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras in the order of the model."""
+        return self._preparer.cameras
+
+    @property
+    def kept_frames(self) -> int:
+        """Number of past frames in memory."""
+        return len(self._history)
+
+    def reset(self) -> None:
+        """Forget all frames."""
+        self._preparer.clear()
+        self._history.clear()
+        self._predicted.clear()
+        self._pushes.clear()
+        self._newest = None
+
+    def observe(self, frame: Frame) -> PreparedFrame:
+        """Take a frame that is not predicted itself.
+
+        Raises:
+            FrameError: See `FramePreparer.prepare`, or it is not newer than the last one.
+        """
+        current = self._prepare(frame)
+        self._keep(current, self._preparer.points(current, frame))
+        return current
+
+    def push(self, frame: Frame) -> StreamSample:
+        """Take a frame, and return it with its history.
+
+        Raises:
+            FrameError: See `FramePreparer.prepare`, or it is not newer than the last one.
+        """
+        current = self._prepare(frame)
+        frames = self._history.choose(current)
+        sweep = self._preparer.points(current, frame)
+        item = self._preparer.pack(frames, frame, sweep)
+        self._keep(current, sweep)
+        self._pushes.append(current.time_us)
+        self._predicted |= {each.number for each in frames}
+        self._predicted &= {each.number for each in (*self._history, current)}
+        return StreamSample(item, frames)
+
+    def useful_features(self) -> int:
+        """Return for how many frames it pays to keep features.
+
+        A frame waits an interval for its next use; meanwhile other predictions use T frames each,
+        which a stream faster than what is kept of it shares. One more sample lets the model
+        arrange them.
+        """
+        kept = [each.time_us for each in self._history if each.number in self._predicted]
+        pushes, past = (self._per_interval(times) for times in (self._pushes, kept))
+        num_frames = self._num_frames
+        useful = min(pushes, _MOST_PUSHES) + past * (num_frames - 1)
+        return max(useful, len(self._predicted)) + num_frames
+
+    def _per_interval(self, times_us: Sequence[int]) -> int:
+        """Return how many frames there are between those of a prediction, at their mean rate."""
+        if len(times_us) < 2:
+            return 1
+        gap_us = (times_us[-1] - times_us[0]) / (len(times_us) - 1)
+        return max(1, round(self._interval.seconds * 1e6 / gap_us))
+
+    def _prepare(self, frame: Frame) -> PreparedFrame:
+        if not isinstance(frame, Frame):
+            raise FrameError(
+                f"a {type(frame).__name__} was given, expected a Frame (from models.inference "
+                "import Frame)"
+            )
+        newest = self._newest
+        if newest is not None and not frame.time_s * 1e6 > newest.time_us:
+            raise FrameError(
+                f"{frame.label} (time_s {frame.time_s:.6f}) is not newer than the last one "
+                f"({newest.time_us * 1e-6:.6f} s): give frames in the order of their times, or "
+                "call reset() where another recording begins"
+            )
+        return self._preparer.prepare(frame)
+
+    def _keep(self, current: PreparedFrame, sweep: Sweep | None) -> None:
+        self._preparer.keep(current, sweep)
+        self._history.add(current)
+        self._newest = current

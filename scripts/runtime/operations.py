@@ -1,0 +1,44 @@
+"""Which operations of `models.ops` the models call, and how to have them call others instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+from models import ops
+
+# Everything the models take from models.ops; each has a plain-torch twin.
+OPERATIONS = (
+    "adaptive_mixing",
+    "distance_attention",
+    "farthest_point_sampling",
+    "multi_view_sampling",
+    "nearest_neighbor",
+    "build_kernel_map",
+    "sigmoid_focal_loss",
+    "sparse_conv",
+    "unique_voxels",
+    "voxel_max",
+)
+
+
+@contextmanager
+def replaced_operations(replacements: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Have the models call other functions, of the same arguments, in place of operations.
+
+    Args:
+        replacements: Functions by the name of the operation in `models.ops`.
+    """
+    with ExitStack() as stack:
+        for name, function in replacements.items():
+            stack.enter_context(mock.patch.object(ops, name, function))
+        yield
+
+
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """Replace the operations the models use by their plain-torch twins."""
+    with replaced_operations({name: getattr(ops, f"{name}_reference") for name in OPERATIONS}):
+        yield

@@ -1,0 +1,220 @@
+"""ONNX files predict what the project predicts, and say what they need."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from models.errors import MissingPackageError
+from scripts.export import onnx_command
+from scripts.export.comparison import Agreement, OnnxRunner, compare
+from scripts.export.functions import functions_of
+from scripts.export.graphs import Layout, Voxels
+from scripts.export.onnx_model import save_onnx, to_onnx
+from scripts.export.source import Source, frame_of, predict, random_item
+from scripts.runtime.config import load_config
+from tests.export.conftest import ONE_LAYER, build_source
+from tests.models.cases import HW, N, T
+
+ROOT = Path(__file__).parents[2]
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+# Half a minute each: an export traces, translates and simplifies some thousand operators.
+long = pytest.mark.skipif(
+    not os.environ.get("OPUS_LONG_TESTS"), reason="OPUS_LONG_TESTS is not set"
+)
+
+
+HEAD_OPTIONS = ("num_query=40", "score_thr=0.05", "decoder.num_refines=[4]")
+
+
+def export(source: Source, folder: Path, **options: Any) -> list[Path]:
+    return [
+        save_onnx(to_onnx(source, function), function.path(folder / "model.onnx"))
+        for function in functions_of(source, Layout.STACKED, **options)
+    ]
+
+
+def agreements(source: Source, runner: OnnxRunner, **item: int) -> list[Agreement]:
+    items = [random_item(source, seed, **item) for seed in (1, 2)]
+    return [compare(predict(source, item), runner(frame_of(source, item))) for item in items]
+
+
+class Exported:
+    """What one run of the command wrote, for the model of a config."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.source = build_source("v2", **ONE_LAYER)
+        from nano_parts import write_config
+
+        self.config = write_config(folder, ROOT, "v2")
+        self.weights = folder / "weights.pth"
+        torch.save(dict(state_dict=self.source.detector.state_dict()), self.weights)
+        self.arguments = [
+            "--config", str(self.config), "--weights", str(self.weights),
+            "--image-size", *map(str, HW), "--cfg-options",
+            *(f"model.pts_bbox_head.{key}" for key in HEAD_OPTIONS),
+        ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    case = Exported(tmp_path_factory.mktemp("onnx"))
+    out = str(case.folder / "model.onnx")
+    frame = str(case.folder / "frame.npz")
+    code = onnx_command.main(
+        [*case.arguments, "--out", out, "--split", "--check", "2", "--frame", frame]
+    )
+    assert code == 0
+    return case
+
+
+def test_split_files_predict_what_the_project_predicts(exported: Exported) -> None:
+    files = [exported.folder / f"model_{part}.onnx" for part in ("image", "decoder")]
+    for agreement in agreements(exported.source, OnnxRunner(files, N)):
+        assert agreement.expected > 100
+        assert agreement.share == 1 and agreement.score_error < 1e-4, agreement
+
+
+def test_files_hold_standard_operators_and_say_what_they_are(exported: Exported) -> None:
+    for part, inputs in (
+        ("image", ["images"]),
+        ("decoder", ["feats0", "feats1", "feats2", "occ2img"]),
+    ):
+        path = exported.folder / f"model_{part}.onnx"
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+        assert not model.functions
+        assert [value.name for value in model.graph.input] == inputs
+        assert all(value.doc_string for value in (*model.graph.input, *model.graph.output))
+        facts = {entry.key: entry.value for entry in model.metadata_props}
+        assert json.loads(facts["grid_shape"]) == [20, 15, 4]
+        assert json.loads(facts["num_frames"]) == T and json.loads(facts["image_hw"]) == list(HW)
+        assert facts["checkpoint_sha256"] != "null"
+        assert str(ROOT).encode() not in path.read_bytes()
+    names = [value.name for value in model.graph.output]
+    assert names == ["coords", "labels", "scores"]
+    assert {dim.dim_param for dim in model.graph.output[0].type.tensor_type.shape.dim} == {
+        "voxels",
+        "",
+    }
+
+
+def test_example_runs_without_torch(exported: Exported) -> None:
+    folder = exported.folder
+    example = str(ROOT / "examples/onnx_stream.py")
+    script = (
+        "import runpy, sys; sys.modules.update(torch=None, mmengine=None); "
+        f"runpy.run_path({example!r}, run_name='__main__')"
+    )
+    names = ("model_image.onnx", "model_decoder.onnx", "frame.npz", "voxels.npz")
+    command = [sys.executable, "-c", script, *names]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    frame = dict(np.load(folder / "frame.npz"))
+    assert frame["images"].shape == (T, N, 3, *HW)
+    found = np.load(folder / "voxels.npz")
+    assert len(found["coords"]) == len(found["scores"]) > 0
+    assert "voxels of class" in done.stdout
+
+
+@long
+@pytest.mark.slow
+def test_fusion_takes_any_number_of_lidar_voxels(tmp_path: Path) -> None:
+    source = build_source("v1_fusion")
+    runner = OnnxRunner(export(source, tmp_path), N)
+    for number in (400, 3000):
+        for agreement in agreements(source, runner, num_points=number):
+            assert agreement.expected > 20
+            assert agreement.share == 1 and agreement.score_error < 1e-4, agreement
+
+
+@long
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["v1", "dcd", "v2_fusion"])
+def test_other_kinds(kind: str, tmp_path: Path) -> None:
+    source = build_source(kind)
+    runner = OnnxRunner(export(source, tmp_path), N)
+    for agreement in agreements(source, runner):
+        assert agreement.expected > 20 and agreement.share == 1, agreement
+
+
+@long
+@pytest.mark.slow
+def test_other_grids_and_half_precision(tmp_path: Path) -> None:
+    source = build_source("v2", voxel_size=[0.4, 0.4, 0.4])
+    for half, least in ((False, 1.0), (True, 0.9)):
+        runner = OnnxRunner(export(source, tmp_path, split=True, half=half), N)
+        for agreement in agreements(source, runner):
+            assert agreement.expected > 20 and agreement.share >= least, agreement
+
+
+@long
+@pytest.mark.slow
+def test_published_size(tmp_path: Path) -> None:
+    """OPUS-V2-T: ResNet-50, 8 frames of 704 x 256, 600 queries, five layers; every voxel counts."""
+    name = "opusv2-t_r50_704x256_8f_nusc-occ3d_50e.py"
+    model = load_config(ROOT / "configs/opusv2_nusc-occ3d" / name).model
+    torch.manual_seed(0)
+    detector = MODELS.build(model).eval()
+    for key, parameter in detector.named_parameters():
+        if key.endswith(("parameter_generator.weight", "sampling_offset.weight")):
+            torch.nn.init.normal_(parameter, std=0.02)  # they start at zero
+    detector.pts_bbox_head.score_thr = 0.0
+    source = Source(detector, (256, 704), config=name)
+    runner = OnnxRunner(export(source, tmp_path, split=True), source.head.num_cams)
+    item = random_item(source)
+    agreement = compare(predict(source, item), runner(frame_of(source, item)))
+    assert agreement.expected > 10_000 and agreement.share >= 0.999, agreement
+
+
+def test_agreement_is_counted() -> None:
+    def voxels(rows: list[list[int]], labels: list[int], scores: list[float]) -> Voxels:
+        return Voxels(torch.tensor(rows).view(-1, 3), torch.tensor(labels), torch.tensor(scores))
+
+    expected = voxels([[0, 0, 0], [1, 0, 0], [2, 0, 0]], [1, 2, 3], [0.5, 0.6, 0.7])
+    found = voxels([[2, 0, 0], [1, 0, 0], [3, 0, 0]], [3, 1, 3], [0.7, 0.5, 0.9])
+    agreement = compare(expected, found)
+    assert (agreement.common, agreement.relabelled) == (2, 1)
+    assert agreement.share == 1 / 4 and agreement.score_error == pytest.approx(0.1)
+    nothing = voxels([], [], [])
+    assert compare(nothing, nothing).share == 1 and compare(expected, nothing).share == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--out", "model.pt"], "--out model.pt does not end in .onnx"),
+        (["--out", "model.onnx", "--opset", "17"], "'17' is not a whole number from 18"),
+        (["--out", "model.onnx", "--frame", "frame.npy"], "--frame frame.npy does not end in .npz"),
+    ],
+)
+def test_errors_are_one_sentence(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(ROOT / "configs/toy/opusv2-nano_toy.py")
+    code = onnx_command.main(["--config", config, "--weights", "none.pth", *arguments])
+    assert code == 2
+    printed = capsys.readouterr().err
+    assert sentence in printed and len(printed.splitlines()) == 1
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    source = build_source("v2")
+    (function,) = functions_of(source, Layout.STACKED)
+    with pytest.raises(MissingPackageError, match=r"requirements/onnx\.txt"):
+        to_onnx(source, function)

@@ -244,8 +244,8 @@ class TestImages:
         (tmp_path / "a.jpg").write_bytes(jpeg(smooth_image()))
         reads = []
         monkeypatch.setattr(
-            "loaders.transforms.images.read_image_part",
-            lambda path, *args: reads.append(path) or read_image_part(path, *args),
+            "loaders.transforms.images.read_image_file",
+            lambda path: reads.append(path) or decode.read_image_file(path),
         )
         sample = make_sample([tmp_path / "a.jpg"] * 4)
         LoadMultiViewImages((90, 160))(DrawImageAug((90, 160), (32, 96))(sample))

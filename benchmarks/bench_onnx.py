@@ -1,6 +1,6 @@
 """Time exported models in onnxruntime and as a compiled program against the project itself.
 
-    python benchmarks/bench_onnx.py [--sizes t] [--threads N] [--repeats N] [--program 0]
+    python benchmarks/bench_onnx.py [--sizes nano,t] [--threads N] [--repeats N] [--program 1]
 
 One sample of random images, evaluation mode, batch 1, weights of a random start: the image network
 of one frame, and everything behind it. What a stream pays for a new frame is the sum of a row of
@@ -131,7 +131,7 @@ def measure(report: Report, size: str, args: argparse.Namespace, folder: Path) -
 
 
 def main() -> None:
-    args = parse_arguments(__doc__, repeats=7, sizes="nano,t", program=1)
+    args = parse_arguments(__doc__, repeats=7, sizes="nano", program=0)
     report = Report("onnx", args)
     report.table(["model", "part", "runtime", "ms", "times the project's speed", "same voxels"])
     for size in args.sizes.split(","):

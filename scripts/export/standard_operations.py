@@ -109,7 +109,8 @@ def multi_view_sampling(
     def by_group(values: Tensor) -> Tensor:  # [1, T, S] -> [T*G, Q, P]
         return values.view(T, Q, G, P).transpose(1, 2).flatten(0, 1)
 
-    weights = level_weights[0].permute(1, 0, 2, 3)[paired.flatten()]  # [T*G, Q, P, L]
+    by_point = level_weights[0].permute(1, 0, 2, 3)
+    weights = by_point.index_select(0, paired.flatten())  # [T*G, Q, P, L]
     u, v, camera, finite = map(by_group, (*pixel.unbind(-1), camera, finite))
     x = (2 * u / img_hw[1] - 1).clamp(_OUTSIDE, -_OUTSIDE)
     out: Tensor | None = None
@@ -133,7 +134,7 @@ def unique_voxels(keys: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
     unique = _marked(keys, num_keys)
     number = torch.zeros(num_keys, dtype=torch.int32)
     number = number.scatter(0, unique, torch.arange(unique.shape[0], dtype=torch.int32))
-    return unique, number[keys].long()
+    return unique, _rows(number, keys).long()
 
 
 def voxel_max(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
@@ -185,7 +186,7 @@ def build_kernel_map(
     index = torch.full((total,), missing, dtype=torch.int32)
     index = index.scatter(0, _linear(own, extents), torch.arange(missing, dtype=torch.int32))
     places = _linear(corner, extents)[:, None] + _linear(offsets, extents)
-    return NeighbourMap(out_coords, index[places].long())
+    return NeighbourMap(out_coords, _rows(index, places).long())
 
 
 def sparse_conv(
@@ -197,7 +198,7 @@ def sparse_conv(
     at_once = max(1, _GATHERED_CHANNELS // features.shape[1])
     out: Tensor | None = bias
     for start in range(0, positions.shape[0], at_once):
-        read = padded[kernel_map.neighbours[:, start : start + at_once]].flatten(1)
+        read = _rows(padded, kernel_map.neighbours[:, start : start + at_once]).flatten(1)
         product = read @ positions[start : start + at_once].flatten(0, 1)
         out = product if out is None else out + product
     assert out is not None
@@ -240,6 +241,11 @@ def _distances(a: Tensor, b: Tensor, **_: Any) -> Tensor:
         squared = term if squared is None else squared + term
     assert squared is not None
     return squared.sqrt()
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Return the rows of a table ``[n, ...]`` at ``index``, by `Gather` along the first axis."""
+    return table.index_select(0, index.flatten()).view(*index.shape, *table.shape[1:])
 
 
 def _marked(keys: Tensor, num_keys: int) -> Tensor:

@@ -258,16 +258,11 @@ def test_files_are_timed_with_their_loader(
     from streaming_parts import write_config
 
     config = write_config(tmp_path, ROOT, mini.root)
-    arguments = [
-        "--config",
-        str(config),
-        *SHORT,
-        "--from-files",
-        "--json",
-        str(tmp_path / "t.json"),
-    ]
+    out = tmp_path / "timing.json"
+    arguments = ["--config", str(config), *SHORT, "--ways", "streaming"]
+    arguments += ["--from-files", "--json", str(out)]
     assert main(arguments) == 0
-    found = json.loads((tmp_path / "t.json").read_text())
+    found = json.loads(out.read_text())
     ways = [rate["way"] for rate in found["rates"]]
     assert ways == ["streaming", "streaming from files"]
     assert found["input"] == "test split" and "streaming from files" in capsys.readouterr().out

@@ -69,7 +69,7 @@ class SceneSampler(EpochSampler):
     as many pieces of equal length as a step has samples: each place in the batch (of whichever
     process) follows its own piece, so that its next sample is the next frame. Every frame occurs
     once, and the last step is filled up from the row's beginning. A piece may begin or end within a
-    scene: a model that remembers frames then starts anew.
+    scene: a model that remembers frames then starts without memory.
 
     In evaluation (``shuffle=False``) every process follows whole scenes, from their first frame on,
     one sample at a time; processes with fewer frames than others repeat theirs, which counts once.

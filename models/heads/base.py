@@ -454,11 +454,17 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
     def _discretize(self, decoded: DecoderOutput) -> list[VoxelLogits | None]:
         """Return the voxel logits of every layer, None where there are none."""
 
-    @abstractmethod
     def _query_scores(self, output: HeadOutput) -> Tensor:
         """Return how sure the last layer is of each query, ``[B, Q]``: the mean over its points of
         the best sigmoid score at the point.
+
+        Raises:
+            ModelConfigError: If the head has no scores of queries.
         """
+        raise ModelConfigError(
+            f"{type(self).__name__} has no scores of queries, which its memory needs: set "
+            "memory=None, or give it a method _query_scores."
+        )
 
     def _start(
         self,

@@ -5,7 +5,7 @@
 The YAML file names a config, rows of overrides and seeds; docs/recipes.md describes its keys. Each
 training and each evaluation is a process of its own. After a kill the same command goes on: what
 was done is kept, and a training that was interrupted is resumed. After each row and seed the table
-`ablation.md` and the numbers `ablation.json` are written anew, and the plot `ablation.png` at the
+`ablation.md` and the numbers `ablation.json` are written again, and the plot `ablation.png` at the
 end. A row that fails is named at the end (exit code 2); the others go on.
 """
 

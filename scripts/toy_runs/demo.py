@@ -243,7 +243,7 @@ def make_plan(
     """Return what the command line asks for.
 
     Args:
-        config: A config of one's own, trained as it stands.
+        config: A config to train as it stands, in place of the demo's.
         long: The longer run.
         from_scratch: Whether a training from scratch is wanted for comparison.
         skip: What to leave out, of `SKIPPABLE`.

@@ -15,7 +15,13 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from models.errors import ModelConfigError
-from models.heads import HeadOutput, QueryMemory, SequenceFrame, VoxelLogits
+from models.heads import (
+    HeadOutput,
+    OccupancyHead,
+    QueryMemory,
+    SequenceFrame,
+    VoxelLogits,
+)
 from models.heads.query_memory import farthest_from, occ_to_occ
 from tests.models.cases import (
     HEAD,
@@ -306,3 +312,9 @@ def test_a_detector_evaluates_a_scene_in_order(make_detector: Callable[..., Any]
     detector.eval()
     with pytest.raises(ModelConfigError, match="Frame 1 of scene a came without"):
         predict(1)
+
+
+def test_a_head_without_scores_of_queries_is_named(make_head: Callable[..., Any]) -> None:
+    head = make_head(memory=MEMORY)
+    with pytest.raises(ModelConfigError, match="CPDHead has no scores of queries"):
+        OccupancyHead._query_scores(head, HeadOutput(torch.zeros(1), [], [], []))

@@ -66,12 +66,15 @@ class AdaptiveMixing(nn.Module):
             out = torch.addmm(out, mixed, projection.t())
         return out.view_as(query_feats)
 
-    def _mix_together(self, sampled: Tensor, query_feats: Tensor, residual: Tensor) -> Tensor:
+    def _mix_together(
+        self, sampled: Tensor, query_feats: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
         """Mix all groups in one product, one launch and one product.
 
         On a GPU launches count, and memory that one product writes and the next reads is fast. In
         16 bits a sum over groups must not be rounded group by group.
         """
+        residual = query_feats if residual is None else residual
         count = query_feats.shape[:-1].numel() * self.num_groups
         parameters = self.parameter_generator(query_feats).view(count, -1)
         rows = sampled.reshape(count, self.in_points, self.group_dims).to(parameters.dtype)

@@ -31,7 +31,7 @@ class DoubleOPUS(OPUS):
     ) -> Any:
         for sample in data_samples:
             sample.ego2img, sample.ego2occ = sample.ego2img.double(), sample.ego2occ.double()
-        return super().forward({"img": inputs["img"].double()}, data_samples, mode)
+        return super().forward(dict(inputs, img=inputs["img"].double()), data_samples, mode)
 
 
 CONFIG = """

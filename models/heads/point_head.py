@@ -110,7 +110,7 @@ class PointHead(OccupancyHead):
         keep = keep & ((index >= 0) & (index < self.voxel_num)).all(1)
         x, y, z = torch.where(keep[:, None], index, 0).long().unbind(1)
         # What is not kept is added to rows of its own, many, since a GPU adds to one in turn.
-        nowhere = volume + torch.arange(len(keep), device=keep.device) % _ROWS_NOT_KEPT
+        nowhere = volume + torch.arange(keep.shape[0], device=keep.device) % _ROWS_NOT_KEPT
         voxel = torch.where(keep, (x * y_num + y) * z_num + z, nowhere)
         # The last column counts the points of a voxel.
         rows = torch.cat([scores, torch.ones_like(scores[:, :1])], dim=1)

@@ -89,33 +89,6 @@ def read_image_file(path: str) -> bytearray:
     return read_file(path, _IMAGE_FILE)
 
 
-def read_image_part(
-    path: str,
-    rows: Span,
-    columns: Span,
-    backend: Backend = "auto",
-    reduction: int = 1,
-    raw_hw: tuple[int, int] | None = None,
-) -> tuple[Image, tuple[int, int]]:
-    """Read the part of an image file that is needed, or more.
-
-    Args:
-        path: As for `read_image`, as are the last three.
-        rows: First row and the one after the last, of the image at its reduced size.
-        columns: Likewise.
-        backend: 'libjpeg' alone leaves pixels out; with others the whole image is returned.
-        reduction: 1, 2, 4 or 8.
-        raw_hw: Height and width of the stored image.
-
-    Returns:
-        uint8 [h, w, 3] BGR, and the row and column of the whole image where it begins.
-
-    Raises:
-        MissingDataError: As `read_image`, as are the others.
-    """
-    return decode_image_part(read_image_file(path), path, rows, columns, backend, reduction, raw_hw)
-
-
 def decode_image_part(
     data: bytes | bytearray,
     path: str,
@@ -125,17 +98,23 @@ def decode_image_part(
     reduction: int = 1,
     raw_hw: tuple[int, int] | None = None,
 ) -> tuple[Image, tuple[int, int]]:
-    """Decode the part of an image file's content that is needed, or more.
+    """Decode the part of an image that is needed, or more.
 
     Args:
-        data: Content.
-        path: What errors call the image; the other arguments, the result and the errors are those
-            of `read_image_part`.
-        rows: First row and the one after the last.
+        data: Content of an image file.
+        path: What errors call the image.
+        rows: First row and the one after the last, of the image at its reduced size.
         columns: Likewise.
-        backend: Which library decodes.
+        backend: 'libjpeg' alone leaves pixels out; with others the whole image is returned.
         reduction: 1, 2, 4 or 8.
         raw_hw: Height and width that the stored image must have.
+
+    Returns:
+        uint8 [h, w, 3] BGR, and the row and column of the whole image where it begins.
+
+    Raises:
+        WrongShapeError: As `read_image`, as is the other.
+        BadDataError: The content cannot be decoded.
     """
     _check_content(path, data, raw_hw)
     name = fastest_backend() if backend == "auto" else backend

@@ -23,7 +23,7 @@ from loaders.lidar.points import LOAD_DIMS, read_lidar_points
 from loaders.metrics.ray_cache import read_rays
 from loaders.predictions import load_prediction
 from loaders.sample import OccSample
-from loaders.transforms.decode import read_image, read_image_part
+from loaders.transforms.decode import decode_image_part, read_image, read_image_file
 from loaders.transforms.geometry import ego2img_from_poses, quaternion_to_matrix
 from loaders.transforms.labels import LoadOcc3DLabels
 from loaders.transforms.occupancy_labels import LoadOccupancyLabels
@@ -161,7 +161,9 @@ def _image_targets(rng: Rng) -> dict[str, _Target]:
             raw_hw = _IMAGE_HW if rng.random() < 0.5 else None
             if rng.random() < 0.5:
                 rows, columns = (tuple(sorted(rng.integers(0, 60, 2).tolist())) for _ in range(2))
-                return read_image_part(str(root / file), rows, columns, backend, reduction, raw_hw)  # type: ignore[arg-type]
+                name = str(root / file)
+                data = read_image_file(name)
+                return decode_image_part(data, name, rows, columns, backend, reduction, raw_hw)  # type: ignore[arg-type]
             return read_image(str(root / file), backend, reduction, raw_hw)  # type: ignore[arg-type]
 
         return call

@@ -14,7 +14,7 @@ from loaders.errors import BadDataError, LoaderConfigError, MissingDataError
 from loaders.sample import OccSample
 from loaders.transforms import decode
 from loaders.transforms.cache import ArrayCache
-from loaders.transforms.decode import read_image, read_image_part
+from loaders.transforms.decode import decode_image_part, read_image, read_image_file
 from loaders.transforms.geometry import ImageAugParams, apply_image_aug
 from loaders.transforms.images import (
     DrawImageAug,
@@ -124,10 +124,12 @@ class TestReadImage:
             whole = read_image(path, backend, reduction)
         except BadDataError:  # Pillow refuses what others make up for
             with pytest.raises(BadDataError):
-                read_image_part(path, (9, 30), (5, 40), backend, reduction)
+                decode_image_part(read_image_file(path), path, (9, 30), (5, 40), backend, reduction)
             return
         for rows, columns in (((9, 30), (5, 40)), ((0, 190), (0, 260)), ((47, 48), (64, 65))):
-            part, (row, column) = read_image_part(path, rows, columns, backend, reduction)
+            part, (row, column) = decode_image_part(
+                read_image_file(path), path, rows, columns, backend, reduction
+            )
             h, w = part.shape[:2]
             assert row <= rows[0] and row + h >= min(rows[1], whole.shape[0])
             assert column <= columns[0] and column + w >= min(columns[1], whole.shape[1])

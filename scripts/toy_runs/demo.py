@@ -70,7 +70,7 @@ TOY = ToyData(Path("data/toy_nuscenes"))
 PRETRAIN = ToyData(
     Path("data/toy_pretrain"),
     "v1.0-trainval",
-    ("--scenes", "400", "--samples", "2", "--seed", "1000"),
+    ("--scenes", "300", "--samples", "2", "--seed", "1000"),
 )
 DATA_SETS = {"toy": TOY, "pretrain": PRETRAIN}
 DEMO_CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy.py")

@@ -35,8 +35,8 @@ def test_every_kind_trains_and_predicts_there(kind: str, told: str) -> None:
     assert found and int(found.group(1)) > 200, told
 
 
-# Times that the host waits: docs/operations.md tells them. A LiDAR model waits for the numbers of
-# its voxels, of the encoder's voxels and of the current sweep's points besides.
+# Number of times that the host waits, see docs/kernels.md. A LiDAR model also waits for the numbers
+# of its voxels, of the encoder's voxels and of the current sweep's points.
 WAITS = {
     "v1": (2, 1, 1),
     "v2": (3, 2, 1),
@@ -59,7 +59,7 @@ def test_host_rarely_waits(kind: str, told: str) -> None:
 
 
 def test_documented_waits_are_these() -> None:
-    text = (ROOT / "docs" / "operations.md").read_text()
+    text = (ROOT / "docs" / "kernels.md").read_text()
     names = dict(v1="OPUS", v2="OPUS-V2", v1_fusion="OPUS-Fusion", v2_fusion="OPUS-V2-Fusion")
     for kind, name in names.items():
         row = re.search(rf"^\| {name} \| (\d) \| (\d) \| (\d) \|$", text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""SurroundOcc: rows (x, y, z, class) in files named after the LiDAR's, and scores by hand."""
+"""SurroundOcc: rows (x, y, z, class) in files named after LiDAR files; scores by hand."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def surround_config(root):
 
 @pytest.fixture
 def root(mini, tmp_path):
-    """The mini data set with a SurroundOcc file per key frame of validation."""
+    """Return the mini data set with a SurroundOcc file per validation key frame."""
     for path in mini.root.iterdir():
         if path.name != "surroundocc":
             (tmp_path / path.name).symlink_to(path)

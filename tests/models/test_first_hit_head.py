@@ -37,7 +37,7 @@ def empty_grid() -> Tensor:
 
 
 def forward_camera(turn: float = 0.0) -> Tensor:
-    """A camera at (0, 0, 1) m that looks along x turned to the left by `turn` radians."""
+    """Return a camera at (0, 0, 1) m that looks along x, turned left by `turn` radians."""
     cos, sin = math.cos(turn), math.sin(turn)
     rotation = torch.tensor([[sin, -cos, 0.0], [0.0, 0.0, -1.0], [cos, sin, 0.0]])
     intrinsic = torch.tensor([[20.0, 0.0, 20.0], [0.0, 20.0, 12.0], [0.0, 0.0, 1.0]])

@@ -1,4 +1,4 @@
-"""Models with a LiDAR branch: V1-Fusion and V2-Fusion differ in the head's configuration alone."""
+"""Models with a LiDAR branch: V1-Fusion and V2-Fusion differ only in the head's configuration."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_mixed_precision_leaves_sparse_convolutions_and_head_alone(
 
 
 def test_lidar_changes_the_result(make_detector: Callable[..., Any]) -> None:
-    """Older sweeps too: they do not give queries, but are in the map."""
+    """Older sweeps also change it: they are in the map, but not among the queries."""
     model = make_detector(**with_lidar(HEAD)).eval()
     batch = make_batch(0, lidar=True)
     with torch.no_grad():

@@ -43,7 +43,7 @@ def pose(x: float, y: float, yaw: float) -> np.ndarray:
 
 
 def tell(sample: BaseDataElement, index: int, scene: str = "a", sequence: int | None = 0) -> Any:
-    """Make a sample frame ``index`` of a drive that turns left at 4 m a frame."""
+    """Make a sample frame `index` of a drive that turns left at 4 m a frame."""
     sample.set_metainfo(
         dict(
             frame_index=index,

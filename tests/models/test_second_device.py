@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def told() -> str:
-    """What the comparison of all kinds of detectors says; it takes a process of its own."""
+    """Return the output of the comparison of all detectors, run in a separate process."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.models.second_device"],
         cwd=ROOT,
@@ -49,7 +49,7 @@ WAITS = {
 
 @pytest.mark.parametrize("kind", WAITS)
 def test_host_rarely_waits(kind: str, told: str) -> None:
-    """Voxels of all layers, those of the labels, the norm to be logged; results that leave."""
+    """The host waits for voxels of layers and labels, the logged norm, and results."""
     found = re.search(
         rf"^{kind}: .* waits: (\d+) in training, (\d+) in first prediction, (\d+) in prediction",
         told,

@@ -1,4 +1,4 @@
-"""Deltas that MMEngine's users write, each trained by train.py."""
+"""Config changes that are common in MMEngine, each trained by train.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NUM_SAMPLES, BATCH_SIZE = 22, 4
 
 
 def run(config: Path, work_dir: Path, text: str, *arguments: str) -> list[list[int]]:
-    """Train a child of the tiny config; returns the samples of every step."""
+    """Train a child of the tiny config; return the samples of every step."""
     child = config.parent / "child.py"
     child.write_text(f"_base_ = {config.name!r}\n{text}\n")
     code = train.main(["--config", str(child), "--work-dir", str(work_dir), *arguments])

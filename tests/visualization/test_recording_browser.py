@@ -50,7 +50,7 @@ def operate(browser, address: str) -> None:
         condition: Callable[[np.ndarray], bool],
         act: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
-        """Act and wait for a picture; act again if the picture does not change for long."""
+        """Act and wait for a picture; repeat the action if the picture does not change."""
         for _ in range(4):
             act()
             deadline = time.monotonic() + 45

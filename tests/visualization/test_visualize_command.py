@@ -55,7 +55,7 @@ def test_prediction_alone(config, weights, tmp_path):
 
 
 def test_samples_of_wrapped_data_sets(config, weights, tmp_path):
-    """Indices count through all data sets; a repeated sample gives the same picture."""
+    """Indices count through all data sets; a repeated sample has the same picture."""
     wrapped = tmp_path / "wrapped.py"
     wrapped.write_text(
         config.read_text()

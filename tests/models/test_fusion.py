@@ -180,7 +180,7 @@ def test_inconsistent_configurations_are_refused(make_detector: Callable[..., An
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_sampling_points_are_handed_out(kind: str, make_detector: Callable[..., Any]) -> None:
+def test_sampling_points_are_returned(kind: str, make_detector: Callable[..., Any]) -> None:
     model = make_detector(**with_lidar(HEADS[kind])).eval()
     with torch.no_grad():
         output = run(model, make_batch(0, lidar=True), "tensor")

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_scoring.py [--samples 6019] [--workers 2] [--out FILE.md]
 
-The ground truth is that of the toy data set (scripts/make_toy_nuscenes.py), repeated under new
-sample tokens. Every sample has a prediction file: its labels with missing, moved, mislabelled and
+The ground truth of the toy data set (scripts/make_toy_nuscenes.py) is repeated under new sample
+tokens. Every sample has a prediction file: its labels with missing, moved, mislabelled and
 invented voxels. `scripts/score_predictions.py` then scores the files in a separate process, without
 and with the cache of ground-truth rays, which the first samples of the run fill.
 

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_sheet.py [--samples 16] [--widths 1600 4800] [--out FILE.md]
 
-Ground truth and images are those of the toy data set (scripts/make_toy_nuscenes.py, then
+Ground truth and images are from the toy data set (scripts/make_toy_nuscenes.py, then
 scripts/gen_sweep_info.py), with the images enlarged to nuScenes' 1600 x 900. Predictions are the
 ground truth with missing, moved, mislabelled and invented voxels, as in bench_scoring; their many
 loose voxels are harder to draw than clean surfaces. Times include writing the PNG file, but not

@@ -87,7 +87,7 @@ class Report:
             f" {hardware(args.device)}, {datetime.now(timezone.utc):%Y-%m-%d},"
             f" torch {torch.__version__}, commit {_commit()}. Medians of up to {args.repeats} runs"
             f" after a first, as many as fit into {BUDGET_S:g} s, one at least; a first of more"
-            f" than {2 * BUDGET_S:g} s stands alone. Ceilings measured in the same run:"
+            f" than {2 * BUDGET_S:g} s is the only one. Ceilings measured in the same run:"
             f" {self.gigaflops:.0f} GFLOP/s (float32 matrix product),"
             f" {self.bandwidth:.1f} GB/s (copy). {args.note}\n"
         )
@@ -107,7 +107,7 @@ class Report:
         """Record the functions of a case that were too slow for all runs; see `write_runs`."""
         for name, timing in of.items():
             if timing.runs < self.args.repeats:
-                self.few_runs.append(f"{case} {name} {timing.runs or 'the first alone'}")
+                self.few_runs.append(f"{case} {name} {timing.runs or 'only the first'}")
 
     def write_runs(self) -> None:
         """Write the recorded functions; call it before their table."""

@@ -95,7 +95,7 @@ def test_predictions_are_those_of_the_data_set_bit_for_bit(
             np.testing.assert_array_equal(results[token].labels, labels)
             np.testing.assert_array_equal(results[token].scores, scores)
     first, *_, last = by_time.values()
-    assert len(set(first.frame_times_s)) == 1  # without a past the frame itself stands in
+    assert len(set(first.frame_times_s)) == 1  # without history the frame is repeated
     np.testing.assert_allclose(np.diff(last.frame_times_s), -0.5, atol=0.03)
     assert not np.array_equal(first.coords, last.coords)  # images do matter
 
@@ -171,7 +171,7 @@ def test_another_rig_needs_its_names_alone(twin: Twin) -> None:
         assert len(result) > 100 and not result.dropped_cameras
 
 
-# -- cameras that give no image ----------------------------------------------------------------
+# -- cameras without an image ----------------------------------------------------------------
 
 
 def test_the_last_image_stands_in_with_its_own_pose_and_the_result_says_so(twin: Twin) -> None:
@@ -214,7 +214,7 @@ def test_a_camera_without_any_image_sees_nothing(twin: Twin) -> None:
     found = inferencer.predict(lacking)
     assert same(found, expected) and not same(found, inferencer.predict(frame))
     assert found.dropped_cameras == {"CAM_BACK_LEFT": None}
-    # An image that is too old does not stand in either.
+    # An image that is too old is not used.
     inferencer.push(replace(frame, time_s=-0.6))
     assert inferencer.push(lacking).dropped_cameras == {"CAM_BACK_LEFT": None}
 
@@ -248,7 +248,7 @@ def test_reset_begins_another_recording(twin: Twin) -> None:
     assert same(inferencer.push(replace(frames[0], time_s=-5.0)), once[0])
 
 
-# -- a stream without an end --------------------------------------------------------------------
+# -- endless stream --------------------------------------------------------------------
 
 
 def tiny_inferencer(twin: Twin, names: tuple[str, ...]) -> OccupancyInferencer:
@@ -355,7 +355,7 @@ def test_one_sentence_names_the_camera_and_the_way_out(twin: Twin, name: str) ->
         inferencer.push(changed_camera(**changes))
     assert "\n" not in str(caught.value)
     assert inferencer.kept_frames == 0
-    inferencer.push(replace(rig_frame(CAMERAS, 3.0)))  # the stream goes on
+    inferencer.push(replace(rig_frame(CAMERAS, 3.0)))  # the stream continues
 
 
 def test_errors_about_frames_and_arguments(twin: Twin, tmp_path: Path) -> None:

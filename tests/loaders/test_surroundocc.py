@@ -67,8 +67,10 @@ def test_labels_are_those_of_the_rows(root):
 
 
 def test_scores_by_hand(root):
-    """Per sample: one barrier found and one missed, the car called truck, vegetation found, two
-    voxels invented, of which one is noise and does not count."""
+    """A sample has two barriers, one found; a car, predicted as truck; vegetation, found.
+
+    Of two invented voxels one is noise and does not count.
+    """
     cfg = surround_config(root)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     evaluator = Evaluator([dict(metric) for metric in cfg.val_evaluator])

@@ -179,7 +179,7 @@ def test_unknown_voxels_count_in_no_voxel_score(mask, ignore_label):
     metric = dict(type="OccupancyMetric", mask=mask, ignore_label=ignore_label)
     truth = np.where(unknown, UNKNOWN_LABEL, grid).astype(np.uint8)
     results = []
-    for seed in (1, 2):  # predictions that differ in unknown voxels alone
+    for seed in (1, 2):  # predictions that differ only in unknown voxels
         noise = np.random.default_rng(seed).integers(0, FREE + 1, GRID)
         pred = np.where(unknown, noise, np.roll(grid, 1, axis=0)).astype(np.uint8)
         sample = make_sample(voxel_semantics=truth, mask_camera=visible, mask_lidar=lit)

@@ -40,9 +40,9 @@ def test_train_step_moves_all_but_what_is_frozen(
         if name.endswith(
             ("sampling_offset.weight", "parameter_generator.weight", "gen_tau.weight")
         ):
-            torch.nn.init.normal_(parameter, std=0.01)  # they start at zero
+            torch.nn.init.normal_(parameter, std=0.01)  # initialised with zero
     losses = run(model, make_batch(0, 1, lidar=True), "loss")
-    # no location loss for the start: it is not learned
+    # no location loss for the initial points, which are not learned
     assert set(losses) == {"loss_cls", "loss_pts", "d0.loss_cls", "d0.loss_pts"}
     before = {name: value.clone() for name, value in model.named_parameters()}
     assert "pts_bbox_head.init_points.weight" not in before
@@ -187,7 +187,7 @@ def test_sampling_points_are_returned(kind: str, make_detector: Callable[..., An
     head = model.pts_bbox_head
     first = head.transformer["decoder"].decoder_layers[0].sampling
     assert len(output.sampling_points) == len(output.points)
-    # a query starts at a LiDAR point, and the offsets' weights at zero
+    # Queries start at LiDAR points; the offsets' weights are initialised with zero.
     expected = head.denormalise(output.init_points)
     if kind == "v2":
         offset = first.sampling_offset.bias.view(-1, 3)

@@ -182,7 +182,7 @@ def test_empty_ground_truth_trains(make_head: Callable[..., Any]) -> None:
     assert 0 < losses["loss_cls"] < 1
     sum(losses.values()).backward()
     for name, parameter in head.named_parameters():
-        assert parameter.grad is not None, name  # distributed training waits for every one
+        assert parameter.grad is not None, name  # distributed training needs every gradient
         assert parameter.grad.isfinite().all(), name
 
 

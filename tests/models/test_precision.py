@@ -59,7 +59,7 @@ def test_bfloat16_is_close_and_trains(kind: str) -> None:
             assert parameter.grad.dtype == torch.float32
         outputs[precision] = output
     exact, coarse = outputs["float32"], outputs["bfloat16"]
-    assert torch.equal(outputs["tf32"].points[-1], exact.points[-1])  # a GPU's alone
+    assert torch.equal(outputs["tf32"].points[-1], exact.points[-1])  # only a GPU has it
     for own, other in zip(coarse.points, exact.points, strict=True):
         away = (own - other) * torch.tensor([16.0, 12.0, 3.2])  # metres
         assert 0 < away.abs().max() < 0.1

@@ -118,7 +118,7 @@ def test_an_average_beside_the_weights_is_chosen(
     torch.save(content, tmp_path / "a.pth")
     found = revised_weights(read_checkpoint(tmp_path / "a.pth"))
     assert found.keys() == weights.keys()
-    for name, value in found.items():  # buffers, which the average lacks, are those beside it
+    for name, value in found.items():  # buffers, which have no average, come from the weights
         assert torch.equal(value, weights[name] + 1.0 if name in parameters else weights[name])
 
 

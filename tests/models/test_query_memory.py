@@ -95,7 +95,7 @@ def test_the_best_queries_come_back_moved_and_normalised() -> None:
     moved = occ_to_occ(frame(0), frame(1)).float()
     expected = centres[best] @ moved[:3, :3].T + moved[:3, 3]
     torch.testing.assert_close(points, expected)
-    # The network of pose and time starts at zero: a plain layer norm.
+    # The network of pose and time is initialised with zero: a plain layer norm.
     torch.testing.assert_close(got, F.layer_norm(feats[best], (C,)))
 
 

@@ -176,7 +176,7 @@ def test_kernel_of_one_voxel_avoids_spconvs_shortcut(monkeypatch: pytest.MonkeyP
     def refuse(*args: object) -> None:
         raise AssertionError("not a matrix product")
 
-    # On neither device anything else is asked.
+    # Nothing else is called on either device.
     monkeypatch.setattr(SubMConv3d, "_forward_spconv", refuse)
     monkeypatch.setattr(SubMConv3d, "_forward_native", refuse)
     out = layer(SparseTensor(features, coords, (3, 3, 3), 1)).features

@@ -71,7 +71,7 @@ def free_memory_gib() -> float:
 @pytest.fixture
 def lazy_zeros() -> Callable[..., Tensor]:
     """Create float32 zeros that take memory only when they are written."""
-    # calloc's, while torch writes its zeros
+    # calloc does not write zeros, torch does
     return lambda *shape: torch.from_numpy(np.zeros(shape, np.float32))
 
 
@@ -79,7 +79,7 @@ def lazy_zeros() -> Callable[..., Tensor]:
 def run_in_new_process() -> Callable[..., None]:
     """Run Python code in a new process, with environment variables given by keyword."""
 
-    # with sanitizers loading torch alone takes minutes of a busy machine
+    # With sanitizers, importing torch takes minutes on a busy machine.
     seconds = 1800 if "ASAN_OPTIONS" in os.environ else 300
 
     def run(code: str, **environment: str) -> None:

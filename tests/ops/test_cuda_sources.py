@@ -38,7 +38,7 @@ def test_all_sources_compile() -> None:
                    "CastRays", "Search", "AddAtomic"):  # fmt: skip
         assert kernel in text
     assert len(uses) >= len(native_build.find_sources(".cu"))
-    # Two doubles of the tree search go to memory on some architectures, beside its stack.
+    # The tree search spills two doubles on some architectures, in addition to its stack.
     spilling = [use for use in uses if use.spill_bytes > 16]
     assert not spilling, cuda_compiler.report(spilling)
 

@@ -144,7 +144,7 @@ class _Harmful:
 def test_checkpoint_that_would_run_code_is_refused(run: Runner, tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "extra": _Harmful()}, tmp_path / "harm.pth")
     sentence = run.val(tmp_path / "harm.pth")
-    # Python 3.12 tells the module by another name.
+    # Python 3.12 names the module differently.
     assert re.search(r"holds an object of class _?io\.open, which is not loaded for", sentence)
 
 
@@ -282,7 +282,7 @@ def test_broken_file_is_named_from_any_process(run: Runner, workers: int) -> Non
     assert sentence.endswith("images/17.jpg is broken: write it again")
 
 
-# ---------------------------------------------------------------- what is not the user's
+# ---------------------------------------------------------------- defects, not user errors
 
 
 def test_debug_shows_the_traceback(config: Path, tmp_path: Path, capsys) -> None:

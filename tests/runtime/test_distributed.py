@@ -136,7 +136,7 @@ def test_from_another_folder_and_a_checkout_that_is_left_as_it_is(
     assert done.returncode == 0, done.stderr[-3000:]
     assert (stand / "out" / "last_checkpoint").is_file()
     assert sorted(checkout.rglob("*")) == before
-    # mmengine gathers results of metrics in the folder .dist_test, and leaves it.
+    # mmengine gathers results of metrics in the folder .dist_test and does not remove it.
     assert {path.name for path in stand.iterdir()} - {".dist_test"} == {"my.py", "out"}
 
 

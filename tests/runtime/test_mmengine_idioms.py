@@ -78,7 +78,7 @@ train_cfg = dict(max_epochs=20, val_interval=1)
     assert len(steps) < 20 * 6  # stopped early
     saved = last_checkpoint(tmp_path / "run")
     assert "ema_state_dict" in saved
-    # Those of the defaults run beside them: the log has the host's memory.
+    # The default hooks run as well: the log has the host's memory.
     (log,) = (tmp_path / "run").glob("*/vis_data/scalars.json")
     assert "host_memory" in log.read_text()
 

@@ -184,7 +184,7 @@ def test_stages_follow_a_frame_and_change_nothing() -> None:
             (watched_sample,) = model.test_step(batch)
         assert len(coords) > 0 and torch.equal(watched_sample.pred_coords, coords)
         names = {stage for _, _, stage in stages_of(model)}
-        # the first layer gives no point features, the discretization of the last alone runs
+        # The first layer has no point features; only the last layer is discretised.
         assert set(ledger.take()) == names
         assert "forward" not in vars(model.pts_bbox_head)
         gigaflop = gigaflop_by_stage(model, lambda: model.test_step(batch))

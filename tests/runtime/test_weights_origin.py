@@ -43,9 +43,9 @@ def log_of(work_dir: Path) -> str:
 
 RESUME, LOAD, WEIGHTS = OriginKind.RESUME, OriginKind.LOAD_FROM, OriginKind.WEIGHTS
 TABLE: list[tuple[dict[str, Any], OriginKind, str | None]] = [
-    # nothing asked for
+    # nothing requested
     (dict(), OriginKind.SCRATCH, None),
-    (dict(newest="new.pth"), OriginKind.SCRATCH, None),  # resuming has to be asked for
+    (dict(newest="new.pth"), OriginKind.SCRATCH, None),  # resuming must be requested
     (dict(config_load_from="c.pth"), LOAD, "c.pth"),
     (dict(config_load_from="c.pth", newest="new.pth"), LOAD, "c.pth"),
     # --resume
@@ -134,7 +134,7 @@ def test_a_work_dir_elsewhere_resumes_its_own_files(config: Path, tmp_path: Path
     assert run_train(config, first, "--cfg-options", "max_epochs=1") == 0
     if how == "copied":
         shutil.copytree(first, second)
-        assert run_train(config, first, "--resume") == 0  # the original goes on meanwhile
+        assert run_train(config, first, "--resume") == 0  # the original continues
     else:
         first.rename(second)
     assert run_train(config, second, "--resume", "--cfg-options", "max_epochs=2") == 0

@@ -69,7 +69,7 @@ def test_safe_classes_can_be_told_apart(vision):
     safe = differences(class_colours(OCC3D_CLASSES, "safe"), vision)
     field = differences(class_colours(OCC3D_CLASSES, "field"), vision)
     ground = np.array([name in GROUND for name in OCC3D_CLASSES])
-    # Any class may stand beside any other; the ground lies beside everything.
+    # Any class may be next to any other; the ground is next to everything.
     assert safe.min() >= 11
     assert safe[ground][:, ~ground].min() >= 13
     assert safe[ground][:, ground].min() >= 16

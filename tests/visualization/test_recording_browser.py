@@ -17,7 +17,7 @@ pytest.importorskip("rerun_cli", reason="no rerun-sdk: run make setup")
 
 ROAD = (0, 207, 191)
 WIDTH, HEIGHT = 1000, 640
-# Places in the window of the pinned release, in pixels.
+# Positions in the window of the pinned release, pixels.
 PANEL_BUTTON, SEARCH_BUTTON = (926, 13), (158, 139)
 EYE_OF_THE_CLASS = (192, 333)
 FIRST_SAMPLE = (383, 622)
@@ -87,7 +87,7 @@ def operate(browser, address: str) -> None:
     )
     click(SEARCH_BUTTON)
     page.wait_for_timeout(2000)
-    page.keyboard.type("driveable", delay=200)  # leaves the tree with the way to this class alone
+    page.keyboard.type("driveable", delay=200)  # reduces the tree to the path to this class
     page.wait_for_timeout(3000)
     before = share_of_road(screenshot(page, "rrd_searched"))
     until(

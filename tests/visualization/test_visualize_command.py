@@ -174,7 +174,7 @@ def test_user_errors_end_in_one_sentence(prepare, words, config, tmp_path, capsy
 
 def test_command_runs_without_a_display(config, tmp_path):
     out = tmp_path / "pictures"
-    # The model of these tests is registered in this process alone.
+    # The model of these tests is registered only in this process.
     child = tmp_path / "child.py"
     child.write_text(f"_base_ = {str(config)!r}\nmodel = None\n")
     command = [sys.executable, "visualize.py", "--config", str(child), "--vis-gt", "--vis-input"]

@@ -1,4 +1,4 @@
-"""Sample multi-view features as published code does without its own CUDA kernel.
+"""Sample multi-view features with the method of published code that has no CUDA kernel.
 
 Needs only torch. Dimension letters as in `models/ops/multi_view_sampling.py`.
 """

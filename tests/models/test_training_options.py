@@ -93,7 +93,7 @@ def test_activation_checkpointing_changes_nothing_but_the_work(
     torch.testing.assert_close(totals[0], totals[1])
     for total in totals:
         total.backward()
-    assert calls == dict(plain=1, saving=2)  # once more on the way back
+    assert calls == dict(plain=1, saving=2)  # once more in the backward pass
     theirs = dict(saving.named_parameters())
     for name, parameter in plain.named_parameters():
         if parameter.requires_grad:

@@ -61,10 +61,10 @@ def test_ambient_light_by_hand(shine: Any) -> None:
     opaque[10] = opaque[14] = True
     _, sky = of_cells(shine(opaque, opaque, OVERHEAD))
     assert (sky[opaque] == 0).all() and (sky[~opaque] >= 0.45).all()
-    # 2 of the 7 layers around are wall; one would be none too many.
+    # 2 of the 7 layers around are wall; the first does not dim.
     assert float(sky[12, 15, 10]) == pytest.approx(1 - 1.3 * (2 / 7 - 1 / 7), abs=1e-6)
     assert sky[20, 15, 10] == 1, "farther than three voxels away nothing is dimmed"
-    # What is inside a thick wall is no surface: the wall of two layers counts as one of one.
+    # The inside of a thick wall is no surface: a wall of two layers counts as one.
     thick = opaque.clone()
     thick[:11] = True
     _, same = of_cells(shine(thick, thick, OVERHEAD))

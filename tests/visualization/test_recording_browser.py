@@ -59,11 +59,11 @@ def operate(browser, address: str) -> None:
                 picture = screenshot(page, f"rrd_{name}")
                 if condition(picture):
                     return picture
-        raise AssertionError(f"{name} did not come: see outputs/screenshots")
+        raise AssertionError(f"{name} did not appear: see outputs/screenshots")
 
     def click(place: tuple[int, int]) -> None:
-        # The viewer looks at the mouse once per picture, which take their time without a graphics
-        # card; what can be clicked in a row of the tree comes up under the pointer.
+        # The viewer reads the mouse once per picture, which is slow without a graphics card.
+        # Buttons in a row of the tree appear under the pointer.
         page.mouse.move(*place)
         page.wait_for_timeout(2500)
         page.mouse.down()

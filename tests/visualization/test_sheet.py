@@ -65,7 +65,7 @@ def check_layout(written):
 @pytest.mark.parametrize("scale", [0.3, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_text_is_complete_and_never_overlaps(variant, scale, view, written, monkeypatch):
-    # Only the layout is looked at: grey panels will do.
+    # Only the layout matters: grey panels suffice.
     monkeypatch.setattr(
         VoxelRenderer,
         "render_rows",

@@ -1,6 +1,6 @@
 """Predict the occupancy of your own recording, given images and a YAML file of calibrations.
 
-    python -m examples.own_camera_rig CONFIG WEIGHTS FOLDER --out outputs/mine
+    python examples/own_camera_rig.py CONFIG WEIGHTS FOLDER --out outputs/mine
 
 FOLDER holds images by camera and `rig.yaml` (format: docs/inference.md). The result is a page for
 the browser, and the voxels of every frame as .npz.

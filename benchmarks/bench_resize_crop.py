@@ -1,4 +1,4 @@
-"""Time the exact resize of a crop against fast modes, Pillow and the reference implementation.
+"""Time the exact resize of a crop against quick ones, Pillow's and the reference in torch.
 
     python benchmarks/bench_resize_crop.py [--threads N] [--repeats N] [--save]
 

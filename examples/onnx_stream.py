@@ -1,10 +1,10 @@
-"""Predict occupancy from camera images with exported ONNX files, without torch and mmengine.
+"""Predict occupancy from camera images with exported ONNX files: no torch, no mmengine.
 
     pip install onnxruntime numpy pillow
     python examples/onnx_stream.py model_image.onnx model_decoder.onnx frame.npz voxels.npz
 
-`scripts/export_onnx.py --split` writes the ONNX files, and its `--frame` writes `frame.npz`. Copy
-`Stream` into your own program and push the images, calibrations and poses of each frame.
+The files are those of `scripts/export_onnx.py --split`, `frame.npz` that of its `--frame`.
+`Stream` is the part to copy: push the images, calibrations and poses of one frame after another.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from PIL import Image
 
 
 def prepare(image: Image.Image, hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Resize an image to the network's input and crop its top or sides.
+    """Fill the network's input with an image, cropping its top or its sides.
 
     Returns:
         uint8 `[3, H, W]`, BGR, and the matrix `[4, 4]` from pixels (u*w, v*w, w, 1) of the
-        image to pixels of the result.
+        image to those of the result.
     """
     scale = max(hw[0] / image.height, hw[1] / image.width)
     width, height = int(image.width * scale), int(image.height * scale)
@@ -38,13 +38,13 @@ def prepare(image: Image.Image, hw: tuple[int, int]) -> tuple[np.ndarray, np.nda
 
 
 class Stream:
-    """Run a model on a stream. Feature maps are kept, so that every frame is computed once.
+    """A model and the feature maps of the frames it still needs; every frame is computed once.
 
     Args:
         image_file: ONNX file of the image network.
-        decoder_file: ONNX file of decoder and head.
-        grid2ego: `[4, 4]` from the frame of the voxel grid to the vehicle: the identity for
-            Occ3D, the pose of the LiDAR for OpenOccupancy.
+        decoder_file: ONNX file of the rest.
+        grid2ego: `[4, 4]` from the frame of the voxel grid to the vehicle's; they are the same
+            with Occ3D's labels, with OpenOccupancy's it is the pose of the LiDAR.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Stream:
     def push(
         self, images: np.ndarray, ego2img: np.ndarray, ego2global: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Predict the voxels of a frame.
+        """Predict voxels around the vehicle at a frame.
 
         Args:
             images: uint8 `[N, 3, H, W]` of `prepare`.
@@ -77,8 +77,8 @@ class Stream:
         """
         self.frames.appendleft((self.image.run(None, {"images": images}), ego2img, ego2global))
         past = list(self.frames)
-        past += [past[-1]] * (self.frames.maxlen - len(past))  # repeat the oldest at the start
-        # grid -> world -> vehicle at the time of the frame -> image of the frame
+        past += [past[-1]] * (self.frames.maxlen - len(past))  # at the start the oldest repeats
+        # a point of the grid -> of the world -> of the vehicle then -> of the image then
         grid2global = ego2global @ self.grid2ego
         occ2img = [then @ np.linalg.inv(pose) @ grid2global for _, then, pose in past]
         return self.decode([maps for maps, _, _ in past], np.concatenate(occ2img))
@@ -95,7 +95,7 @@ class Stream:
 
 
 def main(image_file: str, decoder_file: str, frame_file: str, out: str) -> None:
-    """Predict the voxels of the frames in a file and write them."""
+    """Predict the voxels of a file's frames and write them."""
     stream = Stream(image_file, decoder_file)
     frame = dict(np.load(frame_file))
     maps = [stream.image.run(None, {"images": images}) for images in frame.pop("images")]

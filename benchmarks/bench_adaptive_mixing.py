@@ -1,11 +1,11 @@
-"""Time adaptive mixing, its generated parameters included, against plain torch.
+"""Time adaptive mixing, including its generated parameters, against plain torch.
 
     python benchmarks/bench_adaptive_mixing.py [--device cpu|cuda] [--dtype float32|…]
         [--sizes t,s,m,l] [--threads N] [--repeats N]
 
 "field" generates the parameters of all queries and groups at once, then multiplies, normalises and
-rectifies one after another. "ours" is what the decoder does: one group after another, with the
-operation `adaptive_mixing`. "twin" is the same with the operation's twin.
+rectifies in separate steps. "ours" is the decoder's way: group by group, with the operation
+`adaptive_mixing`. "reference" is the same with the reference implementation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ c = CHANNELS // GROUPS
 
 
 def field_mixing(x: Tensor, query: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x [Q, G, S_in, c], query [Q, C] -> [Q, G, S_out, c]."""
+    """Mix x [Q, G, S_in, c] with query [Q, C]; return [Q, G, S_out, c]."""
     s_in = x.shape[2]
     parameters = F.linear(query, weight, bias).unflatten(1, (GROUPS, -1))
     m = parameters[..., : c * c].unflatten(-1, (c, c))
@@ -62,7 +62,7 @@ def bench(name: str, args: argparse.Namespace) -> list[compare.Row]:
     leaves = [tensor.requires_grad_() for tensor in (x, query, weight, bias)]
     functions = {
         "ours": lambda: by_groups(ops.adaptive_mixing, *leaves),
-        "twin": lambda: by_groups(ops.adaptive_mixing_reference, *leaves),
+        "reference": lambda: by_groups(ops.adaptive_mixing_reference, *leaves),
         "field": lambda: field_mixing(*leaves),
     }
     generated = 2e-9 * Q * CHANNELS * GROUPS * per_group

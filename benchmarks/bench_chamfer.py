@@ -1,12 +1,12 @@
-"""Matching and location loss of a training step of V2-T, forward and backward.
+"""Time matching and location loss of a training step of V2-T, forward and backward.
 
     python benchmarks/bench_chamfer.py [--device cpu|cuda] [--repeats N] [--save]
 
 Six terms: the initial points (600) and five layers (600 queries of 8, 16, 32, 64, 128 points)
-against 40,000 voxels of a street, whose tree is built once. "Plain terms" shares the searches with
-ours: it differs by the SmoothL1 distances alone, which are timed by themselves as well, as are the
-searches. Where mmengine is installed the decoder's forward pass in training (8 frames of 6 cameras,
-704 x 256) is timed too, for the aim.
+against 40,000 voxels of a street, whose tree is built once. "plain terms" uses the same searches as
+"ours", and the reference implementation of the SmoothL1 distances. Searches and distances are also
+timed separately. If mmengine is installed, the decoder's forward pass in training (8 frames of 6
+cameras, 704 x 256) is timed for the aim.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Matches = list[tuple[Tensor, Tensor]]
 
 
 def match(layers: list[Tensor], voxels: Tensor, shared: bool = True) -> Matches:
-    """Nearest voxel of every point and nearest point of every voxel, for all layers."""
+    """Return the nearest voxel of every point and nearest point of every voxel, for all layers."""
     tree, matches = PointTree(voxels), []
     for pred in layers:
         if not shared:
@@ -45,7 +45,7 @@ def match(layers: list[Tensor], voxels: Tensor, shared: bool = True) -> Matches:
 
 
 def match_apart(layers: list[Tensor], voxels: Tensor) -> Matches:
-    """Return the same by queries in the order of their tensors: searches share nothing."""
+    """Return the same with separate searches, queries in the order of their tensors."""
     tree = PointTree(voxels)
     return [(tree.nearest(pred)[0], nearest_neighbor(voxels, pred.detach())[0]) for pred in layers]
 
@@ -53,7 +53,7 @@ def match_apart(layers: list[Tensor], voxels: Tensor) -> Matches:
 def loss(
     layers: list[Tensor], voxels: Tensor, matches: Matches, native: bool
 ) -> tuple[Tensor, ...]:
-    """Return all terms forward and backward; return the gradients."""
+    """Compute all terms forward and backward; return the gradients."""
     terms_of = chamfer_terms if native else chamfer_terms_reference
     total = torch.zeros((), device=voxels.device)
     for pred, (to_voxels, to_pred) in zip(layers, matches, strict=True):
@@ -63,7 +63,7 @@ def loss(
 
 
 def decoder_forward(device: str) -> Callable[[], object]:
-    """V2-T's decoder, forward in training mode, with a graph for the backward pass."""
+    """Return a forward pass of V2-T's decoder in training mode, with the autograd graph."""
     from benchmarks.bench_decoder import build_head
 
     head = build_head("t").train().to(device)
@@ -83,21 +83,21 @@ def main() -> None:
         "ours": lambda: loss(layers, voxels, match(layers, voxels), True),
         "a tree for every term": lambda: loss(layers, voxels, match(layers, voxels, False), True),
         "plain terms": lambda: loss(layers, voxels, match(layers, voxels), False),
-        "searches alone, trees with them": lambda: match(layers, voxels),
-        "the same, every query by itself": lambda: match_apart(layers, voxels),
-        "terms alone, ours": lambda: loss(layers, voxels, matches, True),
-        "terms alone, plain": lambda: loss(layers, voxels, matches, False),
+        "only searches, with trees": lambda: match(layers, voxels),
+        "only searches, without query trees": lambda: match_apart(layers, voxels),
+        "only terms, ours": lambda: loss(layers, voxels, matches, True),
+        "only terms, plain": lambda: loss(layers, voxels, matches, False),
     }
     if find_spec("mmengine") is not None:
         calls["the decoder, forward"] = decoder_forward(args.device)
     measured = timings(list(calls.values()), args.repeats, args.device)
     report.note_runs("step", dict(zip(calls, measured, strict=True)))
-    report.tell_runs()
+    report.write_runs()
     times = {case: timing.ms for case, timing in zip(calls, measured, strict=True)}
     report.table(["step of six terms", "ms"])
     for case, time_ms in times.items():
         report.row(case, f"{time_ms:.1f}")
-    plain = times["terms alone, plain"] / times["terms alone, ours"]
+    plain = times["only terms, plain"] / times["only terms, ours"]
     report.aim("chamfer:terms_speed_over_plain", plain, 1)
     if "the decoder, forward" in times:
         ratio = times["the decoder, forward"] / times["ours"]

@@ -2,13 +2,13 @@
 
     python benchmarks/bench_cpd.py [--device cpu|cuda] [--repeats N]
 
-76,800 points near a street (all V2 variants give about that many), 64 channels, 17 classes, the
-Occ3D grid. "field" is spconv where it is installed: sorted unique voxels, `scatter_reduce` for
-the maxima, points and their voxel's maximum concatenated for the second network, spconv's
-convolutions in training mode (in eval mode its CPU code drops the bias). It
-is right on the CPU with one thread only, so all run with one there, and it has no backward pass
-there: "both" compares with the twin alone. "forward" has the fixed statistics of an evaluation,
-"both" those of the batch.
+76,800 points near a street (the output size of all V2 variants), 64 channels, 17 classes, the
+Occ3D grid. "field" uses spconv, if it is installed: sorted unique voxels, `scatter_reduce` for the
+maxima, points and their voxel's maximum concatenated for the second network, and spconv's
+convolutions in training mode (in eval mode its CPU code drops the bias). On the CPU, spconv is
+correct only with one thread, so all functions run with one there. It has no backward pass on the
+CPU, so "both" compares only with the reference implementation. "forward" uses the fixed statistics
+of an evaluation, "both" the statistics of the batch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LOW, EDGE = (-40.0, -40.0, -1.0), 0.4
 
 
 class Weights(nn.Module):
-    """Parameters of the two point networks and the two convolutions."""
+    """Hold the parameters of the two point networks and the two convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Weights(nn.Module):
         self.biases = nn.ParameterList([torch.zeros(64), torch.zeros(CLASSES)])
 
     def folded(self, layer: int) -> tuple[Tensor, Tensor | None, Callable[[Tensor], Tensor]]:
-        """Weight, bias and what follows: fixed statistics are a part of the first two."""
+        """Return weight, bias and the remaining norm; fixed statistics are folded in."""
         weight, norm = self.linears[layer].weight, self.norms[layer]
         if norm.training:
             return weight, None, norm
@@ -57,7 +57,7 @@ class Weights(nn.Module):
 
 
 def point_inputs(points: Tensor, feats: Tensor) -> tuple[Tensor, Tensor]:
-    """[n, 38] inputs of the first network and the voxel key of every point."""
+    """Return the inputs [n, 38] of the first network and the voxel key of every point."""
     low = points.new_tensor(LOW)
     with torch.no_grad():
         size = points.new_tensor(SHAPE)
@@ -78,9 +78,11 @@ def voxel_features(
     w: Weights, points: Tensor, feats: Tensor, find: Callable[..., tuple[Tensor, Tensor]],
     maximum: Callable[..., Tensor], by_voxels: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """With `by_voxels` as in the project's head: what the points of a voxel share is multiplied
-    once for them, and added after the maximum where statistics are fixed, which then are a part of
-    the weights; the last ReLU follows the maximum.
+    """Return the features and coordinates of the voxels.
+
+    With `by_voxels`, as in the project's head, the common part of a voxel's points is multiplied
+    once per voxel. With fixed statistics, which are folded into the weights, it is added after the
+    maximum. The last ReLU follows the maximum.
     """
     x, key = point_inputs(points, feats)
     unique, voxel = find(key, math.prod(SHAPE))
@@ -103,7 +105,7 @@ def voxel_features(
 
 
 def with_ops(w: Weights, points: Tensor, feats: Tensor, suffix: str) -> Tensor:
-    """Through the operations, or with suffix "_reference" their twins."""
+    """Compute with the operations, or with suffix "_reference" with their references."""
     names = ("unique_voxels", "voxel_max", "build_kernel_map", "sparse_conv")
     op = {name: getattr(ops, name + suffix) for name in names}
     x, coords = voxel_features(w, points, feats, op["unique_voxels"], op["voxel_max"], True)
@@ -114,8 +116,7 @@ def with_ops(w: Weights, points: Tensor, feats: Tensor, suffix: str) -> Tensor:
 
 
 def on_device(w: Weights, points: Tensor, feats: Tensor) -> Tensor:
-    """Return the same as a GPU computes it: voxels and dilated ones as bitmaps, gathered
-    products."""
+    """Compute as on a GPU: voxels and dilated voxels as bitmaps, gathered products."""
     x, coords = voxel_features(w, points, feats, ops.unique_voxels, ops.voxel_max, True)
     _, x_index, y, z = coords.unbind(1)
     dilate = ops.ConvStep((3, 3, 3), (1, 1, 1), (1, 1, 1))
@@ -132,7 +133,7 @@ def scatter_maximum(x: Tensor, voxel: Tensor, count: int) -> Tensor:
 
 
 class Field:
-    """The same through spconv."""
+    """Compute with spconv."""
 
     def __init__(self, w: Weights, device: torch.device) -> None:
         import spconv.pytorch as spconv
@@ -181,7 +182,7 @@ def main() -> None:
         "ours": lambda: (
             with_ops(w, points, feats, "") if args.device == "cpu" else on_device(w, points, feats)
         ),
-        "twin": lambda: with_ops(w, points, feats, "_reference"),
+        "reference": lambda: with_ops(w, points, feats, "_reference"),
     }
     with_field = dict(functions)
     if find_spec("spconv") is not None:

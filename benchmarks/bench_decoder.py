@@ -1,9 +1,9 @@
-"""Time the whole decoder and head of a variant, native operations against their plain twins.
+"""Time decoder and head of a variant: native operations against their reference implementations.
 
     python benchmarks/bench_decoder.py [--device cpu|cuda] [--sizes t] [--threads N] [--repeats N]
 
 One sample, 704 x 256, 8 frames, evaluation mode: from the feature maps to voxel logits (queries,
-sampling, mixing, attention, CPD). Needs the whole environment, not torch alone.
+sampling, mixing, attention, CPD). Needs the whole environment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -23,17 +22,15 @@ import models.register
 from benchmarks import compare
 from benchmarks.common import Report, parse_arguments
 from benchmarks.decoder_cases import IMG_HW, VARIANTS, camera_matrices, feature_maps
+from benchmarks.model_cases import config_of
 from models.heads import CameraGeometry
 from scripts.golden.heads import plain_operations
 
-CONFIG = "configs/opusv2_nusc-occ3d/opusv2-{}_r50_704x256_8f_nusc-occ3d_50e.py"
-
 
 def build_head(size: str) -> nn.Module:
-    config = Config.fromfile(CONFIG.format(size)).model.pts_bbox_head
-    head = MODELS.build(config).eval()
+    head = MODELS.build(config_of(size).model.pts_bbox_head).eval()
     for name, parameter in head.named_parameters():
-        # weights that start at zero would make all queries alike
+        # Weights that are initialised with zero would make all queries equal.
         if name.endswith(("parameter_generator.weight", "sampling_offset.weight")):
             nn.init.normal_(parameter, std=0.02)
     return head
@@ -49,12 +46,12 @@ def compare_paths(size: str, args: argparse.Namespace) -> compare.Row:
         with torch.no_grad():
             return head(feats, geometry).voxels[-1].logits
 
-    def twins() -> object:
+    def reference() -> object:
         with plain_operations():
             return ours()
 
     name = f"{VARIANTS[size].name} decoder and head"
-    return compare.measure(name, {"ours": ours, "twin": twins}, args)
+    return compare.measure(name, {"ours": ours, "reference": reference}, args)
 
 
 def main() -> None:
@@ -64,7 +61,9 @@ def main() -> None:
     rows = [compare_paths(size, args) for size in args.sizes.split(",")]
     compare.add_table(report, rows)
     for row in rows:
-        report.aim(f"decoder:{row.case}_over_plain_twins".replace(" ", "_"), row.ratio("twin"), 3.0)
+        report.aim(
+            f"decoder:{row.case}_over_reference".replace(" ", "_"), row.ratio("reference"), 3.0
+        )
     report.end()
 
 

@@ -1,10 +1,10 @@
-"""Time distance-biased self-attention against its twin and a materialised mask.
+"""Time distance-biased self-attention against its reference and a materialised mask.
 
     python benchmarks/bench_distance_attention.py [--device cpu|cuda] [--dtype float32|…]
         [--sizes t,s,m,l] [--threads N] [--repeats N]
 
-"mask" builds the bias [B, H, Q, Q] and gives it to torch's `scaled_dot_product_attention`. tau is
-uniform over [0, 2) as at the start of training; "no fading" has tau = 0, where no block can be
+"mask" builds the bias [B, H, Q, Q] and passes it to torch's `scaled_dot_product_attention`. tau is
+uniform over [0, 2) as at the start of training. "no fading" has tau = 0, so that no block can be
 skipped.
 """
 
@@ -43,7 +43,7 @@ def bench(name: str, fades: bool, args: argparse.Namespace) -> list[compare.Row]
     leaves = [x.requires_grad_() for x in (q, k, v, tau)]
     functions = {
         "ours": lambda: ops.distance_attention(q, k, v, tau, centres),
-        "twin": lambda: ops.distance_attention_reference(q, k, v, tau, centres),
+        "reference": lambda: ops.distance_attention_reference(q, k, v, tau, centres),
         "mask": lambda: masked_attention(q, k, v, tau, centres),
     }
     case = variant.name if fades else f"{variant.name} no fading"
@@ -69,7 +69,7 @@ def main() -> None:
             name = f"distance_attention:{case}_{kind}_over_mask".replace(" ", "_")
             report.aim(name, ratio, 2.0)
     if smallest is not largest:
-        # linear memory grows as Q does, that of the mask as Q squared
+        # Linear memory grows with Q, the memory of the mask with Q squared.
         first = compare.row_of(rows, f"{smallest.name} both").of["ours"].mib
         last = compare.row_of(rows, f"{largest.name} both").of["ours"].mib
         growth = largest.queries / smallest.queries / (last / max(first, 1.0))

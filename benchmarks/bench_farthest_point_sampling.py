@@ -1,9 +1,9 @@
-"""Farthest-point sampling of 600 out of 40,000 points of a LiDAR sweep.
+"""Time farthest-point sampling of 600 out of 40,000 points of a LiDAR sweep.
 
     python benchmarks/bench_farthest_point_sampling.py [--device cpu|cuda] [--repeats N] [--save]
 
-Peers: the plain loop over samples, each step a few torch operations over all points; on a GPU
-also mmcv's kernel. The points' order in buckets is part of our time.
+Compared with a plain loop over samples, whose steps are a few torch operations over all points, and
+on a GPU with mmcv's kernel. "ours" includes sorting the points into buckets.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Time multi-scale multi-view sampling against its twin and per-level `grid_sample`.
+"""Time multi-scale multi-view sampling against its reference and per-level `grid_sample`.
 
     python benchmarks/bench_multi_view_sampling.py [--device cpu|cuda] [--dtype float32|float16]
         [--sizes t,s,m,l,v1t,v1l] [--threads N] [--repeats N]
 
-"field" is how published code does it without its own CUDA kernel, see `field_sampling.py`.
+"field" is the method of published code without its own CUDA kernel, see `field_sampling.py`.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def bench(name: str, args: argparse.Namespace) -> list[compare.Row]:
 
     functions = {
         "ours": lambda: ops.multi_view_sampling(feats, points, occ2img, weights, IMG_HW, CAMS),
-        "twin": lambda: ops.multi_view_sampling_reference(
+        "reference": lambda: ops.multi_view_sampling_reference(
             feats, points, occ2img, weights, IMG_HW, CAMS
         ),
         "field": lambda: field_sampling(wide, points, occ2img, weights, IMG_HW, CAMS),
     }
-    # every texel that a sample touches once, and the output
+    # Every texel that a sample reads, once, and the output.
     reads = variant.queries * GROUPS * variant.points * FRAMES
     moved = reads * CHANNELS / GROUPS * (4 * len(feats) * feats[0].element_size() + 4)
     return compare.forward_and_backward(

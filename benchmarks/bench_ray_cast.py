@@ -1,9 +1,9 @@
-"""Time the first voxels that the rays of a small camera meet, against the plain twin.
+"""Time the ray cast of a small camera against the reference implementation.
 
     python benchmarks/bench_ray_cast.py [--device cpu|cuda] [--threads N] [--repeats N] [--save]
 
-3,600 rays of one origin through street scenes of the Occ3D grid and of one as fine as
-OpenOccupancy's.
+3,600 rays of one origin through street scenes of the Occ3D grid and of a grid with OpenOccupancy's
+voxel size.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
         cast = (*rays, (0, 0, 0), (edge_m,) * 3, 0)
         functions = {
             "ours": lambda p=pyramid, a=cast: ops.ray_cast(p, *a),
-            "twin": lambda p=pyramid, a=cast: ops.ray_cast_reference(p.grids, *a),
+            "reference": lambda p=pyramid, a=cast: ops.ray_cast_reference(p.grids, *a),
         }
         rows.append(compare.measure("x".join(map(str, size)), functions, args))
     compare.add_table(report, rows)

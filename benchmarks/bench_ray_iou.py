@@ -1,12 +1,12 @@
-"""RayIoU of whole samples: 8 origins of 14,040 rays through prediction and ground truth.
+"""Time RayIoU of whole samples: 8 origins of 14,040 rays through prediction and ground truth.
 
     python benchmarks/bench_ray_iou.py [--device cpu|cuda] [--samples 200] [--save]
 
-Street scenes of Occ3D's grid; predictions have voxels lost, moved, mislabelled and invented. The
-scheme that walks every ray to the grid's exit before it searches is timed as its walk alone: single
-steps through empty grids, for both grids; its search, and storing the way, would come on top. "One
-by one" casts each grid's rays with early exit and without skipping. These two, ten times slower
-and more, are timed on every tenth sample.
+Street scenes of Occ3D's grid; predictions have missing, moved, mislabelled and invented voxels.
+"walk to the exit" is the traversal of a scheme that follows every ray to the grid's exit before it
+searches: single steps through empty grids, for both grids. Its search is not included. "one by one"
+casts each grid's rays with early exit and without skipping. These two are more than ten times as
+slow and are timed on every tenth sample.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def directions() -> Tensor:
 
 
 def predicted(gt: Tensor) -> Tensor:
-    """15 % of the voxels lost, 10 % mislabelled, a tenth as many invented, all a voxel off."""
+    """Lose 15 % of the voxels, mislabel 10 %, invent a tenth as many, shift all by a voxel."""
     pred = torch.where(torch.rand(gt.shape) < 0.15, FREE, gt)
     wrong = (pred != FREE) & (torch.rand(gt.shape) < 0.1)
     pred = torch.where(wrong, torch.randint(0, FREE, gt.shape, dtype=torch.uint8), pred)

@@ -1,4 +1,4 @@
-"""Times the exact resize of a crop against quick ones, Pillow's and the plain twin.
+"""Time the exact resize of a crop against quick ones, Pillow's and the reference in torch.
 
     python benchmarks/bench_resize_crop.py [--threads N] [--repeats N] [--save]
 
@@ -26,7 +26,7 @@ RESIZED, CROP, SIZE = (418, 744), (162, 20), (256, 704)
 
 
 def by_pillow(image: Tensor) -> Tensor:
-    """Resize all, then crop, as published."""
+    """Resize the whole image, then crop, as the published code does."""
     resized = Image.fromarray(image.numpy()).resize(RESIZED[::-1], Image.Resampling.BICUBIC)
     box = (CROP[1], CROP[0], CROP[1] + SIZE[1], CROP[0] + SIZE[0])
     return torch.from_numpy(np.array(resized.crop(box)))
@@ -44,7 +44,7 @@ def main() -> None:
             "ours": partial(ops.resize_crop, *call),
             "cubic": partial(ops.resize_crop, *call, method="cubic"),
             "linear": partial(ops.resize_crop, *call, method="linear"),
-            "twin": partial(ops.resize_crop_reference, *call),
+            "reference": partial(ops.resize_crop_reference, *call),
             "Pillow": partial(by_pillow, image),
         }
         moved = 1e-9 * (image.numel() + out.numel())

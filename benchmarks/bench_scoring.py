@@ -1,13 +1,13 @@
-"""Time the scoring of random but plausible predictions, as many as nuScenes' validation split has.
+"""Time the scoring of random predictions, as many as nuScenes' validation split has samples.
 
     python benchmarks/bench_scoring.py [--samples 6019] [--workers 2] [--out FILE.md]
 
-The ground truth is that of the toy data set (scripts/make_toy_nuscenes.py), repeated under new
-sample tokens. Every sample gets a prediction file of its own: its labels with voxels lost, moved,
-mislabelled and invented. `scripts/score_predictions.py` then scores the files in a process of its
-own, without and with the cache of ground-truth rays, which is filled in the run's first samples.
+The ground truth of the toy data set (scripts/make_toy_nuscenes.py) is repeated under new sample
+tokens. Every sample has a prediction file: its labels with missing, moved, mislabelled and
+invented voxels. `scripts/score_predictions.py` then scores the files in a separate process, without
+and with the cache of ground-truth rays, which the first samples of the run fill.
 
-Memory is the sum over all processes of the scorer (pages they share are counted once).
+Memory is the sum over all processes of the scorer; shared pages are counted once.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def plausible(labels: npt.NDArray[np.uint8], rng: np.random.Generator) -> tuple[
 
 
 def write_ground_truth(source: Path, root: Path, number: int) -> list[tuple[str, Path]]:
-    """Info file and label folders of `number` samples; return their tokens and label files."""
+    """Write info file and labels of `number` samples; return their tokens and label files."""
     for name in ("samples", "sweeps"):
         (root / name).symlink_to((source / name).resolve())
     infos = []
@@ -94,7 +94,7 @@ def write_predictions(folder: Path, samples: list[tuple[str, Path]], rank: int) 
 
 
 def memory_mb(pid: int) -> float:
-    """Proportional share of memory of a process and its children."""
+    """Return the proportional memory of a process and its children, MB."""
     pids, total = [pid], 0.0
     try:
         pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
@@ -108,7 +108,7 @@ def memory_mb(pid: int) -> float:
 
 
 def score(config: Path, predictions: Path, workers: int) -> dict[str, Any]:
-    """Wall and CPU time in s, memory in MB over the run, and the report of the scorer."""
+    """Return wall and CPU time in s, memory in MB over the run, and the scorer's report."""
     out = config.with_suffix(".json")
     command = [sys.executable, "-m", "scripts.score_predictions", "--config", str(config)]
     command += ["--predictions", str(predictions), "--workers", str(workers), "--out", str(out)]

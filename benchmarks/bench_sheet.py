@@ -2,11 +2,11 @@
 
     python benchmarks/bench_sheet.py [--samples 16] [--widths 1600 4800] [--out FILE.md]
 
-Ground truth and images are those of the toy data set (scripts/make_toy_nuscenes.py, then
-scripts/gen_sweep_info.py), the images enlarged to nuScenes' 1600 x 900; predictions are the ground
-truth with voxels lost, moved, mislabelled and invented (bench_scoring's), whose many loose voxels
-are harder to draw than clean ones. Loading, prediction and scoring of samples are not counted;
-writing the PNG file is.
+Ground truth and images are from the toy data set (scripts/make_toy_nuscenes.py, then
+scripts/gen_sweep_info.py), with the images enlarged to nuScenes' 1600 x 900. Predictions are the
+ground truth with missing, moved, mislabelled and invented voxels, as in bench_scoring; their many
+loose voxels are harder to draw than clean surfaces. Times include writing the PNG file, but not
+loading, prediction and scoring.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def make_view(root: Path, info: dict, index: int, total: int) -> SampleView:
 
 
 def options_for(width: int, view: SampleView) -> SheetOptions:
-    """Return the options whose sheets are of this width."""
+    """Return the options for sheets of this width."""
     plain = compose_sheet(view, SheetOptions(scale=0.2)).image.width / 0.2
     options = SheetOptions(scale=width / plain)
     found = compose_sheet(view, options).image.width
@@ -76,7 +76,7 @@ def options_for(width: int, view: SampleView) -> SheetOptions:
 
 
 def measure(views: list[SampleView], options: SheetOptions, folder: Path) -> tuple[float, float]:
-    """CPU seconds per sheet and megabytes per file; the first sheet warms up."""
+    """Return CPU seconds per sheet and megabytes per file; the first sheet is a warm-up."""
     save_png(compose_sheet(views[0], options).image, folder / "warm.png")
     start = time.process_time()
     sizes = []
@@ -130,7 +130,7 @@ def heading(args: argparse.Namespace) -> str:
 
 
 def processor() -> str:
-    """Model of the processor, as Linux names it."""
+    """Return the name of the processor from /proc/cpuinfo."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

@@ -1,8 +1,8 @@
-"""Time the fused focal loss of V2's classes against its plain twin.
+"""Time the fused focal loss of V2's classes against its reference implementation.
 
     python benchmarks/bench_sigmoid_focal_loss.py [--device cpu|cuda] [--repeats N] [--save]
 
-100,000 voxels of 17 classes, about the voxels of a V2 head.
+100,000 voxels of 17 classes, about as many as in a V2 head.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def main() -> None:
     weights = torch.rand(CLASSES, device=args.device)
     functions = {
         "ours": lambda: ops.sigmoid_focal_loss(logits, labels, weights),
-        "twin": lambda: ops.sigmoid_focal_loss_reference(logits, labels, weights),
+        "reference": lambda: ops.sigmoid_focal_loss_reference(logits, labels, weights),
     }
-    # the logits are read, and in the backward pass written, once
+    # The logits are read once, and their gradients are written once in the backward pass.
     moved = 4e-9 * logits.numel()
     rows = compare.forward_and_backward(
         f"{VOXELS} x {CLASSES}", functions, [logits], args, gigabytes=moved

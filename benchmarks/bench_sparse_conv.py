@@ -1,9 +1,10 @@
-"""Time the sparse convolutions of V2's head, and their kernel maps, against the plain twins.
+"""Time the sparse convolutions of V2's head and their kernel maps against the references.
 
     python benchmarks/bench_sparse_conv.py [--device cpu|cuda] [--threads N] [--repeats N] [--save]
 
 The voxels of 76,800 points on a street; 64 channels, a dilating convolution and then a submanifold
-one to the 17 classes. "gathered" is what a GPU takes; "ours" and "twin" are there the twin.
+one to the 17 classes. On a GPU the head uses "gathered", and "ours" runs the reference
+implementation.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def main() -> None:
         built = (source, SHAPE, 3, 1, 1, kernel_map is kept)
         functions: dict[str, Callable[[], object]] = {
             "ours": lambda a=built: ops.build_kernel_map(*a),
-            "twin": lambda a=built: ops.build_kernel_map_reference(*a),
+            "reference": lambda a=built: ops.build_kernel_map_reference(*a),
         }
         case = f"kernel map, {kernel_map.num_in} -> {kernel_map.num_out} voxels"
         maps.append(compare.measure(case, functions, args))
@@ -56,7 +57,9 @@ def main() -> None:
         convs: compare.Functions = {
             "ours": lambda x=x, w=weight, m=kernel_map: ops.sparse_conv(x, w, None, m),
             "gathered": lambda x=x, w=weight, p=pairs: ops.gathered_conv(x, w, None, p),
-            "twin": lambda x=x, w=weight, m=kernel_map: ops.sparse_conv_reference(x, w, None, m),
+            "reference": lambda x=x, w=weight, m=kernel_map: ops.sparse_conv_reference(
+                x, w, None, m
+            ),
         }
         work = 2e-9 * int(kernel_map.starts[-1]) * 64 * c_out
         rows += compare.forward_and_backward(name, convs, leaves, args, gigaflop=work)

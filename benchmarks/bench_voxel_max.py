@@ -1,4 +1,4 @@
-"""Time the voxels of points and the maxima over the points of each, against the plain twins.
+"""Time the voxels of points and the maxima of each voxel against the references.
 
     python benchmarks/bench_voxel_max.py [--device cpu|cuda] [--threads N] [--repeats N] [--save]
 
@@ -31,13 +31,13 @@ def main() -> None:
     unique, voxel = ops.unique_voxels(key, voxels)
     functions = {
         "ours": lambda: ops.unique_voxels(key, voxels),
-        "twin": lambda: ops.unique_voxels_reference(key, voxels),
+        "reference": lambda: ops.unique_voxels_reference(key, voxels),
     }
     rows = [compare.measure(f"unique voxels, {len(unique)}", functions, args)]
     x = torch.randn(len(key), 64, device=args.device, requires_grad=True)
     maxima: compare.Functions = {
         "ours": lambda: ops.voxel_max(x, voxel, len(unique)),
-        "twin": lambda: ops.voxel_max_reference(x, voxel, len(unique)),
+        "reference": lambda: ops.voxel_max_reference(x, voxel, len(unique)),
     }
     moved = 4e-9 * 64 * (len(key) + len(unique))
     rows += compare.forward_and_backward("maxima", maxima, [x], args, gigabytes=moved)

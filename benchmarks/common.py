@@ -1,6 +1,6 @@
-"""What the benchmarks of the native operations share: arguments, timing, scenes, tables, aims.
+"""Shared parts of the operations' benchmarks: arguments, timing, scenes, tables, aims.
 
-Needs torch alone.
+Needs only torch.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-#: Seconds that the timed runs of one function take at most, so that `make bench` ends within 20
-#: minutes of two cores: baselines take up to ten seconds a run in the large sizes.
+#: Time limit of the timed runs of one function, seconds. Baselines of the large sizes take up to
+#: ten seconds a run; with this limit `make bench` ends within 20 minutes on two cores.
 BUDGET_S = 5.0
 
 
@@ -70,7 +70,7 @@ def parse_arguments(
 
 
 class Report:
-    """Print lines as they come and keep them for the results file."""
+    """Print lines immediately and collect them for the results file."""
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name, self.args = name, args
@@ -87,7 +87,7 @@ class Report:
             f" {hardware(args.device)}, {datetime.now(timezone.utc):%Y-%m-%d},"
             f" torch {torch.__version__}, commit {_commit()}. Medians of up to {args.repeats} runs"
             f" after a first, as many as fit into {BUDGET_S:g} s, one at least; a first of more"
-            f" than {2 * BUDGET_S:g} s stands alone. Ceilings measured in the same run:"
+            f" than {2 * BUDGET_S:g} s is the only one. Ceilings measured in the same run:"
             f" {self.gigaflops:.0f} GFLOP/s (float32 matrix product),"
             f" {self.bandwidth:.1f} GB/s (copy). {args.note}\n"
         )
@@ -104,25 +104,25 @@ class Report:
         self.line("| " + " | ".join(str(cell) for cell in cells) + " |")
 
     def note_runs(self, case: str, of: Mapping[str, Timing]) -> None:
-        """Note which functions of a case were too slow for all runs; see `tell_runs`."""
+        """Record the functions of a case that were too slow for all runs; see `write_runs`."""
         for name, timing in of.items():
             if timing.runs < self.args.repeats:
-                self.few_runs.append(f"{case} {name} {timing.runs or 'the first alone'}")
+                self.few_runs.append(f"{case} {name} {timing.runs or 'only the first'}")
 
-    def tell_runs(self) -> None:
-        """Write what was noted, above its table where that is not written yet."""
+    def write_runs(self) -> None:
+        """Write the recorded functions; call it before their table."""
         if self.few_runs:
             self.line(f"Fewer runs than {self.args.repeats}: {'; '.join(self.few_runs)}.\n")
         self.few_runs.clear()
 
     def aim(self, name: str, measured: float, goal: float) -> None:
-        """Note `measured >= goal`; printed at the end."""
+        """Record the comparison `measured >= goal`, which `end` prints."""
         verdict = "ok" if measured >= goal else "short"
         self.aims.append(f"AIM {name} {measured:.3g} >= {goal:g} {verdict}")
 
     def end(self) -> None:
         self.line("")
-        self.tell_runs()
+        self.write_runs()
         for aim in self.aims:
             self.line(aim)
         if self.args.save:
@@ -135,22 +135,21 @@ class Report:
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured of a function."""
+    """Hold the measurements of a function."""
 
     ms: float  # median wall time
-    runs: int  # that the median is of; 0: too slow for any but the first call, which is told
-    mib: float  # held at most above what was held before
-    result: object  # of the first call
+    runs: int  # number of runs of the median; 0: only the first call was timed
+    mib: float  # peak memory above the memory before the call
+    result: object  # result of the first call
 
 
 def timings(functions: Sequence[Callable[[], object]], repeats: int, device: str) -> list[Timing]:
-    """Time and memory of functions; runs alternate, so that other load slows all alike.
+    """Measure time and memory of functions. Runs alternate, so that other load affects all equally.
 
-    The first call of each warms up, and tells how many runs, up to `repeats`, fit into
-    `BUDGET_S`. One takes place in any case unless it would take twice that: then the first call
-    is all there is. Memory is that of the first call if it took a second, next to which what a
-    first call sets up is nothing, else of a run of
-    its own, since to watch it costs time.
+    The first call of a function is a warm-up. Its time determines how many runs, up to `repeats`,
+    fit into `BUDGET_S`. At least one run follows, unless the first call took twice the budget.
+    Memory is measured in the first call if that takes a second or more, because its set-up is then
+    negligible; otherwise in a separate call, because watching memory takes time.
     """
     results, first, mib = [], [], []
     for function in functions:
@@ -167,7 +166,7 @@ def timings(functions: Sequence[Callable[[], object]], repeats: int, device: str
 
 
 def medians_ms(functions: Sequence[Callable[[], object]], repeats: int, device: str) -> list[float]:
-    """Median wall times in milliseconds, as `timings` takes them, without the memory."""
+    """Return median wall times in milliseconds, measured as in `timings`."""
     first = [timed(function, device)[0] for function in functions]
     times = _alternating_runs(functions, first, repeats, device)
     return [statistics.median(own or [once]) for own, once in zip(times, first, strict=True)]
@@ -176,7 +175,7 @@ def medians_ms(functions: Sequence[Callable[[], object]], repeats: int, device: 
 def _alternating_runs(
     functions: Sequence[Callable[[], object]], first_ms: list[float], repeats: int, device: str
 ) -> list[list[float]]:
-    """Return the milliseconds of the runs that the budget allows each function."""
+    """Return the times, in milliseconds, of the runs that fit into each function's budget."""
     budget_ms = 1e3 * BUDGET_S
     wanted = [min(repeats, max(int(ms <= 2 * budget_ms), int(budget_ms / ms))) for ms in first_ms]
     times: list[list[float]] = [[] for _ in functions]
@@ -196,7 +195,7 @@ def timed(function: Callable[[], object], device: str) -> tuple[float, object]:
 
 
 def peak_memory_mb(function: Callable[[], object], device: str) -> float:
-    """Return the MiB that a call holds at most above what was held before."""
+    """Return the peak memory of a call above the memory before it, MiB."""
     with watched_memory(device) as peak:
         kept = function()
         _synchronize(device)
@@ -206,7 +205,7 @@ def peak_memory_mb(function: Callable[[], object], device: str) -> float:
 
 @contextmanager
 def watched_memory(device: str) -> Iterator[list[float]]:
-    """Yield a list that afterwards holds the MiB that were held at most above the start."""
+    """Yield a list that afterwards contains the peak memory above the start, MiB."""
     peak: list[float] = []
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -215,7 +214,7 @@ def watched_memory(device: str) -> Iterator[list[float]]:
         peak.append((torch.cuda.max_memory_allocated() - before) / 2**20)
         return
     page = resource.getpagesize()
-    _give_back_free_memory()
+    _release_free_memory()
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * page
@@ -234,15 +233,15 @@ def watched_memory(device: str) -> Iterator[list[float]]:
     peak.append(max(0.0, (most[0] - before) / 2**20))
 
 
-def _give_back_free_memory() -> None:
-    """Return what earlier calls freed to the system, so that taking it again is seen."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+def _release_free_memory() -> None:
+    """Return freed memory to the system, so that allocating it again is measured."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is not None:
         trim(0)
 
 
 def ceilings(device: str) -> tuple[float, float]:
-    """Measured GFLOP/s of a matrix product and GB/s of a copy (read and written)."""
+    """Measure the GFLOP/s of a matrix product and the GB/s of a copy (read and written)."""
     size = 1024 if device == "cpu" else 8192
     a = torch.randn(size, size, device=device)
     source = torch.randn(2**25, device=device)
@@ -252,7 +251,7 @@ def ceilings(device: str) -> tuple[float, float]:
 
 
 def hardware(device: str) -> str:
-    """Return the processor or GPU, in words."""
+    """Return the name of the processor or GPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     cpu = platform.processor() or platform.machine()
@@ -264,7 +263,7 @@ def hardware(device: str) -> str:
 
 
 def street(size: tuple[int, int, int], edge_m: float, free: int = 17) -> Tensor:
-    """uint8 [X, Y, Z]: bumpy ground, blocks of houses beside a road, trees, cars."""
+    """Return a scene, uint8 [X, Y, Z]: bumpy ground, a road with houses, trees, cars."""
     x_size, y_size, z_size = size
     grid = torch.full(size, free, dtype=torch.uint8)
     ground = max(1, round(0.8 / edge_m))

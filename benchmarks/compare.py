@@ -1,4 +1,4 @@
-"""Rows of functions that compute the same, without gradients and with: time, memory, ceilings."""
+"""Compare functions with equal results, with and without gradients: time, memory, ceilings."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Functions = dict[str, Callable[[], Tensor]]
 
 @dataclass(frozen=True)
 class Row:
-    """Timings of every function in one case; the first is called "ours"."""
+    """Hold the timings of every function in one case; the first is called "ours"."""
 
     case: str
     of: dict[str, Timing]
-    gigaflop: float = 0.0  # of work that must be done
-    gigabytes: float = 0.0  # that must be moved
+    gigaflop: float = 0.0  # least work
+    gigabytes: float = 0.0  # least traffic
 
     def ratio(self, other: str) -> float:
         return self.of[other].ms / self.of["ours"].ms
@@ -40,11 +40,11 @@ def forward(
     case: str, functions: Functions, args: argparse.Namespace, gigaflop: float = 0.0,
     gigabytes: float = 0.0, tolerance: float = 0.0,
 ) -> Row:  # fmt: skip
-    """Return a row without gradients. With a tolerance results must be close to those of "twin"."""
+    """Return a row without gradients. With a tolerance, results must be close to "reference"."""
     calls = {name: without_gradients(function) for name, function in functions.items()}
     row = measure(f"{case} forward", calls, args, gigaflop, gigabytes)
     if tolerance:
-        expected = row.of["twin"].result
+        expected = row.of["reference"].result
         for timing in row.of.values():
             torch.testing.assert_close(timing.result, expected, rtol=tolerance, atol=tolerance)
     return row
@@ -53,11 +53,13 @@ def forward(
 def both(
     case: str, functions: Functions, leaves: list[Tensor], grad: Tensor, args: argparse.Namespace
 ) -> Row:
-    """Return a row forward and backward, with the gradients of all leaves; `grad` is the
-    output's."""
+    """Return a row forward and backward, with the gradients of all leaves.
+
+    `grad` is the gradient of the output.
+    """
 
     def with_gradients(function: Callable[[], Tensor]) -> Callable[[], object]:
-        # without the gradients as results, which would stay in memory
+        # The gradients are not returned, because results stay in memory.
         return lambda: bool(torch.autograd.grad(function(), leaves, grad))
 
     calls = {name: with_gradients(function) for name, function in functions.items()}
@@ -72,7 +74,7 @@ def forward_and_backward(
     case: str, functions: Functions, leaves: list[Tensor], args: argparse.Namespace,
     gigaflop: float = 0.0, gigabytes: float = 0.0, tolerance: float = 0.0,
 ) -> list[Row]:  # fmt: skip
-    """Return one row without gradients, and one with those by all leaves."""
+    """Return one row without gradients, and one with the gradients of all leaves."""
     row = forward(case, functions, args, gigaflop, gigabytes, tolerance)
     out = row.of["ours"].result
     assert isinstance(out, Tensor)
@@ -83,7 +85,7 @@ def add_table(report: Report, rows: list[Row]) -> None:
     """Add rows of the same functions to a report."""
     for row in rows:
         report.note_runs(row.case, row.of)
-    report.tell_runs()
+    report.write_runs()
     names = list(rows[0].of)
     times, memory = [f"{name} ms" for name in names], [f"{name} MiB" for name in names]
     report.table(["case", *times, *memory, "of the ceiling"])

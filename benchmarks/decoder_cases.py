@@ -1,4 +1,4 @@
-"""Sizes of the published variants at 704 x 256 and 8 frames, and inputs of these sizes.
+"""Define the sizes of the published variants at 704 x 256 and 8 frames, and make inputs.
 
 Dimensions: B batch (1), T frames, N cameras, Q queries, G groups, P sampling points, C channels,
 L levels.
@@ -39,7 +39,7 @@ VARIANTS = {
 
 
 def camera_matrices() -> Tensor:
-    """occ2img [T*N, 4, 4] of a ring of cameras at 1.5 m on a car that drives 5 m a frame."""
+    """Return occ2img [T*N, 4, 4] of a ring of cameras at 1.5 m; the car drives 5 m per frame."""
     matrices = []
     for t in range(FRAMES):
         for n in range(CAMS):
@@ -56,7 +56,7 @@ def camera_matrices() -> Tensor:
 
 
 def feature_maps(channels_last: bool, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """L maps [1, T*N, C, h, w]; the shipped detector's lie channels-last in memory."""
+    """Return L maps [1, T*N, C, h, w], optionally channels-last in memory as in the detector."""
     maps = []
     for stride in STRIDES:
         size = (1, FRAMES * CAMS, CHANNELS, IMG_HW[0] // stride, IMG_HW[1] // stride)
@@ -68,7 +68,7 @@ def feature_maps(channels_last: bool, dtype: torch.dtype = torch.float32) -> lis
 
 
 def query_centres(queries: int) -> Tensor:
-    """[1, Q, 3] metres: denser near the car, as occupied voxels are, and close to the ground."""
+    """Return centres [1, Q, 3], metres: near the ground and denser near the car, as voxels are."""
     radius = 56 * torch.rand(queries).sqrt() * torch.rand(queries).sqrt()
     angle = 2 * math.pi * torch.rand(queries)
     height = 4.4 * torch.rand(queries) ** 2 - 1
@@ -76,15 +76,15 @@ def query_centres(queries: int) -> Tensor:
 
 
 def sampling_points(variant: Variant) -> Tensor:
-    """[1, Q, G, P, 3] metres: a metre or two around the centres."""
+    """Return points [1, Q, G, P, 3], metres: one or two metres around the centres."""
     centres = query_centres(variant.queries)[:, :, None, None]
     return centres + 1.5 * torch.randn(1, variant.queries, GROUPS, variant.points, 3)
 
 
 def surface_points(count: int, queries: int) -> Tensor:
-    """[1, queries, count / queries, 3] metres on what a street of Occ3D's grid shows from above.
+    """Return points [1, queries, count / queries, 3], metres, on the top surfaces of a street.
 
-    With 76,800 points about 28,000 voxels, which a 3 x 3 x 3 window dilates to about 116,000.
+    76,800 points occupy about 28,000 voxels, which a 3 x 3 x 3 window dilates to about 116,000.
     """
     edge_m = 0.4
     occupied = street((200, 200, 16), edge_m) != 17

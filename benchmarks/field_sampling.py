@@ -1,6 +1,6 @@
-"""Multi-view sampling as published code does it without a CUDA kernel of its own.
+"""Sample multi-view features with the method of published code that has no CUDA kernel.
 
-Needs torch alone. Dimension letters as in `models/ops/multi_view_sampling.py`.
+Needs only torch. Dimension letters as in `models/ops/multi_view_sampling.py`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ def field_sampling(
 ) -> Tensor:
     """Sample maps with the arguments of `multi_view_sampling`.
 
-    Project into every camera, pick one, regroup every level to [B*T*G, c, N, h, w], read it with a
-    volumetric `grid_sample` whose depth axis is the camera, weight, sum.
+    Projects into every camera, selects one, and regroups every level to [B*T*G, c, N, h, w]. A
+    volumetric `grid_sample`, with the camera as depth axis, reads each level. The results are
+    weighted and summed.
     """
     B, Q, G, P, _ = points.shape
     C = feats[0].shape[2]

@@ -1,4 +1,4 @@
-"""Data sets of nuScenes' sizes for bench_loader: one scene, its images links to a few files."""
+"""Write data sets of nuScenes' sizes for bench_loader: one scene of links to a few files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _LIDAR_POINTS = 34_720
 
 
 def real_files(root: Path, sensor: str) -> list[Path]:
-    """Return the key frames' files of sensors whose name begins so, of a nuScenes folder."""
+    """Return the key frames of a nuScenes folder, of sensors whose name starts with `sensor`."""
     return sorted(path for path in root.glob(f"samples/{sensor}*/*") if path.is_file())
 
 
 def write_image(path: Path, seed: int) -> None:
-    """A JPEG of a street's size in bytes: large shapes, edges, a little noise."""
+    """Write a JPEG with about the bytes of a street: large shapes, edges, a little noise."""
     rng = np.random.default_rng(seed)
     h, w = RAW_HW
     image = Image.fromarray(rng.integers(0, 255, (h // 60, w // 60, 3), np.uint8))
@@ -38,7 +38,7 @@ def write_image(path: Path, seed: int) -> None:
 
 
 def write_points(path: Path) -> None:
-    """A LiDAR file of nuScenes' size, whose points mean nothing."""
+    """Write a LiDAR file of nuScenes' size with random points."""
     rng = np.random.default_rng(0)
     points = rng.normal(0, 20, (_LIDAR_POINTS, 5)).astype(np.float32)
     points[:, 3] = rng.integers(0, 256, _LIDAR_POINTS)
@@ -47,7 +47,7 @@ def write_points(path: Path) -> None:
 
 
 def write_labels(path: Path) -> None:
-    """An Occ3D file of boxes on the ground, with masks of smooth outline."""
+    """Write an Occ3D file of boxes on the ground, with masks of smooth outline."""
     rng = np.random.default_rng(0)
     semantics = np.full((200, 200, 16), 17, np.uint8)
     semantics[:, :, :2] = 11
@@ -64,7 +64,7 @@ def write_data_set(root: Path, real: Path | None = None) -> None:
 
     Args:
         root: Empty folder.
-        real: A nuScenes folder whose key frames and labels stand in; None draws them.
+        real: nuScenes folder to take key frames and labels from; None draws them.
     """
     stock, clouds = [root / f"stock{i}.jpg" for i in range(12)], [root / "cloud.bin"]
     if real is None:

@@ -1,4 +1,4 @@
-"""Whole models of the benchmarks: published sizes with random weights, and input for them."""
+"""Build the models of the benchmarks: published sizes with random weights, and their input."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def config_of(size: str, **options: Any) -> Config:
 
 
 def model_and_drive(size: str, device: str) -> tuple[OPUS, SyntheticDrive]:
-    """Return a model in eval mode that streams, and samples for it."""
+    """Return a streaming model in eval mode, and samples for it."""
     cfg = config_of(size)
     cfg.model.streaming = True
     model = build_model(cfg, torch.device(device), None)

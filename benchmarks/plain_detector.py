@@ -1,8 +1,8 @@
-"""The detector, computed in the plain way: what the benchmarks of whole models compare with.
+"""Run the detector with plain PyTorch, as the baseline of the model benchmarks.
 
 Weights and results are the same. Images and maps are NCHW, batch norms are not folded, frames of a
 stream are stacked for every sample, sampling is `grid_sample` per level, and all other operations
-are their plain-torch twins.
+are their reference implementations.
 
 Dimension letters: B batch, T frames, N cameras, C channels, h, w size of a map, H, W image size.
 """
@@ -26,7 +26,7 @@ from scripts.golden.heads import plain_operations
 
 
 class PlainStream:
-    """Map of a stream's samples: frames kept one by one, stacked for every sample."""
+    """Cache the maps of a stream's frames one by one, and stack them for every sample."""
 
     def __init__(self, model: OPUS) -> None:
         self.model = model
@@ -41,7 +41,7 @@ class PlainStream:
     def extract(
         self, images: Tensor, data_samples: Sequence[Any], _: object = None
     ) -> list[Tensor]:
-        """Stand in for `OPUS.extract_feat`; of the images [B, T*N, 3, H, W] new ones count."""
+        """Replace `OPUS.extract_feat`; only new images of [B, T*N, 3, H, W] are computed."""
         num_cams = self.model.pts_bbox_head.num_cams
         if not (self.model.streaming and not self.model.training):
             return self.features(images)
@@ -57,18 +57,18 @@ class PlainStream:
 
 @contextmanager
 def plain_head() -> Iterator[None]:
-    """Run heads in the plain way meanwhile."""
+    """Run heads with plain PyTorch inside the context."""
     with plain_operations(), mock.patch.object(ops, "multi_view_sampling", field_sampling):
         yield
 
 
 @contextmanager
 def plain_way(model: OPUS, stream: PlainStream) -> Iterator[None]:
-    """Run a model in the plain way meanwhile."""
+    """Run a model with plain PyTorch inside the context."""
     with ExitStack() as stack:
         stack.enter_context(plain_head())
         stack.enter_context(mock.patch.object(model, "extract_feat", stream.extract))
-        # uploads and normalises all frames
+        # Upload and normalise all frames.
         stack.enter_context(mock.patch.object(type(model), "test_step", _plain_test_step))
         yield
 

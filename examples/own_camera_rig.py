@@ -1,10 +1,9 @@
-"""Predict the occupancy of your own recording: a folder of images and one YAML file of
-calibrations.
+"""Predict the occupancy of your own recording, given images and a YAML file of calibrations.
 
-    python -m examples.own_camera_rig CONFIG WEIGHTS FOLDER --out outputs/mine
+    python examples/own_camera_rig.py CONFIG WEIGHTS FOLDER --out outputs/mine
 
-FOLDER holds images by camera and `rig.yaml` (docs/inference.md says what is in it). The result is
-a page for the browser, and the voxels of every frame as .npz.
+FOLDER holds images by camera and `rig.yaml` (format: docs/inference.md). The result is a page for
+the browser, and the voxels of every frame as .npz.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from models.inference import OccupancyInferencer, read_recording, write_page
 
 
 def predict(config: str, weights: str, folder: str, out: str) -> None:
-    """Predict all frames of a folder, one after the other."""
+    """Predict all frames of a folder in order."""
     recording = read_recording(folder)
     inferencer = OccupancyInferencer(config, weights, cameras=recording.cameras)
     results = []
     for frame in recording:
-        result = inferencer.push(frame)  # with the frames before it as history
+        result = inferencer.push(frame)  # uses earlier frames as history
         result.save(Path(out, f"{result.name}.npz"))
         results.append(result)
         print(result)
@@ -34,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and predict."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="config of the model")
-    parser.add_argument("weights", help="its checkpoint")
+    parser.add_argument("weights", help="checkpoint of the model")
     parser.add_argument("folder", help="images by camera, and rig.yaml")
-    parser.add_argument("--out", default="outputs/own_camera_rig", help="where the files go")
+    parser.add_argument("--out", default="outputs/own_camera_rig", help="output folder")
     args = parser.parse_args(arguments)
     predict(args.config, args.weights, args.folder, args.out)
 

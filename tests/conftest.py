@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# The examples of a property test are derived from its source alone, so that a red run is red again.
+# The examples of a property test depend only on its source, so that failures can be repeated.
 settings.register_profile(
     "deterministic",
     derandomize=True,
@@ -43,10 +43,10 @@ def _seed() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _settled_heap() -> None:
-    """Leave what earlier modules keep alive out of garbage collection.
+    """Exclude objects of earlier modules from garbage collection.
 
-    mmengine collects garbage for every data set it builds, which takes seconds once the imports and
-    caches of all the other tests are there to be looked through.
+    mmengine collects garbage for every data set it builds. With the imports and caches of all other
+    tests this would take seconds.
     """
     gc.collect()
     gc.freeze()

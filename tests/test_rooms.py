@@ -1,4 +1,4 @@
-"""Which part of the code base may import which."""
+"""Allowed imports between the parts of the code base."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Each room and the rooms that it may import besides itself; a file is in the most specific room.
+# Each room and the other rooms that it may import; a file is in the most specific room.
 ALLOWED: dict[str, set[str]] = {
     "models.errors": set(),
     "models.bounded_cache": set(),
@@ -33,21 +33,21 @@ for library in (
 ):
     ALLOWED[f"scripts.{library}"] = ALLOWED["scripts.runtime"] | {"scripts.runtime"}
 ALLOWED["scripts.gpu_checks"] = {"models", "models.ops", "scripts.runtime"}
-# Whatever predicts stands on one library; the Inferencer draws with the renderer.
+# All predictions use one library; the Inferencer draws with the renderer.
 ALLOWED["scripts.prediction"] = ALLOWED["scripts.golden"]
 ALLOWED["scripts.visualization"] = ALLOWED["scripts.golden"] | {"scripts.prediction"}
 ALLOWED["scripts.inference"] = ALLOWED["scripts.visualization"] | {"scripts.visualization"}
-ALLOWED["models.inference"] = {"scripts.inference", "scripts.prediction"}  # a door, nothing more
+ALLOWED["models.inference"] = {"scripts.inference", "scripts.prediction"}  # only an entry
 ALLOWED["scripts.fuzzing"] = ALLOWED["scripts.golden"] | {"scripts.sweep_infos"}
 ALLOWED["scripts.drills"] = ALLOWED["scripts.golden"]
 ALLOWED["scripts.toy_runs"] = {"models.errors", "scripts.runtime", "scripts.visualization"}
 LIBRARIES = set(ALLOWED) - {"scripts"}
-# Commands stand directly in scripts/ and, for the main ones, at the top level.
+# Commands are directly in scripts/, the main ones at the top level.
 ALLOWED["commands"] = LIBRARIES
 
 
 def room_of(module: str) -> str | None:
-    """The room of a dotted module name; None for modules of other projects."""
+    """Return the room of a dotted module name; None for modules of other projects."""
     if module.split(".")[0] not in ("models", "loaders", "scripts", "train", "val", "visualize"):
         return None
     parts = module.split(".")
@@ -58,7 +58,7 @@ def room_of(module: str) -> str | None:
 
 
 def imported_modules(path: Path, module: str) -> set[str]:
-    """Every module that a file imports, in functions too."""
+    """Return every module that a file imports, also in functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""A small OPUS-V2 on the courtyard: another rig, grid and class list than nuScenes."""
+"""A small OPUS-V2 on the courtyard, with its own rig, grid and classes."""
 
 _base_ = [
     "../../configs/_base_/default_runtime.py",
@@ -15,7 +15,7 @@ custom_imports = dict(
     allow_failed_imports=False,
 )
 
-# Settings: every part that has an argument of the name takes the value.
+# Settings are passed to every part with an argument of that name.
 data_root = "data/courtyard"
 version = "courtyard"
 cameras = ["FRONT", "LEFT", "BACK", "RIGHT"]

@@ -1,4 +1,4 @@
-"""A data set that is not nuScenes: four cameras, four classes, its own grid and label files."""
+"""A custom data set: four cameras, four classes, its own grid and label files."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ class CourtyardDataset(OccupancyDataset):
 
 @TRANSFORMS.register_module()
 class LoadCourtyardLabels:
-    """Read `labels/<token>.npy`: uint8 [X, Y, Z], free voxels have the label after the last."""
+    """Read `labels/<token>.npy`: uint8 [X, Y, Z]; the label after the last class means free."""
 
     def label_path(self, sample: OccSample) -> str:
-        """Return the label file of a sample (scripts/check_data.py asks for it, too)."""
+        """Return the label file of a sample; scripts/check_data.py also calls this."""
         return str(Path(sample.data_root, "labels", f"{sample.sample_token}.npy"))
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Set `voxel_semantics`; there are no visibility masks, so every voxel counts."""
+        """Set `voxel_semantics`. Without visibility masks every voxel counts."""
         path, shape = self.label_path(sample), sample.grid_shape
         with open_arrays(path, LABEL_FILE, max_bytes=LABEL_FILE.max_bytes) as file:
             if "" not in file or file.header("").shape != shape:
                 raise LABEL_FILE.broken(path, f"is not a grid of {shape}")
             labels = file.read("")
-        # With 255 for voxels of unknown state, if the files have such.
+        # 255 marks voxels of unknown state, if the files have any.
         sample.voxel_semantics = known_labels(
             labels, 255, len(sample.class_names) + 1, path, LABEL_FILE.restore
         )

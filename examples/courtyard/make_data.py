@@ -1,9 +1,9 @@
-"""Make the courtyard: boxes in a yard, seen by four cameras on a cart.
+"""Make the courtyard: boxes in a yard and four cameras on a cart.
 
     python examples/courtyard/make_data.py --out data/courtyard
 
-What a data set of your own must write is at the end: images, labels, and an info file of poses and
-calibrations.
+The end of the file shows the files of a custom data set: images, labels, and an info file of poses
+and calibrations.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def camera_rotation(number: int) -> FloatArray:
 
 
 def first_hits(yard: Yard, origin: FloatArray, rays: FloatArray) -> npt.NDArray[np.int64]:
-    """Return the class of what each ray [n, 3] meets first; -1 for the sky."""
+    """Return the class of the first hit of each ray [n, 3]; -1 for the sky."""
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = np.where(rays[:, 2] < 0, -origin[2] / rays[:, 2], np.inf)
         near, far = (
@@ -105,7 +105,7 @@ def render(yard: Yard, position: FloatArray, rotation: FloatArray) -> npt.NDArra
 
 
 def make_labels(yard: Yard, rotation: FloatArray, translation: FloatArray) -> npt.NDArray[np.uint8]:
-    """Return the labels [X, Y, Z] of the voxels around the cart: what their centre lies in."""
+    """Return the labels [X, Y, Z] of the voxels around the cart, by their centres."""
     low, high = (np.array(CourtyardDataset.default_pc_range[a:b]) for a, b in ((0, 3), (3, 6)))
     voxel = np.array(CourtyardDataset.default_voxel_size)
     shape = np.round((high - low) / voxel).astype(int)
@@ -143,10 +143,10 @@ def write_frame(root: Path, scene: str, frame: int, yard: Yard) -> dict[str, Any
         "scene_token": scene,
         "timestamp": frame * FRAME_US,
         "cams": cams,
-        "cam_sweeps": [],  # no images between key frames: history is the key frames before
+        "cam_sweeps": [],  # no images between key frames: the history has only key frames
         "ego2global_rotation": [np.cos(half), 0.0, 0.0, np.sin(half)],  # w, x, y, z
         "ego2global_translation": translation,
-        # There is no LiDAR; its pose is where RayIoU's rays start from.
+        # There is no LiDAR; its pose is the origin of RayIoU's rays.
         "lidar2ego_rotation": [1.0, 0.0, 0.0, 0.0],
         "lidar2ego_translation": [0.0, 0.0, CAMERA_HEIGHT_M],
         "lidar_token": "",
@@ -156,7 +156,7 @@ def write_frame(root: Path, scene: str, frame: int, yard: Yard) -> dict[str, Any
 
 
 def make_data(root: Path, scenes: int, frames: int, seed: int = 0) -> None:
-    """Write training scenes and one of validation."""
+    """Write training scenes and a validation scene."""
     (root / "labels").mkdir(parents=True, exist_ok=True)
     for split, count in (("train", scenes), ("val", 1)):
         infos = []

@@ -1,4 +1,4 @@
-"""The model zoo names every config, and says the same in both of its forms."""
+"""The model zoo lists every config, and page and index agree."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODELS = {model["Config"]: model for model in INDEX["Models"]}
 
 
 def table_rows() -> dict[str, dict[str, str]]:
-    """Rows of the page's tables: config to column to cell."""
+    """Return the rows of the page's tables: config to column to cell."""
     rows: dict[str, dict[str, str]] = {}
     head: list[str] = []
     for line in PAGE.splitlines():
@@ -58,7 +58,7 @@ def test_page_and_index_agree() -> None:
 
 
 def test_weight_files_are_those_whose_parameters_are_tested() -> None:
-    """A config names a weight file if and only if a published checkpoint's manifest is kept."""
+    """A config has a weight file if and only if there is a manifest of the checkpoint."""
     packed = (ROOT / "tests" / "golden" / "checkpoint_manifests.json.xz").read_bytes()
     published = set(json.loads(lzma.decompress(packed)))
     named = {model["Name"] for model in MODELS.values() if "Weights File" in model["Metadata"]}

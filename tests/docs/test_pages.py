@@ -1,4 +1,4 @@
-"""The documentation holds together: links, anchors, navigation, commands, versions."""
+"""Consistency of the documentation: links, anchors, navigation, commands, versions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def page_id(path: Path) -> str:
 
 @cache
 def anchors(path: Path) -> frozenset[str]:
-    """Anchors of a page's headings, as GitHub and Python-Markdown make them."""
+    """Return the anchors of a page's headings, as GitHub and Python-Markdown make them."""
     text = FENCED.sub("", path.read_text())
     found = []
     for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
@@ -35,8 +35,8 @@ def anchors(path: Path) -> frozenset[str]:
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=page_id)
-def test_links_lead_somewhere(path: Path) -> None:
-    """Every relative link names a file of the repository, and an anchor that it has."""
+def test_link_targets_exist(path: Path) -> None:
+    """Every relative link names an existing file of the repository and an existing anchor."""
     text = path.read_text()
     for match in links(text):
         target = (path.parent / match["path"]).resolve()
@@ -83,7 +83,7 @@ def test_links_out_of_docs_get_a_page_of_the_site() -> None:
 
 
 def test_the_reference_lists_every_public_operation() -> None:
-    """A new module of operations gets its section without an edit of the page."""
+    """A new module of operations gets a section without a change of the page."""
     page = (ROOT / "docs" / "reference" / "ops.md").read_text()
     assert "\n::: models.ops.*\n" in page
     sections = module_sections("models.ops")
@@ -94,7 +94,7 @@ def test_the_reference_lists_every_public_operation() -> None:
 
 @cache
 def known_options() -> frozenset[str]:
-    """Every option that a command of the project defines."""
+    """Return every option that a command of the project defines."""
     sources = [ROOT / name for name in ("train.py", "val.py", "visualize.py")]
     for folder in ("scripts", "examples", "benchmarks"):
         sources += (ROOT / folder).rglob("*.py")
@@ -106,7 +106,7 @@ def known_options() -> frozenset[str]:
 
 @pytest.mark.parametrize("path", TEXTS, ids=page_id)
 def test_commands_exist(path: Path) -> None:
-    """Files and options of the commands on a page."""
+    """The files and options of the commands on a page exist."""
     for command in re.findall(r"(?:python|bash) ([^`\n]*)", path.read_text()):
         file = command.split()[0]
         if not file.endswith((".py", ".sh")) or "/" in file.strip("./").replace("scripts/", ""):

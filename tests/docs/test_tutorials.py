@@ -1,4 +1,4 @@
-"""Every tutorial does what it says: its files are written, its code and commands are run."""
+"""Run every tutorial: write its files, run its code and commands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCK = re.compile(r"^```(python|sh)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MU
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder like a checkout; what a tutorial imports and registers is removed afterwards."""
+    """Yield a folder like a checkout; remove imported modules and registered parts afterwards."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -62,7 +62,7 @@ def test_tutorial_runs(path: Path, folder: Path) -> None:
 
 
 def test_the_new_head_learns_and_predicts(folder: Path) -> None:
-    """The head of the tutorial, on a small batch: finite gradients everywhere, a prediction."""
+    """On a small batch the tutorial's head has finite gradients everywhere, and predicts."""
     import torch
 
     import models.register  # noqa: F401 - enters the parts into the registries

@@ -1,4 +1,4 @@
-"""Plain words: what docs/contributing.md lists as not to be used is used nowhere."""
+"""The words to avoid of docs/contributing.md do not occur."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SUFFIXES = {".py", ".md", ".sh", ".h", ".cuh", ".cpp", ".cu", ".js", ".html", ".
 
 
 def listed_words() -> list[str]:
-    """First column of the table under "Words to avoid"; alternatives are parted by commas."""
+    """Return the first column of the table "Words to avoid", split at commas."""
     section = LIST.read_text().split("## Words to avoid")[1].split("\n## ")[0]
     cells = re.findall(r"^\| ([^|]+?) \|", section, re.MULTILINE)[1:]
     return [word.strip() for cell in cells for word in cell.split(",") if "--" not in word]
 
 
 def pattern() -> re.Pattern[str]:
-    """Matches any listed word, over line ends and comment marks too."""
+    """Return a pattern for any listed word, also across line ends and comment marks."""
     alternatives = (
         r"[\s#/*]+".join(re.escape(part) for part in word.split()) for word in listed_words()
     )
@@ -54,7 +54,7 @@ def test_no_listed_word_is_used() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.stem)
 def test_pages_are_short(path: Path) -> None:
-    """A page has one title and is read in a few minutes."""
+    """A page has one title and takes a few minutes to read."""
     text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
     assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1
     prose = [line for line in text.splitlines() if not line.startswith("|")]

@@ -1,4 +1,4 @@
-"""The worked example of a custom data set: loaded, checked, trained for a few steps and scored."""
+"""Example of a custom data set: load, check, train for a few steps and score."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_ground_in_the_images_is_ground_in_the_labels(root):
-    """Through the loader's matrices, in the history frames and with flips of images and grid."""
+    """Project with the loader's matrices, in history frames, with flips of images and grid."""
     cfg = load_config(CONFIG, {"data_root": str(root)})
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     ground = COLOURS[1 + GROUND][::-1]  # BGR
@@ -44,7 +44,7 @@ def test_ground_in_the_images_is_ground_in_the_labels(root):
             low = np.array(sample.pc_range[:3])
             for image, ego2img in zip(images.numpy(), sample.ego2img.double().numpy(), strict=True):
                 v, u = np.nonzero((image == ground[:, None, None]).all(0))
-                # Of all points that a pixel shows, the one on the ground: z = 0, just below it.
+                # The point of the pixel's ray on the ground, z = 0.
                 camera = -np.linalg.solve(ego2img[:3, :3], ego2img[:3, 3])
                 rays = np.linalg.solve(
                     ego2img[:3, :3], np.stack([u + 0.5, v + 0.5, np.ones(len(u))])
@@ -85,7 +85,7 @@ def test_trains_and_scores(root, tmp_path):
     names = {name for name in metrics if name.startswith("courtyard/IoU_")}
     assert names == {f"courtyard/IoU_{name}" for name in ("ground", "wall", "crate", "person")}
     assert "ray/RayIoU" in metrics
-    # Without labels, pictures and files are made from the same weights, and nothing is scored.
+    # Without labels the same weights predict and draw, and nothing is scored.
     (root / "labels").rename(root / "hidden")
     try:
         draw = ["--config", str(CONFIG), "--weights", weights, "--vis-input", "--num", "1"]
@@ -108,7 +108,7 @@ def test_trains_and_scores(root, tmp_path):
 
 @pytest.mark.parametrize("kind", ["png", "html", "rrd", "gif"])
 def test_classes_of_any_name_have_colours(root, tmp_path, kind):
-    """In every format; a file that cannot be written leaves nothing behind."""
+    """Every format has colours; a failed write leaves no file."""
     words = ["--config", str(CONFIG), "--format", kind, "--vis-gt", "--index", "0"]
     words += ["--out", str(tmp_path), "--cfg-options", f"data_root={root}"]
     assert visualize.main(words) == 0
@@ -116,7 +116,7 @@ def test_classes_of_any_name_have_colours(root, tmp_path, kind):
 
 
 def test_two_cameras_of_which_one_sees_no_part_of_the_grid(root, tmp_path):
-    """Trained and scored: one looks along the street, the other at the sky."""
+    """Train and score with one camera along the street and one at the sky."""
     for split in ("train", "val"):
         infos = load_infos(root / f"infos_{split}.pkl").infos
         for info in infos:

@@ -1,4 +1,4 @@
-"""Small detectors of every kind, ready to be exported."""
+"""Small detectors of every kind for the export tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ONE_LAYER = dict(decoder=merge(HEAD["decoder"], num_refines=[4]))
 
 
 def build_source(kind: str, **head: Any) -> Source:
-    """A detector whose weights are far from their start, at which images hardly matter."""
+    """Build a detector with random weights; with initial weights images hardly matter."""
     torch.manual_seed(0)
     config = merge(DETECTOR, img_backbone=BACKBONE, img_neck=NECK, **KINDS[kind])
     defaults = dict(num_query=40, score_thr=0.05)
@@ -37,7 +37,7 @@ def build_source(kind: str, **head: Any) -> Source:
     rng = torch.Generator().manual_seed(0)
     for name, parameter in detector.named_parameters():
         if parameter.ndim > 1 or "bias" in name:
-            # maps stay of the size that half precision knows
+            # keeps the maps within the range of half precision
             scale = 0.03 if name.startswith("img_") else 0.3
             parameter.data += scale * torch.randn(parameter.shape, generator=rng)
     return Source(detector, HW, class_names=tuple("abcde"), config=f"nano_{kind}.py")
@@ -50,7 +50,7 @@ def make_source() -> Callable[..., Source]:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Run on one thread: the tensors are too small for more to pay."""
+    """Run on one thread, because the tensors are too small for several."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

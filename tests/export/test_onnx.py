@@ -1,4 +1,4 @@
-"""ONNX files predict what the project predicts, and say what they need."""
+"""ONNX files predict the same as the project, and describe their inputs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def agreements(source: Source, runner: OnnxRunner, **item: int) -> list[Agreemen
 
 
 class Exported:
-    """What one run of the command wrote, for the model of a config."""
+    """Hold the files that one run of the command wrote for a config."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Compiled programs predict what the project predicts, from Python and from C++."""
+"""Compiled programs predict the same as the project, from Python and from C++."""
 
 from __future__ import annotations
 

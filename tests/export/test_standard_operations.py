@@ -1,4 +1,4 @@
-"""The forms that other runtimes have operators for give what the operations give."""
+"""Standard operators for other runtimes equal the native operations."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_functions_of_a_model_predict_what_it_predicts(
 @pytest.mark.parametrize("name", ["opusv1_head", "opusv1_fusion_head", "opusv2_head"])
 @torch.no_grad()
 def test_reference_numbers(name: str) -> None:
-    """The stored predictions of heads, in double precision, from standard operations."""
+    """Standard operations reproduce the stored predictions of heads in double precision."""
     golden = dict(np.load(GOLDEN / f"{name}.npz"))
     case = load_case(golden, torch.float64)
     case.head.eval()

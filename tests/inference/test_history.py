@@ -1,4 +1,4 @@
-"""Which past frames are chosen, against the data set's rule and a search over all frames."""
+"""Choice of past frames, against the data set's rule and a search over all frames."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Shot:
 
 
 def chosen(times_us: list[int], num_frames: int, interval: Interval) -> list[list[int]]:
-    """Times of the frames of each prediction, one after the other."""
+    """Return the times of the frames of each prediction."""
     history: History[Shot] = History(num_frames, interval)
     found = []
     for time_us in times_us:
@@ -58,7 +58,7 @@ def test_after_a_long_gap_the_past_is_gone() -> None:
 def test_the_nearest_frames_are_chosen_of_an_irregular_stream(
     steps: list[int], num_frames: int
 ) -> None:
-    """Against all frames of the stream: none that was dropped would have been much nearer."""
+    """No dropped frame of the stream would have been much nearer."""
     times = [sum(steps[: i + 1]) for i in range(len(steps))]
     step_us, thinning = 500_000, 500_000 / 12
     for i, found in enumerate(chosen(times, num_frames, Interval(6, 0.5))):

@@ -1,4 +1,4 @@
-"""Frames give what the data set gives, as streams and one by one, with cameras missing or moved."""
+"""Predictions of frames equal those of the data set: streams, single frames, moved cameras."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_predictions_are_those_of_the_data_set_bit_for_bit(
             np.testing.assert_array_equal(results[token].labels, labels)
             np.testing.assert_array_equal(results[token].scores, scores)
     first, *_, last = by_time.values()
-    assert len(set(first.frame_times_s)) == 1  # without a past the frame itself stands in
+    assert len(set(first.frame_times_s)) == 1  # without history the frame is repeated
     np.testing.assert_allclose(np.diff(last.frame_times_s), -0.5, atol=0.03)
     assert not np.array_equal(first.coords, last.coords)  # images do matter
 
@@ -171,7 +171,7 @@ def test_another_rig_needs_its_names_alone(twin: Twin) -> None:
         assert len(result) > 100 and not result.dropped_cameras
 
 
-# -- cameras that give no image ----------------------------------------------------------------
+# -- cameras without an image ----------------------------------------------------------------
 
 
 def test_the_last_image_stands_in_with_its_own_pose_and_the_result_says_so(twin: Twin) -> None:
@@ -201,7 +201,7 @@ def test_the_last_image_stands_in_with_its_own_pose_and_the_result_says_so(twin:
 
 
 def test_a_camera_without_any_image_sees_nothing(twin: Twin) -> None:
-    """As one that looks away from everything, ten kilometres above."""
+    """A camera without images equals one that is ten kilometres above the scene."""
     inferencer = inferencer_of(twin, max_stand_in_age_s=0.5)
     frame = rig_frame(CAMERAS, 0.0)
     away = np.eye(4)
@@ -214,7 +214,7 @@ def test_a_camera_without_any_image_sees_nothing(twin: Twin) -> None:
     found = inferencer.predict(lacking)
     assert same(found, expected) and not same(found, inferencer.predict(frame))
     assert found.dropped_cameras == {"CAM_BACK_LEFT": None}
-    # An image that is too old does not stand in either.
+    # An image that is too old is not used.
     inferencer.push(replace(frame, time_s=-0.6))
     assert inferencer.push(lacking).dropped_cameras == {"CAM_BACK_LEFT": None}
 
@@ -248,18 +248,18 @@ def test_reset_begins_another_recording(twin: Twin) -> None:
     assert same(inferencer.push(replace(frames[0], time_s=-5.0)), once[0])
 
 
-# -- a stream without an end --------------------------------------------------------------------
+# -- endless stream --------------------------------------------------------------------
 
 
 def tiny_inferencer(twin: Twin, names: tuple[str, ...]) -> OccupancyInferencer:
-    """Untrained, so small that a push takes some milliseconds."""
+    """Build an untrained Inferencer whose `push` takes some milliseconds."""
     head = "model.pts_bbox_head"
     options = {"final_hw": [32, 32], f"{head}.num_query": 8, f"{head}.score_thr": 0.9}
     return OccupancyInferencer(twin.config, device="cpu", cfg_options=options, cameras=names)
 
 
 def stream_of(inferencer: OccupancyInferencer, number: int, rate_hz: float) -> tuple[int, int]:
-    """Push frames; returns how often the image network ran after the start, and on how many."""
+    """Push frames; return the numbers of runs and images of the image network after the start."""
     computed: list[int] = []
     hook = inferencer.model.img_backbone.register_forward_pre_hook(
         lambda _, images: computed.append(len(images[0]))
@@ -307,7 +307,7 @@ def resident_mb() -> float:
 
 @pytest.mark.slow
 def test_memory_is_flat_over_thousands_of_frames(twin: Twin) -> None:
-    """OPUS_STREAM_FRAMES=36000 is an hour at ten frames a second."""
+    """OPUS_STREAM_FRAMES=36000 tests an hour at ten frames a second."""
     inferencer = tiny_inferencer(twin, ("a",))
     frames = [rig_frame(("a",), 0.0, seed) for seed in range(7)]
     number = int(os.environ.get("OPUS_STREAM_FRAMES", "1200"))
@@ -355,7 +355,7 @@ def test_one_sentence_names_the_camera_and_the_way_out(twin: Twin, name: str) ->
         inferencer.push(changed_camera(**changes))
     assert "\n" not in str(caught.value)
     assert inferencer.kept_frames == 0
-    inferencer.push(replace(rig_frame(CAMERAS, 3.0)))  # the stream goes on
+    inferencer.push(replace(rig_frame(CAMERAS, 3.0)))  # the stream continues
 
 
 def test_errors_about_frames_and_arguments(twin: Twin, tmp_path: Path) -> None:
@@ -388,8 +388,7 @@ def test_errors_about_frames_and_arguments(twin: Twin, tmp_path: Path) -> None:
 
 
 def test_points_of_a_stream_are_those_of_the_data_set(toy: Path, tmp_path: Path) -> None:
-    """Sweeps pushed with their own poses, against those that the info file brings into the key
-    frame's LiDAR by its own matrices."""
+    """Pushed sweeps with their poses equal the sweeps of the info file with its matrices."""
     twin = make_twin(tmp_path, toy, CONFIGS["fusion"], "num_sweeps = 1")
     inferencer = inferencer_of(twin)
     keys = [each.frame for each in info_frames(twin) if each.is_key]

@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, and is kept without outputs."""
+"""The notebook runs from the first cell to the last, and is stored without outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results as arrays, files and pictures, read by other libraries than those that write them."""
+"""Results as arrays, files and pictures, read by other libraries than the writers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_ply_points_open_elsewhere(tmp_path: Path) -> None:
 
 
 def test_ply_mesh_encloses_exactly_the_voxels(tmp_path: Path) -> None:
-    """Its volume is theirs, it is closed, and its normals point outwards."""
+    """The mesh is closed, has the volume of the voxels, and its normals point outwards."""
     result = make_result(number=200)
     mesh = trimesh.load(result.save(tmp_path / "mesh.ply", mesh=True), process=False)
     assert isinstance(mesh, trimesh.Trimesh)

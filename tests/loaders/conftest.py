@@ -1,9 +1,8 @@
-"""A tiny data set in nuScenes' format, made with numpy, scipy and Pillow alone.
+"""A tiny data set in nuScenes' format, made only with numpy, scipy and Pillow.
 
-It shares no code with the package, so that agreement means something: poses, projections and tables
-are computed here a second time. White dots stand at fixed places of the world and are drawn into
-every image where they are seen; the LiDAR measures the same dots, and they are the occupied voxels
-of the OpenOccupancy labels.
+It shares no code with the package: poses, projections and tables are computed here independently.
+White dots at fixed positions of the world are drawn into every image that shows them. The LiDAR
+measures the same dots, and they are the occupied voxels of the OpenOccupancy labels.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ SCENES = {"scene-0061": 4, "scene-0553": 2, "scene-0103": 3}  # key frames; the 
 SWEEPS_BETWEEN = 5
 GRID = (200, 200, 16)
 FREE = 17
-# What the LiDAR sees of the vehicle itself, in its own frame.
+# LiDAR points on the vehicle itself, LiDAR frame.
 ROOF = np.array([[0.3, -0.4, -0.2], [-0.9, 0.9, -0.3], [0.0, 0.5, -0.1]])
 NOISE_VOXELS = np.array([[5, 6, 7], [100, 200, 20], [511, 511, 39]])  # x, y, z
 
 
 def camera_rotation(yaw_deg: float) -> np.ndarray:
-    """Rotation sensor to ego of a camera: z forward, x right, y down."""
+    """Return the rotation sensor to ego of a camera: z forward, x right, y down."""
     c, s = np.cos(np.radians(yaw_deg)), np.sin(np.radians(yaw_deg))
     return np.array([[s, 0, c], [-c, 0, s], [0, -1, 0]])
 
 
 def ego_pose(scene_no: int, time_s: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rotation and translation ego to global, with all three angles moving."""
+    """Return rotation and translation ego to global, with all three angles changing."""
     angles = [0.4 * scene_no + 0.15 * time_s, 0.02 * np.sin(time_s), 0.01 * time_s]
     rotation = Rotation.from_euler("ZYX", angles).as_matrix()
     heading = np.array([np.cos(0.4 * scene_no), np.sin(0.4 * scene_no), 0.02])
@@ -53,7 +52,7 @@ def ego_pose(scene_no: int, time_s: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def world_dots(scene_no: int) -> np.ndarray:
-    """Places of the dots, [n, 3] in the global frame: a ring around the middle of the drive."""
+    """Return the dots [n, 3], global frame: a ring around the middle of the drive."""
     rotation, centre = ego_pose(scene_no, 0.75)
     azimuth = np.radians(np.arange(0, 360, 15))
     ring = np.stack([14 * np.cos(azimuth), 14 * np.sin(azimuth), np.full(len(azimuth), 1.0)], -1)
@@ -63,7 +62,7 @@ def world_dots(scene_no: int) -> np.ndarray:
 def project(
     points: np.ndarray, rotation: np.ndarray, translation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [n, 2] and depth [n] of global points in a camera at (rotation, translation)."""
+    """Return pixels [n, 2] and depth [n] of global points in a camera (rotation, translation)."""
     in_camera = (points - translation) @ rotation
     pixels = in_camera @ INTRINSIC.T
     return pixels[:, :2] / pixels[:, 2:], in_camera[:, 2]
@@ -83,7 +82,7 @@ class Frame:
 
 @dataclass
 class MiniSet:
-    """Where the data set is, and what is true about it."""
+    """Hold the folder of the data set and its ground truth."""
 
     root: Path
     frames: dict[tuple[str, str], list[Frame]] = field(default_factory=dict)  # (scene, sensor)
@@ -91,7 +90,7 @@ class MiniSet:
     labels: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # sample token
 
     def truth(self, path: str) -> Frame:
-        """The frame of an image file."""
+        """Return the frame of an image file."""
         name = Path(path).name
         return next(f for fs in self.frames.values() for f in fs if Path(f.filename).name == name)
 
@@ -244,7 +243,7 @@ class _Writer:
         Image.fromarray(image).save(path, quality=95)
 
     def _lidar(self, scene_no: int, scene_token: str, frame: Frame) -> None:
-        """The dots (intensity: number of the dot), then the roof; labels of key frames."""
+        """Write the dots (intensity: number of the dot) and the roof; labels of key frames."""
         dots = (world_dots(scene_no) - frame.translation) @ frame.rotation
         xyz = np.concatenate([dots, ROOF])
         rows = np.c_[xyz, np.arange(len(xyz)), np.full(len(xyz), 7)].astype(np.float32)
@@ -286,7 +285,7 @@ def _wxyz(rotation: np.ndarray) -> list[float]:
 
 @pytest.fixture(scope="session")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> MiniSet:
-    """The data set with its info files written by the real generator. Read only."""
+    """Return the data set with info files of the real generator. Read only."""
     from scripts.sweep_infos.generator import open_tables, write_split
     from scripts.sweep_infos.splits import SPLITS
 
@@ -300,7 +299,7 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> MiniSet:
 
 @pytest.fixture(scope="session")
 def mini_world() -> dict[str, Any]:
-    """Functions and constants of this file that tests compare against."""
+    """Return functions and constants of this file for comparison."""
     return {
         "project": project,
         "world_dots": world_dots,

@@ -1,4 +1,4 @@
-"""Turns and scales of the scene seen from above, against numpy's and against loops."""
+"""Rotation and scale of the scene seen from above, against numpy and loops."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_voxel_takes_what_lay_at_its_centre(angle, scale, turns, seed):
 
 @given(st.floats(-180, 180), st.floats(0.8, 1.25), st.integers(0, 2**32))
 def test_labels_and_points_move_alike(angle, scale, seed):
-    """Voxels of a label lie within half a voxel of where their centre has moved."""
+    """Voxels of a label are within half a voxel of their moved centres."""
     rng = np.random.default_rng(seed)
     shape = (20, 20, 2)
     grid = np.full(shape, 17, np.uint8)

@@ -1,4 +1,4 @@
-"""Images of another size per camera: the same places of the scene stay where they are projected."""
+"""Images of a different size per camera: projections of scene points stay correct."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FACTOR = 1.5  # in x; the images are squeezed in y by another one
 
 @pytest.fixture
 def root(mini, tmp_path):
-    """The mini data set with CAM_BACK at 240 x 180, its calibration with it."""
+    """Return the mini data set with CAM_BACK at 240 x 180 and a matching calibration."""
     content = load_infos(mini.root / "nuscenes_infos_val_mini_sweep.pkl")
     for name in ("samples", "sweeps"):
         (tmp_path / name).mkdir()

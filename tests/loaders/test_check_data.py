@@ -1,4 +1,4 @@
-"""scripts/check_data.py finds every kind of damage, and nothing in a whole data set."""
+"""scripts/check_data.py finds every kind of damage, and nothing in an intact data set."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FORMS = {
 
 @pytest.fixture
 def copied(mini, tmp_path):
-    """A copy of the data set that may be damaged."""
+    """Return a copy of the data set for damage."""
     root = tmp_path / "nuscenes"
     for folder in ("samples", "sweeps", "gts", "occupancy"):
         shutil.copytree(mini.root / folder, root / folder)
@@ -53,7 +53,7 @@ def copied(mini, tmp_path):
 
 
 def run(root, capsys, *options, form="Occ3D", full=True, raw_hw=(90, 160)):
-    """Exit code and what was printed."""
+    """Return exit code and output."""
     kind, labels = FORMS[form]
     config = root.parent / "config.py"
     config.write_text(CONFIG.format(kind=kind, labels=labels, train=TRAIN, val=VAL, raw_hw=raw_hw))
@@ -76,7 +76,7 @@ def test_whole_data_set(mini, tmp_path, capsys, form, workers):
 
 
 def damage(root, what):
-    """Damages one thing; returns what the report must say."""
+    """Damage one thing; return the expected text of the report."""
     images = sorted((root / "samples" / "CAM_BACK").iterdir())
     points = sorted((root / "sweeps" / "LIDAR_TOP").iterdir())
     labels = root / "gts" / "scene-0061" / "scene-0061-sample1" / "labels.npz"
@@ -218,7 +218,7 @@ def test_command_line_help():
 
 
 def odd_images(root: Path) -> None:
-    """Turns all images into PNGs of one pixel less each way, under their old names."""
+    """Replace all images by PNGs that are one pixel smaller in each direction, same names."""
     for folder in ("samples", "sweeps"):
         for path in (root / folder).glob("CAM_*/*.jpg"):
             with Image.open(path) as image:
@@ -269,7 +269,7 @@ KINDS = {
 
 @pytest.mark.parametrize("seed", range(3))
 def test_random_damage_is_skipped_and_reported(copied, capsys, seed):
-    """In training with on_error='skip' and in the check, nothing but findings."""
+    """Training with on_error='skip' and the check only report findings."""
     rng = np.random.default_rng(seed)
     others = [next(copied.glob(pattern)).read_bytes() for pattern in KINDS.values()]
     for pattern in KINDS.values():

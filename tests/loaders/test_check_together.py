@@ -1,4 +1,4 @@
-"""check_data.py on what is only wrong together: each fault is found, and good data pass."""
+"""check_data.py finds values that contradict each other, and accepts good data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = dict.fromkeys(CAMERAS, (90, 160))
 
 
 def found(mini, tmp_path, change=lambda infos: None, sizes=None):
-    """Kinds and sentences of the findings about the training infos with a change."""
+    """Return kinds and sentences of the findings about changed training infos."""
     content = load_infos(mini.root / "nuscenes_infos_train_mini_sweep.pkl")
     infos = copy.deepcopy(content.infos)
     change(infos)
@@ -76,7 +76,7 @@ def test_millimetres(mini, tmp_path, part):
 
 
 def test_poses_that_jump(mini, tmp_path):
-    """By less than a fast vehicle drives between two key frames, and a turn on the spot."""
+    """Jumps shorter than the way of a fast vehicle between key frames, and a turn on the spot."""
 
     def move(infos):
         infos[1]["ego2global_translation"][1] += 12
@@ -113,7 +113,7 @@ def test_time_stamps_in_milliseconds(mini, tmp_path):
 
 @pytest.fixture(scope="module")
 def labelled():
-    """A sample of a half-open room: returns on a floor and two walls, labels at the same places."""
+    """Return a half-open room: LiDAR points on a floor and two walls, labels at the same places."""
     rng = np.random.default_rng(0)
     number = 800
     floor = np.c_[rng.uniform(-8, 8, (number, 2)), np.full(number, -1.5)]

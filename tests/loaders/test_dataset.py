@@ -52,7 +52,7 @@ def build(mini, ann_file=TRAIN, **changes):
 
 
 def with_infos(mini, tmp_path, change):
-    """An info file of the training split after `change(infos)`, outside the data root."""
+    """Write an info file of the training split after `change(infos)`, outside the data root."""
     content = load_infos(mini.root / TRAIN)
     infos = copy.deepcopy(content.infos)
     change(infos)
@@ -123,7 +123,7 @@ def test_training_takes_one_interval_for_all_frames(mini):
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 @pytest.mark.parametrize("test_mode", [True, False])
 def test_dots_of_the_world_are_where_ego2img_says(mini, mini_world, mode, test_mode):
-    """Through poses, history, calibration and augmentation: white is where the dots project to."""
+    """With poses, history, calibration and augmentation, white pixels are where dots project."""
     rotate = (0.0, 0.0) if test_mode else (-8.0, 8.0)
     dataset = build(mini, test_mode=test_mode, pipeline=pipeline(mode, rotate=rotate))
     errors = []
@@ -303,7 +303,7 @@ def test_moved_data_root(mini, tmp_path):
 class TestSkipping:
     @pytest.fixture
     def damaged(self, mini, tmp_path):
-        """A copy in which samples 1 and 2 cannot be loaded: no labels, a truncated image."""
+        """Return a copy with two broken samples: 1 without labels, 2 with a truncated image."""
         root = tmp_path / "nuscenes"
         for folder in ("samples", "gts"):
             shutil.copytree(mini.root / folder, root / folder)
@@ -379,7 +379,7 @@ def test_info_file_of_a_split(mini, split):
 
 
 def test_one_pipeline_for_training_and_evaluation(mini):
-    """In test mode, what only training does leaves no trace."""
+    """In test mode, transforms of the training have no effect."""
     random = pipeline(rotate=(-5.0, 5.0))
     plain = [step for step in pipeline(resize_range=None) if step["type"] != "RandomFlipBEV"]
     got, expected = (build(mini, pipeline=p, test_mode=True)[2] for p in (random, plain))

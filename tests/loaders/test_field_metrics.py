@@ -1,7 +1,7 @@
-"""mIoU and RayIoU, computed a second time in loops of plain Python.
+"""mIoU and RayIoU against an independent implementation in plain Python.
 
-Nothing of the package is used for the expected values: they follow the definitions of the
-benchmarks, voxel by voxel and step by step. Legend: X Y Z voxels, R rays, K classes, free included.
+The expected values use nothing of the package. They follow the definitions of the benchmarks, voxel
+by voxel and step by step. Legend: X Y Z voxels, R rays, K classes, free included.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CLASSES, FREE = 5, 4
 
 
 def field_miou(preds, gts, masks) -> float:
-    """Mean over the semantic classes whose union is not empty, in percent, two decimals."""
+    """Return the mean over semantic classes with a non-empty union, percent, two decimals."""
     hit, gt_count, pred_count = [0] * CLASSES, [0] * CLASSES, [0] * CLASSES
     for pred, gt, mask in zip(preds, gts, masks, strict=True):
         for index in np.ndindex(gt.shape):
@@ -44,7 +44,7 @@ def field_pitches() -> list[float]:
 
 
 def field_ray(grid, start, end) -> tuple[int, np.float32]:
-    """Class and time of exit, in voxels, of a ray between two points in voxels, float32 [3]."""
+    """Return class and exit time of a ray between two points, float32 [3], in voxels."""
     start, end = [float(x) for x in start], [float(x) for x in end]
     way = [b - a for a, b in zip(start, end, strict=True)]
     length = math.sqrt(way[0] * way[0] + way[1] * way[1] + way[2] * way[2])
@@ -76,7 +76,7 @@ def field_ray(grid, start, end) -> tuple[int, np.float32]:
 
 
 def field_cast(grid, origin, directions, low, edge) -> tuple[np.ndarray, np.ndarray]:
-    """Classes and depths in metres of the rays from one origin."""
+    """Return classes and depths, metres, of the rays of one origin."""
     edge32 = np.float32(edge)
     low, size = np.asarray(low, np.float64), np.float64(edge32)
     start = ((origin - low) / size).astype(np.float32)
@@ -90,7 +90,7 @@ def field_cast(grid, origin, directions, low, edge) -> tuple[np.ndarray, np.ndar
 
 
 def field_ray_iou(preds, gts, origins, directions, low, edge) -> float:
-    """RayIoU in percent."""
+    """Return RayIoU in percent."""
     hit = np.zeros((3, CLASSES - 1), int)
     gt_count, pred_count = np.zeros(CLASSES - 1, int), np.zeros(CLASSES - 1, int)
     for pred, gt, starts in zip(preds, gts, origins, strict=True):
@@ -120,7 +120,7 @@ def random_grid(rng, shape, density, classes=CLASSES - 1) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_miou(seed: int) -> None:
-    """Also with classes that are only predicted, and with some that occur nowhere."""
+    """Include classes that are only predicted, and classes that do not occur."""
     rng = np.random.default_rng(seed)
     preds = [random_grid(rng, (6, 5, 4), 0.5, 2 + seed % 3) for _ in range(2)]
     gts = [random_grid(rng, (6, 5, 4), 0.5, 1 + seed % 2) for _ in range(2)]
@@ -137,7 +137,7 @@ def test_a_class_that_is_only_predicted_counts_as_0() -> None:
 
 
 def places(rng, kind: str, shape, number: int) -> np.ndarray:
-    """Ray origins, in voxels."""
+    """Return ray origins, in voxels."""
     inside = rng.random((number, 3)) * shape
     if kind == "lattice":  # on corners, edges and faces of voxels, and in their middles
         return np.round(inside * 2) / 2
@@ -151,7 +151,7 @@ def places(rng, kind: str, shape, number: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["inside", "lattice", "below", "outside"])
 @pytest.mark.parametrize("edge", [0.4, 0.5])
 def test_rays(kind: str, edge: float) -> None:
-    """Class and depth, to the last bit, of some hundred of the simulated LiDAR's rays."""
+    """Class and depth of some hundred simulated LiDAR rays are bitwise equal."""
     rng = np.random.default_rng([len(kind), int(10 * edge)])
     columns = rng.permutation(len(ray_directions()))[:150]
     # Azimuths of a multiple of 45 degrees run along axes and diagonals.

@@ -1,4 +1,4 @@
-"""Damaged files of every kind, drawn at random: read, or refused by an error of the project's."""
+"""Randomly damaged files of every kind are read, or rejected with an error of the project."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_cases_repeat_with_the_seed_and_leave_nothing_behind():
 
 
 def test_undamaged_files_are_read():
-    """Else every case would be refused for nothing."""
+    """The cases are rejected because of the damage."""
     from scripts.fuzzing import files
 
     targets = files._targets(np.random.default_rng(0))

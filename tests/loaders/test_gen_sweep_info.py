@@ -192,7 +192,7 @@ def test_failure_in_a_worker_leaves_the_old_file(mini, tmp_path):
 
 class TestTables:
     def change(self, mini, tmp_path, table, edit):
-        """A copy of the tables with `edit(records)` applied to one."""
+        """Copy the tables and apply `edit(records)` to one."""
         shutil.copytree(mini.root / "v1.0-mini", tmp_path / "v1.0-mini")
         path = tmp_path / "v1.0-mini" / f"{table}.json"
         records = json.loads(path.read_text())
@@ -267,7 +267,7 @@ class TestStream:
 
 
 def old_infos(mini):
-    """What mmdet3d's converter would have written for the training split."""
+    """Return infos of the training split as mmdet3d's converter writes them."""
     infos = []
     for info in infos_of(mini, "train").infos:
         cams = {}
@@ -356,7 +356,7 @@ def test_old_infos_that_do_not_fit(mini, tmp_path):
 
 
 def test_old_infos_with_wrong_values(mini, tmp_path):
-    """Completed, or refused in a sentence; what is written can be read."""
+    """Wrong values are completed or rejected in one sentence; written files can be read."""
     tables, path = open_tables(mini.root, "v1.0-mini"), tmp_path / "a.pkl"
     good = {"infos": old_infos(mini)[:2], "metadata": {}}
     rng = np.random.default_rng(0)

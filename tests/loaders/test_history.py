@@ -1,4 +1,4 @@
-"""Which frames make up a sample, case by case."""
+"""Choice of the frames of a sample."""
 
 from __future__ import annotations
 

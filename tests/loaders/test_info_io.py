@@ -53,7 +53,7 @@ def an_info(**changes):
 
 
 class RunsCode:
-    """Pickles as a call of `function`."""
+    """Pickle to a call of `function`."""
 
     def __init__(self, function, *args):
         self.call = function, args
@@ -226,7 +226,7 @@ def test_info_file_name(version, split, name):
 
 
 def spoil(path, value):
-    """Changes a value inside an info; `path` holds keys and indices."""
+    """Change a value of an info; `path` holds keys and indices."""
 
     def change(info):
         *way, last = path

@@ -1,4 +1,4 @@
-"""Info files as other tool chains write them: read, completed from the tables, or refused."""
+"""Info files of other tool chains are read, completed from the tables, or rejected."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def dataset_of(mini, path, **changes):
 
 
 def opus_v1(mini):
-    """Without scene_token and lidar_token; paths as the script was called."""
+    """Remove scene_token and lidar_token; write paths relative to the script's folder."""
     infos = copy.deepcopy(infos_of(mini))
     for info in infos:
         del info["scene_token"], info["lidar_token"]
@@ -43,7 +43,7 @@ def opus_v1(mini):
 
 
 def sparseocc(mini):
-    """`sweeps` has the camera sweeps; no names of scenes and no LiDAR sweeps."""
+    """Put the camera sweeps into `sweeps`; remove scene names and LiDAR sweeps."""
     infos = copy.deepcopy(infos_of(mini))
     for info in infos:
         for key in ("scene_token", "lidar_token", "scene_name", "lidar_sweeps"):
@@ -54,7 +54,7 @@ def sparseocc(mini):
 
 
 def bevdet(mini):
-    """`sweeps` has the LiDAR sweeps; names of label files and annotations beside them."""
+    """Put the LiDAR sweeps into `sweeps`; add names of label files and annotations."""
     infos = copy.deepcopy(infos_of(mini))
     for info in infos:
         del info["lidar_token"], info["scene_name"], info["cam_sweeps"]

@@ -1,4 +1,4 @@
-"""Labels of other classes and orders: OpenOcc v2's, remapped ones, several data sets together."""
+"""Labels of other classes and orders: OpenOcc v2, remapped labels, several data sets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def build(root, step, **changes):
 
 @pytest.fixture
 def root(mini, tmp_path):
-    """The mini data set with OpenOcc v2 labels: those of Occ3D in the other order, and flow."""
+    """Return the mini data set with OpenOcc v2 labels: Occ3D's in another order, and flow."""
     for path in mini.root.iterdir():
         (tmp_path / path.name).symlink_to(path)
     # Occ3D's label -> OpenOcc v2's; others have none there and become free.
@@ -87,7 +87,7 @@ def test_openocc_v2_by_configuration_alone(root, mini):
 
 
 def test_a_map_brings_labels_into_the_order_of_the_config(root, mini):
-    """A dict or a list, by names or labels; Occ3D's labels except 'others' come out again."""
+    """With a dict or a list, by names or labels, Occ3D's labels result, except 'others'."""
     by_name = dict(enumerate([*OPENOCC_V2, "free"]))
     by_label = [OCC3D_CLASSES.index(name) for name in OPENOCC_V2] + [17]
     expected = build(mini.root, {})[1].voxel_semantics
@@ -104,7 +104,7 @@ def test_a_map_brings_labels_into_the_order_of_the_config(root, mini):
 
 
 def test_data_sets_of_different_labels_are_concatenated(root, mini):
-    """Occ3D, OpenOcc v2 and OpenOccupancy's form of rows, all with three classes."""
+    """Concatenate Occ3D, OpenOcc v2 and OpenOccupancy's rows, all with three classes."""
     names = ["vehicle", "person", "rest"]
 
     def three(classes):
@@ -154,7 +154,7 @@ def test_wrong_maps(mini, label_map, error, message):
 
 
 def test_maps_in_config_files(tmp_path):
-    """With labels as keys, also after the config is dumped and read again."""
+    """Labels can be keys, also after the config is dumped and read again."""
     path = tmp_path / "config.py"
     path.write_text(
         f"_base_ = {str(CONFIG)!r}\n"

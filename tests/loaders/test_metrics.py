@@ -47,7 +47,7 @@ def triple(golden, i):
 
 
 def check_of_true_classes(scores, confusion, expected):
-    """The file leaves out classes that are only predicted; the benchmark counts them as 0."""
+    """The file omits classes that are only predicted; the benchmark counts them as 0."""
     only_predicted = (confusion.sum(axis=1) == 0) & (confusion.sum(axis=0) > 0)
     assert only_predicted.sum() == 1
     assert (scores.per_class[only_predicted] == 0).all()

@@ -1,4 +1,4 @@
-"""Metrics over gloo processes give exactly the numbers of one process."""
+"""Metrics of several gloo processes equal those of one process exactly."""
 
 from __future__ import annotations
 

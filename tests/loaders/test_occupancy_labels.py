@@ -1,4 +1,4 @@
-"""OpenOccupancy: labels in the lidar frame, noise, their place in the images, scores."""
+"""OpenOccupancy: labels in the lidar frame, noise, projection into the images, scores."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def build(mini, flips=False, **changes):
 
 
 def dots_in_lidar(mini, mini_world, sample):
-    """The dots [n, 3] in the key frame's lidar frame."""
+    """Return the dots [n, 3] in the key frame's lidar frame."""
     frames = mini.frames[sample.scene_name, "LIDAR_TOP"]
     key = [frame for frame in frames if frame.is_key]
     frame = key[mini.samples[sample.scene_name].index(sample.sample_token)]
@@ -64,7 +64,7 @@ def test_labels_are_where_the_lidar_sees_the_dots(mini, mini_world):
 
 @pytest.mark.parametrize("test_mode", [True, False])
 def test_voxels_project_onto_the_dots_in_every_frame(mini, mini_world, test_mode):
-    """By occ2img = ego2img . inverse(ego2occ): image augmentation and BEV flips included."""
+    """Project with occ2img = ego2img . inverse(ego2occ), with augmentation and BEV flips."""
     dataset = build(mini, flips=True, test_mode=test_mode)
     checked, flips = 0, set()
     for idx in range(len(dataset)):
@@ -163,7 +163,7 @@ def test_missing_and_empty(tmp_path):
 
 
 def test_scores_of_the_reference_through_the_evaluator():
-    """The reference leaves classes out that are only predicted; they count as 0 (DATA.md)."""
+    """The reference omits classes that are only predicted; they count as 0 (DATA.md)."""
     with np.load(GOLDEN) as golden:
         per_class = golden["openocc/per_class"][:FREE]
         predicted = {int(label) for i in range(2) for label in np.unique(golden[f"oo_pred/{i}"])}

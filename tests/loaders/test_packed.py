@@ -1,4 +1,4 @@
-"""Packed data roots: what the packer writes, and what data sets read from it."""
+"""Packed data roots: files of the packer, and data sets that read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LiDAR sweeps: every sweep's points land on the dots they were measured at."""
+"""LiDAR sweeps: the points of every sweep are at the dots that they measured."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ def test_size_of_other_columns_names_the_setting(tmp_path):
 
 @pytest.fixture
 def logged(monkeypatch):
-    """Messages of this test, in a process that has named no file yet."""
+    """Return the messages of this test; no file has been named in the process before."""
     messages = []
     monkeypatch.setattr(points_module, "_noted", set())
     monkeypatch.setattr(points_module, "print_log", lambda text, **_: messages.append(text))

@@ -1,4 +1,4 @@
-"""Predictions on disk: forms, damage, and scores that need no model."""
+"""Predictions on disk: formats, damage, and scores without a model."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ test_evaluator = [dict(type='OccupancyMetric', mask={mask}), dict(type='RayIoUMe
 
 @pytest.fixture(params=["Occ3D", "OpenOccupancy"])
 def predicted(mini, tmp_path, request):
-    """A config, a folder of predictions, and what scoring the same predictions directly gives."""
+    """Return a config, a folder of predictions, and the direct scores of these predictions."""
     is_occ3d = request.param == "Occ3D"
     config = tmp_path / "config.py"
     config.write_text(

@@ -1,4 +1,4 @@
-"""Recordings in nuScenes' format that are not nuScenes: own scenes, splits, channels, folders."""
+"""Other recordings in nuScenes' format: scenes, splits, channels, folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAMPLES = {"scene-0061": 4, "scene-0553": 2, "scene-0103": 3}
 
 
 class Recording:
-    """A copy of the mini data set whose tables can be changed; sensor files are linked."""
+    """Copy the mini data set so that its tables can be changed; sensor files are linked."""
 
     def __init__(self, mini, root: Path, version: str = "v1.0-mini") -> None:
         self.root, self.version = root, version
@@ -48,7 +48,7 @@ class Recording:
         return main([*words, "--no-progress", *arguments])
 
     def files(self):
-        """Samples of each info file."""
+        """Return the samples of each info file."""
         return {path.name: len(load_infos(path).infos) for path in sorted(self.root.glob("*.pkl"))}
 
 
@@ -140,7 +140,7 @@ def test_broken_splits(recording, capsys, content):
 
 
 def test_a_piece_of_nuscenes(recording, capsys):
-    """One scene, of one split, without the tables that infos do not need."""
+    """One scene of one split, without the tables that infos do not need."""
     folder = recording.root / "v1.0-mini"
     for name in ("map", "log", "sample_annotation", "instance", "category"):
         (folder / f"{name}.json").unlink()
@@ -195,7 +195,7 @@ def test_other_channels_in_one_folder(recording, mini, capsys):
 
 @pytest.mark.parametrize("folder", ["elsewhere/samples/LIDAR_TOP", "points"])
 def test_lidar_outside_the_data_root(recording, mini, tmp_path_factory, folder):
-    """Absolute paths in the tables: read where they are; those of another machine, in the root."""
+    """Absolute paths are used if they exist; otherwise the file is read in the data root."""
     outside = tmp_path_factory.mktemp("lidar") / folder
     outside.mkdir(parents=True)
 

@@ -26,7 +26,7 @@ def make_window(fx, f, ox, oy):
 
 
 def brute_force(grid, window):
-    """Votes voxel by voxel."""
+    """Vote voxel by voxel."""
     out = np.full(window.shape, K, dtype=np.uint8)
     for index in itertools.product(*map(range, window.shape)):
         start = np.array(window.offset) + np.array(index) * window.factor

@@ -1,4 +1,4 @@
-"""Files of any content: refused in a sentence, in bounded time and memory, before they are read."""
+"""Bad files are rejected in one sentence, in bounded time and memory, before they are read."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ READERS = {
 
 
 def refused(name, path):
-    """The sentence with which a reader refuses a file."""
+    """Return the sentence with which a reader rejects a file."""
     with pytest.raises(UserError) as caught:
         READERS[name](str(path))
     sentence = str(caught.value)
@@ -221,7 +221,7 @@ HOSTILE_PICKLES = {
 
 
 def bomb(path: Path, shape: tuple[int, ...], name: str) -> None:
-    """An archive of one array of zeros."""
+    """Write an archive of one array of zeros."""
     header = npy(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         with file.open(f"{name}.npy", "w") as member:
@@ -242,7 +242,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def many_members(path: Path) -> None:
-    """A directory of 100,000 members, each of which takes a kilobyte when read."""
+    """Write a directory of 100,000 members that take a kilobyte each when read."""
     name = b"a.npy"
     entry = b"PK\x01\x02" + bytes(24) + struct.pack("<H", len(name)) + bytes(16) + name
     directory = entry * 100_000
@@ -251,7 +251,7 @@ def many_members(path: Path) -> None:
 
 
 def large_jpeg() -> bytes:
-    """A JPEG whose header says 20000 x 20000."""
+    """Write a JPEG with the size 20000 x 20000 in its header."""
     buffer = io.BytesIO()
     Image.new("RGB", (64, 48)).save(buffer, "JPEG")
     size = struct.pack(">HH", 48, 64)
@@ -260,7 +260,7 @@ def large_jpeg() -> bytes:
 
 
 def hostile_files(folder: Path) -> dict[str, tuple[str, Path]]:
-    """Reader and file of every case."""
+    """Return reader and file of every case."""
     cases = {}
     for name, data in HOSTILE_PICKLES.items():
         (folder / f"{name}.pkl").write_bytes(data)

@@ -13,7 +13,7 @@ from loaders.datasets.samplers import EpochSampler
 def steps(
     monkeypatch: pytest.MonkeyPatch, size: int, batch: int, processes: int, epoch: int
 ) -> list[list[int]]:
-    """Samples of every step of `batch` on each process, of all processes together, sorted."""
+    """Return the sorted samples of every step of all processes, `batch` on each."""
     shares = []
     for rank in range(processes):
         place = (rank, processes)

@@ -1,4 +1,4 @@
-"""Scenes frame by frame, on any number of processes, from any place of an epoch."""
+"""Scenes frame by frame, on any number of processes, from any position of an epoch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LENGTHS = (5, 3, 7, 1, 4)
 
 
 class Scenes:
-    """A data set of scenes whose frames do not lie in order."""
+    """Data set of scenes with unordered frames."""
 
     def __init__(self, lengths: tuple[int, ...] = LENGTHS) -> None:
         frames = [(scene, frame) for scene, n in enumerate(lengths) for frame in range(n)]

@@ -1,4 +1,4 @@
-"""Arrays that workers hand over: in shared memory from the start, and sent without a copy."""
+"""Arrays of workers are created in shared memory and sent without a copy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loaders.transforms.pack import OccDataElement
 
 
 class _Arrays(Dataset):
-    """Tells of each item whether its tensor lay in shared memory before it was sent."""
+    """Return for each item whether its tensor was in shared memory before it was sent."""
 
     def __len__(self) -> int:
         return 4
@@ -49,7 +49,7 @@ def test_other_arrays_become_plain_tensors() -> None:
 
 
 def test_pinning_keeps_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine without a GPU pinning fails in torch, so a copy stands for it here."""
+    """Replace pinning by a copy, because it fails in torch without a GPU."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self.clone())
     element = OccDataElement(metainfo=dict(token="a"), ego2img=torch.eye(4), grid=torch.ones(3))
     pinned = element.pin_memory()
@@ -60,7 +60,7 @@ def test_pinning_keeps_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class _NewModules(Dataset):
-    """Tells what loading a sample imports."""
+    """Return the modules that loading a sample imports."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -77,7 +77,7 @@ class _NewModules(Dataset):
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 def test_workers_import_nothing(mini: Any, mode: str) -> None:
-    """What a worker imports after the fork, it imports alone and keeps for itself."""
+    """Modules imported after the fork would take memory in every worker."""
     pipeline = [
         dict(type="DrawImageAug", raw_hw=(90, 160), final_hw=(32, 96)),
         dict(type="LoadMultiViewImages", raw_hw=(90, 160), image_mode=mode),

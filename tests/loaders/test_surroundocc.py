@@ -1,4 +1,4 @@
-"""SurroundOcc: rows (x, y, z, class) in files named after the LiDAR's, and scores by hand."""
+"""SurroundOcc: rows (x, y, z, class) in files named after LiDAR files; scores by hand."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def surround_config(root):
 
 @pytest.fixture
 def root(mini, tmp_path):
-    """The mini data set with a SurroundOcc file per key frame of validation."""
+    """Return the mini data set with a SurroundOcc file per validation key frame."""
     for path in mini.root.iterdir():
         if path.name != "surroundocc":
             (tmp_path / path.name).symlink_to(path)
@@ -67,8 +67,10 @@ def test_labels_are_those_of_the_rows(root):
 
 
 def test_scores_by_hand(root):
-    """Per sample: one barrier found and one missed, the car called truck, vegetation found, two
-    voxels invented, of which one is noise and does not count."""
+    """A sample has two barriers, one found; a car, predicted as truck; vegetation, found.
+
+    Of two invented voxels one is noise and does not count.
+    """
     cfg = surround_config(root)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     evaluator = Evaluator([dict(metric) for metric in cfg.val_evaluator])

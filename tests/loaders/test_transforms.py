@@ -500,7 +500,7 @@ class TestFlip:
 
 
 def test_turbojpeg_hands_doubtful_files_to_the_other_decoder(tmp_path, monkeypatch):
-    """With a stand-in for the library: it warns where the real one returns grey or nothing."""
+    """A fake library warns where the real one returns grey or nothing."""
     calls = []
 
     class TurboJPEG:

@@ -1,4 +1,4 @@
-"""Voxels of unknown state and labels without masks: read, left out of metrics and of losses."""
+"""Voxels of unknown state and labels without masks: loading, metrics and losses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_sample(root="", **changes):
 
 
 def labels(seed=0, share=0.2):
-    """Random labels, some of unknown state, and which those are."""
+    """Return random labels with some of unknown state, and a mask of these."""
     rng = np.random.default_rng(seed)
     grid = np.where(rng.random(GRID) < 0.3, rng.integers(0, FREE, GRID), FREE).astype(np.uint8)
     return grid, rng.random(GRID) < share
@@ -53,7 +53,7 @@ def write(root, **arrays):
 
 
 def scored(metric, sample, pred):
-    """Result of a metric on one sample, for a dense prediction."""
+    """Return the result of a metric for one sample with a dense prediction."""
     coords = np.argwhere(pred != FREE)
     metric = METRICS.build(dict(metric))
     metric.dataset_meta = {"class_names": CLASSES}
@@ -99,7 +99,7 @@ def test_negative_ignore_label(tmp_path):
 
 
 def test_coarser_voxels(tmp_path):
-    """Known occupied voxels decide; else one of unknown state makes the larger voxel unknown."""
+    """Known occupied voxels decide; otherwise one unknown voxel makes the larger one unknown."""
     rng = np.random.default_rng(1)
     fine = tuple(2 * size for size in GRID)
     grid = np.where(rng.random(fine) < 0.05, rng.integers(0, FREE, fine), FREE).astype(np.uint8)
@@ -179,7 +179,7 @@ def test_unknown_voxels_count_in_no_voxel_score(mask, ignore_label):
     metric = dict(type="OccupancyMetric", mask=mask, ignore_label=ignore_label)
     truth = np.where(unknown, UNKNOWN_LABEL, grid).astype(np.uint8)
     results = []
-    for seed in (1, 2):  # predictions that differ in unknown voxels alone
+    for seed in (1, 2):  # predictions that differ only in unknown voxels
         noise = np.random.default_rng(seed).integers(0, FREE + 1, GRID)
         pred = np.where(unknown, noise, np.roll(grid, 1, axis=0)).astype(np.uint8)
         sample = make_sample(voxel_semantics=truth, mask_camera=visible, mask_lidar=lit)
@@ -226,7 +226,7 @@ def test_unknown_voxels_are_not_drawn():
 
 
 def chamfer_by_hand(points, counted, centres, beta, factor):
-    """Mean SmoothL1 over the nearest centre of counted points and the nearest point of centres."""
+    """Return the mean SmoothL1 to the nearest centre and to the nearest point."""
 
     def smooth(a, b):
         d = (a - b).abs()

@@ -1,4 +1,4 @@
-"""Data sets that are concatenated, repeated and balanced, nested, from samples to scores."""
+"""Concatenated, repeated, balanced and nested data sets, from samples to scores."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def repeat(dataset, times):
 
 
 def nested(mini, **changes):
-    """Train (6 samples) once, val (3 samples) twice, and all of that twice: 24."""
+    """Return train (6 samples) once and val (3 samples) twice, all of it twice: 24."""
     train, val = leaf(mini, **changes), leaf(mini, VAL, **changes)
     return repeat(concat(train, repeat(val, 2)), 2)
 
@@ -223,7 +223,7 @@ class TestBalance:
 
 
 def predict(sample, wrong=False):
-    """Every second occupied voxel as a sidewalk; with `wrong`, a wall where nothing is."""
+    """Predict every second occupied voxel as a sidewalk; with `wrong`, a wall in free space."""
     grid = np.asarray(sample["voxel_semantics"])
     coords = np.argwhere(grid == FREE if wrong else grid != FREE)[::2]
     return dict(pred_coords=coords, pred_labels=np.full(len(coords), 15 if wrong else 11))
@@ -280,7 +280,7 @@ class TestScores:
         assert got[0]["occ3d/mIoU"] == occupancy_scores(confusion, FREE).miou > 0
 
     def test_repetitions_on_several_processes(self):
-        """100 samples three times over, dealt out to processes as DefaultSampler does."""
+        """100 samples three times, distributed over processes as by DefaultSampler."""
         rng = np.random.default_rng(0)
         counts = rng.integers(0, 9, (100, 2, 2))
         for world in (1, 2, 3, 7):

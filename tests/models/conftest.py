@@ -25,7 +25,7 @@ def make_detector() -> Callable[..., Any]:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Run on one thread: the tensors are too small for more to pay."""
+    """Run on one thread, because the tensors are too small for several."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,15 +1,16 @@
-"""A device that lies in the CPU's memory, and is strict about what lies where, as a GPU is.
+"""An emulated device in the CPU's memory that rejects mixed devices as a GPU does.
 
     python -m tests.models.second_device [KIND ...]
 
-Trains and predicts with small detectors on it and on the CPU; every difference is an error. Tells
+Trains and predicts with small detectors on it and on the CPU; every difference is an error. Prints
 how often the host would wait for a GPU.
-Tensors of the device "second" wrap tensors of the CPU; operations run on these, but refuse to mix
-devices as torch's CUDA operations do. So code that forgets to move a tensor, or moves one in vain,
-is found without a GPU. Native operations run their CPU kernels (a GPU's are tested in tests/ops);
-everything above them takes the way of a GPU.
 
-Registering a device is for the life of a process: import this in one of its own.
+Tensors of the device "second" wrap tensors of the CPU. Operations run on these, but raise errors
+for mixed devices as torch's CUDA operations do. This detects missing and unnecessary copies without
+a GPU. Native operations run their CPU kernels (tests/ops tests those of a GPU); all other code runs
+as on a GPU.
+
+A device stays registered for the life of a process: import this module in a separate one.
 """
 
 from __future__ import annotations
@@ -52,9 +53,8 @@ INDEXING = {
     aten._unsafe_index.Tensor, aten._index_put_impl_.default,
 }  # fmt: skip
 
-# What makes the host wait for a GPU: a number that it reads, a result whose size depends on
-# numbers, or a look whether a matrix could be factorised. A choice by a mask and copies to the host
-# are seen by their arguments.
+# Operations for which the host waits: it reads a number, the size of a result depends on numbers,
+# or a factorisation is checked. Arguments show selections by a mask and copies to the host.
 WAITING = {
     aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero,
     aten._unique, aten._unique2, aten.unique_dim, aten.unique_consecutive,
@@ -88,7 +88,7 @@ KINDS: dict[str, dict[str, Any]] = dict(
 
 
 class Module:
-    """What torch asks of a device's module."""
+    """Module that torch needs for a device."""
 
     @staticmethod
     def is_available() -> bool:
@@ -123,7 +123,7 @@ class Module:
 
 
 class OnDevice(torch.Tensor):
-    """A tensor of the device; ``inner`` is the one of the CPU."""
+    """Tensor of the device; `inner` is its tensor on the CPU."""
 
     inner: Tensor
 
@@ -149,7 +149,7 @@ class OnDevice(torch.Tensor):
 
 
 class SecondDevice(TorchDispatchMode):
-    """Makes tensors that are asked for on the device."""
+    """Create tensors on the device."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -161,7 +161,7 @@ class SecondDevice(TorchDispatchMode):
 
 
 class NewTensors(TorchFunctionMode):
-    """The same for tensors made of Python's numbers, which torch makes past dispatch modes."""
+    """Create tensors from Python numbers, which torch creates without dispatch modes."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -184,7 +184,7 @@ WAITS: list[str] = []  # names of operations for which a GPU's host would have w
 
 
 def note_wait(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], to_host: bool) -> None:
-    """Notes an operation whose result the host cannot go on without."""
+    """Record an operation with a result that the host waits for."""
     packet = func.overloadpacket
     waits = to_host or packet in WAITING or func.name() in WAITING_NATIVE
     if packet in WAITING_BY_MASK:
@@ -200,14 +200,14 @@ def note_wait(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], to_host:
 
 
 def leaves_on_host(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """Which result of a native operation is on the host: it has waited for it."""
+    """Return which result of a native operation is on the host, so that the host has waited."""
     number = ON_HOST.get(func.name())
     capacity = kwargs.get("capacity", args[6] if len(args) > 6 else None)
     return number if capacity is None else None
 
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Runs an operation on the tensors inside, after checking where they lie."""
+    """Run an operation on the inner tensors after a check of their devices."""
     given = pytree.tree_leaves((args, kwargs))
     ours = [x for x in given if isinstance(x, OnDevice)]
     others = [
@@ -241,7 +241,7 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def register() -> None:
-    """Makes the device known to torch, for the life of this process."""
+    """Register the device with torch, for the life of this process."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=Module)
     chosen = _extension.runs_natively
 
@@ -254,7 +254,7 @@ def register() -> None:
 
 
 def results(kind: str, device: str) -> dict[str, Any]:
-    """Losses, parameters after a step, and predictions of a detector, and waits for the device."""
+    """Return losses, parameters after a step, predictions and waits of a detector."""
     torch.manual_seed(0)
     model = MODELS.build(merge(DETECTOR, **KINDS[kind]))
     for name, parameter in model.named_parameters():
@@ -281,7 +281,7 @@ def results(kind: str, device: str) -> dict[str, Any]:
     assert not elsewhere, f"not on {device}: {elsewhere}"
     with torch.no_grad():
         model.eval()
-        # The first one learns how many voxels are usual.
+        # The first one determines the usual number of voxels.
         for phase, seeds in (("first prediction", [2]), ("prediction", [3])):
             WAITS.clear()
             samples = model.test_step(make_batch(*seeds, lidar=model.has_lidar))
@@ -298,10 +298,10 @@ def results(kind: str, device: str) -> dict[str, Any]:
 
 
 def check(kind: str) -> None:
-    """Compares a kind of detector on the device and on the CPU.
+    """Compare a kind of detector on the device and on the CPU.
 
-    The CPU computes sparse convolutions and adaptive mixing as the device does, so that bits can be
-    compared; tests/models/test_sparse_conv.py and test_precision.py compare the two ways.
+    The CPU computes sparse convolutions and adaptive mixing as the device does, so that results can
+    be compared bitwise. test_sparse_conv.py and test_precision.py compare the two methods.
     """
     with (
         mock.patch.object(AdaptiveMixing, "forward", AdaptiveMixing._mix_together),
@@ -324,7 +324,7 @@ def check(kind: str) -> None:
 
 
 def check_strictness() -> None:
-    """The device does refuse what a GPU refuses."""
+    """Check that the device rejects what a GPU rejects."""
     with SecondDevice(), NewTensors():
         here, there = torch.ones(3), torch.ones(3, device=NAME)
         assert (there + 1 + torch.tensor(2.0)).cpu().tolist() == [4, 4, 4]

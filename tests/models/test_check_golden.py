@@ -1,4 +1,4 @@
-"""The command that compares this code with reference numbers."""
+"""Command that compares the code with reference numbers."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_missing_and_unknown_files_are_named_and_fail(
 
 
 def test_command_line(tmp_path: Path) -> None:
-    """The file runs from any folder and hands its verdict on as the exit code."""
+    """The file runs from any folder and returns its result as the exit code."""
     for path, code in ((GOLDEN / "geometry.npz", 0), (tmp_path / "nowhere.npz", 1)):
         command = [sys.executable, str(ROOT / "scripts" / "check_golden.py"), str(path)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

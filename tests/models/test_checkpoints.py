@@ -1,4 +1,4 @@
-"""Checkpoints of other libraries and versions, and the commands that look at and merge them."""
+"""Checkpoints of other libraries and versions, and commands that inspect and merge them."""
 
 from __future__ import annotations
 

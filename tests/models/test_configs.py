@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Size(NamedTuple):
-    """What the published variants of a family differ in."""
+    """Differences between the published variants of a family."""
 
     queries: int
     refines: list[int]  # points of a query after each decoder layer
@@ -56,7 +56,7 @@ SURROUNDOCC = dict(
 
 
 class Family(NamedTuple):
-    """Configs that share all but their size."""
+    """Configs that differ only in their size."""
 
     folder: str
     name: str  # with a place for the size
@@ -112,7 +112,7 @@ def path_of(family: Family, size: str) -> Path:
 
 @cache
 def manifests() -> dict[str, dict[str, list[Any]]]:
-    """Names, shapes and types of the parameters and buffers of all published checkpoints."""
+    """Return names, shapes and types of all entries of the published checkpoints."""
     packed = (ROOT / "tests" / "golden" / "checkpoint_manifests.json.xz").read_bytes()
     published: dict[str, dict[str, list[Any]]] = json.loads(lzma.decompress(packed))
     return published
@@ -253,7 +253,7 @@ def test_state_dict_is_the_published_one(family: Family, size: str) -> None:
 
 
 def check_dropouts(model: Any) -> None:
-    """Attention weights and both layers of the feed-forward networks are dropped, nothing else."""
+    """Dropout applies only to attention weights and both layers of the feed-forward networks."""
     assert not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules())
     rates = {
         name: module.dropout for name, module in model.named_modules() if hasattr(module, "dropout")

@@ -1,4 +1,4 @@
-"""Captured functions, with a recorder that repeats a call on the tensors it was captured with."""
+"""Captured functions, with a recorder that repeats a call on the captured tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.models.cases import HEAD, make_feats, make_geometry, merge
 
 
 class Repeated:
-    """Does on the CPU what a CUDA graph does: the same call on the same memory."""
+    """Act on the CPU as a CUDA graph: repeat the call on the same memory."""
 
     def __init__(self) -> None:
         self.captured = self.replayed = 0

@@ -102,7 +102,7 @@ def test_each_change_has_probability_one_half_and_its_range() -> None:
 
 
 def test_contrast_is_first_or_last_by_a_coin() -> None:
-    """After a shift of the value's floor only the order tells 2 * (100 + b) from 2 * 100 + b."""
+    """The order distinguishes 2 * (100 + b) from 2 * 100 + b."""
     changes = dict(contrast_range=(2.0, 2.0), saturation_range=(1.5, 1.5))
     colour = torch.tensor([0.0, 90.0, 100.0]).view(1, 3, 1, 1).expand(4000, -1, -1, -1)
     out = PhotometricDistortion(**(NEUTRAL | changes))(colour)[..., 0, 0].sort(dim=1).values

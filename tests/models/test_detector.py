@@ -88,7 +88,7 @@ def test_other_sizes(
         in_channels=[16, 32, 64, 128][4 - levels :],
     )  # fmt: skip
     head = merge(DETECTOR["pts_bbox_head"], embed_dims=dims, num_levels=levels, num_frames=frames)
-    head["decoder"]["num_refines"] = [1, 3, 5]  # a single point is a case of its own
+    head["decoder"]["num_refines"] = [1, 3, 5]  # a single point is a special case
     model = make_detector(img_backbone=backbone, img_neck=neck, pts_bbox_head=head).train()
     losses = run(model, make_batch(0, num_frames=frames), "loss")
     total = torch.stack(list(losses.values())).sum()
@@ -125,7 +125,7 @@ def test_previous_frames_run_in_eval_mode(make_detector: Callable[..., Any]) -> 
     model = make_detector(stop_prev_grad=1, img_backbone=config).train()
     images = torch.randn(1, T * N, 3, *HW)
     model.extract_feat(images, [])
-    assert model.img_backbone.bn1.num_batches_tracked == 1  # the current frame alone
+    assert model.img_backbone.bn1.num_batches_tracked == 1  # only the current frame
     assert model.img_backbone.training and model.img_backbone.bn1.training
 
 

@@ -20,7 +20,7 @@ LEVELS = [(16, 24), (8, 12), (4, 6)]
 
 @pytest.fixture
 def detector(make_detector: Callable[..., Any]) -> Callable[..., Any]:
-    """Detectors of the same weights, with batch norms and images that matter."""
+    """Build detectors of equal weights; batch norms and images affect the results."""
     head = merge(DETECTOR["pts_bbox_head"], score_thr=0.005)
 
     def make(**changes: Any) -> Any:
@@ -44,7 +44,7 @@ def images(batch: int = 1) -> Tensor:
 
 
 def drive(samples: int) -> list[dict[str, Any]]:
-    """Batches of one sample each; every one has a new frame and the one before."""
+    """Return batches of one sample, each with a new frame and the previous one."""
     everything = make_batch(0, num_frames=samples + T - 1)
     paths = everything["data_samples"][0].img_paths
     batches = []
@@ -74,7 +74,7 @@ def test_norms_are_folded_and_results_stay(detector: Callable[..., Any]) -> None
 
 
 class NormFirst(nn.Module):
-    """The norm is defined behind the convolution and comes before it."""
+    """Module with a norm that is defined after its convolution and applied before it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ def test_changed_weights_and_later_hooks_are_seen(detector: Callable[..., Any]) 
 
 
 def branches(detector: Callable[..., Any]) -> dict[str, Callable[[int], list[Tensor]]]:
-    """All ways through ``extract_feat``, for a batch of some samples."""
+    """Run all branches of `extract_feat` for a batch."""
 
     def samples(batch: int) -> list[BaseDataElement]:
         return [make_sample(seed) for seed in range(batch)]

@@ -1,4 +1,4 @@
-"""The cache of frames: what it gives, keeps and copies."""
+"""The cache of frames: results, kept frames and copies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = ((3, 4), (2, 2))  # of two levels
 
 
 def features(key: int) -> list[Tensor]:
-    """Maps [1, N, C, h, w] that tell the frame, the camera and the place."""
+    """Return maps [1, N, C, h, w] that encode frame, camera and position."""
     return [
         key + torch.arange(2 * 5 * h * w).view(1, 2, 5, h, w) / 1000 + 100 * level
         for level, (h, w) in enumerate(SIZES)
@@ -34,7 +34,7 @@ def computing(keys: Sequence[int], computed: list[int]) -> Callable[[list[int]],
 
 
 def fetch(cache: FeatureCache, *samples: Sequence[int]) -> list[int]:
-    """Fetch samples, compare with what the frames are, and return which were computed."""
+    """Fetch samples, compare them with the frames, and return the computed frames."""
     computed: list[int] = []
     flat = [key for sample in samples for key in sample]
     maps = cache.fetch(samples, computing(flat, computed))
@@ -46,7 +46,7 @@ def fetch(cache: FeatureCache, *samples: Sequence[int]) -> list[int]:
 
 
 def drive(length: int, frames: int) -> list[list[int]]:
-    """Samples of a scene; before its first frame the first one repeats."""
+    """Return the samples of a scene; its first frame replaces missing history."""
     return [[max(0, i - t) for t in range(frames)] for i in range(length)]
 
 

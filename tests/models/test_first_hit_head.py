@@ -37,7 +37,7 @@ def empty_grid() -> Tensor:
 
 
 def forward_camera(turn: float = 0.0) -> Tensor:
-    """A camera at (0, 0, 1) m that looks along x turned to the left by `turn` radians."""
+    """Return a camera at (0, 0, 1) m that looks along x, turned left by `turn` radians."""
     cos, sin = math.cos(turn), math.sin(turn)
     rotation = torch.tensor([[sin, -cos, 0.0], [0.0, 0.0, -1.0], [cos, sin, 0.0]])
     intrinsic = torch.tensor([[20.0, 0.0, 20.0], [0.0, 20.0, 12.0], [0.0, 0.0, 1.0]])
@@ -52,9 +52,9 @@ def test_a_wall_ahead_has_its_class_and_depth() -> None:
     grid = empty_grid()
     grid[30] = 15  # x from 4.0 to 4.4 m, over the whole width and height
     classes, bins = head.targets(grid, forward_camera()[None], IMG_HW, (3, 5))
-    # The middle cell looks straight ahead: 4 m are half of the way from 1 to 16 m by ratio.
+    # The middle cell looks straight ahead: 4 m is the logarithmic middle of 1 and 16 m.
     assert classes[0, 1, 2] == 15 and bins[0, 1, 2] == 4
-    # A cell beside it looks 8 px of 20 px focal length aside: its ray is longer by 8 %.
+    # The next cell is 8 px aside at 20 px focal length: its ray is longer by 8 %.
     assert bins[0, 1, 1] == int(8 * math.log(4 * math.hypot(1, 0.4)) / math.log(16))
     assert (classes == 15).all()
     behind, _ = head.targets(grid, forward_camera(math.pi)[None], IMG_HW, (3, 5))
@@ -125,7 +125,7 @@ def test_seen_points_are_where_the_rays_of_pixels_end() -> None:
         head.predictor.weight[15, 0] = head.predictor.weight[CLASSES, 1] = 1
         for d in range(6):
             head.predictor.weight[CLASSES + 1 + d, 2 + d] = 1
-    feats = torch.zeros(1, 4, 8, h, w)  # two frames of two cameras: the older one is not asked
+    feats = torch.zeros(1, 4, 8, h, w)  # two frames of two cameras; the older one is not used
     feats[0, :, 1] = 1
     for camera, v, u, depth_bin in ((0, 1, 2, 4), (1, 0, 3, 1), (2, 0, 0, 1)):
         feats[0, camera, :2, v, u] = torch.tensor([1.0, 0.0])

@@ -1,4 +1,4 @@
-"""Models with a LiDAR branch: V1-Fusion and V2-Fusion differ in the head's configuration alone."""
+"""Models with a LiDAR branch: V1-Fusion and V2-Fusion differ only in the head's configuration."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def test_train_step_moves_all_but_what_is_frozen(
         if name.endswith(
             ("sampling_offset.weight", "parameter_generator.weight", "gen_tau.weight")
         ):
-            torch.nn.init.normal_(parameter, std=0.01)  # they start at zero
+            torch.nn.init.normal_(parameter, std=0.01)  # initialised with zero
     losses = run(model, make_batch(0, 1, lidar=True), "loss")
-    # no location loss for the start: it is not learned
+    # no location loss for the initial points, which are not learned
     assert set(losses) == {"loss_cls", "loss_pts", "d0.loss_cls", "d0.loss_pts"}
     before = {name: value.clone() for name, value in model.named_parameters()}
     assert "pts_bbox_head.init_points.weight" not in before
@@ -153,7 +153,7 @@ def test_mixed_precision_leaves_sparse_convolutions_and_head_alone(
 
 
 def test_lidar_changes_the_result(make_detector: Callable[..., Any]) -> None:
-    """Older sweeps too: they do not give queries, but are in the map."""
+    """Older sweeps also change it: they are in the map, but not among the queries."""
     model = make_detector(**with_lidar(HEAD)).eval()
     batch = make_batch(0, lidar=True)
     with torch.no_grad():
@@ -180,14 +180,14 @@ def test_inconsistent_configurations_are_refused(make_detector: Callable[..., An
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_sampling_points_are_handed_out(kind: str, make_detector: Callable[..., Any]) -> None:
+def test_sampling_points_are_returned(kind: str, make_detector: Callable[..., Any]) -> None:
     model = make_detector(**with_lidar(HEADS[kind])).eval()
     with torch.no_grad():
         output = run(model, make_batch(0, lidar=True), "tensor")
     head = model.pts_bbox_head
     first = head.transformer["decoder"].decoder_layers[0].sampling
     assert len(output.sampling_points) == len(output.points)
-    # a query starts at a LiDAR point, and the offsets' weights at zero
+    # Queries start at LiDAR points; the offsets' weights are initialised with zero.
     expected = head.denormalise(output.init_points)
     if kind == "v2":
         offset = first.sampling_offset.bias.view(-1, 3)

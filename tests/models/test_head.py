@@ -182,7 +182,7 @@ def test_empty_ground_truth_trains(make_head: Callable[..., Any]) -> None:
     assert 0 < losses["loss_cls"] < 1
     sum(losses.values()).backward()
     for name, parameter in head.named_parameters():
-        assert parameter.grad is not None, name  # distributed training waits for every one
+        assert parameter.grad is not None, name  # distributed training needs every gradient
         assert parameter.grad.isfinite().all(), name
 
 
@@ -257,9 +257,9 @@ def test_caller_keeps_its_list_of_features(make_head: Callable[..., Any]) -> Non
 
 @pytest.mark.parametrize("angle", [0.0, 0.7])
 def test_bev_augmentation_moves_the_prediction(angle: float, make_head: Callable[..., Any]) -> None:
-    """Points given in a moved occ frame see the same pixels: ego2occ is used the right way.
+    """Points in a moved occ frame sample the same pixels, because `ego2occ` is applied.
 
-    It is flipped, and then turned and scaled.
+    The frame is flipped, then rotated and scaled.
     """
     head = make_head().double().eval()
     sampling = head.transformer["decoder"].decoder_layers[0].sampling
@@ -287,10 +287,8 @@ def test_bev_augmentation_moves_the_prediction(angle: float, make_head: Callable
 
 
 @pytest.mark.parametrize("base", [HEAD, POINT_HEAD], ids=["v2", "v1"])
-def test_sampling_points_are_handed_out(
-    base: dict[str, Any], make_head: Callable[..., Any]
-) -> None:
-    """They lie around the points of the layer before, where the formulas of V1 and V2 put them."""
+def test_sampling_points_are_returned(base: dict[str, Any], make_head: Callable[..., Any]) -> None:
+    """They equal the formulas of V1 and V2, applied to the points of the previous layer."""
     head = make_head(base=base).train()
     output = head(make_feats(2), make_geometry(2))
     layers = head.transformer["decoder"].decoder_layers

@@ -57,7 +57,7 @@ def test_training_and_evaluation_keep_different_numbers_of_voxels() -> None:
 
 
 def make_encoder() -> Any:
-    """Return an encoder with statistics and weights that are not those of the start."""
+    """Return an encoder with random statistics and weights."""
     encoder = MODELS.build(LIDAR_BRANCH["pts_middle_encoder"])
     use_own_convolutions(encoder)
     for module in encoder.modules():
@@ -70,7 +70,7 @@ def make_encoder() -> Any:
 
 
 class DenseEncoder:
-    """The same network on dense tensors [B, C, D, H, W] with a mask of the active voxels."""
+    """Reference network on dense tensors [B, C, D, H, W] with a mask of the active voxels."""
 
     def __init__(self, encoder: Any) -> None:
         self.encoder = encoder
@@ -132,7 +132,7 @@ def test_encoder_equals_a_dense_one_with_any_number_of_threads() -> None:
 
 
 def test_encoder_equals_mmdet3ds_own() -> None:
-    """On one thread (see conftest) and in training mode spconv's CPU code is right."""
+    """spconv's CPU code is correct on one thread (see conftest) and in training mode."""
     theirs = MODELS.build(LIDAR_BRANCH["pts_middle_encoder"]).train()
     ours = copy.deepcopy(theirs)
     use_own_convolutions(ours)
@@ -160,7 +160,7 @@ def test_unknown_convolutions_are_refused() -> None:
 
 
 def test_map_is_sampled_where_the_point_is() -> None:
-    """A map that holds x and y of its pixels gives back x and y of the points."""
+    """Sampling a map of its pixels' x and y returns x and y of the points."""
     low_x, low_y, _, high_x, high_y, _ = PC_RANGE
     y, x = torch.meshgrid(
         torch.linspace(low_y, high_y, 7), torch.linspace(low_x, high_x, 9), indexing="ij"

@@ -1,4 +1,4 @@
-"""What losses are divided by: hand-computed batches spread over processes and parts."""
+"""Divisors of losses: batches computed by hand, spread over processes and parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def term(total: float, count: float) -> LossTerm:
 
 @pytest.fixture
 def beside(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Stand in for other processes, which bring counts of their own to every sum."""
+    """Simulate other processes, which add their counts to every sum."""
 
     def pretend(*others: list[float]) -> None:
         def all_reduce(counts: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""A streaming model computes what the plain way does, with which the benchmarks compare it."""
+"""A streaming model equals the plain PyTorch baseline of the benchmarks."""
 
 from __future__ import annotations
 

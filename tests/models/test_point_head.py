@@ -30,13 +30,13 @@ def point_head(make_head: Callable[..., Any]) -> PointHead:
 
 
 def output_of(points_m: torch.Tensor, scores: torch.Tensor, head: PointHead) -> HeadOutput:
-    """Outputs of a single layer with points [B, Q, R, 3] in metres and scores [B, Q, R, K]."""
+    """Return outputs of one layer with points [B, Q, R, 3], metres, and scores [B, Q, R, K]."""
     points = head.normalise(points_m)
     return HeadOutput(points[:, :, :1], [points], [torch.logit(scores)], [None])
 
 
 def predict_one(points: list[list[float]], scores: list[float], head: PointHead) -> Any:
-    """Predict points that are a query each, with these scores of class 1."""
+    """Predict points, one per query, with these scores of class 1."""
     values = torch.full((1, len(points), 1, NUM_CLASSES), 0.01)
     values[0, :, 0, 1] = torch.tensor(scores)
     output = output_of(torch.tensor(points).view(1, -1, 1, 3), values, head)

@@ -1,4 +1,4 @@
-"""The position code where it is used, against a layer that is written out."""
+"""`position_code="where_used"` against a layer that is written out."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_bfloat16_is_close_and_trains(kind: str) -> None:
             assert parameter.grad.dtype == torch.float32
         outputs[precision] = output
     exact, coarse = outputs["float32"], outputs["bfloat16"]
-    assert torch.equal(outputs["tf32"].points[-1], exact.points[-1])  # a GPU's alone
+    assert torch.equal(outputs["tf32"].points[-1], exact.points[-1])  # only a GPU has it
     for own, other in zip(coarse.points, exact.points, strict=True):
         away = (own - other) * torch.tensor([16.0, 12.0, 3.2])  # metres
         assert 0 < away.abs().max() < 0.1
@@ -99,7 +99,7 @@ def test_gathered_convolution_follows_autocast() -> None:
     ("kind", "trains"), [("v1", True), ("v2", False), ("v2", True), ("v2_fusion", True)]
 )
 def test_decoder_compiles_in_one_graph(kind: str, trains: bool) -> None:
-    """A break would raise; seeds of the dropout are an input, not a constant of the graph."""
+    """A graph break raises; the seeds of the dropout are inputs of the graph."""
     config = with_lidar(HEAD)["pts_bbox_head"] if kind == "v2_fusion" else HEADS[kind]
     decoder = make_head(config).transformer["decoder"].train(trains)
     for layer in decoder.decoder_layers:
@@ -129,7 +129,7 @@ def test_decoder_compiles_in_one_graph(kind: str, trains: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["v1", "v2", "v2_fusion"])
 def test_training_in_bfloat16_throughout(kind: str) -> None:
-    """Image network by the optimiser wrapper, head by its setting: losses of float32, nearly."""
+    """Losses are close to float32 with image network and head in bfloat16."""
     losses = []
     for precision, wrapper in (
         ("float32", FiniteOptimWrapper), ("bfloat16", Bfloat16OptimWrapper)

@@ -1,4 +1,4 @@
-"""Published files: weights alone, the hash in the name, two formats; averages and wrappers."""
+"""Published files: only weights, the hash in the name, two formats; averages and wrappers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, model: nn.Module) -> Path:
-    """As train.py writes it."""
+    """Write a checkpoint as train.py does."""
     path = tmp_path / "epoch_3.pth"
     optimizer = torch.optim.AdamW(model.parameters())
     meta = {"epoch": 3, "iter": 96, "cfg": "data_root = '/home/me/secret'", "seed": 1}
@@ -91,7 +91,7 @@ def test_a_broken_safetensors_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_average_of_mmengines_hook_is_chosen(tmp_path: Path, model: nn.Module) -> None:
-    """Written by the hook itself, which stores the average as state_dict."""
+    """The hook writes the file and stores the average as state_dict."""
     hook = EMAHook(momentum=0.5)
     averaged = MODELS.build(DETECTOR)
     hook.src_model, hook.ema_model = model, ExponentialMovingAverage(averaged, momentum=0.5)
@@ -118,7 +118,7 @@ def test_an_average_beside_the_weights_is_chosen(
     torch.save(content, tmp_path / "a.pth")
     found = revised_weights(read_checkpoint(tmp_path / "a.pth"))
     assert found.keys() == weights.keys()
-    for name, value in found.items():  # buffers, which the average lacks, are those beside it
+    for name, value in found.items():  # buffers, which have no average, come from the weights
         assert torch.equal(value, weights[name] + 1.0 if name in parameters else weights[name])
 
 

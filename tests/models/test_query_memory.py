@@ -43,7 +43,7 @@ def pose(x: float, y: float, yaw: float) -> np.ndarray:
 
 
 def tell(sample: BaseDataElement, index: int, scene: str = "a", sequence: int | None = 0) -> Any:
-    """Make a sample frame ``index`` of a drive that turns left at 4 m a frame."""
+    """Make a sample frame `index` of a drive that turns left at 4 m a frame."""
     sample.set_metainfo(
         dict(
             frame_index=index,
@@ -95,7 +95,7 @@ def test_the_best_queries_come_back_moved_and_normalised() -> None:
     moved = occ_to_occ(frame(0), frame(1)).float()
     expected = centres[best] @ moved[:3, :3].T + moved[:3, 3]
     torch.testing.assert_close(points, expected)
-    # The network of pose and time starts at zero: a plain layer norm.
+    # The network of pose and time is initialised with zero: a plain layer norm.
     torch.testing.assert_close(got, F.layer_norm(feats[best], (C,)))
 
 

@@ -1,4 +1,4 @@
-"""Random draws in training belong to the sample, whatever batch it is in."""
+"""Random draws in training depend on the sample, not on its batch."""
 
 from __future__ import annotations
 

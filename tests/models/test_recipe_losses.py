@@ -55,7 +55,7 @@ def test_hard_predictions_have_the_loss_of_their_iou() -> None:
 
 
 def test_soft_predictions_have_the_integral_over_thresholds() -> None:
-    """The Lovász extension of a set function: the mean of its values over all level sets."""
+    """The Lovász extension is the mean of the set function over all level sets."""
     logits, labels = draw(40)
     scores = F.pad(logits, (0, 1)).softmax(1)
     losses = []

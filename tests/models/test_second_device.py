@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def told() -> str:
-    """What the comparison of all kinds of detectors says; it takes a process of its own."""
+    """Return the output of the comparison of all detectors, run in a separate process."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.models.second_device"],
         cwd=ROOT,
@@ -35,8 +35,8 @@ def test_every_kind_trains_and_predicts_there(kind: str, told: str) -> None:
     assert found and int(found.group(1)) > 200, told
 
 
-# Times that the host waits: docs/operations.md tells them. A LiDAR model waits for the numbers of
-# its voxels, of the encoder's voxels and of the current sweep's points besides.
+# Number of times that the host waits, see docs/kernels.md. A LiDAR model also waits for the numbers
+# of its voxels, of the encoder's voxels and of the current sweep's points.
 WAITS = {
     "v1": (2, 1, 1),
     "v2": (3, 2, 1),
@@ -49,7 +49,7 @@ WAITS = {
 
 @pytest.mark.parametrize("kind", WAITS)
 def test_host_rarely_waits(kind: str, told: str) -> None:
-    """Voxels of all layers, those of the labels, the norm to be logged; results that leave."""
+    """The host waits for voxels of layers and labels, the logged norm, and results."""
     found = re.search(
         rf"^{kind}: .* waits: (\d+) in training, (\d+) in first prediction, (\d+) in prediction",
         told,
@@ -59,7 +59,7 @@ def test_host_rarely_waits(kind: str, told: str) -> None:
 
 
 def test_documented_waits_are_these() -> None:
-    text = (ROOT / "docs" / "operations.md").read_text()
+    text = (ROOT / "docs" / "kernels.md").read_text()
     names = dict(v1="OPUS", v2="OPUS-V2", v1_fusion="OPUS-Fusion", v2_fusion="OPUS-V2-Fusion")
     for kind, name in names.items():
         row = re.search(rf"^\| {name} \| (\d) \| (\d) \| (\d) \|$", text, re.MULTILINE)

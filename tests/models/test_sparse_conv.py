@@ -64,7 +64,7 @@ def test_gradients_equal_dense(cls: type[SparseConv3d | SubMConv3d]) -> None:
 
 @pytest.mark.parametrize("cls", [SparseConv3d, SubMConv3d])
 def test_spconv_path_has_the_same_layout(cls: type[SparseConv3d | SubMConv3d]) -> None:
-    """On one thread (see conftest) and in training mode spconv's CPU code is right."""
+    """spconv's CPU code is correct on one thread (see conftest) and in training mode."""
     pytest.importorskip("spconv")
     conv, x = cls(3, 4), random_sparse(3)
     x = SparseTensor(x.features.detach().float(), x.coords, SHAPE, x.batch_size)
@@ -80,10 +80,10 @@ def test_spconv_path_has_the_same_layout(cls: type[SparseConv3d | SubMConv3d]) -
 
 @pytest.mark.parametrize("is_sorted", [True, False])
 @pytest.mark.parametrize("cls", [SparseConv3d, SubMConv3d])
-def test_way_of_a_gpu_equals_that_of_the_cpu(
+def test_method_of_a_gpu_equals_the_cpu(
     cls: type[SparseConv3d | SubMConv3d], is_sorted: bool
 ) -> None:
-    """A table of neighbours and one product, for voxels in ascending and in any order."""
+    """A table of neighbours and one product equal it, for voxels in any order."""
     conv, x = cls(3, 4, padding=1).double(), random_sparse(3)
     if is_sorted:
         d0, d1, d2 = SHAPE
@@ -145,7 +145,7 @@ def test_spconv_adds_no_parameters() -> None:
 
 @pytest.mark.parametrize(("kind", "padding"), [("subm", 0), ("sparse", 0), ("sparse", (1, 0, 2))])
 def test_kernel_of_one_voxel_is_what_the_operation_gives(kind: str, padding: object) -> None:
-    """The layer takes a short cut; the general operation is its truth, gradients included."""
+    """The layer takes a short cut; compare with the general operation, gradients included."""
     torch.manual_seed(0)
     coords = (torch.rand(2, 5, 4, 3) < 0.4).nonzero()
     features = torch.randn(len(coords), 6, requires_grad=True)
@@ -167,7 +167,7 @@ def test_kernel_of_one_voxel_is_what_the_operation_gives(kind: str, padding: obj
 
 
 def test_kernel_of_one_voxel_avoids_spconvs_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """spconv reads the memory of a weight ``[out, 1, 1, 1, in]`` as ``[in, out]``."""
+    """spconv reads the memory of a weight `[out, 1, 1, 1, in]` as `[in, out]`."""
     torch.manual_seed(0)
     coords, features = torch.tensor([[0, 1, 2, 0], [0, 0, 0, 1]]), torch.randn(2, 3)
     layer = SubMConv3d(3, 5, 1)
@@ -176,7 +176,7 @@ def test_kernel_of_one_voxel_avoids_spconvs_shortcut(monkeypatch: pytest.MonkeyP
     def refuse(*args: object) -> None:
         raise AssertionError("not a matrix product")
 
-    # On neither device anything else is asked.
+    # Nothing else is called on either device.
     monkeypatch.setattr(SubMConv3d, "_forward_spconv", refuse)
     monkeypatch.setattr(SubMConv3d, "_forward_native", refuse)
     out = layer(SparseTensor(features, coords, (3, 3, 3), 1)).features

@@ -1,4 +1,4 @@
-"""What a step of training moves, how far, and what the options of the image network change."""
+"""Parameter updates of a training step, and options of the image network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def losses_of(model: Any, batch: dict[str, Any]) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_published_learning_rates(kind: str, make_detector: Callable[..., Any]) -> None:
-    """A first step of Adam moves a parameter by its learning rate, whatever its gradient."""
+    """The first step of Adam moves a parameter by its learning rate."""
     schedule = Config.fromfile(ROOT / "configs" / "_base_" / "schedules" / "adamw_100e.py")
     schedule.optim_wrapper.type = "OptimWrapper"
     schedule.optim_wrapper.optimizer.update(weight_decay=0.0, eps=1e-30)
@@ -93,7 +93,7 @@ def test_activation_checkpointing_changes_nothing_but_the_work(
     torch.testing.assert_close(totals[0], totals[1])
     for total in totals:
         total.backward()
-    assert calls == dict(plain=1, saving=2)  # once more on the way back
+    assert calls == dict(plain=1, saving=2)  # once more in the backward pass
     theirs = dict(saving.named_parameters())
     for name, parameter in plain.named_parameters():
         if parameter.requires_grad:

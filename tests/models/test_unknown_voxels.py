@@ -34,7 +34,7 @@ def with_unknown(seed: int, unknown: Tensor, hidden: int = UNKNOWN_LABEL) -> Bas
 
 
 def voxel_of(points: Tensor) -> Tensor:
-    """Voxel (x, y, z) of points [n, 3] in metres, clamped; by hand."""
+    """Return the clamped voxel (x, y, z) of points [n, 3], metres."""
     index = ((points - torch.tensor(PC_RANGE[:3])) / torch.tensor(VOXEL_SIZE)).floor().long()
     return torch.minimum(index.clamp(min=0), torch.tensor(GRID) - 1)
 
@@ -43,7 +43,7 @@ def voxel_of(points: Tensor) -> Tensor:
 def test_what_the_unknown_voxels_hold_does_not_matter(
     make_head: Callable[..., Any], kind: str
 ) -> None:
-    """The labels under the mark never enter: only the mark is left of them."""
+    """The labels of unknown voxels are replaced by the mark."""
     torch.manual_seed(0)
     head = make_head(HEADS[kind]).train()
     unknown = torch.rand(GRID) < 0.3
@@ -98,7 +98,7 @@ def test_a_scene_of_nothing_but_unknown_voxels(make_head: Callable[..., Any]) ->
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_without_unknown_voxels_nothing_changes(make_head: Callable[..., Any], kind: str) -> None:
-    """The mark far away from everything, in a voxel that is free: the same losses otherwise."""
+    """A mark in a distant free voxel does not change the losses."""
     torch.manual_seed(2)
     head = make_head(HEADS[kind]).train()
     output = head(make_feats(1), make_geometry(1))

@@ -1,4 +1,4 @@
-"""Shared by the tests of the native operations."""
+"""Shared fixtures of the operations' tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _extension() -> None:
 
 @pytest.fixture
 def at_threads() -> Iterator[Callable[..., Any]]:
-    """Calls a function with a given number of torch threads."""
+    """Call a function with a given number of torch threads."""
     before = torch.get_num_threads()
 
     def call(threads: int, function: Callable[..., Any], *args: Any) -> Any:
@@ -39,13 +39,13 @@ def at_threads() -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> str:
-    """Where the operation runs; on machines without a GPU the second half is skipped."""
+    """Return the device; on machines without a GPU the second one is skipped."""
     return request.param
 
 
 @pytest.fixture
 def needs_memory() -> Callable[[float], None]:
-    """Skips the test where less memory is free than the GiB that it takes."""
+    """Skip the test if less than the needed GiB of memory are free."""
 
     def check(gib: float) -> None:
         free = free_memory_gib()
@@ -56,7 +56,7 @@ def needs_memory() -> Callable[[float], None]:
 
 
 def free_memory_gib() -> float:
-    """Of the machine, and within the limit of its control group; 0 where Linux does not say."""
+    """Return the free memory of machine and control group; 0 if it is unknown."""
     table = Path("/proc/meminfo")
     if not table.exists():
         return 0.0
@@ -70,16 +70,16 @@ def free_memory_gib() -> float:
 
 @pytest.fixture
 def lazy_zeros() -> Callable[..., Tensor]:
-    """Makes float32 zeros that take memory only where they are written."""
-    # calloc's, while torch writes its zeros
+    """Create float32 zeros that take memory only when they are written."""
+    # calloc does not write zeros, torch does
     return lambda *shape: torch.from_numpy(np.zeros(shape, np.float32))
 
 
 @pytest.fixture
 def run_in_new_process() -> Callable[..., None]:
-    """Runs Python code in a process of its own, with environment variables given by keyword."""
+    """Run Python code in a new process, with environment variables given by keyword."""
 
-    # with sanitizers loading torch alone takes minutes of a busy machine
+    # With sanitizers, importing torch takes minutes on a busy machine.
     seconds = 1800 if "ASAN_OPTIONS" in os.environ else 300
 
     def run(code: str, **environment: str) -> None:

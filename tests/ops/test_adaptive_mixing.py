@@ -36,10 +36,10 @@ def with_gradients(
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
-def assert_close_to_twin(
+def assert_close_to_reference(
     inputs: tuple[Tensor, Tensor, int], tolerance: float, device: str = "cpu"
 ) -> None:
-    """Against the twin in double precision; errors relative to the largest number."""
+    """Compare with the reference in double precision; errors relative to the largest number."""
     sampled, parameters, out_points = inputs
     there = (sampled.to(device), parameters.to(device), out_points)
     ours = [x.cpu() for x in with_gradients(adaptive_mixing, *there)]
@@ -64,14 +64,14 @@ def test_agrees_with_the_definition(function: Callable[..., Tensor]) -> None:
 
 
 @given(data=st.data())
-def test_native_equals_twin(data: Any) -> None:
-    """Also sizes that are no whole number of vectors or tiles."""
+def test_native_equals_reference(data: Any) -> None:
+    """Include sizes that are no whole number of vectors or tiles."""
     size = st.sampled_from([1, 2, 5, 8, 16, 33])
     inputs = make_inputs(
         data.draw(st.sampled_from([0, 1, 3, 40])), data.draw(size), data.draw(size),
         data.draw(st.sampled_from([2, 3, 4, 16, 31])), seed=data.draw(st.integers(0, 2**31)),
     )  # fmt: skip
-    assert_close_to_twin(inputs, 1e-10)
+    assert_close_to_reference(inputs, 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_native_equals_twin(data: Any) -> None:
 @pytest.mark.parametrize("c", [64, 13])
 def test_other_precisions(dtype: torch.dtype, tolerance: float, c: int, device: str) -> None:
     for s_in, s_out in ((32, 32), (18, 5)):
-        assert_close_to_twin(make_inputs(12, s_in, s_out, c, dtype), tolerance, device)
+        assert_close_to_reference(make_inputs(12, s_in, s_out, c, dtype), tolerance, device)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_other_precisions(dtype: torch.dtype, tolerance: float, c: int, device: 
     [(0, 4, 4, 4), (1, 1, 1, 2), (3, 4, 7, 4), (2, 36, 3, 20), (2, 5, 33, 12), (2, 64, 128, 64)],
 )
 def test_sizes_in_single_precision(n: int, s_in: int, s_out: int, c: int, device: str) -> None:
-    """Whole quads and not, fewer and more tiles than threads, more than shared memory holds."""
-    assert_close_to_twin(make_inputs(n, s_in, s_out, c, torch.float32), 5e-5, device)
+    """Whole and partial quads, fewer and more tiles than threads, too much for shared memory."""
+    assert_close_to_reference(make_inputs(n, s_in, s_out, c, torch.float32), 5e-5, device)
 
 
 def test_gradcheck() -> None:
@@ -99,7 +99,7 @@ def test_gradcheck() -> None:
 
 
 def test_rows_at_a_distance(device: str) -> None:
-    """One group of the decoder's [n, G, S, c], and parameters out of a wider matrix."""
+    """Use one group of the decoder's [n, G, S, c], and parameters of a wider matrix."""
     sampled, parameters, s_out = make_inputs(6, s_in=8, dtype=torch.float32)
     sampled, parameters = sampled.to(device), parameters.to(device)
     expected = with_gradients(adaptive_mixing, sampled, parameters, s_out)
@@ -118,7 +118,7 @@ def test_rows_at_a_distance(device: str) -> None:
 
 
 def test_gradients_at_a_distance(device: str) -> None:
-    """Of one group of [n, G, S, c], as of outputs that were stacked, and of a sum."""
+    """Use gradients of one group of stacked outputs [n, G, S, c], and of a sum."""
     sampled, parameters, s_out = make_inputs(6, s_in=8, dtype=torch.float32)
     leaves = [x.to(device).requires_grad_() for x in (sampled, parameters)]
     out = adaptive_mixing(*leaves, s_out)
@@ -145,9 +145,9 @@ def test_nan_stays_in_its_group(device: str) -> None:
 
 
 def test_constant_features(device: str) -> None:
-    """Their deviation is zero: the layer norm's epsilon decides."""
+    """Their deviation is zero, so that the layer norm's epsilon matters."""
     sampled, parameters, s_out = make_inputs(3, s_in=8, dtype=torch.float32)
-    assert_close_to_twin((torch.zeros_like(sampled), parameters, s_out), 2e-5, device)
+    assert_close_to_reference((torch.zeros_like(sampled), parameters, s_out), 2e-5, device)
 
 
 def test_threads_change_nothing(at_threads: Callable[..., Any]) -> None:
@@ -161,7 +161,7 @@ def test_threads_change_nothing(at_threads: Callable[..., Any]) -> None:
 def test_other_instruction_sets(
     switch: str, run_in_new_process: Callable[..., None], tmp_path: Path
 ) -> None:
-    """The same to rounding; the choice is made once per process."""
+    """Results agree to rounding; the choice is made once per process."""
     for dtype, tolerance in ((torch.float32, 5e-5), (torch.float64, 1e-11)):
         inputs = make_inputs(20, 18, 33, 20, dtype)
         torch.save([inputs, with_gradients(adaptive_mixing, *inputs)], tmp_path / "x")

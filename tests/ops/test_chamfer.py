@@ -28,7 +28,7 @@ def case(seed: int, n: int, m: int, dtype: torch.dtype, device: str) -> tuple[Te
     ("dtype", "tolerance"),
     [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.float16, 2e-2), (torch.bfloat16, 1e-1)],
 )
-def test_terms_and_gradients_equal_the_twins(
+def test_terms_and_gradients_equal_the_reference(
     device: str, seed: int, n: int, m: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     query, reference, index = case(seed, n, m, dtype, device)
@@ -38,9 +38,9 @@ def test_terms_and_gradients_equal_the_twins(
         terms = function(query, reference, index, BETA)
         grads = torch.autograd.grad((terms * weight).sum(), (query, reference))
         results.append((terms, *grads))
-    for ours, twin in zip(*results, strict=True):
-        assert ours.dtype == twin.dtype
-        torch.testing.assert_close(ours, twin, rtol=tolerance, atol=tolerance)
+    for ours, expected in zip(*results, strict=True):
+        assert ours.dtype == expected.dtype
+        torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
@@ -73,8 +73,8 @@ def test_deterministic_gradients(device: str, need_query: bool) -> None:
     def grads(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
         return torch.autograd.grad(function(query, reference, index, BETA).sum(), leaves)
 
-    first, twin = grads(chamfer_terms), grads(chamfer_terms_reference)
-    torch.testing.assert_close(first, twin, rtol=1e-4, atol=1e-4)
+    first, expected = grads(chamfer_terms), grads(chamfer_terms_reference)
+    torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-4)
     for _ in range(3):
         assert all(map(torch.equal, grads(chamfer_terms), first))
     index[:] = 3  # none of them

@@ -1,4 +1,4 @@
-"""The CUDA sources compile without a GPU, without a warning, and spill next to nothing."""
+"""The CUDA sources compile without a GPU and warnings, and spill almost no registers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_report_of_the_assembler_is_read() -> None:
 
 
 def test_all_sources_compile() -> None:
-    """For the newest architecture alone, to take little time; `make cuda-report` takes all."""
+    """Compile for the newest architecture to save time; `make cuda-report` compiles for all."""
     newest = native_build.REPORTED_ARCHITECTURES[-1]
     uses = cuda_compiler.compile_all(jobs=2, architectures=(newest,))
     assert {use.architecture for use in uses} == {newest}
@@ -38,7 +38,7 @@ def test_all_sources_compile() -> None:
                    "CastRays", "Search", "AddAtomic"):  # fmt: skip
         assert kernel in text
     assert len(uses) >= len(native_build.find_sources(".cu"))
-    # Two doubles of the tree search go to memory on some architectures, beside its stack.
+    # The tree search spills two doubles on some architectures, in addition to its stack.
     spilling = [use for use in uses if use.spill_bytes > 16]
     assert not spilling, cuda_compiler.report(spilling)
 

@@ -25,7 +25,7 @@ def make_inputs(
     B: int = 2, H: int = 3, Q: int = 20, d: int = 8, dtype: torch.dtype = torch.float64,
     extent_m: float = 10.0, seed: int = 0,
 ) -> list[Tensor]:  # fmt: skip
-    """query, key, value, tau, centres."""
+    """Return query, key, value, tau, centres."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -46,14 +46,14 @@ def with_gradients(
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
-def assert_close_to_twin(
+def assert_close_to_reference(
     inputs: list[Tensor], tolerance: float, *args: Any, device: str = "cpu"
 ) -> None:
-    """Against the twin in double precision; errors relative to the largest number."""
+    """Compare with the reference in double precision; errors relative to the largest number."""
     there = [x.to(device) for x in inputs]
     ours = [x.cpu() for x in with_gradients(distance_attention, there, *args)]
-    twin = with_gradients(distance_attention_reference, [x.double() for x in inputs], *args)
-    for a, b in zip(ours, twin, strict=True):
+    reference = with_gradients(distance_attention_reference, [x.double() for x in inputs], *args)
+    for a, b in zip(ours, reference, strict=True):
         assert a.shape == b.shape and a.isfinite().all()
         scale = max(1.0, float(b.abs().max()) if b.numel() else 0.0)
         torch.testing.assert_close(a.double(), b, rtol=0, atol=tolerance * scale)
@@ -76,7 +76,7 @@ def test_agrees_with_the_definition(function: Callable[..., Tensor]) -> None:
 
 
 @given(data=st.data())
-def test_native_equals_twin(data: Any) -> None:
+def test_native_equals_reference(data: Any) -> None:
     inputs = make_inputs(
         B=data.draw(st.integers(1, 2)), H=data.draw(st.integers(1, 3)),
         Q=data.draw(st.sampled_from([0, 1, 7, 63, 64, 65, 130])),
@@ -86,7 +86,7 @@ def test_native_equals_twin(data: Any) -> None:
     )  # fmt: skip
     inputs[3].mul_(data.draw(st.sampled_from([-0.1, 0.0, 1.0, 20.0])))
     dropout = data.draw(st.sampled_from([0.0, 0.3]))
-    assert_close_to_twin(inputs, 1e-11, dropout, data.draw(st.integers(0, 2**62)))
+    assert_close_to_reference(inputs, 1e-11, dropout, data.draw(st.integers(0, 2**62)))
 
 
 @pytest.mark.parametrize(
@@ -96,23 +96,23 @@ def test_native_equals_twin(data: Any) -> None:
 def test_other_precisions(dtype: torch.dtype, tolerance: float, device: str) -> None:
     for d in (6, 32):
         inputs = make_inputs(Q=150, d=d, dtype=dtype)
-        assert_close_to_twin(inputs, tolerance, device=device)
+        assert_close_to_reference(inputs, tolerance, device=device)
         assert distance_attention(*(x.to(device) for x in inputs)).dtype == dtype
 
 
 def test_dropout_in_single_precision(device: str) -> None:
     inputs = make_inputs(Q=150, dtype=torch.float32)
-    assert_close_to_twin(inputs, 2e-5, 0.2, 2**40 + 3, device=device)
+    assert_close_to_reference(inputs, 2e-5, 0.2, 2**40 + 3, device=device)
 
 
 @pytest.mark.parametrize("queries", [0, 1, 8, 31, 32, 33, 129])
 def test_tiles_in_single_precision(queries: int, device: str) -> None:
     inputs = make_inputs(B=1, H=2, Q=queries, d=5, dtype=torch.float32)
-    assert_close_to_twin(inputs, 2e-5, device=device)
+    assert_close_to_reference(inputs, 2e-5, device=device)
 
 
 def make_far_queries(queries: int, dtype: torch.dtype) -> list[Tensor]:
-    """Far blocks are skipped by the first head; by the second, where fading is slow, none is."""
+    """The first head skips distant blocks; the second, which decays slowly, skips none."""
     inputs = make_inputs(B=1, H=2, Q=queries, d=8, dtype=dtype, extent_m=60.0)
     inputs[3][:, 1] *= 0.01
     return inputs
@@ -122,14 +122,14 @@ def make_far_queries(queries: int, dtype: torch.dtype) -> list[Tensor]:
 def test_what_is_skipped_does_not_show(sign: int) -> None:
     inputs = make_far_queries(700, torch.float64)
     inputs[3].mul_(sign)
-    assert_close_to_twin(inputs, 1e-12)
+    assert_close_to_reference(inputs, 1e-12)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_what_is_skipped_in_single_precision_does_not_show(sign: int, device: str) -> None:
     inputs = make_far_queries(1030, torch.float32)  # so many that a GPU sorts them by their places
     inputs[3].mul_(sign)
-    assert_close_to_twin(inputs, 2e-5, device=device)
+    assert_close_to_reference(inputs, 2e-5, device=device)
 
 
 def test_gradcheck() -> None:
@@ -166,12 +166,12 @@ def test_strides(device: str) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("which", range(5))
-def test_what_is_not_finite_spreads_as_in_the_twin(which: int, bad: float) -> None:
+def test_what_is_not_finite_spreads_as_in_the_reference(which: int, bad: float) -> None:
     inputs = make_inputs(B=1, H=1, Q=150, extent_m=40.0)
     inputs[which].view(-1)[30] = bad
-    ours, twin = (function(*inputs) for function in BOTH)
-    torch.testing.assert_close(ours, twin, rtol=0, atol=1e-11, equal_nan=True)
-    assert not twin.isfinite().all()
+    ours, reference = (function(*inputs) for function in BOTH)
+    torch.testing.assert_close(ours, reference, rtol=0, atol=1e-11, equal_nan=True)
+    assert not reference.isfinite().all()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -182,16 +182,16 @@ def test_what_is_not_finite_in_single_precision(which: int, bad: float, device: 
     inputs = make_inputs(B=1, H=2, Q=97, dtype=torch.float32, extent_m=extent_m)
     inputs[which].view(-1)[-1] = bad  # in a tile with one query
     ours = distance_attention(*(x.to(device) for x in inputs)).cpu()
-    twin = distance_attention_reference(*inputs)
-    torch.testing.assert_close(ours, twin, rtol=0, atol=2e-5, equal_nan=True)
-    assert not twin.isfinite().all()
+    reference = distance_attention_reference(*inputs)
+    torch.testing.assert_close(ours, reference, rtol=0, atol=2e-5, equal_nan=True)
+    assert not reference.isfinite().all()
 
 
 def test_huge_logits_do_not_overflow(device: str) -> None:
     inputs = make_inputs(B=1, Q=70, dtype=torch.float32)
     inputs[0].mul_(1e4)
     # logits of 50,000 have steps of 0.004, and gradients of the keys are multiples of the queries
-    assert_close_to_twin(inputs, 5e-2, device=device)
+    assert_close_to_reference(inputs, 5e-2, device=device)
 
 
 def test_results_repeat(device: str) -> None:
@@ -212,7 +212,7 @@ def test_threads_change_nothing(at_threads: Callable[..., Any]) -> None:
 def test_other_instruction_sets(
     switch: str, run_in_new_process: Callable[..., None], tmp_path: Path
 ) -> None:
-    """The same to rounding; the choice is made once per process."""
+    """Results agree to rounding; the choice is made once per process."""
     for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 1e-11)):
         inputs = make_inputs(Q=150, d=12, dtype=dtype)
         torch.save([inputs, with_gradients(distance_attention, inputs, 0.2, 3)], tmp_path / "x")
@@ -281,7 +281,7 @@ def test_opcheck() -> None:
 
 
 def test_samples_drop_by_seeds_of_their_own(device: str) -> None:
-    """A sample drops the same in any batch, and a graph that is replayed reads new seeds."""
+    """The dropout of a sample does not depend on its batch; a replayed graph reads new seeds."""
     inputs = [x.to(device) for x in make_inputs(B=3, Q=70, dtype=torch.float32)]
     seeds = torch.tensor([5, 2**62 + 1, 5], device=device)
     together = distance_attention(*inputs, 0.3, seeds)

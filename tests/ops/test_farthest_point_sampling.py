@@ -44,7 +44,7 @@ def test_points_that_are_not_finite_are_passed_over(
 
 
 @given(data=st.data())
-def test_native_equals_twin(device: str, data: Any) -> None:
+def test_native_equals_reference(device: str, data: Any) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
     n = data.draw(st.sampled_from([1, 2, 15, 127, 128, 129, 511, 513, 1500]))
@@ -54,19 +54,19 @@ def test_native_equals_twin(device: str, data: Any) -> None:
     if data.draw(st.booleans()):
         points[:: data.draw(st.integers(1, 3)), 2] = math.nan
     samples = data.draw(st.integers(0, 40))
-    ours, twin = (function(points.to(device), samples) for function in BOTH)
-    assert torch.equal(ours, twin)
+    ours, reference = (function(points.to(device), samples) for function in BOTH)
+    assert torch.equal(ours, reference)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_more_buckets_than_a_block_has_warps(device: str, dtype: torch.dtype) -> None:
-    """Warps of a GPU go round; clouds of different lengths, ties, points that are not finite."""
+    """Warps of a GPU loop; clouds of different lengths, ties, non-finite points."""
     lengths = [4097, 13, 9000]
     points = torch.randn(sum(lengths), 3, dtype=dtype) * 8
     points[4110:] = points[4110:].round()
     points[5000:6000:7, 1] = math.inf
-    ours, twin = (function(points.to(device), 40, lengths) for function in BOTH)
-    assert torch.equal(ours, twin)
+    ours, reference = (function(points.to(device), 40, lengths) for function in BOTH)
+    assert torch.equal(ours, reference)
 
 
 def test_every_sample_is_the_farthest(device: str) -> None:
@@ -115,8 +115,8 @@ def test_no_cloud(function: Callable[..., Tensor], device: str) -> None:
 
 def test_half_precision_is_measured_in_float32(device: str) -> None:
     points = torch.randn(200, 3, device=device).half()
-    ours, twin = (function(points, 20) for function in BOTH)
-    assert torch.equal(ours, twin)
+    ours, reference = (function(points, 20) for function in BOTH)
+    assert torch.equal(ours, reference)
     assert torch.equal(ours, farthest_point_sampling(points.float(), 20))
 
 

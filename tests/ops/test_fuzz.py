@@ -1,4 +1,4 @@
-"""Odd arguments end in an error; a short form of `scripts/fuzz.py`, also under the sanitizers."""
+"""Unusual arguments raise errors: a short `scripts/fuzz.py`, also under the sanitizers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scripts.fuzzing import runner as fuzz
 
 @pytest.mark.parametrize("seed", range(3))
 def test_odd_arguments(seed: int) -> None:
-    """A crash ends this process; what is raised is of the kinds that callers expect."""
+    """No crash; only the expected kinds of errors are raised."""
     refused = 0
     for name, call in islice(target.cases(seed), 200):
         try:
@@ -57,7 +57,7 @@ def cases(seed):
 
 @pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="a crash is reported as the run's own")
 def test_findings_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a process that crashes, hangs or grows without end, and the work goes on after it."""
+    """A process that crashes, hangs or takes too much memory is reported; the run continues."""
     (tmp_path / "bad_fuzz_target").mkdir()
     (tmp_path / "bad_fuzz_target" / "__init__.py").write_text("")
     (tmp_path / "bad_fuzz_target" / "cases.py").write_text(BAD_CASES)

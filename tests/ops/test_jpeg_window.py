@@ -73,7 +73,7 @@ def test_reduced_window_is_a_part_of_the_reduced_image(reduction: int) -> None:
 
 @needs_library
 def test_what_it_declines() -> None:
-    """Left to other decoders, which have ways of their own."""
+    """Other decoders read these files."""
     rows = columns = (0, 50)
     assert jpeg_window(encoded(picture(), progressive=True), 1, rows, columns) is None
     assert jpeg_window(encoded(picture().convert("CMYK")), 1, rows, columns) is None

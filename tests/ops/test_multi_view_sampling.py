@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
 
 def cameras(frames: int, cams: int, img_hw: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """A ring of overlapping pinhole cameras that turns and moves a little from frame to frame."""
+    """Return a ring of overlapping pinhole cameras that rotates and moves between frames."""
     height, width = img_hw
     focal = 0.4 * width
     intrinsic = torch.tensor(
@@ -75,27 +75,27 @@ def with_gradients(function: Callable[..., Tensor], case: Case, pairing: str) ->
 
 
 def on_device(case: Case, device: str) -> Case:
-    """A copy whose tensors lie in memory as those of `case` do."""
+    """Copy `case` to a device with the same memory layout."""
     feats, *tensors = case[:4]
     moved = [x.detach().to(device) for x in feats]
     return Case(moved, *(x.detach().to(device) for x in tensors), *case[4:])
 
 
-def assert_equals_twin(
+def assert_equals_reference(
     case: Case, pairing: str = "published", tolerance: float = 1e-12,
     device: str = "cpu",
 ) -> None:  # fmt: skip
     there = on_device(case, device)
     ours = [x.cpu() for x in with_gradients(multi_view_sampling, there, pairing)]
-    twin = with_gradients(multi_view_sampling_reference, case, pairing)
-    for a, b in zip(ours, twin, strict=True):
+    theirs = with_gradients(multi_view_sampling_reference, case, pairing)
+    for a, b in zip(ours, theirs, strict=True):
         assert a.shape == b.shape and a.isfinite().all()
         scale = max(1.0, float(b.abs().max()) if b.numel() else 0.0)
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance * scale)
 
 
 def by_definition(case: Case, pairing: str) -> Tensor:
-    """The operation written from its description, one sample at a time, with grid_sample."""
+    """Compute the operation from its description, one sample at a time, with grid_sample."""
     feats, points, occ2img, level_weights, (height, width), N = case
     B, Q, G, P, _ = points.shape
     T, c = occ2img.shape[1] // N, feats[0].shape[2] // G
@@ -151,7 +151,7 @@ def test_lowest_numbered_camera_wins(function: Callable[..., Tensor]) -> None:
 
 
 @given(data=st.data())
-def test_native_equals_twin(data: Any) -> None:
+def test_native_equals_reference(data: Any) -> None:
     small = st.integers(1, 3)
     sizes = tuple(
         data.draw(st.tuples(st.sampled_from([1, 2, 5]), st.sampled_from([1, 3, 8])))
@@ -164,14 +164,14 @@ def test_native_equals_twin(data: Any) -> None:
         seed=data.draw(st.integers(0, 2**31)),
     )  # fmt: skip
     case.points.mul_(data.draw(st.sampled_from([0.0, 0.1, 1.0, 100.0])))
-    assert_equals_twin(case, data.draw(st.sampled_from(["published", "straight"])))
+    assert_equals_reference(case, data.draw(st.sampled_from(["published", "straight"])))
 
 
 @pytest.mark.parametrize("pairing", ["published", "straight"])
 @pytest.mark.parametrize("c", [3, 32])
 def test_float32(c: int, pairing: str, device: str) -> None:
     case = make_case(Q=70, c=c, dtype=torch.float32)
-    assert_equals_twin(case, pairing, tolerance=2e-5, device=device)
+    assert_equals_reference(case, pairing, tolerance=2e-5, device=device)
 
 
 def channels_last(case: Case) -> Case:
@@ -181,8 +181,8 @@ def channels_last(case: Case) -> Case:
 
 @pytest.mark.parametrize("c", [1, 6, 20, 64, 132])
 def test_channels_last_in_single_precision(c: int, device: str) -> None:
-    """More and fewer channels than the lanes of a warp, in whole quads and not."""
-    assert_equals_twin(
+    """More and fewer channels than the lanes of a warp, in whole and partial quads."""
+    assert_equals_reference(
         channels_last(make_case(B=1, Q=9, T=3, c=c, dtype=torch.float32)), tolerance=2e-5,
         device=device,
     )  # fmt: skip
@@ -196,20 +196,20 @@ def test_channels_last_in_single_precision(c: int, device: str) -> None:
     ],
 )  # fmt: skip
 def test_numbers_of_samples_in_single_precision(sizes: dict[str, int], device: str) -> None:
-    """None, one, more of a query than threads of a block.
+    """No sample, one sample, and more per query than threads in a block.
 
-    Last as many as fill 45 of the 48 KiB of shared memory that a block gets without asking, its
-    static arrays included, and more than that.
+    The last cases fill 45 of the 48 KiB of shared memory that a block has by default, including
+    static arrays, and more than that.
     """
     case = make_case(**{"B": 1, "Q": 2, "T": 3, **sizes}, dtype=torch.float32)
-    assert_equals_twin(channels_last(case), tolerance=2e-5, device=device)
+    assert_equals_reference(channels_last(case), tolerance=2e-5, device=device)
 
 
 @pytest.mark.parametrize("levels", [1, 16])
 def test_numbers_of_levels_in_single_precision(levels: int, device: str) -> None:
     sizes = tuple((1 + i % 5, 2 + i % 7) for i in range(levels))
     case = make_case(B=1, Q=5, sizes=sizes, dtype=torch.float32)
-    assert_equals_twin(case, tolerance=2e-5, device=device)
+    assert_equals_reference(case, tolerance=2e-5, device=device)
 
 
 @pytest.mark.parametrize("pairing", ["published", "straight"])
@@ -226,7 +226,7 @@ def test_gradcheck(pairing: str) -> None:
 
 
 def test_image_borders() -> None:
-    """Pixels on, just inside and just outside the border of the image and of the maps."""
+    """Pixels on, just inside and just outside the border of image and maps."""
     img_hw = (32, 48)
     matrix = torch.eye(4, dtype=torch.float64)[None, None]  # u, v = x / z, y / z
     u = torch.tensor([0.0, 1e-9, 24.0, 48 - 1e-9, 48.0, -3.0, 50.0, -60.0], dtype=torch.float64)
@@ -236,7 +236,7 @@ def test_image_borders() -> None:
     feats = [torch.randn(1, 1, 2, h, w, dtype=torch.float64) for h, w in ((8, 12), (1, 1), (3, 1))]
     weights = torch.rand(1, len(uv), 1, 1, 3, dtype=torch.float64)
     case = Case(feats, points, matrix, weights, img_hw, 1)
-    assert_equals_twin(case)
+    assert_equals_reference(case)
     expected = by_definition(case, "published")
     torch.testing.assert_close(multi_view_sampling(*case), expected, rtol=0, atol=1e-9)
 
@@ -263,7 +263,7 @@ def test_huge_coordinates_in_single_precision(device: str) -> None:
     case = make_case(B=1, Q=6, dtype=torch.float32)
     case.points[0, 0] = 1e38
     case.points[0, 1, :, :, 2] = -1e30
-    assert_equals_twin(case, tolerance=2e-5, device=device)
+    assert_equals_reference(case, tolerance=2e-5, device=device)
 
 
 def test_huge_coordinates() -> None:
@@ -271,7 +271,7 @@ def test_huge_coordinates() -> None:
     case.points[0, 0] = 1e300
     case.points[0, 1, :, :, 2] = -1e30
     case.points[0, 2] = 1e9
-    assert_equals_twin(case)
+    assert_equals_reference(case)
 
 
 def test_map_layouts_agree_and_are_left_alone() -> None:
@@ -301,7 +301,7 @@ def test_map_layouts_agree_and_are_left_alone() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("adjacent", [True, False])
 def test_half_precision_maps(dtype: torch.dtype, adjacent: bool, device: str) -> None:
-    """Read as they are: the result is that of the same numbers in single precision."""
+    """The result equals that of the same numbers in single precision."""
     case = on_device(make_case(B=1, Q=9, c=20, dtype=torch.float32), device)
     feats = [x.to(dtype) for x in case.feats]
     feats[0][0, 0, 0, 0, :3] = torch.tensor([0.0, -0.0, 6e-8])  # subnormal in 16 bits
@@ -323,17 +323,17 @@ def test_half_precision_maps(dtype: torch.dtype, adjacent: bool, device: str) ->
 
 @pytest.mark.parametrize("maps_large", [True, False])
 def test_maps_with_channels_apart(maps_large: bool, device: str) -> None:
-    """Few reads of large maps go without regrouping, many of small maps with it."""
+    """Few reads of large maps are not regrouped, many reads of small maps are."""
     sizes = ((30, 40), (20, 16)) if maps_large else ((3, 4), (2, 2))
     case = make_case(
         B=1, Q=2 if maps_large else 40, P=1, c=12, sizes=sizes, dtype=torch.float32
     )  # fmt: skip
     assert all(x.stride(2) != 1 for x in case.feats)
-    assert_equals_twin(case, tolerance=2e-5, device=device)
+    assert_equals_reference(case, tolerance=2e-5, device=device)
 
 
 def test_strided_maps_in_single_precision(device: str) -> None:
-    """Channels adjacent, but texels at no multiple of four numbers, or at odd distances."""
+    """Adjacent channels, but texel strides that are odd or no multiple of four."""
     case = channels_last(make_case(B=1, Q=5, c=8, dtype=torch.float32))
     for channels in (1, 4):  # that lie between texels and are no part of the map
         feats = [F.pad(x, (1, 2, 3, 4, 0, channels)) for x in case.feats]
@@ -342,8 +342,8 @@ def test_strided_maps_in_single_precision(device: str) -> None:
         assert all(x.stride(4) == 16 + channels for x in padded)
         there = on_device(case, device)._replace(feats=padded)
         ours = [x.cpu() for x in with_gradients(multi_view_sampling, there, "published")]
-        twin = with_gradients(multi_view_sampling_reference, case, "published")
-        for a, b in zip(ours, twin, strict=True):
+        theirs = with_gradients(multi_view_sampling_reference, case, "published")
+        for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
 
@@ -363,9 +363,9 @@ def deterministic() -> Iterator[None]:
 @pytest.mark.parametrize("c", [6, 8])
 @pytest.mark.usefixtures("deterministic")
 def test_deterministic_gradients(c: int, device: str) -> None:
-    """Many samples meet in few texels; gradients of very different sizes, and one of a NaN."""
+    """Many samples in few texels; gradients of very different sizes, and a NaN."""
     case = make_case(Q=40, c=c, sizes=((2, 3), (1, 1)), dtype=torch.float32)
-    assert_equals_twin(channels_last(case), tolerance=2e-5, device=device)
+    assert_equals_reference(channels_last(case), tolerance=2e-5, device=device)
     there = on_device(case, device)
     first, second = (with_gradients(multi_view_sampling, there, "published") for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -374,8 +374,8 @@ def test_deterministic_gradients(c: int, device: str) -> None:
         out, reference = multi_view_sampling(*there), multi_view_sampling_reference(*there)
         grad = torch.full_like(out, factor)
         (ours,) = torch.autograd.grad(out, leaves[:1], grad, retain_graph=True)
-        (twin,) = torch.autograd.grad(reference, leaves[:1], grad)
-        torch.testing.assert_close(ours / factor, twin / factor, rtol=2e-5, atol=2e-5)
+        (theirs,) = torch.autograd.grad(reference, leaves[:1], grad)
+        torch.testing.assert_close(ours / factor, theirs / factor, rtol=2e-5, atol=2e-5)
         grad.select(4, 0).fill_(math.nan)  # of one channel
         (spoilt,) = torch.autograd.grad(out, leaves[:1], grad)
         assert spoilt[:, :, 0].isnan().any() and not spoilt[:, :, 1:c].isnan().any()
@@ -467,7 +467,7 @@ def test_shared_maps_in_double_precision() -> None:
 
 
 def check_shared_maps(dtype: torch.dtype, device: str) -> None:
-    """As autograd sums them, but in the precision of the points, and with one rounding."""
+    """Compare with autograd's sums, in the precision of the points and with one rounding."""
     wide = torch.float32 if dtype == torch.bfloat16 else dtype
     cases = [make_case(dtype=wide, seed=seed) for seed in range(3)]
     maps = [feat.to(device, dtype).requires_grad_() for feat in cases[0].feats]
@@ -480,10 +480,10 @@ def check_shared_maps(dtype: torch.dtype, device: str) -> None:
         plain = multi_view_sampling(maps, *given, case.img_hw, case.num_cams)
         assert torch.equal(out, plain)
         total.append(out.square().sum())
-        twin = multi_view_sampling_reference(
+        theirs = multi_view_sampling_reference(
             exact, *(x.detach().double().cpu() for x in given), case.img_hw, case.num_cams
         )
-        expected.append(twin.square().sum())
+        expected.append(theirs.square().sum())
     found = torch.autograd.grad(torch.stack(total).sum(), maps, retain_graph=True)
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
     for own, other in zip(

@@ -1,4 +1,4 @@
-"""What the native extension is built from, and with which CUDA toolkit."""
+"""Sources of the native extension, and choice of the CUDA toolkit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scripts.runtime.errors import ConfigError
 
 
 def make_toolkit(folder: Path, version: str) -> Path:
-    """A folder with what marks a CUDA toolkit; its compiler only tells its version."""
+    """Make a folder that looks like a CUDA toolkit; its compiler only prints its version."""
     (folder / "bin").mkdir(parents=True)
     (folder / "include").mkdir()
     (folder / "lib").mkdir()
@@ -27,7 +27,7 @@ def make_toolkit(folder: Path, version: str) -> Path:
 
 @pytest.fixture
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """No CUDA toolkit of this machine or environment is seen."""
+    """Hide the CUDA toolkits of machine and environment."""
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     monkeypatch.setattr(native_build.sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
@@ -43,7 +43,7 @@ def test_no_two_sources_share_an_object_file() -> None:
 
 
 def test_every_cuda_source_has_a_launcher_and_tests() -> None:
-    """Of these the emulation is made, see scripts/emulate_cuda.py."""
+    """The emulation needs them, see scripts/emulate_cuda.py."""
     launchers = native_build.cuda_launchers()
     assert len(set(launchers)) == len(native_build.find_sources(".cu")) > 10
     assert set(launchers) < set(native_build.find_sources(".cpp"))

@@ -31,7 +31,7 @@ def assert_same(query: Tensor, reference: Tensor, **lengths: list[int]) -> None:
 
 
 def along_curve(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """By the tree that GPUs build, wherever the points are."""
+    """Search with the tree that GPUs build."""
     tree = native("point_tree")(reference, [len(reference)], True)
     return native("nearest_in_tree")(query, [len(query)], tree, [len(reference)])
 
@@ -41,7 +41,7 @@ def between_trees(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def between_curves(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """By the trees that GPUs build."""
+    """Search between the trees that GPUs build."""
     lengths = [len(query)], [len(reference)]
     trees = (native("point_tree")(x, [len(x)], True) for x in (query, reference))
     own, others = trees
@@ -72,8 +72,8 @@ def test_known_answer(device: str) -> None:
 
 
 @given(data=st.data())
-def test_native_equals_twin(device: str, data: Any) -> None:
-    """Bit for bit, also where many references are equally near; whichever way it is searched."""
+def test_native_equals_reference(device: str, data: Any) -> None:
+    """Every search method is bitwise equal, also if many references are equally near."""
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     dtype = data.draw(st.sampled_from(DTYPES))
     n, m = data.draw(st.integers(0, 60)), data.draw(st.integers(1, 200))
@@ -96,7 +96,7 @@ def test_native_equals_twin(device: str, data: Any) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_brute_force_by_many_tiles(device: str, dtype: torch.dtype) -> None:
-    """Tiles of 256 references, blocks of 256 queries; the last of both are not full."""
+    """The last tile of 256 references and the last block of 256 queries are not full."""
     for n, m in ((600, 1000), (256, 512), (257, 255), (1, 769)):
         query, reference = torch.rand(n, 3, dtype=dtype), torch.rand(m, 3, dtype=dtype)
         for points in (reference, reference.mul(4).round() / 4):
@@ -131,7 +131,7 @@ def test_trees_of_any_depth(device: str, number: int) -> None:
 
 @pytest.mark.parametrize("switch", ["OPUS_DISABLE_AVX2", "OPUS_DISABLE_AVX512"])
 def test_other_instructions(run_in_new_process: Callable[..., None], switch: str) -> None:
-    """What a processor without them runs gives the same; the choice is made once per process."""
+    """The code for processors without them is equal; the choice is made once per process."""
     run_in_new_process(
         """
 import torch
@@ -139,10 +139,10 @@ from models.ops import PointTree, nearest_neighbor, nearest_neighbor_reference
 torch.manual_seed(0)
 query, reference = torch.rand(500, 3), torch.rand(2000, 3).mul(30).round() / 30
 query[7, 1] = torch.nan
-twin = nearest_neighbor_reference(query, reference)
+other = nearest_neighbor_reference(query, reference)
 for own in (query, PointTree(query)):
     ours = nearest_neighbor(own, reference)
-    assert all(torch.equal(a, b) for a, b in zip(ours, twin))
+    assert all(torch.equal(a, b) for a, b in zip(ours, other))
 """,
         **{switch: "1"},
     )
@@ -225,7 +225,7 @@ def test_sizes_and_strides(device: str) -> None:
     assert_same(torch.rand(3, 50, device=device).t(), torch.rand(40, 6, device=device)[:, ::2])
 
 
-def test_twin_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     from sys import modules
 
     monkeypatch.setattr(modules["models.ops.nearest_neighbor"], "_CHUNK_ELEMENTS", 100)
@@ -307,7 +307,7 @@ def test_devices_must_agree() -> None:
 
 @pytest.mark.cuda
 def test_any_stream_and_device() -> None:
-    """Also devices that are not the current one."""
+    """Include devices that are not the current one."""
     for number in range(torch.cuda.device_count()):
         reference = torch.rand(5000, 3, device=f"cuda:{number}")
         expected = nearest_neighbor(reference.cpu() + 0.01, reference.cpu())

@@ -1,7 +1,7 @@
-"""What is not finite comes out of a native operation where it comes out of its twin.
+"""Native operations return non-finite numbers where their reference implementations do.
 
-An operation that turns NaN, infinity or an overflow into ordinary numbers hides that a training
-diverges. Some hundreds of seeded cases of every differentiable operation.
+An operation that turns NaN, infinity or an overflow into ordinary numbers would hide a diverging
+training. Some hundreds of seeded cases of every differentiable operation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Case = tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor], list[in
 
 
 def make_odd(rng: random.Random, tensor: Tensor) -> Tensor:
-    """The tensor with odd values: everywhere, at a few places, or as a factor."""
+    """Put odd values into the tensor: everywhere, at a few positions, or as a factor."""
     value, flat = rng.choice(ODD), tensor.flatten().clone()
     kind = rng.choice(("all", "few", "few", "times"))
     if kind == "all":
@@ -121,7 +121,7 @@ def sparse(rng: random.Random) -> Case:
 def finite_parts(
     function: Callable[..., Tensor], tensors: Sequence[Tensor], wanted: list[int]
 ) -> list[Tensor]:
-    """Where the output, and the gradients of the wanted tensors, are finite."""
+    """Return where the output and the gradients are finite."""
     inputs = [x.detach().requires_grad_(i in wanted) for i, x in enumerate(tensors)]
     out = function(*inputs)
     grads = torch.autograd.grad(out, [inputs[i] for i in wanted], torch.ones_like(out))
@@ -139,10 +139,13 @@ def check(name: str, seeds: range) -> None:
     for seed in seeds:
         rng = random.Random(seed)
         torch.manual_seed(seed)
-        native, twin, tensors, wanted = CASES[name](rng)
+        native, reference, tensors, wanted = CASES[name](rng)
         chosen = rng.randrange(len(tensors))
         tensors[chosen] = odd = make_odd(rng, tensors[chosen])
-        ours, theirs = finite_parts(native, tensors, wanted), finite_parts(twin, tensors, wanted)
+        ours, theirs = (
+            finite_parts(native, tensors, wanted),
+            finite_parts(reference, tensors, wanted),
+        )
         pairs = list(zip(ours, theirs, strict=True))
         # Sums overflow in the order of their terms. Where finite numbers are so large that this
         # matters, the gradients of all operations, and the output of an attention whose weighted
@@ -157,7 +160,7 @@ def check(name: str, seeds: range) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_agrees_with_twin(name: str) -> None:
+def test_agrees_with_reference(name: str) -> None:
     check(name, range(150))
 
 

@@ -32,7 +32,7 @@ def random_grids(shape: tuple[int, ...], density: float, seed: int = 0) -> Tenso
 
 @pytest.mark.parametrize("which", ["gt", "pred"])
 def test_golden_rayiou_rays(device: str, which: str) -> None:
-    """Class and depth of all rays of the published metric, composed in its own rounding."""
+    """Class and depth of all rays of the published metric, with its rounding."""
     golden = np.load(GOLDEN)
     grids = torch.from_numpy(golden[f"{which}/0"])[None].to(device)
     pyramid = OccupancyPyramid(grids, 17)
@@ -155,8 +155,8 @@ def test_max_distance(
 
 
 @given(data=st.data())
-def test_native_equals_twin_and_plain_walk(device: str, data: Any) -> None:
-    """Bit for bit, on grids around the block widths, with rays through corners and edges."""
+def test_native_equals_reference_and_plain_walk(device: str, data: Any) -> None:
+    """Results are bitwise equal on grids near the block widths, with rays through corners."""
     shape = data.draw(st.tuples(*[st.sampled_from([1, 3, 4, 5, 16, 17, 33, 66])] * 3))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     density = data.draw(st.sampled_from([0.0, 1e-4, 1e-2, 0.3]))
@@ -204,7 +204,7 @@ def test_threads_change_nothing(at_threads: Callable[..., Any]) -> None:
 
 
 def test_without_avx2(run_in_new_process: Callable[..., None]) -> None:
-    """The portable path gives the same bits; the choice is made once per process."""
+    """The portable code is bitwise equal; the choice is made once per process."""
     run_in_new_process(
         """
 import torch
@@ -216,9 +216,9 @@ origins = (torch.rand(5, 3) * 1.2 - 0.1) * torch.tensor([70.0, 66.0, 33.0])
 unit = ((0, 0, 0), (1, 1, 1), 0)
 for directions in (torch.randn(60, 3), torch.randn(60, 3).round()):
     hits = ray_cast(grids, origins, directions, *unit, 40.0)
-    twin = ray_cast_reference(grids, origins, directions, *unit, 40.0)
+    reference = ray_cast_reference(grids, origins, directions, *unit, 40.0)
     plain = _ray_cast(grids, origins, directions, *unit, 40.0, False)
-    for a, b, c in zip(hits, twin, plain):
+    for a, b, c in zip(hits, reference, plain):
         assert torch.equal(a, b) and torch.equal(a, c)
     assert hits.hit.any() and not hits.hit.all()
 """,
@@ -295,7 +295,7 @@ def test_opcheck(device: str) -> None:
 
 
 def test_more_voxels_than_32_bits_can_number(tmp_path: Path) -> None:
-    """2,560 x 1,280 x 1,312 = 4.3e9 voxels of a sparse file: only what is touched takes memory."""
+    """2,560 x 1,280 x 1,312 = 4.3e9 voxels of a sparse file: only used pages take memory."""
     shape = (1, 2560, 1280, 1312)
     grids = torch.from_file(
         str(tmp_path / "grids"), True, math.prod(shape), dtype=torch.uint8

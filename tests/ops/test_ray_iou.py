@@ -23,7 +23,7 @@ THRESHOLDS = (0.5, 1.0, 2.0)
 
 
 def scene(seed: int, samples: int, density: float, device: str) -> tuple[Tensor, ...]:
-    """Predictions and ground truths [B, 20, 21, 8], origins, their samples, directions."""
+    """Return predictions and ground truths [B, 20, 21, 8], origins, samples, directions."""
     generator = torch.Generator().manual_seed(seed)
     shape = (2, samples, 20, 21, 8)
     labels = torch.randint(0, FREE, shape, generator=generator)
@@ -40,8 +40,8 @@ def scene(seed: int, samples: int, density: float, device: str) -> tuple[Tensor,
 @given(
     seed=st.integers(0, 2**31), samples=st.integers(1, 3), density=st.sampled_from([0, 0.02, 0.3])
 )
-def test_native_equals_twin(device: str, seed: int, samples: int, density: float) -> None:
-    """Bit for bit; with cast and with cached rays; origins of no sample see nothing."""
+def test_native_equals_reference(device: str, seed: int, samples: int, density: float) -> None:
+    """Bitwise equal with cast and cached rays; origins without a sample count nothing."""
     pred, gt, *rays = scene(seed, samples, density, device)
     settings = (*rays, MIN, EDGE, FREE)
     seen, expected = label_rays(gt, *settings), label_rays_reference(gt, *settings)
@@ -49,14 +49,14 @@ def test_native_equals_twin(device: str, seed: int, samples: int, density: float
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
     for truth in (gt, seen):
         counts, cast = ray_iou_counts(pred, truth, *settings, CLASSES, THRESHOLDS)
-        twin, _ = ray_iou_counts_reference(pred, truth, *settings, CLASSES, THRESHOLDS)
-        assert torch.equal(counts, twin)
+        reference, _ = ray_iou_counts_reference(pred, truth, *settings, CLASSES, THRESHOLDS)
+        assert torch.equal(counts, reference)
         assert torch.equal(cast.label, seen.label) and torch.equal(cast.depth_m, seen.depth_m)
 
 
 @pytest.mark.parametrize("height", [1, 15, 16, 30, 31, 32, 63, 70])
 def test_any_height_and_origins_outside(device: str, height: int) -> None:
-    """Rows of 16 voxels, words of 4: heights about their bounds."""
+    """Heights near the limits of rows of 16 voxels and words of 4."""
     generator = torch.Generator().manual_seed(height)
     shape = (2, 1, 13, 9, height)
     occupied = torch.rand(shape, generator=generator) < 0.02 + 0.2 / height
@@ -101,7 +101,7 @@ def test_crossings_at_one_time(device: str, density: float) -> None:
 
 
 def test_long_ways_through_empty_space(device: str) -> None:
-    """Squares larger than the largest that is kept; many rays, so that lanes are refilled."""
+    """Empty squares larger than the largest stored one; many rays, so that lanes are refilled."""
     generator = torch.Generator().manual_seed(2)
     grids = torch.full((2, 2, 150, 90, 20), FREE, dtype=torch.uint8)
     for row in torch.rand(60, 4, generator=generator).tolist():
@@ -125,7 +125,7 @@ def test_long_ways_through_empty_space(device: str) -> None:
 
 
 def test_grids_that_are_too_wide_for_maps(device: str) -> None:
-    """Where positions in the maps of empty squares would need more than 32 bits."""
+    """Positions in the maps of empty squares would need more than 32 bits."""
     grids = torch.full((1, 6000, 6000, 1), FREE, dtype=torch.uint8, device=device)
     grids[0, 5800, 3000] = 2
     origins = torch.tensor([[100.5, 3000.5, 0.5]], dtype=torch.float64, device=device)
@@ -136,7 +136,7 @@ def test_grids_that_are_too_wide_for_maps(device: str) -> None:
 
 
 def test_more_origins_than_a_grid_of_a_gpu_has_rows(device: str) -> None:
-    """Blocks go round; what they count of an origin is of its own sample."""
+    """Blocks loop; the counts of an origin belong to its sample."""
     pred, gt, *_ = scene(7, 2, 0.3, device)
     number = 66000
     origins = torch.rand(number, 3, dtype=torch.float64) * 6 - 3
@@ -175,7 +175,7 @@ def test_any_number_of_classes_and_thresholds(device: str, classes: int) -> None
 
 
 def test_without_avx2(run_in_new_process: Callable[..., None]) -> None:
-    """The portable walk gives the same; the choice is made once per process."""
+    """The portable code gives equal counts; the choice is made once per process."""
     run_in_new_process(
         """
 import torch
@@ -187,8 +187,8 @@ directions = torch.nn.functional.normalize(torch.randn(100, 3))
 rays = (origins, torch.arange(7) % 2, directions, (0.0, 0.0, 0.0), 0.4, 3, 4, (1.0, 2.0))
 for truth in (grids[1], ray_iou_counts(grids[1], grids[1], *rays)[1]):
     counts, seen = ray_iou_counts(grids[0], truth, *rays)
-    twin, expected = ray_iou_counts_reference(grids[0], truth, *rays)
-    assert torch.equal(counts, twin) and counts.sum() > 0
+    reference, expected = ray_iou_counts_reference(grids[0], truth, *rays)
+    assert torch.equal(counts, reference) and counts.sum() > 0
     assert all(torch.equal(a, b) for a, b in zip(seen, expected))
 """,
         OPUS_DISABLE_AVX2="1",
@@ -196,7 +196,7 @@ for truth in (grids[1], ray_iou_counts(grids[1], grids[1], *rays)[1]):
 
 
 def one_ray(device: str) -> tuple[Tensor, ...]:
-    """Grids free except for what the test sets, one origin at x = 0 looking along +x."""
+    """Make free grids for the test to fill, and one origin at x = 0 looking along +x."""
     grids = torch.full((2, 1, 20, 20, 8), FREE, dtype=torch.uint8, device=device)
     origins = torch.tensor([[0.0, 0.1, 1.0]], dtype=torch.float64, device=device)
     along = torch.tensor([[1.0, 0.0, 0.0]], device=device)

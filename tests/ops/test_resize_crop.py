@@ -1,4 +1,4 @@
-"""The bicubic resize of a crop against Pillow's, its twin, and cases made by hand."""
+"""Bicubic resize of a crop against Pillow, the reference, and cases made by hand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASES = [
 
 
 def noise(size: tuple[int, int], seed: int = 0) -> Tensor:
-    """Black and white pixels, the hardest for the clamping between the two passes."""
+    """Return black and white pixels, which test the clamping between the passes."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 2, (*size, 3), generator=generator).mul(255).to(torch.uint8)
 
@@ -77,7 +77,7 @@ def test_quick_methods_are_close_to_pillow(function, full, resized, crop, size) 
 
 
 def test_columns_of_one_value_are_exact() -> None:
-    """All rows are rounded alike here, so that small errors of the first pass would add up."""
+    """All rows are rounded equally, so that small errors of the first pass would add up."""
     generator = torch.Generator().manual_seed(0)
     row = torch.randint(0, 256, (1, 1600, 3), generator=generator)
     image = row.expand(300, -1, -1).to(torch.uint8).contiguous()
@@ -124,7 +124,7 @@ def test_flat_areas_keep_their_value(function: Callable, method: str) -> None:
 
 
 def test_views_of_larger_images() -> None:
-    """Rows of the image and of the output lie apart; what lies between stays as it is."""
+    """Rows are strided in image and output; the memory between them does not change."""
     canvas, target = noise((60, 100)), torch.full((40, 70, 3), 9, dtype=torch.uint8)
     image, out = canvas[5:50, 10:90], target[3:30, 4:44]
     resize_crop(out, image, (45, 80), (0, 0), (30, 50), (2, 5))

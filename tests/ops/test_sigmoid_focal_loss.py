@@ -42,7 +42,7 @@ def test_agrees_with_the_definition(function: Callable[..., Tensor]) -> None:
 
 
 @given(data=st.data())
-def test_native_equals_twin(data: Any) -> None:
+def test_native_equals_reference(data: Any) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     n, classes = data.draw(st.sampled_from([0, 1, 3, 700])), data.draw(st.integers(1, 20))
     dtype, tolerance = data.draw(st.sampled_from([(torch.float64, 1e-11), (torch.float32, 2e-5)]))
@@ -52,8 +52,8 @@ def test_native_equals_twin(data: Any) -> None:
     weights = 5 * torch.rand(classes, generator=generator)
     rows = torch.rand(n, generator=generator).to(dtype) if data.draw(st.booleans()) else None
     gamma = data.draw(st.sampled_from([0.0, 1.5, 2.0]))
-    ours, twin = (with_gradient(f, logits, labels, weights, rows, gamma, 0.25) for f in BOTH)
-    for a, b in zip(ours, twin, strict=True):
+    ours, reference = (with_gradient(f, logits, labels, weights, rows, gamma, 0.25) for f in BOTH)
+    for a, b in zip(ours, reference, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
@@ -62,10 +62,10 @@ def test_native_equals_twin(data: Any) -> None:
 def test_float32(n: int, with_rows: bool, device: str) -> None:
     logits, labels = 4 * torch.randn(17, n).t(), torch.randint(-1, 19, (n,))
     args = (labels, 5 * torch.rand(17), torch.rand(n) if with_rows else None, 1.5, 0.3)
-    twin = with_gradient(sigmoid_focal_loss_reference, logits.double(), *args)
+    reference = with_gradient(sigmoid_focal_loss_reference, logits.double(), *args)
     there = [x.to(device) if isinstance(x, torch.Tensor) else x for x in (logits, *args)]
     ours = with_gradient(sigmoid_focal_loss, *there)
-    for a, b in zip(ours, twin, strict=True):
+    for a, b in zip(ours, reference, strict=True):
         torch.testing.assert_close(a.cpu().double(), b, rtol=2e-5, atol=2e-6)
     assert torch.equal(with_gradient(sigmoid_focal_loss, *there)[0], ours[0])  # repeats
 
@@ -79,9 +79,9 @@ def test_gradcheck() -> None:
 def test_extreme_logits_and_nan(device: str) -> None:
     logits = torch.tensor([[200.0, -200.0], [1e5, -1e5]], dtype=torch.float32, device=device)
     labels, weights = torch.tensor([1, 0], device=device), torch.ones(2, device=device)
-    ours, twin = (with_gradient(function, logits, labels, weights) for function in BOTH)
-    assert ours[0].item() == pytest.approx(twin[0].item())
-    torch.testing.assert_close(ours[1], twin[1])
+    ours, reference = (with_gradient(function, logits, labels, weights) for function in BOTH)
+    assert ours[0].item() == pytest.approx(reference[0].item())
+    torch.testing.assert_close(ours[1], reference[1])
     logits[0, 0] = math.nan
     out, grad = with_gradient(sigmoid_focal_loss, logits, labels, weights)
     assert out.isnan() and grad[0, 0].isnan() and grad[1].isfinite().all()
@@ -92,8 +92,8 @@ def test_strides_and_threads(at_threads: Callable[..., Any]) -> None:
     args = (sigmoid_focal_loss, logits, labels, torch.rand(17))
     one, two = (at_threads(n, with_gradient, *args) for n in (1, 2))
     assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
-    twin = with_gradient(sigmoid_focal_loss_reference, logits, *args[2:])
-    torch.testing.assert_close(one[0], twin[0], rtol=1e-4, atol=0)
+    reference = with_gradient(sigmoid_focal_loss_reference, logits, *args[2:])
+    torch.testing.assert_close(one[0], reference[0], rtol=1e-4, atol=0)
 
 
 def test_bad_arguments() -> None:

@@ -68,7 +68,7 @@ def dense_conv(
     features: Tensor, weight: Tensor, bias: Tensor, coords: Tensor, shape: tuple[int, ...],
     stride: Any, padding: Any, out_coords: Tensor,
 ) -> Tensor:  # fmt: skip
-    """The same convolution of the dense volume, read at the output voxels."""
+    """Convolve the dense volume and read it at the output voxels."""
     batch = int(coords[:, 0].max()) + 1
     dense = features.new_zeros(batch, *shape, features.shape[1])
     dense = dense.index_put(tuple(coords.t()), features)
@@ -81,7 +81,7 @@ def dense_conv(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sort", [True, False])
 @pytest.mark.parametrize(("kernel", "stride", "padding", "subm"), SETTINGS)
-def test_agrees_with_dense_and_twin(
+def test_agrees_with_dense_and_reference(
     kernel: Any, stride: Any, padding: Any, subm: bool, sort: bool, dtype: torch.dtype
 ) -> None:
     shape = (9, 8, 6)
@@ -92,16 +92,16 @@ def test_agrees_with_dense_and_twin(
     if subm:
         padding = tuple(k // 2 for k in kernel_map.kernel_size)
     dense = dense_conv(*inputs, coords, shape, stride, padding, kernel_map.out_coords)
-    twin = sparse_conv_reference(*inputs, kernel_map)
+    reference = sparse_conv_reference(*inputs, kernel_map)
     tolerance = 1e-12 if dtype == torch.float64 else 3e-6
-    for expected in (with_gradients(dense, inputs), with_gradients(twin, inputs)):
+    for expected in (with_gradients(dense, inputs), with_gradients(reference, inputs)):
         for a, b in zip(ours, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=tolerance * float(b.abs().max()))
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding", "subm"), SETTINGS)
 def test_active_set(kernel: Any, stride: Any, padding: Any, subm: bool) -> None:
-    """Output voxels are those whose window holds an input, in ascending order."""
+    """The window of each output voxel contains an input; outputs are in ascending order."""
     shape = (9, 8, 6)
     coords = random_coords(shape, 0.03, sort=False)
     kernel_map = build_kernel_map(coords, shape, kernel, stride, padding, subm)
@@ -116,7 +116,7 @@ def test_active_set(kernel: Any, stride: Any, padding: Any, subm: bool) -> None:
 
 
 @given(data=st.data())
-def test_kernel_map_equals_twin(data: Any) -> None:
+def test_kernel_map_equals_reference(data: Any) -> None:
     three = st.tuples(*[st.integers(1, 4)] * 3)
     shape = data.draw(st.tuples(*[st.integers(1, 9)] * 3))
     subm = data.draw(st.booleans())
@@ -134,7 +134,7 @@ def test_kernel_map_equals_twin(data: Any) -> None:
 
 
 def test_kernel_map_in_a_lidar_grid() -> None:
-    """The fusion model's grid: too large for a dense table."""
+    """The fusion model's grid is too large for a dense table."""
     shape = (41, 1600, 1600)
     coords = (torch.rand(4000, 4) * torch.tensor([2, *shape])).long().unique(dim=0)
     corner = torch.tensor([[1, 40, 1599, 1599], [0, 0, 0, 0]])
@@ -161,9 +161,9 @@ def test_channel_counts(c_in: int, c_out: int) -> None:
     for dtype in (torch.float32, torch.float64):
         inputs = parameters(len(coords), (3, 3, 3), c_in, c_out, dtype)
         ours = with_gradients(sparse_conv(*inputs, kernel_map), inputs)
-        twin = with_gradients(sparse_conv_reference(*inputs, kernel_map), inputs)
+        reference = with_gradients(sparse_conv_reference(*inputs, kernel_map), inputs)
         tolerance = 1e-12 if dtype == torch.float64 else 3e-6
-        for a, b in zip(ours, twin, strict=True):
+        for a, b in zip(ours, reference, strict=True):
             assert a.shape == b.shape
             torch.testing.assert_close(a, b, rtol=0, atol=tolerance * float(b.abs().max()))
 
@@ -177,10 +177,10 @@ def test_without_bias_and_partial_gradients() -> None:
     for wanted in ((features,), (weight,)):
         frozen = [x if x is wanted[0] else x.detach() for x in (features, weight)]
         (grad,) = torch.autograd.grad(sparse_conv(*frozen, None, kernel_map).sum(), wanted)
-        (twin,) = torch.autograd.grad(
+        (reference,) = torch.autograd.grad(
             sparse_conv_reference(*frozen, None, kernel_map).sum(), wanted
         )
-        torch.testing.assert_close(grad, twin)
+        torch.testing.assert_close(grad, reference)
 
 
 def test_no_voxels_and_one_voxel() -> None:
@@ -191,8 +191,8 @@ def test_no_voxels_and_one_voxel() -> None:
             assert_same_map(kernel_map, build_kernel_map_reference(*args))
             inputs = parameters(len(coords), (3, 3, 3), 4, 6, torch.float32)
             ours = with_gradients(sparse_conv(*inputs, kernel_map), inputs)
-            twin = with_gradients(sparse_conv_reference(*inputs, kernel_map), inputs)
-            for a, b in zip(ours, twin, strict=True):
+            reference = with_gradients(sparse_conv_reference(*inputs, kernel_map), inputs)
+            for a, b in zip(ours, reference, strict=True):
                 torch.testing.assert_close(a, b)
 
 
@@ -287,9 +287,9 @@ def test_opcheck() -> None:
 
 @pytest.mark.parametrize("switch", ["OPUS_DISABLE_AVX2", "OPUS_DISABLE_AVX512"])
 def test_other_instructions(run_in_new_process: Callable[..., None], switch: str) -> None:
-    """What a processor without them runs gives the same; the choice is made once per process.
+    """The code for processors without them is equal; the choice is made once per process.
 
-    40 and 18 columns leave half a pair of vectors over and, with AVX-512, single columns.
+    40 and 18 columns leave half a pair of vectors and, with AVX-512, single columns.
     """
     run_in_new_process(
         """
@@ -301,11 +301,10 @@ kernel_map = build_kernel_map(coords, (7, 6, 5), 3, padding=1)
 for c_in, c_out in ((5, 6), (40, 18)):
     inputs = [torch.randn(len(coords), c_in), torch.randn(c_out, 3, 3, 3, c_in), torch.randn(c_out)]
     inputs = [x.double().requires_grad_() for x in inputs]
-    ours, twin = sparse_conv(*inputs, kernel_map), sparse_conv_reference(*inputs, kernel_map)
-    torch.testing.assert_close(ours, twin)
+    ours, reference = sparse_conv(*inputs, kernel_map), sparse_conv_reference(*inputs, kernel_map)
+    torch.testing.assert_close(ours, reference)
     grad = torch.randn_like(ours)
-    pairs = zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(twin, inputs, grad))
-    for a, b in pairs:
+    for a, b in zip(*(torch.autograd.grad(out, inputs, grad) for out in (ours, reference))):
         torch.testing.assert_close(a, b)
 """,
         **{switch: "1"},
@@ -314,8 +313,9 @@ for c_in, c_out in ((5, 6), (40, 18)):
 
 @pytest.mark.skipif(find_spec("spconv") is None, reason="spconv is not installed")
 def test_agrees_with_spconv(run_in_new_process: Callable[..., None]) -> None:
-    """spconv's CPU code is right with one thread, in training mode, forward (its backward pass
-    needs CUDA): there both give the same voxels and the same sums from the same parameters."""
+    """Voxels and sums equal spconv's for the same parameters.
+
+    spconv's CPU code is correct forward, with one thread, in training mode."""
     run_in_new_process(
         """
 import torch
@@ -361,17 +361,17 @@ def test_grid_of_more_voxels_than_32_bits_can_number(
     far = torch.tensor(shape) - torch.tensor([3, 4, 5])
     coords = torch.cat([coords, coords + torch.cat([torch.tensor([0]), far])])
     coords = coords[torch.randperm(len(coords))]
-    ours, twin = (
+    ours, reference = (
         build(coords, shape, 3, 1, 1, subm)
         for build in (build_kernel_map, build_kernel_map_reference)
     )
-    assert_same_map(ours, twin)
+    assert_same_map(ours, reference)
 
 
 def test_features_of_more_elements_than_32_bits_can_number(
     lazy_zeros: Callable[..., Tensor], needs_memory: Callable[[float], None]
 ) -> None:
-    """The gradient of the features is the product that the forward pass is, of as many rows."""
+    """The gradient of the features is a product of as many rows as the forward pass."""
     needs_memory(10)
     c_in, c_out = 512, 9
     n = 2**31 // c_in + 2

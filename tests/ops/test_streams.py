@@ -1,4 +1,4 @@
-"""Operations that run at the same time: on threads of the host, on streams and devices of CUDA."""
+"""Concurrent operations: on threads of the host, on streams and devices of CUDA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from models import ops
 
 Outputs = tuple[Tensor, ...]
-#: Calls an operation (True) or its twin (False) with inputs that were made before.
+#: Calls an operation (True) or its reference (False) with prepared inputs.
 Run = Callable[[bool], Outputs]
 
 
@@ -121,14 +121,14 @@ OPERATIONS: dict[str, Callable[[str], Run]] = {
 }
 
 
-def _agree(ours: Outputs, twin: Outputs) -> None:
-    for one, other in zip(ours, twin, strict=True):
+def _agree(ours: Outputs, theirs: Outputs) -> None:
+    for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_threads_of_the_host(name: str) -> None:
-    """Calls from several threads of Python at once do not disturb each other."""
+    """Concurrent calls from several Python threads do not affect each other."""
     torch.manual_seed(0)
     run = OPERATIONS[name]("cpu")
     expected = run(True)
@@ -142,7 +142,7 @@ def test_threads_of_the_host(name: str) -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_streams_and_devices_of_cuda(name: str) -> None:
-    """Kernels run on the current stream of their tensors' device, the current device or not."""
+    """Kernels run on the current stream of their tensors' device, on any current device."""
     torch.manual_seed(0)
     for number in range(torch.cuda.device_count()):
         run = OPERATIONS[name](f"cuda:{number}")

@@ -45,8 +45,8 @@ def test_first_key_out_of_range_is_named(device: str) -> None:
 def test_strides_and_threads(at_threads: Callable[..., Any]) -> None:
     keys = torch.randint(0, 10**6, (60000,))[::2]
     one, two = (at_threads(n, unique_voxels, keys, 10**6) for n in (1, 2))
-    twin = unique_voxels_reference(keys, 10**6)
-    for a, b, c in zip(one, two, twin, strict=True):
+    reference = unique_voxels_reference(keys, 10**6)
+    for a, b, c in zip(one, two, reference, strict=True):
         assert torch.equal(a, b) and torch.equal(a, c)
 
 

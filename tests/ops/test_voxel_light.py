@@ -1,4 +1,4 @@
-"""The native light of cells against its twin, and both against what light must do."""
+"""Native light of cells against its reference, and both against expected properties."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OVERHEAD = (0.0, 0.0)
 
 
 def street(size: tuple[int, int, int], seed: int) -> Tensor:
-    """Ground, boxes on it and loose voxels: bool [X, Y, Z]."""
+    """Return ground, boxes on it and loose voxels: bool [X, Y, Z]."""
     generator = torch.Generator().manual_seed(seed)
     grid = torch.rand(size, generator=generator) < 0.03
     grid[:, :, : max(1, size[2] // 5)] = True
@@ -26,20 +26,20 @@ def street(size: tuple[int, int, int], seed: int) -> Tensor:
 
 
 def of_cells(light: Tensor) -> tuple[Tensor, Tensor]:
-    """Sunlight and ambient light [X, Y, Z] without the border."""
+    """Return sunlight and ambient light [X, Y, Z] without the border."""
     sun, sky = light[1:-1, 1:-1, 1:-1].permute(1, 2, 0, 3).unbind(-1)
     return sun, sky
 
 
 @pytest.mark.parametrize("size", [(33, 47, 16), (1, 1, 1), (5, 40, 2), (17, 4, 9)])
 @pytest.mark.parametrize("slope", [OVERHEAD, (-0.63, 0.53), (1.0, -2.4), (0.5, 7.9)])
-def test_native_equals_twin(size: tuple[int, int, int], slope: tuple[float, float]) -> None:
+def test_native_equals_reference(size: tuple[int, int, int], slope: tuple[float, float]) -> None:
     drawn = street(size, 1)
     opaque = drawn | street(size, 2)
-    native, twin = (shine(drawn, opaque, slope) for shine in IMPLEMENTATIONS)
-    assert native.shape == twin.shape and native.is_contiguous() and twin.is_contiguous()
-    assert torch.equal(native[..., 1], twin[..., 1])
-    torch.testing.assert_close(native[..., 0], twin[..., 0], rtol=0, atol=2e-6)
+    native, reference = (shine(drawn, opaque, slope) for shine in IMPLEMENTATIONS)
+    assert native.shape == reference.shape and native.is_contiguous() and reference.is_contiguous()
+    assert torch.equal(native[..., 1], reference[..., 1])
+    torch.testing.assert_close(native[..., 0], reference[..., 0], rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("shine", IMPLEMENTATIONS)
@@ -56,15 +56,15 @@ def test_under_a_roof(shine: Any) -> None:
 
 @pytest.mark.parametrize("shine", IMPLEMENTATIONS)
 def test_ambient_light_by_hand(shine: Any) -> None:
-    """Two walls close by, in whose middle half of the cells around belong to their surfaces."""
+    """Between two close walls, half of the surrounding cells belong to their surfaces."""
     opaque = torch.zeros(30, 30, 20, dtype=torch.bool)
     opaque[10] = opaque[14] = True
     _, sky = of_cells(shine(opaque, opaque, OVERHEAD))
     assert (sky[opaque] == 0).all() and (sky[~opaque] >= 0.45).all()
-    # 2 of the 7 layers around are wall; one would be none too many.
+    # 2 of the 7 layers around are wall; the first does not dim.
     assert float(sky[12, 15, 10]) == pytest.approx(1 - 1.3 * (2 / 7 - 1 / 7), abs=1e-6)
     assert sky[20, 15, 10] == 1, "farther than three voxels away nothing is dimmed"
-    # What is inside a thick wall is no surface: the wall of two layers counts as one of one.
+    # The inside of a thick wall is no surface: a wall of two layers counts as one.
     thick = opaque.clone()
     thick[:11] = True
     _, same = of_cells(shine(thick, thick, OVERHEAD))

@@ -36,7 +36,7 @@ def test_known_answer(function: Callable[..., Tensor], device: str) -> None:
 
 
 @given(data=st.data())
-def test_native_equals_twin(data: Any) -> None:
+def test_native_equals_reference(data: Any) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
     n, m = data.draw(st.integers(0, 80)), data.draw(st.integers(1, 40))
@@ -49,8 +49,8 @@ def test_native_equals_twin(data: Any) -> None:
             st.sampled_from([math.nan, math.inf, -math.inf])
         )
     index = torch.randint(0, m, (n,), generator=generator)
-    ours, twin = (with_gradient(function, features, index, m) for function in BOTH)
-    for a, b in zip(ours, twin, strict=True):
+    ours, reference = (with_gradient(function, features, index, m) for function in BOTH)
+    for a, b in zip(ours, reference, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
@@ -58,14 +58,14 @@ def test_float32(device: str) -> None:
     features = torch.randn(500, 9).round(decimals=1)  # some ties
     features[::17, 0], features[::19, 1] = math.nan, -0.0
     index = torch.randint(0, 60, (500,))
-    twin = with_gradient(voxel_max_reference, features, index, 61)
+    reference = with_gradient(voxel_max_reference, features, index, 61)
     ours = with_gradient(voxel_max, features.to(device), index.to(device), 61)
-    for a, b in zip(ours, twin, strict=True):
+    for a, b in zip(ours, reference, strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=0, atol=0, equal_nan=True)
 
 
 def test_without_gradient(device: str) -> None:
-    """Maxima without winners are the same."""
+    """Maxima are equal without winners."""
     features = torch.randn(300, 41).round(decimals=1).to(device)
     features[::23, 40], features[::7, 3] = math.nan, math.inf
     index = torch.randint(0, 90, (300,), device=device)
@@ -95,20 +95,20 @@ def test_no_points_and_strides(device: str) -> None:
     assert voxel_max(nothing, none.to(device), 0).shape == (0, 3)
     features, index = torch.randn(5, 40).to(device).t(), torch.randint(0, 9, (80,))[::2]
     args = (features, index.to(device), 9)
-    ours, twin = (with_gradient(function, *args) for function in BOTH)
-    assert torch.equal(ours[0], twin[0]) and torch.equal(ours[1], twin[1])
+    ours, reference = (with_gradient(function, *args) for function in BOTH)
+    assert torch.equal(ours[0], reference[0]) and torch.equal(ours[1], reference[1])
 
 
 @pytest.mark.parametrize("channels", [1, 64, 70])
 def test_many_points_of_one_voxel(channels: int, device: str) -> None:
-    """Ties of infinities and of zeros of both signs, all met at once."""
+    """Simultaneous ties of infinities and of zeros of both signs."""
     values = torch.tensor([-math.inf, -1.0, -0.0, 0.0, 1.0, math.inf])
     for top in range(len(values)):
         features = values[torch.randint(0, top + 1, (300, channels))]
         index = torch.randint(0, 2, (300,))
-        twin = with_gradient(voxel_max_reference, features, index, 2)
+        reference = with_gradient(voxel_max_reference, features, index, 2)
         ours = with_gradient(voxel_max, features.to(device), index.to(device), 2)
-        for a, b in zip(ours, twin, strict=True):
+        for a, b in zip(ours, reference, strict=True):
             assert torch.equal(a.cpu(), b)
 
 

@@ -1,4 +1,4 @@
-"""Chains of voxel sets and their neighbours, against the twins and the CPU's convolution."""
+"""Chains of voxel sets and their neighbours, against references and the CPU's convolution."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHAINS = {
 
 
 def some_keys(device: str, grids: int = 3, number: int = 60) -> Tensor:
-    """Repeated keys, and some outside the grids."""
+    """Return repeated keys, and some outside the grids."""
     rng = torch.Generator().manual_seed(number)
     most = grids * math.prod(SHAPE)
     return torch.randint(-20, most + 20, (number,), generator=rng).to(device)
@@ -43,7 +43,7 @@ def assert_same(found: ops.VoxelChain, expected: ops.VoxelChain) -> None:
 
 @pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.parametrize("is_limited", [False, True])
-def test_equals_twin(name: str, is_limited: bool, device: str) -> None:
+def test_equals_reference(name: str, is_limited: bool, device: str) -> None:
     steps, keys = CHAINS[name], some_keys(device)
     capacity = [40, 200, 30, 100][: len(steps) + 1] if is_limited else None
     found = ops.voxel_chain(keys, 3, SHAPE, steps, capacity)
@@ -72,7 +72,7 @@ def test_capacity_tells_what_was_left_out(device: str) -> None:
 
 
 def test_parts_of_a_list_are_sets_of_their_own(device: str) -> None:
-    """Grids of one list, such as the layers of a decoder, are convolved apart."""
+    """Grids of one list, such as the layers of a decoder, are convolved separately."""
     keys = some_keys(device)
     whole = ops.voxel_chain(keys, 3, SHAPE, [DILATE])
     volume = math.prod(SHAPE)
@@ -94,7 +94,7 @@ def test_parts_of_a_list_are_sets_of_their_own(device: str) -> None:
 
 @pytest.mark.parametrize("step", [DILATE, HALVE, FLATTEN, WIDE, None])
 def test_convolves_as_on_the_cpu(step: ConvStep | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs and gradients against pairs that are multiplied one kernel position after another."""
+    """Outputs and gradients equal products of pairs per kernel position."""
     monkeypatch.setitem(ops.voxel_sets._GATHERED_BYTES, "cpu", 1)  # many slices
     keys = some_keys("cpu", number=400)
     used = step or ConvStep.submanifold((3, 3, 3))

@@ -1,4 +1,4 @@
-"""The native shading against its twin, and both against what a picture must show."""
+"""Native shading against its reference, and both against expected pictures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sparse_labels(seed: int, size: tuple[int, int, int] = SIZE, share: float = 0
 
 
 def make_scene(seed: int, labels: Tensor, **changes: Any) -> VoxelScene:
-    """Some light: such as no sun makes, so that each number shows."""
+    """Make light with distinct random numbers, so that each one matters."""
     generator = torch.Generator().manual_seed(seed)
     nx, ny, nz = labels.shape
     light = 0.05 + 0.95 * torch.rand(nz + 2, nx + 2, ny + 2, 2, generator=generator)
@@ -64,7 +64,7 @@ def pinhole(
     position: tuple[float, float, float], target: tuple[float, float, float], height: int,
     width: int, focal_px: float,
 ) -> tuple[VoxelView, Tensor]:  # fmt: skip
-    """A camera's view and the directions [H, W, 3] of its pixels in its own axes."""
+    """Return a camera's view and the directions [H, W, 3] of its pixels in camera axes."""
     forward = unit(torch.tensor(target) - torch.tensor(position)).double()
     right = torch.linalg.cross(forward, torch.tensor([0.0, 0.03, 1.0], dtype=torch.float64))
     right = right / right.norm()
@@ -80,14 +80,14 @@ def pinhole(
 
 
 def in_grid(view: VoxelView, directions: Tensor) -> Tensor:
-    """Directions of the camera's axes in the grid's, in single precision as they are cast."""
+    """Rotate directions from camera to grid axes, in single precision as in the cast."""
     right, down, forward = torch.tensor(view.rotation)
     x, y, z = directions.split(1, dim=-1)
     return x * right + y * down + z * forward
 
 
 def towards(view: VoxelView, targets: Tensor) -> Tensor:
-    """Unit directions in the camera's axes to places of the grid's frame."""
+    """Return unit directions, in camera axes, to points of the grid's frame."""
     away = targets.double() - torch.tensor(view.position, dtype=torch.float64)
     return unit(away @ torch.tensor(view.rotation, dtype=torch.float64).T).float()
 
@@ -98,18 +98,20 @@ def sky(height: int) -> Tensor:
 
 def expect_equal(scene: VoxelScene, view: VoxelView, directions: Tensor, **more: Any) -> Any:
     behind = sky(len(directions))
-    native, twin = (shade(scene, view, directions, behind, **more) for shade in IMPLEMENTATIONS)
-    assert torch.equal(native.key, twin.key)
-    assert torch.equal(native.distance, twin.distance)
+    native, reference = (
+        shade(scene, view, directions, behind, **more) for shade in IMPLEMENTATIONS
+    )
+    assert torch.equal(native.key, reference.key)
+    assert torch.equal(native.distance, reference.distance)
     # A point where two faces meet may be rounded to either side of an edge's line.
-    close = (native.colour - twin.colour).abs().amax(dim=-1) < 2e-3
+    close = (native.colour - reference.colour).abs().amax(dim=-1) < 2e-3
     assert close.float().mean() > 0.998
     return native
 
 
 @pytest.mark.parametrize("position", [(-6.0, 0.3, 3.0), (0.1, -5.0, -2.0), (0.0, 0.0, 0.0)])
-def test_native_equals_twin(position: tuple[float, float, float]) -> None:
-    """Rays that have nothing in common, in no order."""
+def test_native_equals_reference(position: tuple[float, float, float]) -> None:
+    """Use unrelated rays in random order."""
     scene, view = make_scene(1, sparse_labels(1)), make_view(2, position)
     aim = torch.rand(50, 80, 3) * torch.tensor([3.6, 3.5, 1.5]) + torch.tensor(GRID_MIN)
     seen = expect_equal(scene, view, towards(view, aim))
@@ -154,7 +156,7 @@ def test_beams_of_a_camera_hit_what_single_rays_hit(
 
 
 @pytest.mark.parametrize("camera", CAMERAS[::3])
-def test_native_equals_twin_in_a_camera(camera: tuple[Any, Any]) -> None:
+def test_native_equals_reference_in_a_camera(camera: tuple[Any, Any]) -> None:
     position, target = camera
     scene = make_scene(5, sparse_labels(6, (31, 26, 9), 0.05))
     view, directions = pinhole(position, target, 45, 70, 40.0)
@@ -213,7 +215,7 @@ for a, b in zip(voxel_shading(scene, VoxelView(*view), *arguments), expected):
 
 @pytest.mark.parametrize("shade", IMPLEMENTATIONS)
 def test_a_face_by_hand(shade: Any) -> None:
-    """One voxel from above: its colour times its light, the fog, and a darker edge."""
+    """A voxel from above has its colour times its light, fog, and a darker edge."""
     labels = torch.full(SIZE, EMPTY, dtype=torch.uint8)
     labels[4, 3, 2] = 2
     scene = make_scene(3, labels)
@@ -251,7 +253,7 @@ def test_a_face_by_hand(shade: Any) -> None:
 
 @pytest.mark.parametrize("shade", IMPLEMENTATIONS)
 def test_crease_between_ground_and_wall_by_hand(shade: Any) -> None:
-    """An upper face whose one neighbour is a wall, under a sun overhead."""
+    """Shade an upper face next to a wall, under a sun overhead."""
     labels = torch.full((5, 5, 4), EMPTY, dtype=torch.uint8)
     labels[:, :, 0] = 0
     labels[3, :, 1] = 0

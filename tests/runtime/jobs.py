@@ -1,7 +1,7 @@
 """Trainings in separate processes that start fast.
 
-They are forked from a server that has imported everything, so that a test may kill one after the
-other. Each is the leader of a process group, as a shell's job is.
+They are forked from a server that has imported everything, so that a test can kill many of them.
+Each is the leader of a process group, like a job of a shell.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _context.set_forkserver_preload(
 
 
 class Job:
-    """One process that trains."""
+    """Handle of a training process."""
 
     def __init__(self, arguments: list[str], output: Path, environment: Mapping[str, str]) -> None:
         self.output = output
@@ -44,7 +44,7 @@ class Job:
         return self.process.exitcode
 
     def wait_for(self, words: str, seconds: float = 60.0) -> None:
-        """Wait until the output holds some words."""
+        """Wait until the output contains some words."""
         end = time.monotonic() + seconds
         while words not in self.text():
             assert self.process.is_alive() and time.monotonic() < end, self.text()[-3000:]
@@ -60,19 +60,19 @@ class Job:
             pass
 
     def children(self) -> list[int]:
-        """Processes that it has started, except for Python's helpers."""
+        """Return the started processes, except for Python's helpers."""
         pid = self.process.pid
         names = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         lines = {int(n): Path(f"/proc/{n}/cmdline").read_bytes() for n in names}
         return [child for child, line in lines.items() if b"resource_tracker" not in line]
 
     def text(self) -> str:
-        """What it has printed."""
+        """Return the output."""
         return self.output.read_text() if self.output.exists() else ""
 
 
 def start(config: Path, work_dir: Path, *options: str, **environment: str) -> Job:
-    """Start a training; its steps are recorded in `record.txt` beside the work dir's name."""
+    """Start a training; its steps are recorded in `record.txt` next to the work dir."""
     arguments = ["--config", str(config), "--work-dir", str(work_dir), *options]
     record = work_dir.with_suffix(".txt")
     env = {"NANO_RECORD": str(record), **environment}
@@ -94,7 +94,7 @@ def start_group(
     folders: Sequence[Path] | None = None,
     **environment: str,
 ) -> list[Job]:
-    """Start the processes of a distributed training, each in its own folder if there are some."""
+    """Start the processes of a distributed training, optionally in separate folders."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -112,7 +112,7 @@ def start_group(
 
 
 def _limit_shared_memory(size: str) -> bool:
-    """Give this process a small /dev/shm of its own; needs the rights to mount."""
+    """Mount a small /dev/shm for this process; needs the right to mount."""
     libc = ctypes.CDLL(None)
     new_namespace, private = 0x20000, 0x44000  # CLONE_NEWNS; MS_REC | MS_PRIVATE
     return (

@@ -61,5 +61,5 @@ val_dataloader = val_cfg = val_evaluator = test_dataloader = test_cfg = test_eva
 
 
 def memory_config(folder: Path, root: Path, single: int = 1) -> Path:
-    """A config of a small model that remembers queries; the first epochs have single frames."""
+    """Return a config of a small model with query memory; the first epochs have single frames."""
     return write_config(folder, root, "v2", extra=EXTRA.format(memory=MEMORY, single=single))

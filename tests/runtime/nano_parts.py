@@ -1,9 +1,9 @@
-"""A data set, a metric and configs that train the real models at a size of milliseconds.
+"""A data set, a metric and configs to train the real models in milliseconds.
 
-Every sample is made from its index, and augmented from (seed, epoch, index). Environment variables
-disturb a run: `NANO_SLOW` names a sample that takes minutes to load, `NANO_BAD` one whose images
-are NaN, `NANO_SIGNAL` a signal that the process sends itself, `NANO_AT` when,
-`NANO_FULL_AT` the iteration from which on no larger file can be written.
+Samples depend on their index, and their augmentation on (seed, epoch, index). Environment variables
+disturb a run: `NANO_SLOW` names a sample that takes minutes to load, `NANO_BAD` a sample with NaN
+images, `NANO_SIGNAL` a signal that the process sends itself, `NANO_AT` its time, `NANO_FULL_AT` the
+iteration from which the disk appears to be full.
 """
 
 from __future__ import annotations
@@ -93,14 +93,14 @@ class NanoMetric(BaseMetric):
 
 
 def record(*words: Any) -> None:
-    """Append a line to the file that tests count with."""
+    """Append a line to the file that tests evaluate."""
     with open(os.environ["NANO_RECORD"], "a") as stream:
         stream.write(" ".join(map(str, words)) + "\n")
 
 
 @HOOKS.register_module()
 class NanoHook(Hook):
-    """Records the samples of every step, and sends the process a signal at a chosen place."""
+    """Record the samples of every step, and send the process a signal at a chosen place."""
 
     def _disturb(self, place: str) -> None:
         if os.environ.get("NANO_AT") == place and os.environ.get("RANK", "0") == "0":
@@ -175,7 +175,7 @@ visualizer = dict(type='Visualizer', vis_backends=vis_backends, name='visualizer
 def write_config(
     folder: Path, root: Path, kind: str = "v2", workers: int = 1, extra: str = ""
 ) -> Path:
-    """A config of a small model; `extra` is appended to it."""
+    """Write a config of a small model; `extra` is appended to it."""
     model = copy.deepcopy(merge(DETECTOR, img_backbone=BACKBONE, img_neck=NECK, **KINDS[kind]))
     model["pts_bbox_head"]["decoder"]["dropout"] = 0.1
     path = folder / f"nano_{kind}.py"

@@ -1,8 +1,8 @@
-"""Trainings of the nano models on several numbers of processes, by the real train.py.
+"""Train the nano models on several numbers of processes with the real train.py.
 
     python process_equality.py JOBS.json
 
-A process of its own imports everything once and forks the processes of one job after another.
+One process imports everything and forks the processes of each job.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RAW_HW, FINAL_HW = (90, 160), (32, 96)  # of the hand-made data set, and of the 
 
 
 class Job(NamedTuple):
-    """A training: `batch_size` samples on all processes together, in so many accumulated parts."""
+    """A training: total `batch_size`, number of processes and of accumulated parts."""
 
     name: str
     config: str  # of configs/toy
@@ -34,7 +34,7 @@ class Job(NamedTuple):
 
 
 def write_config(job: Job, data_root: str, folder: Path) -> Path:
-    """Write the config of a job: the shipped one with everything random that there is."""
+    """Write the config of a job: a shipped one with all random parts."""
     from scripts.runtime.config import load_config
 
     options = {
@@ -71,7 +71,7 @@ def free_port() -> int:
 
 
 def run_rank(config: Path, folder: Path, rank: int, processes: int, port: int) -> None:
-    """Train as one process of a run; ends this process."""
+    """Train as one process of a run, then exit."""
     import train
 
     log = os.open(folder / f"log{rank}.txt", os.O_WRONLY | os.O_CREAT)
@@ -108,7 +108,7 @@ def run(job: Job, data_root: str, folder: Path) -> None:
 
 
 def import_everything() -> None:
-    """Load, for all the processes that are forked, what a training imports on its way."""
+    """Import everything that a training imports, for all forked processes."""
     import mmdet3d.models  # noqa: F401
     import torch
     from mmengine.config import Config

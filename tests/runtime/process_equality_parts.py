@@ -1,4 +1,4 @@
-"""A hook that notes what a training does, for process_equality.py."""
+"""A hook that records a training, for process_equality.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 
 @HOOKS.register_module(force=True)
 class NotedTraining(Hook):
-    """Writes losses of every step, samples, scores and weights of every process to the work dir.
+    """Write losses of every step, samples, scores and weights of every process to the work dir.
 
     Args:
         freeze_norms: Keep batch norms in eval mode.

@@ -1,7 +1,7 @@
 """A small OPUS detector in double precision, for evaluations that must agree voxel by voxel.
 
-In single precision convolutions over other numbers of images may differ in the last bit, which
-could move a point into another voxel.
+In single precision, convolutions over different numbers of images may differ in the last bit and
+move a point into another voxel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FRAMES = 3
 
 @MODELS.register_module()
 class DoubleOPUS(OPUS):
-    """The detector with all parameters and inputs in double precision."""
+    """Detector with all parameters and inputs in double precision."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -73,7 +73,7 @@ test_cfg = dict()
 
 
 def write_config(folder: Path, root: Path, data_root: Path) -> Path:
-    """A config file of the detector on a data set of nuScenes' format."""
+    """Write a config of the detector on a data set in nuScenes' format."""
     path = folder / "detector.py"
     runtime = str(root / "configs/_base_/default_runtime.py")
     path.write_text(CONFIG.format(runtime=runtime, root=str(data_root), frames=FRAMES))
@@ -81,7 +81,7 @@ def write_config(folder: Path, root: Path, data_root: Path) -> Path:
 
 
 def disturb(model: torch.nn.Module) -> None:
-    """Move the weights off their initial values, at which images hardly matter."""
+    """Randomise the weights; with initial weights images hardly matter."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 or "bias" in name:

@@ -1,4 +1,4 @@
-"""Ablations: what a file says, what is run, what is kept, and the table at the end."""
+"""Ablations: files, runs, results and the final table."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_shipped_files_make_configs(tmp_path: Path) -> None:
 
 
 class Machine:
-    """Stands for trainings and evaluations: writes the files that they write."""
+    """Replace trainings and evaluations: write the same files."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: str = "", code: int = 1) -> None:
         self.trained: list[str] = []

@@ -1,4 +1,4 @@
-"""Gradients accumulated in parts: the step of the whole batch."""
+"""Accumulated gradients equal a step of the whole batch."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def detector(seed: int = 0) -> Any:
 
 
 def gradient_of(model: Any, batch: dict[str, Any], parts: int) -> dict[str, Tensor]:
-    """Gradient that a step of an optimiser gets, by parameter."""
+    """Return the gradient of an optimiser step by parameter."""
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1.0))
     accumulated_step(model, batch, wrapper, parts)
@@ -81,7 +81,7 @@ def gradient_of(model: Any, batch: dict[str, Any], parts: int) -> dict[str, Tens
 
 
 def test_gradient_of_unequal_parts_is_that_of_the_batch() -> None:
-    """Counts depend on the predictions here; three samples make parts of one and two."""
+    """Counts depend on the predictions; three samples are split into one and two."""
     model = detector()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -98,7 +98,7 @@ def test_gradient_of_unequal_parts_is_that_of_the_batch() -> None:
 
 
 def test_counting_leaves_statistics_and_generator_alone() -> None:
-    """Batch norms see every part once, and drawn seeds are the same in both runs."""
+    """Batch norms process every part once, and both runs draw the same seeds."""
     model, twin = detector(), detector()
     batch = make_batch(0, 1)
     generator = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""What a user can get wrong ends in one sentence on standard error and exit code 2."""
+"""User errors end in one sentence on standard error and exit code 2."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scripts.runtime.errors import EXIT_USER_ERROR
 
 
 class Runner:
-    """Calls an entry point and returns the sentence it ended with."""
+    """Call an entry point and return its final sentence."""
 
     def __init__(self, config: Path, work_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.common = ["--work-dir", str(work_dir)]
@@ -144,7 +144,7 @@ class _Harmful:
 def test_checkpoint_that_would_run_code_is_refused(run: Runner, tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "extra": _Harmful()}, tmp_path / "harm.pth")
     sentence = run.val(tmp_path / "harm.pth")
-    # Python 3.12 tells the module by another name.
+    # Python 3.12 names the module differently.
     assert re.search(r"holds an object of class _?io\.open, which is not loaded for", sentence)
 
 
@@ -182,7 +182,7 @@ def test_unknown_key_of_a_model_part(run: Runner) -> None:
 
 
 def test_unknown_key_of_a_published_part(run: Runner) -> None:
-    """The key is named also where the part sits deep in the model."""
+    """The key is also named if the part is nested deeply."""
     sentence = run.train(
         "--cfg-options",
         "model.type=mmdet.ResNet",
@@ -273,7 +273,7 @@ def test_missing_data_root(run: Runner, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_broken_file_is_named_from_any_process(run: Runner, workers: int) -> None:
-    """A worker hands its error over as text with a traceback: the sentence is taken out of it."""
+    """The sentence is extracted from the error text of a worker."""
     sentence = run.train(
         "--cfg-options",
         "train_dataloader.dataset.bad_file=images/17.jpg",
@@ -282,7 +282,7 @@ def test_broken_file_is_named_from_any_process(run: Runner, workers: int) -> Non
     assert sentence.endswith("images/17.jpg is broken: write it again")
 
 
-# ---------------------------------------------------------------- what is not the user's
+# ---------------------------------------------------------------- defects, not user errors
 
 
 def test_debug_shows_the_traceback(config: Path, tmp_path: Path, capsys) -> None:

@@ -1,4 +1,4 @@
-"""Where clusters run a training: Slurm, MPI, crashes, machines that share no disk."""
+"""Training on clusters: Slurm, MPI, crashes, machines without a shared disk."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_first_host_of_a_node_list(nodes: str, host: str) -> None:
 def test_two_tasks_of_srun_are_one_training_without_a_common_disk(
     config: Path, tmp_path: Path
 ) -> None:
-    """Each has a folder of its own, as on two machines; the second one resumes the first's file."""
+    """Each has its own folder, as on two machines; the second resumes the first's file."""
     folders = [tmp_path / "machine0", tmp_path / "machine1"]
     for folder in folders:
         folder.mkdir()
@@ -144,7 +144,7 @@ def test_two_tasks_of_srun_are_one_training_without_a_common_disk(
 
 @pytest.fixture
 def owner(tmp_path: Path) -> Iterator[int]:
-    """A process that trains in the folder `run`."""
+    """Start a process that trains in the folder `run`."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -200,7 +200,7 @@ def dist_train(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 def test_restart_after_a_rank_was_killed(config: Path, tmp_path: Path) -> None:
-    """From the checkpoint of the first epoch; what an older run has left does not count."""
+    """It resumes the checkpoint of the first epoch and ignores files of an older run."""
     run = tmp_path / "run"
     steps = tmp_path / "steps.txt"
     environment = dict(
@@ -216,7 +216,7 @@ def test_restart_after_a_rank_was_killed(config: Path, tmp_path: Path) -> None:
 
 
 def test_restart_by_torchrun_itself(config: Path, tmp_path: Path) -> None:
-    """Its store still holds the addresses of the processes that have ended."""
+    """Its store still contains the addresses of ended processes."""
     run = tmp_path / "run"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launcher, "--max-restarts", "1", str(ROOT / "train.py"), "--resume"]
@@ -233,7 +233,7 @@ def test_restart_by_torchrun_itself(config: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
 def test_signals_to_the_launcher(config: Path, tmp_path: Path, number: signal.Signals) -> None:
-    """It hands them on; when it is killed, its processes save and end."""
+    """It forwards them; if it is killed, its processes save and end."""
     run = tmp_path / "run"
     options = ["--cfg-options", "max_epochs=100000"]
     process = dist_train("2", str(config), "--work-dir", str(run), *options)
@@ -265,7 +265,7 @@ def is_running(pid: str) -> bool:
     ],
 )
 def test_shared_memory_that_is_too_small(tmp_path: Path, size: str, words: str) -> None:
-    """The main process would wait for a batch for ever."""
+    """Without a check the main process would wait for a batch forever."""
     config = nano_parts.write_config(tmp_path, ROOT)
     job = jobs.start(config, tmp_path / "run", "--cfg-options", "batch_size=11", JOB_SHM=size)
     code = job.wait(60)

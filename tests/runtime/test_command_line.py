@@ -1,4 +1,4 @@
-"""The config is given in one form or the other, and once."""
+"""The config is given once, in one of two forms."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_missing_config_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_other_data_is_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key of the data, on which the training depends, tells tables and info files apart."""
+    """The training depends on the key of the data, which differs for tables and info files."""
     root = tmp_path / "toy"
     content = {
         root / "toy_nuscenes.json": "options",

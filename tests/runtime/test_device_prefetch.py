@@ -1,4 +1,4 @@
-"""Batches on their way to the GPU: order, content, and when the next one is fetched."""
+"""Transfer of batches to the GPU: order, content, and time of the next fetch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_on_a_cpu_batches_pass_as_they_are(device: torch.device | None) -> None:
 
 
 def test_one_batch_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next batch is started before the one in front of it is handed over; none is lost."""
+    """The next copy starts before the previous batch is returned; no batch is lost."""
     events: list[str] = []
 
     def batches() -> Iterator[int]:
@@ -75,7 +75,7 @@ def test_an_error_while_looking_ahead_is_raised() -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize("ahead", [False, True])
 def test_content_arrives_on_the_gpu(ahead: bool) -> None:
-    """The step takes long, so that memory that is given away too early would be seen."""
+    """The step takes long, so that memory released too early would be detected."""
     batches = (map_tensors(make_batch(i), lambda t: t.pin_memory()) for i in range(12))
     weights, sums = torch.ones(2048, 2048, device="cuda"), []
     for batch in prefetched(batches, torch.device("cuda", 0), ahead=ahead):

@@ -38,7 +38,7 @@ def launch(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compares with this process's CPU training")
 def test_two_processes_train_and_score_like_one(config: Path, tmp_path: Path) -> None:
-    """The total batch is split, so the averaged gradients, and thus the weights, are the same."""
+    """The total batch is split, so that averaged gradients and weights are equal."""
     short = ["--cfg-options", "max_epochs=1"]
     one, two = tmp_path / "one", tmp_path / "two"
     assert train.main(["--config", str(config), "--work-dir", str(one), *short]) == 0
@@ -63,7 +63,7 @@ def test_two_processes_train_and_score_like_one(config: Path, tmp_path: Path) ->
 
 
 def test_all_processes_stop_together(config: Path, tmp_path: Path) -> None:
-    """One process is told to stop at its third step; both leave after it."""
+    """One process gets a signal at its third step; both stop after it."""
     work_dir = tmp_path / "run"
     done = launch(
         "dist_train.sh", "2", str(config), "--work-dir", str(work_dir), TINY_INTERRUPT_AT="3"
@@ -92,7 +92,7 @@ def test_batch_that_does_not_divide_is_refused(config: Path, tmp_path: Path) -> 
 
 
 def sentences(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """What was printed about errors."""
+    """Return the printed error sentences."""
     lines = done.stderr.splitlines()
     return [line for line in lines if line.startswith(("train.py", "val.py", "Traceback"))]
 
@@ -100,7 +100,7 @@ def sentences(done: subprocess.CompletedProcess[str]) -> list[str]:
 def test_an_error_of_another_process_than_the_first_is_one_sentence(
     config: Path, tmp_path: Path
 ) -> None:
-    """Also out of a data-loading process of it."""
+    """Include errors of its data-loading processes."""
     options = ["train_dataloader.dataset.bad_file=images/17.jpg", "train_dataloader.num_workers=1"]
     arguments = ["--work-dir", str(tmp_path / "run"), "--cfg-options", *options]
     done = launch("dist_train.sh", "2", str(config), *arguments, TINY_BAD_RANK="1")
@@ -118,7 +118,7 @@ def test_a_defect_of_one_process_keeps_its_traceback(config: Path, tmp_path: Pat
 def test_from_another_folder_and_a_checkout_that_is_left_as_it_is(
     config: Path, tmp_path: Path
 ) -> None:
-    """Relative paths start where the user stands; nothing is written beside the source."""
+    """Relative paths start at the current folder; nothing is written into the source tree."""
     checkout = tmp_path / "checkout"
     kept = shutil.ignore_patterns("__pycache__", "*.so")
     for name in ("models", "loaders", "scripts", "configs"):
@@ -136,7 +136,7 @@ def test_from_another_folder_and_a_checkout_that_is_left_as_it_is(
     assert done.returncode == 0, done.stderr[-3000:]
     assert (stand / "out" / "last_checkpoint").is_file()
     assert sorted(checkout.rglob("*")) == before
-    # mmengine gathers results of metrics in the folder .dist_test, and leaves it.
+    # mmengine gathers results of metrics in the folder .dist_test and does not remove it.
     assert {path.name for path in stand.iterdir()} - {".dist_test"} == {"my.py", "out"}
 
 

@@ -1,4 +1,4 @@
-"""A short drill: trainings that are disturbed at random end as undisturbed ones."""
+"""A short drill: randomly disturbed trainings equal undisturbed ones."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def _steps(work_dir: Path, rank: int) -> str:
 
 
 def _is_idle(work_dir: Path) -> bool:
-    """Whether no process has begun an iteration for a second."""
+    """Return whether no process has started an iteration for a second."""
     times = [record_of(work_dir, rank).stat().st_mtime for rank in range(2)]
     return time.time() - max(times) > 1
 
 
 def test_resident_memory_is_measured(tmp_path: Path) -> None:
-    """A short run; a thousand steps and samples are a matter of `--memory 1000`."""
+    """Measure a short run; `--memory 1000` measures a thousand steps and samples."""
     drifts = measure_drift(tmp_path, model="nano", steps=40)
     assert [(drift.phase, drift.number) for drift in drifts] == [("train", 40), ("val", 40)]
     for drift in drifts:

@@ -1,4 +1,4 @@
-"""A job of torchrun that loses a machine goes on with those that are left."""
+"""A job of torchrun that loses a machine continues with the remaining ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The type of an error decides whether it ends in one sentence, whatever process raises it."""
+"""The type of an error decides whether it ends in one sentence, in any process."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A training that is interrupted anywhere ends with the weights of an undisturbed one, bit by bit.
+"""An interrupted training ends with bitwise the same weights as an undisturbed one.
 
-With the real models at a small size, augmentation, dropout, and a worker process. Steps are known
-by their samples and learning rate, evaluations by their number.
+The tests use small real models, augmentation, dropout and a worker process. Steps are identified by
+samples and learning rate, evaluations by their number.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def state_of(work_dir: Path) -> dict[str, Any]:
 
 
 def steps(work_dir: Path) -> dict[int, list[str]]:
-    """Learning rate and samples by iteration; a repeated iteration has to be the same."""
+    """Return learning rate and samples by iteration; repeated iterations must be equal."""
     done: dict[int, list[str]] = {}
     for line in work_dir.with_suffix(".txt").read_text().splitlines():
         kind, *words = line.split()
@@ -43,7 +43,7 @@ def evaluations(work_dir: Path) -> int:
 
 
 def samples_by_epoch(work_dir: Path) -> list[list[str]]:
-    """Samples of every epoch, without those that fill its last step up."""
+    """Return the samples of every epoch without those that fill up its last step."""
     epochs: dict[str, list[str]] = {}
     for line in work_dir.with_suffix(".txt").read_text().splitlines():
         kind, *words = line.split()
@@ -97,7 +97,7 @@ def whole(folder: Path, config: Path) -> Path:
 
 
 def test_interrupted_at_every_kind_of_place(folder: Path, config: Path, whole: Path) -> None:
-    """In a step, in an evaluation, while saving, by signals to the process and to its group."""
+    """Interrupt a step, an evaluation and a save, by signals to the process and its group."""
     parts = folder / "parts"
     places = [
         ("SIGTERM", "start", "", EXIT_INTERRUPTED, "after 0 iterations"),  # workers just start
@@ -188,10 +188,10 @@ def test_another_batch_size_goes_on_at_the_same_sample(
     assert rates == pytest.approx([1e-7 + (1e-4 - 1e-7) * factor] * per_epoch, rel=1e-3)
 
 
-def test_a_finished_run_goes_on_with_more_epochs_and_another_rate(
+def test_a_finished_run_continues_with_more_epochs_and_another_rate(
     folder: Path, config: Path
 ) -> None:
-    """The learning rates are those of a run that was planned so."""
+    """The learning rates equal those of a run that was configured so from the start."""
     run = folder / "longer"
     assert jobs.train(config, run, "--cfg-options", "max_epochs=2")[0] == 0
     options = ["max_epochs=4", "optim_wrapper.optimizer.lr=1e-2"]

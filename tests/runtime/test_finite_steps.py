@@ -1,4 +1,4 @@
-"""Which steps the optimiser wrappers skip; test_exact_resume has whole trainings."""
+"""Steps that the optimiser wrappers skip; whole trainings are in test_exact_resume."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_bad_step_changes_nothing(
 
 
 def test_a_gradient_norm_that_overflows_is_a_bad_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its entries are finite, and clipping by an infinite norm would make zeros of them."""
+    """The entries are finite, but clipping by an infinite norm would make them zero."""
     model = nn.Linear(3, 1)
     wrapper = wrap("float32", model, monkeypatch, clip_grad=dict(max_norm=1.0))
     nn.init.zeros_(model.weight)

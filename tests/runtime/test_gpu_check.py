@@ -1,4 +1,4 @@
-"""The first check on a GPU, as far as a CPU goes."""
+"""`make gpu-check` on the CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.gpu_checks import command, operations
 from scripts.gpu_checks.operations import SIZES, largest_error, make_cases
 
 ROOT = Path(__file__).parents[2]
-# Hides packages from the import system, as on a machine that has torch alone.
+# Hides packages from the import system, as on a machine with only torch.
 WITHOUT = """
 import sys
 
@@ -43,8 +43,8 @@ def test_without_a_gpu_it_says_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
-def test_runs_with_torch_alone(tmp_path: Path) -> None:
-    """On the CPU, in small sizes; nothing of MMEngine, mmcv or pytest is there."""
+def test_runs_with_only_torch(tmp_path: Path) -> None:
+    """Run on the CPU in small sizes, without MMEngine, mmcv and pytest."""
     table = tmp_path / "table.md"
     options = ["--device", "cpu", "--sizes", "small", "--no-build", "--out", str(table)]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Trainings on sequences: what is remembered of a frame, through interruptions and on processes."""
+"""Trainings on sequences: query memory with interruptions and several processes."""
 
 from __future__ import annotations
 

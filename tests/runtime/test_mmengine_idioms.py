@@ -1,4 +1,4 @@
-"""Deltas that MMEngine's users write, each trained by train.py."""
+"""Config changes that are common in MMEngine, each trained by train.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NUM_SAMPLES, BATCH_SIZE = 22, 4
 
 
 def run(config: Path, work_dir: Path, text: str, *arguments: str) -> list[list[int]]:
-    """Train a child of the tiny config; returns the samples of every step."""
+    """Train a child of the tiny config; return the samples of every step."""
     child = config.parent / "child.py"
     child.write_text(f"_base_ = {config.name!r}\n{text}\n")
     code = train.main(["--config", str(child), "--work-dir", str(work_dir), *arguments])
@@ -78,7 +78,7 @@ train_cfg = dict(max_epochs=20, val_interval=1)
     assert len(steps) < 20 * 6  # stopped early
     saved = last_checkpoint(tmp_path / "run")
     assert "ema_state_dict" in saved
-    # Those of the defaults run beside them: the log has the host's memory.
+    # The default hooks run as well: the log has the host's memory.
     (log,) = (tmp_path / "run").glob("*/vis_data/scalars.json")
     assert "host_memory" in log.read_text()
 

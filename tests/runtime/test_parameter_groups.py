@@ -58,7 +58,7 @@ def step(model: nn.Module, wrapper: OptimWrapper, number: int) -> None:
 
 
 def content_of(wrapper: OptimWrapper, configured: Any, scheduler: Any) -> dict[str, Any]:
-    """What a checkpoint holds of these, as the Runner gathers it."""
+    """Return their content in a checkpoint, as the Runner gathers it."""
     return dict(
         optimizer=copy.deepcopy(wrapper.state_dict()),
         param_schedulers=[copy.deepcopy(scheduler.state_dict())],
@@ -113,7 +113,7 @@ def test_checkpoints_are_those_of_a_group_a_parameter() -> None:
 
 @pytest.mark.parametrize("kind", [DefaultOptimWrapperConstructor, MergedGroupsConstructor])
 def test_checkpoints_of_before_resume(kind: type) -> None:
-    """Written with a group a parameter: merged groups go on with the same steps."""
+    """They have a group per parameter; merged groups continue with the same steps."""
     model, wrapper, configured, scheduler = start(DefaultOptimWrapperConstructor)
     for number in range(3):
         step(model, wrapper, number)

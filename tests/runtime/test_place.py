@@ -1,4 +1,4 @@
-"""The rest of an epoch, against the samples that undisturbed processes see."""
+"""The rest of an epoch, against the samples of undisturbed processes."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def write(folder: Path, started: str, entries: list[dict], tail: str = "") -> Pa
 
 @pytest.fixture
 def stopped_and_resumed(tmp_path) -> Path:
-    """Stopped after the log of iteration 30, resumed from the checkpoint of iteration 20."""
+    """Write logs of a run that stopped after iteration 30 and resumed at iteration 20."""
     folder = tmp_path / "base"
     write(
         folder,

@@ -1,4 +1,4 @@
-"""What a run checks before its first step."""
+"""Checks before the first step of a run."""
 
 from __future__ import annotations
 

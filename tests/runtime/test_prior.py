@@ -18,7 +18,7 @@ FREE = len(CLASSES)
 
 @DATASETS.register_module()
 class FakeOccDataset(BaseDataset):
-    """Labels made from a seed: a road that is always there, a wall that comes and goes."""
+    """Data set of seeded labels: a constant road and a wall that comes and goes."""
 
     def __init__(self, pipeline: list, seed: int, num_samples: int = 5, test_mode: bool = False):
         assert [step["type"] for step in pipeline] == ["LoadOcc3DLabels"], "images were loaded"
@@ -94,7 +94,7 @@ def test_counts_agree_with_a_loop() -> None:
 
 
 @pytest.mark.parametrize("with_mask", [True, False])
-def test_without_camera_masks_what_is_no_noise_counts(with_mask: bool) -> None:
+def test_without_camera_masks_all_voxels_except_noise_count(with_mask: bool) -> None:
     """OpenOccupancy has no camera masks; without any mask every voxel counts."""
 
     class Unseen(FakeOccDataset):

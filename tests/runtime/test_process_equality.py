@@ -1,7 +1,7 @@
-"""The nano models of every kind on 1, 2 and 4 processes, in whole and in parts, are one model.
+"""Nano models trained on 1, 2 and 4 processes, whole or in parts, are equal.
 
-Trainings by train.py with augmentation, grid mask and dropout, on the hand-made data set; batch
-norms are in eval mode except for one training.
+train.py trains with augmentation, grid mask and dropout on the hand-made data set. Batch norms are
+in eval mode except for one training.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ JOBS = [
 
 
 class Noted(NamedTuple):
-    """What the processes of a training wrote down, by rank."""
+    """Hold the records of a training by rank."""
 
     losses: list[list[float]]
     tokens: list[list[list[str]]]
@@ -116,7 +116,7 @@ def test_weights_losses_and_scores_are_those_of_one_process(
 
 
 def test_published_normalisation_depends_on_the_processes(trainings: dict[str, Noted]) -> None:
-    """What the comparison above would not notice, it could not show."""
+    """The comparison above detects such a difference."""
     one, by_rank = trainings["v2 x 1"], trainings["v2 x 2 by rank"]
     assert by_rank.tokens == trainings["v2 x 2"].tokens
     apart = [abs(a / b - 1) for a, b in zip(by_rank.losses[0], one.losses[0], strict=True)]

@@ -1,4 +1,4 @@
-"""Learning rates by depth, a schedule of one cycle, and evaluations of averaged weights."""
+"""Layer-wise learning rates, a one-cycle schedule, and evaluations of averaged weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scripts.runtime.runner import build_runner, prepare_config
 
 
 class Net(nn.Module):
-    """A network whose image backbone has 2 + 1 blocks."""
+    """Network with an image backbone of 2 + 1 blocks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ SEEN: dict[str, Any] = {}
 
 @HOOKS.register_module()
 class NoteWeights(Hook):
-    """Notes the weights after every step, and those that are evaluated."""
+    """Record the weights after every step, and the evaluated weights."""
 
     priority = "VERY_LOW"
 

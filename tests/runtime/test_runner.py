@@ -1,4 +1,4 @@
-"""The runner that a config asks for, and the config that it leaves in the work dir."""
+"""The runner of a config, and the config in the work dir."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scripts.runtime.sections import check_custom_keys
 
 
 def test_the_config_of_a_work_dir_is_read_again(config: Path, tmp_path: Path) -> None:
-    """On any number of processes: it is written before it is fitted to this one."""
+    """It is valid for any number of processes, because it is written before it is fitted."""
     first, second = tmp_path / "first", tmp_path / "second"
     options = ["--cfg-options", "max_epochs=1", "batch_size=6"]
     assert train.main(["--config", str(config), "--work-dir", str(first), *options]) == 0

@@ -36,7 +36,7 @@ PUBLISHED = {
 
 @MODELS.register_module(force=True)
 class ThreeGroups(BaseModel):
-    """One parameter for each rule of the published optimiser."""
+    """Model with a parameter for each rule of the published optimiser."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class ThreeGroups(BaseModel):
 
 @DATASETS.register_module(force=True)
 class CountedDataset(BaseDataset):
-    """So many samples of nothing."""
+    """Data set with a given number of empty samples."""
 
     def load_data_list(self) -> list[dict]:
         return [{}] * TRAINING_SAMPLES
@@ -75,7 +75,7 @@ def build_runner(epochs: int, work_dir: Path) -> OpusRunner:
 
 
 def rates_at(runner: OpusRunner, iterations: list[int]) -> dict[int, dict[str, float]]:
-    """Rate of every parameter after so many iterations, as the hook of the runner steps them."""
+    """Return the rate of every parameter after some iterations of the runner's hook."""
     hook, names = ParamSchedulerHook(), {id(p): n for n, p in runner.model.named_parameters()}
 
     def rates() -> dict[str, float]:

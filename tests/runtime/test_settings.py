@@ -1,4 +1,4 @@
-"""What is written in a config or on the command line takes effect, or is refused."""
+"""Values in a config or on the command line take effect or are rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streaming and independent evaluation predict the same: in any order, on several processes."""
+"""Streaming and independent evaluation predict the same, in any order, on many processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def config(mini: MiniSet, tmp_path_factory: pytest.TempPathFactory) -> Path:  # 
 
 @pytest.fixture
 def parts(config: Path) -> Iterator[tuple[Any, Any, Any]]:
-    """A detector, its twin that streams, and a data set."""
+    """Return a detector, a streaming copy of it, and a data set."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield build(config)
@@ -166,7 +166,7 @@ def contents(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compares with this process's CPU evaluation")
 def test_any_number_of_processes_streams_what_one_predicts(config: Path, tmp_path: Path) -> None:
-    """Five samples: one process has a last batch of one, two and three pad with other samples."""
+    """Five samples: one process has a last batch of one; two and three processes pad."""
     plain, _, _ = build(config)
     torch.save({"state_dict": plain.state_dict()}, config.parent / "weights.pth")
     few = "test_dataloader.dataset.indices=5"

@@ -1,4 +1,4 @@
-"""The command that times a model: what it measures, counts and prints."""
+"""The command that times a model: measurements, counts and output."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def operations_of(function: Any, *args: Any) -> int:
     return counter.get_total_flops()
 
 
-def test_native_operations_count_what_their_twins_do() -> None:
+def test_native_operations_count_as_their_references() -> None:
     sampled, parameters = torch.randn(7, 6, 8), torch.randn(7, 8 * 8 + 5 * 6)
     ops.adaptive_mixing(sampled, parameters, 5)  # loads the library
     assert (
@@ -184,7 +184,7 @@ def test_stages_follow_a_frame_and_change_nothing() -> None:
             (watched_sample,) = model.test_step(batch)
         assert len(coords) > 0 and torch.equal(watched_sample.pred_coords, coords)
         names = {stage for _, _, stage in stages_of(model)}
-        # the first layer gives no point features, the discretization of the last alone runs
+        # The first layer has no point features; only the last layer is discretised.
         assert set(ledger.take()) == names
         assert "forward" not in vars(model.pts_bbox_head)
         gigaflop = gigaflop_by_stage(model, lambda: model.test_step(batch))
@@ -234,8 +234,8 @@ def test_the_command_times_a_model(
     assert "frames/s" in printed and "M parameters" in printed
 
 
-def test_a_new_frame_is_all_that_streaming_pays_for() -> None:
-    """Operations of the image network: of one frame in streaming, else of all."""
+def test_streaming_computes_only_the_new_frame() -> None:
+    """The image network processes one frame in streaming, otherwise all."""
     cfg = load_config(NANO, {"num_frames": 3})
     model = build_model(cfg, torch.device("cpu"), None)
     batches = SyntheticDrive(InputSizes.of(cfg)).batches(1)

@@ -1,4 +1,4 @@
-"""The toy line's checkpoint, its card, and what a demo makes of it."""
+"""The toy line's checkpoint, its card, and its use by the demo."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def last_checkpoint(work_dir: Path) -> dict:
 
 
 def expected_error(checkpoint: dict) -> float:
-    """Mean error of the stored weights over the data set, computed without the runner."""
+    """Return the mean error of the stored weights over the data set, without the runner."""
     from tiny_parts import TinyDataset
 
     weight, bias = (checkpoint["state_dict"][f"linear.{name}"] for name in ("weight", "bias"))

@@ -1,4 +1,4 @@
-"""Options of training, with a real model of small size on the CPU."""
+"""Options of training, with a small real model on the CPU."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model(cfg: Config) -> nn.Module:
 
 
 def train(model: Any, wrapper: type[FiniteOptimWrapper] = FiniteOptimWrapper) -> list[float]:
-    """Two steps; returns their losses."""
+    """Train two steps; return their losses."""
     torch.manual_seed(1)  # dropout
     optimizer = wrapper(optimizer=torch.optim.SGD(model.parameters(), lr=1e-3))
     dataset = NanoDataset()
@@ -52,7 +52,7 @@ def train(model: Any, wrapper: type[FiniteOptimWrapper] = FiniteOptimWrapper) ->
     return losses
 
 
-def twin(cfg: Config, model: nn.Module) -> nn.Module:
+def copy_of(cfg: Config, model: nn.Module) -> nn.Module:
     built: nn.Module = MODELS.build(cfg.model)
     built.load_state_dict(model.state_dict())
     return built.train()
@@ -68,7 +68,7 @@ def assert_equal_states(first: nn.Module, second: nn.Module, **tolerance: float)
 def test_bfloat16_on_the_cpu(
     cfg: Config, model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The image network runs in it, the head does not; the losses are those of float32, nearly."""
+    """Only the image network runs in bfloat16; losses are close to float32."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     fitted = Config(cfg.to_dict())
     fitted.optim_wrapper.update(type="AmpOptimWrapper", dtype="bfloat16", loss_scale="dynamic")
@@ -76,7 +76,7 @@ def test_bfloat16_on_the_cpu(
     assert fitted.optim_wrapper.type == "Bfloat16OptimWrapper"
     assert not {"dtype", "loss_scale"} & set(fitted.optim_wrapper)
 
-    other, image, points = twin(cfg, model), [], []
+    other, image, points = copy_of(cfg, model), [], []
     convolution = next(m for m in model.img_neck.modules() if isinstance(m, nn.Conv2d))
     convolution.register_forward_hook(lambda *a: image.append(a[-1].dtype))
     head = next(m for m in model.pts_bbox_head.modules() if isinstance(m, nn.Linear))
@@ -91,8 +91,8 @@ def test_bfloat16_on_the_cpu(
 def test_activation_checkpointing_trains_the_same_model(
     cfg: Config, model: nn.Module, names: str | list[str]
 ) -> None:
-    """Weights and batch-norm statistics, though the modules run twice."""
-    plain, calls = twin(cfg, model), []
+    """Weights and batch-norm statistics are equal, although the modules run twice."""
+    plain, calls = copy_of(cfg, model), []
     convolution = model.img_backbone.layer2[0].conv1
     convolution.register_forward_hook(lambda *_: calls.append(1))
     checkpoint_activations(model, names)
@@ -115,8 +115,8 @@ def test_checkpointing_of_what_does_not_exist(model: nn.Module, names: Any, word
 
 
 def test_compiled_image_network(cfg: Config, model: nn.Module) -> None:
-    """The backend gets the graphs of backbone and neck, and nothing of the head."""
-    plain, graphs = twin(cfg, model), []
+    """The back end gets only the graphs of backbone and neck."""
+    plain, graphs = copy_of(cfg, model), []
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
         graphs.append(str(graph.graph))

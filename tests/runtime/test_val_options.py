@@ -1,4 +1,4 @@
-"""val.py's ways to score and to write predictions, with a model that copies its labels."""
+"""Options of val.py to score and write predictions, with a model that copies its labels."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_score_predictions_is_val_with_predictions(
     mini: MiniSet,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Predictions that are right where no camera looks, and leave out what cameras see."""
+    """Predictions that are correct outside the cameras' view and empty inside it."""
     folder = tmp_path / "unseen"
     folder.mkdir()
     for token, label in mini.labels.items():
@@ -235,6 +235,6 @@ def test_score_predictions_is_val_with_predictions(
 
 
 def _scored(mini: MiniSet) -> list[dict[str, np.ndarray]]:  # noqa: F811
-    """Labels of the samples that the config scores: the first five of the training scenes."""
+    """Return the labels of the scored samples: the first five of the training scenes."""
     tokens = [*mini.samples["scene-0061"], *mini.samples["scene-0553"]][:5]
     return [mini.labels[token] for token in tokens]

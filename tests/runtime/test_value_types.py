@@ -1,4 +1,4 @@
-"""Values of another type than a constructor is annotated with are refused when a config is read."""
+"""Values of another type than a constructor's annotation are rejected when a config is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where weights come from: the decision as a table, and what the entry points make of it."""
+"""Origin of weights: the decision as a table, and the entry points."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def run_train(config: Path, work_dir: Path, *extra: str) -> int:
 
 
 def log_of(work_dir: Path) -> str:
-    """The log of the last run."""
+    """Return the log of the last run."""
     return max(work_dir.glob("*/*.log"), key=lambda path: path.stat().st_mtime_ns).read_text()
 
 
 RESUME, LOAD, WEIGHTS = OriginKind.RESUME, OriginKind.LOAD_FROM, OriginKind.WEIGHTS
 TABLE: list[tuple[dict[str, Any], OriginKind, str | None]] = [
-    # nothing asked for
+    # nothing requested
     (dict(), OriginKind.SCRATCH, None),
-    (dict(newest="new.pth"), OriginKind.SCRATCH, None),  # resuming has to be asked for
+    (dict(newest="new.pth"), OriginKind.SCRATCH, None),  # resuming must be requested
     (dict(config_load_from="c.pth"), LOAD, "c.pth"),
     (dict(config_load_from="c.pth", newest="new.pth"), LOAD, "c.pth"),
     # --resume
@@ -134,7 +134,7 @@ def test_a_work_dir_elsewhere_resumes_its_own_files(config: Path, tmp_path: Path
     assert run_train(config, first, "--cfg-options", "max_epochs=1") == 0
     if how == "copied":
         shutil.copytree(first, second)
-        assert run_train(config, first, "--resume") == 0  # the original goes on meanwhile
+        assert run_train(config, first, "--resume") == 0  # the original continues
     else:
         first.rename(second)
     assert run_train(config, second, "--resume", "--cfg-options", "max_epochs=2") == 0
@@ -183,7 +183,7 @@ def test_a_checkpoint_that_cannot_be_resumed(
 
 
 def test_what_else_is_stored_may_be_anything(config: Path, tmp_path: Path) -> None:
-    """Histories, schedules and random states that make no sense are left out."""
+    """Invalid histories, schedules and random states are ignored."""
     run = tmp_path / "run"
     assert run_train(config, run, "--cfg-options", "max_epochs=1") == 0
     precious = tmp_path / "precious.pth"
@@ -209,7 +209,7 @@ def test_what_else_is_stored_may_be_anything(config: Path, tmp_path: Path) -> No
 def test_a_run_without_a_seed_resumes_with_its_own(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the rest of the epoch would be that of another order."""
+    """Otherwise the rest of the epoch would have another order."""
     monkeypatch.setenv("TINY_STEPS_FILE", str(tmp_path / "steps.txt"))
     monkeypatch.setenv("TINY_INTERRUPT_AT", "3")
     options = ["--cfg-options", "randomness.seed=None", "max_epochs=1"]
@@ -438,7 +438,7 @@ def test_a_pretrained_file_has_to_hold_the_part(tmp_path: Path) -> None:
 def test_training_from_weights_that_lack_the_pretrained_part_is_refused(
     config: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    """Another file to start from does not excuse a missing one."""
+    """Another file to start from does not replace a missing pretrained file."""
     torch.save({"state_dict": {"fc.weight": torch.zeros(2)}}, tmp_path / "other.pth")
     code = run_train(
         config, tmp_path / "run", "--load-from", str(tmp_path / "other.pth"), "--cfg-options",

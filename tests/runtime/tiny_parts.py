@@ -1,7 +1,7 @@
-"""A model, a data set and a metric so small that training takes milliseconds.
+"""A model, a data set and a metric that train in milliseconds.
 
-The model fits y = x @ w; each sample's index travels along, so that tests see which samples a step
-was given. Environment variables make a run fail or interrupt itself at a chosen iteration.
+The model fits y = x @ w. Samples contain their index, so that tests can read the samples of a step.
+Environment variables make a run fail or interrupt itself at a chosen iteration.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _log_step(indices: Sequence[int]) -> None:
 
 
 def _maybe_disturb(step: int) -> None:
-    """Disturb the run at a step; what TINY_KILLED names is made when rank 1 kills itself."""
+    """Disturb the run at a step; create the file TINY_KILLED when rank 1 kills itself."""
     killed = os.environ.get("TINY_KILLED")
     if killed and os.environ.get("RANK") == "1" and step == 8 and not os.path.exists(killed):
         open(killed, "w").close()
@@ -98,7 +98,7 @@ class TinyModel(BaseModel):
 
 @HOOKS.register_module()
 class WrongShapesHook(Hook):
-    """Calls an operation as its contract forbids."""
+    """Call an operation with invalid arguments."""
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         ops.farthest_point_sampling(torch.zeros(4, 2), 3)
@@ -106,7 +106,7 @@ class WrongShapesHook(Hook):
 
 @MODELS.register_module()
 class CopyingModel(BaseModel):
-    """Predicts a share of a sample's occupied voxels, some with another label; looks at nothing."""
+    """Predict a part of a sample's occupied voxels, some with another label, without images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
 
 
 def write_config(folder: Path, root: Path) -> Path:
-    """A config file for these parts over the project's runtime settings."""
+    """Write a config for these parts with the project's runtime settings."""
     path = folder / "tiny.py"
     path.write_text(CONFIG.format(runtime=str(root / "configs/_base_/default_runtime.py")))
     return path

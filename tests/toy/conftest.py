@@ -1,4 +1,4 @@
-"""A small data set that the tests of this folder share."""
+"""A small data set for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def small_options() -> Options:
 
 @pytest.fixture(scope="session")
 def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data root with one training and one validation scene of two key frames each."""
+    """Return a data root with a training and a validation scene of two key frames each."""
     root = tmp_path_factory.mktemp("toy") / "nuscenes"
     assert generate(root, SMALL, workers=0)
     return root
@@ -28,5 +28,5 @@ def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_scene() -> Scene:
-    """The world of the first scene of that data set."""
+    """Return the world of the first scene of that data set."""
     return make_scene(SMALL.seed, 0, SMALL.duration_s)

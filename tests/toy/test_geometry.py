@@ -1,4 +1,4 @@
-"""Images, LiDAR points, boxes and both kinds of labels show one and the same world."""
+"""Images, LiDAR points, boxes and both kinds of labels show the same world."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHAPE = (200, 200, 16)
 
 
 class KeyFrame:
-    """Everything about one key frame, in its ego frame."""
+    """Content of a key frame, in its ego frame."""
 
     def __init__(self, nusc: NuScenes, sample: dict) -> None:
         root = Path(nusc.dataroot)
@@ -62,7 +62,7 @@ class KeyFrame:
 
 
 def cells(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Label voxels [n, 3] of points and which of them lie in the grid."""
+    """Return the label voxels [n, 3] of points, and which points are in the grid."""
     index = np.floor((points - LOW) / EDGE).astype(int)
     return index, ((index >= 0) & (index < SHAPE)).all(1)
 
@@ -99,7 +99,7 @@ def test_lidar_format(small_root: Path, frames: list[KeyFrame]) -> None:
 
 
 def grown(mask: np.ndarray) -> np.ndarray:
-    """A mask [X, Y, Z] grown by one voxel in all directions."""
+    """Grow a mask [X, Y, Z] by one voxel in all directions."""
     padded = np.pad(mask, 1)
     out = np.zeros_like(mask)
     for shift in np.ndindex(3, 3, 3):
@@ -160,8 +160,10 @@ def test_both_label_sets_agree(frames: list[KeyFrame]) -> None:
 def _first_blocked(
     solid: np.ndarray, origin: np.ndarray, target: np.ndarray, own: tuple[int, int, int]
 ) -> bool:
-    """Whether the segment to `target` passes a solid voxel other than `own`, by marching in small
-    steps."""
+    """Return whether the segment to `target` passes a solid voxel other than `own`.
+
+    The segment is sampled in small steps.
+    """
     length = float(np.linalg.norm(target - origin))
     steps = origin + np.linspace(0, 1, max(2, int(length / 0.02)))[:, None] * (target - origin)
     index, inside = cells(steps)
@@ -174,7 +176,7 @@ def _first_blocked(
 def test_masks_are_what_rays_reach(
     frames: list[KeyFrame], small_scene: Scene, small_options: Options, kind: str
 ) -> None:
-    """Marching through the labels confirms a sample of seen and of unseen voxels."""
+    """Sampled segments through the labels confirm some visible and some hidden voxels."""
     frame = frames[0]
     rng = np.random.default_rng(0)
     solid = frame.semantics != int(Occ.FREE)
@@ -254,7 +256,7 @@ def test_actor_pixels_lie_in_the_projected_box(small_scene: Scene) -> None:
 
 
 def test_image_casting_equals_casting_every_pixel(small_scene: Scene) -> None:
-    """The rays that image casting saves would have found the same things."""
+    """Rays that image casting omits would have the same hits."""
     camera, size = CAMERAS[0], (200, 113)
     ego = small_scene.ego(0.5)
     rotation = ego.rotation @ camera.rotation()
@@ -284,7 +286,7 @@ def test_image_casting_equals_casting_every_pixel(small_scene: Scene) -> None:
 def test_leaving_out_what_is_out_of_view_changes_no_pixel(
     small_scene: Scene, monkeypatch: pytest.MonkeyPatch, camera: Camera
 ) -> None:
-    """Neither the shadows nor the actors that an image leaves out would have been seen in it."""
+    """Omitted shadows and actors would not be visible in the image."""
     images = []
     for time_s in (0.0, 0.5):
         images.append(take_image(small_scene, camera, time_s, (160, 90), (0,), count_free=True))
@@ -303,7 +305,7 @@ def test_leaving_out_what_is_out_of_view_changes_no_pixel(
 
 
 def test_sides_that_look_away_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Casting rays at all sides of voxels, whichever way they face, finds the same seen voxels."""
+    """Casting rays at all sides of voxels finds the same visible voxels."""
     solid = np.random.default_rng(0).random((200, 200, 16)) < 0.01
     solid[:, :, :3] = True
     position, masks = np.array([0.9, 0.1, 1.8]), []

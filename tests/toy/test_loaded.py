@@ -1,5 +1,4 @@
-"""What the package loads of the toy data is where the nuScenes devkit says: boxes in every frame of
-the history, LiDAR points of every sweep, labels of both kinds."""
+"""Loaded toy data agree with the nuScenes devkit: boxes in history frames, LiDAR points, labels."""
 
 from __future__ import annotations
 
@@ -62,7 +61,7 @@ def image_record(nusc: NuScenes, path: str) -> dict:
 
 
 def still_boxes(nusc: NuScenes, sample_token: str) -> list[tuple[str, Box]]:
-    """Category and box, in the global frame, of what stands still and is annotated there."""
+    """Return category and box, global frame, of annotated static objects."""
     out = []
     for token in nusc.get("sample", sample_token)["anns"]:
         record = nusc.get("sample_annotation", token)
@@ -75,7 +74,7 @@ def still_boxes(nusc: NuScenes, sample_token: str) -> list[tuple[str, Box]]:
 
 
 def occ_from_global(nusc: NuScenes, sample: OccSample) -> np.ndarray:
-    """Global points to the grid's frame by the devkit's poses, [4, 4]."""
+    """Return the matrix [4, 4] from global points to the grid's frame by the devkit's poses."""
     lidar = nusc.get("sample_data", sample.lidar_token)
     pose = nusc.get("ego_pose", lidar["ego_pose_token"])
     ego2global = np.eye(4)
@@ -85,7 +84,7 @@ def occ_from_global(nusc: NuScenes, sample: OccSample) -> np.ndarray:
 
 
 def devkit_pixels(nusc: NuScenes, path: str, box: Box) -> tuple[np.ndarray, float]:
-    """Pixel of a global box's centre in an image, and its depth, the devkit's way."""
+    """Return pixel and depth of a global box's centre in an image, as the devkit does."""
     record = image_record(nusc, path)
     pose = nusc.get("ego_pose", record["ego_pose_token"])
     mount = nusc.get("calibrated_sensor", record["calibrated_sensor_token"])
@@ -137,7 +136,7 @@ def test_box_centres_project_alike_in_every_frame(
 def test_points_of_every_sweep_lie_in_the_boxes_of_things(
     nusc: NuScenes, small_root: Path, info_folder: Path, kind: type, training: bool
 ) -> None:
-    """As many as the sweep's own file has in the box, moved by the devkit's poses."""
+    """Their number equals the points of the sweep's file in the box, by the devkit's poses."""
     checked = 0
     for part in ("train", "val"):
         dataset = build(kind, small_root, info_folder, part, training=training)
@@ -187,7 +186,7 @@ def _count_in_file(nusc: NuScenes, filename: str, box: Box) -> int:
 def test_both_label_sets_agree_with_each_other_and_the_boxes(
     nusc: NuScenes, small_root: Path, info_folder: Path, training: bool
 ) -> None:
-    """Each in its own frame, flipped on its own."""
+    """Each in its own frame, with independent flips."""
     seen, same, boxes = 0, 0, 0
     for part in ("train", "val"):
         sets = [build(kind, small_root, info_folder, part, training=training) for kind in KINDS]

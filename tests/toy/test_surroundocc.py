@@ -1,4 +1,4 @@
-"""The toy data's SurroundOcc labels: where OpenOccupancy's are; trained on, scored and drawn."""
+"""The toy data's SurroundOcc labels agree with OpenOccupancy's; train, score and draw."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs/toy/opusv2-nano_toy-surr
 
 @pytest.fixture(scope="module")
 def options(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options of the toy config for the small data set."""
+    """Return options of the toy config for the small data set."""
     infos = tmp_path_factory.mktemp("infos")
     words = ["--data-root", str(small_root), "--version", "v1.0-mini", "--no-progress"]
     assert gen_sweep_info([*words, "--out-dir", str(infos)]) == 0

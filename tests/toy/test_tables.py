@@ -1,4 +1,4 @@
-"""The generated tables are those of nuScenes, and the devkit can work with them."""
+"""The generated tables have nuScenes' format, and the devkit reads them."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def test_full_slot_tables_are_reported() -> None:
 
 
 def _classes_near_ego(index: int) -> set[Occ]:
-    """Classes within 35 m of the ego vehicle at some key frame of a default scene."""
+    """Return the classes within 35 m of the ego vehicle at a key frame of a default scene."""
     options = Options()
     layout = make_layout(make_recipe(options.seed, index), options.duration_s)
     ground = paint_ground(layout)
@@ -232,7 +232,7 @@ def test_scenes_differ_and_repeat(small_scene: Scene, small_options: Options) ->
 
 
 def test_no_two_things_overlap(small_scene: Scene) -> None:
-    """Surface points of one actor never lie deep inside the box of another."""
+    """Surface points of an actor are never deep inside the box of another."""
     for time_s in (0.0, 0.5):
         posed = small_scene.posed(time_s)
         for one in posed:

@@ -1,5 +1,4 @@
-"""Runs of the command: the same bytes each time, nothing done twice, nothing half done taken for
-whole."""
+"""Runs of the command: equal bytes, no repeated work, and incomplete data are detected."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from scripts.toy_nuscenes.writer import DataSetError, generate, place_scenes
 
 
 def digest(root: Path) -> dict[str, str]:
-    """Hash of each file by its path."""
+    """Return the hash of each file by its path."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
@@ -31,8 +30,10 @@ def digest(root: Path) -> dict[str, str]:
 def test_an_interrupted_run_is_no_data_set_and_can_be_completed_by_workers(
     small_root: Path, small_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first scene in this process, a crash, the rest in worker processes: still the bytes of
-    an undisturbed run."""
+    """The bytes equal an undisturbed run.
+
+    This process writes the first scene and crashes; worker processes write the rest.
+    """
     root = tmp_path / "toy"
     real = writer.generate_scene
 
@@ -115,7 +116,7 @@ def test_scenes_lie_apart_on_their_map() -> None:
 def test_a_data_set_from_before_surroundocc_gets_its_labels_and_nothing_else(
     small_root: Path, small_options: Options, tmp_path: Path
 ) -> None:
-    """Complete except for the labels, or half made without them: both end like a new one."""
+    """Complete and incomplete data sets without these labels end like a new one."""
     root = tmp_path / "toy"
     shutil.copytree(small_root, root)
     shutil.rmtree(root / "surroundocc")

@@ -1,4 +1,4 @@
-"""Headless Chromium for tests, which are skipped where there is none."""
+"""Headless Chromium for tests, which are skipped without one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCREENSHOTS = ROOT / "outputs" / "screenshots"
 
 @contextmanager
 def open_browser() -> Iterator[Any]:
-    """A browser, or a skipped test where there is none."""
+    """Open a browser, or skip the test without one."""
     with ExitStack() as stack:
         try:
             browser = stack.enter_context(chromium.open_browser())
@@ -30,7 +30,7 @@ def open_browser() -> Iterator[Any]:
 
 
 def screenshot(page: Any, name: str) -> np.ndarray:
-    """Take a picture of the page, keep it among the test's output, and return it [H, W, 3]."""
+    """Take a screenshot of the page, store it in the test's output, and return it [H, W, 3]."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     path = SCREENSHOTS / f"{name}.png"
     page.screenshot(path=str(path))

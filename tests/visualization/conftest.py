@@ -1,4 +1,4 @@
-"""A nuScenes-like data set of two samples, small enough to be written by each test run."""
+"""A nuScenes-like data set of two samples, written by each test run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ test_evaluator = [dict(type='OccupancyMetric', mask='camera'), dict(type='RayIoU
 
 @MODELS.register_module(force=True)
 class EchoOccupancyModel(BaseModel):
-    """Predicts the ground truth, but with every car missed and one tower invented."""
+    """Predict the ground truth without cars and with an additional tower."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class EchoOccupancyModel(BaseModel):
 
 
 def street_grid() -> np.ndarray:
-    """A road with sidewalks, one car and one house: uint8 [40, 40, 16]."""
+    """Return a road with sidewalks, a car and a house, uint8 [40, 40, 16]."""
     grid = np.full(SHAPE, FREE, dtype=np.uint8)
     grid[:, :, 2] = 11
     grid[:, :8, 2] = 13
@@ -82,7 +82,7 @@ def _fresh_scope() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Waiting for other threads costs more than these small pictures on a busy machine."""
+    """Run on one thread: on a busy machine threads slow these small pictures down."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -91,7 +91,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def view() -> SampleView:
-    """A sample with everything a sheet can show."""
+    """Return a sample with everything that a sheet can show."""
     truth = street_grid()
     prediction = truth.copy()
     prediction[truth == 4] = FREE
@@ -125,7 +125,7 @@ def _pose(index: int) -> dict[str, Any]:
 
 
 def write_data_set(root: Path) -> Path:
-    """Write images, labels, info file and config; returns the config's path."""
+    """Write images, labels, info file and config; return the config's path."""
     generator = np.random.default_rng(0)
     infos = []
     for index in range(2):
@@ -171,13 +171,13 @@ def write_data_set(root: Path) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """Config of a tiny data set and model."""
+    """Return the config of a tiny data set and model."""
     return write_data_set(tmp_path)
 
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """Checkpoint of the tiny model."""
+    """Return a checkpoint of the tiny model."""
     path = tmp_path / "tiny.pth"
     torch.save({"state_dict": EchoOccupancyModel().state_dict(), "meta": {}}, path)
     return path

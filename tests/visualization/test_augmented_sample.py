@@ -1,4 +1,4 @@
-"""What browse_dataset draws, against geometry computed from the raw data and against the images."""
+"""Pictures of browse_dataset, against geometry of the raw data and against the images."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_voxel_centres_land_where_the_raw_geometry_says(
 def test_the_dots_of_the_world_are_white_where_their_lidar_points_are_drawn(
     drawn: tuple[AugmentedSample, int, tuple],
 ) -> None:
-    """Images, LiDAR points and matrices agree: nothing of this is computed from the matrices."""
+    """Images, LiDAR points and matrices agree; the expectation does not use the matrices."""
     sample, _, _ = drawn
     assert sample.points is not None
     dots = sample.points[: len(world_dots(0))]

@@ -1,4 +1,4 @@
-"""Which predictions and which samples visualize.py shows."""
+"""Choice of predictions and samples in visualize.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SMALL = ["--scale", "0.3"]
 
 
 def write_predictions(folder) -> str:
-    """What the echoing model of the fixtures predicts, as files."""
+    """Write the predictions of the fixtures' echoing model."""
     folder.mkdir()
     grid = street_grid()
     grid[grid == 4] = FREE

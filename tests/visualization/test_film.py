@@ -46,7 +46,7 @@ def test_samples_far_apart_are_shown_one_after_the_other():
     assert len(shots) == round(8 * (HOLD_S + 0.5 + HOLD_S))
     assert all(np.array_equal(shot.motion, np.eye(4)) for shot in shots if shot.number == 0)
     assert max(abs(shot.motion[0, 3]) for shot in shots) <= 2.5
-    # The same holds for samples in the order of a whim.
+    # The same holds for samples in any order.
     backwards = plan_shots([moment(0.5, 5.0), moment(0.0, 0.0)], fps=8)
     assert [shot.number for shot in backwards] == [0] * 4 + [1] * 4
 
@@ -59,7 +59,7 @@ def test_a_single_sample_is_orbited_once():
 
 
 def boxes(content: bytes) -> list[bytes]:
-    """Names of an MP4 file's outer boxes, in order (ISO 14496-12)."""
+    """Return the names of an MP4 file's outer boxes, in order (ISO 14496-12)."""
     names, at = [], 0
     while at < len(content):
         length, name = struct.unpack(">I4s", content[at : at + 8])

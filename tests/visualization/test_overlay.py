@@ -18,7 +18,7 @@ GRID_MIN, VOXEL = (-8.0, -8.0, -1.0), (0.4, 0.4, 0.4)
 
 
 def front_projection(yaw: float = 0.0, pitch: float = 0.1) -> np.ndarray:
-    """Ego to (u * w, v * w, w) of a 64 x 36 image: no square pixels, no centred principal point."""
+    """Return ego to (u * w, v * w, w) of a 64 x 36 image with a general camera matrix."""
     intrinsic = np.array([[52.0, 0.0, 30.0], [0.0, 47.0, 20.5], [0.0, 0.0, 1.0]])
     turn = np.array(
         [[math.cos(yaw), -math.sin(yaw), 0], [math.sin(yaw), math.cos(yaw), 0], [0, 0, 1]]
@@ -110,7 +110,7 @@ def test_sheet_with_overlay(view):
     assert uncalibrated[0].image is view.images[0].image
     bare = replace(with_projection, prediction=None, truth=None)
     assert overlaid_images(bare, 128, THEMES["light"]) is bare.images
-    # The ground truth serves where there is no prediction, and larger images make a taller sheet.
+    # The ground truth is drawn without a prediction, and larger images make a taller sheet.
     truth = replace(with_projection, prediction=None)
     assert not np.array_equal(overlaid_images(truth, 128, THEMES["light"])[0].image, first.image)
     small = SheetOptions(scale=0.3)

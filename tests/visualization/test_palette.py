@@ -1,6 +1,6 @@
-"""Colours as readers with a colour vision deficiency see them.
+"""Colours for readers with a colour vision deficiency.
 
-Independent truth: Machado's published matrices (below), scikit-image's CIELAB and CIEDE2000.
+Independent reference: Machado's published matrices (below), scikit-image's CIELAB and CIEDE2000.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ GROUND = ("driveable_surface", "other_flat", "sidewalk", "terrain")
 
 
 def seen(colours: np.ndarray, vision: str) -> np.ndarray:
-    """CIELAB [n, 3] of sRGB colours [n, 3] (0 to 255) as a reader of this vision sees them."""
+    """Return CIELAB [n, 3] of sRGB colours [n, 3] (0 to 255) under this vision."""
     srgb = np.asarray(colours, dtype=float) / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     linear = (linear @ VISIONS[vision].T).clip(0, 1)
@@ -57,7 +57,7 @@ def seen(colours: np.ndarray, vision: str) -> np.ndarray:
 
 
 def differences(colours: np.ndarray, vision: str) -> np.ndarray:
-    """CIEDE2000 [n, n] between all pairs, infinite on the diagonal."""
+    """Return CIEDE2000 [n, n] between all pairs, infinite on the diagonal."""
     lab = seen(colours, vision)
     found = deltaE_ciede2000(lab[:, None], lab[None])
     np.fill_diagonal(found, np.inf)
@@ -69,7 +69,7 @@ def test_safe_classes_can_be_told_apart(vision):
     safe = differences(class_colours(OCC3D_CLASSES, "safe"), vision)
     field = differences(class_colours(OCC3D_CLASSES, "field"), vision)
     ground = np.array([name in GROUND for name in OCC3D_CLASSES])
-    # Any class may stand beside any other; the ground lies beside everything.
+    # Any class may be next to any other; the ground is next to everything.
     assert safe.min() >= 11
     assert safe[ground][:, ~ground].min() >= 13
     assert safe[ground][:, ground].min() >= 16
@@ -79,7 +79,7 @@ def test_safe_classes_can_be_told_apart(vision):
 
 
 def test_simulation_is_the_published_one():
-    """Dichromats see grey as grey, and what they confuse as one colour."""
+    """Grey stays grey, and colours that dichromats confuse become equal."""
     greys = np.array([[20, 20, 20], [128, 128, 128], [240, 240, 240]])
     for vision in VISIONS:
         assert np.abs(seen(greys, vision) - seen(greys, "normal")).max() < 0.1
@@ -107,7 +107,7 @@ def test_palettes_name_the_same_classes():
 
 @pytest.mark.parametrize("palette", PALETTES)
 def test_any_class_list_has_colours(palette):
-    """Known classes keep theirs under any spelling, others get distinct ones by their name."""
+    """Known classes keep their colours under any spelling; others get distinct ones."""
     own = ["Traffic Cone", "ground", "wall", "driveable-surface", "crate", "person"]
     colours = class_colours(own, palette)
     known = class_colours(["traffic_cone", "driveable_surface"], palette)

@@ -21,7 +21,7 @@ FRONT = np.array(
 
 @pytest.fixture
 def attentive(view):
-    """Three queries: on the road, in the invented tower, in the air."""
+    """Return three queries: on the road, in the invented tower, in the air."""
     centres = np.array([[4.0, 0.2, 0.1], [4.4, 4.4, 1.4], [4.0, -3.0, 4.0]], dtype=np.float32)
     offsets = np.array([[0.1, 0, 0], [-0.1, 0, 0], [0, 0.1, 0], [0, -0.1, 0]], dtype=np.float32)
     points = centres[:, None] + offsets

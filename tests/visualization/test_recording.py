@@ -1,4 +1,4 @@
-"""Recordings are read back with Rerun's own reader, which shares nothing with the writer here."""
+"""Recordings are read with Rerun's reader, which is independent of the writer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUERIES = 5
 
 
 class FixedPoints(nn.Module):
-    """A head whose queries predict known points: query q at x = q m, point r r m above."""
+    """Head with known points: query q at x = q m, point r at r m above."""
 
     def forward(self) -> SimpleNamespace:
         return SimpleNamespace(
@@ -38,7 +38,7 @@ class FixedPoints(nn.Module):
 
     @staticmethod
     def normalised(count: int) -> Tensor:
-        """[1, Q, R, 3] within the grid's range, which starts at (-8, -8, -1)."""
+        """Return [1, Q, R, 3] within the grid's range, which starts at (-8, -8, -1)."""
         points = torch.zeros(1, QUERIES, count, 3)
         points[..., 0] = torch.arange(QUERIES)[None, :, None] + 8.0
         points[..., 1] = 8.0
@@ -48,7 +48,7 @@ class FixedPoints(nn.Module):
 
 @MODELS.register_module(force=True)
 class EchoWithQueries(EchoOccupancyModel):
-    """The echo, with a head to look at."""
+    """The echoing model with a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class EchoWithQueries(EchoOccupancyModel):
 
 
 class Recording:
-    """Rows of a recording: what each entity has at each sample."""
+    """Rows of a recording: the components of each entity at each sample."""
 
     def __init__(self, path: Path, root: Path) -> None:
         self.root = root
@@ -74,7 +74,7 @@ class Recording:
         self.samples = self.columns["sample"]
 
     def rows(self, entity: str, component: str) -> list[Any]:
-        """Values of a component at each sample; None where nothing was logged."""
+        """Return the values of a component at each sample; None if nothing was logged."""
         found = [
             values
             for name, values in {**self.columns, **self.static}.items()
@@ -106,7 +106,7 @@ def recorded(tmp_path_factory) -> Recording:
 
 
 def visible(grid: np.ndarray) -> Counter:
-    """Number of voxels with a free neighbour (or none at all) per class, counted one by one."""
+    """Count the voxels per class with a free neighbour, or at the border, one by one."""
     counts: Counter = Counter()
     padded = np.pad(grid, 1, constant_values=FREE)
     for x, y, z in product(*map(range, grid.shape)):

@@ -17,7 +17,7 @@ pytest.importorskip("rerun_cli", reason="no rerun-sdk: run make setup")
 
 ROAD = (0, 207, 191)
 WIDTH, HEIGHT = 1000, 640
-# Places in the window of the pinned release, in pixels.
+# Positions in the window of the pinned release, pixels.
 PANEL_BUTTON, SEARCH_BUTTON = (926, 13), (158, 139)
 EYE_OF_THE_CLASS = (192, 333)
 FIRST_SAMPLE = (383, 622)
@@ -50,7 +50,7 @@ def operate(browser, address: str) -> None:
         condition: Callable[[np.ndarray], bool],
         act: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
-        """Act and wait for a picture; act again if the picture does not change for long."""
+        """Act and wait for a picture; repeat the action if the picture does not change."""
         for _ in range(4):
             act()
             deadline = time.monotonic() + 45
@@ -59,11 +59,11 @@ def operate(browser, address: str) -> None:
                 picture = screenshot(page, f"rrd_{name}")
                 if condition(picture):
                     return picture
-        raise AssertionError(f"{name} did not come: see outputs/screenshots")
+        raise AssertionError(f"{name} did not appear: see outputs/screenshots")
 
     def click(place: tuple[int, int]) -> None:
-        # The viewer looks at the mouse once per picture, which take their time without a graphics
-        # card; what can be clicked in a row of the tree comes up under the pointer.
+        # The viewer reads the mouse once per picture, which is slow without a graphics card.
+        # Buttons in a row of the tree appear under the pointer.
         page.mouse.move(*place)
         page.wait_for_timeout(2500)
         page.mouse.down()
@@ -87,7 +87,7 @@ def operate(browser, address: str) -> None:
     )
     click(SEARCH_BUTTON)
     page.wait_for_timeout(2000)
-    page.keyboard.type("driveable", delay=200)  # leaves the tree with the way to this class alone
+    page.keyboard.type("driveable", delay=200)  # reduces the tree to the path to this class
     page.wait_for_timeout(3000)
     before = share_of_road(screenshot(page, "rrd_searched"))
     until(

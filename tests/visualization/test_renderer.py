@@ -28,14 +28,14 @@ def empty() -> np.ndarray:
 
 
 def expected_colour(label: int) -> np.ndarray:
-    """An open horizontal face shows its class colour (black lifted by 7 %)."""
+    """Return the colour of an open horizontal face: its class colour, black lifted by 7 %."""
     return np.round(255 * 0.07 + 0.93 * COLOURS[label].astype(float))
 
 
 def pixel_of(point, eye, pitch_rad, focal, width, height):
-    """Where a camera that looks along +x, tilted down by `pitch_rad`, sees a point.
+    """Return the pixel of a point in a camera along +x, tilted down by `pitch_rad`.
 
-    Written out by hand, without the camera class: x forward, y left, z up.
+    Computed without the camera class: x forward, y left, z up.
     """
     dx, dy, dz = (p - e for p, e in zip(point, eye, strict=True))
     depth = math.cos(pitch_rad) * dx - math.sin(pitch_rad) * dz
@@ -133,7 +133,7 @@ def test_top_view_has_forward_up_and_left_left():
 
 @pytest.mark.parametrize("quarter_turns", [1, 2, 3])
 def test_picture_does_not_depend_on_the_grids_frame(quarter_turns):
-    """OpenOccupancy's grid lies in the LiDAR frame, which is turned against the ego frame."""
+    """OpenOccupancy's grid is in the LiDAR frame, which is rotated against the ego frame."""
     rng = np.random.default_rng(3)
     grid = empty()
     grid[:, :, 2] = 11

@@ -38,7 +38,7 @@ VARIANTS = {
 
 @pytest.fixture
 def written(monkeypatch):
-    """Records what is written where: canvas, text and its box."""
+    """Record all text: canvas, text and its box."""
     log: list[tuple[object, str, tuple[float, float, float, float]]] = []
     original = ImageDraw.ImageDraw.text
 
@@ -52,7 +52,7 @@ def written(monkeypatch):
 
 
 def check_layout(written):
-    """Every line of text lies on its canvas, and none on another."""
+    """Check that every line of text is on its canvas and none overlaps another."""
     for canvas, text, (left, top, right, bottom) in written:
         assert left >= 0 and top >= 0, text
         assert right <= canvas.width and bottom <= canvas.height, text
@@ -65,7 +65,7 @@ def check_layout(written):
 @pytest.mark.parametrize("scale", [0.3, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_text_is_complete_and_never_overlaps(variant, scale, view, written, monkeypatch):
-    # Only the layout is looked at: grey panels will do.
+    # Only the layout matters: grey panels suffice.
     monkeypatch.setattr(
         VoxelRenderer,
         "render_rows",
@@ -177,7 +177,7 @@ def test_difference_truth_table():
         Difference.UNSCORED,
     ]
     assert difference_grid(truth, prediction, 5)[0, 0, 2] == Difference.INVENTED
-    # What is predicted where nothing is scored is not held against the model.
+    # Predictions outside the scored voxels are not shown as errors.
     assert difference_grid(truth, prediction, 5, ~scored)[0, 0, 2] == Difference.FREE
     assert len(difference_colours()) == int(Difference.FREE) == len(DIFFERENCE_COLOURS)
     with pytest.raises(ValueError, match=r"\(1, 1, 4\)"):

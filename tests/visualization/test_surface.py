@@ -10,7 +10,7 @@ from scripts.visualization.surface import surface_faces, surface_voxels
 
 
 def free_neighbours(grid: np.ndarray) -> set[tuple[tuple[int, ...], int]]:
-    """(voxel, face) of all faces to the open, found one by one."""
+    """Return (voxel, face) of all open faces, found one by one."""
     found = set()
     for voxel in product(*map(range, grid.shape)):
         for axis, positive in product(range(3), (0, 1)):

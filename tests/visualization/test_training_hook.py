@@ -1,4 +1,4 @@
-"""A real training of milliseconds, and what TensorBoard then shows of its evaluations."""
+"""A real training of milliseconds, and its evaluations in TensorBoard."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_class_table_has_a_column_per_metric():
 
 
 def test_class_table_reaches_every_back_end(tmp_path):
-    """The back ends' own objects with the libraries' calls recorded."""
+    """Record the calls of the libraries by the back ends."""
     logged = {}
     wandb, mlflow, local = (
         kind.__new__(kind) for kind in (WandbVisBackend, MLflowVisBackend, LocalVisBackend)

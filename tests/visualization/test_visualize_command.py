@@ -55,7 +55,7 @@ def test_prediction_alone(config, weights, tmp_path):
 
 
 def test_samples_of_wrapped_data_sets(config, weights, tmp_path):
-    """Indices count through all data sets; a repeated sample gives the same picture."""
+    """Indices count through all data sets; a repeated sample has the same picture."""
     wrapped = tmp_path / "wrapped.py"
     wrapped.write_text(
         config.read_text()
@@ -174,7 +174,7 @@ def test_user_errors_end_in_one_sentence(prepare, words, config, tmp_path, capsy
 
 def test_command_runs_without_a_display(config, tmp_path):
     out = tmp_path / "pictures"
-    # The model of these tests is registered in this process alone.
+    # The model of these tests is registered only in this process.
     child = tmp_path / "child.py"
     child.write_text(f"_base_ = {str(config)!r}\nmodel = None\n")
     command = [sys.executable, "visualize.py", "--config", str(child), "--vis-gt", "--vis-input"]

@@ -26,7 +26,7 @@ MISSED, INVENTED = (0, 114, 190), (213, 74, 20)
 
 
 class Samples:
-    """Three samples of one scene, the vehicle 2 m further on in each."""
+    """Three samples of a scene; the vehicle moves 2 m between them."""
 
     def __init__(self, view):
         self.views = []
@@ -66,7 +66,7 @@ def page_file(samples, tmp_path) -> Path:
 
 
 def unpacked(content: bytes) -> list[int]:
-    """The format as web/voxels.js reads it."""
+    """Read the format as web/voxels.js does."""
     indices, index = [], 0
     for byte in content:
         index += byte
@@ -128,7 +128,7 @@ def share_of(picture: np.ndarray, colour: tuple[int, int, int], tolerance: int =
 
 
 def test_page_in_a_browser(page_file, samples):
-    """Opens the page from disk and operates it as a reader would."""
+    """Open the page from disk and operate it."""
     with open_browser() as browser:
         context = browser.new_context(
             viewport={"width": 960, "height": 640}, reduced_motion="reduce", offline=True
@@ -209,7 +209,7 @@ def pretty(names):
 
 
 def check_legend(legend, grid: np.ndarray) -> None:
-    """The numbers beside the classes are the voxels of the grid."""
+    """Check that the numbers of the legend equal the voxels of the grid."""
     expected = Counter(grid.reshape(-1).tolist())
     for label, name in enumerate(pretty(OCC3D_CLASSES)):
         pressed, text = legend(name)
@@ -217,7 +217,7 @@ def check_legend(legend, grid: np.ndarray) -> None:
 
 
 def hovered(page) -> set[str]:
-    """Names of the classes under the pointer, along a row of the canvas."""
+    """Return the classes under the pointer along a row of the canvas."""
     names = set()
     for x in range(200, 720, 40):
         page.mouse.move(x, 400)

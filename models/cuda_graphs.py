@@ -129,9 +129,7 @@ class CapturedFunction:
     def _give_up(self, reason: str) -> None:
         self._has_failed = True
         self._captured.clear()
-        warnings.warn(
-            f"no CUDA graphs: {reason}; the model runs without CUDA graphs", stacklevel=3
-        )
+        warnings.warn(f"no CUDA graphs: {reason}; the model runs without CUDA graphs", stacklevel=3)
 
     def _is_on_device(self, inputs: Sequence[Tensor | None]) -> bool:
         given = [x for x in inputs if x is not None]

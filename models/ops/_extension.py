@@ -87,7 +87,7 @@ def native(name: str) -> Any:
         return getattr(torch.ops.opus, name)
     except AttributeError as error:
         raise ExtensionError(
-            f"the built native extension has no operation {name!r}, it is older than its sources: "
+            f"the native extension has no operation {name!r} because it is older than its sources: "
             f"{_FIX}"
         ) from error
 
@@ -131,8 +131,8 @@ def _look_for_kernel(name: str, kind: str) -> bool:
     if key == "CPU" or torch._C._dispatch_has_kernel_for_dispatch_key(f"opus::{name}", key):
         return True
     warnings.warn(
-        f"the native extension was built without {key}: its operations run as plain torch, "
-        "slowly; build it where a CUDA toolkit is found: python setup.py build_ext --inplace",
+        f"the native extension was built without {key}: operations fall back to slow plain torch; "
+        "build it with a CUDA toolkit installed: python setup.py build_ext --inplace",
         stacklevel=5,
     )
     return False

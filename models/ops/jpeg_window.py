@@ -38,7 +38,7 @@ def jpeg_window(
 
     Returns:
         The pixels, uint8 `[h, w, 3]` BGR, and their first row and column. None if the library is
-        missing, or if the file is damaged, progressive, or neither YCbCr nor grey.
+        missing, or if the file is damaged, progressive, or not in YCbCr or grey.
 
     Raises:
         ValueError: An argument is out of range.

@@ -184,7 +184,7 @@ OPUS_BODY T normalise(const Team& team, const Matrix<T>& x, int rows, int column
     sum[0] = fmadd(d, d, sum[0]);
   });
   const T variance = team.sum(squares[0]) / count;
-  const T zero = variance - variance;  // NaN where the variance overflows
+  const T zero = variance - variance;  // NaN if the variance overflows
   const T inverse = zero == T(0) ? T(1) / root(variance + epsilon) : zero;
   for_each_vector<V>(team, rows, columns, [&](int row, int first) {
     store(row, first, delta(row, first) * Lanes<V>::fill(inverse));
@@ -270,7 +270,7 @@ struct Buffers {
   Matrix<T> m_turned;   // [c, c]
 };
 
-// Gradients of x, M and S. Recomputes what the forward pass did not keep.
+// Computes the gradients of x, M and S. Intermediate results of the forward pass are recomputed.
 template <int NR, int NC, typename V, typename Team, typename T, typename StoreX, typename StoreM,
           typename StoreS>
 OPUS_BODY void mix_backward(const Team& team, const Sizes& n, const Matrix<const T>& x,

@@ -1,4 +1,4 @@
-// Launchers of adaptive mixing on CUDA; needs neither CUDA's headers nor torch's.
+// Launchers of adaptive mixing on CUDA; requires no headers of CUDA or torch.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Conversion of numbers from their storage format, which may have 16 bits, to the computation's.
+// Conversion of numbers from a storage format of 16 or 32 bits to the format of the computation.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +49,7 @@ OPUS_HD float widen(HalfBits x) {
 OPUS_HD float widen(float x) { return x; }
 OPUS_HD double widen(double x) { return x; }
 
-// Storage format of a tensor, for kernels without it in their type.
+// Storage format of a tensor, for kernels that are not templates over it.
 enum class Storage { kFloat, kHalf, kBrain };
 
 OPUS_HD float number_at(const void* data, Storage storage, int64_t i) {

@@ -1,4 +1,4 @@
-// Launchers of distance-biased attention on CUDA; needs neither CUDA's headers nor torch's.
+// Launchers of distance-biased attention on CUDA; requires no headers of CUDA or torch.
 #pragma once
 
 #include <cstdint>

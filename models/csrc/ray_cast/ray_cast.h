@@ -55,7 +55,7 @@ struct Ray {
   double max_t;
 };
 
-// Occupancy for a ray: that of one grid.
+// Occupancy of one grid, as an argument of walk_grid.
 struct OneGrid {
   const uint64_t* words;  // masks of the grid
   OPUS_HD uint64_t operator()(int64_t word) const { return words[word]; }

@@ -30,7 +30,7 @@ class BoundedCache(Generic[Value]):
 
     @property
     def used(self) -> int:
-        """Total size of the cached values."""
+        """Return the total size of the cached values."""
         return self._used
 
     def __len__(self) -> int:
@@ -75,6 +75,6 @@ class BoundedCache(Generic[Value]):
         self._used -= size
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Remove all values."""
         self._entries.clear()
         self._used = 0

@@ -39,7 +39,7 @@ class CudaRecorder:
     def __call__(
         self, function: Function, inputs: Sequence[Tensor | None]
     ) -> tuple[Replay, Sequence[Tensor | None]]:
-        """See `Recorder`."""
+        """Capture a call, see `Recorder`."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # warm-up: libraries allocate at their first call

@@ -137,7 +137,7 @@ def change_saturation_and_hue(images: Tensor, factor: Tensor, shift_deg: Tensor)
 
 @dataclass(frozen=True)
 class FrameSelection:
-    """Some of the frames of a batch.
+    """Selected frames of a batch.
 
     Attributes:
         frames: Indices of the frames among the B*T frames of the batch.

@@ -18,7 +18,7 @@ SCOPES = ("batch", "rank")
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A mean before its division.
+    """Numerator and denominator of a mean.
 
     Attributes:
         total: Scalar, weighted sum over points, voxels or pixels.
@@ -62,7 +62,7 @@ class LossNormalizer:
 
     @property
     def needs_counting(self) -> bool:
-        """Whether all parts of an accumulated batch must be counted before the first backward."""
+        """Return whether an accumulated batch must be counted before the first backward pass."""
         return self.scope == "batch"
 
     def __call__(self, terms: LossTerms) -> dict[str, Tensor]:

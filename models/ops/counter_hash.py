@@ -13,7 +13,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def mix_bits(x: Tensor) -> Tensor:
-    """Finaliser of MurmurHash3."""
+    """Apply the finaliser of MurmurHash3."""
     x = x ^ (x >> 16)
     x = multiply_words(x, 0x85EBCA6B)
     x = x ^ (x >> 13)

@@ -1,6 +1,6 @@
-"""Models, from a batch to predictions. Importing this package imports no other module of it.
+"""Models, from a batch to predictions. Importing this package imports none of its modules.
 
-`models.ops` holds the native operations, which need torch alone. `models.register` imports
+`models.ops` holds the native operations; they depend only on torch. `models.register` imports
 every registered part.
 """
 

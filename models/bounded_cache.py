@@ -1,6 +1,6 @@
 """A cache of bounded size.
 
-It stands here, without any import of this project, since every room of the project may import it.
+This module imports nothing of the project, so every package of the project may import it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ Value = TypeVar("Value")
 
 
 class BoundedCache(Generic[Value]):
-    """Keeps values up to a total size; the least recently used ones are dropped first.
+    """Least-recently-used cache with a limit on the total size of its values.
 
-    Every process has its own. It is not safe to use one from several threads. Callers must not
-    change the values that they get.
+    Each process has its own cache. It is not thread-safe. Callers must not change returned values.
 
     Args:
-        limit: Total size of what is kept, in the unit of `size_of`; 0 keeps nothing.
-        size_of: Size of a value; by default every value has the size 1.
+        limit: Largest total size, in the unit of `size_of`; 0 disables caching.
+        size_of: Returns the size of a value; by default every value has size 1.
     """
 
     def __init__(self, limit: int, size_of: Callable[[Value], int] = lambda value: 1) -> None:
@@ -31,7 +30,7 @@ class BoundedCache(Generic[Value]):
 
     @property
     def used(self) -> int:
-        """Total size of what is kept."""
+        """Return the total size of the cached values."""
         return self._used
 
     def __len__(self) -> int:
@@ -41,16 +40,16 @@ class BoundedCache(Generic[Value]):
         return key in self._entries
 
     def __getitem__(self, key: Hashable) -> Value:
-        """Return the value under `key`, which thereby is the most recently used one."""
+        """Return the value under `key` and mark it as the most recently used."""
         self._entries.move_to_end(key)
         return self._entries[key][0]
 
     def values(self) -> list[Value]:
-        """Return the values, the least recently used one first."""
+        """Return the values, least recently used first."""
         return [value for value, _ in self._entries.values()]
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """Return the value under `key`, from `make()` if it is not kept."""
+        """Return the value under `key`; if it is missing, create it with `make()` and cache it."""
         if key in self._entries:
             return self[key]
         value = make()
@@ -58,7 +57,7 @@ class BoundedCache(Generic[Value]):
         return value
 
     def put(self, key: Hashable, value: Value) -> None:
-        """Keep a value as the most recently used one, unless it alone is larger than the limit."""
+        """Cache a value as the most recently used, unless it exceeds the limit by itself."""
         _, replaced = self._entries.pop(key, (None, 0))
         self._used -= replaced
         size = self._size_of(value)
@@ -71,11 +70,11 @@ class BoundedCache(Generic[Value]):
             self._used -= dropped
 
     def drop(self, key: Hashable) -> None:
-        """Forget a value, if it is kept."""
+        """Remove a value if it is cached."""
         _, size = self._entries.pop(key, (None, 0))
         self._used -= size
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Remove all values."""
         self._entries.clear()
         self._used = 0

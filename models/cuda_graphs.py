@@ -1,4 +1,4 @@
-"""Functions of tensors that are captured as CUDA graphs, and replayed without the host's work."""
+"""Capture of tensor functions as CUDA graphs; a replay saves the host's work."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 Function = Callable[..., Sequence[Tensor | None]]
 Replay = Callable[[], None]
 
-# Larger inputs are read where they lie, smaller ones are copied to where the graph reads them.
+# Larger inputs are read in place; smaller ones are copied to the graph's input buffers.
 COPIED_BYTES = 16 * 2**20
 
 
 class Recorder(Protocol):
-    """What captures a call; CUDA's, or a test's."""
+    """Interface of a call recorder: CUDA's, or that of a test."""
 
     def __call__(
         self, function: Function, inputs: Sequence[Tensor | None]
@@ -26,12 +26,12 @@ class Recorder(Protocol):
         """Capture `function(*inputs)`.
 
         Returns:
-            What repeats the call, and where the results lie.
+            A function that repeats the call, and the tensors that hold the results.
         """
 
 
 class CudaRecorder:
-    """Capture calls in one pool of memory: they are replayed one after another."""
+    """Recorder of CUDA graphs. All graphs share one memory pool, since replays never overlap."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -39,10 +39,10 @@ class CudaRecorder:
     def __call__(
         self, function: Function, inputs: Sequence[Tensor | None]
     ) -> tuple[Replay, Sequence[Tensor | None]]:
-        """See `Recorder`."""
+        """Capture a call, see `Recorder`."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries allocate at their first call
+        with torch.cuda.stream(stream):  # warm-up: libraries allocate at their first call
             for _ in range(2):
                 function(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
@@ -53,20 +53,20 @@ class CudaRecorder:
 
 
 class CapturedFunction:
-    """A function of tensors whose calls are captured, and replayed when they come again.
+    """Wrapper of a tensor function that captures calls and replays matching ones.
 
-    A call comes again where all inputs have the shapes, strides and dtypes of before, and large
-    ones the addresses too: these are read in place. Where gradients are computed, or inputs do not
-    lie on a GPU, the function is called as it is; so it is once a capture has failed.
+    A call matches a captured one if all inputs have the same shapes, strides and dtypes. Large
+    inputs are read in place, so their addresses must match too. The function is called directly if
+    gradients are enabled, if an input is not on a GPU, or after a capture has failed.
 
     Args:
-        function: Takes tensors or None, and returns a sequence of tensors or None, of the same
-            shapes for the same shapes of inputs. It must not wait for the device.
-        copies_results: Whether to return copies. Results that are no copies hold until the next
+        function: Takes tensors or None and returns a sequence of tensors or None. Output shapes
+            depend only on input shapes. It must not synchronise with the device.
+        copies_results: Whether to return copies. Without copies, results are valid until the next
             call.
-        most_graphs: Graphs that are kept; those used longest ago go first.
-        copied_bytes: Larger inputs are read in place; None copies all.
-        recorder: What captures; None for CUDA's.
+        most_graphs: Largest number of graphs; the least recently used ones are dropped first.
+        copied_bytes: Inputs larger than this are read in place; None copies all inputs.
+        recorder: Captures the calls; None for CUDA's recorder.
     """
 
     def __init__(
@@ -89,18 +89,18 @@ class CapturedFunction:
         self._num_captures = self._num_replays = 0
 
     def forget(self) -> None:
-        """Drop all graphs: parameters lie elsewhere now."""
+        """Drop all graphs, because the parameters have moved in memory."""
         self._captured.clear()
 
     def __call__(self, *inputs: Tensor | None) -> list[Tensor | None]:
-        """Return what the function returns."""
+        """Return the function's results."""
         if self._has_failed or torch.is_grad_enabled() or not self._is_on_device(inputs):
             return list(self.function(*inputs))
         key = tuple(map(self._signature, inputs))
         if key not in self._captured:
             many = self._num_captures > 2 * self.most_graphs
             if many and self._num_replays < 2 * self._num_captures:
-                self._give_up("large inputs lie elsewhere in every call")
+                self._give_up("large inputs change their address in every call")
                 return list(self.function(*inputs))
             self._num_captures += 1
             try:
@@ -129,7 +129,7 @@ class CapturedFunction:
     def _give_up(self, reason: str) -> None:
         self._has_failed = True
         self._captured.clear()
-        warnings.warn(f"no CUDA graphs: {reason}; the model runs without", stacklevel=3)
+        warnings.warn(f"no CUDA graphs: {reason}; the model runs without CUDA graphs", stacklevel=3)
 
     def _is_on_device(self, inputs: Sequence[Tensor | None]) -> bool:
         given = [x for x in inputs if x is not None]
@@ -140,7 +140,7 @@ class CapturedFunction:
     ) -> tuple[list[Tensor | None], Replay, Sequence[Tensor | None]]:
         if self._recorder is None:
             self._recorder = CudaRecorder()
-        # Those that are read in place are not kept alive: others of the same address will do.
+        # Inputs read in place are not kept alive: any tensor at the same address can replace them.
         static = [x.clone() if x is not None and self._is_copied(x) else x for x in inputs]
         replay, outputs = self._recorder(self.function, static)
         kept = [x if x is None or self._is_copied(x) else x.new_empty(0) for x in static]

@@ -1,4 +1,4 @@
-"""From a batch of uint8 images on the host to the network's input on the device.
+"""Conversion of a batch of uint8 images on the host to the network's input on the device.
 
 Dimension letters: B batch, T frames, N cameras, I = B*T*N images, H, W image size.
 """
@@ -18,17 +18,18 @@ from models.errors import ModelConfigError
 from models.layers.channels import empty_channels_last
 from models.randomness import SampleDraws
 
-_GEOMETRY = ("ego2img", "ego2occ")  # what prediction reads of a sample
+_GEOMETRY = ("ego2img", "ego2occ")  # the fields of a sample that prediction reads
 
 
 @MODELS.register_module()
 class PhotometricDistortion(nn.Module):
-    """Random colour changes, drawn for every image, on the device the images are on.
+    """Random colour changes of every image, computed on the images' device.
 
-    Each with probability 1/2 and in this order: brightness; contrast, if a coin says first;
-    saturation; hue; contrast, if it says last; a random order of the channels. Values are not
-    clipped, except that saturation stops at that of a pure colour. Every sample's draws come from a
-    CPU generator with its own seed, so that they are the same on every device and in any batch.
+    The changes are, in this order and each with probability 1/2: brightness, contrast, saturation,
+    hue, a random permutation of the channels. With probability 1/2 contrast comes after hue
+    instead. Values are not clipped; only saturation is limited to that of a pure colour. Random
+    numbers come from a CPU generator with the sample's seed. They do not depend on the device or
+    on the batch.
 
     Args:
         brightness_delta: Largest shift, in grey values.
@@ -56,7 +57,8 @@ class PhotometricDistortion(nn.Module):
 
         Args:
             images: `[I, 3, H, W]`: BGR, float, grey values 0 - 255, of one sample after another.
-            draws: Of the B samples; None takes a seed for all images from torch's generator.
+            draws: Seeds of the B samples; None takes one seed for all images from torch's
+                generator.
         """
         draws = draws or SampleDraws.fresh(1)
         number = len(images) // len(draws.seeds)
@@ -80,11 +82,11 @@ class PhotometricDistortion(nn.Module):
         return (images * last)[rows, order.to(images.device)]
 
     def _draw_changes(self, number: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return what to do to `number` images of a sample.
+        """Draw the changes of `number` images of a sample.
 
         Returns:
-            `[number]` each: shift of the brightness, factor of the contrast, whether that comes
-            first, factor of the saturation, shift of the hue; and `[number, 3]`, the channels.
+            `[number]` each: brightness shift, contrast factor, whether contrast comes before
+            saturation, saturation factor, hue shift; and `[number, 3]`, the channel order.
         """
         coins = torch.rand(6, number, generator=generator) < 0.5
         values = torch.rand(4, number, generator=generator)
@@ -108,11 +110,11 @@ def change_saturation_and_hue(images: Tensor, factor: Tensor, shift_deg: Tensor)
 
     Args:
         images: `[I, 3, H, W]`; values may lie outside 0 - 255.
-        factor: `[I, 1, 1, 1]` factor of the saturation, which is not raised above 1.
+        factor: `[I, 1, 1, 1]` factor of the saturation; the product is limited to 1.
         shift_deg: `[I, 1, 1, 1]` shift of the hue in degrees.
 
     Returns:
-        `[I, 3, H, W]` images of the same value (largest channel) at every pixel.
+        `[I, 3, H, W]` images. The HSV value (largest channel) of every pixel is unchanged.
     """
     blue, green, red = images.unbind(1)
     value, low = images.amax(1), images.amin(1)
@@ -124,7 +126,7 @@ def change_saturation_and_hue(images: Tensor, factor: Tensor, shift_deg: Tensor)
         torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
     sector = sector + shift_deg[:, 0] / 60  # in sixths of the hue circle
-    # a saturation chroma / value of 1 is reached where the smallest channel is 0
+    # the saturation, chroma / value, is 1 if the smallest channel is 0
     chroma = torch.minimum(chroma * factor[:, 0], torch.maximum(chroma, value))
     channels = []
     for start in (1.0, 3.0, 5.0):  # blue, green, red
@@ -135,10 +137,10 @@ def change_saturation_and_hue(images: Tensor, factor: Tensor, shift_deg: Tensor)
 
 @dataclass(frozen=True)
 class FrameSelection:
-    """Some of the frames of a batch.
+    """Selected frames of a batch.
 
     Attributes:
-        frames: Their positions among the B*T frames of the batch.
+        frames: Indices of the frames among the B*T frames of the batch.
         num_cams: N.
     """
 
@@ -146,7 +148,11 @@ class FrameSelection:
     num_cams: int
 
     def of(self, samples: Sequence[Tensor]) -> list[Tensor]:
-        """Return the images `[N, 3, H, W]` of each frame, of samples `[T*N, 3, H, W]`."""
+        """Return the images `[N, 3, H, W]` of each selected frame.
+
+        Args:
+            samples: `[T*N, 3, H, W]` each.
+        """
         per_sample = len(samples[0]) // self.num_cams
         images = []
         for frame in self.frames:
@@ -157,15 +163,15 @@ class FrameSelection:
 
 @MODELS.register_module()
 class OPUSDataPreprocessor(BaseDataPreprocessor):
-    """Stack, distort (in training), turn to RGB, normalise and pad the images of a batch.
+    """Preprocessor that stacks, distorts (in training), normalises and pads the images of a batch.
 
     Args:
-        mean: Mean of the three channels, in RGB order where `bgr_to_rgb`.
+        mean: Mean of the three channels, in RGB order if `bgr_to_rgb`.
         std: Standard deviation of the channels, in the same order.
         bgr_to_rgb: Whether to swap the channels before normalising.
-        pad_size_divisor: Images are padded at the right and bottom with zeros (after
-            normalisation) to a multiple of this.
-        distortion: Configuration of the distortion in training; None for none.
+        pad_size_divisor: Normalised images are padded with zeros at the right and bottom to a
+            multiple of this.
+        distortion: Configuration of the distortion in training; None disables it.
         non_blocking: Whether to copy to the device asynchronously.
     """
 
@@ -195,17 +201,16 @@ class OPUSDataPreprocessor(BaseDataPreprocessor):
 
         Args:
             data: `inputs` with `img`, a uint8 BGR tensor `[T*N, 3, H, W]` per sample, and
-                `data_samples`, as `pseudo_collate` gives them. What else `inputs` holds,
-                such as LiDAR `points`, is handed on.
+                `data_samples`, as returned by `pseudo_collate`. Other entries of `inputs`, such
+                as LiDAR `points`, are passed on.
             training: Whether to distort the colours.
-            selection: Frames of the batch that are wanted; None for all. The others stay where
-                they are.
+            selection: Frames to process; None for all. Other frames are not copied to the device.
 
         Returns:
             `inputs` with `img`, float `[B, T*N, 3, H', W']`, channels-last in memory, and
-            `data_samples`, on the device; outside of training without what prediction does not
-            read of samples. Of a selection `img` is `[n, N, 3, H', W']`, and `inputs` hold
-            its `new_frames`, the n positions.
+            `data_samples`, both on the device. Outside training, samples hold only the fields that
+            prediction reads. With a selection, `img` is `[n, N, 3, H', W']`, and `inputs` holds
+            `new_frames`, the n frame indices.
 
         Raises:
             ModelConfigError: If the samples of the batch differ in number or size of images.
@@ -227,7 +232,7 @@ class OPUSDataPreprocessor(BaseDataPreprocessor):
             data = dict(data, inputs=self.cast_data(inputs), data_samples=elements)
         samples = data["inputs"]["img"]
         if samples:
-            # one sample is not stacked, which would copy it and lose its layout
+            # do not concatenate a single sample: that would copy it and lose its layout
             images = samples[0] if len(samples) == 1 else torch.cat(list(samples))
             lead = (len(samples), -1)
         else:
@@ -242,10 +247,9 @@ class OPUSDataPreprocessor(BaseDataPreprocessor):
         return dict(data, inputs=inputs)
 
     def _with_geometry(self, sample: BaseDataElement) -> BaseDataElement:
-        """Return a sample whose matrices are on the device.
+        """Return a copy of a sample with its matrices on the device.
 
-        Labels stay where they are: evaluation hands them on to metrics, which read them on the
-        host.
+        Labels are not moved: metrics read them on the host.
         """
         moved = sample.new()
         for name in _GEOMETRY:
@@ -254,14 +258,14 @@ class OPUSDataPreprocessor(BaseDataPreprocessor):
         return moved
 
     def _normalised(self, images: Tensor) -> Tensor:
-        """Return images `[I, 3, H, W]` normalised and padded, float, channels-last."""
+        """Normalise and pad images `[I, 3, H, W]`; return them as float, channels-last."""
         if self.bgr_to_rgb:
-            images = images.flip(1)  # in 8 bits, if they still are
+            images = images.flip(1)  # still uint8 unless distorted
         height, width = images.shape[-2:]
         pad_h, pad_w = (-size % self.pad_size_divisor for size in (height, width))
         shape = (*images.shape[:2], height + pad_h, width + pad_w)
         mean, std = self.mean, self.std
-        if mean.element_size() < 4:  # of a model in half precision: images stay exact
+        if mean.element_size() < 4:  # half-precision model: normalise in float32
             mean, std = mean.float(), std.float()
         padded = empty_channels_last(shape, mean)
         padded[..., height:, :] = 0

@@ -1,6 +1,6 @@
 """Base class of all errors that a user can correct.
 
-This module imports nothing of the project, so every room may import it.
+This module imports nothing of the project, so every package may import it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ _WORKER_TRACEBACK = "\nOriginal Traceback"
 
 
 def does_not_exist(path: object) -> str:
-    """Return the words for a missing file; of a relative path also the folder that it was meant
-    from.
-    """
+    """Return the message for a missing file. For a relative path it names the current folder."""
     text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
     place = "" if os.path.isabs(text) else f" in {os.getcwd()}"
     return f"{text} does not exist{place}"
@@ -22,12 +20,12 @@ def does_not_exist(path: object) -> str:
 class UserError(Exception):
     """An error that the user can correct: a setting, an option, a file, the environment.
 
-    The message is one sentence that names the file or the key and the way out. Entry points print
+    The message is one sentence that names the file or the key and the solution. Entry points print
     it in one line and exit with code 2. Every other exception is a defect and keeps its traceback.
 
-    Subclasses name the kind. Where callers expect a built-in exception too (`ValueError`,
-    `FileNotFoundError`), a subclass inherits from both. Every subclass takes the message as its
-    only argument, so that it passes from one process to another with its type.
+    Subclasses name the kind of error. If callers also expect a built-in exception (`ValueError`,
+    `FileNotFoundError`), the subclass inherits from both. Every subclass takes the message as its
+    only argument, so its type survives the transfer between processes.
     """
 
     def __init__(self, message: str) -> None:
@@ -35,11 +33,11 @@ class UserError(Exception):
 
     @property
     def sentence(self) -> str:
-        """The message in one line.
+        """Return the message in one line.
 
-        A data-loading process of torch hands an exception to the main process as an exception of
-        the same type, whose message is "Caught TYPE in DataLoader worker process N.", the
-        traceback as text, and as its last entry "module.TYPE: message", as Python prints it.
+        An exception in a worker process of torch's DataLoader is raised again in the main process
+        with the same type. Its message then consists of "Caught TYPE in DataLoader worker process
+        N." and the traceback as text, whose last entry is "module.TYPE: message".
         """
         text = str(self)
         if _WORKER_TRACEBACK in text:
@@ -49,11 +47,11 @@ class UserError(Exception):
 
 
 class ModelConfigError(UserError, ValueError):
-    """A part of the model was configured with values that it cannot work with."""
+    """A part of the model has an invalid configuration."""
 
 
 class MissingPackageError(UserError, ImportError):
-    """A package that the configuration needs is not installed."""
+    """A package that the configuration requires is not installed."""
 
 
 class MissingWeightsError(UserError, FileNotFoundError):

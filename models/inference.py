@@ -1,7 +1,7 @@
-"""The door to inference: `from models.inference import OccupancyInferencer`.
+"""Public import path of inference: `from models.inference import OccupancyInferencer`.
 
-What is behind it needs the loaders, the configs and the renderer too and so stands in
-`scripts/inference`; nothing in `models` may import this module.
+The implementation is in `scripts/inference`, because it uses the loaders, the configs and the
+renderer. No module of `models` may import this one.
 """
 
 from scripts.inference.inferencer import OccupancyInferencer

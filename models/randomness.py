@@ -1,4 +1,4 @@
-"""Random draws that belong to a sample: the same in whatever batch, and on whatever process, it is.
+"""Random numbers by sample, which do not depend on the batch, the process or the device.
 
 Dimension letters: B batch, C channels.
 """
@@ -24,24 +24,24 @@ class SampleDraws:
     """Seeds of the samples of a batch.
 
     Attributes:
-        seeds: Of each sample, in `[0, 2^63)`.
+        seeds: One seed per sample, in `[0, 2^63)`.
     """
 
     seeds: tuple[int, ...]
 
     @classmethod
     def of(cls, data_samples: Sequence[BaseDataElement]) -> SampleDraws:
-        """Return the seeds that the data set gave the samples.
+        """Return the seeds that the data set stored in the samples.
 
-        It derives the `seed` in a sample's metainfo from (seed, epoch, sample). A sample without
-        one gets a seed from torch's CPU generator.
+        The data set derives `seed` in a sample's metainfo from (seed, epoch, sample). For a sample
+        without a seed, draw one from torch's CPU generator.
         """
         seeds = [sample.metainfo.get("seed") for sample in data_samples]
         return cls(tuple(_fresh_seed() if seed is None else int(seed) for seed in seeds))
 
     @classmethod
     def fresh(cls, batch_size: int) -> SampleDraws:
-        """Return seeds from torch's CPU generator."""
+        """Draw seeds from torch's CPU generator."""
         return cls(tuple(_fresh_seed() for _ in range(batch_size)))
 
     def part(self, name: str | int) -> SampleDraws:
@@ -56,13 +56,14 @@ class SampleDraws:
 
 
 def dropout(x: Tensor, probability: float, seeds: Tensor | None) -> Tensor:
-    """Drop elements of every sample by its own seed; the masks are the same on every device.
+    """Apply dropout to every sample with its own seed; the masks are the same on every device.
 
     Args:
         x: `[B, ..., C]`.
-        probability: Probability that an element becomes zero; the others grow to make up for it.
-        seeds: int64 `[B]`, on the device of `x`: a CUDA graph that is replayed reads those of
-            the replay. None drops nothing.
+        probability: Probability that an element becomes zero; the others are scaled up to keep the
+            expected value.
+        seeds: int64 `[B]`, on the device of `x`, so that a replayed CUDA graph reads the current
+            seeds. None disables dropout.
     """
     if seeds is None or probability == 0:
         return x

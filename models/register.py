@@ -1,6 +1,6 @@
-"""Importing this module registers every part of the models with MMEngine's registry.
+"""Registration of every part of the models with MMEngine's registry, at import of this module.
 
-mmdet's parts are named with their scope (`mmdet.ResNet`), which imports them when they are built.
+Parts of mmdet are named with their scope (`mmdet.ResNet`); the registry imports mmdet at build.
 """
 
 from models import data_preprocessor, decoder, detectors, heads, layers, losses

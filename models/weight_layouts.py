@@ -1,8 +1,8 @@
 """Conversion of a model's state dict between the layouts of sparse-convolution libraries.
 
-The models keep spconv 2's layout, as the published OPUS checkpoints do. All other parameters have
-one layout everywhere. Loading a state dict into a model converts it by itself: the sparse
-convolutions see to it, whichever function loads them.
+The models use spconv 2's layout, like the published OPUS checkpoints. All other parameters have
+the same layout in all libraries. The sparse convolutions convert a state dict when they load it,
+whichever function is used for loading.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def sparse_weight_shapes(model: nn.Module) -> dict[str, Size]:
-    """Return name and shape of all sparse-convolution weights of a model."""
+    """Return names and shapes of all sparse-convolution weights of a model."""
     return {
         f"{name}.weight" if name else "weight": module.weight.shape
         for name, module in model.named_modules()
@@ -33,14 +33,14 @@ def sparse_weight_shapes(model: nn.Module) -> dict[str, Size]:
 
 
 def detect_layout(weights: Mapping[str, Tensor], model: nn.Module) -> SparseLayout | None:
-    """Tell the layout of a state dict.
+    """Return the layout of a state dict.
 
-    A file has one layout, so all weights decide together: a weight with as many outputs as inputs
-    fits several.
+    The layout must fit all weights of the file, because a single weight with equal numbers of
+    inputs and outputs fits several layouts.
 
     Returns:
-        The first layout, in the order of `SparseLayout`, that all sparse weights fit; None if
-        they fit none: the weights are of another model.
+        The first layout, in the order of `SparseLayout`, that fits all sparse weights; None if no
+        layout does, because the weights belong to another model.
     """
     return common_layout(weights, sparse_weight_shapes(model))
 
@@ -48,7 +48,7 @@ def detect_layout(weights: Mapping[str, Tensor], model: nn.Module) -> SparseLayo
 def to_own_layout(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return a state dict for `model` with sparse weights in this project's layout.
 
-    Weights that fit no layout are left as they are.
+    Weights that fit no layout are not changed.
     """
     return {**weights, **converted(weights, sparse_weight_shapes(model))}
 

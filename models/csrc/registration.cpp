@@ -1,6 +1,6 @@
-// Schemas of all native operations. Kernels register beside their code, fake (shape) functions and
-// gradients in models/ops/*.py. Sizes that depend on data are SymInt where models are exported with
-// them: a trace has no numbers for them.
+// Schemas of all native operations. Kernels are registered in their source files, fake (shape)
+// functions and gradients in models/ops/*.py. Data-dependent sizes in exported models are SymInt,
+// because they have no fixed value in a trace.
 #include <torch/library.h>
 
 TORCH_LIBRARY(opus, m) {
@@ -13,8 +13,8 @@ TORCH_LIBRARY(opus, m) {
       "float[3] grid_min, float[3] voxel_size, float max_distance, bool skip_empty) "
       "-> (Tensor voxel, Tensor hit, Tensor t_enter, Tensor t_exit, Tensor face)");
 
-  // out_coords is empty for a submanifold map (they are the input's), pairs where they are the same
-  // as pairs_by_in: results of an operation must not share memory.
+  // out_coords is empty for a submanifold map (equal to the input's); pairs is empty if equal to
+  // pairs_by_in. Results of an operation must not share memory.
   m.def(
       "kernel_map(Tensor coords, int[3] spatial_shape, int[3] kernel_size, int[3] stride, "
       "int[3] padding, bool subm) "
@@ -34,13 +34,13 @@ TORCH_LIBRARY(opus, m) {
       "multi_view_sampling_backward(Tensor grad, Tensor[] feats, Tensor points, Tensor occ2img, "
       "Tensor level_weights, int img_h, int img_w, int num_cams, bool permuted, bool need_feats, "
       "bool need_points) -> (Tensor[], Tensor, Tensor)");
-  // Adds the gradients of the maps to `sums`, which lie channels-last in the points' precision.
+  // Adds the gradients of the maps to `sums`, which are channels-last and have the points' dtype.
   m.def(
       "multi_view_sampling_backward_into(Tensor grad, Tensor[] feats, Tensor points, "
       "Tensor occ2img, Tensor level_weights, int img_h, int img_w, int num_cams, bool permuted, "
       "bool need_points, Tensor(a!)[] sums) -> (Tensor, Tensor)");
 
-  // log_sum [B, H, Q] is what the backward pass needs of the softmax.
+  // log_sum [B, H, Q] of the softmax is saved for the backward pass.
   m.def(
       "distance_attention(Tensor query, Tensor key, Tensor value, Tensor tau, Tensor centres, "
       "float dropout_p, Tensor? seeds, Tensor? order) -> (Tensor out, Tensor log_sum)");
@@ -55,7 +55,7 @@ TORCH_LIBRARY(opus, m) {
       "adaptive_mixing_backward(Tensor grad, Tensor sampled, Tensor parameters, int out_points) "
       "-> (Tensor, Tensor)");
 
-  // A tree is bytes laid out as nearest_neighbor.h says, one tree behind the other.
+  // Trees are bytes in the layout of nearest_neighbor.h, stored one after another.
   m.def("point_tree(Tensor points, int[] lengths, bool along_curve) -> Tensor");
   m.def(
       "nearest_in_tree(Tensor query, int[] query_lengths, Tensor tree, int[] lengths) "
@@ -75,7 +75,7 @@ TORCH_LIBRARY(opus, m) {
   m.def(
       "label_rays(Tensor grids, Tensor origins, Tensor sample_of_origin, Tensor directions, "
       "float[3] grid_min, float voxel_size, int empty_label) -> (Tensor label, Tensor depth)");
-  // gt or its rays, not both; rays are returned where they were cast.
+  // Pass gt or its rays, not both; rays are returned if they were cast.
   m.def(
       "ray_iou_counts(Tensor pred, Tensor? gt, Tensor origins, Tensor sample_of_origin, "
       "Tensor directions, float[3] grid_min, float voxel_size, int empty_label, int num_classes, "
@@ -89,7 +89,7 @@ TORCH_LIBRARY(opus, m) {
       "sigmoid_focal_loss_backward(Tensor grad, Tensor logits, Tensor labels, "
       "Tensor class_weights, Tensor? row_weights, float gamma, float alpha) -> Tensor");
 
-  // `ends` lies on the CPU where no capacity is given, else on the keys' device.
+  // `ends` is on the CPU without a capacity, else on the keys' device.
   m.def(
       "voxel_sets(Tensor keys, int num_grids, int[3] shape, int[] kernels, int[] strides, "
       "int[] paddings, int[]? capacity) "
@@ -106,13 +106,13 @@ TORCH_LIBRARY(opus, m) {
       "-> (Tensor maximum, Tensor winner)");
   m.def("voxel_max_backward(Tensor grad, Tensor winner, int num_points) -> Tensor");
 
-  // Empty where libjpeg-turbo is not there or the file is none that it is asked to decode.
+  // The image is empty if libjpeg-turbo is missing or the file is not supported.
   m.def(
       "jpeg_window(Tensor data, int reduction, int[2] rows, int[2] columns) "
       "-> (Tensor image, int top, int left)");
   m.def("jpeg_window_available() -> bool");
 
-  // out [h, w, 3] of an image [H, W, 3] that lies at `offset` of one of size `full`.
+  // out is [h, w, 3]; image [H, W, 3] is the part at `offset` of an image of size `full`.
   m.def(
       "resize_crop(Tensor(a!) out, Tensor image, int[2] full, int[2] offset, int[2] resized, "
       "int[2] crop, bool flip, int method) -> ()");

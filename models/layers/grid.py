@@ -1,7 +1,7 @@
-"""The voxel grid a model predicts on, and conversions between its coordinates.
+"""The voxel grid of a model's predictions, and conversions between its coordinates.
 
-"Normalised" coordinates put the grid's range on [0, 1] per axis and are not clamped; "metres"
-are coordinates of the occ frame, the frame of the voxel grid.
+"Normalised" coordinates map the grid's range to [0, 1] per axis and are not clamped. "Metres" are
+coordinates of the occ frame, the frame of the voxel grid.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from models.errors import ModelConfigError
 
 
 class GridModule(BaseModule):
-    """Module that owns a voxel grid as buffers, as published checkpoints store it.
+    """Base class of modules with a voxel grid, stored in buffers as in published checkpoints.
 
-    The configuration decides the grid: loading a checkpoint keeps the voxel size of the
-    configuration, so that a model may be evaluated on a finer or coarser grid than it was trained
-    on. Its range is part of what the weights mean, so a checkpoint of another range is refused.
+    The configuration sets the voxel size; loading a checkpoint does not change it. A model can
+    therefore be evaluated on a finer or coarser grid than the training grid. The weights depend on
+    the range, so loading a checkpoint with another range is an error.
 
     Attributes:
-        grid_range: `pc_range` as plain numbers.
+        grid_range: `pc_range` as Python numbers.
         grid_shape: Numbers of voxels `(X, Y, Z)`.
 
     Args:
         pc_range: `(x_min, y_min, z_min, x_max, y_max, z_max)` in metres.
         voxel_size: Edge lengths `(x, y, z)` of a voxel in metres.
-        buffers: Names of the buffers to store in the state dict, out of `pc_range`,
-            `scene_size`, `voxel_size` and `voxel_num`; the others are not saved.
+        buffers: Names of the buffers to save in the state dict, out of `pc_range`, `scene_size`,
+            `voxel_size` and `voxel_num`.
         init_cfg: Initialisation configuration of MMEngine.
 
     Raises:
@@ -73,11 +73,11 @@ class GridModule(BaseModule):
         return points * self.scene_size + self.pc_range[:3]
 
     def voxel_centres(self, index: Tensor) -> Tensor:
-        """Return the centres in metres of voxels with index `[..., 3]` (x, y, z)."""
+        """Return the centres in metres of voxels with indices `[..., 3]` (x, y, z)."""
         return (index + 0.5) * self.voxel_size + self.pc_range[:3]
 
     def has_range(self, stored: Tensor) -> bool:
-        """Return whether a range of a checkpoint, [6] in metres, is this one."""
+        """Return whether a checkpoint's range, [6] in metres, equals this module's range."""
         if stored.shape != self.pc_range.shape:
             return False
         return torch.allclose(stored.to(self.pc_range), self.pc_range, atol=1e-4)

@@ -14,13 +14,13 @@ from models.randomness import SampleDraws
 
 @MODELS.register_module()
 class GridMask(nn.Module):
-    """Zero a regular lattice of squares in all images of a sample (arXiv 2001.04086).
+    """GridMask: zeroes a regular lattice of squares in all images of a sample (arXiv 2001.04086).
 
     Period and position of the lattice are drawn per sample, from a CPU generator with its seed.
 
     Args:
-        ratio: Part of the period, along each axis, that is kept between the squares.
-        prob: Probability that a sample is masked; in eval mode none is.
+        ratio: Fraction of the period, along each axis, that is kept between the squares.
+        prob: Probability that a sample is masked. In eval mode no sample is masked.
     """
 
     def __init__(self, ratio: float = 0.5, prob: float = 0.7) -> None:
@@ -33,7 +33,7 @@ class GridMask(nn.Module):
 
         Args:
             images: `[B, I, C, H, W]`.
-            draws: Of the B samples; None takes them from torch's generator.
+            draws: Seeds of the B samples; None takes them from torch's generator.
         """
         if not self.training:
             return images
@@ -43,7 +43,7 @@ class GridMask(nn.Module):
         return images * kept.to(images)[:, None, None]
 
     def _mask(self, height: int, width: int, generator: torch.Generator) -> Tensor:
-        """Return which pixels `[H, W]` of a sample are kept."""
+        """Draw the mask `[H, W]` of a sample: True for pixels that are kept."""
         if torch.rand((), generator=generator) >= self.prob:
             return torch.ones(height, width, dtype=torch.bool)
         longest = max(min(height, width), 3)

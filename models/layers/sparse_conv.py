@@ -1,10 +1,10 @@
 """Sparse 3-D convolutions with spconv's parameter layout, on the CPU and on other devices.
 
-CPU tensors go through `models.ops.sparse_conv`. Tensors of other devices, and voxels of a chain,
-go through a table of neighbours, one gather and one matrix product (`models.ops.gathered_conv`),
-or, with `backend='spconv'`, through spconv on CUDA. Kernels of one
-voxel are matrix products everywhere: spconv has a shortcut for them, which reads the memory of a
-weight `[out, 1, 1, 1, in]` as `[in, out]` and so gives other numbers than its general code.
+CPU tensors use `models.ops.sparse_conv`. Tensors on other devices, and voxels of a chain, use a
+table of neighbours, one gather and one matrix product (`models.ops.gathered_conv`). With
+`backend='spconv'`, CUDA tensors use spconv. Kernels of one voxel are matrix products with every
+backend, because spconv's shortcut for them reads a weight `[out, 1, 1, 1, in]` as `[in, out]` and
+gives other results than its general code.
 
 Dimension letters: V active voxels, C channels, k kernel size along an axis.
 """
@@ -34,17 +34,16 @@ class SparseTensor:
 
     Attributes:
         features: `[V, C]`.
-        coords: int64 `[V, 4]`, unique rows (sample, d0, d1, d2); the axes of the grid are in
-            the order of the kernel's.
+        coords: int64 `[V, 4]`, unique rows (sample, d0, d1, d2). Kernels have the same order of
+            axes.
         spatial_shape: Size of the grid along (d0, d1, d2).
         batch_size: Number of samples.
-        kernel_maps: Maps of submanifold convolutions over these voxels, by kernel size: they are
-            built once for all of them.
-        voxels: The same voxels as a bitmap, where `coords` are its ascending list; None where
-            they come in any order.
-        following: Sets of voxels that convolutions are known to reach from these, one after the
-            other, each with its convolution.
-        neighbors: Tables of convolutions from these voxels: they are built once for all of them.
+        kernel_maps: Cached maps of submanifold convolutions over these voxels, by kernel size.
+        voxels: The same voxels as a bitmap, if `coords` is its ascending list; None if `coords`
+            has any order.
+        following: Precomputed output voxels of the next convolutions in a chain, each with its
+            convolution.
+        neighbors: Cached neighbour tables of convolutions from these voxels.
     """
 
     features: Tensor
@@ -58,7 +57,7 @@ class SparseTensor:
 
     @classmethod
     def of_chain(cls, features: Tensor, chain: ops.VoxelChain, batch_size: int) -> SparseTensor:
-        """Return features `[V, C]` on the first voxels of a chain."""
+        """Return a tensor with features `[V, C]` on the first voxel set of a chain."""
         first = chain.sets[0]
         following = tuple(zip(chain.steps, chain.sets[1:], strict=True))
         return cls(
@@ -67,7 +66,7 @@ class SparseTensor:
 
 
 class _SparseConvBase(nn.Module):
-    """Parameters and dispatch common to the two kinds of sparse convolution."""
+    """Base class of the two kinds of sparse convolution: parameters and dispatch."""
 
     submanifold: bool
 
@@ -100,16 +99,16 @@ class _SparseConvBase(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Load weight and bias, the weight in any library's layout.
+        """Load weight and bias; the weight may have any library's layout.
 
-        With as many outputs as inputs, a weight fits two older layouts. spconv 1's is then taken,
-        unless `convert_layouts_together` has let the others of the file decide.
+        A weight with equal numbers of inputs and outputs fits two older layouts. It is then loaded
+        as spconv 1's, unless `convert_layouts_together` has chosen the layout of all weights.
         """
         state_dict.update(converted(state_dict, {prefix + "weight": self.weight.shape}))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def reset_parameters(self) -> None:
-        """Draw weight and bias as torch's own convolutions do."""
+        """Initialise weight and bias like torch's convolutions."""
         bound = 1.0 / math.sqrt(self.in_channels * math.prod(self.kernel_size))
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
@@ -168,11 +167,11 @@ class _SparseConvBase(nn.Module):
         )  # fmt: skip
 
     def _forward_unsorted(self, x: SparseTensor) -> SparseTensor:
-        """Convolve voxels that come in any order: sorted, and back where they stay themselves."""
+        """Convolve unsorted voxels: sort them first; restore the order if the set is unchanged."""
         d0, d1, d2 = x.spatial_shape
         grid, i0, i1, i2 = x.coords.unbind(1)
         key = ((grid * d0 + i0) * d1 + i1) * d2 + i2
-        # the number of voxels is known, so that there is no wait for it
+        # with a known number of voxels as capacity, the chain does not wait for the device
         chain = ops.voxel_chain(key, x.batch_size, x.spatial_shape, capacity=[len(key)])
         row = torch.empty_like(chain.place).scatter_(
             0, chain.place, torch.arange(len(key), device=key.device)
@@ -204,7 +203,7 @@ class _SparseConvBase(nn.Module):
             parameters["bias"] = self.bias
         inputs = spconv.SparseConvTensor(
             x.features.contiguous(),
-            x.coords.int().contiguous(),  # spconv does not look at strides
+            x.coords.int().contiguous(),  # spconv ignores strides
             list(x.spatial_shape),
             x.batch_size,
         )
@@ -244,7 +243,7 @@ class _SparseConvBase(nn.Module):
 
 
 class SparseConv3d(_SparseConvBase):
-    """Sparse convolution: every voxel that an active voxel reaches becomes active.
+    """Sparse convolution: every voxel reached by an active voxel becomes active.
 
     `weight` is `[out, k0, k1, k2, in]`, as spconv 2 stores it.
 
@@ -262,7 +261,7 @@ class SparseConv3d(_SparseConvBase):
 
 
 class SubMConv3d(_SparseConvBase):
-    """Submanifold convolution: the active voxels stay as they are; arguments as SparseConv3d."""
+    """Submanifold convolution: the set of active voxels is unchanged. Arguments as SparseConv3d."""
 
     submanifold = True
 
@@ -270,7 +269,7 @@ class SubMConv3d(_SparseConvBase):
 def _reached(
     x: SparseTensor, step: ops.ConvStep
 ) -> tuple[ops.VoxelSet, tuple[tuple[ops.ConvStep, ops.VoxelSet], ...]]:
-    """Return the voxels that a convolution reaches, and what is known to follow them."""
+    """Return the output voxels of a convolution and the precomputed sets after them."""
     if x.following and x.following[0][0] == step:
         return x.following[0][1], x.following[1:]
     assert x.voxels is not None
@@ -279,10 +278,10 @@ def _reached(
 
 
 def convert_layouts_together(container: nn.Module) -> None:
-    """Let the sparse convolutions below a module be loaded in the one layout that fits them all.
+    """Make the sparse convolutions of a module load in the one layout that fits them all.
 
-    The conversion runs whichever function loads the module or one that contains it:
-    `load_state_dict` of any ancestor, or MMEngine's `load_checkpoint`.
+    The conversion runs with every way of loading the module: `load_state_dict` of the module or
+    an ancestor, or MMEngine's `load_checkpoint`.
     """
     container.register_load_state_dict_pre_hook(_convert_layouts)
 
@@ -307,7 +306,7 @@ def _triple(value: int | Sequence[int]) -> tuple[int, int, int]:
 
 def _import_spconv() -> Any:
     try:
-        import spconv.pytorch as spconv  # here, not above: CPU machines do not need it
+        import spconv.pytorch as spconv  # optional dependency, not needed on the CPU
     except ImportError as error:
         raise MissingPackageError(
             "sparse_backend='spconv' needs spconv: install the wheel that matches your CUDA "

@@ -1,8 +1,8 @@
-"""mmdet3d's sparse LiDAR encoder on this project's sparse convolutions.
+"""mmdet3d's sparse LiDAR encoder with this project's sparse convolutions.
 
-The encoder is built by mmdet3d; `use_own_convolutions` then replaces its convolutions, which are
-spconv's (or mmcv's), by those of `models.layers.sparse_conv`, which run on every device.
-Parameters keep their names and spconv 2's layout.
+mmdet3d builds the encoder. `use_own_convolutions` then replaces its convolutions (spconv's or
+mmcv's) by those of `models.layers.sparse_conv`, which run on every device. Parameters keep their
+names and spconv 2's layout.
 
 Dimension letters: B batch, V voxels, C channels, D, H, W size of the last sparse grid.
 """
@@ -23,16 +23,16 @@ from .sparse_conv import SparseConv3d, SparseTensor, SubMConv3d, convert_layouts
 
 
 def use_own_convolutions(module: nn.Module, backend: str = "own") -> None:
-    """Replace all sparse convolutions below a module; the new ones draw new weights.
+    """Replace all sparse convolutions of a module; the new ones have newly initialised weights.
 
-    The module then loads weights in any library's layout.
+    The module can then load weights in any library's layout.
 
     Args:
         module: The module, changed in place.
-        backend: What computes them on CUDA, see `SparseConv3d`.
+        backend: Backend on CUDA, see `SparseConv3d`.
 
     Raises:
-        ModelConfigError: If there is a kind of convolution that has no counterpart.
+        ModelConfigError: If a kind of sparse convolution is not supported.
     """
     _replace_convolutions(module, backend)
     convert_layouts_together(module)
@@ -65,7 +65,7 @@ def _own_convolution(conv: Any, backend: str) -> nn.Module:
 
 
 def run_sparse_encoder(encoder: Any, features: Tensor, coords: Tensor, batch_size: int) -> Tensor:
-    """Run a `mmdet3d.SparseEncoder` whose convolutions have been replaced.
+    """Run a `mmdet3d.SparseEncoder` with replaced convolutions.
 
     Args:
         encoder: The encoder.
@@ -98,9 +98,9 @@ def _uses_spconv(encoder: Any) -> bool:
 def _chain_of_encoder(
     encoder: Any, coords: Tensor, shape: tuple[int, int, int], batch_size: int
 ) -> ops.VoxelChain:
-    """Return the voxels of all layers of the encoder, found with one wait for the device.
+    """Return the voxels of all layers of the encoder, with a single device synchronisation.
 
-    `coords` ascend by (sample, z, y, x), as the voxeliser gives them.
+    `coords` must be sorted by (sample, z, y, x), as returned by the voxeliser.
     """
     steps = [
         ops.ConvStep(module.kernel_size, module.stride, module.padding)
@@ -119,7 +119,7 @@ def _run(module: Any, x: SparseTensor) -> SparseTensor:
     if hasattr(module, "conv1"):
         return _run_basic_block(module, x)
     children = list(module.children())
-    if not children:  # acts on every voxel by itself
+    if not children:  # a pointwise layer
         return replace(x, features=_pointwise(module, x.features))
     for child in children:
         x = _run(child, x)
@@ -136,9 +136,9 @@ def _run_basic_block(block: Any, x: SparseTensor) -> SparseTensor:
 
 
 def _pointwise(module: nn.Module, features: Tensor) -> Tensor:
-    """Run a module that acts on every voxel by itself, on `[V, C]`."""
+    """Apply a pointwise module to features `[V, C]`."""
     if isinstance(module, nn.BatchNorm1d) and module.training and len(features) == 1:
-        # a sweep that saw next to nothing: one voxel has no statistics, and torch would raise
+        # a nearly empty sweep: torch raises an error for the batch statistics of one voxel
         return F.batch_norm(
             features,
             module.running_mean,

@@ -1,4 +1,4 @@
-"""Orders of the axes in which libraries store the weight of a sparse convolution."""
+"""Axis orders that libraries use for the weight of a sparse convolution."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Size, Tensor
 
 
 class SparseLayout(Enum):
-    """Order of the axes of a sparse convolution's weight: the permutation from this project's.
+    """Axis order of a sparse convolution's weight, as a permutation of this project's order.
 
-    This project stores `[out, k0, k1, k2, in]`, kernels of one voxel too. spconv 2 stores these
-    so as well, but reads their memory as `[in, out]` when it computes: a model with such layers
-    that was trained there has to be converted by hand. No published model has any.
+    This project stores `[out, k0, k1, k2, in]`, also for kernels of one voxel. spconv 2 stores the
+    same shape for these kernels, but computes with their memory as `[in, out]`. A model with such
+    layers that was trained with spconv 2 must be converted by hand. No published model has any.
     """
 
     SPCONV2 = (0, 1, 2, 3, 4)  # [out, k0, k1, k2, in]: spconv >= 2.2 and here
@@ -21,27 +21,27 @@ class SparseLayout(Enum):
     SPCONV2_NATIVE = (1, 2, 3, 0, 4)  # [k0, k1, k2, out, in]: spconv 2.0 and 2.1, "native" only
 
     def store(self, weight: Tensor) -> Tensor:
-        """Convert a weight of this project to the layout."""
+        """Convert a weight from this project's layout to this one."""
         return weight.permute(self.value)
 
     def load(self, weight: Tensor) -> Tensor:
-        """Convert a weight of the layout to this project's."""
+        """Convert a weight from this layout to this project's."""
         return weight.permute(tuple(self.value.index(axis) for axis in range(5)))
 
     def shape(self, own: Size) -> Size:
-        """Return the shape in this layout of a weight that has the shape `own` here."""
+        """Return the shape in this layout of a weight with shape `own` in this project's."""
         return Size(own[axis] for axis in self.value)
 
 
 def common_layout(weights: Mapping[str, Tensor], shapes: Mapping[str, Size]) -> SparseLayout | None:
-    """Return the first layout, in the order of `SparseLayout`, that all weights fit.
+    """Return the first layout, in the order of `SparseLayout`, that fits all weights.
 
     Args:
         weights: State dict.
-        shapes: Shapes in this project's layout by key; keys that `weights` lacks do not count.
+        shapes: Shapes in this project's layout by key; keys missing in `weights` are ignored.
 
     Returns:
-        The layout; None if the weights fit none together.
+        The layout; None if no layout fits all weights.
     """
     present = {key: shape for key, shape in shapes.items() if key in weights}
     for layout in SparseLayout:
@@ -51,9 +51,9 @@ def common_layout(weights: Mapping[str, Tensor], shapes: Mapping[str, Size]) -> 
 
 
 def converted(weights: Mapping[str, Tensor], shapes: Mapping[str, Size]) -> dict[str, Tensor]:
-    """Return those of the weights at the keys of `shapes` that have to change, converted.
+    """Convert the weights at the keys of `shapes`; return only those that change.
 
-    Weights that fit no layout together are left out.
+    If no layout fits all weights, none are returned.
     """
     layout = common_layout(weights, shapes)
     if layout is None or layout is SparseLayout.SPCONV2:

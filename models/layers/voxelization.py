@@ -1,4 +1,4 @@
-"""From LiDAR points to voxels with mean features.
+"""Voxelisation of LiDAR points with mean features.
 
 Dimension letters: B batch, n points of a sample, F features of a point, V voxels.
 """
@@ -22,7 +22,7 @@ class Voxels(NamedTuple):
 
     Attributes:
         features: `[V, F]`.
-        coords: int64 `[V, 4]` (sample, z, y, x), the order of LiDAR encoders.
+        coords: int64 `[V, 4]` (sample, z, y, x), the axis order of LiDAR encoders.
     """
 
     features: Tensor
@@ -31,17 +31,18 @@ class Voxels(NamedTuple):
 
 @MODELS.register_module()
 class MeanVoxelizer(nn.Module):
-    """Average the points of a voxel: hard voxelisation and simple encoding as in SECOND.
+    """Hard voxelisation that averages the points of each voxel, as in SECOND.
 
-    Of a voxel's points the first ones count, in the order of the input, and of the voxels those
-    whose first point comes first: the same ones on every device, run after run.
+    Each voxel uses its first `max_points` points, in input order. Each sample keeps the
+    `max_voxels` voxels whose first points come first. The selection is deterministic and the same
+    on every device.
 
     Args:
         pc_range: `(x_min, y_min, z_min, x_max, y_max, z_max)` in metres; points outside are
             dropped.
         voxel_size: Edge lengths `(x, y, z)` in metres.
-        max_points: Points of a voxel that count.
-        max_voxels: Voxels of a sample that count, in training and in evaluation.
+        max_points: Largest number of points per voxel.
+        max_voxels: Largest number of voxels per sample, in training and in evaluation.
 
     Raises:
         ModelConfigError: If the range is empty or not a whole number of voxels.
@@ -82,7 +83,7 @@ class MeanVoxelizer(nn.Module):
         return Voxels(torch.cat(features), torch.cat(coords))
 
     def _voxelise_on_device(self, clouds: Sequence[Tensor]) -> Voxels:
-        """Do the same with one wait for the device, and sums in the order of the points."""
+        """Voxelise with one device synchronisation, and with sums in the order of the points."""
         points = torch.cat(list(clouds))
         lengths = [len(cloud) for cloud in clouds]
         sample = torch.cat(
@@ -129,7 +130,7 @@ class MeanVoxelizer(nn.Module):
         key, voxel, count = torch.unique(
             (z * y_num + y) * x_num + x, return_inverse=True, return_counts=True
         )
-        # points by voxel, in the order of the input within one
+        # points grouped by voxel, in input order within each voxel
         order = torch.argsort(voxel, stable=True)
         start = count.cumsum(0) - count
         rank = torch.arange(len(order), device=order.device) - start[voxel[order]]
@@ -139,7 +140,7 @@ class MeanVoxelizer(nn.Module):
         total.index_add_(0, voxel[counted], points[counted])
         mean = total / count.clamp(max=self.max_points).unsqueeze(1)
         kept = torch.argsort(first)[: self.max_voxels[0 if self.training else 1]]
-        kept = kept.sort().values  # back to the order of the grid, which convolutions like
+        kept = kept.sort().values  # sorted voxels make the convolutions faster
         key = key[kept]
         rest, x = key // x_num, key % x_num
         return mean[kept], torch.stack([rest // y_num, rest % y_num, x], dim=1)

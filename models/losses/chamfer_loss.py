@@ -19,12 +19,12 @@ from .normalizer import LossTerm, normalize_alone
 
 
 class Match(NamedTuple):
-    """Nearest neighbours of a sample's predictions and ground truth, both ways.
+    """Nearest neighbours between a sample's predictions and ground truth, in both directions.
 
     Attributes:
-        to_gt: int64 `[N]`, index of the ground-truth point that is nearest to each prediction.
-        to_pred: int64 `[M]`, index of the prediction that is nearest to each ground-truth point.
-        squared_distance: `[M]`, square metres to that.
+        to_gt: int64 `[N]`, index of the ground-truth point nearest to each prediction.
+        to_pred: int64 `[M]`, index of the prediction nearest to each ground-truth point.
+        squared_distance: `[M]`, squared distance to that prediction in square metres.
     """
 
     to_gt: Tensor
@@ -50,9 +50,9 @@ class OccupiedPoints:
     )
 
     def tree(self, like: Tensor) -> ops.PointTree:
-        """Return the points in dtype and on device of `like`, prepared for searching.
+        """Return a search tree of the points with the dtype and device of `like`.
 
-        They are prepared once: the initial points and all layers of a training step share them.
+        The tree is built once; the initial points and all layers of a training step share it.
         """
         key = (like.dtype, like.device)
         if key not in self._trees:
@@ -60,7 +60,7 @@ class OccupiedPoints:
         return self._trees[key]
 
     def match(self, points: Tensor) -> Match | None:
-        """Match predicted points `[N, 3]`, one at least; None where there is no ground truth."""
+        """Match predicted points `[N, 3]`, N >= 1; return None if there is no ground truth."""
         if not len(self.points):
             return None
         gt, pred = self.tree(points), ops.PointTree(points)
@@ -71,16 +71,17 @@ class OccupiedPoints:
 class ChamferLoss(nn.Module):
     """Two-way nearest-neighbour distance of point sets (OPUS, arXiv 2409.09350).
 
-    The distance of a pair is SmoothL1 summed over x, y, z. From the ground truth to the
-    predictions, points that are seen but far from any prediction weigh more, and so do seen points
-    of rare classes. Both directions are averaged over all points of the batch; of which batch, a
-    `LossNormalizer` decides.
+    The distance of a pair is SmoothL1 summed over x, y, z. In the direction from ground truth to
+    predictions, two kinds of visible points have larger weights: points far from any prediction
+    and points of rare classes. Both directions are averaged over all points of the batch. A
+    `LossNormalizer` sets whether this is the batch of one process or of all processes.
 
     Args:
-        beta: Distance in metres where SmoothL1 turns from quadratic to linear.
+        beta: Distance in metres at which SmoothL1 changes from quadratic to linear.
         loss_weight: Factor of the result.
-        density_aware: Divide every term by the number of points that share its nearest neighbour,
-            and average by the sum of these reciprocals (Wu et al., arXiv 2111.12702, for the idea).
+        density_aware: Weight every term by the reciprocal of the number of points that share its
+            nearest neighbour, and divide by the sum of these weights (after Wu et al., arXiv
+            2111.12702).
         far_distance_m: Beyond this distance to its nearest prediction a visible ground-truth point
             gets `far_weight`.
         far_weight: See `far_distance_m`.
@@ -116,9 +117,9 @@ class ChamferLoss(nn.Module):
         matched: Sequence[Match | None] | None = None,
         counted: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Return the loss of a batch by itself: the sum of the means of `terms`.
+        """Return the loss of a batch on one process: the sum of the means of `terms`.
 
-        Args and shapes as in `terms`.
+        Arguments and shapes are those of `terms`.
         """
         return normalize_alone({"loss": self.terms(points, targets, matched, counted)})["loss"]
 
@@ -129,20 +130,20 @@ class ChamferLoss(nn.Module):
         matched: Sequence[Match | None] | None = None,
         counted: Sequence[Tensor] | None = None,
     ) -> list[LossTerm]:
-        """Return the sums from the ground truth to the predictions and back, and their counts.
+        """Return the sums and counts of both directions: ground truth to predictions, and back.
 
         Args:
             points: Predicted points `[N, 3]` of every sample, metres of the occ frame.
-            targets: Ground truth of every sample; samples without a point are left out.
-            matched: What `OccupiedPoints.match` gives for `points`, where it is known already.
-            counted: Per sample bool `[N]`, which predictions have a term of their own; None for
-                all. The others may still be the nearest of a ground-truth point.
+            targets: Ground truth of every sample; samples without a point are skipped.
+            matched: Results of `OccupiedPoints.match` for `points`, if already computed.
+            counted: Per sample bool `[N]`, which predictions have their own term; None for all.
+                The others may still be the nearest prediction of a ground-truth point.
 
         Returns:
-            Two terms, the second with a graph to every predicted point; both are zero if no sample
-            has a ground-truth point.
+            Two terms. The second one's graph includes every predicted point. Both are zero if no
+            sample has a ground-truth point.
         """
-        # An empty slice keeps the graph and, unlike a product with zero, cannot turn into NaN.
+        # An empty slice keeps the graph and, unlike a product with zero, cannot produce NaN.
         nothing = torch.stack([pred[:0].sum() for pred in points]).sum()
         none = nothing.new_zeros((), dtype=torch.float64)
         to_pred, to_gt = [LossTerm(nothing, none)], [LossTerm(nothing, none)]
@@ -171,12 +172,12 @@ class ChamferLoss(nn.Module):
         weights: Tensor | None = None,
         counted: Tensor | None = None,
     ) -> LossTerm:
-        """Return the sum of the distances from query to reference and what to divide it by."""
+        """Return the sum of the distances from query to reference, and its divisor."""
         terms = ops.chamfer_terms(query, reference, index, self.beta)
         share: Tensor | None = None
         count = terms.new_full((), len(terms), dtype=torch.float64)
         if self.density_aware:
-            # Not `bincount`, which makes the host wait for a device.
+            # `bincount` would synchronise with the device.
             sharing = index.new_zeros(len(reference)).index_add_(0, index, torch.ones_like(index))
             share = sharing[index].to(terms).reciprocal()
             count = share.sum().double()
@@ -190,7 +191,8 @@ class ChamferLoss(nn.Module):
 
     def _gt_weights(self, gt: OccupiedPoints, squared_distance: Tensor) -> Tensor:
         far = gt.visible & (squared_distance > self.far_distance_m**2)
-        rare = (gt.labels[:, None] == self.rare_labels).any(1) & gt.visible  # isin sorts: slower
-        # Indexing by a mask would make the host wait for a GPU in every layer.
+        # torch.isin sorts and is slower
+        rare = (gt.labels[:, None] == self.rare_labels).any(1) & gt.visible
+        # Indexing by a mask would synchronise with the GPU in every layer.
         weights = torch.ones_like(squared_distance).masked_fill(far, self.far_weight)
         return torch.where(rare, weights.clamp(min=self.rare_weight), weights)

@@ -19,7 +19,7 @@ class SigmoidFocalLoss(nn.Module):
     Args:
         gamma: Exponent that down-weights easy examples.
         alpha: Weight of the positive class; negatives get `1 - alpha`.
-        class_weights: Factor of every class's classifier, on its positives and negatives alike.
+        class_weights: Factor of every class's classifier, for positives and negatives.
         loss_weight: Factor of the result.
     """
 
@@ -50,12 +50,12 @@ class SigmoidFocalLoss(nn.Module):
 
         Args:
             logits: `[n, K]`.
-            labels: int64 `[n]`; a label outside `[0, K)` is background: no class positive.
-            avg_factor: Divisor of the sum; 1 where a `LossNormalizer` divides it.
+            labels: int64 `[n]`; a label outside `[0, K)` is background, positive for no class.
+            avg_factor: Divisor of the sum; pass 1 if a `LossNormalizer` divides it later.
             row_weights: `[n]` factor of every row; None for 1.
 
         Returns:
-            Scalar; zero with a graph where `n` is 0.
+            Scalar; zero with a graph if `n` is 0.
 
         Raises:
             ModelConfigError: If there is not one class weight per class.

@@ -1,4 +1,4 @@
-"""Lovász-softmax loss: a surrogate of the intersection over union of every class.
+"""Lovász-softmax loss, a differentiable surrogate of the intersection over union per class.
 
 Dimension letters: n voxels of a sample, K semantic classes.
 """
@@ -17,9 +17,9 @@ from .normalizer import LossTerm
 class LovaszSoftmaxLoss(nn.Module):
     """Lovász extension of the Jaccard loss (Berman et al., arXiv 1705.08790, Eq. 9 and 11).
 
-    Logits are those of independent sigmoid classifiers. The softmax is over them and a constant 0
-    for free: for a single class it is the sigmoid. The loss of a class is that of a sample's voxels
-    together; it is averaged over the classes that occur in the sample, and over samples.
+    The logits belong to independent sigmoid classifiers. The softmax runs over them and a constant
+    0 for the free class; for a single class it equals the sigmoid. The loss of a class is computed
+    over all voxels of a sample, then averaged over the classes in the sample and over samples.
 
     Args:
         loss_weight: Factor of the result.
@@ -30,12 +30,12 @@ class LovaszSoftmaxLoss(nn.Module):
         self.loss_weight = loss_weight
 
     def term(self, logits: Tensor, labels: Tensor, known: Tensor | None = None) -> LossTerm:
-        """Return the sum of the losses of the classes that occur in a sample, and their number.
+        """Return the sum of the losses of the classes in a sample, and their number.
 
         Args:
             logits: ``[n, K]``.
-            labels: int64 ``[n]``; K is free.
-            known: bool ``[n]``, which voxels count; None for all.
+            labels: int64 ``[n]``; label K is free.
+            known: bool ``[n]``, which voxels to include; None for all.
         """
         num_classes = logits.shape[1]
         scores = F.pad(logits, (0, 1)).softmax(1)[:, :num_classes]
@@ -43,7 +43,7 @@ class LovaszSoftmaxLoss(nn.Module):
         if known is not None:
             is_class = is_class * known[:, None]
         errors = (is_class - scores).abs()
-        if known is not None:  # an error of zero of a voxel without a class adds nothing
+        if known is not None:  # excluded voxels: no class and zero error, so no contribution
             errors = errors * known[:, None]
         errors, order = errors.sort(dim=0, descending=True)
         losses = (errors * jaccard_steps(is_class.gather(0, order))).sum(0)
@@ -53,14 +53,14 @@ class LovaszSoftmaxLoss(nn.Module):
 
 @torch.no_grad()
 def jaccard_steps(is_class: Tensor) -> Tensor:
-    """Return by how much every further wrong voxel raises the Jaccard loss.
+    """Return the increase of the Jaccard loss for every additional wrong voxel.
 
     Args:
-        is_class: 0 or 1 ``[n, K]``, whether a voxel has a class; the voxels go wrong one after the
-            other, from the first on.
+        is_class: 0 or 1 ``[n, K]``, whether a voxel has a class. Row i is the voxel that becomes
+            wrong after the rows before it.
 
     Returns:
-        ``[n, K]``, of the voxels of a class the sum is 1.
+        ``[n, K]``; the sum over the voxels is 1 for each class.
     """
     size = is_class.sum(0)
     intersection = size - is_class.cumsum(0)

@@ -1,4 +1,4 @@
-"""What the losses of a training step are divided by, on any number of processes.
+"""Normalisation of the losses of a training step on any number of processes.
 
 Dimension letters: n loss terms of a training step.
 """
@@ -18,12 +18,11 @@ SCOPES = ("batch", "rank")
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A mean whose division is still to be done.
+    """Numerator and denominator of a mean.
 
     Attributes:
-        total: Scalar, weighted sum over what is counted.
-        count: Scalar, how much was counted: points, voxels, pixels or shares of them. Without
-            gradient.
+        total: Scalar, weighted sum over points, voxels or pixels.
+        count: Scalar, their number or the sum of their weights. Without gradient.
     """
 
     total: Tensor
@@ -31,25 +30,25 @@ class LossTerm:
 
 
 LossTerms = Mapping[str, Sequence[LossTerm]]
-"""Terms by the name of the loss; a loss is the sum of its means."""
+"""Terms by the name of the loss; a loss is the sum of the means of its terms."""
 
 
 class LossNormalizer:
-    """Divide loss terms by their counts.
+    """Division of loss terms by their counts.
 
-    Data-parallel training averages the gradients of all processes. With the scope `'batch'` a
-    term is divided by the mean of its counts over the processes, so that this average is the
-    gradient of the joint batch on one process, however the samples are spread. With `'rank'` a
-    process divides by its own counts, as the published models were trained: what a sample weighs
-    then depends on which samples share its process. On one process both are the same.
+    Data-parallel training averages the gradients of all processes. With scope `'batch'`, a term is
+    divided by the mean of its counts over the processes. The averaged gradient then equals the
+    gradient of the joint batch on one process, for any distribution of the samples. With
+    `'rank'`, each process divides by its own counts, as for the published models. The weight of a
+    sample then depends on the other samples of its process. On one process both scopes are equal.
 
-    A count below 1, as of a batch without any occupied voxel, is taken for 1.
+    A count below 1, for example of a batch without occupied voxels, is replaced by 1.
 
     Args:
         scope: `'batch'` or `'rank'`.
 
     Raises:
-        ValueError: If the scope is another.
+        ValueError: If the scope is neither of these.
     """
 
     def __init__(self, scope: str = "batch") -> None:
@@ -63,13 +62,11 @@ class LossNormalizer:
 
     @property
     def needs_counting(self) -> bool:
-        """Whether the parts of an accumulated batch have to be counted before the first one's
-        gradient is computed.
-        """
+        """Return whether an accumulated batch must be counted before the first backward pass."""
         return self.scope == "batch"
 
     def __call__(self, terms: LossTerms) -> dict[str, Tensor]:
-        """Return the losses by name; every process calls this with the same names.
+        """Return the losses by name. All processes must call this with the same names.
 
         Args:
             terms: Terms by the name of the loss, at least one each.
@@ -83,7 +80,7 @@ class LossNormalizer:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Within, only count: losses are divided by the counts of their own call."""
+        """Count terms within this context; losses are divided by the counts of their own call."""
         self._is_counting, self._num_counted, self._counted = True, 0, None
         try:
             yield
@@ -92,8 +89,8 @@ class LossNormalizer:
 
     @contextmanager
     def dividing_by_counted(self) -> Iterator[None]:
-        """Within, divide by the mean of what has been counted, over calls and processes."""
-        assert self._counted is not None, "nothing has been counted"
+        """Divide by the mean of the counted values, over calls and processes, in this context."""
+        assert self._counted is not None, "counting() was not used before"
         self._divisors = _joint_mean(self._counted, self._num_counted)
         try:
             yield
@@ -101,7 +98,7 @@ class LossNormalizer:
             self._divisors = None
 
     def _divide_by(self, counts: Tensor) -> Tensor:
-        """Return the divisors `[n]` of terms with the counts `[n]`."""
+        """Return the divisors `[n]` of terms with counts `[n]`."""
         if self._is_counting:
             self._counted = counts if self._counted is None else self._counted + counts
             self._num_counted += 1
@@ -113,14 +110,14 @@ class LossNormalizer:
 
 
 def normalize_alone(terms: LossTerms) -> dict[str, Tensor]:
-    """Return the losses of a batch by itself: the golden numbers are such."""
+    """Return the losses of a batch on one process, as used for the golden reference numbers."""
     return LossNormalizer("rank")(terms)
 
 
 def _joint_mean(counts: Tensor, calls: int) -> Tensor:
-    """Return the mean of counts `[n]`, summed over `calls`, over calls and processes.
+    """Return the mean over calls and processes of counts `[n]`, which are sums over `calls`.
 
-    The joint count is taken for 1 where it is less, as one process with all samples takes it.
+    A joint count below 1 is replaced by 1, as on one process with all samples.
     """
     replicas = calls
     if dist.is_available() and dist.is_initialized():

@@ -1,8 +1,8 @@
-"""Native operations and their plain-torch twins; needs torch alone.
+"""Native operations and their reference implementations in plain torch; depends only on torch.
 
-The library behind them (`python setup.py build_ext --inplace`) is loaded at the first use of an
-operation, never at import. Every operation `<name>` has a twin `<name>_reference` with the
-same arguments.
+The native library (`python setup.py build_ext --inplace`) is loaded at the first use of an
+operation, never at import. Every operation `<name>` has a reference implementation
+`<name>_reference` with the same arguments.
 """
 
 from ._extension import ExtensionError, is_available, library_path

@@ -1,4 +1,4 @@
-"""Find and loads the native extension at the first use of a native operation."""
+"""Lookup and lazy loading of the native extension."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _on_load: list[Callable[[], None]] = []
 
 
 class ExtensionError(UserError, RuntimeError):
-    """The native extension is missing, or was built for other sources or another torch."""
+    """The native extension is missing, or was built from other sources or for another torch."""
 
 
 def on_load(register: Callable[[], None]) -> Callable[[], None]:
     """Run `register` once, right after the library has been loaded (a decorator).
 
-    Fake kernels and gradients attach to operations that exist only from then on.
+    Fake kernels and gradients attach to operations, which exist only after loading.
     """
     _on_load.append(register)
     return register
 
 
 def library_path() -> Path | None:
-    """Return the path of the built library, or None where it has not been built.
+    """Return the path of the built library, or None if it has not been built.
 
-    The variable OPUS_EXTENSION names another one, such as a build with sanitizers.
+    The environment variable OPUS_EXTENSION overrides it, for example with a sanitizer build.
     """
     if other := os.environ.get("OPUS_EXTENSION"):
         return Path(other)
@@ -76,7 +76,7 @@ def load() -> None:
 
 
 def native(name: str) -> Any:
-    """Return the native operation `opus::name`, ready to be called.
+    """Return the native operation `opus::name`; load the library if necessary.
 
     Raises:
         ExtensionError: the library is missing, does not load, or is older than this operation.
@@ -87,26 +87,26 @@ def native(name: str) -> Any:
         return getattr(torch.ops.opus, name)
     except AttributeError as error:
         raise ExtensionError(
-            f"the built native extension has no operation {name!r}, it is older than its sources: "
+            f"the native extension has no operation {name!r} because it is older than its sources: "
             f"{_FIX}"
         ) from error
 
 
-# What kernels of GPUs take that compute in single precision.
+# Dtypes accepted by GPU kernels that compute in single precision.
 SINGLE_AND_HALF = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def runs_natively(name: str, tensor: Tensor, on_gpu: Collection[torch.dtype] | None = None) -> bool:
-    """Return whether `opus::name` has a kernel for the device of `tensor`; warns once where not.
+    """Return whether `opus::name` has a kernel for the device of `tensor`; warn once if not.
 
-    A library built on a machine without a CUDA toolkit has none for GPUs: there the plain-torch
-    twin has to do, which is right and slow.
+    A library built without a CUDA toolkit has no GPU kernels. The operation then falls back to
+    its reference implementation, which is correct but slow.
 
     Args:
         name: The operation.
         tensor: Its first argument.
-        on_gpu: Dtypes of `tensor` that the kernels of GPUs take, where not all; the twin has to
-            do for others.
+        on_gpu: Dtypes of `tensor` that the GPU kernels accept; None for all. Other dtypes fall
+            back to the reference implementation.
 
     Raises:
         ExtensionError: the library is missing, does not load, or is older than this operation.
@@ -117,13 +117,13 @@ def runs_natively(name: str, tensor: Tensor, on_gpu: Collection[torch.dtype] | N
     return _has_kernel(name, kind)
 
 
-# A constant for torch.compile, which cannot look into torch's dispatcher.
+# A constant for torch.compile, which cannot trace torch's dispatcher.
 @torch.compiler.assume_constant_result
 def _has_kernel(name: str, kind: str) -> bool:
     return _look_for_kernel(name, kind)
 
 
-# Cached, since on a GPU the host starts a kernel in about the time that the look takes.
+# Cached, because the look-up takes about as long as a kernel launch.
 @functools.cache
 def _look_for_kernel(name: str, kind: str) -> bool:
     native(name)
@@ -131,8 +131,8 @@ def _look_for_kernel(name: str, kind: str) -> bool:
     if key == "CPU" or torch._C._dispatch_has_kernel_for_dispatch_key(f"opus::{name}", key):
         return True
     warnings.warn(
-        f"the native extension was built without {key}: its operations run as plain torch, "
-        "slowly; build it where a CUDA toolkit is found: python setup.py build_ext --inplace",
+        f"the native extension was built without {key}: operations fall back to slow plain torch; "
+        "build it with a CUDA toolkit installed: python setup.py build_ext --inplace",
         stacklevel=5,
     )
     return False

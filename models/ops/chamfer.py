@@ -1,4 +1,4 @@
-"""Distances of matched points, the terms of a Chamfer loss.
+"""Distances between matched points, the terms of a Chamfer loss.
 
 Dimensions:
     N points, M references.
@@ -20,20 +20,19 @@ __all__ = ["chamfer_terms", "chamfer_terms_reference"]
 def chamfer_terms(query: Tensor, reference: Tensor, index: Tensor, beta: float) -> Tensor:
     """Compute the SmoothL1 of `query - reference[index]`, summed over x, y, z.
 
-    Differentiable in both point sets. The backward pass stores only the arguments and recomputes
-    the differences. Gradients of a reference that several points share are added in the order of
-    the points on a CPU; in any order on a GPU; in a reproducible order under
-    `torch.use_deterministic_algorithms`.
+    Differentiable in both point sets. Only the arguments are stored for the backward pass, which
+    recomputes the differences. If several points share a reference, its gradients are added in
+    point order on a CPU and in any order on a GPU. Under `torch.use_deterministic_algorithms` the
+    order is reproducible on both.
 
     Args:
         query: [N, 3], float32 or float64; float16 and bfloat16 are computed in float32.
-        reference: [M, 3], of the same dtype.
-        index: int64 [N], see `nearest_neighbor`; a pair with an index outside 0 ... M - 1
-            gives zero.
-        beta: Differences below it count by their square, positive.
+        reference: [M, 3], same dtype.
+        index: int64 [N], see `nearest_neighbor`. The term of an index outside 0 ... M - 1 is zero.
+        beta: Positive; SmoothL1 is quadratic for differences below it.
 
     Returns:
-        [N], in the precision of the computation.
+        [N], in the dtype of the computation.
 
     Raises:
         ValueError: a shape, dtype or number does not fit.
@@ -45,7 +44,7 @@ def chamfer_terms(query: Tensor, reference: Tensor, index: Tensor, beta: float) 
 
 
 def chamfer_terms_reference(query: Tensor, reference: Tensor, index: Tensor, beta: float) -> Tensor:
-    """Compute `chamfer_terms` in plain torch, as a reference. Same arguments."""
+    """Compute `chamfer_terms` in plain torch (reference implementation)."""
     query, reference = _computed(query), _computed(reference)
     exists = (index >= 0) & (index < len(reference))
     nearest = reference.index_select(0, torch.where(exists, index, 0))

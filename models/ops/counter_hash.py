@@ -1,6 +1,6 @@
-"""Random bits as a hash of where they are used: the same on every device, in any order.
+"""Counter-based random bits: hashes of positions, independent of device and order.
 
-Every step is on 32-bit words held in int64, whose wrap-around loses only higher bits.
+All steps work on 32-bit words stored in int64. Overflow affects only bits above the word.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def mix_bits(x: Tensor) -> Tensor:
-    """Finaliser of MurmurHash3."""
+    """Apply the finaliser of MurmurHash3."""
     x = x ^ (x >> 16)
     x = multiply_words(x, 0x85EBCA6B)
     x = x ^ (x >> 13)
@@ -27,12 +27,12 @@ def multiply_words(x: Tensor, factor: int) -> Tensor:
 
 
 def sample_seeds(seed: int | Tensor, batch: int, device: torch.device) -> Tensor:
-    """Return a seed for each sample of a batch, int64 `[batch]`; the first one's is `seed`.
+    """Return a seed for each sample of a batch, int64 `[batch]`; the first is `seed` itself.
 
     Args:
-        seed: In `[0, 2^63)`; or seeds `[batch]`, which stay as they are.
+        seed: Number in `[0, 2^63)`, or seeds `[batch]`, which are returned unchanged.
         batch: Number of samples.
-        device: Where the result lies.
+        device: Device of the result.
     """
     if isinstance(seed, Tensor):
         return seed
@@ -41,7 +41,7 @@ def sample_seeds(seed: int | Tensor, batch: int, device: torch.device) -> Tensor
 
 
 def kept_by_dropout(shape: tuple[int, int], dropout_p: float, seeds: Tensor) -> Tensor:
-    """Return which elements of every sample's matrix dropout keeps.
+    """Return the dropout mask of every sample's matrix: True for kept elements.
 
     Args:
         shape: Rows and columns.

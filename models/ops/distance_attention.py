@@ -1,4 +1,4 @@
-"""Multi-head self-attention whose logits fall with the distance between queries.
+"""Multi-head self-attention with logits that decrease with the distance between queries.
 
 Dimensions:
     B batch, H heads, Q queries, d channels of a head.
@@ -18,7 +18,7 @@ from .counter_hash import kept_by_dropout, sample_seeds
 __all__ = ["attention_order", "distance_attention", "distance_attention_reference"]
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_MOST_CHANNELS_ON_GPU = 32  # of a head; they stay in a thread's registers
+_MOST_CHANNELS_ON_GPU = 32  # per head: a thread keeps them in registers
 
 
 def distance_attention(
@@ -31,35 +31,34 @@ def distance_attention(
     seed: int | Tensor = 0,
     order: Tensor | None = None,
 ) -> Tensor:
-    """Attention with the logits `q·k / sqrt(d) - tau_q * |centre_q - centre_k|`.
+    """Compute attention with logits `q·k / sqrt(d) - tau_q * |centre_q - centre_k|`.
 
-    The scale-adaptive self-attention of SparseBEV (arXiv 2308.09244), as OPUS uses it. Softmax and
-    weighted sum run tile by tile (Dao et al., arXiv 2205.14135) and distances are computed on the
-    fly, so memory grows with Q, not with Q². Queries are visited in the order of their places;
-    blocks of keys so far away that all their weights together are below a rounding error of the
-    result (relative to the largest value) are skipped.
+    This is the scale-adaptive self-attention of SparseBEV (arXiv 2308.09244), as used in OPUS.
+    Softmax and weighted sum are computed tile by tile (Dao et al., arXiv 2205.14135) and distances
+    on the fly, so memory grows with Q, not with Q². Queries are processed in spatial order. Blocks
+    of distant keys are skipped if the sum of all skipped weights is below the rounding error of
+    the result (relative to the largest value).
 
-    Dropout decides by a hash of a sample's seed and the position, so that the backward pass repeats
-    it without a stored mask. Seeds in a tensor are read when the kernels run: a CUDA graph that is
-    replayed drops by those of the replay. Gradients are summed in a fixed order: results do not
-    depend on the number of threads and repeat bit by bit. What is not finite spreads as it does in
-    the twin.
+    The dropout mask is a hash of the sample's seed and the position; the backward pass recomputes
+    it. Seeds in a tensor are read when the kernels run; a replayed CUDA graph uses the current
+    seeds. Gradients are summed in a fixed order: results are bitwise reproducible for any number of
+    threads. Non-finite values propagate as in the reference implementation.
 
-    On a GPU heads of more than 32 channels and float64 go through the twin, whose memory grows
-    with Q².
+    On a GPU, float64 and heads of more than 32 channels use the reference implementation, whose
+    memory grows with Q².
 
     Args:
-        query: [B, H, Q, d], float32, float64, float16 or bfloat16, of any strides. Sums are in
+        query: [B, H, Q, d], float32, float64, float16 or bfloat16, with any strides. Sums are in
             float32 (float64 for float64).
         key: [B, H, Q, d], same dtype.
         value: [B, H, Q, d], same dtype.
         tau: [B, H, Q], 1/metres, of the attending query; any sign.
-        centres: [B, Q, 3], metres. Gets no gradient.
+        centres: [B, Q, 3], metres. Not differentiable.
         dropout_p: probability that an attention weight is dropped, in [0, 1).
-        seed: of the dropout, a number in [0, 2**63) or int64 [B], one for each sample.
-        order: int64 [B, Q], order in which the queries of a sample are visited; None to find it
-            here. Any order gives the same result up to rounding, one along `attention_order`
-            skips most.
+        seed: seed of the dropout: a number in [0, 2**63), or int64 [B] with one per sample.
+        order: int64 [B, Q], processing order of each sample's queries; None to compute
+            `attention_order`. It changes results only by rounding; a spatial order skips the most
+            blocks.
 
     Returns:
         [B, H, Q, d] in `query`'s dtype, laid out in memory as [B, Q, H, d]. Differentiable (once)
@@ -80,9 +79,12 @@ def distance_attention(
 
 
 def attention_order(centres: Tensor) -> Tensor:
-    """Order of queries along a space-filling curve, int64 [B, Q], of centres [B, Q, 3] in metres.
+    """Return the order of queries along a space-filling curve, int64 [B, Q].
 
-    On a GPU few queries stay in their order: to sort them takes longer than it saves.
+    On a GPU, small numbers of queries keep their order, because sorting takes longer than it saves.
+
+    Args:
+        centres: [B, Q, 3], metres.
     """
     if not runs_natively("attention_order", centres):
         number = torch.arange(centres.shape[1], device=centres.device)
@@ -100,13 +102,15 @@ def distance_attention_reference(
     seed: int | Tensor = 0,
     order: Tensor | None = None,
 ) -> Tensor:
-    """Plain-torch twin of `distance_attention`: a [B, H, Q, Q] mask. Same arguments."""
+    """Compute `distance_attention` in plain torch with a [B, H, Q, Q] mask (reference
+    implementation).
+    """
     _check_arguments(query, key, value, tau, centres, dropout_p)
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     q, k, v, rate = (tensor.to(dtype) for tensor in (query, key, value, tau))
     logits = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
     with torch.no_grad():
-        # not through the matrix product |a|^2 + |b|^2 - 2ab, which cancels for close points
+        # without the matrix product |a|^2 + |b|^2 - 2ab, which suffers from cancellation
         distance = torch.cdist(
             centres.to(dtype), centres.to(dtype), compute_mode="donot_use_mm_for_euclid_dist"
         )

@@ -1,7 +1,7 @@
 """Farthest-point sampling in 3-D.
 
 Dimensions:
-    N points of all clouds together, B clouds, S samples of a cloud.
+    N points of all clouds, B clouds, S samples of a cloud.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["farthest_point_sampling", "farthest_point_sampling_reference"]
 def farthest_point_sampling(
     points: Tensor, num_samples: int, lengths: Sequence[int] | None = None
 ) -> Tensor:
-    """Select points, each as far as possible from those before; return their indices.
+    """Select points greedily, each farthest from those already selected; return their indices.
 
-    The first is point 0. Squared distances are `(dx * dx + dy * dy) + dz * dz` in the dtype of
-    the points; of equally far points the lowest index wins. When all points are taken, indices
-    repeat. A point with a NaN or infinity is only selected as the start.
+    The first point is point 0. Squared distances are `(dx * dx + dy * dy) + dz * dz` in the dtype
+    of the points; ties go to the lowest index. Once all points are selected, indices repeat. A
+    non-finite point is only selected if it is point 0.
 
     Args:
         points: [N, 3], float32 or float64; float16 and bfloat16 are measured in float32.
@@ -49,7 +49,7 @@ def farthest_point_sampling(
 def farthest_point_sampling_reference(
     points: Tensor, num_samples: int, lengths: Sequence[int] | None = None
 ) -> Tensor:
-    """Compute `farthest_point_sampling` in plain torch, as a reference. Same arguments."""
+    """Compute `farthest_point_sampling` in plain torch (reference implementation)."""
     own = _check_arguments(points, num_samples, lengths)
     clouds = _measured(points).split(own)
     if not clouds:
@@ -67,7 +67,7 @@ def _sample(points: Tensor, num_samples: int) -> Tensor:
         px, py, pz = points[index[i - 1]].unbind()
         squared = (x - px).square() + (y - py).square() + (z - pz).square()
         nearest = torch.where(squared < nearest, squared, nearest)
-        # argmax alone may return any of several maxima on CUDA
+        # on CUDA, `nearest.argmax()` may return any of several maxima
         index[i] = (nearest == nearest.max()).to(torch.uint8).argmax()
     return index
 

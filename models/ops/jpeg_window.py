@@ -1,6 +1,6 @@
-"""A window of a JPEG file, decoded by the machine's libjpeg-turbo.
+"""Decoding of a window of a JPEG file with the system's libjpeg-turbo.
 
-This binds a library and computes nothing of its own, so there is no twin.
+This module only binds a library, so there is no reference implementation.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ __all__ = ["has_jpeg_window", "jpeg_window"]
 
 
 def has_jpeg_window() -> bool:
-    """Return whether the extension was built with libjpeg-turbo's header, and its library is
-    there.
-    """
+    """Return whether the extension was built with libjpeg-turbo's header and finds the library."""
     try:
         return bool(native("jpeg_window_available")())
     except ExtensionError:
@@ -27,20 +25,20 @@ def has_jpeg_window() -> bool:
 def jpeg_window(
     data: Tensor, reduction: int, rows: Sequence[int], columns: Sequence[int]
 ) -> tuple[Tensor, tuple[int, int]] | None:
-    """Decode the pixels of some rows and columns.
+    """Decode the pixels of a range of rows and columns.
 
-    All rows down to the last are parsed, since a JPEG file has no entry points, but no others are
-    transformed back. What is returned equals that part of the whole image.
+    A JPEG file has no entry points, so all rows up to the last one are parsed, but only rows within
+    the window are transformed. The result equals the same part of the fully decoded image.
 
     Args:
-        data: uint8 `[n]`, the file.
-        reduction: 1, 2, 4 or 8: the image is decoded at that part of its size, rounded up.
-        rows: First row and the one after the last, of the reduced image.
-        columns: Likewise; some columns more are decoded on both sides.
+        data: uint8 `[n]`, the content of the file.
+        reduction: 1, 2, 4 or 8: divisor of the image size, rounded up.
+        rows: First row and the one after the last, in the reduced image.
+        columns: The same for columns; the result has some additional columns on both sides.
 
     Returns:
-        The pixels, uint8 `[h, w, 3]` BGR, and the row and column where they begin; None if the
-        library is missing, the file is damaged, progressive, or neither YCbCr nor grey.
+        The pixels, uint8 `[h, w, 3]` BGR, and their first row and column. None if the library is
+        missing, or if the file is damaged, progressive, or not in YCbCr or grey.
 
     Raises:
         ValueError: An argument is out of range.

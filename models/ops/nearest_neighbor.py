@@ -1,7 +1,7 @@
 """Exact nearest neighbours in 3-D.
 
 Dimensions:
-    B samples, N queries and M references of all samples together.
+    B samples, N queries and M references of all samples.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from ._extension import native, on_load, runs_natively
 
 __all__ = ["PointTree", "nearest_neighbor", "nearest_neighbor_reference"]
 
-# Distances the reference implementation holds at once.
+# Number of distances that the reference implementation stores at once.
 _CHUNK_ELEMENTS = 1 << 24
-# Of models/csrc/nearest_neighbor/nearest_neighbor.h: bytes of a point and of a box, points of a
-# leaf; they fix the size of a tree.
+# Bytes of a point and of a box, and points of a leaf, as in
+# models/csrc/nearest_neighbor/nearest_neighbor.h. They determine the size of a tree.
 _POINT_BYTES = {torch.float32: 16, torch.float64: 32}
 _BOX_BYTES = {torch.float32: 32, torch.float64: 64}
 _LEAF_POINTS = 10
 
 
 class PointTree:
-    """Points prepared for many calls of `nearest_neighbor`, as references or as queries.
+    """Search tree of points for repeated calls of `nearest_neighbor`, as references or queries.
 
-    A balanced tree of boxes for each sample. Building it costs about as much as 20,000 queries, so
-    prepare points that are searched more than once, such as the ground truth of every decoder
-    layer. Prepare both sides if each is searched in the other: queries in the order of a tree
+    It holds a balanced tree of boxes for each sample. Building it takes about as long as 20,000
+    queries, so use it for points that are searched more than once, such as the ground truth of all
+    decoder layers. Build trees of both sets if each is searched in the other: queries in tree order
     share their searches.
 
     Args:
         points: [M, 3], float32 or float64; half precision is searched in float32.
-        lengths: Points of each sample, in the order of `points`; None for one sample.
+        lengths: Number of points of each sample, in the order of `points`; None for one sample.
 
     Attributes:
         points: The points, [M, 3].
-        lengths: As a list.
+        lengths: Number of points of each sample.
 
     Raises:
         ValueError: a shape, dtype or length does not fit.
@@ -56,7 +56,7 @@ class PointTree:
     def nearest(
         self, query: Tensor | PointTree, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `nearest_neighbor`; `lengths` are those of the queries."""
+        """Find nearest neighbours as `nearest_neighbor` does; `lengths` are the queries'."""
         points, lengths = _unprepared(query, lengths, "query")
         memory = query._memory if isinstance(query, PointTree) else None
         if self._memory is None or (isinstance(query, PointTree) and memory is None):
@@ -80,28 +80,27 @@ def nearest_neighbor(
 ) -> tuple[Tensor, Tensor]:
     """Find the nearest reference point of each query: its index and squared distance.
 
-    Squared distances are `(dx * dx + dy * dy) + dz * dz` in the dtype of the points. Of equally
-    near references the lowest index wins. A distance that is not a number counts as infinite: a
-    query with a NaN or infinity, or with no finite reference, gets the first point of its sample
-    and infinity.
+    Squared distances are `(dx * dx + dy * dy) + dz * dz` in the dtype of the points. Ties go to the
+    lowest index. A NaN distance is treated as infinite: for a non-finite query, or if there is no
+    finite reference, the result is the first point of the sample with infinite distance.
 
-    There is no gradient: callers gather the reference points.
+    The results have no gradient; callers gather the reference points.
 
     Args:
-        query: [N, 3], float32 or float64; float16 and bfloat16 are searched in float32. Or the
-            same prepared as a `PointTree`, which is several times faster for the queries
-            if the tree has a second use; results are in the order of its `points`.
-        reference: [M, 3], of the same dtype, or the same prepared once as a `PointTree`.
-        query_lengths: Queries of each sample, which are searched among the references of the same
-            sample alone; None for one sample. Not with a `PointTree`, which has them.
-        reference_lengths: Likewise.
+        query: [N, 3], float32 or float64; float16 and bfloat16 are searched in float32. Or a
+            `PointTree`, which makes the search several times faster if the tree is reused; results
+            are in the order of its `points`.
+        reference: [M, 3], same dtype, or a `PointTree`.
+        query_lengths: Number of queries of each sample; None for one sample. Queries are searched
+            only among references of the same sample. Leave it out for a `PointTree`.
+        reference_lengths: The same for the references.
 
     Returns:
         Index into `reference`, int64 [N], and squared distance [N], both without gradient.
 
     Raises:
-        ValueError: a shape, dtype or length does not fit, lengths are given for a
-            `PointTree`, or a sample with queries has no reference point.
+        ValueError: a shape, dtype or length does not fit, lengths are passed with a `PointTree`, or
+            a sample with queries has no reference point.
         ExtensionError: the native extension is not built.
     """
     if isinstance(reference, PointTree):
@@ -122,9 +121,7 @@ def nearest_neighbor_reference(
     query_lengths: Sequence[int] | None = None,
     reference_lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `nearest_neighbor` in plain torch, as a reference: all pairs, in chunks. Same
-    arguments.
-    """
+    """Compute `nearest_neighbor` from all pairs in plain torch (reference implementation)."""
     query, query_lengths = _unprepared(query, query_lengths, "query")
     reference, reference_lengths = _unprepared(reference, reference_lengths, "reference")
     _check_arguments(query, query_lengths, reference, reference_lengths)
@@ -151,7 +148,7 @@ def _all_pairs(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         squared = (x - rx).square() + (y - ry).square() + (z - rz).square()
         squared = torch.where(squared.isnan(), math.inf, squared)
         least = squared.amin(dim=1, keepdim=True)
-        # argmin alone may return any of several minima on CUDA
+        # on CUDA, `squared.argmin()` may return any of several minima
         nearest = (squared == least).to(torch.uint8).argmax(dim=1)
         index[start : start + chunk] = nearest
         distance[start : start + chunk] = least[:, 0]
@@ -159,7 +156,7 @@ def _all_pairs(query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _searched(points: Tensor) -> Tensor:
-    """Return the points in the precision they are searched in."""
+    """Convert the points to the dtype of the search."""
     half = points.dtype in (torch.float16, torch.bfloat16)
     return points.float() if half else points
 
@@ -191,8 +188,8 @@ def _check_dtypes(query: Tensor, reference: Tensor) -> None:
 def _check_samples(query_lengths: list[int], reference_lengths: list[int]) -> None:
     if len(query_lengths) != len(reference_lengths):
         raise ValueError(
-            f"query has {len(query_lengths)} samples, reference {len(reference_lengths)}: they "
-            "must be as many"
+            "query and reference must have the same number of samples, got "
+            f"{len(query_lengths)} and {len(reference_lengths)}"
         )
     for i, (queries, references) in enumerate(zip(query_lengths, reference_lengths, strict=True)):
         if queries and not references:
@@ -208,7 +205,7 @@ def _unprepared(
         return points, lengths
     if lengths is not None:
         raise ValueError(
-            f"{name} is a PointTree, which knows its lengths: leave out {name}_lengths"
+            f"{name} is a PointTree, which stores its lengths: leave out {name}_lengths"
         )
     return points.points, points.lengths
 

@@ -1,12 +1,12 @@
-"""Casting rays through voxel grids: the first occupied voxel of each ray.
+"""Ray casting through voxel grids: the first occupied voxel of each ray.
 
 Dimensions:
     G grids, X Y Z voxels along the axes, O origins, D directions, R = G * O * D rays.
 
-The traversal visits every voxel a ray passes, in order (Amanatides & Woo, "A Fast Voxel Traversal
-Algorithm for Ray Tracing", Eurographics 1987). In voxel units a ray crosses the boundary k of an
-axis at `t(k) = (k - origin) * (1 / direction)`; simultaneous crossings happen in the order x, y,
-z. The native operation jumps over empty space and returns bitwise the same as single steps.
+The traversal visits every voxel that a ray passes, in order (Amanatides & Woo, "A Fast Voxel
+Traversal Algorithm for Ray Tracing", Eurographics 1987). In voxel units a ray crosses the boundary
+k of an axis at `t(k) = (k - origin) * (1 / direction)`; simultaneous crossings are ordered x, y, z.
+The native operation skips empty space; its results are bitwise equal to those of single steps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ._extension import native, on_load, runs_natively
 
 __all__ = ["OccupancyPyramid", "RayHits", "ray_cast", "ray_cast_reference"]
 
-# The bounds of models/csrc/ray_cast/ray_cast.h, in voxel units.
+# Same bounds as in models/csrc/ray_cast/ray_cast.h, in voxel units.
 _MAX_ORIGIN = 1e9
 _MIN_DIRECTION = 1e-100
 _MAX_DIRECTION = 1e100
@@ -30,20 +30,21 @@ _NO_STEP = 1e-200
 
 
 class RayHits(NamedTuple):
-    """Where rays end.
+    """End points of rays.
 
     Distances are in units of the direction's length: metres for unit directions.
 
     Attributes:
-        voxel: int32 [G, O, D, 3], index (x, y, z) of the first occupied voxel; where there is
-            none, of the last voxel inside the grid (within `max_distance`); (-1, -1, -1) where
-            the ray misses the grid.
+        voxel: int32 [G, O, D, 3], index (x, y, z) of the first occupied voxel. Without a hit, the
+            last voxel inside the grid (within `max_distance`); (-1, -1, -1) if the ray misses the
+            grid.
         hit: bool [G, O, D], whether that voxel is occupied.
         t_enter: dtype of the origins [G, O, D], distance at which the ray enters that voxel; 0 if
-            it starts there or misses the grid.
-        t_exit: dtype of the origins [G, O, D], distance at which it leaves it; 0 if it misses.
-        face: int8 [G, O, D], outward normal of the face it enters through: 0 -x, 1 +x, 2 -y,
-            3 +y, 4 -z, 5 +z; -1 if it starts there or misses.
+            the ray starts in it or misses the grid.
+        t_exit: dtype of the origins [G, O, D], distance at which the ray leaves that voxel; 0 if
+            the ray misses the grid.
+        face: int8 [G, O, D], outward normal of the entry face: 0 -x, 1 +x, 2 -y, 3 +y, 4 -z,
+            5 +z; -1 if the ray starts in the voxel or misses the grid.
     """
 
     voxel: Tensor
@@ -54,14 +55,14 @@ class RayHits(NamedTuple):
 
 
 class OccupancyPyramid:
-    """Grids prepared for many calls of `ray_cast`: bit masks of occupancy in three levels.
+    """Occupancy bit masks of grids in three levels, for repeated calls of `ray_cast`.
 
     The pyramid refers to `grids` and does not copy them. After changing labels in place, call
-    `update` with the box that changed.
+    `update` with the changed box.
 
     Args:
         grids: uint8 [G, X, Y, Z], contiguous labels.
-        empty_label: the label of voxels that rays pass through.
+        empty_label: label of empty voxels.
 
     Raises:
         ValueError: `grids` is not a contiguous uint8 [G, X, Y, Z] tensor.
@@ -73,12 +74,12 @@ class OccupancyPyramid:
             raise ValueError("grids must be contiguous, call .contiguous() first")
         self.grids = grids
         self.empty_label = empty_label
-        # The reference implementation looks at the labels.
+        # The reference implementation reads the labels instead.
         is_native = runs_natively("occupancy_masks", grids)
         self.masks = native("occupancy_masks")(grids, empty_label) if is_native else None
 
     def update(self, lower: Sequence[int], upper: Sequence[int]) -> None:
-        """Take over changed labels of all grids in the box `lower <= (x, y, z) < upper`."""
+        """Update the masks after label changes in the box `lower <= (x, y, z) < upper`."""
         if self.masks is not None:
             native("occupancy_masks_update_")(
                 self.masks, self.grids, self.empty_label, list(lower), list(upper)
@@ -96,21 +97,19 @@ def ray_cast(
 ) -> RayHits:
     """Find the first occupied voxel along each ray, for all pairs of origins and directions.
 
-    A ray whose origin lies inside the grid starts in the voxel of the origin (coordinates
-    truncated); one that starts outside enters through the bounding box. Rays miss the grid if they
-    pass it, if an origin or direction is not finite, if a direction is zero, or if an origin is
-    more than 1e9 voxels away. Arithmetic is in float64 whatever the dtype.
+    A ray from inside the grid starts in the voxel of its origin (truncated coordinates). A ray from
+    outside enters through the bounding box. A ray with a non-finite origin or direction, a zero
+    direction, or an origin more than 1e9 voxels away counts as missing the grid. Arithmetic is in
+    float64 for all dtypes.
 
     Args:
-        grids: uint8 [G, X, Y, Z] labels, or the same prepared once as an `OccupancyPyramid`
-            (then `empty_label` must be the one it was made with).
+        grids: uint8 [G, X, Y, Z] labels, or an `OccupancyPyramid` with the same `empty_label`.
         origins: float32 or float64 [O, 3], metres, in the frame of the grid.
-        directions: [D, 3] for all origins alike or [O, D, 3] for each, of the same dtype; need not
-            have unit length.
+        directions: [D, 3] for all origins or [O, D, 3] per origin, same dtype, any length.
         grid_min: lower corner of the grid (x, y, z), metres.
         voxel_size: edge lengths of a voxel (x, y, z), metres.
-        empty_label: label of voxels that rays pass through.
-        max_distance: rays end here, in units of the direction's length.
+        empty_label: label of empty voxels.
+        max_distance: largest distance, in units of the direction's length.
 
     Returns:
         The end of each ray, see `RayHits`.
@@ -134,13 +133,13 @@ def _ray_cast(
     max_distance: float,
     skip_empty: bool,
 ) -> RayHits:
-    """As `ray_cast`; tests and benchmarks turn the skipping of empty space off."""
+    """Cast rays like `ray_cast`; tests and benchmarks can disable the skipping of empty space."""
     labels = grids.grids if isinstance(grids, OccupancyPyramid) else grids
     _check_arguments(labels, origins, directions, grid_min, voxel_size)
     if isinstance(grids, OccupancyPyramid):
         if grids.empty_label != empty_label:
             raise ValueError(
-                f"the pyramid was made with empty_label={grids.empty_label}, got {empty_label}"
+                f"the pyramid was built with empty_label={grids.empty_label}, got {empty_label}"
             )
         masks = grids.masks
     elif runs_natively("ray_cast", labels):
@@ -174,8 +173,8 @@ def ray_cast_reference(
     empty_label: int,
     max_distance: float = math.inf,
 ) -> RayHits:
-    """Compute `ray_cast` in plain torch, as a reference: one voxel a step, all rays at once.
-    Same arguments.
+    """Compute `ray_cast` in plain torch, one voxel per step for all rays (reference
+    implementation).
     """
     _check_arguments(grids, origins, directions, grid_min, voxel_size)
     shape = (grids.shape[0], origins.shape[0], directions.shape[-2])
@@ -209,7 +208,7 @@ def ray_cast_reference(
 
 
 class _Walk:
-    """State of R rays; indices and distances are float64, in voxels."""
+    """State of R rays. Indices and distances are float64, in voxels."""
 
     def __init__(self, origin: Tensor, direction: Tensor, size: Tensor, max_t: float) -> None:
         finite = (origin.abs() <= _MAX_ORIGIN) & (direction.abs() <= _MAX_DIRECTION)
@@ -219,18 +218,18 @@ class _Walk:
         self.valid = finite.all(-1) & (longest >= _MIN_DIRECTION) & (max_t >= 0)
         self.step = torch.where(direction.abs() < _NO_STEP, 0.0, direction.sign())
         self.inverse = 1.0 / torch.where(self.step == 0, 0.0, direction)
-        # Without movement no boundary is ever crossed: (k + 2) * inf = inf for all k >= -1.
+        # An axis without movement never crosses a boundary: (k + 2) * inf = inf for all k >= -1.
         self.origin = torch.where(self.step == 0, -2.0, origin)
         self.start = torch.minimum(origin.floor().clamp(min=-1.0), size)
         self.voxel = self.start.clone()
         self.size, self.max_t = size, max_t
 
     def crossing(self, boundary: Tensor) -> Tensor:
-        """[R, 3] distance at which each axis crosses `boundary` [R, 3]."""
+        """Return the distance [R, 3] at which each axis crosses `boundary` [R, 3]."""
         return (boundary - self.origin) * self.inverse
 
     def enter_grid(self) -> None:
-        """Move rays that start outside to their first voxel; mark those that miss."""
+        """Move rays from outside to their first voxel; mark rays that miss the grid."""
         below, above = self.voxel < 0, self.voxel >= self.size
         outside = below | above
         looks_away = (below & (self.step <= 0)) | (above & (self.step >= 0))
@@ -241,7 +240,7 @@ class _Walk:
         event_axis = torch.where(t_face == t_event, axes, -1).amax(-1, keepdim=True)
         comes_in = outside.any(-1)
 
-        # Step the other axes singly up to the event.
+        # Move the other axes one voxel at a time up to the entry.
         waiting = comes_in[:, None] & self.valid[:, None] & ~looks_away.any(-1, keepdim=True)
         entry = torch.where(below, torch.zeros_like(self.size), self.size - 1)
         self.voxel = torch.where(waiting & outside, entry, self.voxel)
@@ -257,7 +256,7 @@ class _Walk:
         self.valid &= in_grid & (~comes_in | (t_event[:, 0] <= self.max_t))
 
     def step_once(self, active: Tensor) -> Tensor:
-        """Move the `active` rays by one voxel; return which rays [R] are still walking."""
+        """Move the `active` rays by one voxel; return which rays [R] are still active."""
         t = self.crossing(self.voxel + (self.step > 0))
         earliest = t.amin(-1, keepdim=True)
         axes = torch.arange(3, device=t.device)
@@ -269,7 +268,7 @@ class _Walk:
         return goes_on
 
     def ends(self) -> tuple[Tensor, Tensor, Tensor]:
-        """`t_enter`, `t_exit` (float64) and `face` (int8) of the current voxels, [R]."""
+        """Return `t_enter`, `t_exit` (float64) and `face` (int8) of the current voxels, [R]."""
         moved = self.voxel != self.start
         t_in = self.crossing(self.voxel + (self.step < 0))
         t_in = torch.where(moved, t_in, -math.inf)

@@ -1,21 +1,20 @@
-"""Rays of RayIoU: class and depth of what they hit, and counts of agreement between two grids.
+"""Rays of RayIoU: class and depth of ray hits, and counts of agreement between two grids.
 
 Liu et al., "Fully Sparse 3D Occupancy Prediction" (SparseOcc, arXiv 2312.17118).
 
-The score is defined by the traversal of its published tool (Amanatides & Woo, in double precision,
-with running sums of the times of crossings), which is repeated operation by operation:
+The published tool's traversal defines the score: Amanatides & Woo, in double precision, with
+running sums of crossing times. This module reproduces it operation by operation:
 
-- A ray starts in the voxel of its origin, coordinates truncated toward zero: an origin less than
-  one voxel below a lower bound counts as inside.
-- Of faces that are crossed at one time z comes first, then y, then x.
-- A ray visits 1,001 voxels at most, inside the grid and on the way to it (in grids of more than
-  1,001 voxels along the three axes together: as many as these are).
-- A ray that never comes into the grid has the class of voxel (0, 0, 0), at a depth of minus one
-  voxel.
+- A ray starts in the voxel of its origin, with coordinates truncated toward zero. An origin less
+  than one voxel below a lower bound therefore counts as inside.
+- Simultaneous crossings are ordered z, y, x.
+- A ray visits at most 1,001 voxels, inside the grid and on the way to it, or X + Y + Z voxels if
+  that is more.
+- A ray that never enters the grid has the class of voxel (0, 0, 0) and a depth of minus one voxel.
 
 Dimensions:
-    B samples, X Y Z voxels along the axes, N ray origins of all samples together, D directions,
-    K classes (free included), H depth thresholds.
+    B samples, X Y Z voxels along the axes, N ray origins of all samples, D directions, K classes
+    (including free), H depth thresholds.
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ __all__ = [
     "ray_iou_counts_reference",
 ]
 
-# The bounds of models/csrc/ray_iou/ray_iou.h, in voxels.
+# Same bounds as in models/csrc/ray_iou/ray_iou.h, in voxels.
 _MAX_VISITS = 1001
 _FAR = float(1 << 30)
 
 
 class LabelRays(NamedTuple):
-    """What rays see.
+    """Class and depth of ray hits.
 
     Attributes:
-        label: uint8 [N, D], class of the first occupied voxel, the free label without one.
-        depth_m: float32 [N, D], distance to where the ray leaves that voxel; without one, to where
-            it leaves the last voxel of the grid; minus one voxel where it misses the grid; 0 where
-            it sees nothing.
+        label: uint8 [N, D], class of the first occupied voxel; the free label without a hit.
+        depth_m: float32 [N, D], distance at which the ray leaves that voxel. Without a hit, the
+            distance at which it leaves the grid. Minus one voxel if it misses the grid; 0 if the
+            ray is invalid.
     """
 
     label: Tensor
@@ -66,18 +65,18 @@ def label_rays(
 ) -> LabelRays:
     """Cast rays through the label grids of their samples.
 
-    Starts and ends of rays are rounded to float32 in voxels, as RayIoU's definition does it. A ray
-    whose origin or direction is not finite, or whose direction is zero, sees nothing: it has the
-    free label.
+    Starts and ends of rays are rounded to float32 in voxels, as in RayIoU's definition. A ray is
+    invalid if its origin or direction is not finite, if its direction is zero, or if its sample
+    does not exist. Invalid rays have the free label.
 
     Args:
         grids: uint8 [B, X, Y, Z].
         origins: float64 [N, 3], metres, in the frame of the grids.
-        sample_of_origin: int64 [N], whose grid it looks at; others than 0 ... B - 1 see nothing.
-        directions: float32 [D, 3] unit vectors, the same from every origin.
+        sample_of_origin: int64 [N], sample of each origin; rays are invalid outside 0 ... B - 1.
+        directions: float32 [D, 3] unit vectors, the same for every origin.
         grid_min: lower corner of the grids (x, y, z), metres.
-        voxel_size: edge of a voxel, a cube, metres.
-        empty_label: label of voxels that rays pass through.
+        voxel_size: edge length of the cubic voxels, metres.
+        empty_label: label of empty voxels.
 
     Raises:
         ValueError: a shape, dtype or size does not fit.
@@ -107,26 +106,26 @@ def ray_iou_counts(
 ) -> tuple[Tensor, LabelRays]:
     """Cast all rays of a batch through prediction and ground truth and count their agreement.
 
-    Both grids are walked at once. Rays that are free in the ground truth are not scored; with
-    `gt` as rays they are not even cast. Labels of `num_classes` and more are counted nowhere.
+    Both grids are traversed together. Rays that are free in the ground truth are not scored; if
+    `gt` holds rays, these are not cast either. Labels of `num_classes` and above are not counted.
 
     Args:
         pred: uint8 [B, X, Y, Z].
-        gt: the same of the ground truth, or what `label_rays` or an earlier call returned for it
-            with the same rays.
-        origins: See `label_rays`, as the following.
+        gt: ground truth, uint8 [B, X, Y, Z], or its rays as returned by `label_rays` or an earlier
+            call with the same rays.
+        origins: see `label_rays`, also for the next four arguments.
         sample_of_origin: int64 [N].
         directions: float32 [D, 3].
         grid_min: metres.
         voxel_size: metres.
-        empty_label: label of voxels that rays pass through.
+        empty_label: label of empty voxels.
         num_classes: K, 256 at most.
         thresholds_m: 1 to 8 depth tolerances, metres.
 
     Returns:
-        Counts int64 [B, H + 2, K]: by class, rays whose class agrees and whose depth differs by
-        less than threshold h; rays of the ground truth; scored rays of the prediction. And the rays
-        of the ground truth.
+        Counts int64 [B, H + 2, K] by class, and the rays of the ground truth. Row h < H counts rays
+        with equal classes whose depths differ by less than threshold h, row H the rays of the
+        ground truth, row H + 1 the scored rays of the prediction.
 
     Raises:
         ValueError: a shape, dtype or size does not fit.
@@ -164,12 +163,12 @@ def label_rays_reference(
     voxel_size: float,
     empty_label: int,
 ) -> LabelRays:
-    """Compute `label_rays` in plain torch, as a reference. Same arguments."""
+    """Compute `label_rays` in plain torch (reference implementation)."""
     shape = (len(origins), len(directions))
     label = torch.full(shape, empty_label, dtype=torch.uint8, device=grids.device)
     depth_m = torch.zeros(shape, dtype=torch.float32, device=grids.device)
     low = torch.tensor(grid_min, dtype=torch.float64, device=grids.device)
-    # Tensors, not numbers: dividing by a number may become multiplying by its inverse.
+    # Tensors, because torch may replace division by a number with multiplication by its inverse.
     edge = torch.full_like(low, voxel_size, dtype=torch.float32).double()
     for i, sample in enumerate(sample_of_origin.tolist()):
         if not 0 <= sample < len(grids):
@@ -182,23 +181,23 @@ def label_rays_reference(
         seen, t_exit = _walk(grids[sample], start.expand_as(along)[is_finite], along[is_finite],
                              empty_label)  # fmt: skip
         label[i, is_finite] = seen
-        depth_m[i, is_finite] = t_exit * edge[0].float() + 0.0  # no zero with a sign
+        depth_m[i, is_finite] = t_exit * edge[0].float() + 0.0  # turns -0 into 0
     return LabelRays(label, depth_m)
 
 
 def _walk(
     grid: Tensor, start: Tensor, direction: Tensor, empty_label: int
 ) -> tuple[Tensor, Tensor]:
-    """Walk R rays through one grid [X, Y, Z], a voxel a step, all rays at once.
+    """Trace R rays through one grid, one voxel per step for all rays.
 
     Args:
         grid: uint8 [X, Y, Z].
         start: float64 [R, 3], in voxels.
         direction: float64 [R, 3], of unit length.
-        empty_label: label of voxels that rays pass through.
+        empty_label: label of empty voxels.
 
     Returns:
-        Labels uint8 [R] and times of exit float32 [R], in voxels.
+        Labels uint8 [R] and exit times float32 [R], in voxels.
     """
     size = torch.tensor(grid.shape, device=grid.device)
     voxel = start.clamp(-_FAR, _FAR).trunc().long()
@@ -241,7 +240,7 @@ def ray_iou_counts_reference(
     num_classes: int,
     thresholds_m: Sequence[float],
 ) -> tuple[Tensor, LabelRays]:
-    """Compute `ray_iou_counts` in plain torch, as a reference. Same arguments."""
+    """Compute `ray_iou_counts` in plain torch (reference implementation)."""
     rays = (origins, sample_of_origin, directions, grid_min, voxel_size, empty_label)
     true = gt if isinstance(gt, LabelRays) else label_rays_reference(gt, *rays)
     found = label_rays_reference(pred, *rays)
@@ -255,7 +254,7 @@ def ray_iou_counts_reference(
     sample = sample_of_origin[:, None].expand_as(scored)
 
     def add(row: int, label: Tensor, which: Tensor) -> None:
-        label = label.long()  # 256 classes are no number of 8 bits
+        label = label.long()  # the number 256 does not fit into uint8
         which = which & (label < num_classes)
         entry = sample[which] * num_classes + label[which]
         total = torch.bincount(entry, minlength=len(pred) * num_classes)

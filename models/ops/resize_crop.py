@@ -1,4 +1,4 @@
-"""Resizing of 8-bit images, of the part that a crop keeps.
+"""Resizing and cropping of 8-bit images in one step.
 
 Dimensions:
     H, W stored image or part of it; h, w output.
@@ -18,7 +18,7 @@ __all__ = ["resize_crop", "resize_crop_reference", "resize_window"]
 
 Method = Literal["linear", "cubic", "exact"]
 _METHODS = ("linear", "cubic", "exact")  # in the order of the native operation
-_SUPPORT = 2.0  # of the cubic kernel, in pixels of the coarser of the two images
+_SUPPORT = 2.0  # radius of the cubic kernel, in pixels of the coarser image
 _LINEAR_SUPPORT = 1.0
 
 
@@ -32,23 +32,24 @@ def resize_crop(
     flip: bool = False,
     method: Method = "exact",
 ) -> Tensor:
-    """Resize an image, crop it and mirror it, and write the result.
+    """Resize, crop and optionally mirror an image into `out`.
 
-    Equals Pillow's ``resize``, followed by its ``crop`` and flip. Only pixels that the crop keeps
-    are computed, so the image may be a part of the full one, such as :func:`resize_window` tells.
+    The result equals Pillow's ``resize``, followed by its ``crop`` and flip. Only the pixels of the
+    crop are computed, so the image may be the part of the full one given by
+    :func:`resize_window`.
 
     Args:
-        out: uint8 ``[h, w, 3]`` on the CPU, whole rows; written.
-        image: uint8 ``[H, W, 3]`` on the CPU, whole rows; any order of channels.
+        out: uint8 ``[h, w, 3]`` on the CPU with contiguous rows; written.
+        image: uint8 ``[H, W, 3]`` on the CPU with contiguous rows; any order of channels.
         full: Height and width of the full image.
-        offset: Row and column of the full image where ``image`` begins.
-        resized: Height and width that the full image is resized to.
-        crop: Row and column of the resized image where ``out`` begins. What lies outside of the
-            resized image is 0.
+        offset: First row and column of ``image`` within the full image.
+        resized: Height and width of the resized full image.
+        crop: First row and column of ``out`` within the resized image. Pixels outside the resized
+            image are 0.
         flip: Whether to mirror ``out`` left-right.
-        method: "exact" gives the bytes of Pillow's bicubic filter; "cubic" is quicker, with weights
-            of 16 bits, and differs by two grey values at most; "linear" is Pillow's bilinear filter
-            with such weights.
+        method: "exact" gives the same bytes as Pillow's bicubic filter. "cubic" is faster, with
+            16-bit weights, and differs by at most two grey values. "linear" is Pillow's bilinear
+            filter with 16-bit weights.
 
     Returns:
         ``out``.
@@ -75,7 +76,7 @@ def resize_crop_reference(
     flip: bool = False,
     method: Method = "exact",
 ) -> Tensor:
-    """Plain-torch twin of :func:`resize_crop`. Same arguments."""
+    """Compute :func:`resize_crop` in plain torch (reference implementation)."""
     size = out.shape[:2]
     for axis in range(2):
         low, high = resize_window(full[axis], resized[axis], crop[axis], size[axis])
@@ -98,16 +99,16 @@ def resize_crop_reference(
 
 
 def resize_window(full: int, resized: int, crop: int, size: int) -> tuple[int, int]:
-    """Return the pixels of an axis that a crop of the resized image depends on.
+    """Return the range of input pixels along an axis that a crop of the resized image needs.
 
     Args:
-        full: Pixels of the axis.
-        resized: Pixels after resizing.
-        crop: First pixel that is kept of these, may be negative.
-        size: Number of pixels that are kept.
+        full: Number of pixels before resizing.
+        resized: Number of pixels after resizing.
+        crop: First pixel of the crop, may be negative.
+        size: Number of pixels of the crop.
 
     Returns:
-        First pixel and the one after the last; equal where the crop lies outside.
+        First pixel and the one after the last; equal if the crop lies outside the image.
     """
     first, last = max(crop, 0), min(crop + size, resized) - 1
     if last < first:

@@ -1,4 +1,4 @@
-"""Focal loss over independent sigmoid classifiers, summed.
+"""Summed focal loss over independent sigmoid classifiers.
 
 Dimensions:
     n rows (points or voxels), K classes.
@@ -27,14 +27,15 @@ def sigmoid_focal_loss(
 ) -> Tensor:
     """Sum the weighted focal loss of every logit (Lin et al., arXiv 1708.02002, Eq. 5).
 
-    A logit x of the row's label gives `alpha * sigmoid(-x)**gamma * softplus(-x)`, every other
-    `(1 - alpha) * sigmoid(x)**gamma * softplus(x)`, times the weight of its class and of its
-    row. One pass stores only its inputs for the backward pass. The sum is in float64 and does not
-    depend on the number of threads. On a GPU float64 goes through the twin.
+    The loss of a logit x is `alpha * sigmoid(-x)**gamma * softplus(-x)` for the row's label and
+    `(1 - alpha) * sigmoid(x)**gamma * softplus(x)` for every other class, times the weights of its
+    class and row. It is computed in one pass; only the inputs are stored for the backward pass. The
+    sum is in float64 and does not depend on the number of threads. On a GPU, float64 inputs use
+    the reference implementation.
 
     Args:
         logits: [n, K], float32 or float64.
-        labels: int64 [n]; outside `[0, K)` no class is positive.
+        labels: int64 [n]; a label outside `[0, K)` is positive for no class.
         class_weights: [K].
         row_weights: [n], or None for 1.
         gamma: exponent that down-weights easy examples.
@@ -63,14 +64,14 @@ def sigmoid_focal_loss_reference(
     gamma: float = 2.0,
     alpha: float = 0.25,
 ) -> Tensor:
-    """Compute `sigmoid_focal_loss` in plain torch, as a reference. Same arguments."""
+    """Compute `sigmoid_focal_loss` in plain torch (reference implementation)."""
     _check_arguments(logits, labels, class_weights, row_weights)
 
     is_label = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
-    # One expression for both: a second one, not chosen, would turn infinite logits into NaN.
+    # One expression for both signs: torch.where of two would give NaN for infinite logits.
     x = torch.where(is_label, -logits, logits)
     factor = logits.new_tensor([1 - alpha, alpha])[is_label.long()]
-    # torch's softplus is cut off, its logsigmoid is not
+    # torch's softplus becomes linear above a threshold, its logsigmoid does not
     terms = (factor * torch.sigmoid(x).pow(gamma) * -F.logsigmoid(-x)).double() * class_weights
     if row_weights is not None:
         terms = terms * row_weights[:, None]

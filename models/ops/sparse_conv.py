@@ -2,9 +2,9 @@
 
 Dimensions:
     n active input voxels, m active output voxels, K = k0 * k1 * k2 kernel positions, R pairs (an
-    input voxel, an output voxel and the kernel position that joins them).
+    input voxel, an output voxel and the kernel position that connects them).
 
-The axes d0, d1, d2 are the grid's own, in the order of the kernel's.
+Grids and kernels have the same order of axes, d0, d1, d2.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ __all__ = [
 
 Triple = tuple[int, int, int]
 
-#: Voxels of a set: the indices of pairs are int32.
+#: Largest number of voxels of a set, because pairs hold int32 indices.
 _MAX_ACTIVE = 2**31 - 1
-# The bounds of models/csrc/sparse_conv/kernel_map_cpu.cpp: of an extent, a stride or a padding, and
-# of the positions of a kernel.
+# Same bounds as in models/csrc/sparse_conv/kernel_map_cpu.cpp: largest extent, stride or padding,
+# and largest number of kernel positions.
 _MAX_SETTING = 2**31 - 1
 _MAX_POSITIONS = 2**20
 
 
 @dataclass(frozen=True)
 class KernelMap:
-    """Which input voxel reaches which output voxel through which kernel position.
+    """Pairs of input and output voxels of a sparse convolution, by kernel position.
 
-    One map serves every convolution between the same two sets of voxels.
+    A map can be reused for all convolutions between the same two voxel sets.
 
     Attributes:
-        out_coords: int64 [m, 4], (batch, d0, d1, d2) of the output voxels: for a submanifold map
-            those of the input, in its order; else sorted by (batch, d0, d1, d2).
+        out_coords: int64 [m, 4], (batch, d0, d1, d2) of the output voxels. For a submanifold map
+            these are the input voxels in input order; otherwise rows are sorted.
         out_shape: extents of the output grid.
         kernel_size: (k0, k1, k2).
         num_in: n.
         pairs: int32 [2, R], rows (input index, output index), grouped by kernel position and
-            within one sorted by output index.
-        pairs_by_in: int32 [2, R], the same pairs, within a position sorted by input index.
-        starts: int64 [K + 1] on the CPU, where each kernel position's pairs begin.
+            sorted by output index within each position.
+        pairs_by_in: int32 [2, R], the same pairs, sorted by input index within each position.
+        starts: int64 [K + 1] on the CPU, first pair of each kernel position.
     """
 
     out_coords: Tensor
@@ -67,7 +67,7 @@ class KernelMap:
 
     @property
     def num_out(self) -> int:
-        """Number of output voxels, m."""
+        """Return the number of output voxels, m."""
         return self.out_coords.shape[0]
 
 
@@ -82,11 +82,11 @@ def build_kernel_map(
     """Find the pairs of a sparse convolution.
 
     Submanifold: the output voxels are the input voxels; the kernel is centred, has odd extents and
-    stride 1, and `padding` does not matter. Otherwise an output voxel is active wherever an
-    input voxel falls into its window (the set dilates), over a grid of
+    stride 1, and `padding` is ignored. Otherwise an output voxel is active if its window contains
+    an input voxel (the set dilates). The output grid has
     `(extent + 2 * padding - kernel) // stride + 1` voxels along each axis.
 
-    CPU tensors go through the native operation; CUDA tensors through the reference implementation.
+    CPU tensors use the native operation, CUDA tensors the reference implementation.
 
     Args:
         coords: int64 [n, 4], unique rows (batch, d0, d1, d2), in any order.
@@ -97,16 +97,16 @@ def build_kernel_map(
         subm: whether the convolution is submanifold.
 
     Returns:
-        The map, to be passed to `sparse_conv`.
+        The map, an argument of `sparse_conv`.
 
     Raises:
         ValueError: a shape, dtype or setting does not fit, the kernel has more than 2**20
-            positions, or the input or output voxels are more than int32 can number (2**31 - 1;
-            pairs and features may be more).
+            positions, or there are more than 2**31 - 1 input or output voxels, which int32 cannot
+            index (pairs and features may be more).
         TypeError: a setting is not a whole number.
         RuntimeError: coordinates repeat or lie outside the grid, or the grids of the batch have
-            more than 2**33 voxels (native only; they take 1.5 bits each).
-        ExtensionError: CPU tensors, and the native extension is not built.
+            more than 2**33 voxels (native operation only; 1.5 bits per voxel).
+        ExtensionError: the tensors are on the CPU and the native extension is not built.
     """
     if coords.is_cuda:
         return build_kernel_map_reference(coords, spatial_shape, kernel_size, stride, padding, subm)
@@ -116,7 +116,7 @@ def build_kernel_map(
     )
     if subm:
         out_coords = coords
-    if pairs.shape != pairs_by_in.shape:  # sorted coords: both orders are one
+    if pairs.shape != pairs_by_in.shape:  # sorted coords: both orders are equal
         pairs = pairs_by_in
     out_shape = _out_shape(shape, kernel, step, pad)
     return KernelMap(out_coords, out_shape, kernel, len(coords), pairs, pairs_by_in, starts)
@@ -130,7 +130,7 @@ def build_kernel_map_reference(
     padding: int | Sequence[int] = 0,
     subm: bool = False,
 ) -> KernelMap:
-    """Compute `build_kernel_map` in plain torch, as a reference. Same arguments."""
+    """Compute `build_kernel_map` in plain torch (reference implementation)."""
     shape, kernel, step, pad = _settings(coords, spatial_shape, kernel_size, stride, padding, subm)
     out_shape = _out_shape(shape, kernel, step, pad)
     upper = coords.new_tensor(shape)
@@ -176,22 +176,22 @@ def sparse_conv(
 ) -> Tensor:
     """Convolve sparsely: `out[o] = bias + sum over pairs (i, o) at k of weight[:, k] @ in[i]`.
 
-    CPU tensors go through the native operation; its results and gradients do not depend on the
-    number of threads. CUDA tensors go through the reference implementation.
+    CPU tensors use the native operation, whose results and gradients do not depend on the number of
+    threads. CUDA tensors use the reference implementation.
 
     Args:
         features: [n, C_in], float32 or float64.
         weight: [C_out, k0, k1, k2, C_in] (spconv 2's layout), of the same dtype.
         bias: [C_out] or None; added to every active output voxel.
-        kernel_map: the pairs, from `build_kernel_map`.
+        kernel_map: the map returned by `build_kernel_map`.
 
     Returns:
         [m, C_out], differentiable (once) in `features`, `weight` and `bias`.
 
     Raises:
         ValueError: a shape or dtype does not fit the map, or the map is invalid: an index is out of
-            range, pairs are not sorted, `starts` does not ascend.
-        ExtensionError: CPU tensors, and the native extension is not built.
+            range, pairs are not sorted, or `starts` is not ascending.
+        ExtensionError: the tensors are on the CPU and the native extension is not built.
     """
     if features.is_cuda:
         return sparse_conv_reference(features, weight, bias, kernel_map)
@@ -210,8 +210,8 @@ def sparse_conv(
 def sparse_conv_reference(
     features: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap
 ) -> Tensor:
-    """Compute `sparse_conv` in plain torch, as a reference: gather, multiply, scatter. Same
-    arguments.
+    """Compute `sparse_conv` in plain torch by gather, multiply and scatter (reference
+    implementation).
     """
     _check_conv(features, weight, bias, kernel_map)
     out = features.new_zeros(kernel_map.num_out, weight.shape[0])
@@ -226,9 +226,7 @@ def sparse_conv_reference(
 def _out_of_position(
     coords: Tensor, position: int, out_shape: Triple, kernel: Triple, stride: Triple, pad: Triple
 ) -> tuple[Tensor, Tensor]:
-    """Return the inputs that reach an output through a kernel position: their index and the
-    output's key.
-    """
+    """Return the pairs of a kernel position: indices of the inputs and keys of the outputs."""
     offset = coords.new_tensor(
         [position // (kernel[1] * kernel[2]), position // kernel[2] % kernel[1],
          position % kernel[2]]
@@ -280,7 +278,7 @@ def _settings(
     padding: int | Sequence[int],
     subm: bool,
 ) -> tuple[Triple, Triple, Triple, Triple]:
-    """Check all settings; a submanifold map's stride and padding become the centred ones."""
+    """Check all settings; for a submanifold map, return the centred stride and padding."""
     if coords.dim() != 2 or coords.shape[1] != 4 or coords.dtype != torch.int64:
         raise ValueError(
             f"coords must be int64 [n, 4] (batch, d0, d1, d2), got {coords.dtype} "
@@ -346,9 +344,7 @@ def _check_conv(
 
 
 def _checked_starts(kernel_map: KernelMap) -> list[int]:
-    """Return where each position's pairs begin; checks what an index of a CUDA tensor would abort
-    on.
-    """
+    """Return `starts` as a list; check the indices, since bad ones would abort a CUDA process."""
     starts: list[int] = kernel_map.starts.tolist()
     pairs = kernel_map.pairs
     if starts[0] != 0 or starts != sorted(starts) or pairs.shape != (2, starts[-1]):

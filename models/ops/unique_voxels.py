@@ -1,4 +1,4 @@
-"""The voxels that points fall into, each once.
+"""Unique voxels of a set of points.
 
 Dimensions:
     n points, m voxels with a point.
@@ -17,13 +17,13 @@ __all__ = ["unique_voxels", "unique_voxels_reference"]
 def unique_voxels(keys: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
     """Return the sorted unique keys, and the position of each key among them.
 
-    The native operation marks the keys in a bitmap instead of sorting them. On a GPU it waits for
-    the device once, since the result decides a shape.
+    The native operation marks the keys in a bitmap instead of sorting them. On a GPU it
+    synchronises with the device once, because the shape of the result depends on the data.
 
     Args:
         keys: int64 [n], linear index of each point's voxel, in `[0, num_keys)`.
-        num_keys: voxels of the grid, over the batch; the bitmap takes 1.5 bits for each, on a GPU
-            4 bits.
+        num_keys: number of voxels in all grids of the batch. The bitmap uses 1.5 bits per voxel,
+            on a GPU 4 bits.
 
     Returns:
         int64 [m], ascending, and int64 [n] in `[0, m)`.
@@ -39,7 +39,7 @@ def unique_voxels(keys: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
 
 
 def unique_voxels_reference(keys: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
-    """Compute `unique_voxels` in plain torch, as a reference. Same arguments."""
+    """Compute `unique_voxels` in plain torch (reference implementation)."""
     _check_arguments(keys, num_keys)
     unique, inverse = torch.unique(keys, return_inverse=True)
     return unique, inverse

@@ -1,4 +1,4 @@
-"""Light of a voxel scene's cells: the sun with soft shadows, and ambient light with occlusion.
+"""Light in the cells of a voxel scene: sunlight with soft shadows, ambient light with occlusion.
 
 Dimensions:
     X Y Z voxels along the axes.
@@ -17,28 +17,29 @@ from ._extension import native, on_load
 __all__ = ["sky_openness", "sun_visibility", "voxel_light", "voxel_light_reference"]
 
 _REACH = 3  # kReach of models/csrc/voxel_light/voxel_light_cpu.cpp
-# The axes of a grid in the order in which they lie in memory here: long ones innermost.
+# Memory order of the grid's axes in this module: long axes innermost.
 _Z_FIRST = (2, 0, 1)
 
 
 def voxel_light(drawn: Tensor, opaque: Tensor, sun_slope: Sequence[float]) -> Tensor:
-    """Compute sunlight and ambient light in the free cells of a grid, see the functions below.
+    """Compute sunlight and ambient light in the free cells of a grid.
 
-    CPU tensors go through the native operation; CUDA tensors through the reference implementation.
+    See `sun_visibility` and `sky_openness` for the two values.
+    CPU tensors use the native operation, CUDA tensors the reference implementation.
 
     Args:
-        drawn: bool [X, Y, Z] voxels that are seen.
-        opaque: bool [X, Y, Z] cells that throw shadows; may hold more than those drawn.
-        sun_slope: voxels along x and y that the sun's rays move towards it per layer they rise.
+        drawn: bool [X, Y, Z], visible voxels.
+        opaque: bool [X, Y, Z], cells that cast shadows; may include cells that are not drawn.
+        sun_slope: direction to the sun, in voxels along x and y per voxel along z.
 
     Returns:
-        float32 [Z + 2, X + 2, Y + 2, 2], sunlight and ambient light, each in [0, 1]: the cells with
-        a border of one around them, which is in the open. 0 in drawn voxels; elsewhere the second
-        is above 0.
+        float32 [Z + 2, X + 2, Y + 2, 2], sunlight and ambient light in [0, 1], for the cells and a
+        border of one fully lit cell. Both are 0 in drawn voxels; elsewhere ambient light is above
+        0.
 
     Raises:
         ValueError: a shape or dtype does not fit.
-        ExtensionError: CPU tensors, and the native extension is not built.
+        ExtensionError: the tensors are on the CPU and the native extension is not built.
     """
     _check_arguments(drawn, opaque, sun_slope)
     if drawn.is_cuda:
@@ -48,7 +49,7 @@ def voxel_light(drawn: Tensor, opaque: Tensor, sun_slope: Sequence[float]) -> Te
 
 
 def voxel_light_reference(drawn: Tensor, opaque: Tensor, sun_slope: Sequence[float]) -> Tensor:
-    """Compute `voxel_light` in plain torch, as a reference. Same arguments."""
+    """Compute `voxel_light` in plain torch (reference implementation)."""
     _check_arguments(drawn, opaque, sun_slope)
     free = F.pad((~drawn).float(), (1,) * 6, value=1.0)
     both = (sun_visibility(opaque, sun_slope), sky_openness(opaque))
@@ -57,24 +58,23 @@ def voxel_light_reference(drawn: Tensor, opaque: Tensor, sun_slope: Sequence[flo
 
 
 def sun_visibility(opaque: Tensor, sun_slope: Sequence[float]) -> Tensor:
-    """Compute the share of the sun that each cell's centre sees.
+    """Compute the fraction of the sun that is visible from each cell's centre.
 
-    Light is propagated layer by layer: each layer samples the one above at the origin of its sun
-    ray. The repeated interpolation widens shadows with the height they fall from,
-    which is what a real sun's penumbra does.
+    Light is propagated from layer to layer: each layer samples the one above along the sun's rays.
+    Repeated interpolation makes shadows softer with distance, like the penumbra of the real sun.
 
     Args:
         opaque: bool [X, Y, Z].
         sun_slope: see `voxel_light`.
 
     Returns:
-        float32 [X, Y, Z] in [0, 1]; meaningful in cells that are not opaque.
+        float32 [X, Y, Z] in [0, 1]; undefined in opaque cells.
     """
     free = (~opaque).permute(_Z_FIRST).float().contiguous()
     depth, (dx, dy) = len(free), sun_slope
     light = torch.ones_like(free)
     for z in range(depth - 1, -1, -1):
-        # The way to the border of the layer runs through neighbours at the same height.
+        # A ray passes through neighbours in its layer before it reaches the layer above.
         here = _shift(free[z], 0.5 * dx, 0.5 * dy)
         if z + 1 < depth:
             here = here * _shift(light[z + 1] * free[z + 1], dx, dy)
@@ -99,7 +99,7 @@ def _shift(layer: Tensor, dx: float, dy: float) -> Tensor:
 
 
 def sky_openness(opaque: Tensor) -> Tensor:
-    """Compute ambient light from the wider neighbourhood: 1 in the open, less between tall things.
+    """Compute ambient light from occlusion nearby: 1 in the open, less between tall objects.
 
     Args:
         opaque: bool [X, Y, Z].
@@ -108,7 +108,7 @@ def sky_openness(opaque: Tensor) -> Tensor:
         float32 [X, Y, Z] in [0.45, 1].
     """
     size = 2 * _REACH + 1
-    # Only surfaces count: a roof must not be darker because the house under it is filled.
+    # Count only surface cells: a roof must not be darker if the building below is filled.
     buried = F.pad(opaque, (1,) * 6, value=False)
     for axis in range(3):
         n = buried.shape[axis] - 2
@@ -117,12 +117,12 @@ def sky_openness(opaque: Tensor) -> Tensor:
     count = (opaque & ~buried).short()
     for axis in range(3):
         count = _box_sum(count, axis)
-    # One full layer of ground (or wall) beside a cell is the open country: no darkening.
+    # One full layer of ground (or wall) next to a cell is open space and does not darken it.
     return (1.0 - 1.3 * (count / size**3 - 1.0 / size).clamp_min(0.0)).clamp(0.45, 1.0)
 
 
 def _box_sum(field: Tensor, axis: int) -> Tensor:
-    """Return the sum over the elements up to `_REACH` away along an axis; nothing lies outside."""
+    """Return the sum over elements within `_REACH` along an axis; elements outside count as 0."""
     pad = [0] * 6
     pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = _REACH
     padded, n = F.pad(field, pad), field.shape[axis]

@@ -21,12 +21,12 @@ _MAX_VOXELS = 2**31 - 1
 def voxel_max(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
     """Compute the per-voxel, per-channel maximum of point features.
 
-    Of equal values the point with the lowest index is the winner, and the gradient goes to the
-    winner alone. A NaN wins over every number (the first NaN does), so that it is not hidden.
-    Voxels without points are 0 and pass no gradient.
+    Ties go to the point with the lowest index. Only this point receives the gradient. NaN is larger
+    than every number, so that it is not hidden; the first NaN is chosen. Voxels without points are
+    0 and pass no gradient.
 
-    On a GPU points with an index out of range are left out: reporting them would synchronise with
-    the device. float64 goes through the twin there.
+    On a GPU, points with an index out of range are ignored, because an error would require a
+    synchronisation. float64 uses the reference implementation there.
 
     Args:
         features: [n, C], float32 or float64.
@@ -38,7 +38,7 @@ def voxel_max(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
 
     Raises:
         ValueError: a shape or dtype does not fit, or an index is out of range (on the CPU; the
-            twin leaves that to torch).
+            reference implementation raises torch's error).
         ExtensionError: the native extension is not built.
     """
     _check_arguments(features, voxel_index, num_voxels)
@@ -49,7 +49,7 @@ def voxel_max(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
 
 
 def voxel_max_reference(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
-    """Compute `voxel_max` in plain torch, as a reference. Same arguments."""
+    """Compute `voxel_max` in plain torch (reference implementation)."""
     _check_arguments(features, voxel_index, num_voxels)
     n, channels = features.shape
     target = voxel_index[:, None].expand(n, channels)
@@ -63,7 +63,7 @@ def voxel_max_reference(features: Tensor, voxel_index: Tensor, num_voxels: int) 
         winner = torch.full((num_voxels, channels), n, device=features.device).scatter_reduce(
             0, target, torch.where(wins, point, n), "amin"
         )
-    # Row n stands for "no point".
+    # Row n represents "no point".
     padded = torch.cat([features, features.new_zeros(1, channels)])
     return padded.gather(0, winner)
 

@@ -3,10 +3,10 @@
 Dimensions:
     n points, m voxels of a set, K = k0 * k1 * k2 positions of a kernel, C channels.
 
-A chain of sets (the voxels of points, then what one convolution after another reaches from them) is
-found with one wait for the device, however long it is. A convolution between two sets then takes a
-table of neighbours, one matrix product, and one gather before or after it, and so do both of its
-gradients: nothing is added atomically, and results repeat bit by bit.
+A chain of sets (the voxels of the points, then the output voxels of successive convolutions) is
+computed with a single device synchronisation. A convolution between two sets consists of a table of
+neighbours, one matrix product and one gather; the same holds for its two gradients. There are no
+atomic additions, so results are bitwise reproducible.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ __all__ = [
 
 Triple = tuple[int, int, int]
 
-# Of the gathered rows that are alive at once: on a GPU they should outlast a launch by far, on a
-# CPU they should stay in a cache.
+# Size of the gathered rows in memory at once: on a GPU large enough to hide launch times, on a CPU
+# small enough for the cache.
 _GATHERED_BYTES = {"cpu": 2 * 2**20}
 _GATHERED_BYTES_ON_DEVICE = 256 * 2**20
 
@@ -59,7 +59,7 @@ class ConvStep:
 
     @classmethod
     def submanifold(cls, kernel_size: Triple) -> ConvStep:
-        """Return the centred step of stride 1 that keeps the voxels as they are."""
+        """Return the centred step of stride 1, whose output voxels are its input voxels."""
         first, second, third = (size // 2 for size in kernel_size)
         return cls(kernel_size, (1, 1, 1), (first, second, third))
 
@@ -76,16 +76,16 @@ class ConvStep:
 
 @dataclass(frozen=True, eq=False)
 class VoxelSet:
-    """Voxels of a batch of grids, or a range of their list.
+    """Sorted list of voxels of a batch of grids, or a range of such a list.
 
     Attributes:
-        keys: int64 [m], ascending: `((grid * d0 + i0) * d1 + i1) * d2 + i2`; -1 in rows past the
-            last voxel, where the list has a capacity.
+        keys: int64 [m], ascending: `((grid * d0 + i0) * d1 + i1) * d2 + i2`. In a list with a
+            capacity, -1 in rows after the last voxel.
         shape: extents (d0, d1, d2) of a grid.
-        num_grids: grids of the batch.
-        words: int32, a bit for each voxel of all grids.
-        up_to: int64, voxels in the words up to each.
-        first: where the range begins in the list of all.
+        num_grids: number of grids in the batch.
+        words: int32, bitmap with one bit per voxel of all grids.
+        up_to: int64, number of voxels up to and including each word.
+        first: index of the range's first voxel in the whole list.
     """
 
     keys: Tensor
@@ -99,14 +99,14 @@ class VoxelSet:
         return len(self.keys)
 
     def coords(self) -> Tensor:
-        """int64 [m, 4], (grid, i0, i1, i2); rows past the last voxel have a negative grid."""
+        """Return int64 [m, 4], (grid, i0, i1, i2); rows after the last voxel have grid < 0."""
         d0, d1, d2 = self.shape
         rest, i2 = self.keys.div(d2, rounding_mode="floor"), self.keys.remainder(d2)
         rest, i1 = rest.div(d1, rounding_mode="floor"), rest.remainder(d1)
         return torch.stack([rest.div(d0, rounding_mode="floor"), rest.remainder(d0), i1, i2], 1)
 
     def part(self, begin: int, end: int) -> VoxelSet:
-        """Return the voxels `begin` to `end` of the list."""
+        """Return the range `begin` to `end` of the list."""
         return VoxelSet(
             self.keys[begin:end], self.shape, self.num_grids, self.words, self.up_to,
             self.first + begin,
@@ -115,15 +115,14 @@ class VoxelSet:
 
 @dataclass(frozen=True, eq=False)
 class VoxelChain:
-    """Sets of voxels, each reached from the one before by a convolution.
+    """Sets of voxels; each is the set of output voxels of a convolution on the previous one.
 
     Attributes:
-        sets: one more than steps.
+        sets: the sets, one more than `steps`.
         steps: the convolutions.
-        ends: int64 [sets, grids], where the voxels of each grid end in the list of a set; on the
-            CPU, or, where a capacity was given, on the device of the keys.
-        place: int64 [n], the place of every key in the list of the first set; -1 for keys that are
-            no voxel.
+        ends: int64 [sets, grids], end of each grid's voxels in the list of a set; on the CPU, or
+            on the device of the keys if a capacity was given.
+        place: int64 [n], index of every key in the list of the first set; -1 for invalid keys.
     """
 
     sets: tuple[VoxelSet, ...]
@@ -134,13 +133,13 @@ class VoxelChain:
 
 @dataclass(frozen=True, eq=False)
 class Neighbors:
-    """Who is whose neighbour in a convolution from one set of voxels to another.
+    """Tables of neighbours for a convolution from one set of voxels to another.
 
     Attributes:
         of_outputs: int32 [outputs, K], the input that each kernel position reads; the number of
-            inputs where there is none.
+            inputs stands for "no voxel".
         of_inputs: int32 [inputs, K], the output that each kernel position adds to; the number of
-            outputs where there is none.
+            outputs stands for "no voxel".
     """
 
     of_outputs: Tensor
@@ -154,17 +153,17 @@ def voxel_chain(
     steps: Sequence[ConvStep] = (),
     capacity: Sequence[int] | None = None,
 ) -> VoxelChain:
-    """Find the voxels of points and those that convolutions reach from them.
+    """Find the voxels of points and the output voxels of successive convolutions.
 
-    Waits for the device once, since the numbers of voxels decide shapes, or not at all where a
-    `capacity` is given.
+    The function synchronises with the device once, because shapes depend on the numbers of voxels.
+    With a `capacity` it does not synchronise.
 
     Args:
-        keys: int64 [n], linear index of each point's voxel; one outside the grids is no voxel.
-        num_grids: grids of the batch.
+        keys: int64 [n], linear index of each point's voxel; keys outside the grids are ignored.
+        num_grids: number of grids in the batch.
         shape: extents of a grid.
-        steps: convolutions, each from the set that the one before reaches.
-        capacity: rows of each set's list; voxels beyond are left out, and `ends` tells that.
+        steps: convolutions; the outputs of each are the inputs of the next.
+        capacity: rows of each set's list. Voxels beyond it are dropped; `ends` then exceeds it.
 
     Returns:
         The sets, in ascending order.
@@ -199,7 +198,7 @@ def voxel_chain_reference(
     steps: Sequence[ConvStep] = (),
     capacity: Sequence[int] | None = None,
 ) -> VoxelChain:
-    """Plain-torch twin of `voxel_chain`. Same arguments."""
+    """Compute `voxel_chain` in plain torch (reference implementation)."""
     total = num_grids * math.prod(shape)
     known = (keys >= 0) & (keys < total)
     lists, ends = [keys[known].unique()], []
@@ -230,29 +229,29 @@ def voxel_chain_reference(
 
 
 def voxel_neighbors(inputs: VoxelSet, outputs: VoxelSet, step: ConvStep) -> Neighbors:
-    """Find the neighbours of a convolution; never waits for the device.
+    """Find the neighbours of a convolution without a device synchronisation.
 
     Args:
-        inputs: its input voxels.
-        outputs: its output voxels; the inputs themselves for a submanifold convolution.
+        inputs: input voxels of the convolution.
+        outputs: its output voxels; the same object as `inputs` for a submanifold convolution.
         step: its geometry.
 
     Raises:
-        ValueError: the sets are of other grids than the step joins.
+        ValueError: the grids of the sets do not fit the step.
     """
     if outputs.shape != step.out_shape(inputs.shape) or inputs.num_grids != outputs.num_grids:
         raise ValueError(
-            f"{step} leads from {inputs.num_grids} grids of {inputs.shape} to grids of "
+            f"{step} maps {inputs.num_grids} grids of {inputs.shape} to grids of "
             f"{step.out_shape(inputs.shape)}, got {outputs.num_grids} of {outputs.shape}"
         )
     of_outputs = _table(outputs, inputs, inputs.shape, step, of_inputs=False)
-    if inputs is outputs:  # what reaches a voxel by a position is reached by the opposite one
+    if inputs is outputs:  # the inverse of a kernel position is the opposite position
         return Neighbors(of_outputs, of_outputs.flip(1))
     return Neighbors(of_outputs, _table(inputs, outputs, inputs.shape, step, of_inputs=True))
 
 
 def voxel_neighbors_reference(inputs: VoxelSet, outputs: VoxelSet, step: ConvStep) -> Neighbors:
-    """Plain-torch twin of `voxel_neighbors`. Same arguments."""
+    """Compute `voxel_neighbors` in plain torch (reference implementation)."""
     known = outputs.keys[outputs.keys >= 0]
     of_inputs = []
     for key in _reached_keys(inputs, step):
@@ -273,15 +272,15 @@ def voxel_neighbors_reference(inputs: VoxelSet, outputs: VoxelSet, step: ConvSte
 def gathered_conv(
     features: Tensor, weight: Tensor, bias: Tensor | None, pairs: Neighbors
 ) -> Tensor:
-    """Sparse convolution: the neighbours' features side by side, times the weights.
+    """Compute a sparse convolution as the product of gathered features and weights.
 
     Args:
         features: [n, C_in], of the inputs.
         weight: [C_out, k0, k1, k2, C_in] (spconv 2's layout).
         bias: [C_out] or None; added to every output voxel.
-        pairs: from `voxel_neighbors`.
+        pairs: neighbours returned by `voxel_neighbors`.
 
-    Under autocast the factors have its dtype.
+    Under autocast, features and weights are converted to its dtype.
 
     Returns:
         [m, C_out] in `features`' dtype, differentiable (once) in `features`, `weight` and
@@ -306,7 +305,7 @@ def gathered_conv(
         )
     inputs: tuple[Tensor | None, ...] = (features, weight, bias)
     kind = features.device.type
-    if torch.is_autocast_enabled(kind):  # a bare Function does not follow it
+    if torch.is_autocast_enabled(kind):  # autocast does not apply to a custom Function
         half = torch.get_autocast_dtype(kind)
         inputs = tuple(None if x is None else x.to(half) for x in inputs)
     out = _GatheredConv.apply(*inputs, pairs.of_outputs, pairs.of_inputs)
@@ -314,7 +313,7 @@ def gathered_conv(
 
 
 class _GatheredConv(torch.autograd.Function):
-    """Gather again in the backward pass: what is gathered is K times the features."""
+    """Gathered convolution. The backward pass gathers again instead of storing K * C_in columns."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -336,7 +335,7 @@ class _GatheredConv(torch.autograd.Function):
         if need_features:
             grad_features = _convolved(grad, weight.flatten(1, 3).permute(1, 0, 2), back)
         if need_weight:
-            # Of the two ways to pair rows the one that gathers less.
+            # Choose the table that gathers less.
             if _gathers_less(grad, back, features, table):
                 turned = _summed_products(features, grad, back)  # [C_in, K * C_out]
                 flat = turned.unflatten(1, (-1, len(weight))).permute(2, 1, 0).flatten(1)
@@ -347,11 +346,11 @@ class _GatheredConv(torch.autograd.Function):
 
 
 def _convolved(source: Tensor, weight: Tensor, table: Tensor) -> Tensor:
-    """Sum over positions of the table's rows of `source` [n, A] times `weight` [K, A, B].
+    """Sum over kernel positions the gathered rows of `source` [n, A] times `weight` [K, A, B].
 
-    Either the rows are gathered side by side for one product, or the products of all rows are
-    computed and those that a row needs are summed while they are gathered: what is written between
-    has A numbers for each of the table's entries, or B for each position of `source`.
+    There are two methods. One gathers the rows and computes one product; it stores A numbers per
+    entry of the table. The other computes the products of all rows and sums them while gathering;
+    it stores B numbers per row of `source` and position. The method that stores less is used.
     """
     positions, depth, width = weight.shape
     if len(source) * width < len(table) * depth:
@@ -365,12 +364,12 @@ def _convolved(source: Tensor, weight: Tensor, table: Tensor) -> Tensor:
 
 def _summed_rows(source: Tensor, weight: Tensor, table: Tensor) -> Tensor:
     positions, _, width = weight.shape
-    number, step = len(source), max(1, _room(source) // max(1, len(source) * width))
+    number, step = len(source), max(1, _max_gathered(source) // max(1, len(source) * width))
     total: Tensor | None = None
     for begin in range(0, positions, step):
         own = weight[begin : begin + step]
         count = len(own)
-        # one row more, for entries without a voxel
+        # one extra row for entries without a voxel
         products = source.new_empty(number * count + 1, width)
         flat = own.permute(1, 0, 2).reshape(-1, count * width)
         torch.mm(source, flat, out=products[:-1].view(number, count * width))
@@ -383,14 +382,14 @@ def _summed_rows(source: Tensor, weight: Tensor, table: Tensor) -> Tensor:
 
 
 def _summed_products(rows: Tensor, source: Tensor, table: Tensor) -> Tensor:
-    """Sum over the table's rows of `rows` [m, A] times what they gather: [A, K * B]."""
+    """Return the product [A, K * B] of `rows` [m, A], transposed, and the gathered rows."""
     width = table.shape[1] * source.shape[1]
     wide = torch.promote_types(rows.dtype, torch.float32)
     total = rows.new_zeros(rows.shape[1], width, dtype=wide)
     for part, gathered in _gathered(source, table):
         if rows.dtype == wide:
             total.addmm_(rows[part].t(), gathered)
-        else:  # 16 bits hold no sum over slices
+        else:  # 16-bit dtypes: accumulate the slices in float32
             total += rows[part].t() @ gathered
     return total
 
@@ -400,17 +399,17 @@ def _gathers_less(a: Tensor, a_table: Tensor, b: Tensor, b_table: Tensor) -> boo
 
 
 def _gathered(source: Tensor, table: Tensor) -> Any:
-    """Yield slices of the table's rows and what they gather, [rows, K * A]; zeros for no voxel."""
+    """Yield slices of the table and their gathered rows [rows, K * A]; zeros for "no voxel"."""
     padded = F.pad(source, (0, 0, 0, 1))
-    step = max(64, _room(source) // max(1, table.shape[1] * source.shape[1]))
+    step = max(64, _max_gathered(source) // max(1, table.shape[1] * source.shape[1]))
     for begin in range(0, len(table), step):
         rows = slice(begin, begin + step)
         part = table[rows]
         yield rows, padded.index_select(0, part.flatten()).view(len(part), -1)
 
 
-def _room(source: Tensor) -> int:
-    """Return the numbers of what is gathered that are alive at once."""
+def _max_gathered(source: Tensor) -> int:
+    """Return the largest number of gathered elements in memory at once."""
     most = _GATHERED_BYTES.get(source.device.type, _GATHERED_BYTES_ON_DEVICE)
     return most // source.element_size()
 
@@ -428,7 +427,7 @@ def _table(
 
 
 def _reached_keys(inputs: VoxelSet, step: ConvStep) -> list[Tensor]:
-    """For each kernel position the key that every input reaches; -1 where there is none."""
+    """Return, for each kernel position, the output key of every input; -1 for none."""
     out_shape = step.out_shape(inputs.shape)
     grid, *place = inputs.coords().unbind(1)
     keys = []
@@ -447,7 +446,7 @@ def _reached_keys(inputs: VoxelSet, step: ConvStep) -> list[Tensor]:
 
 
 def _bitmap(members: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
-    """Return the words and counts of a set, as the native operation lays them out."""
+    """Return the words and counts of a set in the layout of the native operation."""
     num_words = -(-num_keys // 32) + 1
     bits = torch.ones_like(members) << members.remainder(32)
     words = members.new_zeros(num_words).index_add_(0, members // 32, bits)

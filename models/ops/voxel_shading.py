@@ -1,10 +1,9 @@
-"""Pictures of label grids: rays from one place, and the colours of what they hit.
+"""Rendering of label grids: rays from one position, and the colours of the hit voxels.
 
-Light, lines along voxel edges and fog are evaluated at the point that a ray hits.
+Light, lines along voxel edges and fog are evaluated at the hit point.
 
 Dimensions:
-    X Y Z voxels along the axes, H W rays (those of a picture lie as its pixels do), C classes,
-    n rays that hit.
+    X Y Z voxels along the axes, H W rays (pixels of an image), C classes, n rays with a hit.
 """
 
 from __future__ import annotations
@@ -23,17 +22,16 @@ __all__ = ["ShadedRays", "VoxelScene", "VoxelView", "voxel_shading", "voxel_shad
 
 
 class VoxelScene(NamedTuple):
-    """What rays hit.
+    """Voxels, light and materials of a scene.
 
     Attributes:
-        pyramid: of labels uint8 [1, X, Y, Z], indices into `albedo` wherever they are not empty.
-        light: float32 [Z + 2, X + 2, Y + 2, 2] as `voxel_light` makes it: sunlight and
-            ambient light of the cells, with a border of one around them. Where the second is 0
-            there is no free cell.
+        pyramid: pyramid of labels uint8 [1, X, Y, Z]; non-empty labels are indices into `albedo`.
+        light: float32 [Z + 2, X + 2, Y + 2, 2] as returned by `voxel_light`: sunlight and ambient
+            light of the cells, with a border of one cell. Ambient light 0 marks a voxel.
         albedo: float32 [C, 3].
-        brightness: [6, 2] nested, how bright sunlight and ambient light make a face of the
-            orientations -x, +x, -y, +y, -z, +z.
-        occlusion: darkness of the crease between two faces.
+        brightness: [6, 2] nested, factors of sunlight and ambient light for faces with the normals
+            -x, +x, -y, +y, -z, +z.
+        occlusion: darkness of creases between two faces.
         grid_min: lower corner of the grid (x, y, z), metres.
         voxel_size: edge lengths of a voxel (x, y, z), metres.
     """
@@ -48,20 +46,20 @@ class VoxelScene(NamedTuple):
 
     @property
     def labels(self) -> Tensor:
-        """uint8 [X, Y, Z]."""
+        """Return the labels, uint8 [X, Y, Z]."""
         return self.pyramid.grids[0]
 
 
 class VoxelView(NamedTuple):
-    """From where, and how lines and fog are drawn.
+    """Camera, and style of lines and fog.
 
     Attributes:
-        position: (x, y, z) where all rays start, metres in the grid's frame.
+        position: (x, y, z) origin of all rays, metres in the grid's frame.
         rotation: [3, 3] nested, the camera's right, down and forward axes in the grid's frame.
         focal_px: focal length in pixels.
-        edges: strength of the lines along voxel edges, their width in pixels, and the pixels that
-            count as one (posters have thicker lines).
-        fog: share of fog at its full, where it starts, and metres from there to its full.
+        edges: strength of the lines along voxel edges, their width in pixels, and a scale of the
+            width (above 1 for posters).
+        fog: largest share of fog, its start in metres, and the metres from start to largest share.
     """
 
     position: Sequence[float]
@@ -72,14 +70,14 @@ class VoxelView(NamedTuple):
 
 
 class ShadedRays(NamedTuple):
-    """What is seen along each ray.
+    """Colour, face and distance of each ray's hit.
 
     Attributes:
-        colour: float32 [H, W, 4], red, green, blue before the background, and the share that is
-            not the background's: one less the fog where something is hit, else 0.
-        key: int32 [H, W], one number for label and plane of the face: ``(8 * index along the normal
-            + face) * 256 + label``; -1 where nothing is hit.
-        distance: float32 [H, W], metres; infinite where nothing is hit.
+        colour: float32 [H, W, 4], red, green, blue blended with the background, and the opacity:
+            one minus the fog for a hit, else 0.
+        key: int32 [H, W], label and plane of the face: ``(8 * index along the normal + face) * 256
+            + label``; -1 without a hit.
+        distance: float32 [H, W], metres; infinite without a hit.
     """
 
     colour: Tensor
@@ -94,21 +92,21 @@ def voxel_shading(
     background: Tensor,
     wanted: Tensor | None = None,
 ) -> ShadedRays:
-    """Cast rays as `ray_cast` does, and shade what they hit.
+    """Cast rays like `ray_cast` and shade the hit voxels.
 
-    CPU tensors go through the native operation, which is fast where neighbouring rays have much in
-    common; CUDA tensors through the reference implementation.
+    CPU tensors use the native operation, which is fastest for similar neighbouring rays. CUDA
+    tensors use the reference implementation.
 
     Args:
-        scene: what is hit.
-        view: from where.
-        directions: float32 [H, W, 3] in the camera's own axes (right, down, forward), unit length.
+        scene: voxels, light and materials.
+        view: camera and style.
+        directions: float32 [H, W, 3] in the camera's axes (right, down, forward), unit length.
         background: float32 [H, 3] red, green, blue behind the rays of each row.
-        wanted: bool [H, W] which rays to cast; the others hit nothing. None: all.
+        wanted: bool [H, W], which rays to cast; the others have no hit. None for all.
 
     Raises:
         ValueError: a shape or dtype does not fit.
-        ExtensionError: CPU tensors, and the native extension is not built.
+        ExtensionError: the tensors are on the CPU and the native extension is not built.
     """
     _check_arguments(scene, view, directions, background, wanted)
     masks = scene.pyramid.masks
@@ -142,7 +140,7 @@ def voxel_shading_reference(
     background: Tensor,
     wanted: Tensor | None = None,
 ) -> ShadedRays:
-    """Compute `voxel_shading` in plain torch, as a reference. Same arguments."""
+    """Compute `voxel_shading` in plain torch (reference implementation)."""
     _check_arguments(scene, view, directions, background, wanted)
     shape = directions.shape[:2]
     behind = background[:, None].expand(*shape, 3).reshape(-1, 3)
@@ -153,7 +151,7 @@ def voxel_shading_reference(
     chosen = torch.arange(len(local), device=local.device)
     if wanted is not None:
         chosen = chosen[wanted.reshape(-1)]
-    # Not a matrix product: its sums are rounded in another way.
+    # Not a matrix product, which rounds its sums differently.
     right, down, forward = local.new_tensor(view.rotation)
     x, y, z = (local[:, i, None] for i in range(3))
     rays = x * right + y * down + z * forward
@@ -180,11 +178,11 @@ def _shade(
     scene: VoxelScene, view: VoxelView, voxel: Tensor, distance: Tensor, face: Tensor,
     rays: Tensor, local: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the colours [n, 4], not yet before a background, and keys [n] of hits.
+    """Return the colours [n, 4], without background, and keys [n] of hits.
 
     Directions [n, 3] are `rays` in the grid's axes and `local` in the camera's.
     """
-    # A ray that starts inside a voxel enters no face: take the one it looks through.
+    # A ray that starts inside a voxel has no entry face: use the face along its main axis.
     main = rays.abs().argmax(dim=1)
     looking = 2 * main + (rays.gather(1, main[:, None])[:, 0] < 0).long()
     face = torch.where(face >= 0, face, looking)
@@ -203,11 +201,9 @@ def _shade(
 
 
 def _light(scene: VoxelScene, face: Tensor, axes: Tensor, voxel: Tensor, place: Tensor) -> Tensor:
-    """Return the brightness [n] of points at `place` [n, 2] of faces, bilinear between their
-    corners.
-    """
+    """Interpolate the brightness [n] at `place` [n, 2] on faces bilinearly from their corners."""
     step = torch.eye(3, dtype=torch.long, device=face.device)[axes]  # [n, 3, 3]
-    # The cell before the face; cells have a border of one.
+    # The cell in front of the face; the light has a border of one cell.
     front = voxel + 1 + step[:, 0] * (2 * (face % 2) - 1)[:, None]
     corners = [
         [_corner(scene, front, i * step[:, 1], j * step[:, 2]) for i in (-1, 1)] for j in (-1, 1)
@@ -218,13 +214,13 @@ def _light(scene: VoxelScene, face: Tensor, axes: Tensor, voxel: Tensor, place: 
 
 
 def _corner(scene: VoxelScene, front: Tensor, to_u: Tensor, to_v: Tensor) -> Tensor:
-    """Sunlight and ambient light [n, 2] of a face's corner: of the free cells around it.
+    """Average sunlight and ambient light [n, 2] over the free cells around a face's corner.
 
     Args:
-        scene: whose light it is.
-        front: int64 [n, 3] cells before the faces.
-        to_u: int64 [n, 3] from there to the cell beyond one edge of the corner.
-        to_v: int64 [n, 3] beyond the other.
+        scene: the scene with the light.
+        front: int64 [n, 3], cells in front of the faces.
+        to_u: int64 [n, 3], offset from there to the cell beyond one edge at the corner.
+        to_v: int64 [n, 3], offset to the cell beyond the other edge.
     """
     around = [front, front + to_u, front + to_v, front + to_u + to_v]
     cells = torch.stack([scene.light[z, x, y] for x, y, z in (c.unbind(1) for c in around)])
@@ -239,8 +235,8 @@ def _edge_shade(
 ) -> Tensor:
     """Return the brightness factor [n] of the lines along voxel edges.
 
-    A line is as wide on screen wherever it lies, and disappears where voxels shrink to a few
-    pixels (lines would then only make the surface darker and shimmer).
+    Lines have the same width on screen at every distance. They fade out for voxels of a few pixels,
+    where they would only darken the surface and cause aliasing.
     """
     strength, line_width, scale = view.edges
     rotation = local.new_tensor(view.rotation)
@@ -251,9 +247,9 @@ def _edge_shade(
     right, down, forward = (row[axes[:, 1:]] for row in rotation)
     step_x, step_y = (right - x * forward) * edge, (down - y * forward) * edge
     area = (step_x[:, 0] * step_y[:, 1] - step_y[:, 0] * step_x[:, 1]).abs()[:, None]
-    # Extent of a voxel across its edges, in pixels.
+    # Extent of a voxel perpendicular to its edges, in pixels.
     extent = area / (step_x**2 + step_y**2).sqrt().flip(1).clamp_min(1e-6)
-    # A pixel is covered by as much of the line as lies within half a pixel of its middle.
+    # Coverage of a pixel: the part of the line within half a pixel of its centre.
     width = line_width * scale
     offset = torch.minimum(place, 1 - place) * extent
     cover = (0.5 * width + 0.5 - offset).clamp(0, min(width, 1.0))
@@ -284,7 +280,7 @@ def _check_arguments(
             f"{list(wanted.shape)}"
         )
     if len(scene.pyramid.grids) != 1:
-        raise ValueError(f"the pyramid must be of one grid, got {len(scene.pyramid.grids)}")
+        raise ValueError(f"the pyramid must have one grid, got {len(scene.pyramid.grids)}")
     nx, ny, nz = scene.labels.shape
     light = scene.light
     if light.shape != (nz + 2, nx + 2, ny + 2, 2) or light.dtype != torch.float32:

@@ -108,7 +108,7 @@ def test_inputs_that_move_all_the_time_end_it() -> None:
     recorder = Repeated()
     function = CapturedFunction(weighted, most_graphs=2, copied_bytes=0, recorder=recorder)
     places = [torch.full((3,), float(i)) for i in range(8)]
-    with pytest.warns(UserWarning, match="large inputs lie elsewhere"):
+    with pytest.warns(UserWarning, match="large inputs change their address"):
         results = [function(x, None)[0].tolist() for x in places]
     assert results == [[2.0 * i] * 3 for i in range(8)]
     assert recorder.captured == 5

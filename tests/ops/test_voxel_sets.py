@@ -150,7 +150,7 @@ def test_arguments_are_checked(device: str) -> None:
     with pytest.raises(ValueError, match="voxels together"):
         ops.voxel_chain(keys, 2**20, (1024, 1024, 64))
     chain = ops.voxel_chain(keys, 3, SHAPE, [HALVE])
-    with pytest.raises(ValueError, match="leads from 3 grids"):
+    with pytest.raises(ValueError, match="maps 3 grids"):
         ops.voxel_neighbors(*chain.sets, DILATE)
     pairs = ops.voxel_neighbors(*chain.sets, HALVE)
     weight = torch.zeros(2, 3, 3, 3, 4, device=device)

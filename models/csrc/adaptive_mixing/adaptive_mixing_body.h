@@ -1,14 +1,14 @@
-// The arithmetic of adaptive mixing, for any lane vector and any team (no include guard: included
+// Arithmetic of adaptive mixing, for any lane vector and any team (no include guard: included
 // after common/lanes.h for every instruction set).
 //
-// A team mixes one group of one query. On the host it is one thread whose vectors hold several
-// channels; on the device a block of threads with one channel each. Team gives
-//     rank(), size()  which member this is, and of how many
-//     kAlone          whether it is the only one
-//     sync()          what has been written so far can be read by all
-//     sum(V)          the sum over all lanes of all members, to everyone
-// Matrices are row-major with a leading dimension; in scratch, columns past the real ones, up to
-// whole vectors, exist and are kept at zero.
+// A team mixes one group of one query. On the host a team is one thread whose vectors hold several
+// channels; on the device it is a block of threads with one channel each. Members of Team:
+//     rank(), size()  index of this member, number of members
+//     kAlone          whether the team has only one member
+//     sync()          barrier: makes previous writes visible to all members
+//     sum(V)          sum over all lanes of all members, returned to every member
+// Matrices are row-major with a leading dimension. Scratch matrices are padded with zero columns to
+// whole vectors.
 
 namespace opus {
 namespace OPUS_TARGET {
@@ -40,7 +40,7 @@ OPUS_BODY V real_columns(int first, int columns) {
   return Lanes<V>::load(mask);
 }
 
-// Where a product goes: rows of `columns` elements, of which a last vector writes only the real.
+// Output of a product: rows of `columns` elements. The last vector of a row writes no padding.
 template <typename S>
 struct Rows {
   S* data;
@@ -69,8 +69,8 @@ struct Scratch {
   }
 };
 
-// store(row, first column, values) of a * b; a is [rows, depth] with strides a_row and a_step, b is
-// [depth, columns].
+// Calls store(row, first column, values) for a * b; a is [rows, depth] with strides a_row and
+// a_step, b is [depth, columns].
 template <int NR, int NC, typename V, typename Team, typename T, typename Store>
 OPUS_BODY void multiply(const Team& team, const T* a, int a_row, int a_step, const T* b, int ldb,
                         int rows, int depth, int columns, const Store& store) {
@@ -83,7 +83,7 @@ OPUS_BODY void multiply(const Team& team, const T* a, int a_row, int a_step, con
     const T* left[NR];
     const T* right[NC];
     V sum[NR][NC];
-    // Rows and vectors past the end repeat the last ones, and are not stored.
+    // Rows and vectors past the end repeat the last ones and are not stored.
     OPUS_UNROLL_ALWAYS
     for (int j = 0; j < NC; ++j) right[j] = b + (first + (j < across_rest ? j : 0)) * kWidth;
     OPUS_UNROLL_ALWAYS
@@ -117,7 +117,7 @@ OPUS_BODY void multiply(const Team& team, const T* a, int a_row, int a_step, con
 template <typename V, typename Team, typename Visit>
 OPUS_BODY void for_each_vector(const Team& team, int rows, int columns, const Visit& visit) {
   const int vectors = vectors_for<V>(columns);
-  if constexpr (Team::kAlone) {  // without the divisions, which take longer than most visits
+  if constexpr (Team::kAlone) {  // avoids the divisions, which take longer than most visits
     for (int row = 0; row < rows; ++row) {
       for (int vector = 0; vector < vectors; ++vector) visit(row, vector * Lanes<V>::kWidth);
     }
@@ -128,8 +128,8 @@ OPUS_BODY void for_each_vector(const Team& team, int rows, int columns, const Vi
   }
 }
 
-// Sums that visit(row, first column, sums) adds up over all vectors of a matrix. A team of one adds to
-// four in turn: each addition to the same would wait for the one before.
+// Returns the sums that visit(row, first column, sums) accumulates over all vectors of a matrix. A
+// team of one uses four accumulators in turn to hide the latency of additions.
 template <int N, typename V, typename Team, typename Visit>
 OPUS_BODY void add_up(const Team& team, int rows, int columns, V (&sums)[N], const Visit& visit) {
   constexpr int kWidth = Lanes<V>::kWidth, kTurns = Team::kAlone ? 4 : 1;
@@ -162,8 +162,8 @@ OPUS_BODY void add_up(const Team& team, int rows, int columns, V (&sums)[N], con
 }
 
 // Layer norm over all elements without affine part: calls store(row, first column, normalised) for
-// all vectors, with zeros as padding. Returns 1 / deviation, or NaN where the variance is not finite:
-// 0 would hide numbers that have grown out of bounds.
+// all vectors, with zeros as padding. Returns 1 / deviation, or NaN if the variance is not finite,
+// because 0 would hide an overflow.
 template <typename V, typename Team, typename T, typename Store>
 OPUS_BODY T normalise(const Team& team, const Matrix<T>& x, int rows, int columns,
                       const Store& store) {
@@ -184,7 +184,7 @@ OPUS_BODY T normalise(const Team& team, const Matrix<T>& x, int rows, int column
     sum[0] = fmadd(d, d, sum[0]);
   });
   const T variance = team.sum(squares[0]) / count;
-  const T zero = variance - variance;  // NaN where the variance overflows
+  const T zero = variance - variance;  // NaN if the variance overflows
   const T inverse = zero == T(0) ? T(1) / root(variance + epsilon) : zero;
   for_each_vector<V>(team, rows, columns, [&](int row, int first) {
     store(row, first, delta(row, first) * Lanes<V>::fill(inverse));
@@ -193,7 +193,7 @@ OPUS_BODY T normalise(const Team& team, const Matrix<T>& x, int rows, int column
   return inverse;
 }
 
-// From the gradient of ReLU(y), in place, to that of what was normalised to y.
+// Converts in place the gradient of ReLU(y), y = norm(x), to the gradient of x.
 template <typename V, typename Team, typename T>
 OPUS_BODY void normalise_backward(const Team& team, const Matrix<T>& grad, const Matrix<T>& y,
                                   T inverse, int rows, int columns) {
@@ -217,12 +217,12 @@ OPUS_BODY void normalise_backward(const Team& team, const Matrix<T>& grad, const
   team.sync();
 }
 
-// to[j][i] = from[i][j], and zeros up to whole vectors; so has `from` whole vectors.
+// to[j][i] = from[i][j], padded with zeros to whole vectors; `from` is padded too.
 template <typename V, typename Team, typename T>
 OPUS_BODY void transpose(const Team& team, const T* from, int ld, int rows, int columns,
                          const Matrix<T>& to) {
   constexpr int kWidth = Lanes<V>::kWidth;
-  if constexpr (Team::kAlone) {  // square by square in registers: a division per number takes longer
+  if constexpr (Team::kAlone) {  // transposes squares in registers, without a division per element
     for (int row = 0; row < rows; row += kWidth) {
       for (int first = 0; first < columns; first += kWidth) {
         V square[kWidth];
@@ -261,7 +261,7 @@ OPUS_BODY void mix(const Team& team, const Sizes& n, const Matrix<const T>& x,
                [&](int row, int first, const V& x) { store(row, first, rectified(x)); });
 }
 
-// Scratch of the backward pass.
+// Scratch matrices of the backward pass.
 template <typename T>
 struct Buffers {
   Matrix<T> u, h;       // [s_in, c]
@@ -270,7 +270,7 @@ struct Buffers {
   Matrix<T> m_turned;   // [c, c]
 };
 
-// Gradients of x, M and S. Recomputes what the forward pass did not keep.
+// Computes the gradients of x, M and S. Intermediate results of the forward pass are recomputed.
 template <int NR, int NC, typename V, typename Team, typename T, typename StoreX, typename StoreM,
           typename StoreS>
 OPUS_BODY void mix_backward(const Team& team, const Sizes& n, const Matrix<const T>& x,
@@ -290,7 +290,7 @@ OPUS_BODY void mix_backward(const Team& team, const Sizes& n, const Matrix<const
   normalise_backward<V>(team, b.grad, b.z, inverse_z, n.s_out, n.c);
   multiply<NR, NC, V>(team, b.grad.data, b.grad.ld, 1, b.h_turned.data, b.h_turned.ld, n.s_out,
                       n.c, n.s_in, store_s);
-  // h is read no more: the gradient of what comes out of the first ReLU takes its place.
+  // h is no longer needed: its memory holds the gradient of the first ReLU's output.
   multiply<NR, NC, V>(team, s, 1, n.s_in, b.grad.data, b.grad.ld, n.s_in, n.s_out, n.c,
                       Scratch<T>{b.h});
   team.sync();

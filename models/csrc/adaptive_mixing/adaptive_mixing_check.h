@@ -33,7 +33,7 @@ inline Shape check(const at::Tensor& sampled, const at::Tensor& parameters, int6
   return {n, static_cast<int>(s_in), static_cast<int>(out_points), static_cast<int>(c)};
 }
 
-// Rows that are contiguous in themselves, whatever their distance; copied where they are not.
+// Returns a tensor with contiguous rows and any row stride; copies if necessary.
 inline at::Tensor with_whole_rows(const at::Tensor& tensor) {
   int64_t expected = 1;
   for (int64_t axis = tensor.dim() - 1; axis >= 1; --axis) {

@@ -1,4 +1,5 @@
-// Adaptive mixing on the host: one thread, one group of one query at a time. No include guard.
+// Adaptive mixing on the host: each thread processes one group of one query at a time. No include
+// guard.
 
 namespace opus {
 namespace OPUS_TARGET {
@@ -6,7 +7,7 @@ namespace mixing_rows {
 
 using namespace mixing_body;
 
-// AVX-512 has registers for twice the sums.
+// AVX-512 has twice the registers for sums.
 constexpr int NR = OPUS_PACK_BYTES == 64 ? 8 : 4, NC = 2;
 
 struct Alone {
@@ -20,7 +21,7 @@ struct Alone {
   }
 };
 
-// Scratch matrices of one thread, zero at first.
+// Scratch matrices of one thread, initialised with zeros.
 template <typename T>
 class Workspace {
  public:
@@ -58,7 +59,7 @@ class Workspace {
       std::copy_n(from + row * sizes_.c, sizes_.c, to.data + row * to.ld);
     }
   }
-  // Whole vectors are read where they lie.
+  // Rows of whole vectors are read in place.
   Matrix<const T> staged(const T* from, int rows, const Matrix<T>& to) const {
     if (ld_ == sizes_.c) return {from, ld_};
     copy(from, rows, to);
@@ -71,15 +72,15 @@ class Workspace {
   std::vector<T> data_;
 };
 
-// What is read of the next group comes from memory while this one is computed: its matrices are read
-// by columns first, whose steps the processor does not foresee.
+// Prefetches the next group's matrices during the computation of this one. They are read by columns
+// first, with strides that the processor's prefetcher does not detect.
 template <typename T>
 OPUS_BODY void prefetch(const T* from, int64_t count) {
   constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(from + i, 0, 2);
 }
 
-// Rows of x, parameters and the output's gradient lie x_stride, p_stride, .. apart.
+// x_stride, p_stride and so on are the row strides of x, parameters and the output's gradient.
 template <typename T>
 void forward_rows(const Sizes& n, const T* x, int64_t x_stride, const T* parameters,
                   int64_t p_stride, int64_t begin, int64_t end, T* out) {

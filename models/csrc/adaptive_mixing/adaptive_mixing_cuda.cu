@@ -1,4 +1,4 @@
-// One block of threads for each group of a query, with its matrices in shared memory.
+// One block of threads per group of a query, with the matrices in shared memory.
 #include "adaptive_mixing/adaptive_mixing_cuda.h"
 #include "common/launch.cuh"
 
@@ -33,7 +33,7 @@ struct Block {
   __device__ float sum(const V& x) const {
     float own = sum_of_lanes(x);
     for (int step = kWarp / 2; step > 0; step /= 2) own += __shfl_xor_sync(kAll, own, step);
-    __syncthreads();  // the last sum has been read by all
+    __syncthreads();  // all threads have read the previous sum
     if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = own;
     __syncthreads();
     float total = 0;
@@ -43,15 +43,15 @@ struct Block {
   }
 };
 
-// From one row to the next: whole quads, and adjacent rows start in different banks.
+// Row stride: whole quads, and adjacent rows start in different banks.
 OPUS_HD int leading(int columns) {
   const int whole = (columns + 3) / 4 * 4;
   return whole % 32 == 0 ? whole + 4 : whole;
 }
 
-// Where the matrices of a group lie in the scratch of a block.
+// Offsets of a group's matrices in the scratch memory of a block.
 struct Layout {
-  int ld, ld_in;  // of rows of c and of s_in numbers
+  int ld, ld_in;  // row strides for c and for s_in columns
   int64_t x, m, s, u, z, h, grad, h_turned, m_turned, size;
 
   OPUS_HD Layout(const CudaArguments& a, bool backward) {
@@ -64,13 +64,13 @@ struct Layout {
     if (backward) {
       x = take(int64_t(a.s_in) * ld);
       h = take(int64_t(a.s_in) * ld);
-      // M is turned when z, the gradient and h_turned have been read for the last time.
+      // M is transposed after the last read of z, the gradient and h_turned.
       m_turned = z = size;
       grad = z + int64_t(a.s_out) * ld;
       h_turned = grad + int64_t(a.s_out) * ld;
       size = greatest_of(h_turned + int64_t(a.c) * ld_in, m_turned + int64_t(a.c) * ld);
     } else {
-      // x has been read when z is written.
+      // z is written after the last read of x.
       x = z = take(int64_t(greatest_of(a.s_in, a.s_out)) * ld);
       h = grad = h_turned = m_turned = size;
     }
@@ -111,8 +111,9 @@ __device__ void stage_stored(const CudaArguments& a, const Layout& at, int64_t i
   }
 }
 
-// Quads lie in shared memory; single numbers, of sizes that are no whole quads or too large for it,
-// in global memory. Tiles of the products are kRows rows by kColumns vectors a thread.
+// V is Quad if the scratch fits into shared memory and sizes are multiples of four; otherwise V is
+// one number and the scratch is in global memory. A thread computes tiles of kRows rows by kColumns
+// vectors of a product.
 template <typename V>
 struct Memory {
   static constexpr bool kIsShared = Lanes<V>::kWidth == 4;

@@ -1,4 +1,4 @@
-// Launchers of adaptive mixing on CUDA; needs neither CUDA's headers nor torch's.
+// Launchers of adaptive mixing on CUDA; requires no headers of CUDA or torch.
 #pragma once
 
 #include <cstdint>
@@ -10,24 +10,24 @@ namespace opus {
 namespace adaptive_mixing {
 
 struct CudaArguments {
-  Storage storage;  // of x and parameters
-  bool quads;       // whether four adjacent numbers of every row can be read and written at once
+  Storage storage;  // dtype of x and parameters
+  bool quads;       // whether every row allows aligned reads and writes of four numbers
   const void *x, *parameters;
   int64_t x_stride, parameters_stride;  // from one group to the next
   int64_t count;
   int s_in, s_out, c;
   float* out;                 // [count, s_out, c]
-  const float* grad;          // as out
+  const float* grad;          // shape of out
   float *d_x, *d_parameters;  // [count, s_in, c] and [count, c * c + s_out * s_in]
-  // Scratch of each block, [num_blocks, scratch_size], or null where shared memory holds it, which
-  // needs quads.
+  // Scratch of the blocks, [num_blocks, scratch_size]; null if it is in shared memory, which
+  // requires quads.
   float* scratch;
   int64_t num_blocks;
 };
 
-// Numbers of scratch that a block needs.
+// Returns the scratch size of a block, in numbers.
 int64_t scratch_size(const CudaArguments& arguments, bool backward);
-// Numbers that shared memory of the current device holds for a block.
+// Returns the shared memory available to a block on the current device, in numbers.
 int64_t shared_size();
 
 void forward_cuda(const CudaArguments& arguments, CudaStream stream);

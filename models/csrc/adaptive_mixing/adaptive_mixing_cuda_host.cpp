@@ -16,7 +16,7 @@ namespace {
 using adaptive_mixing::CudaArguments;
 using adaptive_mixing::Shape;
 
-// Scratch in global memory, of sizes that the decoder does not have.
+// Limit of scratch in global memory. The decoder's sizes fit into shared memory.
 constexpr int64_t kMostScratch = int64_t(1) << 26;  // numbers
 constexpr int64_t kMostScratchBlocks = 1024;
 
@@ -24,7 +24,7 @@ bool has_quads(const at::Tensor& rows) {
   return starts_at_quad(rows) && rows.stride(0) % 4 == 0;
 }
 
-// Arguments of the kernels; owns what they point to.
+// Arguments of the kernels, with ownership of the tensors.
 struct Prepared {
   CudaArguments arguments{};
   at::Tensor x, parameters, scratch;

@@ -60,8 +60,8 @@ at::Tensor chamfer_terms(const at::Tensor& query, const at::Tensor& reference,
   return terms;
 }
 
-// Gradients of the references from those of the queries, whose opposites they are, in an order that
-// repeats. Pairs that do not exist add zero.
+// Adds the negated gradients of the queries to their references in a reproducible order. Invalid
+// pairs add zero.
 void add_in_order(at::Tensor& grad_reference, const at::Tensor& grad_query,
                   const at::Tensor& index) {
   if (grad_reference.size(0) == 0) return;
@@ -69,7 +69,7 @@ void add_in_order(at::Tensor& grad_reference, const at::Tensor& grad_query,
   at::index_put_(grad_reference, {known}, grad_query.neg(), /*accumulate=*/true);
 }
 
-// Either gradient is empty where it is not needed.
+// Returns an empty tensor for a gradient that is not needed.
 std::tuple<at::Tensor, at::Tensor> chamfer_terms_backward(
     const at::Tensor& grad, const at::Tensor& query, const at::Tensor& reference,
     const at::Tensor& index, double beta, bool need_query, bool need_reference) {
@@ -82,7 +82,7 @@ std::tuple<at::Tensor, at::Tensor> chamfer_terms_backward(
   const c10::DeviceGuard guard(query.device());
   const at::Tensor q = query.contiguous(), r = reference.contiguous(), i = index.contiguous();
   const at::Tensor g = grad.contiguous();
-  // Atomic additions of a GPU come in any order.
+  // The order of atomic additions on a GPU is not reproducible.
   const bool in_order = need_reference && runs_on_gpu(q.device()) &&
                         at::globalContext().deterministicAlgorithms();
   at::Tensor grad_query = at::empty({need_query || in_order ? q.size(0) : 0, 3}, q.options());
@@ -102,7 +102,7 @@ std::tuple<at::Tensor, at::Tensor> chamfer_terms_backward(
     }
     const chamfer::Gradients<scalar_t, chamfer::AddPlain<scalar_t>> body{pairs, from, to_query,
                                                                          to_reference};
-    // On one thread where points share references: sums then come in the order of the points.
+    // Points may share references: one thread adds their gradients in point order.
     const int64_t task = need_reference ? std::max<int64_t>(1, q.size(0)) : kPointsPerTask;
     run_on_cpu(body, q.size(0), task);
   });

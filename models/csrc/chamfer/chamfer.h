@@ -1,4 +1,4 @@
-// SmoothL1 distances between points and their nearest neighbours: one item is one point.
+// SmoothL1 distances between points and their nearest neighbours; one item is one point.
 #pragma once
 
 #include <math.h>
@@ -16,9 +16,9 @@ OPUS_HD double magnitude(double x) { return fabs(x); }
 OPUS_HD float with_sign_of(float y, float x) { return copysignf(x, y); }
 OPUS_HD double with_sign_of(double y, double x) { return copysign(x, y); }
 
-// SmoothL1 of a difference, summed over the axes by the caller: size^2 / (2 beta) below beta,
-// size - beta / 2 from there on. Both functions are written so that compilers find a minimum in
-// them and no branch, which no processor could foresee. A NaN stays one.
+// SmoothL1 of a difference: size^2 / (2 beta) below beta, else size - beta / 2. The caller sums
+// over the axes. Both functions compile to a minimum instead of an unpredictable branch. NaN
+// propagates.
 template <typename T>
 OPUS_HD T smooth_l1(T difference, T beta) {
   const T size = magnitude(difference);
@@ -33,8 +33,8 @@ OPUS_HD T smooth_l1_slope(T difference, T beta) {
   return with_sign_of(difference, (beta < size ? beta : size) / beta);
 }
 
-// What both directions of the computation read: pairs of point i and reference index[i]. A pair
-// whose index is not one of a reference gives zero and has no gradient.
+// Inputs of the forward and backward pass: pairs of point i and reference index[i]. A pair with an
+// invalid index gives zero and has no gradient.
 template <typename T>
 struct Pairs {
   const T *query, *reference;  // [N, 3], [M, 3]
@@ -62,13 +62,13 @@ struct Terms {
   }
 };
 
-// Gradients from those of the terms; the differences are recomputed instead of stored. Many
-// points share a reference: `Add` adds to it as the device requires.
+// Backward pass: recomputes the differences instead of storing them. Many points may share a
+// reference; `Add` adds to its gradient, atomically on a GPU.
 template <typename T, typename Add>
 struct Gradients {
   Pairs<T> pairs;
   const T* grad;                      // [N]
-  T *grad_query, *grad_reference;     // [N, 3]; [M, 3], zero at first; either may be null
+  T *grad_query, *grad_reference;     // [N, 3]; [M, 3], initially zero; either may be null
 
   OPUS_HD void operator()(int64_t i) const {
     const bool exists = pairs.exists(i);

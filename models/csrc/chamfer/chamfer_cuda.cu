@@ -10,7 +10,7 @@ struct AddAtomic {
 #if defined(__CUDA_ARCH__)
     atomicAdd(where, value);
 #else
-    *where += value;  // never called: this struct is for the GPU alone
+    *where += value;  // host version, never called: this struct is only used on the GPU
 #endif
   }
 };

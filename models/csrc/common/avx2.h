@@ -1,5 +1,4 @@
-// Whether kernels written for AVX2, FMA and F16C may run; each has a portable twin for where they
-// may not.
+// Detection of AVX2, FMA and F16C. Every kernel written for them has a portable alternative.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -10,8 +9,7 @@
 
 namespace opus {
 
-// True where the processor has all three, unless OPUS_DISABLE_AVX2 is set; decided at the first
-// call.
+// Returns whether the processor has all three and OPUS_DISABLE_AVX2 is not set; evaluated once.
 inline bool use_avx2() {
 #if defined(OPUS_HAS_AVX2_KERNELS)
   static const bool usable = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -23,7 +21,7 @@ inline bool use_avx2() {
 #endif
 }
 
-// True where the processor has AVX-512's foundation too, unless OPUS_DISABLE_AVX512 is set.
+// Returns whether the processor also has AVX-512F and OPUS_DISABLE_AVX512 is not set.
 inline bool use_avx512() {
 #if defined(OPUS_HAS_AVX2_KERNELS)
   static const bool usable = use_avx2() && __builtin_cpu_supports("avx512f") &&

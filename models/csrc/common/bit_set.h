@@ -1,7 +1,7 @@
-// Sets of whole numbers as one bit each, host and device: membership, rank, and the list of members.
+// Bitmaps of integer sets, host and device: membership, rank and list of members.
 //
-// up_to[w] holds the members of word w and of those before, so that the rank of a member needs one
-// word and one entry. The last word of a set is empty: the rank of a number past the end is right too.
+// up_to[w] is the number of members in words 0 to w, so the rank of a member needs one word and one
+// entry. The last word of a set is empty, so that the rank of a number past the end is correct too.
 #pragma once
 
 #include <cstdint>
@@ -28,23 +28,23 @@ OPUS_HD bool test(const uint32_t* words, int64_t i) {
   return (words[i / kWordBits] >> (i % kWordBits) & 1u) != 0;
 }
 
-// How many members are below i.
+// Returns the number of members below i.
 OPUS_HD int64_t rank(const uint32_t* words, const int64_t* up_to, int64_t i) {
   const int64_t w = i / kWordBits;
   const int at_or_above = count_ones(words[w] >> (i % kWordBits));
-  // Unsigned: whatever a caller's counts hold.
+  // Unsigned: no overflow for any counts passed by a caller.
   return static_cast<int64_t>(static_cast<uint64_t>(up_to[w]) - static_cast<uint64_t>(at_or_above));
 }
 
 struct CountBits {
   const uint32_t* words;
-  int32_t* counts;  // as words
+  int32_t* counts;  // one per word
 
   OPUS_HD void operator()(int64_t w) const { counts[w] = count_ones(words[w]); }
 };
 
-// The members of word w, in ascending order, where they come in the list of all; those that come at
-// `limit` or after are left out.
+// Writes the members of word w to their places in the ascending list of all members. Places from
+// `limit` on are skipped.
 struct ListMembers {
   const uint32_t* words;
   const int64_t* up_to;

@@ -1,4 +1,4 @@
-// Checks of arguments that several operations share.
+// Argument checks shared by several operations.
 #pragma once
 
 #include <c10/util/ArrayRef.h>
@@ -8,7 +8,7 @@
 
 namespace opus {
 
-// A schema such as float[3] promises no length: a list of any number of entries comes through.
+// Checks the length of a list: a schema such as float[3] accepts lists of any length.
 template <typename T>
 void check_length(c10::ArrayRef<T> list, size_t expected, const char* name) {
   TORCH_CHECK_VALUE(list.size() == expected, name, " must have ", expected, " entries, got ",

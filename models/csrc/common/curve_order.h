@@ -1,4 +1,4 @@
-// The order of points along a space-filling curve, on the device of the points; host only.
+// Order of points along a space-filling curve, on the device of the points; host code.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,8 +18,8 @@
 
 namespace opus {
 
-// int64 [n]: which of the points [n, 3], n >= 1, comes where on the curve. Points that are not
-// finite come last. `bits` of each axis tell places apart, 21 at most.
+// Returns int64 [n], the indices of the points [n, 3], n >= 1, in curve order. Non-finite points
+// come last. The curve has a resolution of `bits` bits per axis, 21 at most.
 template <typename T>
 at::Tensor order_along_curve(const at::Tensor& points, int bits) {
   const at::Tensor finite = at::isfinite(points);

@@ -1,7 +1,7 @@
-// Shared by all operations: marks functions whose arithmetic serves host and device alike.
+// Definitions for all operations, such as the mark of functions for both host and device.
 //
-// Kernel bodies are compiled twice, by the host's compiler for torch's CPU threads and by nvcc for
-// a CUDA grid, with fused multiply-add off in both: what the CPU tests see is what a GPU computes.
+// Kernel bodies are compiled twice: by the host's compiler for torch's CPU threads, and by nvcc for
+// a CUDA grid. Fused multiply-add is disabled in both, so CPU tests also verify the GPU's results.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 namespace opus {
 
-// std::min and std::max are no device functions.
+// std::min and std::max are not device functions.
 template <typename T>
 OPUS_HD T least_of(T a, T b) {
   return b < a ? b : a;
@@ -25,10 +25,10 @@ OPUS_HD T greatest_of(T a, T b) {
   return a < b ? b : a;
 }
 
-// Number of blocks when `count` items are dealt in blocks of `block`.
+// Returns the number of blocks of `block` items needed for `count` items.
 OPUS_HD int64_t num_blocks(int64_t count, int64_t block) { return (count + block - 1) / block; }
 
-// False for NaN and both infinities, without the host's <cmath>.
+// Returns false for NaN and infinities; does not need the host's <cmath>.
 template <typename T>
 OPUS_HD bool is_finite(T value) {
   return value - value == T(0);

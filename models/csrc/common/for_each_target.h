@@ -1,7 +1,7 @@
-// Includes OPUS_BODY_HEADER, if there is one, and then OPUS_KERNEL_HEADER, the names of two headers,
-// once for every instruction set: what they define stands in the namespaces opus::portable and opus::avx2, and in
-// opus::avx512 where the source defines OPUS_WITH_AVX512 (see targets.h). Every source file
-// includes this once for its own headers, hence no guard.
+// Includes the headers OPUS_BODY_HEADER (optional) and OPUS_KERNEL_HEADER once per instruction set.
+// Their definitions are in the namespaces opus::portable and opus::avx2, and also in opus::avx512
+// if the source defines OPUS_WITH_AVX512 (see targets.h). No include guard: every source file
+// includes this once with its own headers.
 
 #define OPUS_TARGET portable
 #define OPUS_PACK_BYTES 32

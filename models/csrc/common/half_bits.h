@@ -1,4 +1,4 @@
-// Numbers as they lie in memory, of 16 bits too, widened to what is computed in.
+// Conversion of numbers from a storage format of 16 or 32 bits to the format of the computation.
 #pragma once
 
 #include <cstdint>
@@ -38,8 +38,8 @@ OPUS_HD float widen(HalfBits x) {
 #else
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t rest = x.bits & 0x7fffu;
-  // Exponents are 112 apart. Infinities and NaNs have the highest one; the multiplication also
-  // normalises numbers that are subnormal in 16 bits.
+  // The exponents' biases differ by 112. Infinities and NaNs have the highest exponent. The
+  // multiplication also normalises numbers that are subnormal in 16 bits.
   const uint32_t wide = rest << 13;
   if (rest >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | wide);
   return (sign ? -1.0f : 1.0f) * (float_of_bits(wide) * 5.192296858534828e33f);  // 2^112
@@ -49,7 +49,7 @@ OPUS_HD float widen(HalfBits x) {
 OPUS_HD float widen(float x) { return x; }
 OPUS_HD double widen(double x) { return x; }
 
-// How the numbers of a tensor lie in memory, where that is not part of a kernel's type.
+// Storage format of a tensor, for kernels that are not templates over it.
 enum class Storage { kFloat, kHalf, kBrain };
 
 OPUS_HD float number_at(const void* data, Storage storage, int64_t i) {

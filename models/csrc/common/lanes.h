@@ -1,10 +1,10 @@
-// Vectors of lanes: what the body of a kernel computes with.
+// Vectors of lanes, the numeric types of kernel bodies.
 //
-// No include guard: a source file includes this header, and the bodies after it, once for every
-// instruction set, with OPUS_TARGET naming the namespace: `portable`, `avx2` and `avx512` on the
-// host (the latter two inside `#pragma GCC target`), `device` in CUDA sources. On the host a lane
-// vector is a Pack; on the device it is what one thread holds, a plain number or a Quad. A body
-// written for a type V with these functions so serves all of them.
+// No include guard: a source file includes this header, and the bodies after it, once per
+// instruction set. OPUS_TARGET is the namespace: `portable`, `avx2` and `avx512` on the host (the
+// latter two inside `#pragma GCC target`), `device` in CUDA sources. On the host a lane vector is a
+// Pack; on the device it is a number or a Quad of one thread. Bodies are templates over the vector
+// type V and use only the functions below.
 #if !defined(OPUS_TARGET)
 #error "define OPUS_TARGET before including common/lanes.h"
 #endif
@@ -21,14 +21,14 @@
 #else
 #define OPUS_BODY inline __attribute__((always_inline))
 #endif
-#if defined(__CUDA_ARCH__)  // the host's compiler, which nvcc calls too, does not know the word
+#if defined(__CUDA_ARCH__)  // the host compiler, which nvcc also runs, does not support this pragma
 #define OPUS_UNROLL _Pragma("unroll")
 #define OPUS_NO_UNROLL _Pragma("unroll 1")
 #else
 #define OPUS_UNROLL
 #define OPUS_NO_UNROLL
 #endif
-// The same where the host's compiler, left alone, would keep an array of sums in memory.
+// The same for loops where the host compiler would otherwise keep an array of sums in memory.
 #if defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
 #define OPUS_UNROLL_ALWAYS _Pragma("GCC unroll 8")
 #else
@@ -38,15 +38,15 @@
 namespace opus {
 namespace OPUS_TARGET {
 
-// What comes after reads shared memory itself, where a GPU's compiler would rather keep in registers
-// what was read before, and run out of them. The lanes of a warp pass it together.
+// Forces later code to read shared memory again. Without it the GPU compiler keeps earlier values
+// in registers and runs out of them. All lanes of a warp must call it together.
 OPUS_BODY void read_anew() {
 #if defined(__CUDA_ARCH__)
   __syncwarp();
 #endif
 }
 
-// A count known at compile time, where loops must be unrolled to keep arrays in registers.
+// Compile-time count: loops over it are unrolled, which keeps arrays in registers.
 template <int N>
 struct Fixed {
   static constexpr int value = N;
@@ -76,10 +76,10 @@ OPUS_BODY double fmadd(double a, double b, double c) { return a * b + c; }
 #endif
 OPUS_BODY float larger(float a, float b) { return a > b ? a : b; }
 OPUS_BODY double larger(double a, double b) { return a > b ? a : b; }
-// x where `sign` is above zero, else 0.
+// Returns x if `sign` is above zero, else 0.
 OPUS_BODY float above_zero(float sign, float x) { return sign > 0 ? x : 0.0f; }
 OPUS_BODY double above_zero(double sign, double x) { return sign > 0 ? x : 0.0; }
-// max(x, 0); what is not a number stays so.
+// Returns max(x, 0); NaN propagates.
 OPUS_BODY float rectified(float x) { return x <= 0 ? 0.0f : x; }
 OPUS_BODY double rectified(double x) { return x <= 0 ? 0.0 : x; }
 OPUS_BODY float sum_of_lanes(float x) { return x; }
@@ -90,7 +90,7 @@ OPUS_BODY float exponential(float x) { return ::expf(x); }
 OPUS_BODY double exponential(double x) { return ::exp(x); }
 OPUS_BODY float log_one_plus(float x) { return ::log1pf(x); }
 OPUS_BODY double log_one_plus(double x) { return ::log1p(x); }
-// x where `word` reaches the threshold, else 0.
+// Returns x if `word` is at least the threshold, else 0.
 OPUS_BODY float keep_from(uint32_t word, uint32_t threshold, float x) {
   return word >= threshold ? x : 0.0f;
 }
@@ -100,9 +100,9 @@ OPUS_BODY double keep_from(uint32_t word, uint32_t threshold, double x) {
 
 #if !defined(__CUDACC__)
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors never cross the border of a function
+#pragma GCC diagnostic ignored "-Wpsabi"  // no vectors in the ABI: all functions are inlined
 
-// OPUS_PACK_BYTES of numbers; the compiler maps them to what the target has.
+// Vector of OPUS_PACK_BYTES; the compiler maps it to the registers of the target.
 template <typename T>
 struct Pack {
   typedef T Raw __attribute__((vector_size(OPUS_PACK_BYTES)));
@@ -155,7 +155,7 @@ struct Lanes<Pack<T>> {
   static OPUS_BODY void store(T* p, const Pack<T>& x) {
     __builtin_memcpy(p, &x.raw, sizeof(x.raw));
   }
-  // Not by value: a bare vector would cross the border of a function.
+  // By reference, since a raw vector as return value would depend on the ABI.
   static OPUS_BODY void load_words(const uint32_t* p, Words& x) {
     __builtin_memcpy(&x, p, sizeof(x));
   }
@@ -163,7 +163,7 @@ struct Lanes<Pack<T>> {
 
 // GCC 12 does not define __AVX2__ or __AVX512F__ after #pragma GCC target.
 #if defined(OPUS_TARGET_HAS_AVX512)
-// GCC 12 warns that intrinsics without a mask read a register that nothing was written to.
+// GCC 12 warns about an uninitialised register in intrinsics without a mask.
 constexpr __mmask16 kAllLanes = 0xffff;
 
 OPUS_BODY Pack<float> fmadd(const Pack<float>& a, const Pack<float>& b, const Pack<float>& c) {
@@ -225,18 +225,19 @@ OPUS_BODY Pack<double> exponential(const Pack<double>& x) {
   return y;
 }
 
-// exp(x) to 2e-7 of its value for x <= 88, 0 below -87: 2^n times a polynomial of the rest r, whose
-// size is at most ln(2)/2. Of those that begin with 1 + r it has the least relative error, 3e-9.
+// Returns exp(x) with a relative error of 2e-7 for x <= 88, and 0 below -87: 2^n times a polynomial
+// of the remainder r, |r| <= ln(2)/2. The polynomial is the minimax one that begins with 1 + r; its
+// relative error is 3e-9.
 OPUS_BODY Pack<float> exponential(const Pack<float>& x) {
   using F = Pack<float>;
   typedef int32_t Int __attribute__((vector_size(OPUS_PACK_BYTES)));
-  // 1.5 * 2^23 + 127: adding it rounds to an integer n, and leaves the exponent of 2^n in the low
-  // bits.
+  // 1.5 * 2^23 + 127: adding it rounds to an integer n and puts the biased exponent of 2^n into the
+  // low bits.
   const F magic = Lanes<F>::fill(12583039.0f);
   const F shifted = fmadd(x, Lanes<F>::fill(1.44269504f), magic);
   const F n = shifted - magic;
-  F r = fmadd(n, Lanes<F>::fill(-0.693359375f), x);  // ln(2) in two parts: n times the first
-  r = fmadd(n, Lanes<F>::fill(2.12194440e-4f), r);   // is exact
+  F r = fmadd(n, Lanes<F>::fill(-0.693359375f), x);  // ln(2) in two parts; the product with the
+  r = fmadd(n, Lanes<F>::fill(2.12194440e-4f), r);   // first part is exact
   F p = Lanes<F>::fill(1.38145401e-3f);
   for (const float c : {8.36874514e-3f, 4.16683908e-2f, 0.166665204f, 0.499999934f, 1.0f, 1.0f}) {
     p = fmadd(p, r, Lanes<F>::fill(c));
@@ -251,7 +252,7 @@ OPUS_BODY Pack<double> log_one_plus(const Pack<double>& x) {
   return y;
 }
 
-// log(1 + x) for 0 <= x <= 1: 2 artanh(s) with s = x / (2 + x) of at most 1/3.
+// Returns log(1 + x) for 0 <= x <= 1, as 2 artanh(s) with s = x / (2 + x) <= 1/3.
 OPUS_BODY Pack<float> log_one_plus(const Pack<float>& x) {
   using F = Pack<float>;
   const F s = x / (x + Lanes<F>::fill(2.0f)), square = s * s;
@@ -273,7 +274,7 @@ OPUS_BODY Pack<double> keep_from(const Lanes<Pack<double>>::Words& words, uint32
   return {mask ? x.raw : Pack<double>::Raw{}};
 }
 
-// As many vectors as each has lanes: rows become columns.
+// Transposes a square matrix: one vector per lane.
 template <typename T>
 OPUS_BODY void turn(Pack<T> (&rows)[Pack<T>::kWidth]) {
   for (int i = 0; i < Pack<T>::kWidth; ++i) {
@@ -292,7 +293,7 @@ OPUS_BODY void turn(Pack<float> (&rows)[8]) {
     pair[i] = _mm256_unpacklo_ps((__m256)rows[i].raw, (__m256)rows[i + 1].raw);
     pair[i + 1] = _mm256_unpackhi_ps((__m256)rows[i].raw, (__m256)rows[i + 1].raw);
   }
-  for (int i = 0; i < 8; i += 4) {  // columns i .. i + 4 of half a register are four[i ..]
+  for (int i = 0; i < 8; i += 4) {  // four[i ..] holds columns i .. i + 4 of half a register
     four[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
     four[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xee);
     four[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
@@ -304,7 +305,7 @@ OPUS_BODY void turn(Pack<float> (&rows)[8]) {
   }
 }
 #elif defined(OPUS_TARGET_HAS_AVX512)
-// Of four quarters of a, and of b, those that kWhich names.
+// Selects quarters of a and of b by kWhich.
 template <int kWhich>
 OPUS_BODY __m512 quarters(const __m512& a, const __m512& b) {
   return _mm512_maskz_shuffle_f32x4(kAllLanes, a, b, kWhich);
@@ -317,7 +318,7 @@ OPUS_BODY void turn(Pack<float> (&rows)[16]) {
     pair[i] = _mm512_maskz_unpacklo_ps(kAllLanes, a, b);
     pair[i + 1] = _mm512_maskz_unpackhi_ps(kAllLanes, a, b);
   }
-  for (int i = 0; i < 16; i += 4) {  // column j of rows i .. i + 4, in all quarters, is four[i + j]
+  for (int i = 0; i < 16; i += 4) {  // four[i + j]: column j of rows i .. i + 4, in all quarters
     four[i] = _mm512_maskz_shuffle_ps(kAllLanes, pair[i], pair[i + 2], 0x44);
     four[i + 1] = _mm512_maskz_shuffle_ps(kAllLanes, pair[i], pair[i + 2], 0xee);
     four[i + 2] = _mm512_maskz_shuffle_ps(kAllLanes, pair[i + 1], pair[i + 3], 0x44);
@@ -348,8 +349,7 @@ OPUS_BODY T sum_of_lanes(const Pack<T>& x) {
 
 #if defined(__CUDACC__)
 
-// Four numbers of one thread that memory gives and takes at once; their address is a multiple of
-// their size.
+// Four numbers of one thread, loaded and stored together. Addresses must be multiples of 16 bytes.
 struct alignas(16) Quad {
   float x[4];
 

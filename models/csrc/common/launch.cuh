@@ -8,10 +8,10 @@
 namespace opus {
 
 constexpr int kThreads = 256;
-// More blocks than any GPU runs at once; larger counts go round again.
+// More blocks than any GPU runs at once; for larger counts each block loops.
 constexpr int64_t kMaxBlocks = int64_t(1) << 20;
 
-// Blocks of a grid whose kernel goes round until `count` are done.
+// Returns the grid size of a kernel that loops over `count` blocks of items.
 inline dim3 blocks_for(int64_t count) {
   return dim3(static_cast<unsigned>(least_of(count, kMaxBlocks)));
 }

@@ -1,4 +1,4 @@
-// Runs a kernel body where its tensors are: on torch's CPU threads or on the current CUDA stream.
+// Runs a kernel body on the device of its tensors: torch's CPU threads or the current CUDA stream.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,11 +13,11 @@
 
 namespace opus {
 
-// The stream that torch's current one of a CUDA device stands for; see stream_cuda_host.cpp.
+// Returns torch's current stream of a CUDA device; see stream_cuda_host.cpp.
 CudaStream current_stream(c10::Device device);
 
-// Whether kernels of a GPU work on a device's tensors. Where those are emulated (see
-// scripts/emulate_cuda.py), they work on the CPU's.
+// Returns whether GPU kernels process tensors of a device. Emulated kernels (see
+// scripts/emulate_cuda.py) process CPU tensors.
 inline bool runs_on_gpu(c10::Device device) {
 #if defined(OPUS_EMULATES_CUDA)
   return device.is_cpu();
@@ -26,7 +26,7 @@ inline bool runs_on_gpu(c10::Device device) {
 #endif
 }
 
-// body(i) for every i in [0, count), by tasks of `grain` items where a CPU runs them.
+// Runs body(i) for every i in [0, count) on the CPU, in tasks of `grain` items.
 template <typename Body>
 void run_on_cpu(const Body& body, int64_t count, int64_t grain) {
   parallel_tasks(num_blocks(count, grain), [&](int64_t task) {
@@ -35,21 +35,21 @@ void run_on_cpu(const Body& body, int64_t count, int64_t grain) {
   });
 }
 
-// The same on the device of the operation's tensors. The caller holds a c10::DeviceGuard for it.
+// The same on the device of the operation's tensors. The caller holds a c10::DeviceGuard.
 template <typename Body>
 void run(c10::Device device, const Body& body, int64_t count, int64_t grain) {
   if (!runs_on_gpu(device)) return run_on_cpu(body, count, grain);
   if constexpr (kWithCuda) launch_cuda(body, count, current_stream(device));
 }
 
-// All tensors of a call on one device, or a message that names the two that are not.
+// Checks that two tensors are on one device; the error names both.
 inline void check_same_device(const at::Tensor& a, const char* a_name, const at::Tensor& b,
                               const char* b_name) {
   TORCH_CHECK_VALUE(a.device() == b.device(), a_name, " and ", b_name,
                     " must be on one device, got ", a.device(), " and ", b.device());
 }
 
-// Of tensors that CUDA kernels read as numbers of 16 or 32 bits and compute with in single precision.
+// Returns the storage format of a tensor for CUDA kernels, which compute in single precision.
 inline Storage storage_of(const at::Tensor& tensor, const char* name) {
   const at::ScalarType type = tensor.scalar_type();
   TORCH_CHECK_VALUE(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, name,
@@ -59,12 +59,12 @@ inline Storage storage_of(const at::Tensor& tensor, const char* name) {
                                  : Storage::kFloat;
 }
 
-// Whether four adjacent numbers from the start on lie at a multiple of their size.
+// Returns whether the first element is aligned to the size of four numbers.
 inline bool starts_at_quad(const at::Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % (4 * tensor.element_size()) == 0;
 }
 
-// Without gaps, from a multiple of 16 bytes on; copied where it is not so.
+// Returns a contiguous tensor aligned to 16 bytes; copies if necessary.
 inline at::Tensor aligned(const at::Tensor& tensor) {
   const at::Tensor whole = tensor.contiguous();
   return starts_at_quad(whole) ? whole : whole.clone();
@@ -72,7 +72,7 @@ inline at::Tensor aligned(const at::Tensor& tensor) {
 
 }  // namespace opus
 
-// Registers a function that serves both devices, in namespace scope: OPUS_REGISTER(m) { m.impl(…); }
+// Registers functions for both devices, at namespace scope: OPUS_REGISTER(m) { m.impl(…); }
 #if defined(OPUS_WITH_CUDA) && !defined(OPUS_EMULATES_CUDA)
 #define OPUS_REGISTER(m)                               \
   static void opus_register_kernels(torch::Library&);  \

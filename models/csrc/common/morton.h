@@ -1,4 +1,4 @@
-// Codes along a space-filling curve: points with near codes are near in space.
+// Codes along a space-filling curve: points with similar codes are close in space.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace opus {
 
-// Spreads 21 bits so that two zeros follow each.
+// Inserts two zero bits after each of 21 bits.
 OPUS_HD uint64_t spread_bits(uint64_t x) {
   x = (x | x << 32) & 0x001F00000000FFFFull;
   x = (x | x << 16) & 0x001F0000FF0000FFull;
@@ -16,7 +16,7 @@ OPUS_HD uint64_t spread_bits(uint64_t x) {
   return (x | x << 2) & 0x1249249249249249ull;
 }
 
-// Position of a coordinate within [lo, hi] in 2^bits steps; 0 where the interval is a point.
+// Quantises a coordinate in [lo, hi] to 2^bits steps; 0 if the interval is empty.
 template <typename T>
 OPUS_HD uint64_t quantise(T value, T lo, T hi, int bits) {
   const double scale = static_cast<double>(hi) - static_cast<double>(lo);
@@ -26,8 +26,8 @@ OPUS_HD uint64_t quantise(T value, T lo, T hi, int bits) {
   return step >= 0 ? static_cast<uint64_t>(step > last ? last : step) : 0;  // NaN is not >= 0
 }
 
-// Codes of 3 * bits bits for points [n, 3] in the box from bounds[0..2] to bounds[3..5]; the largest
-// code of all for points that are not finite.
+// Codes with 3 * bits bits for points [n, 3] in the box from bounds[0..2] to bounds[3..5].
+// Non-finite points get the largest code.
 template <typename T>
 struct MortonCodes {
   const T *points, *bounds;

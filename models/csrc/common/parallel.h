@@ -11,9 +11,9 @@
 
 namespace opus {
 
-// Calls run(task) once for each task in [0, num_tasks), on as many threads as torch allows.
-// Tasks are handed out one by one, so uneven ones balance; which thread runs a task is open, so a
-// task must write only what no other task touches. Results then do not depend on the thread count.
+// Calls run(task) once for each task in [0, num_tasks), on all of torch's threads. Threads take
+// tasks one by one, which balances the load. A task must write only memory that no other task
+// accesses; results then do not depend on the number of threads.
 template <typename Run>
 void parallel_tasks(int64_t num_tasks, const Run& run) {
   const int64_t num_workers = std::min<int64_t>(at::get_num_threads(), num_tasks);
@@ -31,7 +31,7 @@ void parallel_tasks(int64_t num_tasks, const Run& run) {
   });
 }
 
-// The same, on this thread alone unless `worthwhile`: waking another takes some 10 microseconds.
+// The same, but on the calling thread unless `worthwhile`: waking a thread takes about 10 us.
 template <typename Run>
 void parallel_tasks_if(bool worthwhile, int64_t num_tasks, const Run& run) {
   if (worthwhile) return parallel_tasks(num_tasks, run);

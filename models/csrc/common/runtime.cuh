@@ -1,5 +1,5 @@
-// Starts kernels through CUDA's runtime. scripts/build/cuda_emulation/common/runtime.cuh stands in for
-// this file where CUDA sources are compiled for the CPU.
+// Starts kernels through CUDA's runtime. When CUDA sources are compiled for the CPU,
+// scripts/build/cuda_emulation/common/runtime.cuh replaces this file.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,7 +20,7 @@ inline void check_cuda(cudaError_t status, const char* what) {
   }
 }
 
-// Shared memory whose size the launch says; every kernel has one such array, of any type.
+// Dynamic shared memory, whose size is set at launch. Each kernel has one such array, of any type.
 template <typename T>
 __device__ __forceinline__ T* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char opus_dynamic_shared[];
@@ -33,10 +33,10 @@ inline int current_device() {
   return device;
 }
 
-// What CUDA has told, by device and kernel: to ask takes longer than to start a kernel.
+// Cached results of CUDA queries, by device and kernel; a query takes longer than a launch.
 class Told {
  public:
-  // The entry of a key, which ask() gives at first; it may be raised by the caller of `with`.
+  // Calls use(entry) with the entry of a key, which ask() initialises and use() may raise.
   template <typename Ask, typename Use>
   auto with(const void* kernel, const Ask& ask, const Use& use) {
     const std::pair<int, const void*> key{current_device(), kernel};
@@ -51,7 +51,8 @@ class Told {
   std::map<std::pair<int, const void*>, int64_t> bytes_;
 };
 
-// What a block may get of it at most on the current device, beside 1 KiB of static arrays.
+// Returns the largest dynamic shared memory of a block on the current device. 1 KiB is left for
+// static arrays.
 inline int64_t most_shared_bytes() {
   static Told told;
   return told.with(
@@ -65,8 +66,8 @@ inline int64_t most_shared_bytes() {
       [](int64_t bytes) { return bytes; });
 }
 
-// Has a kernel granted what a launch needs of it. Unasked it is granted what static arrays leave of
-// 48 KiB.
+// Raises a kernel's limit of dynamic shared memory to the size of a launch. The default limit is 48
+// KiB minus the static arrays.
 inline void grant_shared(const void* kernel, int64_t shared_bytes, const char* what) {
   static Told told;
   told.with(
@@ -85,8 +86,8 @@ inline void grant_shared(const void* kernel, int64_t shared_bytes, const char* w
       });
 }
 
-// Reports a launch that was refused. A kernel that fails later is seen by torch's next
-// synchronisation, as with torch's own kernels.
+// Reports a failed launch. Errors of a running kernel are reported at torch's next synchronisation,
+// as for torch's own kernels.
 template <typename... Parameters, typename... Arguments>
 void launch_kernel(const char* what, void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
                    int64_t shared_bytes, CudaStream stream, const Arguments&... arguments) {

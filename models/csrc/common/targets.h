@@ -1,17 +1,17 @@
-// Host code compiled for more than one instruction set, chosen at run time.
+// Host code compiled for several instruction sets and selected at run time.
 #pragma once
 
 #include "common/avx2.h"
 
-// clang has no pragma for a whole file's target.
+// clang has no pragma that sets the target of a whole file.
 #if defined(OPUS_HAS_AVX2_KERNELS) && !defined(__clang__)
 #define OPUS_HAS_AVX2_TARGET 1
 #include <immintrin.h>
 #endif
 
-// Calls a function that is defined in the namespaces opus::portable and opus::avx2, and in
-// opus::avx512 too where the source defines OPUS_WITH_AVX512 before it includes this: where that
-// pays. What waits for memory, or has rows of a few numbers, does not get faster.
+// Calls a function that is defined in the namespaces opus::portable and opus::avx2. If the source
+// defines OPUS_WITH_AVX512 before the include, opus::avx512 is used too. Define it only where it
+// helps: memory-bound code and code with short rows do not get faster.
 #if defined(OPUS_HAS_AVX2_TARGET) && defined(OPUS_WITH_AVX512)
 #define OPUS_CALL_TARGET(FUNCTION, ...)                 \
   (::opus::use_avx512() ? avx512::FUNCTION(__VA_ARGS__) \

@@ -1,4 +1,4 @@
-// Attention that fades with distance: what host and device launchers share.
+// Distance-biased attention: definitions shared by host and device launchers.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 namespace opus {
 namespace distance_attention {
 
-// Finaliser of MurmurHash3 (A. Appleby): every input bit changes every output bit half the time.
-// In place, since vectors of words cannot be passed by value between instruction sets.
+// Finaliser of MurmurHash3 (A. Appleby): every input bit flips every output bit with probability
+// 1/2. It works in place, because vectors cannot be passed by value between instruction sets.
 template <typename Words>
 OPUS_HD void mix_bits(Words& x) {
   x = x ^ (x >> 16);
@@ -19,14 +19,14 @@ OPUS_HD void mix_bits(Words& x) {
   x = x ^ (x >> 16);
 }
 
-// Dropout of attention weights decides by a hash of (seed, row, key), so that the backward pass
-// finds the decisions again without their being stored.
+// Dropout of attention weights by a hash of (seed, row, key). The backward pass recomputes the mask
+// instead of storing it.
 struct Dropout {
-  uint32_t threshold;    // a weight is kept where its hash reaches this; 0 keeps all
+  uint32_t threshold;    // a weight is kept if its hash is at least this; 0 keeps all
   uint32_t seed_row, seed_key;
   double inverse_keep;   // 1 / probability to keep
 
-  // `row` counts (head, query) of a sample.
+  // `row` is the index of (head, query) within a sample.
   OPUS_HD uint32_t row_hash(int64_t row) const {
     uint32_t word = static_cast<uint32_t>(row) * 0x9e3779b1u + seed_row;
     mix_bits(word);
@@ -39,15 +39,15 @@ struct Dropout {
   }
 };
 
-// Without a seed yet.
+// Returns a dropout without a seed.
 inline Dropout make_dropout(double probability) {
   const double threshold = probability * 4294967296.0;
   return {threshold >= 4294967295.0 ? 4294967295u : static_cast<uint32_t>(threshold), 0, 0,
           1.0 / (1.0 - probability)};
 }
 
-// With the seed of sample b. Seeds lie in memory, so that a CUDA graph that is replayed reads those
-// of the replay.
+// Returns the dropout with the seed of sample b. Seeds are in memory, so that a replayed CUDA graph
+// reads the current ones.
 OPUS_HD Dropout seeded(Dropout dropout, const int64_t* seeds, int64_t b) {
   if (seeds == nullptr) return dropout;
   const uint64_t seed = static_cast<uint64_t>(seeds[b]);

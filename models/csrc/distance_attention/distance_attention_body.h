@@ -1,9 +1,9 @@
-// The arithmetic of distance-biased attention, for any lane vector (see common/lanes.h, which is
-// included before; no include guard, like there).
+// Arithmetic of distance-biased attention, for any lane vector. No include guard: included after
+// common/lanes.h for every instruction set.
 //
-// A lane owns one query (forward, gradients of queries) or one key (gradients of keys and values)
-// and meets the rows of the other side one after another: no lane ever needs another's numbers.
-// NQ lane vectors go together, so that a row is read once for all of them.
+// A lane owns one query (forward pass, gradients of queries) or one key (gradients of keys and
+// values) and iterates over the rows of the other side. Lanes do not exchange data. NQ lane vectors
+// are processed together, so that each row is read once for all of them.
 
 namespace opus {
 namespace OPUS_TARGET {
@@ -11,8 +11,8 @@ namespace attention_body {
 
 using distance_attention::Dropout;
 
-// products[j * NQ + i] = lane vector i times row j. lanes is [depth][NQ]; rows is [.][depth] with a
-// multiple of NR rows.
+// products[j * NQ + i] = dot product of lane vector i and row j. lanes is [depth][NQ]; rows is
+// [.][depth] with a multiple of NR rows.
 template <int NQ, int NR, typename V, typename T, typename Count, typename Depth>
 OPUS_BODY void dot_rows(const V* lanes, const T* rows, Count count, Depth depth, V* products) {
   OPUS_UNROLL
@@ -74,7 +74,7 @@ OPUS_BODY void add_rows(const V* weights, const T* rows, Count count, Depth dept
   }
 }
 
-// distance[j * NQ + i] between lane i, whose centre is [3][NQ], and row j.
+// distance[j * NQ + i] = distance between lane i, with centres [3][NQ], and row j.
 template <int NQ, typename V, typename T, typename Count>
 OPUS_BODY void distances(const V* centre, const T* rows, Count count, V* distance) {
   OPUS_UNROLL
@@ -105,14 +105,14 @@ OPUS_BODY V dropped(const Dropout& dropout, const typename Lanes<V>::Words& row_
   }
 }
 
-// One query per lane: its running softmax.
+// Running softmax, one query per lane.
 template <int NQ, typename V>
 struct Softmax {
   V max[NQ], sum[NQ];
 };
 
-// Takes `valid` keys into the softmax and the weighted sum of their values; `count` >= valid rows
-// of keys and values can be read, those past `valid` hold finite numbers.
+// Adds `valid` keys to the softmax and the weighted sum of their values. `count` >= `valid` rows of
+// keys and values are readable; rows past `valid` hold finite numbers.
 template <int NQ, int NR, int ND, int kBlock, bool kDrop, typename V, typename T, typename Count,
           typename Depth>
 OPUS_BODY void attend(const V* query, const T* keys, const T* values, const V* distance,
@@ -157,13 +157,13 @@ OPUS_BODY void attend(const V* query, const T* keys, const T* values, const V* d
   add_rows<NQ, ND>(weights, values, count, depth, sums);
 }
 
-// Gradient of one logit: p * (dp - delta), dp what dropout lets through.
+// Gradient of one logit: p * (dp - delta), where dp includes dropout.
 template <typename V>
 OPUS_BODY V logit_gradient(const V& p, const V& dp, const V& delta) {
   return p * (dp - delta);
 }
 
-// One query per lane: adds the gradients of the query (without the scale) and of its tau.
+// Adds the gradients of the query (without the scale) and of its tau, one query per lane.
 template <int NQ, int NR, int ND, int kBlock, bool kDrop, typename V, typename T, typename Count,
           typename Depth>
 OPUS_BODY void query_gradient(const V* query, const V* grad, const T* keys, const T* values,
@@ -191,8 +191,8 @@ OPUS_BODY void query_gradient(const V* query, const V* grad, const T* keys, cons
   add_rows<NQ, ND>(weights, keys, count, depth, d_query);
 }
 
-// One key per lane: adds the gradients of the key (without the scale) and of the value, from
-// `valid` queries. tau, log_sum and delta are those of the rows.
+// Adds the gradients of the key (without the scale) and of the value from `valid` queries, one key
+// per lane. tau, log_sum and delta belong to the rows.
 template <int NQ, int NR, int ND, int kBlock, bool kDrop, typename V, typename T, typename Count,
           typename Depth>
 OPUS_BODY void key_gradient(const V* key, const V* value, const T* queries, const T* grads,

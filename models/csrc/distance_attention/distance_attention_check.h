@@ -44,7 +44,7 @@ inline Shape check(const at::Tensor& query, const at::Tensor& key, const at::Ten
     return x.sizes() == sizes && x.scalar_type() == at::kLong;
   };
   TORCH_CHECK_VALUE(dropout_p == 0 || (seeds && is_long(*seeds, {B})), "seeds must be int64 [", B,
-                    "] where weights are dropped");
+                    "] if dropout_p is above 0");
   TORCH_CHECK_VALUE(!order || is_long(*order, {B, Q}), "order must be int64 [", B, ", ", Q, "]");
   return {B, H, Q, d};
 }

@@ -31,7 +31,7 @@ using distance_attention::OptionalTensor;
 using distance_attention::Rows;
 using distance_attention::Shape;
 
-// Dropout, its seeds, and the order of queries where the caller gives it.
+// Dropout with its seeds, and the order of queries if given by the caller.
 struct Drawn {
   Dropout dropout;
   at::Tensor seeds, order;
@@ -59,17 +59,17 @@ std::vector<int64_t> given_order(const at::Tensor& order, int64_t b) {
   return {from, from + count};
 }
 
-// Inputs in the order and layout of the tiles; owns what `rows` points to.
+// Inputs in the order and layout of the tiles, with ownership of the memory of `rows`.
 template <typename T>
 struct Packed {
   Rows<T> rows{};
-  std::vector<Box<T>> boxes;                // of the blocks, [batch, blocks]
-  std::vector<std::vector<int64_t>> order;  // of each sample
+  std::vector<Box<T>> boxes;                // boxes of the blocks, [batch, blocks]
+  std::vector<std::vector<int64_t>> order;  // one order per sample
   at::Tensor query, key, value, grad, tau, log_sum, delta, centre;
   std::vector<T> key_norm, query_norm;
   std::vector<uint32_t> row_hash, key_hash;
 
-  // source [B, H, Q, d] of any strides -> [B, H, rows, depth]
+  // source [B, H, Q, d] with any strides -> [B, H, rows, depth]
   at::Tensor pack(const at::Tensor& source) const {
     const at::Tensor s = source.to(centre.scalar_type());
     at::Tensor result = at::zeros({rows.batch, rows.heads, rows.rows, rows.depth}, s.options());
@@ -125,7 +125,7 @@ struct Packed {
     return result.to(type);
   }
 
-  // Largest norm of the rows of each block.
+  // Returns the largest norm of the rows of each block.
   std::vector<T> block_norms(const at::Tensor& packed) const {
     std::vector<T> norms(rows.batch * rows.heads * rows.blocks(), T(0));
     const T* data = packed.const_data_ptr<T>();
@@ -135,7 +135,7 @@ struct Packed {
         square += data[row * rows.depth + d] * data[row * rows.depth + d];
       }
       T& norm = norms[row / kTile];
-      if (!(square <= norm)) norm = square;  // a NaN stays
+      if (!(square <= norm)) norm = square;  // NaN propagates
       if (norm != norm) row += kTile - 1 - row % kTile;
     }
     for (T& norm : norms) norm = std::sqrt(norm);

@@ -1,9 +1,9 @@
 // Tiles of distance-biased attention on the host. No include guard: included once for every
 // instruction set, after common/lanes.h and distance_attention_body.h.
 //
-// A task is kTile queries (or, for the gradients of keys, kTile keys) of a sample with all heads,
-// so that the distances to a block of the other side are computed once for all heads. Its lanes
-// form groups of NQ vectors. Blocks whose weights cannot matter are skipped.
+// A task is kTile queries (or kTile keys, for the gradients of keys) of a sample with all heads.
+// Distances to a block of the other side are computed once for all heads. The lanes of a task form
+// groups of NQ vectors. Blocks with negligible weights are skipped.
 
 namespace opus {
 namespace OPUS_TARGET {
@@ -16,14 +16,14 @@ using distance_attention::Rows;
 
 constexpr int NQ = 2, NR = 4, ND = 4;
 
-// A group of lanes: which rows, clamped to the last query so that spare lanes repeat it.
+// Rows of a group of lanes, clamped to the last query: unused lanes repeat it.
 template <typename T>
 struct Group {
   using V = Pack<T>;
   static constexpr int kSize = NQ * V::kWidth;
   static constexpr int kPerTile = kTile / kSize;
   int64_t row[kSize];
-  int count;  // lanes that are queries
+  int count;  // number of lanes with a query
   V centre[3 * NQ];
   Box<T> box;
 
@@ -60,13 +60,13 @@ struct Group {
   }
 };
 
-// One head of a group in the forward pass (and in part in the backward passes).
+// State of one head of a group in the forward pass; the backward passes use a part of it.
 template <typename T>
 struct HeadState {
   using V = Pack<T>;
   static constexpr int kSize = Group<T>::kSize;
-  V *first, *second;          // lanes that enter: [depth][NQ] each
-  V *sum_first, *sum_second;  // lanes that leave
+  V *first, *second;          // input lanes, [depth][NQ] each
+  V *sum_first, *sum_second;  // output lanes
   V tau[NQ], log_sum[NQ], delta[NQ], d_tau[NQ];
   Softmax<NQ, V> softmax;
   alignas(OPUS_PACK_BYTES) uint32_t hash[kSize];
@@ -114,7 +114,7 @@ void load_norms(int depth, T scale, HeadState<T>& state) {
   }
 }
 
-// Whether no lane's logits over a block come near `level` (the running maximum or log_sum).
+// Returns whether all logits of a block are far below `level` (running maximum or log_sum).
 template <typename T>
 bool is_negligible(const HeadState<T>& state, const Pack<T>* level, T key_norm, T least, T largest,
                    T gap) {
@@ -126,12 +126,13 @@ bool is_negligible(const HeadState<T>& state, const Pack<T>* level, T key_norm, 
   return true;
 }
 
-// Block of step 0, 1, ...: the task's own first, whose logits are likely the largest.
+// Block of step 0, 1, ...: the task's own block first, since its logits are likely the largest.
 inline int64_t block_at(int64_t step, int64_t own) {
   return step == 0 ? own : (step <= own ? step - 1 : step);
 }
 
-// Calls visit(group index, head, block, first row, valid rows, distances) for what is not skipped.
+// Calls visit(group index, head, block, first row, valid rows, distances) for all blocks that are
+// not skipped.
 template <typename T, typename Skip, typename Visit>
 void for_each_block(const Rows<T>& in, int64_t b, int64_t own, const Group<T>* groups,
                     const std::vector<Box<T>>& boxes, const Skip& skip, const Visit& visit) {
@@ -157,7 +158,8 @@ void for_each_block(const Rows<T>& in, int64_t b, int64_t own, const Group<T>* g
   }
 }
 
-// out [batch, heads, rows, depth] and log_sum [batch, heads, rows] of the queries of one task.
+// Computes out [batch, heads, rows, depth] and log_sum [batch, heads, rows] for the queries of one
+// task.
 template <bool kDrop, typename T>
 void forward_task(const Rows<T>& in, const std::vector<Box<T>>& boxes,
                   const distance_attention::Dropout& dropout, int64_t task, T* out, T* log_sum) {
@@ -214,7 +216,7 @@ void forward_task(const Rows<T>& in, const std::vector<Box<T>>& boxes,
   }
 }
 
-// Gradients of the queries and of tau, of one task.
+// Computes the gradients of the queries and of tau for one task.
 template <bool kDrop, typename T>
 void query_gradient_task(const Rows<T>& in, const std::vector<Box<T>>& boxes,
                          const distance_attention::Dropout& dropout, int64_t task, T* d_query,
@@ -267,7 +269,7 @@ void query_gradient_task(const Rows<T>& in, const std::vector<Box<T>>& boxes,
   }
 }
 
-// Gradients of keys and values, of one task.
+// Computes the gradients of keys and values for one task.
 template <bool kDrop, typename T>
 void key_gradient_task(const Rows<T>& in, const std::vector<Box<T>>& boxes,
                        const distance_attention::Dropout& dropout, int64_t task, T* d_key,

@@ -1,7 +1,7 @@
-// A block owns one tile of rows, one row a lane, which its warps share: each meets the tiles of the
-// other side that are its own by turns, so that few queries fill a GPU too, and in the end their
-// sums are added in a fixed order. A tile waits in shared memory of its warp; no barrier of the
-// block is needed before the end. Tiles whose weights cannot matter are skipped.
+// A block owns one tile of rows, one row per lane, shared by all its warps. The tiles of the other
+// side are distributed over the warps, so that few queries occupy a GPU too. At the end the warps'
+// sums are added in a fixed order. Each warp stages its tile in its own shared memory, so the block
+// needs no barrier before the end. Tiles with negligible weights are skipped.
 #include <cfloat>
 #include <cmath>
 
@@ -25,7 +25,7 @@ using device::Quad;
 constexpr int kDepth = kCudaDepth, kTile = kCudaTile;
 constexpr int kWarps = 4;
 constexpr int kBlock = kWarps * kTile;
-// Rows that a lane meets at once: more of them hide latency, fewer leave registers free.
+// Rows that a lane processes at once: more hide latency, fewer save registers.
 constexpr int kForwardStep = 8, kBackwardStep = 4;
 constexpr unsigned kAll = 0xffffffffu;
 
@@ -50,10 +50,10 @@ __device__ float element(const RowsView& view, int64_t b, int64_t h, int64_t row
                        d * view.channel_stride);
 }
 
-// A bound that a number which is not finite makes infinite: then nothing is skipped.
+// Returns a norm; infinite for non-finite numbers, so that no tile is skipped.
 __device__ float norm_of(float square) { return is_finite(square) ? sqrtf(square) : INFINITY; }
 
-// One warp packs one tile of one head: a lane is a channel, then a row.
+// One warp packs one tile of one head. A lane first processes a channel, then a row.
 template <bool kBackward>
 __global__ void __launch_bounds__(kBlock) attention_pack(const __grid_constant__ CudaArguments a) {
   const int64_t task = static_cast<int64_t>(blockIdx.x) * kWarps + warp();
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kBlock) attention_pack(const __grid_constant__
   const int64_t own = tile * kTile + lane();
   const bool exists = own < a.queries;
   const int64_t known = exists ? own : a.queries - 1;
-  // Not out of bounds whatever the caller's order holds.
+  // Clamped: the caller's order may hold invalid indices.
   const int64_t from = a.order == nullptr ? known
                                           : least_of(greatest_of(a.order[b * a.queries + known],
                                                                  int64_t{0}),
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kBlock) attention_pack(const __grid_constant__
     if (kBackward) {
       const float g = real ? element(a.grad, b, h, row, lane()) : 0.0f;
       a.packed.grad[to] = g;
-      of_grad = g - g;  // not 0 where it is not finite
+      of_grad = g - g;  // NaN if g is not finite, else 0
       product = real ? g * element(a.result, b, h, row, lane()) : 0.0f;
     }
     const float sums[4] = {warp_sum(q * q + of_grad), warp_sum(k * k + (v - v)),
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kBlock) attention_pack(const __grid_constant__
   }
 }
 
-// Upper bound of the logits of a query over keys in a box (or of a key over queries in one).
+// Returns an upper bound of the logits between a query and the keys in a box, or vice versa.
 __device__ float logit_bound(float norms, float tau, const float* centre, const float* box) {
   float near = 0, far = 0;
   OPUS_UNROLL
@@ -135,7 +135,7 @@ __device__ float logit_bound(float norms, float tau, const float* centre, const 
   return norms - tau * (tau >= 0 ? sqrtf(near) : sqrtf(far));
 }
 
-// What a thread is: its row, and its head.
+// Row and head of a thread.
 struct Place {
   int64_t b, bh, row, head_row;
   bool exists;
@@ -148,7 +148,7 @@ struct Place {
     exists = row < a.queries;
     for (int i = 0; i < 3; ++i) centre[i] = a.packed.centre[3 * (b * a.rows() + row) + i];
   }
-  // Of the query among all of its sample, and among those of all heads.
+  // Index of the query in its sample, and over all heads.
   __device__ int64_t query(const CudaArguments& a) const {
     return a.packed.row[b * a.rows() + row];
   }
@@ -165,11 +165,11 @@ struct Place {
   }
 };
 
-// One warp's tile of the other side.
+// A warp's current tile of the other side.
 struct alignas(16) Tile {
   float first[kTile * kDepth], second[kTile * kDepth];
   float centre[kTile * 3];
-  float tau[kTile], log_sum[kTile], delta[kTile];  // of queries
+  float tau[kTile], log_sum[kTile], delta[kTile];  // if the rows are queries
   uint32_t hash[kTile];
 
   __device__ void load(const CudaArguments& a, const Place& place, int64_t tile,
@@ -186,8 +186,8 @@ struct alignas(16) Tile {
   }
 };
 
-// Sums of a warp over its tiles, where its tile was, until the warps' are added. Rows have an odd
-// length: lanes that write theirs side by side meet no bank twice.
+// Sums of a warp over its tiles, until those of all warps are added. They reuse the memory of the
+// tile. Rows have an odd length, so lanes that write in parallel access different banks.
 struct Sums {
   static constexpr int kRow = kDepth + 1;
   float first[kTile * kRow], second[kTile * kRow];
@@ -204,7 +204,7 @@ union Shared {
   Sums sums;
 };
 
-// Calls visit(first row, number of queries) for groups of kStep rows of a tile with a query.
+// Calls visit(first row, number of queries) for groups of kStep rows with at least one query.
 template <int kStep, typename Visit>
 __device__ void for_each_step(const CudaArguments& a, int64_t tile, const Visit& visit) {
   const int count = static_cast<int>(least_of<int64_t>(kTile, a.queries - tile * kTile));
@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(kBlock)
     const float bound =
         logit_bound(norm * a.packed.key_norm[place.bh * a.tiles + t], tau, place.centre,
                     a.packed.box + 6 * (place.b * a.tiles + t));
-    // No logit is larger than the largest: the query's own is known before any tile is met.
+    // The largest logit is at least the query's own, which is known before the first tile.
     const bool skips = bound < device::larger(softmax.max[0], self) - a.negligible_gap;
     if (__all_sync(kAll, skips || !place.exists)) continue;
     __syncwarp();  // the last tile has been read
@@ -339,7 +339,7 @@ __global__ void __launch_bounds__(kBlock, 2)
   });
 }
 
-// Here the block's rows are keys, and the tiles that pass are of queries.
+// Here the block's rows are keys and the tiles hold queries.
 template <bool kDrop>
 __global__ void __launch_bounds__(kBlock, 2)
     attention_key_gradient(const __grid_constant__ CudaArguments a) {
@@ -356,7 +356,7 @@ __global__ void __launch_bounds__(kBlock, 2)
   const Dropout seed = seeded(a.dropout, a.seeds, place.b);
   const uint32_t key_hash = seed.key_hash(place.query(a));
   for (int64_t t = warp(); t < a.tiles; t += kWarps) {
-    // Each lane asks for one query of the tile whether any of the block's keys matters to it.
+    // Each lane checks for one query of the tile whether any of the block's keys is relevant.
     const int64_t row = t * kTile + lane(), head_row = place.bh * a.rows() + row;
     const float* centres = a.packed.centre + 3 * (place.b * a.rows() + row);
     const float centre[3] = {centres[0], centres[1], centres[2]};

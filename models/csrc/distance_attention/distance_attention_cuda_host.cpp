@@ -25,17 +25,17 @@ using distance_attention::OptionalTensor;
 using distance_attention::RowsView;
 using distance_attention::Shape;
 
-// Fewer queries are met in the order they come in: to sort them takes longer than it saves.
+// Fewer queries keep their order, because sorting takes longer than it saves.
 constexpr int64_t kSortFrom = 1024;
-constexpr int kCodeBits = 10;  // of each axis: tiles need no finer order
-constexpr int64_t kMostBlocks = 65535;  // of a grid's second and third axis
+constexpr int kCodeBits = 10;  // per axis; tiles need no finer order
+constexpr int64_t kMostBlocks = 65535;  // limit of a grid's second and third axis
 
 RowsView view(const at::Tensor& rows, const char* name) {
   return {rows.const_data_ptr(), storage_of(rows, name), rows.stride(0),
           rows.stride(1),        rows.stride(2),         rows.stride(3)};
 }
 
-// [B, Q]; undefined where queries stay in their order.
+// Returns the order [B, Q], or an undefined tensor to keep the order.
 at::Tensor order_of(const at::Tensor& centres) {
   if (centres.size(1) < kSortFrom || centres.size(0) == 0) return {};
   std::vector<at::Tensor> orders;
@@ -54,7 +54,7 @@ at::Tensor attention_order_cuda(const at::Tensor& centres) {
   return at::arange(centres.size(1), whole).repeat({centres.size(0), 1});
 }
 
-// Arguments of the kernels; owns what they point to.
+// Arguments of the kernels, with ownership of the tensors.
 struct Prepared {
   CudaArguments arguments{};
   at::Tensor tau, centres, seeds, order, numbers, rows;
@@ -110,7 +110,7 @@ struct Prepared {
       next += count;
       return next - count;
     };
-    distance_attention::Packed& packed = arguments.packed;  // matrices first: read by four numbers
+    distance_attention::Packed& packed = arguments.packed;  // matrices first, for 16-byte alignment
     packed.query = take(per_head * kCudaDepth);
     packed.key = take(per_head * kCudaDepth);
     packed.value = take(per_head * kCudaDepth);
@@ -139,7 +139,7 @@ Shape check_all(const at::Tensor& query, const at::Tensor& key, const at::Tensor
   return s;
 }
 
-// [B, H, Q, d] that lies in memory as [B, Q, H, d].
+// Returns an empty tensor [B, H, Q, d] with the memory layout [B, Q, H, d].
 at::Tensor empty_rows(const Shape& s, const at::TensorOptions& options) {
   return at::empty({s.batch, s.queries, s.heads, s.depth}, options).transpose(1, 2);
 }

@@ -1,4 +1,4 @@
-// What the host's tiles of distance-biased attention work on; see distance_attention_cpu_kernel.h.
+// Data of the host's tiles of distance-biased attention; see distance_attention_cpu_kernel.h.
 #pragma once
 
 #include <algorithm>
@@ -14,20 +14,20 @@ namespace distance_attention {
 
 constexpr int kTile = 64;  // rows of a block, queries of a task
 
-// Packed rows, sorted along a space-filling curve so that a block of kTile rows is compact in
-// space. `rows` is the number of queries rounded up to whole blocks; rows past the end are zero.
+// Packed rows in the order of a space-filling curve, so that each block of kTile rows is spatially
+// compact. `rows` is the number of queries rounded up to whole blocks; rows past the end are zero.
 template <typename T>
 struct Rows {
   int64_t batch, heads, queries, rows;
   int depth;                                       // a multiple of 4
   const T *query, *key, *value;                    // [batch, heads, rows, depth]
-  const T *grad, *log_sum, *delta;                 // the backward pass's; [.., depth], [..], [..]
+  const T *grad, *log_sum, *delta;                 // backward pass only; [.., depth], [..], [..]
   const T* tau;                                    // [batch, heads, rows]
   const T* centre;                                 // [batch, rows, 3]
   const uint32_t *row_hash, *key_hash;             // [batch, heads, rows], [batch, rows]
-  const T *key_norm, *query_norm;                  // largest of a block; [batch, heads, blocks]
+  const T *key_norm, *query_norm;                  // maxima of blocks; [batch, heads, blocks]
   T scale;
-  bool may_skip;  // false where a number is not finite
+  bool may_skip;  // false if a number is not finite
 
   int64_t blocks() const { return rows / kTile; }
   int64_t head_row(int64_t b, int64_t h, int64_t row) const {
@@ -53,7 +53,7 @@ Box<T> box_of(const T* centres, int64_t count) {
   return box;
 }
 
-// Least and largest distance between points of two boxes.
+// Smallest and largest distance between points of two boxes.
 template <typename T>
 void box_distances(const Box<T>& a, const Box<T>& b, T& least, T& largest) {
   T near = 0, far = 0;
@@ -67,15 +67,15 @@ void box_distances(const Box<T>& a, const Box<T>& b, T& least, T& largest) {
   largest = std::sqrt(far);
 }
 
-// A block may be skipped where no logit in it comes within this of the largest (or of log_sum):
-// all the weights so lost together are less than a quarter of a rounding error of the sum.
+// A block may be skipped if all its logits are lower than the largest one (or log_sum) by at least
+// this gap. The sum of all skipped weights is then below a quarter of the sum's rounding error.
 template <typename T>
 T negligible_gap(int64_t queries) {
   return -std::log(std::numeric_limits<T>::epsilon()) + T(2) +
          std::log(static_cast<T>(std::max<int64_t>(queries, 1)));
 }
 
-// Upper bound of a logit over a block: Cauchy-Schwarz, and the distance that suits it best.
+// Upper bound of a logit over a block, from Cauchy-Schwarz and the most favourable distance.
 template <typename T>
 T logit_bound(T norms, T tau, T least, T largest) {
   return norms - (tau >= 0 ? tau * least : tau * largest);
@@ -91,7 +91,7 @@ inline uint32_t morton(uint32_t x, uint32_t y, uint32_t z) {
   return code;
 }
 
-// Indices of `count` centres [count, 3] along a Morton curve; the same for the same centres.
+// Indices of `count` centres [count, 3] along a Morton curve; deterministic.
 template <typename T>
 std::vector<int64_t> spatial_order(const T* centres, int64_t count) {
   std::vector<int64_t> order(count);

@@ -21,8 +21,8 @@ using farthest_point_sampling::Farthest;
 using farthest_point_sampling::kBucket;
 using farthest_point_sampling::no_point;
 
-constexpr int kLanes = 16;   // points compared side by side
-constexpr int kCodeBits = 10;  // of each axis: buckets need no finer order
+constexpr int kLanes = 16;   // points compared in parallel
+constexpr int kCodeBits = 10;  // per axis; buckets need no finer order
 constexpr int64_t kBucketsPerTask = 16;
 
 template <typename T>
@@ -59,7 +59,7 @@ inline __attribute__((always_inline)) Farthest<T> refresh_bucket(const Cloud<T>&
   return farthest;
 }
 
-// The same code for processors with and without AVX2; which one runs is decided at run time.
+// The same code compiled with and without AVX2, selected at run time.
 #if defined(__x86_64__) && defined(__GNUC__)
 template <typename T>
 __attribute__((target("avx2"))) Farthest<T> refresh_bucket_avx2(const Cloud<T>& cloud, int64_t b,
@@ -78,7 +78,7 @@ auto choose_refresh() {
 }
 #endif
 
-// A team of one CPU thread.
+// Team of one CPU thread.
 template <typename T>
 struct SerialTeam {
   Farthest<T> (*refresh_one)(const Cloud<T>&, int64_t, const T*);
@@ -102,7 +102,7 @@ void sample_on_cpu(const Batch<T>& batch) {
   });
 }
 
-// A cloud in buckets, and the tensors that hold them.
+// Buckets of a cloud, with their tensors.
 template <typename T>
 Cloud<T> make_cloud(const at::Tensor& points, std::vector<at::Tensor>& held) {
   Cloud<T> cloud{};

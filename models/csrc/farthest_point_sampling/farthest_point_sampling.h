@@ -1,13 +1,13 @@
-// Farthest-point sampling with buckets of near points, host and device.
+// Farthest-point sampling with buckets of nearby points, host and device.
 //
-// A chosen point changes the distances of those points alone that it is nearer to than all points
-// chosen before. A bucket knows the largest distance of its points; if its box is not nearer to the
-// chosen point than that, no distance in it changes, and it is passed over. The bound of a box is
-// never above the computed distance to a point in it (see nearest_neighbor.h), so that the choice is
-// bit for bit that of the plain loop.
+// A newly chosen point changes only the distances of points that are closer to it than to all
+// points chosen before. Each bucket stores the largest distance of its points. If its box is at
+// least this far from the chosen point, no distance changes and the bucket is skipped. The bound of
+// a box never exceeds the computed distance to a point in it (see nearest_neighbor.h), so the
+// result is bitwise equal to that of the plain loop.
 //
-// One team samples one cloud: a single CPU thread, or the warps of a CUDA block. Which team does the
-// work changes no result, for maxima with ties to the lowest index do not depend on an order.
+// One team samples one cloud: a single CPU thread, or the warps of a CUDA block. The result is the
+// same for every team, because a maximum with ties to the lowest index is independent of order.
 #pragma once
 
 #include <math.h>
@@ -24,8 +24,8 @@ namespace farthest_point_sampling {
 constexpr int kBucket = 128;  // points
 constexpr int64_t kMaxPoints = (int64_t(1) << 31) - 1 - kBucket;
 
-// The farthest of some points: its squared distance to the chosen ones and its index within the
-// cloud (the largest there is for no point).
+// Farthest of a set of points: its squared distance to the chosen points and its index within the
+// cloud (the largest integer for an empty set).
 template <typename T>
 struct Farthest {
   T squared;
@@ -45,12 +45,12 @@ OPUS_HD Farthest<T> farther(const Farthest<T>& a, const Farthest<T>& b) {
 
 template <typename T>
 struct Bucket {
-  T lo[3], hi[3];  // of the finite points
+  T lo[3], hi[3];  // box of the finite points
   Farthest<T> farthest;
 };
 
-// Points in the order of a curve, padded to whole buckets; by slot. Distances are those to the
-// chosen points: -infinity for points that are not finite and for the padding, which no one chooses.
+// Points by slot, in the order of a curve, padded to whole buckets. A distance is that to the
+// nearest chosen point; -infinity for non-finite points and padding, which are never chosen.
 template <typename T>
 struct Cloud {
   const T* points;  // [n, 3], by index
@@ -60,7 +60,7 @@ struct Cloud {
   int64_t count, num_buckets;
 };
 
-// Item: a bucket. Takes its points over, by `order` (slot -> index), and computes its box.
+// Fills a bucket (the item) with its points by `order` (slot -> index) and computes its box.
 template <typename T>
 struct FillBuckets {
   Cloud<T> cloud;
@@ -95,8 +95,8 @@ struct FillBuckets {
   }
 };
 
-// Takes a chosen point into the distance of a slot and returns the slot's new state. A distance that
-// is not a number compares false and changes nothing.
+// Updates the distance of a slot for a chosen point and returns the slot's new state. A NaN
+// distance compares false and changes nothing.
 template <typename T>
 OPUS_HD T updated(const Cloud<T>& cloud, int64_t slot, const T* chosen) {
   const T dx = cloud.x[slot] - chosen[0], dy = cloud.y[slot] - chosen[1];
@@ -105,10 +105,10 @@ OPUS_HD T updated(const Cloud<T>& cloud, int64_t slot, const T* chosen) {
   return squared < before ? squared : before;
 }
 
-// Chooses `num_samples` points, the first of them point 0. The team offers
-//   member(), size(): this worker among those that share the buckets;
-//   refresh(cloud, bucket, chosen): update one bucket's distances and its farthest point;
-//   farthest(own): the farthest over all workers, the same for all, after all have written theirs;
+// Chooses `num_samples` points, beginning with point 0. Members of Team:
+//   member(), size(): index of this worker and number of workers that share the buckets;
+//   refresh(cloud, bucket, chosen): updates a bucket's distances and its farthest point;
+//   farthest(own): returns the farthest point over all workers to every worker, after a barrier;
 //   leads(): whether this worker writes the output.
 template <typename T, typename Team>
 OPUS_HD void sample(const Cloud<T>& cloud, int64_t num_samples, int64_t* out, const Team& team) {
@@ -130,7 +130,7 @@ OPUS_HD void sample(const Cloud<T>& cloud, int64_t num_samples, int64_t* out, co
   }
 }
 
-// The clouds of one launch, a block each.
+// Clouds of one launch, one block per cloud.
 template <typename T>
 struct Batch {
   static constexpr int kMaxClouds = 24;

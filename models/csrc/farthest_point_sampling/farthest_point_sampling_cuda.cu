@@ -1,4 +1,4 @@
-// One block samples one cloud; a warp refreshes a bucket, four points a lane.
+// One block samples one cloud. A warp refreshes a bucket with four points per lane.
 #include "common/launch.cuh"
 #include "farthest_point_sampling/farthest_point_sampling.h"
 
@@ -21,7 +21,7 @@ __device__ Farthest<T> farthest_of_warp(Farthest<T> own) {
   return own;
 }
 
-// The warps of a block. `shared` holds a farthest point for each.
+// Team of the warps of a block. `shared` holds one farthest point per warp.
 template <typename T>
 struct BlockTeam {
   Farthest<T>* shared;
@@ -44,7 +44,7 @@ struct BlockTeam {
     return own;
   }
 
-  // Every warp finishes the reduction for itself: two barriers a chosen point.
+  // Every warp completes the reduction itself, so each chosen point needs two barriers.
   __device__ Farthest<T> farthest(const Farthest<T>& own) const {
     const int lane = threadIdx.x % kWarp;
     if (lane == 0) shared[threadIdx.x / kWarp] = own;
@@ -57,7 +57,7 @@ struct BlockTeam {
 
 template <typename T>
 __global__ void __launch_bounds__(kTeamThreads) sample_kernel(const Batch<T> batch) {
-  static_assert(kWarps == kWarp, "one lane for each warp's result");
+  static_assert(kWarps == kWarp, "one lane per warp result");
   __shared__ Farthest<T> shared[kWarps];
   const int cloud = blockIdx.x;
   sample(batch.clouds[cloud], batch.num_samples, batch.out + cloud * batch.num_samples, BlockTeam<T>{shared});

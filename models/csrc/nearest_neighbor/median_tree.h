@@ -1,4 +1,4 @@
-// Builds a tree by median splits on torch's CPU threads.
+// Building of a tree by median splits on torch's CPU threads.
 #pragma once
 
 #include <algorithm>
@@ -12,14 +12,13 @@ namespace nearest_neighbor {
 constexpr int64_t kSerialPoints = 4096;
 constexpr int kTopLevels = 4;
 
-// Splits at the median, with ties broken by index, keep the tree balanced even where all points
-// coincide.
+// Median splits with ties broken by index keep the tree balanced even if all points coincide.
 template <typename T>
 class MedianSplits {
  public:
   MedianSplits(const Tree<T>& tree, const T* cloud) : tree_(tree) {
     for (int64_t i = 0; i < tree.count; ++i) tree.points[i] = tree_point(cloud + 3 * i, i);
-    // A few levels together, then every subtree on its own: few waits of one thread for another.
+    // Split the top levels one by one, then build all subtrees in parallel: this needs few barriers.
     const int top = tree.count < kSerialPoints ? 0 : std::min(tree.depth, kTopLevels);
     for (int level = 0; level < top; ++level) {
       parallel_tasks(int64_t(1) << level, [&](int64_t node) { split(level, node); });
@@ -52,7 +51,7 @@ class MedianSplits {
     });
   }
 
-  // Splits a node down to its leaves and sets all boxes below it and its own.
+  // Splits a node down to its leaves and computes its box and all boxes below it.
   void build(int level, int64_t node) const {
     if (level == tree_.depth) return LeafBoxes<T>{tree_}(node);
     split(level, node);

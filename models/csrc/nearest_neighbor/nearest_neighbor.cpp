@@ -32,7 +32,7 @@ using nearest_neighbor::Tree;
 
 constexpr int64_t kQueriesPerTask = 1024;
 constexpr int64_t kPointsPerTask = 4096;
-constexpr int kCodeBits = 21;  // of each axis
+constexpr int kCodeBits = 21;  // per axis
 
 template <typename T>
 int64_t bytes_of(int64_t count) {
@@ -47,7 +47,7 @@ int64_t bytes_of_all(at::IntArrayRef lengths) {
   return bytes;
 }
 
-// The tree of a cloud of `count` points that starts at `memory`.
+// Returns the tree of a cloud of `count` points stored at `memory`.
 template <typename T>
 Tree<T> tree_at(uint8_t* memory, int64_t count) {
   auto* points = reinterpret_cast<Point<T>*>(memory);
@@ -76,7 +76,7 @@ void check_cloud(const at::Tensor& points, const char* name, at::IntArrayRef len
                     " must add up to ", points.size(0), " points, got ", lengths);
 }
 
-// Deals the points to the leaves along a curve and computes the boxes from the leaves up.
+// Assigns the points to leaves along a curve and computes the boxes from the leaves up.
 template <typename T>
 void build_along_curve(const Tree<T>& tree, const at::Tensor& points) {
   const c10::Device device = points.device();
@@ -137,7 +137,7 @@ void search_on_cpu(const Search<T>& body, int64_t count) {
       const T* q = body.query + 3 * i;
       Nearest<T> best = nearest_neighbor::nothing<T>();
       if (nearest_neighbor::all_finite(q)) {
-        // Neighbouring queries often share their answer: it is a good first bound.
+        // Consecutive queries often have the same nearest point, which is a good initial bound.
         if (previous >= 0) {
           nearest_neighbor::scan(body.tree.points, previous, previous + 1, q, best);
         }
@@ -156,15 +156,16 @@ void search_all(c10::Device device, const Search<T>& body, int64_t count) {
 }
 
 void check_batches(at::IntArrayRef query_lengths, at::IntArrayRef lengths) {
-  TORCH_CHECK_VALUE(query_lengths.size() == lengths.size(), "query has ", query_lengths.size(),
-                    " samples and reference ", lengths.size(), ", they must be as many");
+  TORCH_CHECK_VALUE(query_lengths.size() == lengths.size(),
+                    "query and reference must have the same number of samples, got ",
+                    query_lengths.size(), " and ", lengths.size());
   for (size_t b = 0; b < lengths.size(); ++b) {
     TORCH_CHECK_VALUE(lengths[b] >= 1 || query_lengths[b] == 0, "sample ", b, " has ",
                       query_lengths[b], " queries and no reference point");
   }
 }
 
-// Answers are written where a tree's own indices say.
+// Checks the indices of a tree, since results are written to these positions.
 template <typename T>
 void check_indices(const Tree<T>& queries) {
   for (int64_t slot = 0; slot < queries.count; ++slot) {
@@ -194,7 +195,7 @@ void search_in_order(c10::Device device, const Tree<double>& queries, const Sear
       kQueriesPerTask);
 }
 
-// The trees of several clouds, one after another.
+// Trees of several clouds, stored one after another.
 template <typename T>
 class Trees {
  public:

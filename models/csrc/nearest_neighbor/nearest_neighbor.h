@@ -1,9 +1,9 @@
-// Exact nearest neighbours by a balanced tree of boxes, host and device.
+// Exact nearest neighbours with a balanced tree of boxes, host and device.
 //
-// The bound of a box is computed with the same operations, in the same order, as a distance. As
-// rounding is monotone, it never exceeds the computed distance to any point of the box, so pruning
-// by it loses nothing, not even in the last bit. The answer therefore does not depend on how the
-// points were dealt to the leaves: a CPU splits at medians, a GPU sorts along a curve.
+// The bound of a box is computed with the same operations, in the same order, as a distance.
+// Rounding is monotone, so the bound never exceeds the computed distance to a point of the box, and
+// pruning does not change the result. The result therefore does not depend on the assignment of
+// points to leaves: a CPU splits at medians, a GPU sorts along a curve.
 #pragma once
 
 #include <math.h>
@@ -18,9 +18,9 @@ namespace nearest_neighbor {
 
 constexpr int64_t kLeafPoints = 10;
 constexpr int kMaxDepth = 32;
-constexpr int64_t kMaxPoints = (int64_t(1) << 31) - 1;  // of one cloud
+constexpr int64_t kMaxPoints = (int64_t(1) << 31) - 1;  // per cloud
 
-// One load of 16 bytes in single precision. Points that are not finite lie at infinity.
+// 16 bytes in single precision, for one load. Non-finite points are stored as infinity.
 template <typename T>
 struct alignas(16) Point {
   T at[3];
@@ -30,10 +30,10 @@ struct alignas(16) Point {
 template <typename T>
 struct alignas(16) Box {
   T lo[3], hi[3];
-  int32_t min_index;  // lowest index inside: decides between equal distances
+  int32_t min_index;  // lowest index inside, for ties between equal distances
 };
 
-// A tree in heap order: the children of node i are 2i + 1 and 2i + 2. Node i of level d holds the
+// Tree in heap order: the children of node i are 2i + 1 and 2i + 2. Node i of level d holds the
 // points [n * i / 2^d, n * (i + 1) / 2^d).
 template <typename T>
 struct Tree {
@@ -71,7 +71,7 @@ OPUS_HD T gap(T q, T lo, T hi) {
   return outside > T(0) ? outside : T(0);
 }
 
-// Least squared distance that a point of the box can have.
+// Lower bound of the squared distance to the points of a box.
 template <typename T, typename AnyBox>
 OPUS_HD T squared_bound(const T* q, const AnyBox& box) {
   return squared_norm(gap(q[0], box.lo[0], box.hi[0]), gap(q[1], box.lo[1], box.hi[1]),
@@ -82,16 +82,16 @@ template <typename T>
 struct Nearest {
   T squared;
   int32_t index;
-  int64_t slot;  // where in the tree's points; -1 for none
+  int64_t slot;  // index into the tree's points; -1 for none
 };
 
-// Index 0 at infinity: what a query has that finds nothing.
+// Result of a query without a nearest point: index 0 at infinity.
 template <typename T>
 OPUS_HD Nearest<T> nothing() {
   return {static_cast<T>(INFINITY), 0, -1};
 }
 
-// Whether (squared, index) is nearer than `best`; of equally near points the lower index is.
+// Returns whether (squared, index) is nearer than `best`; ties go to the lower index.
 template <typename T>
 OPUS_HD bool is_nearer(T squared, int32_t index, const Nearest<T>& best) {
   return squared < best.squared || (squared == best.squared && index < best.index);
@@ -102,7 +102,7 @@ OPUS_HD bool all_finite(const T* p) {
   return is_finite(p[0]) && is_finite(p[1]) && is_finite(p[2]);
 }
 
-// A point of the cloud as the tree keeps it.
+// Converts a point of the cloud to the tree's format.
 template <typename T>
 OPUS_HD Point<T> tree_point(const T* p, int64_t index) {
   Point<T> point;
@@ -122,7 +122,7 @@ OPUS_HD void scan(const Point<T>* points, int64_t begin, int64_t end, const T* q
   }
 }
 
-// Improves `best`, which holds some point of the tree or nothing. `q` is finite.
+// Updates `best`, which holds a point of the tree or none. `q` must be finite.
 template <typename T>
 OPUS_HD void search(const Tree<T>& tree, const T* q, Nearest<T>& best) {
   struct Pending {
@@ -163,7 +163,7 @@ template <typename T>
 struct Search {
   Tree<T> tree;
   const T* query;
-  int64_t first;  // of the cloud among all points: added to indices
+  int64_t first;  // offset of the cloud among all points, added to indices
   int64_t* index;
   T* squared;
 
@@ -180,11 +180,11 @@ struct Search {
   }
 };
 
-// Item i is the i-th of a tree's own points: neighbours there have like searches. Nothing is written
-// for bytes that are no tree, where an index is not one of the points.
+// Item i is the i-th point of a query tree; consecutive items have similar searches. Points with an
+// invalid index (the bytes are not a tree) are skipped.
 template <typename T>
 struct SearchInOrder {
-  Search<T> search;  // whose `query` is not read
+  Search<T> search;  // its `query` is not used
   const Point<T>* points;
   int64_t count;
 
@@ -233,7 +233,7 @@ struct LeafBoxes {
   }
 };
 
-// Item i is node `first + i`; its children's boxes are right already.
+// Item i is node `first + i`. The boxes of its children must be complete.
 template <typename T>
 struct MergeBoxes {
   Box<T>* boxes;

@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(kTile) tiled_kernel(const Tiled<T> body) {
   __shared__ T tile[3 * kTile];
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kTile;
   const int64_t rounded = num_blocks(body.num_queries, kTile) * kTile;
-  // Whole blocks go round together: all threads of a block load every tile.
+  // The loop is uniform within a block, since all its threads load every tile.
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kTile + threadIdx.x; i < rounded;
        i += stride) {
     const int64_t row = least_of(i, body.num_queries - 1);

@@ -1,10 +1,10 @@
-// Nearest neighbours of a tree's own points in another tree, in single precision on a CPU. No include
+// Nearest neighbours of one tree's points in another tree, in single precision on a CPU. No include
 // guard: included once for every instruction set, after common/lanes.h.
 //
-// Points that are neighbours in a tree lie close together, so that one walk serves a packet of them,
-// a lane each: a node is visited where any lane needs it. Distances and bounds are computed by the
-// operations of nearest_neighbor.h in the same order; which nodes are visited does not change the
-// answer.
+// Consecutive points of a tree are close in space, so a packet of them, one per lane, is searched
+// together. A node is visited if any lane needs it. Distances and bounds are computed by the
+// operations of nearest_neighbor.h in the same order, so visiting more nodes does not change the
+// result.
 
 namespace opus {
 namespace OPUS_TARGET {
@@ -18,7 +18,7 @@ using F = Pack<float>;
 typedef int32_t Int __attribute__((vector_size(OPUS_PACK_BYTES)));
 constexpr int kWidth = F::kWidth;
 
-// A bit for every lane.
+// Mask with one bit per lane.
 #if defined(OPUS_TARGET_HAS_AVX512)
 OPUS_BODY uint32_t not_above(const F& a, const F& b) {
   return _mm512_cmp_ps_mask((__m512)a.raw, (__m512)b.raw, _CMP_LE_OQ);
@@ -37,7 +37,7 @@ OPUS_BODY uint32_t not_above(const F& a, const F& b) {
 
 struct Packet {
   F x, y, z;
-  F squared;  // of the nearest points so far
+  F squared;  // squared distances of the nearest points so far
   Int index;
 };
 
@@ -53,7 +53,8 @@ OPUS_BODY F bound_of(const Packet& packet, const Box<float>& box) {
                       gap(packet.z, box.lo[2], box.hi[2]));
 }
 
-// Lanes that may find a nearer point, or an equally near one with a lower index, within the bound.
+// Returns the lanes whose best result may improve within the bound: a nearer point, or an equally
+// near one with a lower index.
 OPUS_BODY uint32_t lanes_within(const Packet& packet, const F& bound) {
   const F largest = Lanes<F>::fill(std::numeric_limits<float>::max());
   return not_above(bound, F{packet.squared.raw < largest.raw ? packet.squared.raw : largest.raw});
@@ -74,7 +75,7 @@ OPUS_BODY void scan(const Tree<float>& tree, int64_t leaf, Packet& packet) {
   }
 }
 
-// Improves `packet`, whose lanes are finite.
+// Updates `packet`. All its lanes must be finite.
 OPUS_BODY void search(const Tree<float>& tree, Packet& packet) {
   int32_t stack[nearest_neighbor::kMaxDepth + 1] = {0};
   int size = 1;
@@ -89,7 +90,7 @@ OPUS_BODY void search(const Tree<float>& tree, Packet& packet) {
       const bool goes_left = lanes_within(packet, left_bound) != 0;
       const bool goes_right = lanes_within(packet, right_bound) != 0;
       if (!goes_left && !goes_right) break;
-      // Where both are wanted, first the one that is nearer to most lanes.
+      // If both are needed, visit the one that is nearer to most lanes first.
       const bool left_first =
           goes_left && (!goes_right || 2 * __builtin_popcount(not_above(left_bound, right_bound)) >=
                                            kWidth);
@@ -100,13 +101,13 @@ OPUS_BODY void search(const Tree<float>& tree, Packet& packet) {
   }
 }
 
-// Answers for the points [begin, end) of a tree, by their index.
+// Writes the results of the points [begin, end) of a tree, by their index.
 inline void nearest_of(const Tree<float>& queries, int64_t begin, int64_t end,
                        const Tree<float>& tree, int64_t first, int64_t* index, float* squared) {
   for (int64_t slot = begin; slot < end; slot += kWidth) {
     const Point<float>* points = queries.points + slot;
     const int count = static_cast<int>(std::min<int64_t>(kWidth, end - slot));
-    int finite = 0;  // a lane without a finite point stands beside one that has
+    int finite = 0;  // lanes without a finite point repeat a finite one
     while (finite < count && !is_finite(points[finite].at[0])) ++finite;
     Packet packet;
     packet.squared = Lanes<F>::fill(std::numeric_limits<float>::infinity());

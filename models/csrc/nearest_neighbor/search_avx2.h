@@ -1,6 +1,6 @@
-// The search of nearest_neighbor.h in single precision on a CPU: four boxes, or four points, are
-// looked at side by side, by the same operations in the same order. Which nodes are visited, and
-// when, differs; the answer does not depend on it.
+// The search of nearest_neighbor.h in single precision on a CPU. Four boxes, or four points, are
+// processed in parallel with the same operations in the same order. The visited nodes and their
+// order differ, but the result does not.
 #pragma once
 
 #include "common/avx2.h"
@@ -22,7 +22,7 @@ namespace avx2 {
 #define OPUS_AVX2 __attribute__((target("avx2")))
 #define OPUS_AVX2_INLINE inline __attribute__((always_inline, target("avx2")))
 
-// By a mask of four lanes: the lanes whose bit is set, in front of the others.
+// Permutation for every mask of four lanes: moves the lanes whose bit is set to the front.
 inline std::array<std::array<int32_t, 4>, 16> make_front_table() {
   std::array<std::array<int32_t, 4>, 16> table{};
   for (int mask = 0; mask < 16; ++mask) {
@@ -52,7 +52,7 @@ OPUS_AVX2_INLINE void set(Best& best, const Nearest<float>& found) {
   best.index = _mm_set1_epi32(found.index);
 }
 
-// See is_nearer; a bit a lane.
+// See is_nearer; returns one bit per lane.
 OPUS_AVX2_INLINE int nearer(__m128 squared, __m128i index, const Best& best) {
   const __m128 ties = _mm_and_ps(_mm_cmpeq_ps(squared, best.squared),
                                  _mm_castsi128_ps(_mm_cmpgt_epi32(best.index, index)));
@@ -67,13 +67,13 @@ OPUS_AVX2_INLINE __m128 gap(__m128 q, __m128 lo, __m128 hi) {
   return _mm_max_ps(_mm_max_ps(_mm_sub_ps(lo, q), _mm_sub_ps(q, hi)), _mm_setzero_ps());
 }
 
-// Four structs of `stride` numbers: column k holds their k-th number.
+// Transposes four structs of `stride` numbers: column k holds the k-th number of each.
 OPUS_AVX2_INLINE void columns(const float* first, int stride, __m128* column) {
   for (int k = 0; k < 4; ++k) column[k] = _mm_loadu_ps(first + k * stride);
   _MM_TRANSPOSE4_PS(column[0], column[1], column[2], column[3]);
 }
 
-// Points `slot` ... `slot` + 3.
+// Compares points `slot` ... `slot` + 3.
 OPUS_AVX2_INLINE void scan_four(const Point<float>* points, int64_t slot, const Query& q,
                                 Best& best) {
   static_assert(sizeof(Point<float>) == 4 * sizeof(float));
@@ -96,14 +96,14 @@ OPUS_AVX2_INLINE void scan_four(const Point<float>* points, int64_t slot, const 
   set(best, found);
 }
 
-// Points begin ... end - 1, four or more; some may be looked at twice.
+// Compares points begin ... end - 1, at least four; some may be compared twice.
 OPUS_AVX2_INLINE void scan(const Point<float>* points, int64_t begin, int64_t end, const Query& q,
                            Best& best) {
   for (int64_t slot = begin; slot + 4 <= end; slot += 4) scan_four(points, slot, q, best);
   if ((end - begin) % 4 != 0) scan_four(points, end - 4, q, best);
 }
 
-// What is still to be looked at: nodes and the bounds of their boxes.
+// Nodes still to be visited, with the bounds of their boxes.
 struct Stack {
   static constexpr int kSize = 3 * kMaxDepth + 4;
   float bound[kSize];
@@ -111,8 +111,8 @@ struct Stack {
   int size = 0;
 };
 
-// Looks at the four grandchildren of a node. Returns the nearest one, -1 if none can hold a nearer
-// point; the others that can are put on the stack.
+// Checks the four grandchildren of a node. Returns the nearest one, or -1 if none can contain a
+// nearer point. Other candidates are pushed onto the stack.
 OPUS_AVX2_INLINE int32_t descend(const Box<float>* boxes, int32_t node, const Query& q,
                                  const Best& best, Stack& stack) {
   static_assert(sizeof(Box<float>) == 8 * sizeof(float));
@@ -125,7 +125,7 @@ OPUS_AVX2_INLINE int32_t descend(const Box<float>* boxes, int32_t node, const Qu
                                     gap(q.z, low[2], high[1]));
   const int mask = nearer(bound, _mm_castps_si128(high[2]), best);
   if (mask == 0) return -1;
-  // The least bound of those in the mask: no other one is lower.
+  // Lowest bound of the boxes in the mask; bounds outside the mask are not lower.
   const __m128 pairs = _mm_min_ps(bound, _mm_movehl_ps(bound, bound));
   const __m128 least = _mm_min_ss(pairs, _mm_shuffle_ps(pairs, pairs, 1));
   const int nearest = _mm_movemask_ps(_mm_cmpeq_ps(bound, _mm_shuffle_ps(least, least, 0))) & mask;
@@ -149,10 +149,10 @@ OPUS_AVX2 inline void search(const Tree<float>& tree, const float* q, Nearest<fl
   stack.node[0] = 0;
   stack.bound[0] = squared_bound(q, tree.boxes[0]);
   stack.size = 1;
-  if (tree.depth % 2 != 0) {  // an even number of levels is left below the root's children
+  if (tree.depth % 2 != 0) {  // leaves an even number of levels below the root's children
     for (int side = 0; side < 2; ++side) stack.node[side] = 1 + side;
     for (int side = 0; side < 2; ++side) stack.bound[side] = squared_bound(q, tree.boxes[1 + side]);
-    if (stack.bound[0] < stack.bound[1]) {  // the nearer one on top
+    if (stack.bound[0] < stack.bound[1]) {  // put the nearer one on top
       std::swap(stack.bound[0], stack.bound[1]);
       std::swap(stack.node[0], stack.node[1]);
     }

@@ -1,4 +1,4 @@
-// All pairs of queries and references: the floor that the tree has to beat on a GPU.
+// Brute-force search over all pairs of queries and references, the GPU baseline of the tree search.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ struct Tiled {
     squared[i] = best.squared;
   }
 
-  // One reference, given by its coordinates; in the order of slots the first of equals stays.
+  // Compares with one reference. Slots ascend, so the first of equally near references is kept.
   OPUS_HD static void compare(const T* q, const T* p, int64_t slot, Nearest<T>& best) {
     const T distance = squared_distance(q, p);
     if (distance < best.squared) best = {distance, 0, slot};

@@ -1,18 +1,18 @@
-// Walking rays many abreast, in the lanes of AVX2 registers, through two grids at once, from one
-// patch of empty voxels to the next.
+// Packet traversal: rays in the lanes of AVX2 registers traverse two grids at once, with one step
+// per empty square.
 //
-// Every voxel knows the largest square of empty voxels that begins at it, within its layer and
-// towards where the ray goes. A ray leaves this square in one step. The voxel in which it does is
-// found by the times of crossings. Where these leave a doubt (two come at nearly one time, or the time
-// of the exit is close to where single precision rounds the other way), the ray is marked as unsure
-// and has to be walked by single steps; elsewhere the walk ends where single steps would.
+// For every voxel and quadrant of directions a map stores the largest square of empty voxels that
+// starts there, within its layer. A ray leaves this square in one step; crossing times give the
+// next voxel. The ray is marked as unsure if two crossings are nearly simultaneous, or if the exit
+// time is close to a rounding boundary of single precision. Unsure rays must be traced again with
+// single steps. All other rays end in the same voxel as with single steps.
 //
-// Rays are walked upwards on every axis. Where one goes down, the axis is mirrored: voxel v becomes
-// -1 - v, boundary k becomes -k, and origin and direction change their sign. The time of a crossing,
-// (k - o) * (1 / d), keeps every bit.
+// All rays move upwards on every axis. If a ray moves down, the axis is mirrored: voxel v becomes
+// -1 - v, boundary k becomes -k, and origin and direction change their sign. The crossing time
+// (k - o) * (1 / d) is bitwise unchanged.
 //
-// Four rays are walked in step until all have ended; they had better be neighbours. Several such sets
-// take turns, for a step waits for the one before it.
+// A set of four rays is advanced until all have ended; neighbouring rays are most efficient.
+// Several sets are interleaved to hide the latency of a step.
 #pragma once
 
 #include "common/avx2.h"
@@ -36,19 +36,19 @@ namespace packet {
 #define OPUS_AVX2 __attribute__((target("avx2,fma")))
 #define OPUS_AVX2_INLINE inline __attribute__((always_inline, target("avx2,fma")))
 
-// What a ray looks for: the first occupied voxel of either grid, or of both.
+// Targets of a ray, as bits: the first occupied voxel of the first and of the second grid.
 constexpr unsigned kFirst = 1, kSecond = 2;
 
 constexpr int kLanes = 4;
 
-// Sides of empty squares in two grids of one size. There are four maps, for the signs of x and y,
-// each with x and y mirrored. A byte holds the side in the first grid (low half) and in the second;
-// occupied voxels have side 0, and so have the voxels behind the grid on every axis.
+// Sides of empty squares in two grids of the same size. There are four maps, mirrored for the signs
+// of x and y. A byte holds the side in the first grid (low half) and in the second (high half).
+// Occupied voxels have side 0, as do the padding voxels behind the grid on every axis.
 class EmptySquares {
  public:
   static constexpr int kMaxSide = 15;
 
-  // Whether positions in the maps of a grid are numbers of 32 bits.
+  // Returns whether positions in the maps of a grid fit into 32 bits.
   static bool fits(const int* size) {
     const double columns = (size[0] + 1.) * (size[1] + 1.);
     return kQuadrants * columns * (size[2] + 1.) < (1u << 31) - 4 * kRow;
@@ -64,7 +64,7 @@ class EmptySquares {
     std::memset(memory_.get() + kRow + kQuadrants * map_bytes_, 0, kRow);
   }
 
-  // Takes two grids [X, Y, Z] of labels over. They may be the same.
+  // Fills the maps from two grids [X, Y, Z] of labels, which may be the same grid.
   void fill(const uint8_t* first, const uint8_t* second, uint8_t empty) {
     parallel_tasks(kQuadrants, [&](int64_t quadrant) {
       for (int z = 0; z < size_[2]; z += kRow) {
@@ -77,7 +77,7 @@ class EmptySquares {
   int size(int axis) const { return size_[axis]; }
   double x_stride() const { return static_cast<double>(x_stride_); }
   double y_stride() const { return static_cast<double>(y_stride_); }
-  // Of the maps for rays that go down x or y: where voxel -1 - v is found from, v mirrored.
+  // Offset of the maps for rays that move down along x or y, relative to mirrored coordinates.
   double mirrored_x() const { return static_cast<double>(size_[0] * x_stride_ + map_bytes_); }
   double mirrored_y() const { return static_cast<double>(size_[1] * y_stride_ + 2 * map_bytes_); }
 
@@ -85,7 +85,7 @@ class EmptySquares {
   static constexpr int kQuadrants = 4;
   static constexpr int kRow = 16;  // voxels along z in a register
 
-  // Of 16 voxels along z, of which the last may lie behind the column.
+  // Loads 16 voxels along z; the last ones may be outside the column.
   static __m128i load_row(const uint8_t* labels, int64_t at, int64_t total) {
     if (at + kRow <= total) return load_bytes(labels + at);
     uint8_t row[kRow] = {};
@@ -100,8 +100,8 @@ class EmptySquares {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), row);
   }
 
-  // A square that begins at a voxel is as large as the least of those that begin at the next voxels
-  // along x, along y and along both, and one more.
+  // The side of a voxel's square is one more than the smallest side at the next voxels along x,
+  // along y and along both.
   OPUS_AVX2 void fill_map(const uint8_t* first, const uint8_t* second, uint8_t empty, int quadrant,
                           int z) {
     uint8_t* map = memory_.get() + kRow + quadrant * map_bytes_;
@@ -138,7 +138,7 @@ class EmptySquares {
     }
   }
 
-  // What lies behind the column belongs to the next one.
+  // Writes only `count` bytes, because the bytes behind the column belong to the next one.
   static void store_row(uint8_t* to, __m128i row, int count) {
     if (count == kRow) return store_bytes(to, row);
     uint8_t bytes[kRow];
@@ -151,16 +151,16 @@ class EmptySquares {
   std::unique_ptr<uint8_t[]> memory_;
 };
 
-// Four rays, mirrored. One at rest stands on a byte that is always 0.
+// Four mirrored rays. An idle lane reads a byte that is always 0.
 struct alignas(32) Set {
   double v[3][kLanes], base[3][kLanes], inv[3][kLanes], d[3][kLanes];
-  double end[3][kLanes];                  // the first voxel behind the grid
-  double offset[kLanes], z_stride[kLanes];  // of a voxel's byte, as x_stride() and y_stride()
-  double label_offset[kLanes], label_stride[3][kLanes];  // of its label in a grid [X, Y, Z]
-  double met_at[3][kLanes];               // where the ray met the first of two grids
-  double unsure[kLanes];                  // all bits set: two crossings came at nearly one time
-  int32_t ignored[kLanes];                // all bits of a half set: not, or no longer, looked for
-  int64_t item[kLanes];                   // -1 at rest
+  double end[3][kLanes];                  // first voxel behind the grid
+  double offset[kLanes], z_stride[kLanes];  // address of a voxel's byte; see x_stride(), y_stride()
+  double label_offset[kLanes], label_stride[3][kLanes];  // address of its label in a grid [X, Y, Z]
+  double met_at[3][kLanes];               // voxel of the hit in the first of two grids
+  double unsure[kLanes];                  // all bits set: two crossings were nearly simultaneous
+  int32_t ignored[kLanes];                // all bits of a half set: not, or no longer, a target
+  int64_t item[kLanes];                   // -1 for an idle lane
 };
 
 constexpr int32_t kIgnoreFirst = 15, kIgnoreSecond = 240, kIgnoreBoth = 255;
@@ -181,15 +181,15 @@ inline void rest(Set& set, int lane) {
   set.item[lane] = -1;
 }
 
-// Puts four rays from one voxel into a set, of which none is parallel to a plane of the grid: origin,
-// voxel, and direction without the sign of `sign`. `set.item` is the caller's.
+// Fills a set with four rays from one voxel. No ray may be parallel to a plane of the grid. `d` are
+// the absolute directions, `sign` their signs. The caller sets `set.item`.
 OPUS_AVX2_INLINE void place(const EmptySquares& maps, const double* origin, const int* voxel,
                             const __m256d* d, const __m256d* sign, unsigned wanted, Set& set) {
   const double label_stride[3] = {static_cast<double>(maps.size(1)) * maps.size(2),
                                   static_cast<double>(maps.size(2)), 1};
   const __m256d zero = _mm256_setzero_pd();
   __m256d label_offset = zero;
-  for (int a = 0; a < 3; ++a) {  // blendv goes by the sign
+  for (int a = 0; a < 3; ++a) {  // blendv selects by the sign bit
     const __m256d v = _mm256_blendv_pd(_mm256_set1_pd(voxel[a]), _mm256_set1_pd(-1. - voxel[a]),
                                        sign[a]);
     const __m256d stride = _mm256_set1_pd(label_stride[a]);
@@ -216,12 +216,12 @@ struct Strides {
   __m256d x, y;
 };
 
-// A position is known to better than 1e-9 voxels, and so are the crossings that the walk of
-// ray_iou.h sums up: nearer than this to boundaries of two axes, their order is left open.
+// Positions have errors below 1e-9 voxels, as do the summed crossing times in ray_iou.h. If a
+// position is closer than this to boundaries of two axes, their order is unsure.
 constexpr double kClose = 1e-8;
 constexpr double kRelativeError = 1e-12;
-// The errors of a sum grow with the number of its terms: those of more steps are not known to be as
-// small.
+// The error of a sum grows with the number of its terms. Up to this many steps it is within the
+// bounds above.
 constexpr double kSureSteps = 1000;
 
 OPUS_AVX2_INLINE __m256d nearest(__m256d position) {
@@ -234,15 +234,15 @@ OPUS_AVX2_INLINE __m256d is_close(__m256d position, __m256d boundary) {
   return _mm256_cmp_pd(distance, _mm256_set1_pd(kClose), _CMP_LT_OQ);
 }
 
-// One step of a set. Returns, as bits, the rays that have ended: they have met in some voxel what
-// they looked for, or are behind the grid.
+// Advances a set by one step. Returns a mask of the rays that have ended: they have hit all their
+// targets or left the grid.
 OPUS_AVX2_INLINE int advance(Set& set, const uint8_t* map, const Strides& strides) {
   const __m256d x = _mm256_load_pd(set.v[0]), y = _mm256_load_pd(set.v[1]);
   const __m256d z = _mm256_load_pd(set.v[2]);
   const __m256d base_x = _mm256_load_pd(set.base[0]), base_y = _mm256_load_pd(set.base[1]);
   const __m256d inv_x = _mm256_load_pd(set.inv[0]), inv_y = _mm256_load_pd(set.inv[1]);
   const __m256d one = _mm256_set1_pd(1);
-  // Whole numbers: nothing is rounded.
+  // These are integers, so there is no rounding.
   const __m256d in_column =
       _mm256_fmadd_pd(z, _mm256_load_pd(set.z_stride), _mm256_load_pd(set.offset));
   const __m256d place = _mm256_fmadd_pd(x, strides.x, _mm256_fmadd_pd(y, strides.y, in_column));
@@ -255,7 +255,7 @@ OPUS_AVX2_INLINE int advance(Set& set, const uint8_t* map, const Strides& stride
   const __m128i first = _mm_and_si128(sides, half);
   const __m128i second = _mm_and_si128(_mm_srli_epi32(sides, 4), half);
   const __m128i side = _mm_min_epi32(first, second);
-  // Where one grid is met and another one is still looked for, the place is noted.
+  // If a ray hits one grid and still has the other as target, store the voxel.
   const __m128i met = _mm_cmpeq_epi32(side, none);
   const __m128i met_first =
       _mm_and_si128(_mm_cmpeq_epi32(first, none), _mm_set1_epi32(kIgnoreFirst));
@@ -269,7 +269,7 @@ OPUS_AVX2_INLINE int advance(Set& set, const uint8_t* map, const Strides& stride
   _mm256_store_pd(set.met_at[0], _mm256_blendv_pd(_mm256_load_pd(set.met_at[0]), x, notes));
   _mm256_store_pd(set.met_at[1], _mm256_blendv_pd(_mm256_load_pd(set.met_at[1]), y, notes));
   _mm256_store_pd(set.met_at[2], _mm256_blendv_pd(_mm256_load_pd(set.met_at[2]), z, notes));
-  // The first crossing out of the square, by (t, axis).
+  // First crossing out of the square, ordered by (t, axis).
   const __m256d reach = _mm256_cvtepi32_pd(side);
   const __m256d to_x = _mm256_add_pd(x, reach), to_y = _mm256_add_pd(y, reach);
   const __m256d t_x = _mm256_mul_pd(_mm256_sub_pd(to_x, base_x), inv_x);
@@ -281,7 +281,7 @@ OPUS_AVX2_INLINE int advance(Set& set, const uint8_t* map, const Strides& stride
   const __m256d least = _mm256_min_pd(t_y, t_x);
   const __m256d z_first = _mm256_cmp_pd(t_z, least, _CMP_LT_OQ);
   const __m256d t = _mm256_min_pd(t_z, least);
-  // Of the boundaries in x and y the position leaves only the nearest one open.
+  // In x and y only the crossing of the nearest boundary must be checked.
   const __m256d at_x = _mm256_fmadd_pd(_mm256_load_pd(set.d[0]), t, base_x);
   const __m256d at_y = _mm256_fmadd_pd(_mm256_load_pd(set.d[1]), t, base_y);
   const __m256d at_z = _mm256_fmadd_pd(_mm256_load_pd(set.d[2]), t, _mm256_load_pd(set.base[2]));
@@ -292,7 +292,7 @@ OPUS_AVX2_INLINE int advance(Set& set, const uint8_t* map, const Strides& stride
                                      _mm256_and_pd(close_z, _mm256_or_pd(close_x, close_y)));
   const __m256d t_near_x = _mm256_mul_pd(_mm256_sub_pd(near_x, base_x), inv_x);
   const __m256d t_near_y = _mm256_mul_pd(_mm256_sub_pd(near_y, base_y), inv_y);
-  // Crossings at t come before this one on the same or an earlier axis.
+  // Crossings at the same t come first on the same or an earlier axis.
   const __m256d crossed_x = _mm256_cmp_pd(t_near_x, t, _CMP_LE_OQ);
   const __m256d crossed_y = _mm256_blendv_pd(_mm256_cmp_pd(t_near_y, t, _CMP_LT_OQ),
                                              _mm256_cmp_pd(t_near_y, t, _CMP_LE_OQ),
@@ -309,13 +309,13 @@ OPUS_AVX2_INLINE int advance(Set& set, const uint8_t* map, const Strides& stride
   return _mm_movemask_ps(_mm_castsi128_ps(ended));
 }
 
-// Where the walks of a set have led to, in the first grid and in the second: the voxel's place in a
-// grid of labels, when the ray leaves it, and whether it is occupied; if not, it is the last one.
-// Where that is unsure, the ray has to be walked by single steps.
+// End points of a set's rays in the first and second grid: index of the voxel's label, exit time,
+// and whether the voxel is occupied (else it is the last one in the grid). Unsure rays must be
+// traced again with single steps.
 struct alignas(32) Ends {
   double t_exit[2][kLanes];
   int32_t label[2][kLanes];
-  int occupied[2], unsure[2];  // a bit a lane
+  int occupied[2], unsure[2];  // one bit per lane
 };
 
 struct Exit {
@@ -333,8 +333,8 @@ OPUS_AVX2_INLINE Exit exit_of(const Set& set, const __m256d* v) {
   return {_mm256_min_pd(_mm256_min_pd(t[0], t[1]), t[2]), label};
 }
 
-// Rays, as bits, whose time of exit `t` may round to another number in single precision when it is
-// summed up, or that have taken many steps.
+// Returns a mask of the rays with uncertain results: the exit time `t`, computed as a sum, may
+// round to another number in single precision, or the ray has taken many steps.
 OPUS_AVX2_INLINE int doubts(const Set& set, __m256d t) {
   const __m256d error = _mm256_mul_pd(t, _mm256_set1_pd(kRelativeError));
   const __m128 low = _mm256_cvtpd_ps(_mm256_sub_pd(t, error));
@@ -372,12 +372,11 @@ OPUS_AVX2_INLINE void finish(const Set& set, unsigned wanted, Ends& ends) {
   }
 }
 
-// Sets that take turns.
+// Number of interleaved sets.
 constexpr int kSets = 4;
 
-// Walks rays 0 ... count - 1, which all look for `wanted`. `begin(i, end, set)` puts rays i ...
-// end - 1, four at most, into a set, or leaves lanes at rest; `meet(set, ends)` is told how they
-// ended.
+// Traces rays 0 ... count - 1 with the targets `wanted`. `begin(i, end, set)` fills a set with rays
+// i ... end - 1, at most four; other lanes are idle. `meet(set, ends)` receives their end points.
 template <typename Begin, typename Meet>
 OPUS_AVX2 void walk(const EmptySquares& maps, int64_t count, unsigned wanted, const Begin& begin,
                     const Meet& meet) {

@@ -1,4 +1,4 @@
-// The mask levels of label grids, made on the device of the grids; host only.
+// Computation of the mask levels of label grids on the device of the grids; host code.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,7 +13,7 @@
 namespace opus {
 namespace ray_cast {
 
-// Extents of the mask levels of one grid; `words` is not set.
+// Returns the extents of the mask levels of one grid; `words` is not set.
 inline Masks layout_of(at::IntArrayRef grid_size) {
   Masks lay{};
   for (int a = 0; a < 3; ++a) lay.size[a] = static_cast<int>(grid_size[a]);
@@ -70,7 +70,7 @@ inline void fill_masks(const at::Tensor& masks, const at::Tensor& grids, int64_t
   }
 }
 
-// int64 [G, words] masks of contiguous grids that check_grids() has passed.
+// Returns the int64 [G, words] masks of contiguous grids already checked by check_grids().
 at::Tensor make_masks(const at::Tensor& grids, int64_t empty_label);
 
 }  // namespace ray_cast

@@ -1,13 +1,14 @@
-// Walking a ray through a voxel grid, host and device.
+// Traversal of a voxel grid by a ray, host and device.
 //
-// Everything is in voxel units: voxel v covers [v, v + 1). A ray crosses the boundary k of an axis
-// at t(k) = (k - o) * (1 / d), a function of k alone that is monotone in floating point too. The
-// walk is therefore the merge of three sorted lists of crossings, ordered by (t, axis), and any
-// number of steps can be taken at once with exactly the result of taking them singly. That is
-// what lets empty space be skipped without changing a bit of the answer.
+// All quantities are in voxel units: voxel v covers [v, v + 1). A ray crosses the boundary k of an
+// axis at t(k) = (k - o) * (1 / d), which depends only on k and is monotone in floating point too.
+// The traversal is therefore the merge of three sorted lists of crossings, ordered by (t, axis).
+// Several steps can be taken at once with exactly the same result as single steps, so skipping
+// empty space leaves the result bitwise unchanged.
 //
-// Occupancy is kept as 64-bit masks of 4 x 4 x 4 children in three levels: level 0 has a bit a
-// voxel, level 1 a bit a level-0 block (4 voxels wide), level 2 a bit a level-1 block (16 wide).
+// Occupancy is stored in 64-bit masks of 4 x 4 x 4 children in three levels. A bit of level 0 is a
+// voxel, a bit of level 1 a level-0 block (4 voxels wide), a bit of level 2 a level-1 block (16
+// voxels wide).
 #pragma once
 
 #include <cstdint>
@@ -18,21 +19,22 @@ namespace opus {
 namespace ray_cast {
 
 constexpr int kLevels = 3;
-// Rays outside these bounds (in voxel units) are treated as missing the grid: they keep every
-// t(k) finite, so that crossings are always ordered. A component below kNoStep is no movement.
+// Rays outside these bounds (in voxel units) count as missing the grid. The bounds keep every t(k)
+// finite, so that crossings are always ordered. A component below kNoStep counts as no movement.
 constexpr double kMaxOrigin = 1e9;
 constexpr double kMinDirection = 1e-100;
 constexpr double kMaxDirection = 1e100;
 constexpr double kNoStep = 1e-200;
-// A position o + d * t within the grid is known to about 1e-6 voxels for the origins allowed above.
-// Further than this from every boundary it tells the voxel; nearer, crossings must be compared.
+// A position o + d * t within the grid has an error of about 1e-6 voxels for the allowed origins.
+// If it is farther than this from every boundary, it gives the voxel; otherwise crossings must be
+// compared.
 constexpr double kUnsure = 1e-5;
 
-// The mask levels of grids of one size. Those of a grid lie behind one another, and so do grids.
+// Mask levels of grids of one size. Levels of a grid, and grids, are stored consecutively.
 struct Masks {
   const uint64_t* words;
-  int64_t offset[kLevels];  // of a level within a grid
-  int64_t total;            // words of a grid
+  int64_t offset[kLevels];  // offset of a level within a grid
+  int64_t total;            // number of words of a grid
   int blocks[kLevels][3];   // blocks along x, y, z
   int size[3];              // voxels along x, y, z
 };
@@ -46,16 +48,16 @@ struct Hit {
 
 struct Ray {
   double o[3], d[3], inv[3];
-  double base[3];  // the origin as crossing() wants it
+  double base[3];  // the origin for crossing()
   int step[3];
   int start[3];  // voxel of the origin, clipped to [-1, size]
   int v[3];      // current voxel
   double max_t;
 };
 
-// What is occupied for a ray: one grid, or several whose walk is shared.
+// Occupancy of one grid, as an argument of walk_grid.
 struct OneGrid {
-  const uint64_t* words;  // of the grid
+  const uint64_t* words;  // masks of the grid
   OPUS_HD uint64_t operator()(int64_t word) const { return words[word]; }
 };
 
@@ -66,7 +68,7 @@ struct EitherGrid {
 
 OPUS_HD int bit_of(int x, int y, int z) { return ((x & 3) << 4) | ((y & 3) << 2) | (z & 3); }
 
-// Bits of the children lo..hi (each 0..3) along every axis.
+// Returns the bits of the children lo..hi (each 0..3) along every axis.
 OPUS_HD uint64_t box_bits(const int* lo, const int* hi) {
   const uint64_t x = (~0ull >> (48 - 16 * hi[0])) & (~0ull << (16 * lo[0]));
   const uint64_t y = (((0xFFFFull >> (12 - 4 * hi[1])) >> (4 * lo[1])) << (4 * lo[1]));
@@ -80,21 +82,21 @@ OPUS_HD int64_t block_index(const Masks& masks, int level, const int* v) {
   return (static_cast<int64_t>(v[0] >> shift) * n[1] + (v[1] >> shift)) * n[2] + (v[2] >> shift);
 }
 
-// An axis without movement never crosses: its base is set below every boundary, 1/d is infinite.
+// An axis without movement never crosses: its base is below every boundary and 1/d is infinite.
 OPUS_HD double crossing(const Ray& ray, int axis, int boundary) {
   return (static_cast<double>(boundary) - ray.base[axis]) * ray.inv[axis];
 }
 
-// Whether a crossing of `axis` at t comes before the event (t_event, event_axis).
+// Returns whether a crossing of `axis` at t precedes the event (t_event, event_axis).
 OPUS_HD bool precedes(double t, int axis, double t_event, int event_axis) {
   return t < t_event || (t == t_event && axis < event_axis);
 }
 
-// Index on `axis`, within lo..hi, that the ray has reached just before the event.
+// Returns the ray's index on `axis`, within lo..hi, just before the event.
 OPUS_HD int index_before(const Ray& ray, int axis, double t_event, int event_axis, int lo, int hi) {
   if (ray.step[axis] == 0) return ray.v[axis];
   const double position = ray.o[axis] + ray.d[axis] * t_event;
-  // Comparisons in double: the estimate may be far outside what an int holds.
+  // Compare in double, because the estimate may not fit into an int.
   int e = position >= hi ? hi : (position <= lo ? lo : static_cast<int>(position));
   const int from = ray.v[axis];
   if (ray.step[axis] > 0) {
@@ -109,7 +111,7 @@ OPUS_HD int index_before(const Ray& ray, int axis, double t_event, int event_axi
   return e;
 }
 
-// The axis of the least t, the lowest of equals; without branches, which would be unpredictable.
+// Returns the axis of the smallest t, the first of equals, without unpredictable branches.
 OPUS_HD int first_axis(const double* t) {
   const int axis = t[1] < t[0] ? 1 : 0;
   const double least = t[1] < t[0] ? t[1] : t[0];
@@ -122,7 +124,7 @@ OPUS_HD double least(const double* t) {
 }
 
 OPUS_HD bool inside(const Masks& masks, const int* v) {
-  // As unsigned numbers negative ones are too large.
+  // Converted to unsigned, negative numbers are too large.
   return (static_cast<unsigned>(v[0]) < static_cast<unsigned>(masks.size[0])) &
          (static_cast<unsigned>(v[1]) < static_cast<unsigned>(masks.size[1])) &
          (static_cast<unsigned>(v[2]) < static_cast<unsigned>(masks.size[2]));
@@ -130,7 +132,7 @@ OPUS_HD bool inside(const Masks& masks, const int* v) {
 
 OPUS_HD bool is_bounded(double value, double bound) { return value >= -bound && value <= bound; }
 
-// Fills the ray from origin and direction in voxel units; false where it cannot be walked.
+// Initialises a ray from origin and direction in voxel units; returns false for an invalid ray.
 OPUS_HD bool init_ray(Ray& ray, const double* o, const double* d, double max_t, const int* size) {
   double longest = 0;
   for (int a = 0; a < 3; ++a) {
@@ -144,27 +146,27 @@ OPUS_HD bool init_ray(Ray& ray, const double* o, const double* d, double max_t, 
     ray.start[a] = v < -1 ? -1 : (v > size[a] ? size[a] : v);
     ray.v[a] = ray.start[a];
     ray.o[a] = o[a];
-    ray.base[a] = ray.step[a] == 0 ? -2. : o[a];  // below every boundary, from -1 on
+    ray.base[a] = ray.step[a] == 0 ? -2. : o[a];  // -2 is below every boundary
     ray.inv[a] = 1. / ray.d[a];
   }
   ray.max_t = max_t;
   return longest >= kMinDirection;
 }
 
-// Moves a ray that starts outside to the first voxel of the grid; false where it misses.
+// Moves a ray from outside to its first voxel of the grid; returns false if it misses the grid.
 OPUS_HD bool enter_grid(Ray& ray, const int* size) {
   double t_event = -1;
   int event_axis = -1;
   for (int a = 0; a < 3; ++a) {
     if (ray.v[a] >= 0 && ray.v[a] < size[a]) continue;
-    if (ray.step[a] != (ray.v[a] < 0 ? 1 : -1)) return false;  // looks away
+    if (ray.step[a] != (ray.v[a] < 0 ? 1 : -1)) return false;  // moves away from the grid
     const double t = crossing(ray, a, ray.v[a] < 0 ? 0 : size[a]);
     if (t >= t_event) {
       t_event = t;
       event_axis = a;
     }
   }
-  if (event_axis < 0) return ray.max_t >= 0;  // started inside
+  if (event_axis < 0) return ray.max_t >= 0;  // starts inside
   if (!(t_event <= ray.max_t)) return false;
   int entered[3];
   for (int a = 0; a < 3; ++a) {
@@ -178,7 +180,7 @@ OPUS_HD bool enter_grid(Ray& ray, const int* size) {
   return true;
 }
 
-// When and through which face the ray came into its current voxel, and when it leaves.
+// Computes entry time, entry face and exit time of the ray's current voxel.
 OPUS_HD void finish(const Ray& ray, bool hit, Hit& out) {
   out.hit = hit;
   out.t_enter = 0;
@@ -190,7 +192,7 @@ OPUS_HD void finish(const Ray& ray, bool hit, Hit& out) {
     t_exit[a] = crossing(ray, a, ray.v[a] + (ray.step[a] > 0));
     if (ray.v[a] == ray.start[a]) continue;
     const double t = crossing(ray, a, ray.v[a] + (ray.step[a] < 0));
-    if (!moved || t >= out.t_enter) {  // the later axis is the later event
+    if (!moved || t >= out.t_enter) {  // of equal times, the later axis is the later event
       out.t_enter = t;
       out.face = 2 * a + (ray.step[a] < 0);
     }
@@ -201,8 +203,8 @@ OPUS_HD void finish(const Ray& ray, bool hit, Hit& out) {
 
 enum class Walk { kOn, kHit, kEnd };
 
-// Steps voxel by voxel until an occupied voxel, the end of the ray, or the voxel's 4^3 block is
-// left (with `bits` constant, the grid's edge counts as the end).
+// Steps voxel by voxel to an occupied voxel, the end of the ray or the first voxel outside the 4^3
+// block with the mask `bits`. The grid's edge counts as the end.
 OPUS_HD Walk walk_block(const Masks& masks, Ray& ray, uint64_t bits) {
   double t[3];
   for (int a = 0; a < 3; ++a) t[a] = crossing(ray, a, ray.v[a] + (ray.step[a] > 0));
@@ -218,8 +220,8 @@ OPUS_HD Walk walk_block(const Masks& masks, Ray& ray, uint64_t bits) {
   }
 }
 
-// Crosses the block of `level` the ray is in if no child on its way is occupied.
-// Returns false, and leaves the ray where it is, if one is. `walk` says whether the ray ended.
+// Crosses the ray's current block of `level` if no child on the ray is occupied; `walk` is then the
+// new state. Otherwise returns false and does not move the ray.
 OPUS_HD bool skip_block(const Masks& masks, Ray& ray, int level, uint64_t bits, Walk& walk) {
   const int shift = 2 * (level + 1);
   int lo[3], hi[3];  // voxels of the block, clipped to the grid
@@ -230,7 +232,7 @@ OPUS_HD bool skip_block(const Masks& masks, Ray& ray, int level, uint64_t bits, 
     hi[a] = (end < masks.size[a] ? end : masks.size[a]) - 1;
     t[a] = crossing(ray, a, ray.step[a] > 0 ? hi[a] + 1 : lo[a]);
   }
-  // Where the ray ends within the block, all crossings up to max_t are done.
+  // If the ray ends within the block, all crossings up to max_t are applied.
   double t_event = least(t);
   const bool ends = !(t_event <= ray.max_t);
   const int axis = ends ? 3 : first_axis(t);
@@ -245,7 +247,7 @@ OPUS_HD bool skip_block(const Masks& masks, Ray& ray, int level, uint64_t bits, 
     const double inset = position - last[a];
     unsure |= (inset < kUnsure || inset > 1 - kUnsure) << a;
   }
-  // On the axis of the exit the clipped index is right however the position was rounded.
+  // On the exit axis the clipped index is correct for any rounding of the position.
   if (unsure & ~(1 << axis)) {
     for (int a = 0; a < 3; ++a) {
       if (a != axis) last[a] = index_before(ray, a, t_event, axis, lo[a], hi[a]);
@@ -265,10 +267,10 @@ OPUS_HD bool skip_block(const Masks& masks, Ray& ray, int level, uint64_t bits, 
   return true;
 }
 
-// Walks from the current voxel to the first occupied one or the end of the ray.
+// Moves the ray to the first occupied voxel or its end.
 template <typename Grid>
 OPUS_HD bool walk_grid(const Masks& masks, const Grid& grid, Ray& ray, bool skip_empty) {
-  // Near the ground blocks of the top level are never empty: it is tried once one has been crossed.
+  // Near the ground, top-level blocks are never empty, so start one level below.
   int level = skip_empty ? kLevels - 2 : 0;
   Walk walk = Walk::kOn;
   while (walk == Walk::kOn) {
@@ -281,7 +283,7 @@ OPUS_HD bool walk_grid(const Masks& masks, const Grid& grid, Ray& ray, bool skip
       }
       walk = walk_block(masks, ray, bits);
     }
-    // Go up where the block above has been left as well.
+    // Go up a level if the ray has also left the block above.
     while (skip_empty && level < kLevels - 1) {
       const int shift = 2 * (level + 2);
       const int changed =
@@ -293,7 +295,7 @@ OPUS_HD bool walk_grid(const Masks& masks, const Grid& grid, Ray& ray, bool skip
   return walk == Walk::kHit;
 }
 
-// A ray that has to be walked no further: it misses the grid.
+// Returns the result of a ray that misses the grid.
 OPUS_HD Hit missed() {
   Hit out;
   for (int a = 0; a < 3; ++a) out.voxel[a] = -1;
@@ -308,7 +310,7 @@ OPUS_HD bool start_ray(const Masks& masks, const double* origin, const double* d
   return init_ray(ray, origin, direction, max_t, masks.size) && enter_grid(ray, masks.size);
 }
 
-// How `cast` walks; walk_avx2.h has another way that gives the same.
+// Default traversal of `cast`; walk_avx2.h has an equivalent one.
 struct PlainWalk {
   bool skip_empty;
 

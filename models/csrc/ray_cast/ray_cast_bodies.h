@@ -1,4 +1,4 @@
-// Kernel bodies of ray casting: one item is one mask word, or one ray.
+// Kernel bodies of ray casting; one item is one mask word or one ray.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 namespace opus {
 namespace ray_cast {
 
-// Four voxels along z from `row` on, as a bit each; `count` of them lie in the grid.
+// Returns one bit for each of four voxels along z from `row` on; `count` of them are in the grid.
 OPUS_HD uint64_t occupied_along_z(const uint8_t* row, int count, uint8_t empty) {
   if (count == 4) {
     uint32_t word = row[0] | row[1] << 8 | row[2] << 16 | static_cast<uint32_t>(row[3]) << 24;
@@ -23,11 +23,11 @@ OPUS_HD uint64_t occupied_along_z(const uint8_t* row, int count, uint8_t empty) 
 }
 
 // Recomputes the masks of one level in all blocks of a box, for all grids. The level below must be
-// right already. Items: grid-major, then blocks of the box along x, y, z.
+// up to date. Items: grid-major, then blocks of the box along x, y, z.
 struct FillMasks {
   uint64_t* words;
   const uint8_t* labels;
-  Masks layout;  // its `words` are not used
+  Masks layout;  // `words` is not used
   int level;
   int lower[3], extent[3];  // the box, in blocks of the level
   uint8_t empty;
@@ -85,7 +85,7 @@ struct FillMasks {
 template <typename T>
 struct CastRays {
   Masks masks;
-  const T *origins, *directions;  // [O, 3]; [D, 3], or [O, D, 3] if every origin has its own
+  const T *origins, *directions;  // [O, 3]; [D, 3] for all origins or [O, D, 3] per origin
   int64_t num_origins, num_directions;
   bool own_directions;
   double grid_min[3], voxel_size[3], max_distance;

@@ -1,5 +1,5 @@
-// The walk of ray_cast.h with the three axes of a ray side by side in AVX2 registers: the same
-// operations in the same order, therefore the same bits, in a third of the instructions.
+// The traversal of ray_cast.h with the three axes of a ray in the lanes of AVX2 registers. The
+// operations and their order are the same, so results are bitwise equal.
 #pragma once
 
 #include "common/avx2.h"
@@ -20,7 +20,7 @@ namespace avx2 {
 #define OPUS_AVX2 __attribute__((target("avx2")))
 #define OPUS_AVX2_INLINE inline __attribute__((always_inline, target("avx2")))
 
-// The bits of children first..last along one axis, at [axis][first + 4 * last].
+// Bits of the children first..last along one axis, at [axis][first + 4 * last].
 using BoxTable = std::array<std::array<uint64_t, 16>, 3>;
 
 inline BoxTable make_box_table() {
@@ -40,7 +40,7 @@ inline BoxTable make_box_table() {
 
 inline const BoxTable kBox = make_box_table();
 
-// A ray with its axes in lanes 0 to 2. Lane 3 stands for the end of the ray: it "crosses" at max_t.
+// A ray with its axes in lanes 0 to 2. Lane 3 represents the end of the ray, a crossing at max_t.
 struct Lanes {
   __m256d o, d, inv, base, max_t;
   __m128i step, forward, size;  // forward: all bits set where step > 0
@@ -67,7 +67,7 @@ OPUS_AVX2_INLINE void store(__m128i v, int* out) {
   out[2] = _mm_extract_epi32(v, 2);
 }
 
-// See index_before; the place for rays that pass an edge of voxels closely, which are few.
+// See index_before; slow path for the few rays that pass close to an edge of a voxel.
 OPUS_AVX2 __attribute__((noinline)) inline __m128i last_before(Ray& ray, __m128i v, __m128i last,
                                                                double t_event, int axis,
                                                                __m128i lo, __m128i hi) {
@@ -82,7 +82,7 @@ OPUS_AVX2 __attribute__((noinline)) inline __m128i last_before(Ray& ray, __m128i
   return _mm_set_epi32(0, at[2], at[1], at[0]);
 }
 
-// See skip_block. `ray` serves the rare case above alone; the current voxel is lanes.v.
+// See skip_block. `ray` is only used in the slow path above; the current voxel is lanes.v.
 OPUS_AVX2_INLINE bool skip_block(Lanes& lanes, Ray& ray, int level, uint64_t bits, Walk& walk) {
   const __m128i ones = _mm_set1_epi32(-1);
   const __m128i shift = _mm_cvtsi32_si128(2 * (level + 1));
@@ -134,7 +134,7 @@ OPUS_AVX2_INLINE int64_t block_index(const Masks& masks, int level, __m128i v) {
   return row * n[2] + _mm_extract_epi32(block, 2);
 }
 
-// See walk_grid, which this is with skip_empty.
+// See walk_grid with skip_empty.
 template <typename Grid>
 OPUS_AVX2 bool walk_grid(const Masks& masks, const Grid& grid, Ray& ray) {
   Lanes lanes = load(masks, ray);

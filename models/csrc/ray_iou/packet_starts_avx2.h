@@ -1,5 +1,5 @@
-// Sets up the rays of one origin for packet_avx2.h, four at once: the arithmetic of
-// direction_in_voxels() in ray_iou.h, with the same operations in the same order.
+// Setup of the rays of one origin for packet_avx2.h, four at a time. The operations and their order
+// are those of direction_in_voxels() in ray_iou.h.
 #pragma once
 
 #include "common/avx2.h"
@@ -30,8 +30,8 @@ class PacketStarts {
     }
   }
 
-  // Puts rays `columns`, four at most, into a set. Returns, as bits, those that it can take: their
-  // origin lies in the grid, and they are neither parallel to a plane of it nor anything but finite.
+  // Fills a set with the rays `columns`, at most four. Returns a mask of the accepted rays: their
+  // origin is in the grid, they are finite and not parallel to a plane of the grid.
   OPUS_AVX2 int start(const int32_t* columns, int count, const ray_cast::packet::EmptySquares& maps,
                       ray_cast::packet::Set& set) const {
     const int started = starts_inside_ ? start_four(columns, count, maps, set) : 0;
@@ -46,7 +46,7 @@ class PacketStarts {
   }
 
  private:
-  // All from the origin's voxel.
+  // All rays start in the origin's voxel.
   OPUS_AVX2 int start_four(const int32_t* columns, int count,
                            const ray_cast::packet::EmptySquares& maps,
                            ray_cast::packet::Set& set) const {

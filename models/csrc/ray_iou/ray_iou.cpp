@@ -24,7 +24,8 @@ using ray_iou::Rays;
 
 constexpr int64_t kRaysPerTask = 1024;
 
-// Counts of one task, added to those of its sample at the end: integers, so any order will do.
+// Counts of one task, added to those of its sample at the end. They are integers, so the order of
+// additions does not matter.
 class TaskCounts {
  public:
   TaskCounts(const Rays& rays, const Counting& counting) : rays_(rays), counting_(counting) {
@@ -67,8 +68,8 @@ void run_rays_cpu(const Rays& rays, const Counting& counting) {
 #if defined(OPUS_HAS_AVX2_KERNELS)
 namespace packet = ray_cast::packet;
 
-// Rays of one task, of one origin, that are walked many abreast; one by one where this leaves a
-// doubt about the order of crossings or the rounding of a depth.
+// Rays of one task and origin, traced in packets. Rays with an unsure order of crossings or
+// rounding of a depth are traced again one by one.
 class Task {
  public:
   Task(const Rays& rays, int64_t origin, int64_t sample, int64_t begin, int64_t end)
@@ -135,10 +136,10 @@ class Task {
   int64_t origin_, first_label_, begin_, end_, count_ = 0;
   std::array<RayEnd, kRaysPerTask> gt_, pred_;
   std::array<bool, kRaysPerTask> doubtful_;
-  std::array<int32_t, kRaysPerTask + 1> columns_;  // of the rays to be walked
+  std::array<int32_t, kRaysPerTask + 1> columns_;  // rays to trace
 };
 
-// The same, many rays abreast; sample by sample, so that the maps of one lie in the caches.
+// The same with packets of rays; sample by sample, so that the maps of a sample stay in the cache.
 void run_packets(const Rays& rays, const Counting& counting) {
   const int64_t voxels =
       static_cast<int64_t>(rays.size[0]) * rays.size[1] * rays.size[2];
@@ -182,7 +183,7 @@ void run_rays(c10::Device device, const Rays& rays, const Counting& counting) {
   if constexpr (kWithCuda) ray_iou::launch_rays_cuda(rays, counting, current_stream(device));
 }
 
-// Keeps what the pointers of `rays` point to.
+// Owns the memory of `rays`.
 struct Held {
   at::Tensor origins, samples, directions, gt, pred;
   Rays rays{};
@@ -248,7 +249,7 @@ void set_pred(Held& held, const at::Tensor& pred) {
   held.rays.cast_pred = true;
 }
 
-// Where the rays of the ground truth go.
+// Allocates the outputs for the rays of the ground truth.
 std::tuple<at::Tensor, at::Tensor> make_gt_rays(Held& held) {
   const auto options = held.origins.options();
   const std::array<int64_t, 2> shape{held.rays.num_origins, held.rays.num_directions};
@@ -300,7 +301,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ray_iou_counts(
                     "there must be 1 to ", ray_iou::kMaxThresholds, " thresholds, got ",
                     num_thresholds);
   TORCH_CHECK_VALUE(gt.has_value() != (gt_label.has_value() && gt_depth.has_value()),
-                    "give either the ground truth's grids or its rays");
+                    "pass either the grids or the rays of the ground truth");
   set_pred(held, pred);
   at::Tensor label, depth;
   if (gt.has_value()) {
@@ -320,8 +321,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ray_iou_counts(
                       gt_depth->scalar_type(), " ", gt_depth->sizes());
     check_same_device(*gt_label, "gt_label", pred, "pred");
     check_same_device(*gt_depth, "gt_depth", pred, "pred");
-    // Read only: these rays are not cast. Results of an operation share no memory with its inputs,
-    // so none are returned.
+    // These rays are only read. Results of an operation must not share memory with its inputs, so
+    // none are returned.
     label = gt_label->contiguous();
     depth = gt_depth->contiguous();
     held.rays.gt_label = const_cast<uint8_t*>(label.const_data_ptr<uint8_t>());

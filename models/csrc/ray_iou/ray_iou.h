@@ -1,9 +1,9 @@
-// RayIoU's rays and counts: one item is one ray, walked through prediction and ground truth at once.
+// Rays and counts of RayIoU; one item is one ray through prediction and ground truth.
 //
-// The score is defined by the traversal of its published tool (Amanatides & Woo with running sums in
-// double precision). Where a ray crosses several faces at nearly one time, the rounding of these
-// sums decides which voxel comes next, and so do the order of equal times and the truncation of the
-// origin. Walk below repeats them operation by operation.
+// The traversal of the published tool defines the score: Amanatides & Woo with running sums in
+// double precision. If a ray crosses several faces nearly simultaneously, the next voxel depends on
+// the rounding of these sums, on the order of equal times and on the truncation of the origin. Walk
+// below therefore reproduces the tool operation by operation.
 #pragma once
 
 #include <float.h>
@@ -19,34 +19,35 @@ namespace ray_iou {
 
 constexpr int kMaxThresholds = 8;
 constexpr int kMaxClasses = 256;
-// Voxels that a ray visits at most, inside the grid and on the way to it; more where the grid has
-// longer ways than this, which those of the published tool have not.
+// Largest number of voxels visited by a ray, inside the grid and on the way to it. Larger grids
+// than those of the published tool have a higher limit.
 constexpr int64_t kMaxVisits = 1001;
 constexpr double kFar = 1 << 30;
 
-// Class and depth of the first occupied voxel. The depth, in metres, is that of the point where the
-// ray leaves the voxel; without a voxel the class is free and the voxel the last of the grid. A ray
-// that never comes into the grid has the class of voxel (0, 0, 0), at a depth of minus one voxel.
+// Class and depth of the first occupied voxel. The depth is the distance in metres at which the ray
+// leaves the voxel. Without a hit, the class is free and the depth is that of the grid's last
+// voxel. A ray that never enters the grid has the class of voxel (0, 0, 0) and a depth of minus one
+// voxel.
 struct RayEnd {
   uint8_t label;
   float depth_m;
 };
 
-// What a ray looks for: its end in the ground truth, in the prediction, or both.
+// Targets of a ray, as bits: its end in the ground truth and in the prediction.
 constexpr unsigned kGt = 1, kPred = 2;
 
 OPUS_HD float position_in_voxels(double position_m, double low_m, double voxel_size) {
   return static_cast<float>((position_m - low_m) / voxel_size);
 }
 
-// Where the rays of an origin start. RayIoU's definition hands start and end of a ray over in single
-// precision, in voxels. Rays that graze a voxel's corner turn on that rounding, so it is repeated
-// here step by step.
+// Start of the rays of an origin. RayIoU's definition rounds start and end of a ray to single
+// precision, in voxels. The result of a ray close to a voxel's corner depends on this rounding, so
+// it is reproduced step by step.
 struct Start {
   float voxel[3];
 };
 
-// Volatile keeps a rounding: gcc 12 at -O3 (SLP vectorisation) otherwise hands the double on.
+// `volatile` enforces the rounding: gcc 12 at -O3 (SLP vectorisation) otherwise uses the double.
 OPUS_HD Start start_in_voxels(const double* origin_m, const double* grid_min, double voxel_size) {
   Start start;
   for (int a = 0; a < 3; ++a) {
@@ -56,7 +57,7 @@ OPUS_HD Start start_in_voxels(const double* origin_m, const double* grid_min, do
   return start;
 }
 
-// Unit direction of a ray in voxels: the difference of two points in single precision, in double.
+// Unit direction of a ray in voxels: the difference, in double, of two points in single precision.
 OPUS_HD void direction_in_voxels(const double* origin_m, const Start& start, const float* direction,
                                  const double* grid_min, double voxel_size, double* d) {
   double along[3];
@@ -69,17 +70,17 @@ OPUS_HD void direction_in_voxels(const double* origin_m, const Start& start, con
   for (int a = 0; a < 3; ++a) d[a] = along[a] / length;
 }
 
-// A ray on its way from voxel to voxel. Coordinates of the origin are truncated toward zero: less
+// Traversal state of a ray. Coordinates of the origin are truncated toward zero, so an origin less
 // than one voxel below a lower bound counts as inside.
 struct Walk {
   int v[3], step[3];
-  double t[3], delta[3];  // when each axis is crossed next, and the time between two crossings
+  double t[3], delta[3];  // time of each axis's next crossing, time between its crossings
 
-  // False where origin or direction is not finite, or the direction zero.
+  // Returns false if origin or direction is not finite, or if the direction is zero.
   OPUS_HD bool init(const Start& start, const double* d) {
     for (int a = 0; a < 3; ++a) {
       const double o = start.voxel[a];
-      // No ray comes back from further away within the steps it has.
+      // A ray from farther away cannot reach the grid within its limit of steps.
       const double bounded = o > kFar ? kFar : (o < -kFar ? -kFar : o);
       if (!(o - o == 0) || !(d[a] - d[a] == 0)) return false;
       v[a] = static_cast<int>(bounded);
@@ -91,7 +92,7 @@ struct Walk {
     return true;
   }
 
-  // The axis that is crossed next; of equals z comes first, then y.
+  // Returns the axis of the next crossing; of equal times z is first, then y.
   OPUS_HD int next_axis() const {
     const int axis = t[0] < t[1] ? 0 : 1;
     return t[axis] < t[2] ? axis : 2;
@@ -103,13 +104,13 @@ struct Walk {
   }
 
   OPUS_HD bool is_inside(const int* size) const {
-    // As unsigned numbers negative ones are too large.
+    // Converted to unsigned, negative numbers are too large.
     return (static_cast<unsigned>(v[0]) < static_cast<unsigned>(size[0])) &
            (static_cast<unsigned>(v[1]) < static_cast<unsigned>(size[1])) &
            (static_cast<unsigned>(v[2]) < static_cast<unsigned>(size[2]));
   }
 
-  // Whether an axis has passed the grid, or leads away from it.
+  // Returns whether the ray has passed the grid on an axis or moves away from it.
   OPUS_HD bool is_lost(const int* size) const {
     for (int a = 0; a < 3; ++a) {
       if (step[a] > 0 ? v[a] >= size[a] : v[a] < 0) return true;
@@ -118,29 +119,29 @@ struct Walk {
   }
 };
 
-// Rays of N origins, D directions each, through the grids of their samples.
+// Rays of N origins with D directions each, through the grids of their samples.
 struct Rays {
   int size[3];                      // X, Y, Z
   const uint8_t *gt, *pred;         // labels [B, X, Y, Z]
   const double* origins_m;          // [N, 3]
-  const int64_t* sample_of_origin;  // [N]; an origin outside 0 ... B - 1 sees nothing
+  const int64_t* sample_of_origin;  // [N]; rays with a sample outside 0 ... B - 1 are invalid
   const float* directions;          // [D, 3]
   int64_t num_samples, num_origins, num_directions;
   double grid_min[3];
   double voxel_size;                // of a cube, rounded to single precision as in the definition
   float depth_scale;                // the same, for depths
   uint8_t empty;
-  bool cast_gt, cast_pred;          // what is not cast is not touched
-  uint8_t* gt_label;                // [N, D]; written if cast_gt, read if not
+  bool cast_gt, cast_pred;          // grids that are not cast are not accessed
+  uint8_t* gt_label;                // [N, D]; written if cast_gt, else read
   float* gt_depth_m;
 
-  // Adding zero takes the sign off one: a ray may be walked mirrored.
+  // Adding zero turns -0, which mirrored rays produce, into 0.
   OPUS_HD float depth_m(double t_exit) const {
     return static_cast<float>(t_exit) * depth_scale + 0.f;
   }
 
-  // Ends of ray `column` of an origin. One walk serves both grids. `pred` is set where the ground
-  // truth is not free.
+  // Computes the ends of ray `column` of an origin, with one traversal of both grids. `pred` is
+  // only set if the ground truth is not free.
   OPUS_HD void cast(int64_t origin, int64_t column, RayEnd& gt_end, RayEnd& pred_end) const {
     gt_end = known_gt(origin, column);
     pred_end = {empty, 0.f};
@@ -161,7 +162,7 @@ struct Rays {
 
   OPUS_HD unsigned to_cast() const { return (cast_gt ? kGt : 0) | (cast_pred ? kPred : 0); }
 
-  // The end of a ray in the ground truth, as far as it is known before casting.
+  // Returns the ray's end in the ground truth, as far as it is known before casting.
   OPUS_HD RayEnd known_gt(int64_t origin, int64_t column) const {
     if (cast_gt) return {empty, 0.f};
     const int64_t r = origin * num_directions + column;
@@ -176,7 +177,7 @@ struct Rays {
     return walk.init(from, d);
   }
 
-  // Walks a ray to its ends in two grids [X, Y, Z]; one that is not looked at is null.
+  // Traces a ray to its ends in two grids [X, Y, Z]; pass null to omit one.
   OPUS_HD void follow(Walk& walk, const uint8_t* first, const uint8_t* second, RayEnd& first_end,
                       RayEnd& second_end) const {
     const bool has_first = first != nullptr, has_second = second != nullptr;
@@ -203,7 +204,7 @@ struct Rays {
     }
   }
 
-  // Writes the ground truth's end where it was cast.
+  // Stores the ground truth's end if it was cast.
   OPUS_HD void keep(int64_t origin, int64_t column, const RayEnd& gt_end) const {
     if (!cast_gt) return;
     const int64_t r = origin * num_directions + column;
@@ -211,7 +212,7 @@ struct Rays {
     gt_depth_m[r] = gt_end.depth_m;
   }
 
-  // Of an origin without a sample.
+  // Stores the invalid rays of an origin without a sample.
   OPUS_HD void keep_nothing(int64_t origin) const {
     for (int64_t column = 0; column < num_directions; ++column) {
       keep(origin, column, {empty, 0.f});
@@ -219,9 +220,9 @@ struct Rays {
   }
 };
 
-// Counts of one sample: rows 0 ... H - 1 rays whose class agrees and whose depth differs by less than
-// a threshold, by class; row H rays of the ground truth, row H + 1 of the prediction. Rays that are
-// free in the ground truth do not count, nor do labels of num_classes and more.
+// Counts by class of one sample. Rows 0 ... H - 1: rays with equal classes whose depths differ by
+// less than a threshold. Row H: rays of the ground truth. Row H + 1: rays of the prediction. Rays
+// that are free in the ground truth and labels of num_classes and above are not counted.
 struct Counting {
   int num_classes, num_thresholds;
   float thresholds_m[kMaxThresholds];
@@ -243,7 +244,7 @@ struct Counting {
   }
 };
 
-// Casts all rays and adds up what they count; `counting.counts` is null where rays alone are wanted.
+// Casts all rays and accumulates the counts; `counting.counts` is null if only rays are requested.
 void launch_rays_cuda(const Rays& rays, const Counting& counting, CudaStream stream);
 
 }  // namespace ray_iou

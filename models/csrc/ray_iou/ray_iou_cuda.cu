@@ -16,7 +16,7 @@ struct AddShared {
 
 __global__ void __launch_bounds__(kRayThreads) rays_kernel(const Rays rays,
                                                            const Counting counting) {
-  unsigned* shared = dynamic_shared<unsigned>();  // counts, if any are wanted
+  unsigned* shared = dynamic_shared<unsigned>();  // counts, if requested
   for (int64_t origin = blockIdx.y; origin < rays.num_origins; origin += gridDim.y) {
     if (counting.counts != nullptr) {
       for (int i = threadIdx.x; i < counting.size(); i += blockDim.x) shared[i] = 0;

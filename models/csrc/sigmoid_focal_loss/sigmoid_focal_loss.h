@@ -1,4 +1,4 @@
-// What host and device launchers of the sigmoid focal loss share.
+// Definitions shared by host and device launchers of the sigmoid focal loss.
 #pragma once
 
 #include <cstdint>
@@ -18,13 +18,13 @@ struct Problem {
   T gamma, alpha;
 };
 
-constexpr int64_t kLogitsPerSum = 4096;  // that one block of the CUDA grid adds up
+constexpr int64_t kLogitsPerSum = 4096;  // logits summed by one CUDA block
 
-// sums [blocks of kLogitsPerSum]: their losses, added in an order that depends on nothing.
+// sums [blocks of kLogitsPerSum]: losses of each block, added in a fixed order.
 void sum_losses_cuda(const Problem<float>& problem, int64_t num_logits, double* sums,
                      CudaStream stream);
 
-// d_logits, as logits: grad, one number on the device, times the derivative of the sum.
+// d_logits, shaped as logits: grad, one number on the device, times the derivative of the sum.
 void loss_slopes_cuda(const Problem<float>& problem, int64_t num_logits, const float* grad,
                       float* d_logits, CudaStream stream);
 

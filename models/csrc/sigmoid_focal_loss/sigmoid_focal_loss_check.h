@@ -28,7 +28,7 @@ inline void check(const at::Tensor& logits, const at::Tensor& labels, const at::
   }
 }
 
-// Inputs without gaps, in one precision.
+// Contiguous inputs of one dtype.
 struct Prepared {
   at::Tensor logits, labels, weights, rows;
 

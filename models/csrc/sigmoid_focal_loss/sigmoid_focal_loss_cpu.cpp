@@ -36,7 +36,7 @@ void with_problem(const Prepared& in, double gamma, double alpha, const Run& run
       static_cast<T>(alpha));
 }
 
-// Sums of blocks of rows, added in their order: the same for any number of threads.
+// Adds the sums of blocks of rows in order, so the number of threads does not change the result.
 at::Tensor focal_loss_cpu(const at::Tensor& logits, const at::Tensor& labels,
                           const at::Tensor& class_weights,
                           const std::optional<at::Tensor>& row_weights, double gamma,
@@ -55,7 +55,7 @@ at::Tensor focal_loss_cpu(const at::Tensor& logits, const at::Tensor& labels,
   });
   double total = 0;
   for (const double sum : sums) total += sum;
-  // The sum may be beyond the largest number of the logits: infinity then.
+  // The sum becomes infinite if it exceeds the range of the logits' dtype.
   return at::scalar_tensor(total, logits.options().dtype(at::kDouble)).to(logits.scalar_type());
 }
 

@@ -1,5 +1,5 @@
-// Rows of the sigmoid focal loss on the host. No include guard: included once for every
-// instruction set, after common/lanes.h and sigmoid_focal_loss_body.h.
+// Sigmoid focal loss of rows on the host. No include guard: included once for every instruction
+// set, after common/lanes.h and sigmoid_focal_loss_body.h.
 
 namespace opus {
 namespace OPUS_TARGET {
@@ -29,7 +29,7 @@ OPUS_BODY void for_each_vector(const Problem<T>& in, int64_t begin, int64_t end,
   }
 }
 
-// Sum of the loss over rows begin .. end.
+// Returns the sum of the loss over rows begin .. end.
 template <typename T>
 double forward_rows(const Problem<T>& in, int64_t begin, int64_t end) {
   using V = Pack<T>;

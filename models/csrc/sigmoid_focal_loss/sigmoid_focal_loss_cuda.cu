@@ -1,4 +1,4 @@
-// One thread, one logit at a time.
+// Each thread processes one logit at a time.
 #include "common/launch.cuh"
 #include "sigmoid_focal_loss/sigmoid_focal_loss.h"
 
@@ -13,7 +13,7 @@ namespace {
 
 using namespace device::focal_body;
 
-// A logit and what counts for it.
+// Softplus, weight and label of a logit.
 struct Term {
   SoftPlus<float> soft;
   float weight;

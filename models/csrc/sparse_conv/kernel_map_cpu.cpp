@@ -27,14 +27,14 @@ constexpr int64_t kMaxPositions = int64_t(1) << 20;
 // 8 GiB of Hits.
 constexpr int64_t kMaxHits = int64_t(1) << 30;
 constexpr int64_t kInputsPerTask = 1024;
-constexpr int64_t kMostInRun = 32;  // bits of Hits
+constexpr int64_t kMostInRun = 32;  // number of bits in Hits
 
-// The sets of input and output voxels of a map.
+// Sets of input and output voxels of a map.
 struct Sets {
   const int64_t* coords;       // [n, 4]
   int64_t n;
   RankedBitmap in, out;        // `out` is empty for a submanifold map
-  std::vector<int32_t> order;  // index of the input voxel with a given rank; empty if that is it
+  std::vector<int32_t> order;  // index of the input voxel by rank; empty if they are equal
 };
 
 void check_active(int64_t count, const char* kind) {
@@ -76,7 +76,7 @@ RankedBitmap mark_inputs(const int64_t* coords, int64_t n, const Geometry& geome
 }
 
 std::vector<int32_t> order_of(const Sets& sets, const Geometry& geometry) {
-  std::vector<int32_t> order(sets.n + 1);  // one more: where ranks are read ahead
+  std::vector<int32_t> order(sets.n + 1);  // one extra entry, since ranks are read ahead
   bool sorted = true;
   for (int64_t i = 0; i < sets.n; ++i) {
     const int64_t* c = sets.coords + 4 * i;
@@ -88,11 +88,10 @@ std::vector<int32_t> order_of(const Sets& sets, const Geometry& geometry) {
   return order;
 }
 
-// Adjacent positions of a kernel that differ along the last axis alone, at most kMostInRun. The
-// outputs that an input reaches through them are adjacent too, in the opposite order: bit b of what
-// is said about a run stands for the position `last - b`.
+// Run of adjacent kernel positions along the last axis, at most kMostInRun. The outputs reached
+// through them are adjacent too, in the opposite order: bit b of a mask is the position `last - b`.
 struct Run {
-  int64_t k0, k1, k2;  // of the first position
+  int64_t k0, k1, k2;  // kernel index of the first position
   int64_t count, first, last;
 };
 
@@ -111,7 +110,7 @@ std::vector<Run> make_runs(const Geometry& geometry) {
   return runs;
 }
 
-// The outputs that one input reaches, run by run.
+// Outputs reached by one input, run by run.
 class Reach {
  public:
   Reach(const Geometry& geometry, const std::vector<Run>& runs) : geometry_(geometry), runs_(runs) {
@@ -119,8 +118,8 @@ class Reach {
     along_.resize(num_blocks(geometry.kernel[2], kMostInRun));
   }
 
-  // Calls visit(run, key, count, bits) for the first `num_runs` runs: the outputs in the grid are
-  // key .. key + count, and belong to `bits` of the run.
+  // Calls visit(run, key, count, bits) for the first `num_runs` runs. The outputs inside the grid
+  // are key .. key + count, with the mask `bits` of the run.
   template <typename Visit>
   void for_each_run(const int64_t* coords, int64_t num_runs, const Visit& visit) {
     for (int a = 0; a < 2; ++a) {
@@ -177,7 +176,7 @@ RankedBitmap mark_outputs(const int64_t* coords, int64_t n, const Geometry& geom
   return set;
 }
 
-// Which active outputs an input reaches through a run: their bits, and the rank of the first.
+// Active outputs reached by an input through a run: their bits, and the rank of the first.
 struct Hits {
   uint32_t bits;
   int32_t rank;
@@ -198,8 +197,8 @@ std::unique_ptr<Hits[]> find_outputs(const Sets& sets, const Geometry& geometry,
         Hits& here = table[run * sets.n + i];
         here = {0, 0};
         if (count == 0) return;
-        // Outputs of a dilating map are all active; those of a submanifold map, whose stride is 1,
-        // have adjacent bits.
+        // All outputs of a dilating map are active. A submanifold map has stride 1, so its bits are
+        // adjacent.
         if (subm) bits = set.window(key, count) << std::countr_zero(bits);
         here = {bits, static_cast<int32_t>(set.rank(key))};
       });
@@ -223,15 +222,14 @@ at::Tensor output_coords(const RankedBitmap& out, int64_t m, const Geometry& geo
   return coords;
 }
 
-// Where a list takes its pairs from.
+// Source of the pairs of a list.
 struct Source {
   const Hits* hits;  // [num_runs, n]
   const std::vector<Run>& runs;
   int64_t num_runs, n;
-  const int32_t* order;  // of the inputs; null: as they come
-  const int32_t* index;  // of the output with a given rank; null: the rank itself
-  bool mirrored;         // a submanifold map's pairs turned: what input i reaches, reaches i through
-                         // the opposite position
+  const int32_t* order;  // processing order of the inputs; null: ascending
+  const int32_t* index;  // index of an output by rank; null: the rank itself
+  bool mirrored;         // swap input and output and use the opposite position (submanifold maps)
   int64_t positions() const { return runs.back().last + 1; }
   int64_t listed() const { return runs[num_runs - 1].last + 1; }
   int64_t tasks() const { return num_blocks(n, kInputsPerTask); }
@@ -240,7 +238,7 @@ struct Source {
   }
 };
 
-// kCount is run.count, or 0 where that is not known at compile time.
+// kCount is run.count, or 0 if it is not known at compile time.
 template <int64_t kCount>
 void list_run(const Source& source, const Run& run, const Hits* hits, int64_t begin, int64_t end,
               const int64_t* starts, const int64_t* ends, int32_t* in, int32_t* out) {
@@ -257,7 +255,7 @@ void list_run(const Source& source, const Run& run, const Hits* hits, int64_t be
     int32_t rank = here.rank;
     for (int64_t bit = 0; bit < count; ++bit) {
       const auto hit = static_cast<int32_t>(here.bits >> bit & 1);
-      if (next[bit] < last[bit]) {  // overwritten if it is no pair: a branch would be unpredictable
+      if (next[bit] < last[bit]) {  // without a hit overwritten later; avoids a branch on `hit`
         in[next[bit]] = from;
         out[next[bit]] = source.index != nullptr ? source.index[rank] : rank;
       }
@@ -267,13 +265,14 @@ void list_run(const Source& source, const Run& run, const Hits* hits, int64_t be
   }
 }
 
-// Pairs [2, R] of all kernel positions one after another, and where each position's begin. Positions
-// that the source does not list are the opposite of those it does, of a map whose pairs are in the
-// same order either way.
+// Returns the pairs [2, R] of all kernel positions in sequence, and the start of each position.
+// Positions not listed by the source are the opposites of listed ones; their pairs are in the same
+// order.
 std::pair<at::Tensor, std::vector<int64_t>> list_pairs(const Source& source,
                                                        const at::TensorOptions& options) {
   const int64_t positions = source.positions(), listed = source.listed(), tasks = source.tasks();
-  // Pairs of each task, then where those begin; after the last task, where the position ends.
+  // First the number of pairs of each task, then their start; the entry after the last task is the
+  // end of the position.
   std::vector<int64_t> next((tasks + 1) * positions, 0);
   const auto of_task = [&](int64_t task, const auto& visit) {
     const int64_t begin = task * kInputsPerTask, end = std::min(source.n, begin + kInputsPerTask);
@@ -379,7 +378,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kernel_map_cpu(
     check_active(m, "output");
     out_coords = output_coords(sets.out, m, geometry, c.options());
   } else if (sorted) {
-    num_runs = num_runs / 2 + 1;  // the others are these, turned
+    num_runs = num_runs / 2 + 1;  // the others are mirrored
   }
 
   TORCH_CHECK_VALUE(num_runs <= kMaxHits / std::max<int64_t>(n, 1), "a kernel of ", kernel_size,
@@ -388,7 +387,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kernel_map_cpu(
   const int32_t* order = sorted ? nullptr : sets.order.data();
   const Source source{hits.get(), runs, num_runs, n, nullptr, subm ? order : nullptr, false};
   const auto [by_in, starts] = list_pairs(source, c.options());
-  // With sorted inputs a kernel position shifts all keys alike: both orders are one, given once.
+  // With sorted inputs, both orders of pairs are equal and only one is returned.
   at::Tensor by_out = at::empty({2, 0}, c.options().dtype(at::kInt));
   if (!sorted && subm) {
     by_out = list_pairs({hits.get(), runs, num_runs, n, nullptr, order, true}, c.options()).first;

@@ -1,6 +1,5 @@
-// A set of voxels as one bit each, with the rank of every member: a sorted list, a membership test
-// and an index look-up in 1.5 bits a voxel, small enough to stay in cache where a table of indices
-// would not.
+// Bitmap of a set of voxels with ranks: sorted list, membership test and index look-up with 1.5
+// bits per voxel. It fits into the cache; a table of indices would not.
 #pragma once
 
 #include <bit>
@@ -9,7 +8,7 @@
 
 namespace opus {
 
-// Inline: without a processor flag at compile time the standard one is a call into a library.
+// Own implementation: std::popcount calls a library function if no processor flag is set.
 inline int count_ones(uint64_t x) {
   x -= (x >> 1) & 0x5555555555555555ull;
   x = (x & 0x3333333333333333ull) + ((x >> 2) & 0x3333333333333333ull);
@@ -24,14 +23,14 @@ class RankedBitmap {
   bool test(int64_t i) const { return words_[i >> 6] >> (i & 63) & 1; }
   void set(int64_t i) { words_[i >> 6] |= uint64_t(1) << (i & 63); }
 
-  // Members among i .. i + count as bits 0 .. count; all of these lie in the map, count <= 32.
+  // Returns the members in i .. i + count as bits 0 .. count; the range is in the map, count <= 32.
   uint32_t window(int64_t i, int count) const {
     const int shift = static_cast<int>(i & 63);
     uint64_t bits = words_[i >> 6] >> shift;
     if (shift + count > 64) bits |= words_[(i >> 6) + 1] << (64 - shift);
     return static_cast<uint32_t>(bits & ((uint64_t(1) << count) - 1));
   }
-  // Sets i .. i + count; all of these lie in the map, count <= 32.
+  // Sets i .. i + count; the range is in the map, count <= 32.
   void set_window(int64_t i, int count) {
     const int shift = static_cast<int>(i & 63);
     const uint64_t bits = (uint64_t(1) << count) - 1;
@@ -50,7 +49,7 @@ class RankedBitmap {
     return total;
   }
 
-  // How many members are below i.
+  // Returns the number of members below i.
   int64_t rank(int64_t i) const {
     const uint64_t below = words_[i >> 6] & ((uint64_t(1) << (i & 63)) - 1);
     return before_[i >> 6] + count_ones(below);

@@ -1,17 +1,17 @@
-// Products of scattered matrix rows by the vector. No include guard: included once for every
+// Vectorised products of scattered matrix rows. No include guard: included once for every
 // instruction set, after common/lanes.h.
 //
-// A sparse convolution multiplies rows that lie anywhere by a small dense matrix and adds the
-// results to rows that lie anywhere. Copying them together for a library GEMM and apart again costs
-// about as much as the products, so these kernels take row addresses.
+// A sparse convolution multiplies scattered rows by a small dense matrix and adds the results to
+// scattered rows. Gathering and scattering for a library GEMM would take about as long as the
+// products, so these kernels use row addresses.
 
 namespace opus {
 namespace OPUS_TARGET {
 namespace row_gemm {
 
-// Rows at a time, by kVectors vectors of columns. With 16 registers, twelve sums, two columns and a
-// value for all lanes fill them. With 32 there are no more rows than registers for their addresses:
-// twelve, whose 24 sums would fill the registers, are not faster.
+// Number of rows per block of kVectors vectors of columns. With 16 vector registers, twelve sums,
+// two columns and a broadcast value fill them. With 32 vector registers, the registers for row
+// addresses limit the rows to eight; twelve rows are not faster.
 constexpr int kRows = OPUS_PACK_BYTES == 64 ? 8 : 6;
 constexpr int kVectors = 2;
 
@@ -41,8 +41,8 @@ OPUS_BODY void multiply_block(const T* const* a, int64_t depth, const T* b, T* c
   }
 }
 
-// One column, for which whole vectors of columns would be a waste: the lanes of c[r], one vector,
-// together += dot product of a[r] and b, for R rows.
+// Dot products for a single column, where vectors of columns would be wasteful: the sum of the
+// lanes of c[r], one vector, += dot product of a[r] and b, for R rows.
 template <typename T, int R>
 OPUS_BODY void dot_block(const T* const* a, int64_t depth, const T* b, T* const* c) {
   Pack<T> sum[R];
@@ -58,10 +58,10 @@ OPUS_BODY void dot_block(const T* const* a, int64_t depth, const T* b, T* const*
   }
 }
 
-// The rows of a result that a task computes, from `first` on. Each has NV vectors of columns and
-// then, for every one of `dots` single columns, a vector whose lanes are to be summed: side by side,
-// since a load waits for an earlier store whose address has the same last 12 bits. `factors` of the
-// dots lie `factor_stride` apart.
+// Result rows of a task, from `first` on. A row has NV vectors of columns, followed by one vector
+// for each of `dots` single columns, whose lanes are summed at the end. They are adjacent, because
+// a load waits for an earlier store to an address with the same last 12 bits. `factor_stride` is
+// the stride of the dots' `factors`.
 template <typename T>
 struct RowSums {
   T* data;
@@ -108,8 +108,7 @@ template <typename T, int NV>
 inline void add_products(const int32_t* from, const int32_t* to, int64_t count, const T* a,
                             int64_t depth, const T* b, bool prefetches, const RowSums<T>& sums) {
   if (count == 0) return;
-  // Blocks of like size: the last one, if it took what is left, would have too few sums under way
-  // to hide the latency of each.
+  // Blocks of similar size: a small last block would have too few sums to hide their latency.
   const int64_t blocks = (count + kRows - 1) / kRows, least = count / blocks;
   const int64_t larger = count - blocks * least;
   for (int64_t block = 0; block < blocks; ++block) {
@@ -164,7 +163,7 @@ template <typename T>
 inline void outer_scattered(const int32_t* a_of, const int32_t* b_of, int64_t count, const T* a,
                                int64_t rows, const T* b, int64_t columns, T* w) {
   constexpr int kWidth = L<T>::kWidth;
-  constexpr int kChunk = 32;  // pairs whose rows stay in the first-level cache
+  constexpr int kChunk = 32;  // number of pairs whose rows fit into the first-level cache
   const T* left[kChunk];
   const T* right[kChunk];
   for (int64_t begin = 0; begin < count; begin += kChunk) {
@@ -173,7 +172,7 @@ inline void outer_scattered(const int32_t* a_of, const int32_t* b_of, int64_t co
       left[p] = a + a_of[begin + p] * rows;
       right[p] = b + b_of[begin + p] * columns;
     }
-    // The rows of a chunk lie anywhere: fetch the next while this one is multiplied.
+    // The rows of a chunk are scattered: prefetch the next chunk during this one's product.
     for (int64_t p = begin + kChunk; p < std::min(begin + 2 * kChunk, count); ++p) {
       prefetch_row(a + a_of[p] * rows, rows);
       prefetch_row(b + b_of[p] * columns, columns);
@@ -196,7 +195,7 @@ inline void outer_scattered(const int32_t* a_of, const int32_t* b_of, int64_t co
 
 }  // namespace row_gemm
 
-// The kernels as a template's argument.
+// The kernels as a template argument.
 struct RowGemm {
   template <typename T>
   static constexpr int kWidth = row_gemm::L<T>::kWidth;

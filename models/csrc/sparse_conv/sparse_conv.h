@@ -9,8 +9,8 @@
 namespace opus {
 namespace sparse_conv {
 
-// Voxels of a set: pairs name them by numbers of 32 bits. Everything else that is counted, pairs,
-// numbers of features and voxels of a grid, may be more.
+// Largest number of voxels of a set, because pairs hold 32-bit indices. The numbers of pairs,
+// feature values and voxels of a grid may be larger.
 constexpr int64_t kMaxActive = std::numeric_limits<int32_t>::max();
 
 struct Geometry {
@@ -21,8 +21,8 @@ OPUS_HD int64_t linear_index(const int64_t* shape, int64_t b, const int64_t* v) 
   return ((b * shape[0] + v[0]) * shape[1] + v[1]) * shape[2] + v[2];
 }
 
-// The output index along `axis` that input index `in` reaches through index k of the kernel; -1 if
-// there is none.
+// Returns the output index along `axis` reached by input index `in` through kernel index k; -1 for
+// none.
 OPUS_HD int64_t reach(const Geometry& geometry, int axis, int64_t in, int64_t k) {
   const int64_t shifted = in + geometry.padding[axis] - k;
   const int64_t stride = geometry.stride[axis];

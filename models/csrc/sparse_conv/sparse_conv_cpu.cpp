@@ -1,5 +1,5 @@
-// Gather, multiply, scatter over the pairs of a kernel map. With AVX2 or AVX-512 the three are one;
-// without them they are torch's own operations.
+// Gather, multiply, scatter over the pairs of a kernel map. With AVX2 or AVX-512 the three are
+// fused; without them torch's operations are used.
 #include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/constant_pad_nd.h>
@@ -25,15 +25,14 @@
 namespace opus {
 namespace {
 
-// Rows of the result that one task computes: 16 KiB of sums stay in the first-level cache over all
-// positions.
+// Result rows per task: their sums, 16 KiB, stay in the first-level cache over all positions.
 constexpr int64_t kRowsPerTask = 256;
-// Pairs that one task of the weight gradient sums up: at least, and so many tasks at most.
+// Smallest number of pairs per task of the weight gradient, and largest number of tasks.
 constexpr int64_t kPairsPerTask = 2048;
 constexpr int64_t kMaxWeightTasks = 512;
 constexpr int64_t kPairsPerCheck = 65536;
 
-// The pairs of a kernel map; `starts` has one entry more than there are kernel positions.
+// Pairs of a kernel map; `starts` has one entry more than the number of kernel positions.
 struct Pairs {
   const int32_t *in, *out;
   const int64_t* starts;
@@ -45,8 +44,8 @@ Pairs view_pairs(const at::Tensor& pairs, const at::Tensor& starts) {
   return {in, in + pairs.size(1), starts.const_data_ptr<int64_t>(), starts.size(0) - 1};
 }
 
-// The kernels trust the pairs of a map: that their rows exist, and that those of `list` written to
-// (its row `ascending`) ascend within a kernel position.
+// Checks the assumptions of the kernels: all rows exist, and the row `ascending` of `list` (the
+// rows written) ascends within each kernel position.
 void check_pairs(const at::Tensor& list, const char* name, const int64_t* starts,
                  int64_t positions, int64_t num_in, int64_t num_out, int ascending) {
   const int64_t count = list.size(1), limit[2] = {num_in, num_out};
@@ -55,7 +54,7 @@ void check_pairs(const at::Tensor& list, const char* name, const int64_t* starts
   parallel_tasks(num_blocks(count, kPairsPerCheck), [&](int64_t task) {
     const int64_t begin = task * kPairsPerCheck, end = std::min(count, begin + kPairsPerCheck);
     for (int row = 0; row < 2; ++row) {
-      uint32_t most = 0;  // negative numbers are large ones
+      uint32_t most = 0;  // negative numbers become large
       for (int64_t i = begin; i < end; ++i) {
         most = std::max(most, static_cast<uint32_t>(rows[row][i]));
       }
@@ -63,7 +62,7 @@ void check_pairs(const at::Tensor& list, const char* name, const int64_t* starts
     }
   });
   TORCH_CHECK_VALUE(exist, name, " must have input indices below ", num_in,
-                    " and output indices below ", num_out, ", got others");
+                    " and output indices below ", num_out, ", got larger or negative ones");
   parallel_tasks(positions, [&](int64_t k) {
     const int32_t* row = rows[ascending];
     int descents = 0;
@@ -96,7 +95,7 @@ void check_arguments(const at::Tensor& features, const at::Tensor& weight, const
   TORCH_CHECK_VALUE(num_out >= 0, "num_out must not be negative, got ", num_out);
   TORCH_CHECK_VALUE(start[0] == 0 && std::is_sorted(start, start + positions + 1),
                     "starts must begin with 0 and ascend");
-  // A voxel of a kernel map is there because of a pair; this also bounds the memory of the result.
+  // Every output voxel has at least one pair; this also limits the memory of the result.
   TORCH_CHECK_VALUE(num_out <= start[positions], "num_out must not exceed the number of pairs, ",
                     start[positions], ", got ", num_out);
   for (const at::Tensor* list : {&pairs, &pairs_by_in}) {
@@ -134,33 +133,33 @@ void multiply_with_torch(const Pairs& pairs, bool forward, const at::Tensor& lis
 
 #if defined(OPUS_HAS_AVX2_TARGET)
 
-// Zeros appended to the last axis up to a multiple of the vector width; always contiguous.
+// Pads the last axis with zeros to a multiple of the vector width; the result is contiguous.
 at::Tensor pad_columns(const at::Tensor& tensor, int64_t width) {
   const int64_t missing = (width - tensor.size(-1) % width) % width;
   return missing == 0 ? tensor.contiguous()
                       : at::constant_pad_nd(tensor, {0, missing}).contiguous();
 }
 
-// Columns that a product by vectors leaves over, if they are so few that dot products are cheaper.
+// Largest number of remaining columns for which dot products are cheaper than one more vector.
 constexpr int64_t kMaxDots = 2;
 
-// Columns of a product: `whole` by vectors, two at a time and one at the end if that suffices, then
-// `dots` by dot products.
+// Columns of a product: `whole` columns use vectors, two at a time (one at the end if sufficient);
+// then `dots` columns use dot products.
 struct Columns {
-  int64_t all, whole, dots, pair;  // pair: numbers in two vectors
+  int64_t all, whole, dots, pair;  // pair: size of two vectors
 
   Columns(int64_t columns, int64_t width) : all(columns), pair(2 * width) {
     const int64_t rest = columns % width;
     dots = columns > width && rest <= kMaxDots ? rest : 0;
     whole = columns - dots;
   }
-  // Numbers in the vectors of the columns from `first` on.
+  // Returns the width of the vectors for the columns from `first` on.
   int64_t width_at(int64_t first) const { return whole - first > pair / 2 ? pair : pair / 2; }
   int64_t padded() const { return (whole + pair / 2 - 1) / (pair / 2) * (pair / 2); }
 };
 
-// b [K, depth, columns] as the kernels read it: for every block of columns [K, depth, width], with
-// zeros beyond the last column, then for the dots [dots, K, depth].
+// Packs b [K, depth, columns] for the kernels: [K, depth, width] for every block of columns, padded
+// with zeros, then [dots, K, depth] for the dot products.
 template <typename T>
 at::Tensor pack_factors(const at::Tensor& b, const Columns& columns) {
   const int64_t positions = b.size(0), depth = b.size(1), rows = positions * depth;
@@ -188,8 +187,8 @@ at::Tensor pack_factors(const at::Tensor& b, const Columns& columns) {
   return packed;
 }
 
-// Where the pairs of every task begin within those of every kernel position, [positions, tasks + 1];
-// `to` ascends within a position.
+// Returns the start of every task's pairs within each kernel position, [positions, tasks + 1]; `to`
+// ascends within a position.
 std::vector<int64_t> task_starts(const int32_t* to, const Pairs& pairs, int64_t tasks) {
   std::vector<int64_t> starts(pairs.positions * (tasks + 1));
   parallel_tasks(pairs.positions, [&](int64_t k) {
@@ -203,7 +202,7 @@ std::vector<int64_t> task_starts(const int32_t* to, const Pairs& pairs, int64_t 
   return starts;
 }
 
-// Rows of c: `bias` (null: zeros) and the products of all positions; see pack_factors.
+// Computes rows of c: `bias` (null: zeros) plus the products of all positions; see pack_factors.
 template <typename Gemm, typename T>
 void multiply_by_vectors(const int32_t* from, const int32_t* to, const Pairs& pairs,
                          const at::Tensor& a, const T* factors, const Columns& columns,
@@ -222,7 +221,7 @@ void multiply_by_vectors(const int32_t* from, const int32_t* to, const Pairs& pa
     for (int64_t column = 0; column < columns.whole; column += columns.pair) {
       const int64_t width = columns.width_at(column);
       const int64_t real = std::min(width, columns.whole - column);
-      // While the first columns are computed, a comes into the cache, and the dots are taken.
+      // The first columns bring a into the cache, so the dot products are computed with them.
       const bool at_first = column == 0;
       sums.dots = at_first ? static_cast<int>(columns.dots) : 0;
       const int64_t stride = width + sums.dots * kWidth;
@@ -258,8 +257,8 @@ void multiply_by_vectors(const int32_t* from, const int32_t* to, const Pairs& pa
   });
 }
 
-// Gradient of the weights, [K, C_out, C_in padded], in segments of pairs that are then summed in
-// order: the same sums whatever the number of threads.
+// Gradient of the weights, [K, C_out, C_in padded], computed in segments of pairs. The segments are
+// summed in order, so the result does not depend on the number of threads.
 template <typename Gemm, typename T>
 at::Tensor weight_gradient_by_vectors(const Pairs& pairs, const at::Tensor& grad,
                                       const at::Tensor& features) {
@@ -294,7 +293,7 @@ at::Tensor weight_gradient_by_vectors(const Pairs& pairs, const at::Tensor& grad
   return result;
 }
 
-// Calls `function` with the kernels for this processor.
+// Calls `function` with the kernels of this processor.
 template <typename Function>
 auto with_gemm(const Function& function) {
   return use_avx512() ? function(avx512::RowGemm()) : function(avx2::RowGemm());
@@ -302,7 +301,7 @@ auto with_gemm(const Function& function) {
 
 #endif  // OPUS_HAS_AVX2_TARGET
 
-// [rows, columns]: `bias` (undefined: zeros) and the products; b is [K, depth, columns].
+// Returns [rows, columns]: `bias` (undefined: zeros) plus the products; b is [K, depth, columns].
 at::Tensor multiply(const at::Tensor& list, const at::Tensor& starts, bool forward,
                     const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias,
                     int64_t rows) {

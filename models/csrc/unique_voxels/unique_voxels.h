@@ -1,4 +1,4 @@
-// Unique voxels through a bitmap, host and device: one bit for each voxel of the grid.
+// Unique voxels from a bitmap with one bit per voxel of the grid, host and device.
 #pragma once
 
 #include <cstdint>
@@ -14,16 +14,16 @@ constexpr int64_t kMaxVoxels = int64_t(1) << 34;  // 2 GiB of bits
 constexpr int kWordBits = bit_set::kWordBits;
 
 struct RankKeys {
-  const int64_t* keys;  // members, all of them
+  const int64_t* keys;  // all are members
   const uint32_t* words;
   const int64_t* up_to;
-  int64_t* rank;        // as keys
+  int64_t* rank;        // shape of keys
 
   OPUS_HD void operator()(int64_t i) const { rank[i] = bit_set::rank(words, up_to, keys[i]); }
 };
 
-// Sets the bits of keys [n] in words, zero at first. first_bad, n at first, becomes the index of
-// the first key outside [0, num_keys), if there is one.
+// Sets the bits of keys [n] in words, initially zero. first_bad, initially n, becomes the index of
+// the first key outside [0, num_keys), if any.
 void mark_keys_cuda(const int64_t* keys, int64_t n, int64_t num_keys, uint32_t* words,
                     int64_t* first_bad, CudaStream stream);
 

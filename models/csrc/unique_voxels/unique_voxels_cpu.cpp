@@ -1,4 +1,4 @@
-// Unique voxels without a sort: one bit for each voxel of the grid, and the rank of every bit.
+// Unique voxels without sorting: one bit per voxel of the grid, and the rank of every bit.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>

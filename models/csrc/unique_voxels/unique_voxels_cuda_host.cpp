@@ -16,7 +16,7 @@
 namespace opus {
 namespace {
 
-// Waits for the device once: the number of voxels decides a shape.
+// Synchronises with the device once, because the number of voxels determines a shape.
 std::tuple<at::Tensor, at::Tensor> unique_voxels_cuda(const at::Tensor& keys, int64_t num_keys) {
   unique_voxels::check(keys, num_keys);
   const c10::DeviceGuard guard(keys.device());

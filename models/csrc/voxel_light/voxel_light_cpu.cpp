@@ -1,4 +1,4 @@
-// Light of a voxel scene's cells: the sun with soft shadows, and ambient light with occlusion.
+// Light in the cells of a voxel scene: sunlight with soft shadows, ambient light with occlusion.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/ones.h>
 #include <torch/library.h>
@@ -14,7 +14,7 @@
 namespace opus {
 namespace voxel_light {
 
-// Half the side of the neighbourhood that dims ambient light, in voxels. Its sums in a plane fit
+// Radius of the neighbourhood that reduces ambient light, in voxels. Sums over a plane of it fit
 // into a byte.
 constexpr int kReach = 3;
 
@@ -22,7 +22,7 @@ struct Size {
   int64_t x, y, z;
 };
 
-// How far the sun's rays move, in voxels, per layer they rise.
+// Shift of the sun's rays per layer, in voxels.
 struct Slope {
   double x, y;
 };
@@ -42,7 +42,7 @@ void check(const at::Tensor& grid, const char* name) {
                     " must be bool [X, Y, Z], got ", grid.scalar_type(), " ", grid.sizes());
 }
 
-// On the calling thread alone: pictures of several grids are drawn side by side.
+// Runs on the calling thread, because callers render several grids in parallel.
 at::Tensor voxel_light_cpu(const at::Tensor& drawn, const at::Tensor& opaque,
                            at::ArrayRef<double> sun_slope) {
   check(drawn, "drawn");

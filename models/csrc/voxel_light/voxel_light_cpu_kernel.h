@@ -1,7 +1,7 @@
-// The light of a grid's cells on the host. No include guard.
+// Light in the cells of a grid on the host. No include guard.
 //
-// A volume lies as [Z, X, Y], in planes with a border of zeros or ones, so that the innermost loops
-// run over a long axis and need not ask where the grid ends.
+// Volumes are stored as [Z, X, Y], so that the innermost loops run over a long axis. Planes have a
+// border of zeros or ones, so that loops need no boundary checks.
 
 namespace opus {
 namespace OPUS_TARGET {
@@ -10,7 +10,7 @@ namespace light {
 using voxel_light::Size;
 using voxel_light::Slope;
 
-// One number per cell, with a border all around; planes are `border_z` more below and above.
+// One number per cell, with a border on all sides and `border_z` extra planes below and above.
 template <typename T>
 class Volume {
  public:
@@ -22,7 +22,7 @@ class Volume {
         plane_((size.x + 2 * border) * row_),
         cells_((size.z + 2 * border_z) * plane_, outside) {}
 
-  // Cell (x, 0) of a plane.
+  // Returns the address of cell (x, 0) of a plane.
   T* at(int64_t z, int64_t x) {
     return cells_.data() + (z + border_z_) * plane_ + (x + border_) * row_ + border_;
   }
@@ -46,7 +46,7 @@ inline void turn(const bool* grid, const Size& size, Volume<uint8_t>& out) {
   }
 }
 
-// Share of the sun that each cell sees: [Z, X, Y]. Light is handed down layer by layer.
+// Fraction of the sun visible from each cell: [Z, X, Y]. Light is propagated from layer to layer.
 inline void sunlight(const Volume<uint8_t>& opaque, const Size& size, const Slope& slope,
                      float* light) {
   const int border = static_cast<int>(std::max(std::fabs(slope.x), std::fabs(slope.y))) + 2;
@@ -63,7 +63,7 @@ inline void sunlight(const Volume<uint8_t>& opaque, const Size& size, const Slop
     for (int64_t x = 0; x < size.x; ++x) {
       const float *here = free.at(0, x), *there = above.at(0, x);
       float* to = layer + x * size.y;
-      // The way to the border of the layer runs through neighbours at the same height.
+      // A ray passes through neighbours in its layer before it reaches the layer above.
       for (int64_t y = 0; y < size.y; ++y) {
         to[y] = half.sample(here, free.row(), y) * whole.sample(there, above.row(), y);
       }
@@ -76,7 +76,7 @@ inline void sunlight(const Volume<uint8_t>& opaque, const Size& size, const Slop
   }
 }
 
-// Opaque cells, one of whose 26 neighbours is free; `out` has zeros elsewhere.
+// Marks opaque cells with at least one free cell among their 26 neighbours; `out` is 0 elsewhere.
 inline void surface(const Volume<uint8_t>& opaque, const Size& size, Volume<uint8_t>& out) {
   const int64_t row = opaque.row(), plane = opaque.plane();
   std::vector<uint8_t> column(size.y + 2);  // whether all nine of the same y are opaque
@@ -97,7 +97,7 @@ inline void surface(const Volume<uint8_t>& opaque, const Size& size, Volume<uint
   }
 }
 
-// Sums over the cells up to kReach away along an axis that is `step` cells wide in memory.
+// Sums over the cells within kReach along an axis with the memory stride `step`.
 template <typename From, typename To>
 void box_sums(const From* from, int64_t step, int64_t count, To* to) {
   for (int64_t i = 0; i < count; ++i) {
@@ -107,7 +107,7 @@ void box_sums(const From* from, int64_t step, int64_t count, To* to) {
   }
 }
 
-// Surfaces within kReach of the cells, along y and x: [Z, X, Y] with a border in z.
+// Number of surface cells within kReach along y and x: [Z, X, Y] with a border in z.
 inline void count_across(const Volume<uint8_t>& opaque, const Size& size, Volume<uint8_t>& counts) {
   Volume<uint8_t> faces(size, kReach, 0), along_y(size, kReach, 0);
   surface(opaque, size, faces);
@@ -119,7 +119,7 @@ inline void count_across(const Volume<uint8_t>& opaque, const Size& size, Volume
   }
 }
 
-// drawn, opaque: [X, Y, Z]. out: [Z + 2, X + 2, Y + 2, 2], ones at first.
+// drawn, opaque: [X, Y, Z]. out: [Z + 2, X + 2, Y + 2, 2], initially ones.
 inline void light_cells(const bool* drawn, const bool* opaque, const Size& size,
                         const Slope& slope, float* out) {
   Volume<uint8_t> solid(size, 1, 0), shown(size, 0, 0), counts(size, kReach, 0);

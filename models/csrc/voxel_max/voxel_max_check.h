@@ -20,7 +20,7 @@ inline void check(const at::Tensor& features, const at::Tensor& voxel_index, int
                     kMaxVoxels, "], got ", num_voxels);
 }
 
-// The indices of `winner` are left to the kernels.
+// The kernels check the indices of `winner`.
 inline void check_backward(const at::Tensor& grad, const at::Tensor& winner, int64_t num_points) {
   TORCH_CHECK_VALUE(winner.dim() == 2 && winner.scalar_type() == at::kLong,
                     "winner must be int64 [m, C], got ", winner.scalar_type(), " ",

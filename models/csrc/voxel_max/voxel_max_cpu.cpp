@@ -23,7 +23,7 @@ namespace {
 
 constexpr int64_t kVoxelsPerTask = 256;
 
-// The points of voxel v, in ascending order: order[starts[v] .. starts[v + 1]).
+// Points by voxel: those of voxel v are order[starts[v] .. starts[v + 1]), ascending.
 struct Groups {
   std::vector<int64_t> starts, order;
 };
@@ -73,7 +73,7 @@ at::Tensor voxel_max_backward_cpu(const at::Tensor& grad, const at::Tensor& winn
   AT_DISPATCH_FLOATING_TYPES(g.scalar_type(), "voxel_max_backward", [&] {
     const scalar_t* values = g.const_data_ptr<scalar_t>();
     scalar_t* grads = out.data_ptr<scalar_t>();
-    // A point wins in its own voxel only, so no two voxels write the same element.
+    // A point wins only in its own voxel, so no two voxels write the same element.
     parallel_tasks(num_blocks(num_voxels, kVoxelsPerTask), [&](int64_t task) {
       const int64_t end = std::min(num_voxels, (task + 1) * kVoxelsPerTask) * channels;
       for (int64_t i = task * kVoxelsPerTask * channels; i < end; ++i) {

@@ -6,9 +6,9 @@ namespace OPUS_TARGET {
 namespace voxel_maxima {
 
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors never cross the border of a function
+#pragma GCC diagnostic ignored "-Wpsabi"  // no vectors in the ABI: all functions are inlined
 
-// NV vectors of channels from `first` on, over the points [begin, end), one at least, of a voxel.
+// Maxima of NV vectors of channels from `first` on, over points [begin, end) of a voxel; end > begin.
 template <int NV, typename T>
 OPUS_BODY void reduce_channels(const T* features, int64_t channels, int64_t first,
                                const int64_t* begin, const int64_t* end, T* maximum,
@@ -16,7 +16,7 @@ OPUS_BODY void reduce_channels(const T* features, int64_t channels, int64_t firs
   using V = Pack<T>;
   using Numbers = decltype(V().raw > V().raw);  // integers as wide as T
   V best[NV];
-  Numbers which[NV];  // of the voxel's points
+  Numbers which[NV];  // numbers of the winning points within the voxel
   for (int v = 0; v < NV; ++v) {
     best[v] = Lanes<V>::load(features + *begin * channels + first + v * V::kWidth);
     which[v] = Numbers{};
@@ -26,7 +26,7 @@ OPUS_BODY void reduce_channels(const T* features, int64_t channels, int64_t firs
     number += 1;
     for (int v = 0; v < NV; ++v) {
       const V value = Lanes<V>::load(features + *point * channels + first + v * V::kWidth);
-      // as voxel_max::beats
+      // see voxel_max::beats
       const Numbers replaces = (value.raw > best[v].raw) |
                                ((value.raw != value.raw) & (best[v].raw == best[v].raw));
       best[v].raw = replaces ? value.raw : best[v].raw;
@@ -46,7 +46,7 @@ template <typename T>
 void reduce_voxel(const T* features, int64_t channels, const int64_t* begin, const int64_t* end,
                   T* maximum, int64_t* winner) {
   constexpr int kWidth = Pack<T>::kWidth;
-  // whose numbers fit into a lane
+  // point numbers must fit into a lane
   const int64_t by_vectors = end - begin <= std::numeric_limits<int32_t>::max() ? channels : 0;
   int64_t c = 0;
   for (; c + 4 * kWidth <= by_vectors; c += 4 * kWidth) {
@@ -67,8 +67,8 @@ void reduce_voxel(const T* features, int64_t channels, const int64_t* begin, con
   }
 }
 
-// Voxels begin .. end; the points of voxel v are order[starts[v] .. starts[v + 1]), in ascending
-// order. A voxel without points gets 0 and the winner -1; winner may be null.
+// Computes voxels begin .. end. The points of voxel v are order[starts[v] .. starts[v + 1]), in
+// ascending order. A voxel without points gets 0 and winner -1; winner may be null.
 template <typename T>
 void reduce_voxels(const T* features, int64_t channels, const int64_t* starts,
                    const int64_t* order, int64_t begin, int64_t end, T* maximum, int64_t* winner) {

@@ -6,7 +6,7 @@ namespace voxel_max {
 namespace {
 
 constexpr int kLanes = 32;  // adjacent channels of a point
-constexpr int kPoints = 8;  // of a block at once
+constexpr int kPoints = 8;  // points processed by a block at once
 
 __global__ void __launch_bounds__(kLanes* kPoints)
     find_keys(const float* features, const int64_t* voxel_index, int64_t n, int64_t channels,

@@ -1,5 +1,5 @@
-// A chain of voxel sets, each reached from the one before by a convolution, with one wait for the
-// device or none; and the neighbours of their voxels.
+// Chains of voxel sets, the outputs of successive convolutions, with at most one device
+// synchronisation; and the neighbours of their voxels.
 #include "voxel_sets/voxel_sets.h"
 
 #include <ATen/core/Tensor.h>
@@ -31,7 +31,7 @@ void check_keys(const at::Tensor& keys, const char* name) {
                     " must be int64 [n], got ", keys.scalar_type(), " ", keys.sizes());
 }
 
-// Of all grids; one alone may not have more voxels either, where there is none.
+// Returns the number of voxels of all grids. The limit also applies to one grid if there are none.
 int64_t checked_volume(const int64_t* shape, int64_t num_grids) {
   double voxels = static_cast<double>(std::max<int64_t>(num_grids, 1));
   for (int a = 0; a < 3; ++a) {
@@ -44,7 +44,7 @@ int64_t checked_volume(const int64_t* shape, int64_t num_grids) {
   return num_grids * voxel_sets::volume(shape);
 }
 
-// Settings of one convolution; `shape` is its input's.
+// Checked settings of one convolution; `shape` is that of its input.
 Step make_step(at::IntArrayRef shape, at::IntArrayRef kernel, at::IntArrayRef stride,
                at::IntArrayRef padding) {
   Step step{};
@@ -93,7 +93,8 @@ at::Tensor count_up_to(const at::Tensor& words) {
   return at::cumsum(counts, 0, at::kLong);
 }
 
-// Waits for the device once where no capacity is given: numbers of voxels decide shapes.
+// Without a capacity it synchronises with the device once, because shapes depend on the numbers of
+// voxels.
 std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor,
            at::Tensor>
 voxel_sets_of_keys(const at::Tensor& keys, int64_t num_grids, at::IntArrayRef shape,
@@ -162,7 +163,7 @@ voxel_sets_of_keys(const at::Tensor& keys, int64_t num_grids, at::IntArrayRef sh
   return {members, words, up_to, ends, place};
 }
 
-// int32 [rows, positions]; see voxel_sets::Neighbors. Never waits.
+// Returns int32 [rows, positions]; see voxel_sets::Neighbors. No synchronisation.
 at::Tensor voxel_neighbors(const at::Tensor& rows, at::IntArrayRef shape, at::IntArrayRef kernel,
                            at::IntArrayRef stride, at::IntArrayRef padding, bool of_inputs,
                            int64_t num_grids, const at::Tensor& words, const at::Tensor& up_to,
@@ -171,7 +172,7 @@ at::Tensor voxel_neighbors(const at::Tensor& rows, at::IntArrayRef shape, at::In
   TORCH_CHECK_VALUE(num_grids >= 0, "num_grids must not be negative, got ", num_grids);
   const Step step = make_step(shape, kernel, stride, padding);
   const int64_t positions = step.kernel[0] * step.kernel[1] * step.kernel[2];
-  if (checked_volume(of_inputs ? step.in_shape : step.out_shape, 1) == 0) {  // a key has no place
+  if (checked_volume(of_inputs ? step.in_shape : step.out_shape, 1) == 0) {  // no valid keys
     return at::full({rows.size(0), positions}, size, rows.options().dtype(at::kInt));
   }
   const int64_t num_keys = checked_volume(of_inputs ? step.out_shape : step.in_shape, num_grids);

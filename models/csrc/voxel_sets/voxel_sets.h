@@ -1,5 +1,5 @@
-// Sets of voxels as bitmaps, the sets that sparse convolutions reach from them, and who is whose
-// neighbour; host and device.
+// Sets of voxels as bitmaps, the output sets of sparse convolutions on them, and tables of
+// neighbours; host and device.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,9 @@ namespace voxel_sets {
 
 constexpr int64_t kMaxVoxels = int64_t(1) << 34;  // 2 GiB of bits
 constexpr int64_t kMaxSetting = std::numeric_limits<int32_t>::max();
-constexpr int64_t kMaxPositions = int64_t(1) << 12;  // of a kernel
+constexpr int64_t kMaxPositions = int64_t(1) << 12;  // positions of a kernel
 
-// One convolution between two grids; a batch of grids lies one behind the other.
+// Convolution between two grids; the grids of a batch are stored one after another.
 struct Step {
   int64_t in_shape[3], out_shape[3], kernel[3], stride[3], padding[3];
 };
@@ -24,13 +24,13 @@ OPUS_HD void set_bits(uint32_t* word, uint32_t bits) {
 #if defined(__CUDA_ARCH__)
   atomicOr(word, bits);
 #else
-  __atomic_fetch_or(word, bits, __ATOMIC_RELAXED);  // threads of the host share words too
+  __atomic_fetch_or(word, bits, __ATOMIC_RELAXED);  // host threads also share words
 #endif
 }
 
 OPUS_HD int64_t volume(const int64_t* shape) { return shape[0] * shape[1] * shape[2]; }
 
-// (grid, d0, d1, d2) of a key.
+// Splits a key into (grid, d0, d1, d2).
 OPUS_HD void split_key(const int64_t* shape, int64_t key, int64_t* v) {
   v[3] = key % shape[2];
   key /= shape[2];
@@ -46,7 +46,7 @@ OPUS_HD int64_t join_key(const int64_t* shape, int64_t grid, int64_t d0, int64_t
 
 struct MarkKeys {
   const int64_t* keys;
-  int64_t num_keys;  // others are no voxel
+  int64_t num_keys;  // keys outside [0, num_keys) are ignored
   uint32_t* words;
 
   OPUS_HD void operator()(int64_t i) const {
@@ -56,7 +56,7 @@ struct MarkKeys {
   }
 };
 
-// Marks what the voxels of word w reach: for each a box, whose rows are runs of bits.
+// Marks the outputs of the voxels of word w: a box per voxel, whose rows are runs of bits.
 struct MarkReached {
   Step step;
   const uint32_t* words;
@@ -73,7 +73,7 @@ struct MarkReached {
   OPUS_HD void mark_box(int64_t key) const {
     int64_t v[4], low[3], high[3];
     split_key(step.in_shape, key, v);
-    for (int a = 0; a < 3; ++a) {  // the outputs o with  0 <= in + padding - o * stride < kernel
+    for (int a = 0; a < 3; ++a) {  // outputs o with 0 <= in + padding - o * stride < kernel
       const int64_t last = v[1 + a] + step.padding[a], first = last - step.kernel[a] + 1;
       low[a] = first <= 0 ? 0 : (first + step.stride[a] - 1) / step.stride[a];
       high[a] = least_of(last / step.stride[a], step.out_shape[a] - 1);
@@ -97,11 +97,11 @@ struct MarkReached {
   }
 };
 
-// Where the members of grid g end in the list of all.
+// End of the members of grid g in the list of all members.
 struct GridEnds {
   const uint32_t* words;
   const int64_t* up_to;
-  int64_t voxels;  // of a grid
+  int64_t voxels;  // per grid
   int64_t* ends;
 
   OPUS_HD void operator()(int64_t g) const {
@@ -109,8 +109,7 @@ struct GridEnds {
   }
 };
 
-// The place of every key in the list of members; -1 for a key that is no voxel, or one whose place is
-// at `limit` or after.
+// Index of every key in the list of members; -1 for an invalid key or an index from `limit` on.
 struct PlaceOfKeys {
   const int64_t* keys;
   int64_t num_keys;
@@ -128,13 +127,13 @@ struct PlaceOfKeys {
   }
 };
 
-// Entry (row, position) of a table [rows, positions]: the place of the voxel that a convolution joins
-// with the row's, counted from `first`; `size` where there is none, or not among first ... first + size.
+// Entry (row, position) of a table [rows, positions]: index, relative to `first`, of the voxel that
+// the convolution connects with the row's voxel; `size` if there is none in first ... first + size.
 struct Neighbors {
   Step step;
-  const int64_t* rows;  // keys; those outside the grids have no neighbours
+  const int64_t* rows;  // keys; keys outside the grids have no neighbours
   int64_t num_grids;
-  bool of_inputs;       // rows are inputs and their neighbours outputs, not the other way round
+  bool of_inputs;       // true: rows are inputs and neighbours are outputs; false: the reverse
   const uint32_t* words;
   const int64_t* up_to;
   int64_t first, size;

@@ -2,7 +2,7 @@
 
 #include "common/launch.cuh"
 
-// Those of common/bit_set.h are compiled with unique_voxels.
+// The bodies of common/bit_set.h are instantiated in unique_voxels.
 OPUS_INSTANTIATE_LAUNCH(opus::voxel_sets::MarkKeys);
 OPUS_INSTANTIATE_LAUNCH(opus::voxel_sets::MarkReached);
 OPUS_INSTANTIATE_LAUNCH(opus::voxel_sets::GridEnds);

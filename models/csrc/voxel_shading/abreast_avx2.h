@@ -1,7 +1,7 @@
-// Walking rays eight abreast, in the lanes of two sets of AVX2 registers, through labels.
+// Traversal of labels by eight rays in parallel, in the lanes of two sets of AVX2 registers.
 //
-// Every lane takes the single steps of ray_cast.h's walk, the same operations in the same order. A
-// lane whose ray has ended soon takes the next one. Included for the AVX2 target alone.
+// Every lane takes the single steps of ray_cast.h with the same operations in the same order. When
+// a ray ends, its lane takes the next ray. Included only for the AVX2 target.
 #pragma once
 
 #include <immintrin.h>
@@ -14,15 +14,15 @@
 namespace opus {
 namespace voxel_shading {
 
-// A step waits for the one before it; two independent ones at once hide that.
+// Two independent sets hide the latency of a step.
 constexpr int kLanes = 4, kSets = 2, kAbreast = kLanes * kSets;
 
-// Eight rays in the grid. A lane at rest has a limit of minus infinity: it stays where it is.
+// Eight rays in the grid. The limit of an idle lane is minus infinity, so it does not move.
 struct alignas(32) Abreast {
-  double boundary[3][kAbreast];  // the next one on each axis
+  double boundary[3][kAbreast];  // next boundary on each axis
   double base[3][kAbreast], inv[3][kAbreast], step[3][kAbreast];
-  double limit[kAbreast];  // when the ray leaves the grid
-  int64_t stride[3][kAbreast], voxel[kAbreast];  // in the labels
+  double limit[kAbreast];  // time at which the ray leaves the grid
+  int64_t stride[3][kAbreast], voxel[kAbreast];  // strides and index in the labels
 };
 
 inline void rest(Abreast& rays, int lane) {
@@ -51,14 +51,14 @@ inline void set(Abreast& rays, int lane, const ray_cast::Ray& ray, const int* si
   rays.voxel[lane] = voxel;
 }
 
-// Takes a ray's place back from its lane.
+// Copies the voxel of a lane back to its ray.
 inline void get(const Abreast& rays, int lane, ray_cast::Ray& ray) {
   for (int a = 0; a < 3; ++a) {
     ray.v[a] = static_cast<int>(rays.boundary[a][lane]) - (ray.step[a] > 0);
   }
 }
 
-// What the steps of four lanes need.
+// State of four lanes.
 struct Set {
   __m256d boundary[3], base[3], inv[3], step[3], limit;
   __m256i stride[3], voxel;
@@ -82,10 +82,10 @@ inline Set load(const Abreast& rays, int first) {
   return set;
 }
 
-// One step of four lanes. Returns, as bits, those that stay where they are: they are in an occupied
-// voxel, or leave the grid with the next step.
+// Advances four lanes by one step. Returns a mask of the lanes that did not move: they are in an
+// occupied voxel or would leave the grid.
 inline __attribute__((always_inline)) int advance(Set& set, const uint8_t* labels, __m256i empty) {
-  // Four labels at once, of which one is wanted.
+  // The gather reads four labels per lane; only one is used.
   const __m128i four = _mm256_i64gather_epi32(reinterpret_cast<const int*>(labels),
                                               _mm256_srli_epi64(set.voxel, 2), 4);
   const __m256i bits = _mm256_slli_epi64(_mm256_and_si256(set.voxel, _mm256_set1_epi64x(3)), 3);
@@ -112,8 +112,8 @@ inline __attribute__((always_inline)) int advance(Set& set, const uint8_t* label
   return ~_mm256_movemask_pd(goes_on) & 15;
 }
 
-// Steps all lanes until two of them, or all that are walking, have ended. Returns those as bits.
-// Labels are read by the four: their number must be a multiple of that.
+// Advances all lanes until two rays, or all active ones, have ended. Returns a mask of them. Labels
+// are read in groups of four, so their number must be a multiple of four.
 inline int advance(Abreast& rays, int walking, const uint8_t* labels, uint8_t empty_label) {
   const __m256i empty = _mm256_set1_epi64x(empty_label);
   Set set[kSets];

@@ -1,6 +1,6 @@
-// Beams: rays of one origin that run side by side, such as those of a picture's neighbouring
-// pixels. What is empty around all of them is crossed once for all, slab by slab; each ray is then
-// walked from there on, by ray_cast.h and with its result.
+// Beams: rays of one origin with similar directions, such as those of neighbouring pixels. Slabs
+// that are empty around all rays are skipped once for the whole beam. Each ray is then traced from
+// there by ray_cast.h, so results do not change.
 #pragma once
 
 #include <cstdint>
@@ -13,17 +13,17 @@ namespace voxel_shading {
 using ray_cast::Masks;
 using ray_cast::Ray;
 
-// A voxel counts as touched from this distance on, in voxels. Rounding moves a ray by a thousandth
-// of it at most (see ray_cast::kUnsure).
+// A beam touches voxels within this distance, in voxels. It is at least 1000 times the rounding
+// error of a ray (see ray_cast::kUnsure).
 constexpr double kMargin = 1e-3;
-// Rays that move further than this across, per voxel along the beam's axis, make slabs too wide.
+// Largest movement across the beam per voxel along its axis; larger slopes make slabs too wide.
 constexpr double kMaxSlope = 8;
-// Driving scenes lie flat: along z a beam meets the ground in one slab, so that its rays need no
-// further step, even where it runs along x or y up to this much faster.
+// Preference for z as axis. Driving scenes are flat: along z a beam hits the ground within one
+// slab. z is used unless the beam moves faster along x or y by more than this factor.
 constexpr double kPreferZ = 5;
 
 struct Beam {
-  int axis, step;          // the axis that slabs are stacked along; -1: the rays have little in common
+  int axis, step;          // axis along which slabs are stacked; -1: the rays are too different
   double low[3], high[3];  // movement along the other axes per voxel along this one
 };
 
@@ -34,7 +34,7 @@ struct Box {
 
 inline double magnitude(double x) { return x < 0 ? -x : x; }
 
-// Rays [count], at least one, as ray_cast::init_ray leaves them.
+// Returns the beam of rays [count], at least one, initialised by ray_cast::init_ray.
 inline Beam beam_of(const Ray* rays, int count) {
   Beam beam{};
   const double* d = rays[0].d;
@@ -61,7 +61,8 @@ inline Beam beam_of(const Ray* rays, int count) {
   return beam;
 }
 
-// Whether one of the children lo..hi (numbered over the whole grid) of a mask level is occupied.
+// Returns whether any of the children lo..hi (indices over the whole grid) of a mask level is
+// occupied.
 inline bool any_child(const Masks& masks, int level, const int* lo, const int* hi) {
   const int* n = masks.blocks[level];
   int block[3], low[3], high[3];
@@ -84,8 +85,8 @@ inline bool any_child(const Masks& masks, int level, const int* lo, const int* h
   return false;
 }
 
-// Voxels that a beam may touch between the boundaries `first` and `last` of its axis, on the other
-// two axes and within the grid; false where there are none.
+// Computes the voxels, along the other two axes, that a beam may touch between the boundaries
+// `first` and `last` of its axis. Returns false if none are within the grid.
 inline bool footprint(const Masks& masks, const Beam& beam, const double* origin, double first,
                       double last, int* lo, int* hi) {
   for (int a = 0; a < 3; ++a) {
@@ -107,8 +108,8 @@ inline bool footprint(const Masks& masks, const Beam& beam, const double* origin
   return true;
 }
 
-// What rays of a beam have to be walked through: the grid without the slabs that are empty around
-// them. False where all are.
+// Computes the part of the grid that the beam's rays must traverse: the grid without leading empty
+// slabs. Returns false if all slabs are empty.
 inline bool part_to_walk(const Masks& masks, const Beam& beam, const Ray& any, Box& part) {
   for (int a = 0; a < 3; ++a) {
     part.lower[a] = 0;
@@ -121,7 +122,7 @@ inline bool part_to_walk(const Masks& masks, const Beam& beam, const Ray& any, B
   const bool up = beam.step > 0;
   int lo[3] = {}, hi[3] = {};
   for (int k = up ? greatest_of(start, 0) : least_of(start, size - 1); k >= 0 && k < size;) {
-    // From where the ray starts within the slab, or where it comes in.
+    // Start of the ray within the slab, or its entry into the slab.
     const double begin = up ? greatest_of<double>(k, any.o[axis])
                             : least_of<double>(k + 1, any.o[axis]);
     if ((k & 3) == (up ? 0 : 3)) {  // four slabs at once, by their blocks
@@ -152,21 +153,21 @@ inline bool part_to_walk(const Masks& masks, const Beam& beam, const Ray& any, B
   return false;
 }
 
-// As ray_cast::enter_grid, for a part of the grid that the ray has to be walked through alone.
+// Like ray_cast::enter_grid, for a part of the grid.
 inline bool enter_part(Ray& ray, const Box& part, const int* size) {
   double t_event = -1;
   int event_axis = -1;
   for (int a = 0; a < 3; ++a) {
     const bool before = ray.v[a] < part.lower[a];
     if (!before && ray.v[a] < part.upper[a]) continue;
-    if (ray.step[a] != (before ? 1 : -1)) return false;  // looks away
+    if (ray.step[a] != (before ? 1 : -1)) return false;  // moves away
     const double t = crossing(ray, a, before ? part.lower[a] : part.upper[a]);
     if (t >= t_event) {
       t_event = t;
       event_axis = a;
     }
   }
-  if (event_axis < 0) return true;  // started inside
+  if (event_axis < 0) return true;  // starts inside
   int entered[3];
   for (int a = 0; a < 3; ++a) {
     entered[a] = a == event_axis

@@ -1,4 +1,4 @@
-// Shared by the host's kernels of voxel shading: what is drawn, and from where.
+// Scene, camera and output of the host's voxel shading.
 #pragma once
 
 #include <cstdint>
@@ -13,12 +13,12 @@ struct Scene {
   ray_cast::Masks masks;
   const uint8_t* labels;   // [X, Y, Z]
   uint8_t empty_label;
-  const float* light;      // [Z + 2, X + 2, Y + 2, 2]: sunlight and ambient light of cells, 0 in voxels
-  int64_t stride[3];       // numbers of `light` to skip per step in x, y, z
+  const float* light;      // [Z + 2, X + 2, Y + 2, 2]: sunlight and ambient light; 0 in voxels
+  int64_t stride[3];       // strides of `light` in x, y, z
   const float* albedo;     // [C, 3]
   int64_t num_classes;
-  float brightness[6][2];  // of a face: sunlight, ambient light
-  float occlusion;         // darkness of the crease between two faces
+  float brightness[6][2];  // factors of a face: sunlight, ambient light
+  float occlusion;         // darkness of creases between two faces
   float grid_min[3], voxel_size[3];
   double grid_min_m[3], voxel_size_m[3];
 };
@@ -41,7 +41,7 @@ struct Picture {
   float* distance;  // [H, W]
 };
 
-// Rays of a tile lie close together, so that they make a narrow beam.
+// Side of a tile of pixels. A small tile makes a narrow beam.
 constexpr int kTile = 5;
 
 }  // namespace voxel_shading

@@ -1,4 +1,4 @@
-// Colours of points on voxel faces, by the vector. No include guard.
+// Vectorised colours of points on voxel faces. No include guard.
 
 namespace opus {
 namespace OPUS_TARGET {
@@ -16,14 +16,14 @@ OPUS_BODY V clip(const V& a, float low, float high) {
   return smaller(larger(a, L::fill(low)), L::fill(high));
 }
 
-// Hits on faces of one axis that wait to be shaded together.
+// Pending hits on faces of one axis, shaded together.
 struct Batch {
   static constexpr int kRoom = 64;
   int count = 0;
   float t[kRoom] = {};
   float local[3][kRoom] = {};   // direction in the camera's axes
   float across[2][kRoom] = {};  // direction along the two axes of the plane
-  float voxel[2][kRoom] = {};   // likewise
+  float voxel[2][kRoom] = {};   // voxel index along the two axes of the plane
   float brightness[2][kRoom] = {};
   float corner[8][kRoom] = {};  // [light][along the second axis of the plane][along the first]
   int64_t ray[kRoom] = {};
@@ -31,10 +31,10 @@ struct Batch {
 };
 
 struct Shade {
-  V colour, alpha;  // what the class colour is multiplied by, and one less the fog
+  V colour, alpha;  // factor of the class colour, and one minus the fog
 };
 
-// Sun and ambient light, bilinear between the corners of the face.
+// Sunlight and ambient light, interpolated bilinearly between the corners of the face.
 OPUS_BODY V light_on(const Batch& batch, int i, const V& u, const V& v) {
   V shade = L::fill(0.f);
   for (int k = 0; k < 2; ++k) {
@@ -47,8 +47,8 @@ OPUS_BODY V light_on(const Batch& batch, int i, const V& u, const V& v) {
   return shade;
 }
 
-// Lines along voxel edges: of one width on the screen wherever they are, none where voxels are
-// but a few pixels.
+// Lines along voxel edges. They have a constant width on screen and fade out for voxels of a few
+// pixels.
 OPUS_BODY V edge_shade(const Scene& scene, const View& view, const int* axes, const V* place,
                        const V& t, const V* local) {
   const V x = local[0] / local[2], y = local[1] / local[2];

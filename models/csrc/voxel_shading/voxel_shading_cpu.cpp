@@ -1,5 +1,5 @@
-// Pictures of label grids: rays from one place, and the colours of what they hit: light, lines along
-// voxel edges, fog.
+// Rendering of label grids: rays from one position, and the colours of hits with light, lines along
+// voxel edges and fog.
 #include "voxel_shading/voxel_shading.h"
 
 #include <ATen/core/Tensor.h>
@@ -38,7 +38,7 @@ using voxel_shading::Picture;
 using voxel_shading::Scene;
 using voxel_shading::View;
 
-// `strides` of light [Z + 2, X + 2, Y + 2, 2] for steps in x, y, z.
+// Sets light [Z + 2, X + 2, Y + 2, 2] and its strides in x, y, z.
 void set_light(Scene& scene, const at::Tensor& light, at::IntArrayRef size) {
   const int64_t shape[4] = {size[2] + 2, size[0] + 2, size[1] + 2, 2};
   TORCH_CHECK_VALUE(light.sizes() == at::IntArrayRef(shape) && light.scalar_type() == at::kFloat,

@@ -1,5 +1,5 @@
-// Voxel shading on the host: rays are cast tile by tile; what they hit is shaded by the vector, faces
-// of one axis together. No include guard.
+// Voxel shading on the host. Rays are cast tile by tile; hits on faces of one axis are shaded
+// together with vectors. No include guard.
 
 namespace opus {
 namespace OPUS_TARGET {
@@ -18,8 +18,8 @@ struct Corners {
   float light[2][2][2];
 };
 
-// Of the face whose front is the cell at `front`, the entries to its neighbours in the face's plane
-// being `du` and `dv` apart.
+// Returns the corners of the face with the cell `front` in front of it. `du` and `dv` are the
+// strides to the cell's neighbours in the face's plane.
 inline Corners corners_of(const float* front, int64_t du, int64_t dv, float occlusion) {
   float cell[3][3][2], free[3][3];  // [along v][along u]
   for (int j = 0; j < 3; ++j) {
@@ -47,18 +47,18 @@ inline Corners corners_of(const float* front, int64_t du, int64_t dv, float occl
   return corners;
 }
 
-// Neighbouring rays see the same few faces: their corners are worth keeping.
+// Cache of the corners of faces, because neighbouring rays hit the same few faces.
 class FaceLight {
  public:
   explicit FaceLight(const Scene& scene) : scene_(scene) { std::fill_n(kept_, kSlots, -1); }
 
   const Corners& of(const int* voxel, int number, const int* axes) {
     const int64_t* stride = scene_.stride;
-    int64_t front = 0;  // cells have a border
+    int64_t front = 0;  // of the cell in `light`, which has a border of one cell
     for (int a = 0; a < 3; ++a) front += (voxel[a] + 1) * stride[a];
     front += number % 2 ? stride[axes[0]] : -stride[axes[0]];
     const int64_t face = 8 * front + number;
-    // Neighbours along any axis go into slots of their own.
+    // Neighbours along any axis have different slots.
     const int slot = (voxel[0] + 8 * voxel[1] + 64 * voxel[2] + 89 * number) & (kSlots - 1);
     if (kept_[slot] != face) {
       kept_[slot] = face;
@@ -87,21 +87,21 @@ inline void flush(const Scene& scene, const View& view, const Picture& picture, 
   }
   for (int i = 0; i < batch.count; ++i) {
     const float* albedo = scene.albedo + 3 * batch.label[i];
-    float* colour = picture.colour + 4 * batch.ray[i];  // as yet the background
+    float* colour = picture.colour + 4 * batch.ray[i];  // initially the background
     for (int k = 0; k < 3; ++k) colour[k] = factor[i] * albedo[k] + (1.f - alpha[i]) * colour[k];
     colour[3] = alpha[i];
   }
   batch.count = 0;
 }
 
-// A ray that starts inside a voxel enters no face: the one it looks through.
+// Returns the face along the ray's main axis, for rays that start inside a voxel.
 inline int face_looked_through(const float* d) {
   int main = 0;
   for (int a = 1; a < 3; ++a) main = std::fabs(d[a]) > std::fabs(d[main]) ? a : main;
   return 2 * main + (d[main] < 0);
 }
 
-// Casts and shades the tiles that one thread is given.
+// Casts and shades the tiles of one thread.
 class Tiles {
  public:
   Tiles(const Scene& scene, const View& view, const Picture& picture)
@@ -112,7 +112,7 @@ class Tiles {
     }
   }
 
-  // Rays of rows [first, last), at most kTile.
+  // Draws rows [first, last), at most kTile.
   void draw_rows(int64_t first, int64_t last) {
     const int64_t begin = first * picture_.width, end = last * picture_.width;
     for (int64_t row = first; row < last; ++row) {
@@ -137,7 +137,7 @@ class Tiles {
   }
 
  private:
-  // Puts a tile's rays, as far as they come near anything, among those that wait to be walked.
+  // Adds a tile's rays to the pending rays, without those that only pass through empty space.
   void enter_tile(int64_t top, int64_t bottom, int64_t left, int64_t right) {
     int count = waiting_;
     for (int64_t row = top; row < bottom; ++row) {
@@ -196,7 +196,7 @@ class Tiles {
         const int lane = __builtin_ctz(ended), i = ray_of[lane];
         get(lanes, lane, rays_[i]);
         const bool hit = scene_.labels[lanes.voxel[lane]] != scene_.empty_label;
-        // One that is about to leave the grid takes its last steps alone.
+        // A ray that is about to leave the grid takes its last steps separately.
         if (hit || walk(rays_[i])) add(rays_[i], i);
         walking &= ~(1 << lane);
         walking |= refill(lanes, lane, ray_of, next);
@@ -205,7 +205,8 @@ class Tiles {
     waiting_ = 0;
   }
 
-  // Gives a lane the next ray, or rest where there is none. Returns the lane's bit if it has one.
+  // Assigns the next ray to a lane and returns the lane's bit; without rays left, returns 0 and
+  // makes the lane idle.
   int refill(voxel_shading::Abreast& lanes, int lane, int* ray_of, int& next) const {
     if (next == waiting_) {
       rest(lanes, lane);
@@ -217,7 +218,8 @@ class Tiles {
   }
 #endif
 
-  // To the first occupied voxel: mostly a near one, for which it does not pay to look ahead.
+  // Moves a ray to its first occupied voxel. Most hits are near, so the first blocks are traversed
+  // with single steps.
   bool walk(Ray& ray) const {
     const Masks& masks = scene_.masks;
     for (int i = 0; i < kNearBlocks; ++i) {
@@ -233,7 +235,7 @@ class Tiles {
 #endif
   }
 
-  // The hit of one of the rays.
+  // Adds the hit of a ray to its batch.
   void add(const Ray& ray, int place) {
     Hit hit;
     finish(ray, true, hit);
@@ -272,10 +274,10 @@ class Tiles {
   double origin_[3];
   FaceLight light_;
   Batch batches_[3];
-  // Rays that have come to where they have to be walked, and room for those of the next tile.
+  // Number of pending rays; the arrays have space for one more tile.
   int waiting_ = 0;
   Ray rays_[kRoom];
-  float direction_[kRoom][3];  // of the rays, in the grid's axes
+  float direction_[kRoom][3];  // ray directions in the grid's axes
   int64_t index_[kRoom];
 };
 

@@ -88,8 +88,7 @@ def allow_checkpoint_classes() -> None:
 
 
 def _statistic_of_history_buffer(owner: Any, name: str) -> Any:
-    """Return a public method of HistoryBuffer: the only use of `getattr` allowed in a checkpoint.
-    """
+    """Return a public method of HistoryBuffer: the only `getattr` allowed in a checkpoint."""
     if owner is not HistoryBuffer or name.startswith("_"):
         raise pickle.UnpicklingError(f"Unsupported global: GLOBAL builtins.getattr of {name}")
     return getattr(owner, name)

@@ -74,8 +74,7 @@ class DurableCheckpointHook(CheckpointHook):
         """Publish the last checkpoint; raise an error if it could not be written."""
         if self._failure is not None:
             raise CheckpointWriteError(
-                f"the last checkpoint was not written: {self._failure}, and continue with "
-                "--resume"
+                f"the last checkpoint was not written: {self._failure}, and continue with --resume"
             )
         super().after_train(runner)
 

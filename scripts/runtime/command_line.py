@@ -150,8 +150,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def config_file(text: str) -> str:
-    """Return an existing config file (argument type); relative paths start at the current folder.
-    """
+    """Return an existing config file (argument type), relative to the current folder."""
     if Path(text).is_file():
         return text
     if Path(text).is_dir():

@@ -55,8 +55,7 @@ class _StreamCopier:
         self._stream = torch.cuda.Stream(device)
 
     def start(self, batch: Any) -> Callable[[], Any]:
-        """Start to copy a batch; return a function that makes it available to the current stream.
-        """
+        """Start to copy a batch; return a function that waits for it and returns it."""
         with torch.cuda.stream(self._stream):
             moved = map_tensors(batch, lambda t: t.to(self._device, non_blocking=True))
             done = self._stream.record_event()

@@ -1,5 +1,4 @@
-"""Start of a single process or a distributed one (torchrun, srun, mpirun): process group, device.
-"""
+"""Start of single and distributed processes (torchrun, srun, mpirun): process group, device."""
 
 from __future__ import annotations
 
@@ -134,8 +133,7 @@ def _restart_store(launch: Launch) -> dict[str, Any]:
 
 
 def _end_with_the_launcher() -> None:
-    """Request SIGTERM from the system for when the launcher is killed, so that no process is left.
-    """
+    """Request SIGTERM on the launcher's death, so that no process is left."""
     if os.environ.get(LAUNCHED) and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 

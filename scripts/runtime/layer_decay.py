@@ -58,8 +58,7 @@ def _block(name: str) -> tuple[int, int] | None:
 
 
 def _rule_of(name: str, rules: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the rule that MMEngine applies to a parameter: the one with the longest matching key.
-    """
+    """Return MMEngine's rule for a parameter: the one with the longest matching key."""
     for key in sorted(sorted(rules), key=len, reverse=True):
         if key in name:
             return rules[key]

@@ -68,8 +68,7 @@ class OneCycleByShareLR(LRSchedulerMixin, _ParamScheduler):
         epoch_length: int | None = None,
         **kwargs: Any,
     ) -> OneCycleByShareLR:
-        """Return the schedule in iterations, given lengths in epochs (for `convert_to_iter_based`).
-        """
+        """Return the schedule in iterations, given lengths in epochs."""
         assert by_epoch and epoch_length is not None
         kwargs |= dict(begin=begin * epoch_length, end=end * epoch_length, by_epoch=False)
         return cls(*args, **kwargs)

@@ -90,8 +90,7 @@ class StopSignals:
 
     @contextmanager
     def may_interrupt(self) -> Iterator[None]:
-        """Allow signals to raise `StopRequested` in a context, at once if one has arrived before.
-        """
+        """Allow signals to raise `StopRequested` in a context, including earlier ones."""
         self._depth += 1
         try:
             if self.received is not None and not is_distributed():

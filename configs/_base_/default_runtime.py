@@ -1,4 +1,4 @@
-# What every run shares: registration, hooks, logs, processes, randomness.
+# Settings of every run: registration, hooks, logs, processes, randomness.
 
 default_scope = 'mmengine'
 custom_imports = dict(
@@ -15,7 +15,7 @@ default_hooks = dict(
     # every epoch; in a training that counts iterations, at every evaluation
     checkpoint=dict(type='CheckpointHook', max_keep_ckpts=2, save_last=True),
     host_memory=dict(type='HostMemoryHook', interval=10),
-    # Pictures of validation samples in TensorBoard; named by its module, which is imported here alone.
+    # Pictures of validation samples in TensorBoard; named by its module, which is only imported here.
     validation_sheet=dict(
         type='scripts.visualization.training_hook.ValidationSheetHook', num_samples=2))
 
@@ -25,16 +25,16 @@ vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')
 visualizer = dict(type='Visualizer', name='visualizer')
 
 env_cfg = dict(
-    cudnn_benchmark=True,  # every image has one size
-    # Workers are forked: spawned ones would import torch and the models once each.
+    cudnn_benchmark=True,  # all images have the same size
+    # Workers are forked, because each spawned one would import torch and the models.
     # OpenCV's own threads would compete with them.
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))  # gloo without GPUs, see scripts/runtime/launch.py
+    dist_cfg=dict(backend='nccl'))  # gloo without GPUs; see scripts/runtime/launch.py
 randomness = dict(seed=0)
-sync_bn = None  # 'torch': batch norms of the joint batch, on several GPUs
+sync_bn = None  # 'torch': batch norm over the joint batch of several GPUs
 
 load_from = None
-# How keys of `load_from` are renamed: detectors of mmdetection call their image network so, among
-# them the nuImages Cascade Mask R-CNN that OPUS is published to start from.
+# Renaming of `load_from` keys: detectors of mmdetection use these names for the image network, e.g.
+# the nuImages Cascade Mask R-CNN from which the published OPUS models start.
 revise_keys = [(r'^backbone\.', 'img_backbone.')]
 resume = False

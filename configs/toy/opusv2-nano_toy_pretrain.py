@@ -1,5 +1,5 @@
-# The nano model on hundreds of other scenes than the demo's (`make toy-pretrain`): 320 to train on,
-# 80 more to validate on, in all kinds of light.
+# The nano model on other scenes than the demo's (`make toy-pretrain`): 320 for training and 80 for
+# validation, in varied lighting.
 _base_ = ["./opusv2-nano_toy.py"]
 
 data_root = 'data/toy_pretrain'

@@ -4,10 +4,10 @@
 
 By default, the input is synthetic with the config's sizes, and neither data nor weights are needed.
 Batches are timed from host memory to the predictions, including the wait for the device, but
-without the data loader. There are two modes: streaming, in which every sample has one new frame,
-and independent, in which all its frames are new. --from-files reads the config's test split, and
-also measures the rate with the loader. Random weights are used if none are given; the number of
-predicted voxels then differs from that of a trained model.
+without the data loader. There are two ways to run the model: streaming, in which every sample has
+one new frame, and independent, in which all its frames are new. --from-files reads the config's
+test split, and also measures the rate with the loader. Random weights are used if none are given;
+the number of predicted voxels then differs from that of a trained model.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def command_parser() -> CommandParser:
     parser = CommandParser(__doc__)
     add_config_arguments(parser)
     parser.add_argument("--weights", help="checkpoint (default: random weights)")
-    parser.add_argument("--samples", type=number_from(1), default=500, help="at most, per mode")
+    parser.add_argument("--samples", type=number_from(1), default=500, help="at most, per way")
     parser.add_argument("--warmup", type=number_from(0), default=10, help="warm-up batches")
     parser.add_argument(
-        "--seconds", type=number_from(0, float), default=20.0, help="at most, per mode"
+        "--seconds", type=number_from(0, float), default=20.0, help="at most, per way"
     )
     parser.add_argument(
-        "--ways", nargs="+", choices=WAYS, default=WAYS, help="modes to measure (default: both)"
+        "--ways", nargs="+", choices=WAYS, default=WAYS, help="ways to run it (default: both)"
     )
     parser.add_argument("--batch-size", type=number_from(1), default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if available")
@@ -107,7 +107,7 @@ def choose_device(name: str | None) -> torch.device:
         ConfigError: There is no GPU.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no GPU here, use --device cpu")
+        raise ConfigError("--device cuda: torch finds no GPU, use --device cpu")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

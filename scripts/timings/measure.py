@@ -30,10 +30,10 @@ MIN_FRAMES, PATIENCE = 3, 3
 
 @dataclass(frozen=True)
 class Rate:
-    """Speed of a model in one mode.
+    """Speed of one way to run a model.
 
     Attributes:
-        mode: Measured mode.
+        mode: Way to run the model.
         samples: Number of measured samples.
         ms: Milliseconds of each batch.
         batch_size: Samples of a batch.

@@ -18,7 +18,7 @@ class Timing:
 
     Attributes:
         facts: Descriptions of model, input and machine.
-        rates: Rates in all modes.
+        rates: Rates of all ways to run the model.
         anatomy: Costs of a frame.
     """
 
@@ -54,7 +54,7 @@ def ordered_stages(names: set[str]) -> list[str]:
 
 
 def rate_table(rates: Sequence[Rate]) -> str:
-    """Return the table of rates, with one row per mode."""
+    """Return the table of rates, with one row per way to run the model."""
     memories = list(dict.fromkeys(name for rate in rates for name in rate.peak_mib))
     rows: list[list[str | float]] = []
     for rate in rates:
@@ -62,7 +62,7 @@ def rate_table(rates: Sequence[Rate]) -> str:
         numbers = [ms, *(rate.per_second(p) for p in (50, 10, 90))]
         peaks = [f"{rate.peak_mib.get(name, math.nan):.0f}" for name in memories]
         rows.append([rate.mode, str(rate.samples), *numbers, *peaks])
-    header = ["mode", "samples", "ms", "frames/s", "10 %", "90 %"]
+    header = ["way", "samples", "ms", "frames/s", "10 %", "90 %"]
     return format_table([*header, *(f"{name} MiB" for name in memories)], rows)
 
 

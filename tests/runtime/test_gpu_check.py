@@ -39,7 +39,7 @@ def test_without_a_gpu_it_says_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main(["--out", str(tmp_path / "table.md")]) == 0
-    assert capsys.readouterr().out.startswith("no GPU here: nothing was checked")
+    assert capsys.readouterr().out.startswith("no GPU: nothing was checked")
     assert not list(tmp_path.iterdir())
 
 

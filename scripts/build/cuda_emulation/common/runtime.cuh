@@ -1,12 +1,12 @@
-// Replaces models/csrc/common/runtime.cuh when CUDA sources are compiled for the CPU. The blocks of a
-// grid run one after another. The warps of a block run in turn, each until it waits for the block;
+// Replaces models/csrc/common/runtime.cuh when CUDA sources are compiled for the CPU. The blocks of
+// a grid run one after another. The warps of a block run in turn, each until it waits for the block;
 // the threads of a warp run in turn, each until it waits for other threads. See
 // scripts/emulate_cuda.py.
 //
 // The run ends with an error if a thread ends while others wait for it, if threads wait for each
 // other at different lines of the source, if a grid exceeds the limits of GPUs, or if shared memory
-// is written past its end. Shared memory holds NaNs at the start of every block. OPUS_EMULATED_ORDER
-// sets the order of threads, so that results which depend on their order differ between runs.
+// is written past its end. Shared memory holds NaNs at the start of every block. The variable
+// OPUS_EMULATED_ORDER sets the order of threads: results that depend on it differ between runs.
 #pragma once
 
 #include <setjmp.h>
@@ -205,7 +205,7 @@ inline void run_block() {
   for (int i = 0; i < block.count; ++i) {
     const Thread& thread = block.threads[i];
     if (thread.state != State::kDone) {
-      throw std::runtime_error("thread " + std::to_string(i) + " waits for others in vain at " +
+      throw std::runtime_error("thread " + std::to_string(i) + " waits for others forever at " +
                                text(thread.where));
     }
   }
@@ -259,7 +259,7 @@ void launch_kernel(const char* what, void (*kernel)(Parameters...), dim3 blocks,
                    int64_t shared_bytes, CudaStream, const Arguments&... arguments) {
   using namespace emulation;
   if (!fits(blocks, threads, shared_bytes, (static_cast<int64_t>(sizeof(Parameters)) + ...))) {
-    throw std::runtime_error(std::string(what) + ": what no GPU launches");
+    throw std::runtime_error(std::string(what) + ": exceeds the limits of GPUs");
   }
   prepare(static_cast<int>(threads.x * threads.y * threads.z));
   block.kernel = [&] { kernel(arguments...); };

@@ -22,7 +22,8 @@ _REFUSALS = (ValueError, TypeError, KeyError, AssertionError, NotImplementedErro
 
 @contextmanager
 def named_config_keys(cfg: Config) -> Iterator[None]:
-    """Raise errors of parts built from `cfg` in this context as ConfigErrors about its keys.
+    """Convert errors of parts that are built from `cfg` in a context to ConfigErrors about its
+    keys.
 
     Arguments are checked against the signature of a registered class before it is called. Errors of
     this project's and the user's classes are passed on unchanged. If a library's class rejects its

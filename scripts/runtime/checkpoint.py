@@ -175,7 +175,7 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
         notes = json.loads(data[8 : 8 + min(head, size)]).get("__metadata__") or {}
     except Exception:  # the library raises its own error types, and torch's
         raise CheckpointError(
-            f"{path} is not a safetensors file (or a damaged one): give one that "
+            f"{path} is not a safetensors file, or is damaged: give one that "
             "scripts/publish_model.py wrote"
         ) from None
     if not weights:
@@ -215,7 +215,7 @@ def _load(path: Path) -> Any:
 
 
 def _not_a_checkpoint(path: Path) -> str:
-    return f"{path} is not a PyTorch checkpoint (or a damaged one): {_GIVE_ANOTHER}"
+    return f"{path} is not a PyTorch checkpoint, or is damaged: {_GIVE_ANOTHER}"
 
 
 def _listed(keys: list[str]) -> str:

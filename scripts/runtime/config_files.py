@@ -70,7 +70,7 @@ def read_config(path: str | Path) -> Config:
     try:
         return Config.fromfile(str(path), import_custom_modules=False)
     except FileNotFoundError as error:
-        raise ConfigError(f"config {path} builds on a missing file: {error}") from error
+        raise ConfigError(f"config {path} has a missing base file: {error}") from error
     except Exception as error:  # a config is a program: it may raise anything
         raise ConfigError(
             f"config {path} cannot be read: {type(error).__name__}: {_message(error)}"

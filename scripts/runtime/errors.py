@@ -15,8 +15,8 @@ from models.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-# Set by scripts/runtime/torchrun.py to its start time in seconds. It prints the error sentences of
-# its processes, each once.
+# Set by scripts/runtime/torchrun.py to its start time in seconds. torchrun.py prints the error
+# sentences of its processes, each once.
 LAUNCHED = "OPUS_LAUNCHED"
 RESTARTS = "OPUS_RESTARTS"  # number of restarts so far
 
@@ -28,7 +28,7 @@ _ABOUT_A_FILE = {
     errno.EROFS: "{0} is on a read-only file system: choose a path elsewhere",
     errno.EISDIR: "{0} is a folder, a file is needed: correct the path",
     errno.ENOTDIR: "{0} or a part of its path is a file, a folder is needed: correct the path",
-    errno.EEXIST: "{0} exists and is no folder: choose another path, or move it away",
+    errno.EEXIST: "{0} exists and is not a folder: choose another path, or move it away",
     errno.ENOTEMPTY: "{0} is not empty: choose another path, or move it away",
     errno.ENAMETOOLONG: "the name {0} is too long for the file system: choose a shorter one",
     errno.ELOOP: "{0} is a symbolic link that leads to itself: correct the link",
@@ -37,7 +37,7 @@ _ABOUT_A_FILE = {
 # Errors that do not refer to a file.
 _ABOUT_THE_MACHINE = {
     errno.ENOSPC: "no space is left on the disk{0}: free some, or choose a path elsewhere",
-    errno.EDQUOT: "the disk quota is used up{0}: free some space, or choose a path elsewhere",
+    errno.EDQUOT: "the disk quota is exceeded{0}: free some space, or choose a path elsewhere",
     errno.EMFILE: "too many files are open{0}: raise `ulimit -n`, or use fewer workers",
     errno.ENFILE: "too many files are open on this machine{0}: use fewer workers",
 }

@@ -25,7 +25,7 @@ def peak_memory_mb() -> float:
 class HostMemoryHook(Hook):
     """Hook that logs the process's peak resident memory in MB as `host_memory`.
 
-    mmengine only logs GPU memory; without a GPU, host memory is the limit.
+    mmengine logs only GPU memory; without a GPU, host memory is the limit.
 
     Args:
         interval: Iterations between two readings.

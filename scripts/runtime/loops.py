@@ -58,7 +58,7 @@ class ResumableLoop:
 
     If mmengine resumes a checkpoint from the middle of an epoch, it restarts the epoch, while the
     iteration count continues. This loop skips the samples that the epoch has already processed,
-    without loading them. Shuffling only depends on seed and epoch. The remaining samples are
+    without loading them. Shuffling depends only on seed and epoch. The remaining samples are
     therefore those of an uninterrupted run, even with another batch size or number of processes.
 
     A checkpoint is written before every evaluation. A resumed run first repeats an interrupted
@@ -389,7 +389,7 @@ class ResumableIterTrainLoop(ResumableLoop, IterBasedTrainLoop):
         return self.runner.model
 
     def _passes(self) -> Iterator[Any]:
-        """Yield batches without end."""
+        """Yield batches endlessly."""
         while True:
             if hasattr(self._sampler, "set_epoch"):
                 self._sampler.set_epoch(self._epoch)

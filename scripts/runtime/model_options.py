@@ -21,7 +21,7 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 def checkpoint_activations(model: nn.Module, names: Sequence[str] | str) -> None:
     """Make modules store only their inputs, and recompute activations in the backward pass.
 
-    The recomputation draws the same random numbers, and batch norms are only updated in the first
+    The recomputation draws the same random numbers, and batch norms are updated only in the first
     pass, so that the trained model is the same. (MMEngine's implementation computes no gradient for
     a module whose input needs none, such as the image backbone, and updates batch norms twice.)
 

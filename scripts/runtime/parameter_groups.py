@@ -2,7 +2,7 @@
 
 MMEngine creates a group for every parameter if `paramwise_cfg` is set, and an optimiser processes
 groups one after another: hundreds of kernel launches per step on a GPU. Checkpoints still list
-parameters one by one. A run can therefore be resumed whatever groups its parameters were in, and
+parameters one by one. A run can therefore be resumed with any grouping of its parameters, and
 changed rules are detected for each parameter.
 """
 

@@ -38,7 +38,7 @@ REGISTRIES: tuple[Registry, ...] = (
     OPTIMIZERS, PARAM_SCHEDULERS, VISUALIZERS, VISBACKENDS, LOG_PROCESSORS, MODEL_WRAPPERS,
     FUNCTIONS,
 )  # fmt: skip
-# Libraries that do not use this project's annotations and errors.
+# Libraries, whose annotations and errors this project does not control.
 LIBRARIES = ("mmengine", "mmcv", "mmdet", "mmdet3d", "torch", "torchvision", "builtins")
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 

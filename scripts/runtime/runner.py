@@ -213,7 +213,7 @@ def build_runner(
 
     Args:
         cfg: The resolved config; it is not changed, and is written to the work dir.
-        launch: This process among the others.
+        launch: Rank and number of processes.
         origin: Origin of a training's weights.
         trains: Whether the run trains.
 

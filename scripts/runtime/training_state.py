@@ -142,7 +142,7 @@ def _optimizer_misfit(wrapper: OptimWrapper, state: Any) -> str | None:
         for index, parameter in zip(indices, group["params"], strict=True):
             entry = state["state"].get(index)
             if entry is not None and not isinstance(entry, Mapping):
-                return "its state is broken"
+                return "its state is invalid"
             for name in _SHAPED:
                 value = None if entry is None else entry.get(name)
                 if isinstance(value, Tensor) and value.shape not in (parameter.shape, ()):

@@ -37,7 +37,7 @@ class WatchedDataLoader(DataLoader):
     - A stop signal raises `StopRequested` while the loader waits for a batch.
     - Workers ignore signals to the process group.
     - A killed worker results in a one-sentence error, never in the middle of an iteration.
-    - Shared memory that is too small for a batch does too.
+    - The same applies to shared memory that is too small for a batch.
     - Worker seeds are drawn from a separate generator. torch's global generator is unchanged, so
       that a resumed run draws the same numbers as an uninterrupted one.
     - Batches are on the model's device; see `prefetched`.
@@ -76,7 +76,7 @@ class WatchedDataLoader(DataLoader):
         Raises:
             StopRequested: A signal arrived while the loader waited.
             WorkerKilledError: A data worker was killed.
-            SharedMemoryError: There is no room for a batch in /dev/shm.
+            SharedMemoryError: /dev/shm has no space for a batch.
         """
         yield from prefetched(self._batches(), self.device, ahead=self.num_workers > 0)
 
@@ -136,14 +136,14 @@ def _explain(error: Exception, batches: Any) -> NoReturn:
     """Raise the error that explains an error of the loader.
 
     Raises:
-        SharedMemoryError: A worker has found no room in /dev/shm.
+        SharedMemoryError: A worker had no space in /dev/shm.
         WorkerKilledError: A worker was killed.
         Exception: The error itself, if it is not caused by the end of a worker.
     """
     if isinstance(error, UserError):
         raise error
     if _is_about_shared_memory(error):
-        sentence = f"/dev/shm has no room for a batch: {MORE_SHARED_MEMORY}"
+        sentence = f"/dev/shm has no space for a batch: {MORE_SHARED_MEMORY}"
         raise SharedMemoryError(sentence) from error
     is_broken = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
     death = _death_of_worker(batches, _GRACE_S if is_broken else 0.0)
@@ -165,13 +165,13 @@ def _death_of_worker(batches: Any, patience: float) -> str | None:
         code = worker.exitcode
         if code in (_EXIT_NO_SHARED_MEMORY, -signal.SIGBUS):
             return (
-                f"data worker {worker.pid} found no room for a batch in /dev/shm: "
+                f"data worker {worker.pid} found no space for a batch in /dev/shm: "
                 f"{MORE_SHARED_MEMORY}, and continue with --resume"
             )
         if code is None or code >= 0:
             continue
         name = signal.Signals(-code).name
-        reason = " (the system does so when memory runs out)" if name == "SIGKILL" else ""
+        reason = " (possibly because memory ran out)" if name == "SIGKILL" else ""
         return (
             f"data worker {worker.pid} was killed by {name}{reason}: use fewer workers "
             "(num_workers of the data loader) or smaller caches (cache_mb of the transforms), and "

@@ -82,7 +82,7 @@ def _acquire(folder: Path) -> int | None:
                 return None
             if time.monotonic() > end:
                 raise ConfigError(
-                    f"{folder} is in use by another training ({owner or 'which has just started'}):"
+                    f"{folder} is in use by another training ({owner or 'just started'}):"
                     " wait until it ends, stop it, or give another --work-dir"
                 ) from None
             time.sleep(0.1)

@@ -183,7 +183,10 @@ def test_options_reach_into_parts(option: str, place: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_frmaes": 2}, "num_frmaes is not read by any part of the config (did you mean 'num_fram"),
+        (
+            {"num_frmaes": 2},
+            "num_frmaes is not read by any part of the config (did you mean 'num_fram",
+        ),
         ({"image_mod": "fast"}, "did you mean 'image_mode'"),
         ({"score_thr": 0.5}, "has no effect, because model.pts_bbox_head.score_thr=0.2"),
         ({"empty_label": 3}, "empty_label is 3"),
@@ -274,9 +277,7 @@ def test_a_variable_of_a_file_is_no_setting(tmp_path: Path) -> None:
 def test_a_setting_beside_an_older_copy_is_refused(tmp_path: Path) -> None:
     text = "max_epochs = 12\ntrain_cfg = dict(max_epochs=max_epochs)"
     assert load_config(child(tmp_path, text)).train_cfg.max_epochs == 12
-    with pytest.raises(
-        ConfigError, match=r"max_epochs=24 has no effect.*train_cfg.max_epochs=12"
-    ):
+    with pytest.raises(ConfigError, match=r"max_epochs=24 has no effect.*train_cfg.max_epochs=12"):
         load_config(child(tmp_path, text), {"max_epochs": 24})
     overridden = load_config(child(tmp_path, text), {"train_cfg.max_epochs": 24})
     assert overridden.train_cfg.max_epochs == 24

@@ -291,7 +291,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
         assert f"resumed {last}" in log
     else:
         assert f"resumed {run}/epoch_1.pth" in log
-        assert "epoch_2.pth is not a PyTorch checkpoint (or a damaged one)" in log
+        assert "epoch_2.pth is not a PyTorch checkpoint, or is damaged" in log
         broken = run / "epoch_2.pth.broken"
         assert broken.exists() and f"kept as {broken.name}" in log
     assert read_checkpoint(pointer.read_text())["meta"]["iter"] == 3 * STEPS_PER_EPOCH

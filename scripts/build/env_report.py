@@ -1,6 +1,8 @@
 """Report of installed packages, built extensions, missing parts and how to get them.
 
-python scripts/env_report.py
+    python scripts/env_report.py
+
+The exit code is 1 if a required part is missing.
 """
 
 from __future__ import annotations
@@ -160,7 +162,7 @@ def _memory_gb() -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(CommandParser(__doc__), lambda _: print_report(), arguments)
 
 

@@ -128,7 +128,7 @@ def _is_toolkit(folder: Path) -> bool:
 def cuda_library_folder(cuda_home: Path, build: Path) -> Path:
     """Return a folder in which the linker finds `libcudart.so`.
 
-    The pip packages only have libraries with full names (`libcudart.so.13`). For them, a folder
+    The pip packages contain only libraries with full names (`libcudart.so.13`). For them, a folder
     with a link is created in `build`.
 
     Raises:

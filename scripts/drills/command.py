@@ -35,9 +35,9 @@ def command_parser() -> CommandParser:
         metavar="N",
         help="instead, measure resident memory over N training steps and N evaluated samples",
     )
-    parser.add_argument("--processes", type=number_from(1), default=2, help="per training")
+    parser.add_argument("--processes", type=number_from(1), default=2, help="processes")
     parser.add_argument("--model", choices=sorted(HEADS), default="nano")
-    parser.add_argument("--epochs", type=number_from(1), default=3, help="of six steps each")
+    parser.add_argument("--epochs", type=number_from(1), default=3, help="epochs of six steps each")
     parser.add_argument("--seed", type=number_from(0), default=0, help="seed of the disturbances")
     return parser
 

@@ -90,7 +90,7 @@ class Result:
             "",
             f"{self.number} disturbances in {self.runs} completed trainings: "
             f"{self.differing_steps} iterations with other samples or another learning rate, "
-            f"{self.differing_weights} trainings with other final weights than undisturbed.",
+            f"{self.differing_weights} trainings with final weights that differ from the undisturbed one.",
         ]
         return "\n".join(lines)
 

@@ -121,7 +121,7 @@ class DrillHook(Hook):
     """Hook that lists the steps of a process: epoch, iteration, learning rate, samples."""
 
     def before_train(self, runner: Any) -> None:
-        """Limit file sizes, and shorten the grace period, if the drill sets them."""
+        """Limit file sizes, and shorten the grace period, if the drill requests it."""
         if GRACE in os.environ:
             stop_signals.GRACE_S = float(os.environ[GRACE])
         if FULL in os.environ:
@@ -129,7 +129,7 @@ class DrillHook(Hook):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Add a line."""
+        """Add a line to the list."""
         samples = [str(sample.sample_idx) for sample in data_batch["data_samples"]]
         rate = runner.optim_wrapper.get_lr()["lr"][0]
         line = " ".join([str(runner.epoch), str(runner.iter), f"{rate:.9e}", *samples])
@@ -139,7 +139,7 @@ class DrillHook(Hook):
 
 @HOOKS.register_module()
 class ResidentMemoryHook(Hook):
-    """Hook that lists the resident memory of the process, if the drill sets it."""
+    """Hook that lists the resident memory of the process, if the drill requests it."""
 
     def _note(self, phase: str) -> None:
         if MEMORY in os.environ:

@@ -60,7 +60,7 @@ class Case:
     Attributes:
         name: Name in the table.
         native: Native operation, called with the inputs.
-        twin: Reference implementation, called with the same inputs.
+        reference: Reference implementation, called with the same inputs.
         inputs: Input tensors.
         leaves: Indices of the inputs that need a gradient.
         tolerance: Largest allowed error of outputs and gradients, relative to the largest value.
@@ -69,7 +69,7 @@ class Case:
 
     name: str
     native: Run
-    twin: Run
+    reference: Run
     inputs: list[Tensor]
     leaves: Sequence[int] = ()
     tolerance: float = 1e-4
@@ -100,7 +100,7 @@ def largest_error(case: Case) -> float:
     CPU.
     """
     results = []
-    for run, device in ((case.native, None), (case.twin, "cpu")):
+    for run, device in ((case.native, None), (case.reference, "cpu")):
         inputs = [x.detach().to(device or x.device) for x in case.inputs]
         for i in case.leaves:
             inputs[i].requires_grad_()

@@ -1,6 +1,6 @@
 """Import of the decoder on machines with torch but without MMEngine.
 
-Decoder and discretization only use MMEngine's base class of modules and the registry's decorator.
+Decoder and discretization use only MMEngine's base class of modules and the registry's decorator.
 Neither computes anything.
 """
 

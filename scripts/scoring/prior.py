@@ -126,7 +126,7 @@ def score_grids(
     Args:
         grids: Labels [X, Y, Z] by variant name, used as prediction for every sample.
         cfg: Config with `val_dataloader` and `val_evaluator`.
-        workers: Processes; 0 works in this one.
+        workers: Number of processes; 0 runs in this process.
 
     Returns:
         Values by metric name, by variant name.

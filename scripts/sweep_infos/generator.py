@@ -182,7 +182,7 @@ def write_from(
 
 
 def command_parser() -> CommandParser:
-    """Return the command line."""
+    """Return the parser of the command line."""
     parser = CommandParser(__doc__)
     parser.add_argument("--data-root", type=Path, default=Path("data/nuscenes"))
     version = f"folder of the tables: {', '.join(SPLITS)}, or your own (default: %(default)s)"

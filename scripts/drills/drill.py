@@ -90,7 +90,7 @@ class Result:
             "",
             f"{self.number} disturbances in {self.runs} completed trainings: "
             f"{self.differing_steps} iterations with other samples or another learning rate, "
-            f"{self.differing_weights} trainings with final weights that differ from undisturbed ones.",
+            f"{self.differing_weights} trainings whose final weights differ.",
         ]
         return "\n".join(lines)
 

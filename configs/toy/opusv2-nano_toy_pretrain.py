@@ -2,7 +2,7 @@
 # validation, in varied lighting.
 _base_ = ["./opusv2-nano_toy.py"]
 
-data_root = 'data/toy_pretrain'
-version = 'v1.0-trainval'
+data_root = "data/toy_pretrain"
+version = "v1.0-trainval"
 bev_flip_prob = 0.5
 max_epochs = 30

@@ -16,8 +16,8 @@ class EMAHook(ema_hook.EMAHook):
     the average as `**kwargs`; explicit arguments allow a config to be checked.
 
     Args:
-        ema_type: ``'ExponentialMovingAverage'``, ``'MomentumAnnealingEMA'`` or
-            ``'StochasticWeightAverage'``.
+        ema_type: `'ExponentialMovingAverage'`, `'MomentumAnnealingEMA'` or
+            `'StochasticWeightAverage'`.
         momentum: Weight of the new values in an exponential average, roughly one over the number of
             averaged steps.
         interval: Steps between two updates of the average.

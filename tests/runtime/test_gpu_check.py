@@ -77,7 +77,7 @@ def test_time_that_is_up_ends_the_table(tmp_path: Path) -> None:
     table = command.Table(tmp_path / "table.md", minutes=0)
     assert command.compare_operations(table, ["small"], "cpu")
     command.time_decoder(table, ["small"], "cpu")
-    assert (tmp_path / "table.md").read_text().count("The time is up.") == 2
+    assert (tmp_path / "table.md").read_text().count("The time limit is reached.") == 2
 
 
 def test_error_is_relative_to_the_largest_number() -> None:

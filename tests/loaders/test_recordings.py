@@ -113,7 +113,7 @@ def test_own_splits_of_an_own_version(mini, tmp_path, place):
     ("arguments", "message"),
     [
         (["--split", "train"], "--split train has no scene"),
-        (["--split", "train", "scene-0062"], "no scene scene-0062, choose.*scene-0061"),
+        (["--split", "train", "scene-0062"], "no scene scene-0062: choose.*scene-0061"),
         (["--split", "a/b", "scene-0061"], "'a/b' is not the name of a split"),
         (["--version", "v1.0-yard"], "v1.0-yard does not exist: .*v1.0-mini"),
         (["--version", "../x"], "is not the name of a folder"),

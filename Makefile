@@ -1,4 +1,4 @@
-# The commands of the project. `make help` lists them. `make setup` repeats no finished step.
+# The commands of the project. `make help` lists them. `make setup` skips completed steps.
 
 PY := .venv/bin/python
 DEMO ?=
@@ -14,10 +14,10 @@ GPU ?=
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
-setup:  ## make .venv, install everything, build the native extension
+setup:  ## create .venv, install everything, build the native extension
 	@bash scripts/build/setup_env.sh
 
-test: lint types pytest  ## set up if needed; ruff, mypy, all tests
+test: lint types pytest  ## set up if needed; ruff, codespell, mypy, all tests
 
 lint: setup
 	$(PY) -m ruff check .
@@ -38,37 +38,37 @@ bench: setup  ## all benchmarks of the native operations (BENCH="--device cuda" 
 cuda-report: setup  ## compile the CUDA sources (no GPU needed); registers and spills per kernel
 	$(PY) scripts/compile_cuda.py
 
-cuda-emulation: setup  ## all CUDA kernels, run on the CPU, in the tests of a GPU
+cuda-emulation: setup  ## run the GPU tests with CUDA kernels emulated on the CPU
 	$(PY) scripts/emulate_cuda.py
 
-sanitize: setup  ## the operations' tests on a CPU build with address and undefined-behaviour checks
+sanitize: setup  ## run the operations' tests with address and undefined-behaviour checks
 	$(PY) scripts/sanitize.py
 
-gpu-check:  ## the first minutes on a GPU, with torch alone: build, compare, time, one table
+gpu-check:  ## first check on a GPU, with only torch: build, compare, time, one table
 	@if [ -x $(PY) ]; then $(PY) -m scripts.gpu_check $(GPU); else python3 -m scripts.gpu_check $(GPU); fi
 
-compute-sanitizer: setup  ## the CUDA kernels' tests under NVIDIA's checks (needs a GPU)
+compute-sanitizer: setup  ## run the CUDA kernels' tests under NVIDIA's checks (needs a GPU)
 	bash scripts/build/compute_sanitizer.sh
 
 demo: setup  ## toy data, training, scores against an image-blind prior, pictures
 	$(PY) scripts/demo.py $(DEMO)
 
-toy-train: setup  ## the longer run over the toy data (under an hour on two cores)
+toy-train: setup  ## the longer training on the toy data (under an hour on two cores)
 	$(PY) scripts/demo.py --long $(DEMO)
 
-toy-pretrain: setup  ## the toy line's checkpoint, pretrain/opusv2-nano_toy.pth (hours on two cores; resumes)
-	$(PY) -m scripts.toy_pretrain
+toy-pretrain: setup  ## pretrain the nano model, pretrain/opusv2-nano_toy.pth (hours on two cores; resumes)
+	$(PY) scripts/toy_pretrain.py
 
 ablate: setup  ## compare overrides of a config over seeds (ABLATE=configs/ablations/recipes.yaml; resumes)
-	$(PY) -m scripts.ablate $(ABLATE)
+	$(PY) scripts/ablate.py $(ABLATE)
 
-family: setup  ## every model on the toy data, in one table (one to two hours on two cores)
+family: setup  ## train and compare all models on the toy data (one to two hours on two cores)
 	$(PY) scripts/family.py
 
-drill: setup  ## trainings that are killed, signalled, damaged and resumed (DRILL="--kills 100")
+drill: setup  ## kill, signal, damage and resume trainings (DRILL="--kills 100")
 	$(PY) scripts/drill.py $(DRILL)
 
-gallery: setup  ## the pictures of docs/gallery.md, from the toy data and a model trained on it
+gallery: setup  ## draw the pictures of docs/gallery.md, from the toy data and a model trained on it
 	$(PY) scripts/make_gallery.py $(GALLERY)
 
 .PHONY: docs
@@ -77,7 +77,7 @@ docs: setup  ## build the documentation site in outputs/site; broken links and a
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo "open outputs/site/index.html"
 
-env-report: setup  ## versions, what was built, what is missing
+env-report: setup  ## report versions, built extensions, missing parts
 	$(PY) scripts/env_report.py
 
 clean:  ## remove caches, build products and results (not .venv, data, the mmcv wheel)

@@ -11,9 +11,9 @@ Environment switches:
                         the hot kernels choose AVX2 or AVX-512 at run time anyway)
     OPUS_WERROR=0       do not turn compiler warnings into errors
     OPUS_SANITIZE=1     check addresses and undefined behaviour at run time (scripts/sanitize.py)
-    OPUS_CPU_ONLY=1     leave CUDA sources out
-    TORCH_CUDA_ARCH_LIST  GPU architectures to build for (by default those of this machine's GPUs;
-                        name some, such as "8.0;9.0", to build on a machine without one)
+    OPUS_CPU_ONLY=1     leave the CUDA sources out
+    TORCH_CUDA_ARCH_LIST  GPU architectures to build for (default: those of this machine's GPUs;
+                        set it, e.g. to "8.0;9.0", to build on a machine without a GPU)
     MAX_JOBS=N          number of compile jobs (all cores by default)
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # isolated builds leave it out
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # missing in isolated builds
 
 try:
     import torch
@@ -49,7 +49,7 @@ def host_flags() -> list[str]:
         flags += native_build.SANITIZER_FLAGS
     if is_enabled("OPUS_NATIVE_ARCH"):
         flags.append("-march=native")
-    # Warnings in torch's headers are not ours to fix.
+    # Warnings in torch's headers cannot be fixed here.
     for path in cpp_extension.include_paths():
         flags += ["-isystem", path]
     return flags
@@ -62,19 +62,19 @@ def link_flags() -> list[str]:
 
 
 def openmp_link_flags() -> list[str]:
-    # Torch's wheels bring an OpenMP runtime. A second one would run threads of its own that
-    # ignore torch.set_num_threads.
+    # Torch's wheels include an OpenMP runtime. A second one would run its own threads, which ignore
+    # torch.set_num_threads.
     bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     return [str(bundled[0])] if bundled else ["-fopenmp"]
 
 
 def toolkit_to_use() -> "Path | None":
-    """Return the CUDA toolkit to build the CUDA sources with; None leaves them out."""
+    """Return the CUDA toolkit for the CUDA sources; None leaves them out."""
     if torch.version.cuda is None or is_enabled("OPUS_CPU_ONLY"):
         return None
     # PyPI's torch is a CUDA build on every machine, with or without a GPU.
     if not torch.cuda.is_available() and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        print("setup.py: no GPU found and TORCH_CUDA_ARCH_LIST not set, building for the CPU alone")
+        print("setup.py: no GPU found and TORCH_CUDA_ARCH_LIST not set, building for the CPU only")
         return None
     try:
         toolkit = native_build.find_cuda_home(torch.version.cuda)
@@ -83,7 +83,7 @@ def toolkit_to_use() -> "Path | None":
     if toolkit is None:
         print(
             f"setup.py: no toolkit of torch's CUDA {torch.version.cuda} found, building for the "
-            "CPU alone; CUDA tensors will use the reference implementations. Install one, or set "
+            "CPU only; CUDA tensors will use the reference implementations. Install one, or set "
             "CUDA_HOME"
         )
     return toolkit
@@ -100,7 +100,7 @@ def native_extension() -> "cpp_extension.Extension":
         compile_args["nvcc"] = native_build.nvcc_flags()
         sources = sources + native_build.cuda_sources()
         kwargs["define_macros"] = [("OPUS_WITH_CUDA", None)]
-        # Neither are those in CUDA's headers.
+        # Nor can warnings in CUDA's headers.
         compile_args["cxx"] += ["-isystem", str(toolkit / "include")]
     extension_type = cpp_extension.CUDAExtension if toolkit else cpp_extension.CppExtension
     return extension_type(
@@ -110,8 +110,8 @@ def native_extension() -> "cpp_extension.Extension":
         depends=native_build.find_sources(".h") + native_build.find_sources(".cuh"),
         extra_compile_args=compile_args,
         extra_link_args=link_flags(),
-        # The library registers its operations with torch's dispatcher and holds no Python code,
-        # so one file serves every Python version.
+        # The library registers its operations with torch's dispatcher and contains no Python code,
+        # so that one file works with every Python version.
         py_limited_api=True,
         **kwargs,
     )

@@ -23,7 +23,7 @@ from scripts.runtime.work_dir_lock import locked_work_dir
 
 
 def command_parser() -> CommandParser:
-    """Command line of train.py."""
+    """Return the parser of train.py."""
     parser = CommandParser(__doc__)
     add_common_arguments(parser)
     parser.add_argument(
@@ -32,15 +32,15 @@ def command_parser() -> CommandParser:
         const="auto",
         metavar="CHECKPOINT",
         help="continue the run of the work dir (or of CHECKPOINT): weights, optimiser, "
-        "schedule and place in the epoch; a run without a checkpoint starts from the beginning",
+        "schedule and place in the epoch; without a checkpoint, start from the beginning",
     )
     parser.add_argument(
-        "--load-from", metavar="CHECKPOINT", help="start with the weights of CHECKPOINT that fit"
+        "--load-from", metavar="CHECKPOINT", help="start with the fitting weights of CHECKPOINT"
     )
     parser.add_argument(
         "--drop-mismatched",
         action="store_true",
-        help="of the weights to start with, leave out those of another shape or range",
+        help="with --load-from, leave out weights of another shape or range",
     )
     return parser
 
@@ -74,16 +74,16 @@ def _train(args: argparse.Namespace, cfg: Config, launch: Launch) -> None:
     if not any(isinstance(hook, FiniteStepsHook) for hook in runner.hooks):
         runner.register_hook(FiniteStepsHook())
     runner.register_hook(StopOnSignalHook())
-    # Data sets, optimiser and loops are built in train(), hence the named keys.
+    # Data sets, optimiser and loops are built in train(), so errors must name keys here.
     with runner.stop_signals.installed(), named_config_keys(cfg):
         runner.train()
 
 
 def _is_restart_with_checkpoint(cfg: Config) -> bool:
-    """Return whether the launcher has restarted the processes after they had saved a checkpoint.
+    """Return whether the launcher restarted the processes after they saved a checkpoint.
 
-    A checkpoint that was there before the launcher is none of this run. Only what the first process
-    finds counts, see `find_origin`.
+    A checkpoint from before the launcher's start does not belong to this run. Only the first
+    process's result is used; see `find_origin`.
     """
     if not int(os.environ.get(RESTARTS, "0")):
         return False

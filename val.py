@@ -1,6 +1,6 @@
 """Score a model: `python val.py CONFIG --weights CHECKPOINT`; on N processes: dist_val.sh.
 
-Predictions on disk, of this or another system, are scored without a model by `--predictions DIR`.
+`--predictions DIR` scores predictions on disk, of this or another system, without a model.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Score the checkpoint on the config's test split and write the scores.
 
     Returns:
-        Metric names to values, as written to the JSON file under `metrics`.
+        Values by metric name, as written to the JSON file under `metrics`.
 
     Raises:
         ConfigError: The options contradict the config.
-        CheckpointError: The weights cannot be read or are another model's.
+        CheckpointError: The weights cannot be read or belong to another model.
     """
     keep_freed_memory()
     with launched() as launch:
@@ -44,7 +44,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         cfg.resume, cfg.load_from = False, None
         choose_masks(cfg, args.masks)
         save_outputs(cfg, args.save_predictions, args.submission)
-        if not Path(args.weights).exists():  # told before a work dir is made
+        if not Path(args.weights).exists():  # check before a work dir is created
             raise CheckpointError(
                 f"checkpoint {does_not_exist(args.weights)}: give the .pth file that train.py wrote"
             )

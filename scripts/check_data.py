@@ -1,4 +1,4 @@
-"""Check a data set, its info files and the files that they name."""
+"""Check a data set: its info files and the files listed in them."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Compare the code with stored reference numbers."""
+"""Compare the code with files of reference numbers."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Compile the CUDA sources and report what each kernel takes: `make cuda-report`."""
+"""Compile the CUDA sources and report each kernel's resources: `make cuda-report`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Disturb trainings at random, resume them, and count what is lost: `make drill`."""
+"""Disturb trainings at random, resume them, and count losses: `make drill`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Run all CUDA kernels on the CPU, in the tests that a GPU would run: `make cuda-emulation`."""
+"""Emulate all CUDA kernels on the CPU and run the GPU tests: `make cuda-emulation`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Report what is installed, what was built and what is missing."""
+"""Report installed packages, built extensions and missing parts."""
 
 import sys
 

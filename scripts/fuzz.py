@@ -1,4 +1,4 @@
-"""Run damaged files and odd calls of operations in a watched process."""
+"""Fuzz readers with damaged files, and native operations with invalid arguments."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Merge an image and a LiDAR checkpoint into the start of a fusion model."""
+"""Merge an image and a LiDAR checkpoint into the initial weights of a fusion model."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Try the code on a GPU with torch alone, in under eight minutes: `make gpu-check`."""
+"""Check the code on a GPU in under eight minutes, with only torch installed: `make gpu-check`."""
 
 import sys
 

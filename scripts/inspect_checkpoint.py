@@ -1,4 +1,4 @@
-"""Show what a checkpoint holds and which config it fits."""
+"""Compare a checkpoint with the model of a config."""
 
 import sys
 

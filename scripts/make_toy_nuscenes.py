@@ -1,4 +1,4 @@
-"""Make the toy data set."""
+"""Create the toy data set."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Print a config as it runs, every part with its values."""
+"""Print the resolved config, every part with its values."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Write the weights of a checkpoint alone, in half precision."""
+"""Write only the weights of a checkpoint in half precision."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Frames per second of a model, and what a frame is made of."""
+"""Measure a model's frames per second and the stages of a frame."""
 
 import sys
 

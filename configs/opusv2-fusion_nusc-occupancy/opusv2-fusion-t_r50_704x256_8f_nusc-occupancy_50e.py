@@ -8,5 +8,5 @@ _base_ = [
 ]
 
 max_epochs = 50
-pts_voxel_layer = dict(voxel_size=[0.064, 0.064, 0.2])  # 1600 x 1600 x 40 in this range too
+pts_voxel_layer = dict(voxel_size=[0.064, 0.064, 0.2])  # also 1600 x 1600 x 40 in this range
 load_from = "pretrain/fusion_pretrain_model.pth"  # scripts/gen_fusion_pretrain_model.py

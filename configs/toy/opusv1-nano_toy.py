@@ -6,5 +6,5 @@ _base_ = [
     "../_base_/schedules/adamw_toy.py",
 ]
 
-# Without a learned step that frees voxels, points must become exact: three times V2's iterations.
+# No learned step removes voxels, so points must be more exact: three times V2's iterations.
 max_epochs = 30

@@ -1,11 +1,11 @@
-# The nano model on hundreds of procedural scenes that are not the demo's (`make toy-pretrain`): 240 to
-# train on, 60 to validate on, each in its own light.
+# The nano model on other scenes than the demo's (`make toy-pretrain`): 240 for training and 60 for
+# validation, in varied lighting.
 _base_ = ["./opusv2-nano_toy.py"]
 
-data_root = 'data/toy_pretrain'
-version = 'v1.0-trainval'
+data_root = "data/toy_pretrain"
+version = "v1.0-trainval"
 bev_flip_prob = 0.5
 max_epochs = 16
 
 # Faster on CPUs that multiply bfloat16 (AMX, AVX512-BF16); remove it on others.
-optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16')
+optim_wrapper = dict(type="AmpOptimWrapper", dtype="bfloat16")

@@ -1,1 +1,1 @@
-"""Builds and checks of the native extension, and the set-up of the environment."""
+"""Builds and checks of the native extension, set-up of the environment."""

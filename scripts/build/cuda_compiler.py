@@ -1,10 +1,10 @@
-"""Compile the CUDA sources, on machines without a GPU too, and report what each kernel takes.
+"""Compile the CUDA sources and report each kernel's resources; no GPU is needed.
 
     python scripts/compile_cuda.py [FILTER] [--out REPORT.md] [--jobs N]
 
-Every `.cu` file of `models/csrc` is compiled for the architectures that the project reports,
-warnings are errors. The table gives registers and spills of a thread and static shared memory of
-a block, as the assembler tells them. C++ sources that start kernels are checked, not compiled.
+Every `.cu` file of `models/csrc` is compiled for all supported architectures; warnings are errors.
+The table lists registers and spills per thread and static shared memory per block, as reported by
+the assembler. C++ sources that launch kernels are only checked, not compiled.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 @dataclass(frozen=True)
 class KernelUse:
-    """What one kernel takes on one architecture.
+    """Resources of one kernel on one architecture.
 
     Attributes:
-        kernel: Its name as in the source, without arguments.
+        kernel: Name in the source, without arguments.
         architecture: Compute capability, "90" for 9.0.
-        registers: Of a thread.
-        stack_bytes: Local memory of a thread, which holds arrays that are indexed at run time.
-        spill_bytes: Stored and loaded because registers ran out.
-        shared_bytes: Static shared memory of a block.
+        registers: Registers per thread.
+        stack_bytes: Local memory per thread, for arrays indexed at run time.
+        spill_bytes: Bytes stored and loaded because registers ran out.
+        shared_bytes: Static shared memory per block.
     """
 
     kernel: str
@@ -52,7 +52,7 @@ class KernelUse:
 
 
 class CompileError(RuntimeError):
-    """There is no CUDA compiler, or it refuses a source."""
+    """There is no CUDA compiler, or it rejects a source."""
 
 
 def compile_source(
@@ -65,12 +65,12 @@ def compile_source(
 
     Args:
         source: Path relative to the project.
-        cuda_home: Toolkit.
-        folder: Takes the object file.
+        cuda_home: CUDA toolkit.
+        folder: Folder for the object file.
         architectures: Compute capabilities, "90" for 9.0.
 
     Raises:
-        CompileError: The compiler found something, a warning will do.
+        CompileError: The compiler reports an error or a warning.
     """
     command = [str(cuda_home / "bin" / "nvcc"), *native_build.nvcc_flags(), "-DOPUS_WITH_CUDA"]
     command += ["-Xptxas", "-v", "-I", str(native_build.CSRC), "-c", source]
@@ -81,15 +81,15 @@ def compile_source(
 
 
 def check_host_sources(sources: Sequence[str], cuda_home: Path, folder: Path) -> None:
-    """Check C++ files as those of a CUDA build against torch's and CUDA's headers.
+    """Check C++ files of a CUDA build against torch's and CUDA's headers.
 
     Args:
         sources: Paths relative to the project.
-        cuda_home: Toolkit.
-        folder: Takes torch's headers, read once for all files.
+        cuda_home: CUDA toolkit.
+        folder: Folder for torch's precompiled headers, shared by all files.
 
     Raises:
-        CompileError: The compiler found something, a warning will do.
+        CompileError: The compiler reports an error or a warning.
     """
     from torch.utils import cpp_extension
 
@@ -107,7 +107,7 @@ def check_host_sources(sources: Sequence[str], cuda_home: Path, folder: Path) ->
 
 
 def parse_report(text: str) -> list[KernelUse]:
-    """Read the output of `ptxas -v`."""
+    """Parse the output of `ptxas -v`."""
     uses, name, arch, stack, spill = [], "", "", 0, 0
     for line in text.splitlines():
         if entry := _ENTRY.search(line):
@@ -132,7 +132,7 @@ def parse_report(text: str) -> list[KernelUse]:
 
 
 def report(uses: Sequence[KernelUse]) -> str:
-    """Return a Markdown table, one line a kernel, one column an architecture."""
+    """Return a Markdown table with one row per kernel and one column per architecture."""
     architectures = sorted({use.architecture for use in uses})
     by_kernel: dict[str, dict[str, KernelUse]] = {}
     for use in uses:
@@ -142,7 +142,7 @@ def report(uses: Sequence[KernelUse]) -> str:
     for kernel, row in sorted(by_kernel.items()):
         cells = [_cell(row[arch]) if arch in row else "" for arch in architectures]
         lines.append(f"| `{kernel}` | " + " | ".join(cells) + " |")
-    lines += ["", "registers / stack bytes / spilled bytes of a thread / shared bytes of a block"]
+    lines += ["", "registers / stack bytes / spilled bytes per thread / shared bytes per block"]
     return "\n".join(lines)
 
 
@@ -151,14 +151,14 @@ def compile_all(
     jobs: int = 1,
     architectures: Sequence[str] = native_build.REPORTED_ARCHITECTURES,
 ) -> list[KernelUse]:
-    """Compile all CUDA sources whose path holds `pattern`.
+    """Compile all CUDA sources whose path contains `pattern`.
 
     Raises:
-        CompileError: There is no CUDA compiler, or it refuses a source.
+        CompileError: There is no CUDA compiler, or it rejects a source.
     """
     cuda_home = native_build.find_cuda_home()
     if cuda_home is None:
-        raise CompileError("no CUDA compiler: pip install -r requirements/nvcc.txt brings one")
+        raise CompileError("no CUDA compiler: pip install -r requirements/nvcc.txt installs one")
     kernels = [path for path in native_build.find_sources(".cu") if pattern in path]
     launchers = {*native_build.find_sources("_cuda_host.cpp"), *native_build.cuda_launchers()}
     hosts = sorted(path for path in launchers if pattern in path)
@@ -175,8 +175,8 @@ def compile_all(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compile, print or write the report, and return the exit code."""
     parser = CommandParser(__doc__)
-    parser.add_argument("filter", nargs="?", default="", help="only paths that hold this")
-    parser.add_argument("--out", type=Path, help="write the table there")
+    parser.add_argument("filter", nargs="?", default="", help="only paths that contain this text")
+    parser.add_argument("--out", type=Path, help="file to write the table to")
     parser.add_argument("--jobs", type=number_from(1), default=2)
 
     def run(args: argparse.Namespace) -> int:
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(error, file=sys.stderr)  # the compiler's messages, line by line
             return 1
         if args.out:
-            text = f"# What the CUDA kernels take\n\n{table}\n"
+            text = f"# Resources of the CUDA kernels\n\n{table}\n"
             write_atomically(args.out, lambda path: path.write_text(text))
         print(table)
         return 0
@@ -208,7 +208,7 @@ def _run(command: Sequence[str], source: str) -> str:
 
 
 def _demangle(names: Sequence[str]) -> list[str]:
-    """Return the names as in the source, without the project's namespaces and arguments."""
+    """Return the names in the source, without the project's namespaces and arguments."""
     done = subprocess.run(
         ["c++filt", "-p"], input="\n".join(names), capture_output=True, text=True, check=True
     )

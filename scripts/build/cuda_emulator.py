@@ -1,15 +1,15 @@
-"""Run all CUDA kernels on the CPU, in the tests that a GPU would run.
+"""Emulate all CUDA kernels on the CPU, and run the GPU tests with them.
 
     python scripts/emulate_cuda.py [--sanitize] [PYTEST ARGUMENTS]
 
-Compiles the `.cu` files, as they are, with the host's compiler against
-`scripts/build/cuda_emulation/common/runtime.cuh`, which runs the threads of a block in turns,
-and their C++ launchers as the operations of the CPU. Then the tests that take a `device` run
-against this library twice, with blocks and threads in ascending and in descending order. What is
-found: wrong numbers, barriers and exchanges that not all threads reach together, results that
-depend on the order of threads, memory read before it is written (it holds NaNs or large numbers),
-grids that no GPU launches, memory out of bounds (with `--sanitize`, by AddressSanitizer). What
-is not: what only a real GPU has, such as its speed and its memory model.
+The unchanged `.cu` files are compiled with the host's compiler against
+`scripts/build/cuda_emulation/common/runtime.cuh`, which runs the threads of a block in turns. Their
+C++ launchers are registered as CPU operations. The tests that take a `device` then run with this
+library twice, with blocks and threads in ascending and in descending order. They detect wrong
+numbers, barriers and exchanges that not all threads reach together, results that depend on the
+order of threads, uninitialised memory (it holds NaNs or large numbers), grids that are too large
+for a GPU, and out-of-bounds accesses (with `--sanitize`, by AddressSanitizer). Properties of real
+GPUs, such as speed and memory model, are not covered.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from scripts.runtime.command_line import CommandParser, run_command
 SHIM = Path("scripts", "build", "cuda_emulation")
 ORDERS = ("ascending", "descending")
 
-# What the launchers take from a file that is not emulated.
+# Replacement for a file that launchers need and that is not emulated.
 _STREAM = """#include "common/launch.h"
 opus::CudaStream opus::current_stream(c10::Device) { return nullptr; }
 """
@@ -40,9 +40,7 @@ def emulated_operations() -> list[str]:
 
 
 def prelude(sources: Sequence[str]) -> str:
-    """Return a header for all launchers: torch's headers, then CUDA's dispatch key becomes the
-    CPU's.
-    """
+    """Return a header for all launchers: torch's headers, and CUDA's dispatch key set to CPU's."""
     lines = [f"#include {header}" for header in native_build.torch_headers(sources)]
     return "\n".join([*lines, '#include "common/launch.h"', "#define CUDA CPU", ""])
 
@@ -55,7 +53,7 @@ def build(folder: Path, sanitized: bool) -> Path:
     csrc = native_build.CSRC.as_posix()
     launchers, kernels = native_build.cuda_launchers(), native_build.find_sources(".cu")
     flags = ["-std=c++20", "-g1", "-fPIC", "-march=native", native_build.NO_FUSED_HOST]
-    # Threads jump between their stacks, which fortified longjmp reports as an error.
+    # Threads jump between their stacks, which a fortified longjmp reports as an error.
     flags += ["-O1", *native_build.SANITIZER_FLAGS] if sanitized else ["-O2", "-U_FORTIFY_SOURCE"]
     flags += [*native_build.warning_flags(), "-DOPUS_WITH_CUDA", "-DOPUS_EMULATES_CUDA"]
     torch_flags = [f for path in cpp_extension.include_paths() for f in ("-isystem", path)]
@@ -89,10 +87,10 @@ def build(folder: Path, sanitized: bool) -> Path:
 
 
 def run(library: Path, sanitized: bool, pytest_arguments: Sequence[str]) -> int:
-    """Run the tests in both orders of threads; the exit code is not 0 if one fails."""
+    """Run the tests in both thread orders; return an exit code other than 0 if any fails."""
     tests = [f"tests/ops/test_{name}.py" for name in emulated_operations()]
     arguments = [*tests, "-k", "cpu and not cuda", "-q", *pytest_arguments]
-    os.environ["MALLOC_PERTURB_"] = "1"  # numbers that were not written are near -1.7e38
+    os.environ["MALLOC_PERTURB_"] = "1"  # uninitialised numbers are near -1.7e38
     for order in ORDERS:
         os.environ["OPUS_EMULATED_ORDER"] = order
         if sanitized:
@@ -110,9 +108,9 @@ def run(library: Path, sanitized: bool, pytest_arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code of the tests."""
+    """Run the command and return the exit code of the tests."""
     parser = CommandParser(__doc__, takes_more=True)
-    parser.add_argument("--sanitize", action="store_true", help="with checks of every access")
+    parser.add_argument("--sanitize", action="store_true", help="check every memory access")
 
     def test(args: argparse.Namespace) -> int:
         name = "emulated_sanitized" if args.sanitize else "emulated"

@@ -1,10 +1,10 @@
-"""Hook of MkDocs: linked source files, the changelog, and the modules of a package on the site.
+"""MkDocs hook: pages for linked source files, the changelog, and the modules of a package.
 
 Pages under docs/ link to configs, tests and benchmark tables by relative paths, which work in the
-repository. A site has only what lies under docs/. The hook gives every linked file a page below
-`source/` and points the links there, so that the site is complete without a network.
+repository. A site contains only the files under docs/. The hook creates a page below `source/` for
+every linked file and redirects the links to it, so that the site is complete without a network.
 
-A line `::: package.*` becomes a section for every public module of the package.
+A line `::: package.*` expands to a section for every public module of the package.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LANGUAGES = {".py": "python", ".sh": "bash", ".yml": "yaml", ".h": "cpp", ".cu"
 
 
 def outside_docs(page: str, target: str) -> str | None:
-    """Return the repository path that a link leads to, or None if it stays under docs/.
+    """Return the repository path of a link's target; None if it is under docs/.
 
     Args:
         page: Path of the linking page, relative to docs/.
@@ -36,7 +36,7 @@ def outside_docs(page: str, target: str) -> str | None:
 
 
 def links(markdown: str) -> list[re.Match[str]]:
-    """Return the links of a page, those in fenced code left out."""
+    """Return the links of a page, except those in fenced code."""
     fences = [match.span() for match in FENCED.finditer(markdown)]
     found = LINK.finditer(markdown)
     return [
@@ -52,7 +52,7 @@ def source_page(path: str) -> str:
 def render_source(path: str) -> str:
     """Return Markdown that shows a file of the repository, or lists a folder.
 
-    The search leaves these pages out, except for the changelog.
+    These pages are excluded from the search, except for the changelog.
     """
     hidden = "---\nsearch: {exclude: true}\n---\n\n"
     file = ROOT / path
@@ -60,7 +60,7 @@ def render_source(path: str) -> str:
         names = "\n".join(f"- `{entry.name}`" for entry in sorted(file.iterdir()))
         return f"{hidden}# {path}\n\n{names}\n"
     text = file.read_text()
-    if file.suffix == ".md":  # its own links are text here: they may lead anywhere
+    if file.suffix == ".md":  # shown as text: its links may lead anywhere
         plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
         return plain if path == "CHANGELOG.md" else hidden + plain
     language = _LANGUAGES.get(file.suffix, "text")
@@ -70,7 +70,7 @@ def render_source(path: str) -> str:
 def module_sections(package: str) -> str:
     """Return Markdown with a section for every public module of a package.
 
-    Reference implementations are left out: they have the arguments of the operation.
+    Reference implementations are omitted, because they have the same arguments as the operation.
     """
     folder = ROOT / package.replace(".", "/")
     names = sorted(path.stem for path in folder.glob("[!_]*.py"))
@@ -98,7 +98,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
-    """Point links to source files at their pages, and list the modules of packages."""
+    """Redirect links to source files to their pages, and list the modules of packages."""
     markdown = MODULES.sub(lambda match: module_sections(match["package"]), markdown)
     here = page.file.src_uri
     for match in reversed(links(markdown)):

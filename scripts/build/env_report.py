@@ -1,6 +1,8 @@
-"""What is installed, what was built, what is missing and how to get it.
+"""Report of installed packages, built extensions, missing parts and how to get them.
 
-python -m scripts.env_report
+    python scripts/env_report.py
+
+The exit code is 1 if a required part is missing.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        name: What was looked at.
-        state: What was found.
-        remedy: How to get it if it is missing; empty if all is well.
-        is_needed: Whether the project cannot work on this machine without it.
+        name: Checked item.
+        state: Result of the check.
+        remedy: How to install it if it is missing; empty if nothing is missing.
+        is_needed: Whether the project requires it on this machine.
     """
 
     name: str
@@ -40,7 +42,7 @@ class Finding:
 
 
 def machine_findings() -> Iterator[Finding]:
-    """Processor, memory, GPU, compilers."""
+    """Yield processor, memory, GPU and compilers."""
     yield Finding("system", f"{platform.system()} {platform.release()}, {platform.machine()}")
     yield Finding("processor", f"{os.cpu_count()} cores, {_memory_gb():.0f} GB of memory")
     import torch
@@ -51,7 +53,7 @@ def machine_findings() -> Iterator[Finding]:
     elif shutil.which("nvidia-smi"):
         yield Finding(
             "GPU",
-            "nvidia-smi is there, but torch sees no device",
+            "nvidia-smi is installed, but torch finds no device",
             "install a CUDA build of torch (docs/install.md) or check the driver",
         )
     else:
@@ -78,7 +80,7 @@ def _toolkit_finding() -> Finding:
 
 
 def built_findings() -> Iterator[Finding]:
-    """Yield what setup compiles: the project's extension and mmcv's operations."""
+    """Yield the parts compiled by the set-up: the project's extension and mmcv's operations."""
     libraries = sorted((ROOT / "models" / "ops").glob("*.so"))
     if libraries:
         try:
@@ -90,7 +92,7 @@ def built_findings() -> Iterator[Finding]:
             ]
             names = ", ".join(sorted({name.split("::")[1].split(".")[0] for name in registered}))
             has = torch._C._dispatch_has_kernel_for_dispatch_key
-            devices = "CPU and GPU" if has("opus::nearest_in_tree", "CUDA") else "the CPU alone"
+            devices = "CPU and GPU" if has("opus::nearest_in_tree", "CUDA") else "the CPU only"
             yield Finding("native extension", f"{libraries[0].name}, for {devices}: {names}")
         except (OSError, RuntimeError) as error:
             yield Finding(
@@ -101,7 +103,7 @@ def built_findings() -> Iterator[Finding]:
             )
     else:
         yield Finding("native extension", "not built", "make setup", is_needed=True)
-    yield _imported("mmcv's operations", "mmcv.ops", "make setup (an mmcv-lite has none)", True)
+    yield _imported("mmcv's operations", "mmcv.ops", "make setup (mmcv-lite has none)", True)
 
 
 def optional_findings() -> Iterator[Finding]:
@@ -113,9 +115,9 @@ def optional_findings() -> Iterator[Finding]:
     is_bound = hasattr(torch.ops.opus, op) and getattr(torch.ops.opus, op)()
     turbo = ctypes.util.find_library("turbojpeg")
     if is_bound:
-        yield Finding(name, "bound by the native extension")
+        yield Finding(name, "used by the native extension")
     elif turbo:
-        yield Finding(name, f"{turbo}, which decodes images whole", way_out)
+        yield Finding(name, f"{turbo}, which decodes only whole images", way_out)
     else:
         yield Finding(name, "missing; JPEGs are decoded by OpenCV or Pillow", way_out)
     if torch.cuda.is_available():
@@ -125,12 +127,12 @@ def optional_findings() -> Iterator[Finding]:
         yield _imported("torchvision", "torchvision", "pip install -r requirements/cuda.txt")
     else:
         yield _imported("spconv", "spconv.pytorch", "pip install -r requirements/cpu.txt (tests)")
-        yield Finding("torchvision", "not looked at: unused without a GPU")
+        yield Finding("torchvision", "not checked: unused without a GPU")
     full_opencv = distribution_version("opencv-python")
     if full_opencv:
         yield Finding(
             "opencv-python",
-            f"{full_opencv} is installed beside the headless one and shares its files",
+            f"{full_opencv} is installed next to the headless one and shares its files",
             "pip uninstall opencv-python, then pip install --force-reinstall --no-deps "
             "opencv-python-headless",
         )
@@ -152,7 +154,7 @@ def _first_line(command: list[str]) -> str:
         ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError) as error:
         return f"does not run ({error})"
-    return lines[0].strip() if lines else "says nothing"
+    return lines[0].strip() if lines else "no output"
 
 
 def _memory_gb() -> float:
@@ -160,12 +162,12 @@ def _memory_gb() -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(CommandParser(__doc__), lambda _: print_report(), arguments)
 
 
 def print_report() -> int:
-    """Print the report; returns 1 if something that is needed is missing."""
+    """Print the report; return 1 if a required part is missing, otherwise 0."""
     print(f"versions (commit {git_commit() or 'unknown'})")
     for name, version in package_versions().items():
         print(f"  {name:<24}{version}")

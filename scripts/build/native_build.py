@@ -1,6 +1,6 @@
 """Sources, flags and toolkits of the native extension; shared by setup.py, checks and sanitizers.
 
-Needs the standard library alone until a function asks torch for its paths.
+This module needs only the standard library until a function asks torch for its paths.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from scripts.runtime.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = Path("models", "csrc")  # relative: absolute source paths break build_ext --inplace caches
 
-# Kernels and their plain-torch twins, and the two builds of one kernel body, make the same
-# decisions (which camera, which voxel) only if the compiler fuses no product into a sum.
-# Fast-math is out for the same reason.
+# Without fused multiply-adds and fast-math, kernels and their plain-torch reference
+# implementations, and the two builds of one kernel body, make the same decisions (which camera,
+# which voxel).
 NO_FUSED_HOST = "-ffp-contract=off"
 NO_FUSED_CUDA = "--fmad=false"
 SANITIZER_FLAGS = [
     "-O1", "-g", "-fno-omit-frame-pointer",
     "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all",
 ]  # fmt: skip
-# The GPUs whose code is compiled and reported where there is none: A100, RTX 40 and L40, H100.
+# Architectures compiled on machines without a GPU: A100, RTX 40 and L40, H100.
 REPORTED_ARCHITECTURES = ("80", "89", "90")
 
 
@@ -37,7 +37,7 @@ def find_sources(suffix: str) -> list[str]:
 
 
 def cpu_sources() -> list[str]:
-    """C++ sources of a build without CUDA."""
+    """Return the C++ sources of a build without CUDA."""
     return [path for path in find_sources(".cpp") if not path.endswith("_cuda_host.cpp")]
 
 
@@ -47,10 +47,10 @@ def cuda_sources() -> list[str]:
 
 
 def cuda_launchers() -> list[str]:
-    """C++ sources that start CUDA kernels, one for each `.cu` file.
+    """Return the C++ sources that launch CUDA kernels, one for each `.cu` file.
 
-    Those of operations whose kernels of a GPU differ much from the CPU's (`_cuda_host.cpp`), and
-    those that serve both devices.
+    They are `_cuda_host.cpp` if an operation's GPU kernels differ much from its CPU kernels, and
+    otherwise the source for both devices.
     """
     stems = [path.removesuffix("_cuda.cu") for path in find_sources(".cu")]
     apart = [f"{stem}_cuda_host.cpp" for stem in stems]
@@ -61,19 +61,19 @@ def cuda_launchers() -> list[str]:
 
 
 def torch_headers(sources: Sequence[str]) -> list[str]:
-    """Torch's headers that sources include, as they write them: `<torch/library.h>`."""
+    """Return torch's headers that sources include, in the form `<torch/library.h>`."""
     text = "".join((ROOT / source).read_text(encoding="utf-8") for source in sources)
     return sorted(set(re.findall(r"#include (<(?:ATen|torch)/[^>]+>)", text)))
 
 
 def warning_flags() -> list[str]:
-    """Return the warnings of the host's compiler; errors unless OPUS_WERROR=0."""
+    """Return the warning flags of the host's compiler; warnings are errors unless OPUS_WERROR=0."""
     werror = os.environ.get("OPUS_WERROR", "1") not in ("", "0")
     return ["-Wall", "-Wextra"] + (["-Werror"] if werror else [])
 
 
 def nvcc_flags() -> list[str]:
-    """Return the flags of every compilation by nvcc, those of setup.py among them."""
+    """Return the flags of every compilation by nvcc, including those of setup.py."""
     flags = ["-O3", "-std=c++20", "-lineinfo", NO_FUSED_CUDA]
     flags += ["-Xcompiler", ",".join([*warning_flags(), "-fvisibility=hidden", NO_FUSED_HOST])]
     if "-Werror" in warning_flags():
@@ -82,11 +82,12 @@ def nvcc_flags() -> list[str]:
 
 
 def find_cuda_home(version: str | None = None) -> Path | None:
-    """Folder of a CUDA toolkit: of CUDA_HOME, the pip packages of requirements/*.txt, or PATH.
+    """Return a CUDA toolkit's folder: from CUDA_HOME, the pip packages of requirements/*.txt, or
+    PATH.
 
     Args:
-        version: CUDA version of torch, such as "13.0": of several toolkits the first with the same
-            major version is taken, as torch builds with no other. None: the first one.
+        version: CUDA version of torch, such as "13.0". The first toolkit with the same major
+            version is used, because torch builds with no other. None selects the first toolkit.
 
     Raises:
         ValueError: CUDA_HOME names a folder without a toolkit.
@@ -94,7 +95,7 @@ def find_cuda_home(version: str | None = None) -> Path | None:
     chosen = os.environ.get("CUDA_HOME")
     if chosen and not _is_toolkit(Path(chosen)):
         raise ConfigError(
-            f"CUDA_HOME is '{chosen}', which has no bin/nvcc and include/cuda_runtime_api.h: name "
+            f"CUDA_HOME is '{chosen}', which has no bin/nvcc and include/cuda_runtime_api.h: give "
             "the folder of a CUDA toolkit, or unset it"
         )
     candidates = [Path(chosen)] if chosen else []
@@ -110,7 +111,7 @@ def find_cuda_home(version: str | None = None) -> Path | None:
 
 
 def cuda_version(cuda_home: Path) -> str:
-    """Version of a toolkit as its compiler tells it, "13.0"."""
+    """Return the version of a toolkit, e.g. "13.0", as printed by its compiler."""
     told = subprocess.run(
         [str(cuda_home / "bin" / "nvcc"), "--version"], capture_output=True, text=True, check=True
     )
@@ -119,7 +120,7 @@ def cuda_version(cuda_home: Path) -> str:
 
 
 def _is_toolkit(folder: Path) -> bool:
-    # A lone nvcc may be a wrapper in a folder of programs.
+    # nvcc without the headers may be a wrapper in a folder of programs.
     header = folder / "include" / "cuda_runtime_api.h"
     return os.access(folder / "bin" / "nvcc", os.X_OK) and header.is_file()
 
@@ -127,11 +128,11 @@ def _is_toolkit(folder: Path) -> bool:
 def cuda_library_folder(cuda_home: Path, build: Path) -> Path:
     """Return a folder in which the linker finds `libcudart.so`.
 
-    The toolkit's own, or, for the pip packages, which have libraries under their full names alone
-    (`libcudart.so.13`), one in `build` with a link to it.
+    The pip packages contain only libraries with full names (`libcudart.so.13`). For them, a folder
+    with a link is created in `build`.
 
     Raises:
-        FileNotFoundError: the toolkit has no CUDA runtime.
+        FileNotFoundError: The toolkit has no CUDA runtime.
     """
     for folder in (cuda_home / "lib64", cuda_home / "lib"):
         if (folder / "libcudart.so").exists():

@@ -1,11 +1,11 @@
-"""Run the tests of the native operations on a CPU build that checks itself.
+"""Run the tests of the native operations on a CPU build with sanitizers.
 
     python scripts/sanitize.py [PYTEST ARGUMENTS]      # default: tests/ops -k "not cuda_sources"
 
 Builds `build/sanitized/models/ops/_C*.so` with AddressSanitizer and UndefinedBehaviorSanitizer
-(gcc), then runs the tests with it. Reads and writes out of bounds and undefined behaviour end the
-run. Memory that is lost at the end counts where the extension's own code asked for it: the
-interpreter and torch keep much until the process ends.
+(gcc), then runs the tests with it. Out-of-bounds accesses and undefined behaviour end the run.
+Memory leaks count only if the extension's own code allocated the memory, because the interpreter
+and torch keep much memory until the process ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scripts.runtime.command_line import CommandParser, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "sanitized"
-# The compile test runs nvcc, the others need no native code or terabytes of address space.
+# The compile test runs nvcc; the others need no native code, or terabytes of address space.
 DEFAULT_TESTS = ["tests/ops", "-q", "-k", "not cuda_sources and not test_extension and not 32_bits"]
 
 
@@ -36,7 +36,7 @@ def build() -> Path:
 
 
 def runtime_libraries() -> str:
-    """Return the sanitizers' and the C++ runtime, which must be in the process before torch."""
+    """Return the sanitizers' and the C++ runtime, which must be loaded before torch."""
     names = ("libasan.so", "libubsan.so", "libstdc++.so")
     paths = (
         subprocess.run(
@@ -48,13 +48,13 @@ def runtime_libraries() -> str:
 
 
 def leaks_of(report: str, library: str) -> list[str]:
-    """Return the leaks of a report that have a frame in the library."""
+    """Return the leaks of a report whose stack has a frame in the library."""
     blocks = re.split(r"\n\s*\n", report)
     return [block for block in blocks if "leak of" in block and library in block]
 
 
 def run(library: Path, pytest_arguments: Sequence[str]) -> int:
-    """Run the tests; the exit code is not 0 if they, a sanitizer or the leak check fail."""
+    """Run the tests; return 0 only if tests, sanitizers and leak check succeed."""
     with tempfile.TemporaryDirectory() as folder:
         asan = "detect_leaks=1:fast_unwind_on_malloc=0:malloc_context_size=20:exitcode=99"
         environment = dict(
@@ -82,6 +82,6 @@ def run(library: Path, pytest_arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code of the tests."""
+    """Run the command and return the exit code of the tests."""
     parser = CommandParser(__doc__, takes_more=True)
     return run_command(parser, lambda args: run(build(), args.others or DEFAULT_TESTS), arguments)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Make .venv and put into it everything that the project needs; a second call does no work.
+# Create .venv and install everything that the project needs; completed steps are skipped.
 #
-#   OPUS_PYTHON      interpreter for a new .venv (default: python3.11, 3.10, 3.12, whichever is first)
-#   OPUS_DEVICE      cpu | cuda (default: cuda where nvidia-smi lists a GPU)
-#   OPUS_WHEEL_DIR   where built mmcv wheels are kept, one folder per torch build and Python
+#   OPUS_PYTHON      interpreter for a new .venv (default: the first of python3.11, 3.10, 3.12)
+#   OPUS_DEVICE      cpu | cuda (default: cuda if nvidia-smi lists a GPU)
+#   OPUS_WHEEL_DIR   folder for built mmcv wheels, with a subfolder per torch build and Python
 #   OPUS_SPCONV      spconv requirement for CUDA machines, e.g. spconv-cu126==2.3.8 (default: none)
 #   OPUS_MMCV_CUDA=1 build mmcv's operations for CUDA too (no part of the project needs them)
-#   TORCH_INDEX_URL  package index that torch and torchvision are taken from
-#   MAX_JOBS         compilers at once (default: cores, bounded by 2 GB of memory each)
+#   TORCH_INDEX_URL  package index for torch and torchvision
+#   MAX_JOBS         parallel compile jobs (default: one per core and 2 GB of memory)
 # pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS ...) apply as usual.
 set -euo pipefail
 
@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
 die() { echo "setup: $*" >&2; exit 1; }
 
-# ---------------------------------------------------------------- what this machine has
+# ---------------------------------------------------------------- the machine
 find_python() {
   local candidate
   for candidate in ${OPUS_PYTHON:-python3.11 python3.10 python3.12 python3}; do
@@ -58,18 +58,18 @@ default_jobs() {
 hash_of() { cat "$@" | sha256sum | cut -c1-16; }
 first_file() { [ ! -d "$1" ] || find "$1" -maxdepth 1 -name "$2" | LC_ALL=C sort | head -n 1; }
 
-# A step is done when its stamp holds the key of its inputs.
+# A step is done if its stamp contains the key of its inputs.
 is_done() { [ -f "$STAMPS/$1" ] && [ "$(cat "$STAMPS/$1")" = "$2" ]; }
 mark_done() { printf '%s' "$2" >"$STAMPS/$1"; }
 
-# run TITLE LOGNAME COMMAND... : condensed output; on failure the end of the full log.
+# run TITLE LOGNAME COMMAND...: print condensed output; on failure, the end of the full log.
 run() {
   local title=$1 log="$STAMPS/$2.log"
   shift 2
   if ! "$@" 2>&1 </dev/null | "$PY" "$ROOT/scripts/build/setup_progress.py" --title "$title" --log "$log"; then
     echo "---- the end of $log" >&2
     tail -n 40 "$log" >&2
-    die "'$title' failed; the whole output is in $log"
+    die "'$title' failed; the full output is in $log"
   fi
 }
 
@@ -80,17 +80,17 @@ mkdir -p "$(dirname "$VENV")"
 if ! [ -x "$PY" ]; then
   python=$(find_python)
   echo "-> new environment .venv from $("$python" --version 2>&1) ($(command -v "$python"))"
-  "$python" -m venv "$VENV" || die "could not make .venv; on Debian: apt install python3-venv"
+  "$python" -m venv "$VENV" || die "could not create .venv; on Debian: apt install python3-venv"
 fi
 mkdir -p "$STAMPS"
 DEVICE=$(device)
 export MAX_JOBS=${MAX_JOBS:-$(default_jobs)}
 PY_TAG=$("$PY" -c 'import sys; print(f"{sys.version_info[0]}{sys.version_info[1]}")')
 LOCK="requirements/lock-py$PY_TAG.txt"
-[ -f "$LOCK" ] || die "no $LOCK: .venv holds another Python than 3.10 - 3.12; remove .venv and try again"
+[ -f "$LOCK" ] || die "no $LOCK: .venv has a Python other than 3.10 - 3.12; remove .venv and try again"
 CONSTRAINTS=(-c "$LOCK")
 
-# 1. torch, and what building needs. A torch of the right version that is there already stays.
+# 1. torch and the build tools. An installed torch of the right version is kept.
 TORCH_INDEX=()
 [ -z "${TORCH_INDEX_URL:-}" ] || TORCH_INDEX=(--index-url "$TORCH_INDEX_URL" --extra-index-url "${PIP_INDEX_URL:-$TORCH_INDEX_URL}")
 key="$(hash_of requirements/build.txt requirements/torch.txt "$LOCK")"
@@ -99,14 +99,14 @@ if ! is_done torch "$key"; then
   run "torch ($DEVICE machine)" torch pip_install "${TORCH_INDEX[@]}" -r requirements/torch.txt
   mark_done torch "$key"
 fi
-# Its version file is read instead of importing it, which takes seconds.
+# Read its version file, because importing it takes seconds.
 read -r TORCH TORCH_CUDA < <("$PY" - <<'END'
 import importlib.util, pathlib, runpy
 spec = importlib.util.find_spec("torch")
 version = runpy.run_path(str(pathlib.Path(spec.origin).with_name("version.py")))
 print(version["__version__"], version.get("cuda") or "")
 END
-) || die "torch is not in .venv as it should be; remove .venv and try again"
+) || die "torch is missing in .venv; remove .venv and try again"
 if [ "$DEVICE" = cuda ] && [ -z "$TORCH_CUDA" ]; then
   echo "setup: this machine has a GPU, but torch $TORCH is a CPU build: training will run on the CPU." \
     "Set TORCH_INDEX_URL to an index with CUDA builds, remove .venv, and run make setup again." >&2
@@ -114,9 +114,9 @@ if [ "$DEVICE" = cuda ] && [ -z "$TORCH_CUDA" ]; then
 fi
 
 # 2. mmcv with its operations, from source once per torch build and Python.
-#    For the CPU only unless asked: hiding the GPUs is what tells mmcv's setup.py so.
+#    For the CPU only by default: hidden GPUs make mmcv's setup.py build for the CPU.
 MMCV_KIND=""
-#    Python's own flags ask for debug information, which takes two fifths of the build.
+#    Python's own flags add debug information, which takes two fifths of the build time.
 MMCV_ENV=(MMCV_WITH_OPS=1 CUDA_VISIBLE_DEVICES= FORCE_CUDA=0 "CFLAGS=${CFLAGS:-} -g0")
 if [ "${OPUS_MMCV_CUDA:-0}" = 1 ]; then
   MMCV_KIND="-cuda"
@@ -125,7 +125,7 @@ fi
 WHEELS="${OPUS_WHEEL_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/opus-occupancy/wheels}/torch-$TORCH-cp$PY_TAG$MMCV_KIND"
 key="$(hash_of requirements/mmcv.txt)-$TORCH$MMCV_KIND"
 if ! is_done mmcv "$key"; then
-  # Its requirements (mmengine ...) come with step 3; only the wheel is wanted here.
+  # Its requirements (mmengine ...) are installed in step 3; only the wheel is built here.
   mmcv=$(sed -e 's/#.*//' -e '/^\s*$/d' requirements/mmcv.txt)
   wheel=$(first_file "$WHEELS" "mmcv-${mmcv#*==}-*.whl")
   if [ -z "$wheel" ]; then
@@ -142,8 +142,8 @@ if ! is_done mmcv "$key"; then
   mark_done mmcv "$key"
 fi
 
-# 3. everything else. opencv is headless only: a full one that some earlier step or user brought
-#    in shares its files with the headless one, so the headless one is laid again after removing it.
+# 3. everything else. Only headless opencv is supported: a full one, installed by an earlier step
+#    or a user, shares its files. It is removed and the headless one installed again.
 case "$DEVICE" in
   cuda) device_requirements=requirements/cuda.txt ;;
   *) device_requirements=requirements/cpu.txt ;;
@@ -167,19 +167,19 @@ if ! is_done packages "$key"; then
   mark_done packages "$key"
 fi
 
-# 4. the project importable from any folder: a line in .venv that names the checkout.
+# 4. make the project importable from any folder: a .pth file in .venv names the checkout.
 site=$("$PY" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
 echo "$ROOT" >"$site/opus_occupancy.pth"
 
-# 5. the project's own extension, in place. Also rebuilt when its library has been removed.
+# 5. the project's extension, in place. It is also rebuilt if its library was removed.
 key="$(find setup.py scripts/build/native_build.py models/csrc -type f | LC_ALL=C sort | xargs cat | sha256sum | cut -c1-16)"
 key="$key-$TORCH-cp$PY_TAG-${OPUS_NATIVE_ARCH:-0}-$DEVICE-${TORCH_CUDA_ARCH_LIST:-}"
 if [ -z "$(first_file models/ops '*.so')" ] || ! is_done extension "$key"; then
-  # An image for GPU machines may be made on one without: for A100, RTX 40 and L40, H100, and later.
+  # Without a GPU, e.g. in a container build: compile for A100, RTX 40 and L40, H100, and later.
   if [ "$DEVICE" = cuda ] && [ -z "${TORCH_CUDA_ARCH_LIST:-}" ] && ! nvidia-smi -L >/dev/null 2>&1; then
     export TORCH_CUDA_ARCH_LIST="8.0;8.9;9.0+PTX"
   fi
-  # A warning of a compiler that was never tried must not stop a user: -Werror is for developers.
+  # Warnings of an untested compiler must not stop a user: -Werror is for developers.
   run "native extension (models/csrc)" extension \
     env OPUS_WERROR="${OPUS_WERROR:-0}" "$PY" setup.py build_ext --inplace
   mark_done extension "$key"

@@ -1,7 +1,7 @@
 """Condense a build's output: elapsed time, ninja's [n/m], pip's milestones, a heartbeat.
 
-Reads standard input, writes every line to a log file and the telling ones to standard output.
-Standard library only: it runs before anything is installed.
+Reads standard input, writes every line to a log file, and writes informative lines to standard
+output. Uses only the standard library, because it runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ MILESTONE = re.compile(
     r"^\s*(Building wheel|Created wheel|Installing collected|Successfully installed|ERROR|error:|"
     r"FAILED)"
 )
-# mmengine and mmcv are installed without their dependencies, which pip reports each time.
+# mmengine and mmcv are installed without their dependencies; pip reports this each time.
 EXPECTED = re.compile(r"^ERROR: pip's dependency resolver does not currently take into account")
 HEARTBEAT_SECONDS = 30.0
-MOVING_SECONDS = 10.0  # at most one line about files or packages in this time: logs stay short
+MOVING_SECONDS = 10.0  # at most one line about files or packages per interval, for short logs
 WIDTH = 88
 
 
@@ -38,7 +38,7 @@ def _read_lines(lines: queue.Queue[str | None]) -> None:
 
 
 class Condenser:
-    """Decide which lines are shown, and how."""
+    """Filter that decides which lines are shown, and how."""
 
     def __init__(self) -> None:
         self._start = self._last_shown = time.monotonic()
@@ -47,11 +47,11 @@ class Condenser:
         self._step = ""
 
     def elapsed(self) -> str:
-        """Time since the start, minutes and seconds."""
+        """Return the time since the start in minutes and seconds."""
         return _clock(time.monotonic() - self._start)
 
     def take(self, line: str) -> None:
-        """Show a line if it tells something."""
+        """Show a line if it is informative."""
         ninja, package = NINJA.match(line), PACKAGE.match(line)
         if ninja:
             self._step = f"[{ninja[1]}/{ninja[2]}]"
@@ -64,7 +64,7 @@ class Condenser:
             self._show(line.strip())
 
     def idle(self) -> None:
-        """Say that work goes on when nothing else has been said for a while."""
+        """Print that work is in progress if nothing has been printed for a while."""
         if time.monotonic() - self._last_shown > HEARTBEAT_SECONDS:
             self._show(f"still running {self._step}".rstrip())
 
@@ -83,7 +83,7 @@ class Condenser:
 def main() -> int:
     """Filter standard input until it ends."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--log", required=True, help="file that takes every line")
+    parser.add_argument("--log", required=True, help="file to write every line to")
     parser.add_argument("--title", required=True)
     args = parser.parse_args()
 

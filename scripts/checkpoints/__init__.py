@@ -1,1 +1,1 @@
-"""Commands over checkpoint files: inspection, and the merge that fusion models start from."""
+"""Commands for checkpoint files: inspection, publishing, and the merge for fusion models."""

@@ -1,11 +1,11 @@
-"""Merge an image and a LiDAR checkpoint into one that fusion models start from.
+"""Merge an image and a LiDAR checkpoint into the initial weights of a fusion model.
 
     python scripts/gen_fusion_pretrain_model.py --image CKPT --lidar CKPT --out FILE
 
-Of the image checkpoint the backbone is taken (`backbone.*` or `img_backbone.*`, and
-`img_neck.*` of a camera model of this project), of the LiDAR detector the encoder, backbone and
-neck (`pts_middle_encoder.*`, `pts_backbone.*`, `pts_neck.*`). Weights keep their layout; the
-models read all layouts. The fusion configs start from `pretrain/fusion_pretrain_model.pth`.
+The image checkpoint provides the backbone (`backbone.*` or `img_backbone.*`, and `img_neck.*` of
+this project's camera models). The LiDAR detector provides encoder, backbone and neck
+(`pts_middle_encoder.*`, `pts_backbone.*`, `pts_neck.*`). Weights keep their layout; models read all
+layouts. The fusion configs start from `pretrain/fusion_pretrain_model.pth`.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ LIDAR_PARTS = {name: name for name in ("pts_middle_encoder.", "pts_backbone.", "
 def pick(
     path: str, parts: Mapping[str, str], needed: Sequence[str]
 ) -> tuple[dict[str, Tensor], int]:
-    """Read the entries of a checkpoint that belong to some parts.
+    """Read the entries of a checkpoint that belong to the given parts.
 
     Args:
         path: Checkpoint file.
-        parts: Beginnings of the keys to take, and what to call them.
-        needed: Renamed beginnings that must occur.
+        parts: Key prefixes to take, and their new names.
+        needed: New names that must occur.
 
     Returns:
-        The entries, and the number of those not taken.
+        The entries, and the number of entries not taken.
 
     Raises:
-        CheckpointError: The file is no checkpoint or a needed part is not in it.
+        CheckpointError: The file is not a checkpoint, or a needed part is missing.
     """
     weights = revised_weights(read_checkpoint(path))
     picked = {
@@ -65,17 +65,17 @@ def pick(
 
 
 def merge(image: str, lidar: str, out: str) -> None:
-    """Write the merged checkpoint and print what was taken.
+    """Write the merged checkpoint and print the number of entries.
 
     Raises:
-        CheckpointError: A file is no checkpoint or lacks what is needed of it.
+        CheckpointError: A file is not a checkpoint, or a needed part is missing.
     """
     merged: dict[str, Tensor] = {}
     for path, parts in ((image, IMAGE_PARTS), (lidar, LIDAR_PARTS)):
         needed = ["img_backbone."] if parts is IMAGE_PARTS else list(parts)
         picked, others = pick(path, parts, needed)
         merged |= picked
-        print(f"{path}: {len(picked)} entries taken, {others} left")
+        print(f"{path}: {len(picked)} entries taken, {others} not used")
     sources = {path: file_sha256(path) for path in (image, lidar)}
     content = dict(state_dict=merged, meta=dict(merged_from=sources))
     write_atomically(out, lambda path: torch.save(content, path))

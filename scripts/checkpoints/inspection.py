@@ -2,9 +2,9 @@
 
     python scripts/inspect_checkpoint.py CONFIG CHECKPOINT [--revise-keys PATTERN=REPLACEMENT ...]
 
-Prints what the file is, a summary by module, and every missing, unexpected and mismatched entry.
-Exits with 1 if there is any (val.py would refuse the file), with 2 if the file or the config cannot
-be read. Nothing is initialised and no data is needed.
+Prints facts about the file, a summary by module, and every missing, unexpected and mismatched
+entry. The exit code is 1 if there is any such entry (val.py would reject the file), and 2 if the
+file or the config cannot be read. No weights are initialised and no data is needed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LAYOUT_NAMES = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a checkpoint differs from a model; the lists are empty if it fits."""
+    """Differences between a checkpoint and a model; the lists are empty if it fits."""
 
     missing: list[str]
     unexpected: list[str]
@@ -63,7 +63,7 @@ def build_empty_model(config: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def module_of(key: str) -> str:
-    """Return the part of the model that an entry of the state dict belongs to."""
+    """Return the model's part that an entry of the state dict belongs to."""
     parts = key.split(".")
     return ".".join(parts[:2]) if parts[0] == "pts_bbox_head" and len(parts) > 2 else parts[0]
 
@@ -88,7 +88,7 @@ def summary_lines(weights: Mapping[str, Tensor], model: nn.Module) -> Iterable[s
 
 
 def fact_lines(checkpoint: Mapping[str, Any]) -> Iterable[str]:
-    """Yield what a file says about itself."""
+    """Yield the metadata of a file."""
     meta = checkpoint.get("meta") or {}
     for name in ("epoch", "iter", "mmcv_version", "mmengine_version", "experiment_name", "time"):
         if meta.get(name) is not None:
@@ -97,7 +97,7 @@ def fact_lines(checkpoint: Mapping[str, Any]) -> Iterable[str]:
 
 
 def range_mismatch(weights: Mapping[str, Tensor], model: nn.Module) -> Iterable[str]:
-    """Yield a sentence if a checkpoint was trained for another range than the model's."""
+    """Yield a sentence if a checkpoint's range differs from the model's."""
     key = "pts_bbox_head.pc_range"
     if key in weights and tuple(weights[key].shape) == (6,):
         stored = weights[key].tolist()

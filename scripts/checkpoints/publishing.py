@@ -1,12 +1,12 @@
-"""Strip a checkpoint of everything but the weights, and put their hash into the file's name.
+"""Reduce a checkpoint to its weights, and add a hash to the file name.
 
     python scripts/publish_model.py CHECKPOINT OUT [--config C]
 
-writes OUT-HASH.pth, or OUT-HASH.safetensors where OUT ends so, as OpenMMLab names its files: HASH
-are the first eight digits of the file's SHA-256. Left out are the states of optimiser, schedules
-and random generators, the log, and the config with its paths. Where a checkpoint has an average of
-the weights (EMA) beside them, the average is published. With --config the weights are compared with
-that model first.
+Writes OUT-HASH.pth, or OUT-HASH.safetensors if OUT ends in .safetensors. As in OpenMMLab's file
+names, HASH is the first eight digits of the file's SHA-256. The states of optimiser, schedules and
+random generators, the log, and the config with its paths are removed. If a checkpoint has a moving
+average of the weights (EMA), the average is published. With --config, the weights are first checked
+against that model.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from scripts.runtime.checkpoint_files import write_checkpoint
 from scripts.runtime.command_line import CommandParser, config_file, run_command
 from scripts.runtime.errors import ConfigError
 
-# What is worth knowing of a training; the rest of its `meta` names files and machines.
+# Entries of `meta` to keep; the others name files and machines.
 _KEPT_META = ("epoch", "iter", "mmengine_version", "dataset_meta")
 _HASH_DIGITS = 8
 
 
 def publish(source: str, out: str, config: str | None = None) -> Path:
-    """Write the published file and print what it is.
+    """Write the published file and print its name and size.
 
     Args:
         source: Checkpoint.
-        out: Name of the file without hash, ending in `.pth` or `.safetensors`; `.pth` is
-            added to a name without.
+        out: Name of the file without hash, ending in `.pth` or `.safetensors`; `.pth` is added if
+            there is no suffix.
         config: Config of the model that the weights must fit.
 
     Returns:
         The file.
 
     Raises:
-        CheckpointError: The file is no checkpoint, or does not fit the config.
-        ConfigError: The name has another ending, or the file cannot be written.
+        CheckpointError: The file is not a checkpoint, or does not fit the config.
+        ConfigError: The name has another suffix, or the file cannot be written.
     """
     target = Path(out)
     suffix = target.suffix if target.suffix in (".pth", SAFETENSORS) else ""
@@ -67,7 +67,7 @@ def publish(source: str, out: str, config: str | None = None) -> Path:
         model = build_empty_model(config, {})
         check_fit(weights_of(checkpoint, model), model, source)
     meta = _kept(checkpoint.get("meta") or {})
-    # Views of larger tensors would take these along.
+    # A view would store the whole tensor that it belongs to.
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
     draft = target.with_name(f".{stem}.{os.getpid()}{suffix or '.pth'}")
     try:
@@ -81,7 +81,7 @@ def publish(source: str, out: str, config: str | None = None) -> Path:
     finally:
         draft.unlink(missing_ok=True)
     before, after = (os.path.getsize(each) / 1e6 for each in (source, path))
-    average = " (their average over the training)" if has_average(checkpoint) else ""
+    average = " (moving average)" if has_average(checkpoint) else ""
     print(f"{path}: {len(weights)} tensors{average}, {after:.1f} MB of {before:.1f} MB")
     return path
 
@@ -93,12 +93,12 @@ def _kept(meta: Mapping[str, Any]) -> dict[str, Any]:
 def write_safetensors(
     weights: Mapping[str, Tensor], path: str | Path, meta: Mapping[str, Any]
 ) -> Path:
-    """Write weights as `.safetensors` in one step; notes become text."""
+    """Write weights as `.safetensors` atomically; metadata is converted to text."""
     from safetensors.torch import save
 
     notes = {"format": "pt", **{key: str(value) for key, value in meta.items()}}
     content = save(dict(weights), metadata=notes)
-    # The library writes notes in any order; the same weights must give the same file.
+    # The library writes metadata in any order; equal weights must give equal files.
     length = int.from_bytes(content[:8], "little")
     head = json.loads(content[8 : 8 + length])
     head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
@@ -116,7 +116,7 @@ def write_safetensors(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="what train.py wrote")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint written by train.py")
     parser.add_argument("out", metavar="OUT", help="name of the file, without the hash")
     parser.add_argument(
         "--config", type=config_file, metavar="C", help="config that the weights must fit"

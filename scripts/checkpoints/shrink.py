@@ -1,9 +1,9 @@
-"""Write the weights of a checkpoint alone, in half precision: a file to hand on.
+"""Write only the weights of a checkpoint in half precision, for distribution.
 
     python scripts/shrink_checkpoint.py work_dirs/X/last.pth --out pretrain/x.pth
 
-Tensors of fewer than 16 values, such as the range of a grid, and counts stay as they are. Models
-read such a file as any other.
+Integer tensors and tensors with fewer than 16 values, such as the range of a grid, are not
+converted. The file is read like any other checkpoint.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def shrink(source: str, out: str) -> None:
     """Write the file and print its size.
 
     Raises:
-        CheckpointError: The source is no checkpoint, or a weight is too large for half precision.
+        CheckpointError: The source is not a checkpoint, or a weight is too large for half
+            precision.
     """
     checkpoint = read_checkpoint(source)
     weights = {name: _half(name, value) for name, value in checkpoint["state_dict"].items()}
@@ -43,7 +44,7 @@ def _half(name: str, value: Tensor) -> Tensor:
     half = value.to(torch.float16)
     if not bool(torch.isfinite(half).all()):
         raise CheckpointError(
-            f"{name} has values that half precision cannot hold: hand the checkpoint on as it is"
+            f"{name} has values that half precision cannot represent: distribute the original file"
         )
     return half
 

@@ -1,1 +1,1 @@
-"""Parts of scripts/check_data.py: findings, checks of info files, checks of the files they name."""
+"""Parts of scripts/check_data.py: findings, checks of info files and of the files in them."""

@@ -1,12 +1,12 @@
-"""Look for what is missing, truncated or inconsistent in the data of a config.
+"""Check the data of a config for missing, truncated or inconsistent files.
 
     python scripts/check_data.py CONFIG [--full] [--cfg-options KEY=VALUE ...]
 
 Checks every split that the config loads: the info file (hash, counts, tokens), all poses,
-calibrations and time stamps, whether they fit together (principal points, motion, units), and the
-files of key frames: images (decoded), LiDAR and labels (shapes, classes, whether they lie where the
-LiDAR measures surfaces). Without --full the key frames are visited evenly spread until --seconds
-are over; with it, every file once. Exits with 1 if anything is wrong, with 2 if the config is.
+calibrations and time stamps, their consistency (principal points, motion, units), and the files of
+key frames: images (decoded), LiDAR and labels (shapes, classes, agreement with the LiDAR returns).
+By default, evenly spread key frames are checked for --seconds; with --full, every file is checked
+once. The exit code is 1 if there are findings, and 2 if the config is invalid.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from scripts.runtime.errors import ConfigError
 EXIT_FINDINGS = 1
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
-_checker: FileChecker | None = None  # of worker processes, which are forked
+_checker: FileChecker | None = None  # inherited by forked worker processes
 
 
 def data_sets(cfg: Config) -> dict[str, list[dict[str, Any]]]:
     """Return the configs of the data sets that a config loads, by split, without wrappers.
 
     Raises:
-        ConfigError: If it loads none.
+        ConfigError: The config loads none.
     """
     splits: dict[str, list[dict[str, Any]]] = {}
     for split in ("train", "val", "test"):
@@ -66,16 +66,14 @@ def data_sets(cfg: Config) -> dict[str, list[dict[str, Any]]]:
 
 
 def _for_check(dataset_cfg: dict[str, Any]) -> dict[str, Any]:
-    """Return the config that reads every file once, reports what is broken, and augments
-    nothing.
-    """
+    """Return a config that reads every file once, reports damaged files, and does not augment."""
     pipeline = without_caches(dataset_cfg.get("pipeline", []))
     kept = {key: value for key, value in dataset_cfg.items() if key != "on_error"}
     return {**kept, "pipeline": pipeline, "test_mode": True}
 
 
 def spread_order(number: int) -> list[int]:
-    """Return 0 ... number - 1 in an order whose beginnings are all evenly spread."""
+    """Return 0 ... number - 1 in an order of which every prefix is evenly spread."""
     step = max(1, round(number * _GOLDEN_RATIO))
     while math.gcd(step, number) > 1:
         step += 1
@@ -93,10 +91,10 @@ def check_files(
     """Yield the number of files and the findings of samples, until the deadline.
 
     Args:
-        checker: Of a data set.
+        checker: Checker of a data set.
         order: Indices of the samples.
-        workers: Processes; 0 works in this one.
-        deadline: Of `time.monotonic()`.
+        workers: Number of processes; 0 runs in this process.
+        deadline: Deadline in terms of `time.monotonic()`.
     """
     global _checker
     if workers < 2:
@@ -123,17 +121,17 @@ def check_files(
 def check_data_set(
     name: str, dataset: BaseDataset, findings: Findings, workers: int, seconds: float | None
 ) -> str:
-    """Check a data set and add what is wrong to `findings`.
+    """Check a data set and add to `findings`.
 
     Args:
-        name: Of the split.
-        dataset: Built in test mode.
-        findings: Extended.
-        workers: Processes that open files.
-        seconds: How long files may be opened; None looks at all.
+        name: Name of the split.
+        dataset: Data set built in test mode.
+        findings: Findings; extended in place.
+        workers: Number of processes that open files.
+        seconds: Time limit for opening files; None opens all.
 
     Returns:
-        A sentence about what was looked at.
+        A sentence with the number of opened files.
     """
     files_checker = FileChecker(dataset)
     if isinstance(dataset, OccupancyDataset):
@@ -150,16 +148,16 @@ def check_data_set(
 
 
 def check(cfg: Config, workers: int, seconds: float | None) -> Findings:
-    """Check all data sets of a config, each once, and print what was found.
+    """Check all data sets of a config, each once, and print the findings.
 
     Args:
-        cfg: With data loaders.
-        workers: Processes.
-        seconds: For all data sets together; None looks at every file.
+        cfg: Config with data loaders.
+        workers: Number of processes.
+        seconds: Time limit for all data sets together; None opens every file.
 
     Raises:
-        ConfigError: If the config loads no data set.
-        LoaderConfigError: If the data sets of a split do not fit together.
+        ConfigError: The config loads no data set.
+        LoaderConfigError: The data sets of a split do not fit together.
     """
     init_default_scope(cfg.get("default_scope", "mmengine"))
     findings = Findings()
@@ -204,9 +202,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_config_arguments(parser)
     parser.add_argument("--full", action="store_true", help="open every file")
     parser.add_argument(
-        "--seconds", type=number_from(0.0, float), default=60.0, help="without --full (default: 60)"
+        "--seconds",
+        type=number_from(0.0, float),
+        default=60.0,
+        help="time limit without --full (default: 60)",
     )
-    parser.add_argument("--workers", type=number_from(0), default=2, help="processes (default: 2)")
+    parser.add_argument(
+        "--workers", type=number_from(0), default=2, help="number of processes (default: 2)"
+    )
 
     def run(args: argparse.Namespace) -> int:
         cfg = load_config(args.config, args.cfg_options)

@@ -1,4 +1,4 @@
-"""Checks of what is wrong only together: calibration and images, poses and time, labels and LiDAR.
+"""Consistency checks: calibration and images, poses and time, labels and LiDAR.
 
 Legend: M key frames, n camera frames, N cameras, p points.
 """
@@ -20,30 +20,30 @@ from scripts.data_checks.infos import Finding, name_of_key_frame
 
 Matrix = npt.NDArray[np.float64]
 
-# Lenses are centred: where they are not, images were cropped or resized after the calibration.
+# Lenses are centred. A decentred principal point means cropping or resizing after calibration.
 _MIDDLE_THIRD = (1 / 3, 2 / 3)
-# Opening angles of lenses, degrees.
+# Plausible opening angles of lenses, degrees.
 _MIN_ANGLE_DEG, _MAX_ANGLE_DEG = 2.0, 175.0
-_MAX_MOUNT_M = 30.0  # of a sensor from the origin of the vehicle
+_MAX_MOUNT_M = 30.0  # largest distance of a sensor from the vehicle's origin
 _MAX_ACCELERATION = 20.0  # m/s^2; cars brake with 10
 _MAX_TURN_RAD_S = 3.0
-_INTERVAL_S = (1e-3, 60.0)  # median between key frames
-_MOVING_M = 0.5  # between key frames, for a direction
-_MAX_RANGE_M = 1000.0  # of LiDAR returns
-_NEAR_M = 3.0  # returns of the vehicle itself
+_INTERVAL_S = (1e-3, 60.0)  # plausible median interval of key frames
+_MOVING_M = 0.5  # least motion between key frames that defines a direction
+_MAX_RANGE_M = 1000.0  # largest range of LiDAR returns
+_NEAR_M = 3.0  # nearer returns are from the vehicle itself
 _MIN_RETURNS = 200
-# Share of the LiDAR returns in the grid that lie in occupied voxels.
+# Smallest share of the LiDAR returns in the grid that must lie in occupied voxels.
 _MIN_SHARE, _BETTER = 0.2, 0.1
 
 
 def check_together(
     dataset: OccupancyDataset, image_hw: Mapping[str, tuple[int, int]]
 ) -> Iterator[Finding]:
-    """Yield what the parts of an info file contradict; no files are opened.
+    """Yield contradictions between the parts of an info file; no files are opened.
 
     Args:
-        dataset: Built from a config.
-        image_hw: Height and width of the images by camera, as the config has them.
+        dataset: Data set built from a config.
+        image_hw: Height and width of the images by camera, from the config.
     """
     yield from _check_cameras(dataset, image_hw)
     yield from _check_mounts(dataset)
@@ -84,13 +84,13 @@ def _check_cameras(
             yield (
                 "calibration",
                 "focal length",
-                f"{name}: a focal length of {focal[strange][0, 0]:.4g} pixels opens "
-                f"{angle[strange][0, 0]:.4g} degrees: give it in pixels",
+                f"{name}: a focal length of {focal[strange][0, 0]:.4g} pixels means "
+                f"an opening angle of {angle[strange][0, 0]:.4g} degrees: give it in pixels",
             )
 
 
 def _check_mounts(dataset: OccupancyDataset) -> Iterator[Finding]:
-    """Yield the sensors far from their vehicle: other units, or poses of different things."""
+    """Yield sensors far from their vehicle: wrong units, or poses in different frames."""
     frames, key = dataset.frames, dataset.frames.key_frame
     offset = frames.sensor2global_translation[key] - dataset.ego2global[:, None, :3, 3]
     far = np.linalg.norm(offset, axis=-1)
@@ -103,7 +103,7 @@ def _check_mounts(dataset: OccupancyDataset) -> Iterator[Finding]:
                 "pose",
                 "sensor off the vehicle",
                 f"{name} is {distance[row]:.4g} m from the vehicle at "
-                f"{name_of_key_frame(dataset, row)}: poses must be in metres and of one frame",
+                f"{name_of_key_frame(dataset, row)}: poses must be in metres and in one frame",
             )
 
 
@@ -133,9 +133,7 @@ def _check_motion(dataset: OccupancyDataset, rows: npt.NDArray[np.int64]) -> Ite
 
 
 def _check_heading(dataset: OccupancyDataset) -> Iterator[Finding]:
-    """Find a vehicle that drives sideways or backwards: another order of the quaternion, other
-    axes.
-    """
+    """Find a vehicle that drives sideways or backwards: wrong quaternion order or wrong axes."""
     steps = []
     for rows in {id(rows): rows for rows in dataset.frames.scene_samples}.values():
         poses = dataset.ego2global[rows]
@@ -170,13 +168,13 @@ def _check_interval(dataset: OccupancyDataset) -> Iterator[Finding]:
 def check_labels_at_returns(
     dataset: OccupancyDataset, sample: OccSample, load_dim: int
 ) -> Iterator[Finding]:
-    """Yield a finding if a sample's labels are not where its LiDAR measures surfaces.
+    """Yield a finding if a sample's labels do not agree with its LiDAR returns.
 
     Nothing is yielded without a LiDAR file, or with few returns in the grid.
 
     Args:
-        dataset: The sample's.
-        sample: With labels.
+        dataset: Data set of the sample.
+        sample: Sample with labels.
         load_dim: Columns of the LiDAR files.
     """
     path = dataset.lidar_path(sample.sample_idx)
@@ -185,11 +183,13 @@ def check_labels_at_returns(
     try:
         points = read_lidar_points(path, load_dim)[:, :3].astype(np.float64)
     except (MissingDataError, BadDataError):
-        return  # reported where LiDAR is used
+        return  # reported by the LiDAR check
     distance = np.linalg.norm(points, axis=1)
     if len(points) and not 0.1 < np.median(distance) < _MAX_RANGE_M:
         median = np.median(distance)
-        sentence = f"{path}: returns are {median:.4g} m away in the middle: points are in metres"
+        sentence = (
+            f"{path}: the median range of returns is {median:.4g} m: points must be in metres"
+        )
         yield "LiDAR", "unit", sentence
         return
     points = points[distance > _NEAR_M]
@@ -209,7 +209,7 @@ def check_labels_at_returns(
 
 
 def _share(points: Matrix, sample: OccSample, lidar2occ: Matrix) -> float | None:
-    """Return the share of the returns in the grid that lie in occupied voxels, of enough."""
+    """Return the share of the grid's returns in occupied voxels; None if there are too few."""
     grid = sample.voxel_semantics
     assert grid is not None
     moved = points @ lidar2occ[:3, :3].T + lidar2occ[:3, 3]
@@ -223,14 +223,14 @@ def _share(points: Matrix, sample: OccSample, lidar2occ: Matrix) -> float | None
 
 
 def _other_frames(sample: OccSample) -> Iterator[tuple[str, Matrix]]:
-    """Yield what else the frame of a grid could be, and the matrix to it from the LiDAR's."""
+    """Yield other possible frames of a grid, with the matrix from the LiDAR frame."""
     for what, matrix in (("the LiDAR's", np.eye(4)), ("the vehicle's", sample.lidar2ego)):
         if np.abs(matrix - sample.lidar2occ).max() > 1e-6:
             yield f"if the grid is in {what} frame", matrix
     for what, axes in (
-        ("turned by 90 degrees", [[0, -1, 0], [1, 0, 0], [0, 0, 1]]),
-        ("turned by 180 degrees", [[-1, 0, 0], [0, -1, 0], [0, 0, 1]]),
-        ("turned by 270 degrees", [[0, 1, 0], [-1, 0, 0], [0, 0, 1]]),
+        ("rotated by 90 degrees", [[0, -1, 0], [1, 0, 0], [0, 0, 1]]),
+        ("rotated by 180 degrees", [[-1, 0, 0], [0, -1, 0], [0, 0, 1]]),
+        ("rotated by 270 degrees", [[0, 1, 0], [-1, 0, 0], [0, 0, 1]]),
         ("with x and y exchanged", [[0, 1, 0], [1, 0, 0], [0, 0, 1]]),
         ("with y mirrored", [[1, 0, 0], [0, -1, 0], [0, 0, 1]]),
         ("with x mirrored", [[-1, 0, 0], [0, 1, 0], [0, 0, 1]]),

@@ -1,7 +1,7 @@
-"""Checks of the files of key frames: images, LiDAR, labels, opened and looked into.
+"""Checks of the files of key frames: images, LiDAR and labels are opened and read.
 
-Every file of a data set belongs to one key frame here (sweeps to the one after them), so that
-looking at all key frames looks at each file once.
+Every file of a data set is assigned to one key frame (sweeps to the following key frame), so that
+checking all key frames checks each file once.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _REDUCTION = 8
 
 
 class FileChecker:
-    """Opens the files of single samples.
+    """Checker for the files of single samples.
 
     Args:
-        dataset: Built from a config.
+        dataset: Data set built from a config.
     """
 
     def __init__(self, dataset: BaseDataset) -> None:
@@ -42,7 +42,7 @@ class FileChecker:
         ]
         self._loads_images = bool(found)
         self.image_hw = {name: size for sizes in found for name, size in sizes.items()}
-        # Of the images in the files: packed ones are smaller.
+        # Size of the images in the files; packed ones are smaller.
         self._stored_hw = dict(self.image_hw)
         packed = dataset.packed if isinstance(dataset, OccupancyDataset) else None
         for name, size in self.image_hw.items():
@@ -53,7 +53,7 @@ class FileChecker:
         self._label_steps = [step for step in self._steps if hasattr(step, "label_path")]
 
     def check(self, index: int) -> tuple[int, list[Finding]]:
-        """Return how many files of a sample were opened, and what is wrong with them."""
+        """Return the number of opened files of a sample, and the findings."""
         if not isinstance(self.dataset, OccupancyDataset):
             return 1, list(_attempt("sample", lambda: self.dataset[index]))
         images, sweeps = self._images(index), self._lidar_files(index)
@@ -67,10 +67,7 @@ class FileChecker:
         return len(images) + len(sweeps) + len(self._label_steps), found
 
     def _images(self, index: int) -> list[tuple[str, str]]:
-        """Return the images of a key frame and, if history is used, of the sweeps before it.
-
-        Each with the name of its camera.
-        """
+        """Return paths and cameras of a key frame's images, and of the sweeps before it if used."""
         assert isinstance(self.dataset, OccupancyDataset)
         if not self._loads_images:
             return []
@@ -81,7 +78,7 @@ class FileChecker:
             earlier = frames.key_frame[scene][frames.key_frame[scene] < last]
             first = int(earlier.max()) + 1 if len(earlier) else int(frames.scene_first[row])
         root, cameras = Path(self.dataset.data_root), self.dataset.cameras
-        images = {  # sweeps repeat
+        images = {  # sweeps may repeat
             str(root / path.decode()): camera
             for frame in frames.paths[first : last + 1].tolist()
             for path, camera in zip(frame, cameras, strict=True)
@@ -89,7 +86,7 @@ class FileChecker:
         return list(images.items())
 
     def _lidar_files(self, index: int) -> list[str]:
-        """Return the LiDAR file of a key frame and the sweeps since the key frame before it."""
+        """Return the LiDAR file of a key frame and the sweeps since the previous key frame."""
         assert isinstance(self.dataset, OccupancyDataset)
         table = self.dataset.lidar
         if table is None or not self._reads_lidar:

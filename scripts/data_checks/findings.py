@@ -1,4 +1,4 @@
-"""Counting what is wrong, with a few examples of each kind."""
+"""Counts of findings, with a few examples of each kind."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _EXAMPLES = 3
 
 @dataclass
 class Findings:
-    """What is wrong, by kind.
+    """Findings by kind.
 
     Attributes:
-        counts: How often each (what, kind) was found, such as ('image', 'truncated').
+        counts: Number of findings of each (what, kind), such as ('image', 'truncated').
         examples: The first sentences of each.
     """
 

@@ -1,4 +1,4 @@
-"""Checks of what an info file says: poses, calibration, time stamps, tokens. No files are opened.
+"""Checks of an info file: poses, calibration, time stamps, tokens. No files are opened.
 
 Legend: M key frames, n camera frames (oldest first within a scene), N cameras.
 """
@@ -19,19 +19,23 @@ Finding = tuple[str, str, str]
 
 # Rotations are stored in double precision; single precision is tolerated.
 _ROTATION_TOLERANCE = 1e-4
-# nuScenes' cars are slower; a jump of the pose shows as more.
+# nuScenes' cars are slower; a jump of the pose appears as a higher speed.
 _MAX_SPEED_M_S = 50.0
-# A key frame's images are taken within half a turn of the LiDAR, 20 turns per second.
+# A key frame's images are taken within half a revolution of the LiDAR (20 per second).
 _MAX_CAMERA_LAG_S = 0.25
 
 
 def check_info_file(dataset: OccupancyDataset) -> Iterator[Finding]:
-    """Yield what is wrong with the header and the tokens of a data set's info file."""
+    """Yield findings about the header and the tokens of a data set's info file."""
     content = load_infos(dataset.ann_file)
     meta, name = content.metadata, dataset.ann_file
     if "content_hash" in meta and "content_bytes" in meta:
         if content_hash(name, meta) != meta["content_hash"]:
-            yield "info file", "changed", f"{name} is not as it was written (its hash differs)"
+            yield (
+                "info file",
+                "changed",
+                f"{name} was changed after it was written (its hash differs)",
+            )
     if meta.get("num_samples", len(content.infos)) != len(content.infos):
         yield (
             "info file",
@@ -44,7 +48,7 @@ def check_info_file(dataset: OccupancyDataset) -> Iterator[Finding]:
 
 
 def check_frames(dataset: OccupancyDataset) -> Iterator[Finding]:
-    """Yield what is wrong with poses, calibration and time stamps, over all samples."""
+    """Yield findings about poses, calibration and time stamps of all samples."""
     yield from _check_cameras(dataset)
     yield from _check_ego(dataset)
     if dataset.lidar is not None:
@@ -52,10 +56,10 @@ def check_frames(dataset: OccupancyDataset) -> Iterator[Finding]:
 
 
 def _bad_rotations(rotation: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Return which of the matrices [..., 3, 3] are no rotations."""
+    """Return which of the matrices [..., 3, 3] are not rotations."""
     product = rotation @ np.swapaxes(rotation, -1, -2)
     off = np.abs(product - np.eye(3)).max(axis=(-1, -2))
-    # NaN compares false, and is reported.
+    # Comparisons with NaN are false, so NaN is reported.
     return ~((off < _ROTATION_TOLERANCE) & (np.linalg.det(np.nan_to_num(rotation)) > 0))
 
 
@@ -71,7 +75,7 @@ def _check_cameras(dataset: OccupancyDataset) -> Iterator[Finding]:
     ):
         for row, camera in np.argwhere(mask):
             yield what, kind, f"camera of {frames.paths[row, camera].decode()}"
-    # Within a scene each camera's frames grow older downwards; sweeps may repeat.
+    # Within a scene, each camera's frames are listed oldest first; sweeps may repeat.
     same_scene = np.ones(max(len(frames.paths) - 1, 0), dtype=bool)
     same_scene[frames.scene_first[frames.scene_first > 0] - 1] = False
     backwards = (np.diff(frames.timestamps, axis=0) < 0) & same_scene[:, None]
@@ -101,7 +105,7 @@ def _check_ego(dataset: OccupancyDataset) -> Iterator[Finding]:
 
 
 def name_of_key_frame(dataset: OccupancyDataset, row: int) -> str:
-    """Return how to call a key frame: its files name the scene and the time."""
+    """Return a name for a key frame: its files contain the scene and the time."""
     path = dataset.frames.paths[dataset.frames.key_frame[row], 0].decode()
     return f"key frame {row} ({path})"
 

@@ -1,1 +1,1 @@
-"""Trainings that are disturbed at random and resumed, and what is lost by it."""
+"""Trainings that are disturbed at random and resumed, to count lost work."""

@@ -1,4 +1,4 @@
-"""Disturb a training at random, resume it, and count what is lost."""
+"""Random disturbances of a training, its resumption, and counts of lost work."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from scripts.runtime.checkpoint import CheckpointError, read_checkpoint
 from scripts.runtime.checkpoint_files import find_newest_checkpoint
 from scripts.runtime.errors import ConfigError
 
-PATIENCE_S = 60.0  # how long a process may take to leave after a disturbance
-_FROZEN_S = 1.0  # between freezing a process and what follows
+PATIENCE_S = 60.0  # time limit for a process to exit after a disturbance
+_FROZEN_S = 1.0  # between freezing a process and the next action
 _GENTLE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-# Parts of a checkpoint that have to be those of an undisturbed run.
+# Parts of a checkpoint that must be equal to those of an undisturbed run.
 _COMPARED = ("state_dict", "optimizer", "param_schedulers", "random_states", "place")
-Steps = dict[int, str]  # what a process did in an iteration
+Steps = dict[int, str]  # record of each iteration of a process
 
 
 @dataclass
 class Outcome:
-    """What one kind of disturbance has cost.
+    """Losses due to one kind of disturbance.
 
     Attributes:
-        number: How often a training was disturbed so.
-        lost_steps: Steps that had to be repeated.
-        hung: How often a process did not leave by itself.
-        lost_runs: Trainings that could not be resumed or did not end afterwards.
+        number: Number of disturbances of this kind.
+        lost_steps: Number of repeated steps.
+        hung: Number of processes that did not exit.
+        lost_runs: Number of trainings that could not be resumed or did not finish.
     """
 
     number: int = 0
@@ -49,11 +49,13 @@ class Result:
     """Result of a drill.
 
     Attributes:
-        outcomes: By kind of disturbance.
-        runs: Completed trainings.
-        differing_steps: Iterations with other samples or another learning rate than undisturbed.
-        differing_weights: Completed trainings that ended with another state than undisturbed.
-        failures: What happened, for people.
+        outcomes: Outcomes by kind of disturbance.
+        runs: Number of completed trainings.
+        differing_steps: Number of iterations with samples or a learning rate that differ from the
+            undisturbed training.
+        differing_weights: Number of completed trainings whose final state differs from the
+            undisturbed one.
+        failures: Descriptions of the failures.
     """
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -69,13 +71,13 @@ class Result:
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing was lost but steps since a checkpoint."""
+        """Whether nothing was lost except steps since a checkpoint."""
         outcomes = self.outcomes.values()
         lost = sum(outcome.lost_runs + outcome.hung for outcome in outcomes)
         return not (lost or self.differing_steps or self.differing_weights)
 
     def table(self) -> str:
-        """Return the result in Markdown."""
+        """Return the result as a Markdown table."""
         lines = [
             "| disturbance | number | lost runs | processes that hung | repeated steps |",
             "|---|---|---|---|---|",
@@ -88,7 +90,7 @@ class Result:
             "",
             f"{self.number} disturbances in {self.runs} completed trainings: "
             f"{self.differing_steps} iterations with other samples or another learning rate, "
-            f"{self.differing_weights} trainings with other final weights than undisturbed.",
+            f"{self.differing_weights} trainings whose final weights differ.",
         ]
         return "\n".join(lines)
 
@@ -96,15 +98,15 @@ class Result:
 def run_drill(
     folder: Path, *, kills: int, processes: int, model: str, epochs: int = 3, seed: int = 0
 ) -> Result:
-    """Disturb trainings until there have been so many disturbances.
+    """Disturb trainings until the given number of disturbances is reached.
 
     Args:
-        folder: For configs and work dirs.
+        folder: Folder for configs and work dirs.
         kills: Number of disturbances.
-        processes: Processes of a training.
+        processes: Processes per training.
         model: See `scripts.drills.parts.HEADS`.
         epochs: Length of a training; an epoch has six steps.
-        seed: Of the drill's random numbers.
+        seed: Seed of the drill's random numbers.
 
     Raises:
         ConfigError: The undisturbed training fails.
@@ -181,24 +183,24 @@ class _Drill:
                     self._compare(work_dir)
                 break
             if not last or len(self._lines(work_dir)) > len(before):
-                last = name  # else the steps to repeat are still those of the one before
+                last = name  # otherwise the repeated steps belong to the previous disturbance
         self._forget(work_dir)
 
     def _start(self, work_dir: Path, **environment: str) -> Training:
         return Training(self.config, work_dir, self.processes, environment)
 
     def _strike(self, training: Training, strike: Callable[[], None]) -> bool:
-        """Strike at a random time; return whether the training still ran."""
+        """Disturb at a random time; return whether the training was still running."""
         end = time.monotonic() + self.rng.uniform(0.1, 0.9) * self.duration
         while time.monotonic() < end and training.is_running:
             time.sleep(0.01)
         if not training.is_running:
             return False
         strike()
-        # A run that had come to its end by itself was not disturbed.
+        # A run that had already finished was not disturbed.
         return training.wait(PATIENCE_S) != [0] * self.processes
 
-    # Kinds of disturbances: each starts a training and says whether it was disturbed.
+    # Kinds of disturbances: each starts a training and returns whether it was disturbed.
 
     def _kill_one(self, work_dir: Path) -> tuple[Training, bool]:
         training = self._start(work_dir)
@@ -232,7 +234,7 @@ class _Drill:
     def _fill_disk(self, work_dir: Path) -> tuple[Training, bool]:
         training = self._start(work_dir, **{FULL: "1000000"})
         self._strike(training, lambda: training.send(signal.SIGTERM))
-        # It may have ended before the signal: the end of the training cannot be written.
+        # It may have ended before the signal, because the last checkpoint cannot be written.
         return training, training.wait(PATIENCE_S) != [0] * self.processes
 
     def _slow_loader(self, work_dir: Path) -> tuple[Training, bool]:
@@ -264,14 +266,14 @@ class _Drill:
 
         return training, self._strike(training, strike)
 
-    # What is counted.
+    # Counts.
 
     def _lines(self, work_dir: Path) -> list[str]:
         path = record_of(work_dir, 0)
         return path.read_text().splitlines() if path.exists() else []
 
     def _steps(self, work_dir: Path, rank: int) -> Steps:
-        """Return what a process did last in every iteration."""
+        """Return a process's last record of every iteration."""
         steps: Steps = {}
         path = record_of(work_dir, rank)
         for line in path.read_text().splitlines() if path.exists() else []:
@@ -280,7 +282,7 @@ class _Drill:
         return steps
 
     def _count_repeated(self, work_dir: Path, before: list[str], last: str) -> None:
-        """Count the steps of the last start that had been made before."""
+        """Count the steps of the last start that were done before."""
         if not last:
             return
         done = {line.split(" ")[1] for line in before}
@@ -306,7 +308,7 @@ class _Drill:
 
 
 def _end_of(work_dir: Path) -> dict[str, Any] | None:
-    """Return what is compared of the newest checkpoint of a work dir."""
+    """Return the compared parts of the newest checkpoint of a work dir."""
     newest = find_newest_checkpoint(work_dir).path
     try:
         content = read_checkpoint(newest) if newest is not None else None
@@ -331,7 +333,7 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def _tail(training: Training) -> str:
-    """Return the last line that each process has printed."""
+    """Return the last line printed by each process."""
     tails = []
     for rank in range(training.number):
         path = training.output(rank)

@@ -1,7 +1,7 @@
 """Trainings in processes that start fast.
 
-They are forked from a server that has imported everything, and run train.py as a script. Each is
-the leader of a process group, as a shell's job is.
+They are forked from a server that has imported all modules, and run train.py as a script. Each
+process leads a process group, like a shell's job.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Training:
 
     Args:
         config: Config file.
-        work_dir: Work dir; output and step lists of the processes lie beside it.
-        processes: Their number.
-        environment: Variables for all of them.
+        work_dir: Work dir; output and step lists of the processes are written next to it.
+        processes: Number of processes.
+        environment: Environment variables for all processes.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Training:
             process.start()
 
     def output(self, rank: int) -> Path:
-        """File with what a process has printed."""
+        """Return the file with the output of a process."""
         return self.work_dir.with_suffix(f".{rank}.out")
 
     @property
@@ -66,14 +66,14 @@ class Training:
         return any(process.is_alive() for process in self.processes)
 
     def wait(self, seconds: float) -> list[int | None]:
-        """Wait for the end; return the exit codes: negative for a signal, None while running."""
+        """Wait for the end; return the exit codes, negative for a signal, None if still running."""
         end = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, end - time.monotonic()))
         return [process.exitcode for process in self.processes]
 
     def send(self, number: int, rank: int | None = None, *, group: bool = False) -> None:
-        """Send a signal to one process, or to all; with `group` to their data workers too."""
+        """Send a signal to one or all processes; with `group`, also to their data workers."""
         for index, process in enumerate(self.processes):
             if rank not in (None, index) or process.pid is None or not process.is_alive():
                 continue
@@ -83,20 +83,20 @@ class Training:
                 pass
 
     def end(self) -> None:
-        """End what still runs."""
+        """Kill the processes that are still running."""
         self.send(signal.SIGKILL, group=True)
         self.wait(10)
 
 
 def warm_up() -> None:
-    """Start the server that trainings are forked from, and wait until it has imported all."""
+    """Start the server that trainings are forked from, and wait until its imports are done."""
     process = _context.Process(target=int)
     process.start()
     process.join()
 
 
 def record_of(work_dir: Path, rank: int) -> Path:
-    """File that lists the steps of a process, over all starts."""
+    """Return the file that lists the steps of a process over all starts."""
     return work_dir.with_suffix(f".{rank}.steps")
 
 

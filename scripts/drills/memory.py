@@ -20,7 +20,7 @@ class Drift:
     Attributes:
         phase: "train" or "val".
         number: Training steps, or evaluated samples.
-        warm: Median over the second fifth of them, in bytes; the first fifth is warm-up.
+        warm: Median over the second fifth of the steps, in bytes; the first fifth is warm-up.
         end: Median over the last fifth, in bytes.
     """
 
@@ -36,12 +36,12 @@ class Drift:
 
 
 def measure_drift(folder: Path, *, model: str, steps: int) -> list[Drift]:
-    """Train for a number of steps, then evaluate as many samples in streaming mode.
+    """Train for a number of steps, then evaluate the same number of samples in streaming mode.
 
     Args:
-        folder: For config and work dir.
+        folder: Folder for config and work dir.
         model: See `scripts.drills.parts.HEADS`.
-        steps: Training steps, and samples of the evaluation; at least 10.
+        steps: Number of training steps and of evaluated samples; at least 10.
 
     Raises:
         ConfigError: The training fails.
@@ -67,7 +67,7 @@ def _drift(phase: str, sizes: list[int]) -> Drift:
 
 
 def drift_table(drifts: list[Drift]) -> str:
-    """Return the drifts in Markdown."""
+    """Return the drifts as a Markdown table."""
     lines = ["| | after warm-up, MB | at the end, MB | drift |", "|---|---|---|---|"]
     for one in drifts:
         lines.append(

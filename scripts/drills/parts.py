@@ -1,4 +1,4 @@
-"""A data set, a hook and a config that train the real models on made-up samples in seconds.
+"""A data set, hooks and a config to train the real models on synthetic samples in seconds.
 
 Dimensions: T frames, N cameras, H x W pixels; X x Y x Z voxels.
 """
@@ -23,10 +23,10 @@ from torch import Tensor
 from loaders.shared_memory import share
 from scripts.runtime import stop_signals
 
-# Environment variables that disturb a run.
+# Environment variables that disturb or record a run.
 RECORD = "DRILL_RECORD"  # file that lists the steps of a process
 SLOW = "DRILL_SLOW"  # index of a sample that takes ten minutes to load
-FULL = "DRILL_FULL"  # largest file in bytes, from the first step on: as if the disk were full
+FULL = "DRILL_FULL"  # file size limit in bytes from the first step on: emulates a full disk
 GRACE = "DRILL_GRACE"  # seconds that processes wait for samples after a signal
 MEMORY = "DRILL_MEMORY"  # file that lists the resident memory in bytes after every iteration
 
@@ -38,15 +38,15 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @DATASETS.register_module()
 class DrillDataset(BaseDataset):
-    """Samples that are drawn from (epoch, index) alone; neighbours share frames, as in a drive.
+    """Samples that depend only on (epoch, index); neighbours share frames, as in a drive.
 
     Args:
-        num_samples: Their number.
+        num_samples: Number of samples.
     """
 
     def __init__(self, num_samples: int = 11) -> None:
         self.num_samples = num_samples
-        self.epoch = share(torch.zeros(1, dtype=torch.int64))  # workers see it change
+        self.epoch = share(torch.zeros(1, dtype=torch.int64))  # shared with the workers
         super().__init__(metainfo=dict(name="drill"))
 
     def load_data_list(self) -> list[dict]:
@@ -54,7 +54,7 @@ class DrillDataset(BaseDataset):
         return [dict(index=index) for index in range(self.num_samples)]
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the samples' randomness."""
+        """Set the epoch that samples are drawn for."""
         self.epoch.fill_(epoch)
 
     def prepare_data(self, idx: int) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class DrillDataset(BaseDataset):
 
 
 def _cameras() -> Tensor:
-    """Return ego2img [T*N, 4, 4] of cameras in a ring that look outwards."""
+    """Return ego2img [T*N, 4, 4] of a ring of cameras looking outwards."""
     focal, (height, width) = 60.0, IMAGE_SIZE
     matrices = []
     for frame in range(NUM_FRAMES):
@@ -103,7 +103,7 @@ def _cameras() -> Tensor:
 
 @METRICS.register_module()
 class DrillMetric(BaseMetric):
-    """Counts predicted voxels: evaluations are disturbed as well."""
+    """Metric that counts predicted voxels, because evaluations are disturbed too."""
 
     default_prefix = "drill"
 
@@ -112,16 +112,16 @@ class DrillMetric(BaseMetric):
         self.results.extend(len(sample["pred_coords"]) for sample in data_samples)
 
     def compute_metrics(self, results: list[int]) -> dict[str, float]:
-        """Return their sum."""
+        """Return the sum of the counts."""
         return dict(voxels=float(sum(results)))
 
 
 @HOOKS.register_module()
 class DrillHook(Hook):
-    """Lists the steps of a process: epoch, iteration, learning rate, samples."""
+    """Hook that lists the steps of a process: epoch, iteration, learning rate, samples."""
 
     def before_train(self, runner: Any) -> None:
-        """Forbid larger files, and stop earlier, where the drill asks for it."""
+        """Limit file sizes, and shorten the grace period, if the drill requests it."""
         if GRACE in os.environ:
             stop_signals.GRACE_S = float(os.environ[GRACE])
         if FULL in os.environ:
@@ -129,7 +129,7 @@ class DrillHook(Hook):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Add a line."""
+        """Add a line to the list."""
         samples = [str(sample.sample_idx) for sample in data_batch["data_samples"]]
         rate = runner.optim_wrapper.get_lr()["lr"][0]
         line = " ".join([str(runner.epoch), str(runner.iter), f"{rate:.9e}", *samples])
@@ -139,7 +139,7 @@ class DrillHook(Hook):
 
 @HOOKS.register_module()
 class ResidentMemoryHook(Hook):
-    """Lists the resident memory of the process, where the drill asks for it."""
+    """Hook that lists the resident memory of the process, if the drill requests it."""
 
     def _note(self, phase: str) -> None:
         if MEMORY in os.environ:
@@ -233,11 +233,11 @@ def write_config(
     """Write the config of a drill.
 
     Args:
-        folder: Where to.
+        folder: Folder for the config.
         model: Key of HEADS.
         epochs: Length of the training.
-        num_samples: Samples of an epoch, two in a step.
-        num_evaluated: Samples of an evaluation, which follows every epoch.
+        num_samples: Samples per epoch, two per step.
+        num_evaluated: Samples per evaluation, which follows every epoch.
     """
     path = folder / "drill.py"
     runtime = str(_ROOT / "configs" / "_base_" / "default_runtime.py")

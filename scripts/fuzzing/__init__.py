@@ -1,1 +1,1 @@
-"""Seeded cases for `scripts/fuzz.py`: odd inputs that must end in no crash or other error."""
+"""Seeded cases for `scripts/fuzz.py`: invalid inputs must not cause crashes or other errors."""

@@ -1,4 +1,4 @@
-"""Damage of files and of what is stored in them, drawn from a seeded generator."""
+"""Damage to files and their content, drawn from a seeded generator."""
 
 from __future__ import annotations
 
@@ -77,18 +77,18 @@ DAMAGES: Mapping[str, Callable[[bytearray, Rng], bytearray]] = {
 
 
 def damaged(data: bytes, rng: Rng) -> tuple[str, bytes]:
-    """Return a damaged copy of a file's bytes, one at least, and the name of the damage."""
+    """Return the name of a damage and a damaged copy of a file's bytes (at least one byte)."""
     name = str(rng.choice(list(DAMAGES)))
     return name, bytes(DAMAGES[name](bytearray(data), rng))
 
 
 def with_wrong_value(content: Any, rng: Rng, junk: Sequence[Any]) -> tuple[str, Any]:
-    """Return a copy of nested dicts and lists in which one place is dropped or holds junk.
+    """Return a copy of nested dicts and lists with one entry dropped or replaced by junk.
 
     Args:
-        content: Dicts and lists, with a place at least.
-        rng: Draws the place and the junk.
-        junk: What may be put there.
+        content: Dicts and lists with at least one entry.
+        rng: Generator that selects the entry and the junk.
+        junk: Possible replacements.
 
     Returns:
         A description of the change, and the copy.

@@ -1,4 +1,4 @@
-"""Fuzzing of everything that reads a file: damaged files end in an error of the project's own."""
+"""Fuzzing of all file readers: damaged files must cause one of the project's own errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from scripts.fuzzing.corruption import Rng, damaged, with_wrong_value
 from scripts.runtime.checkpoint import read_checkpoint
 from scripts.sweep_infos.tables import open_tables
 
-# What a call may raise; everything else is a finding.
+# Errors that a call may raise; all others are findings.
 ALLOWED: tuple[type[BaseException], ...] = (UserError,)
 
 _IMAGE_HW = (33, 61)
@@ -44,7 +44,7 @@ _VOXEL = (0.4, 0.4, 0.4)
 _CAMERA = "CAM_FRONT"
 _VERSION = "v1.0-mini"
 _NUM_RAYS = 50
-# How often what is stored is changed, instead of the bytes.
+# Probability of changing the stored content instead of the bytes.
 _SHARE_WRONG_VALUES = 0.4
 _JUNK: tuple[Any, ...] = (
     None, True, "", "a", "\ud800", "a\0b", "x" * 3000, b"bytes", -1, 0, 2**70, 1.5, math.nan,
@@ -70,15 +70,15 @@ _JSON_JUNK: tuple[Any, ...] = (
 
 @dataclass(frozen=True)
 class _Target:
-    """A reader and a whole file for it.
+    """A reader with an intact file for it.
 
     Attributes:
         file: Path of the file in the folder of the cases.
         data: Its bytes.
-        read: Reads the file in a folder; called with a generator for the settings.
-        content: What is stored, where that can be changed; a tree of dicts and lists.
-        store: Makes the bytes of such content.
-        junk: What may be put into it.
+        read: Reader of the file in a folder; called with a generator for the settings.
+        content: Stored content as a tree of dicts and lists, if it can be changed.
+        store: Serialises such content to bytes.
+        junk: Values that may be inserted into it.
     """
 
     file: str
@@ -90,13 +90,13 @@ class _Target:
 
 
 def cases(seed: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield names and calls without end; a call reads a damaged file.
+    """Yield an endless stream of names and calls; a call reads a damaged file.
 
-    The files lie in a temporary folder, which is gone once the generator is closed. A call is to be
-    made before the next one is drawn.
+    The files are in a temporary folder that is removed when the generator is closed. Each call must
+    be made before the next one is drawn.
 
     Args:
-        seed: Of all draws.
+        seed: Random seed.
     """
     rng = np.random.default_rng(seed)
     targets = _targets(rng)
@@ -122,7 +122,7 @@ def _call(root: Path, target: _Target, data: bytes, rng: Rng) -> Callable[[], ob
         try:
             return target.read(root, rng)
         finally:
-            path.write_bytes(target.data)  # others read the same folder
+            path.write_bytes(target.data)  # other cases read the same folder
 
     return call
 
@@ -140,7 +140,7 @@ def _spoiled(targets: Mapping[str, _Target], name: str, rng: Rng) -> tuple[str, 
 
 
 def _targets(rng: Rng) -> dict[str, _Target]:
-    """Return readers and whole files, made of seeded data."""
+    """Return readers with intact files made from seeded data."""
     return {
         **_image_targets(rng),
         **_label_targets(rng),

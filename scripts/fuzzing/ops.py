@@ -1,12 +1,12 @@
-"""Calls of the native operations with odd arguments.
+"""Fuzzing of the native operations with invalid arguments.
 
-A call starts from small arguments that fit together; then up to three of them are replaced: another
-dtype, another shape, strides, values that are not finite or far out of range, lists of another
-length. Half of the calls go through the functions of `models.ops`, half straight to the
-operations of the library, which must not trust its callers either.
+A case starts from small valid arguments. Up to three of them are replaced: by another dtype,
+another shape, other strides, values that are not finite or far out of range, or lists of another
+length. Half of the calls use the functions of `models.ops`. The other half call the library's
+operations directly, which must validate their arguments too.
 
-Sizes that a result takes its shape from (`num_voxels`, `num_samples`) stay small: what a caller
-asks for is his to pay.
+Arguments that determine the size of a result (`num_voxels`, `num_samples`) stay small, because the
+caller is responsible for the memory of a requested size.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from models.ops._extension import native
 Call = Callable[[], object]
 Arguments = list[Any]
 
-#: What a call may raise.
+#: Errors that a call may raise.
 ALLOWED: tuple[type[BaseException], ...] = (ValueError, TypeError, RuntimeError)
-#: MiB that a call may take beyond those of the process.
+#: Additional memory that a call may use, MiB.
 MEMORY_MIB = 1024
-#: Seconds that a call may take.
+#: Time limit of a call, seconds.
 SECONDS = 30.0
 
 _INTS = (-(2**63), -(2**31), -1, 0, 1, 2, 7, 255, 256, 2**31 - 1, 2**31, 2**33, 2**62, 2**63 - 1)
@@ -43,7 +43,7 @@ _DTYPES = (
 
 
 def cases(seed: int) -> Iterator[tuple[str, Call]]:
-    """Yield named calls without end; the same for the same seed."""
+    """Yield an endless stream of named calls, determined by the seed."""
     number = 0
     while True:
         rng = random.Random(f"{seed}/{number}")
@@ -64,7 +64,7 @@ def _guarded(function: Callable[..., object], arguments: Arguments, backward: bo
             result = function(*arguments)
             if backward:
                 with warnings.catch_warnings():
-                    # Operations without a gradient report that they have none.
+                    # Operations without a gradient raise an error here.
                     warnings.simplefilter("ignore")
                     _differentiate(result)
         except RuntimeError as error:
@@ -83,11 +83,11 @@ def _differentiate(result: object) -> None:
             tensor.sum().backward(retain_graph=True)
 
 
-# Replacing arguments.
+# Replacement of arguments.
 
 
 def _replace(rng: random.Random, value: Any) -> tuple[Any, str]:
-    """Return an odd value in the place of another, and what is odd about it."""
+    """Return an invalid replacement for a value, and a description of the change."""
     if isinstance(value, Tensor):
         return _replace_tensor(rng, value)
     if isinstance(value, bool) or value is None or isinstance(value, torch.dtype):
@@ -199,7 +199,7 @@ def _largest(tensor: Tensor) -> float:
     return math.inf if tensor.dtype == torch.float64 else float(torch.finfo(tensor.dtype).max)
 
 
-# Arguments that fit together: one function for each operation.
+# Valid arguments: one function per operation.
 
 Built = tuple[Callable[..., object], Arguments]
 
@@ -470,7 +470,7 @@ def _jpeg_window(rng: random.Random) -> Built:
 
 
 class _Fixed:
-    """An argument that is not replaced: bytes that only the library makes, or a size."""
+    """An argument that is not replaced: bytes that only the library creates, or a size."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

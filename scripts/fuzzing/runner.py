@@ -1,10 +1,10 @@
-"""Corrupt files and call native operations with odd arguments, and report what is not refused.
+"""Corrupt files, call native operations with invalid arguments, and report what is not rejected.
 
     python scripts/fuzz.py [--seconds N] [--seed S] [--target ops|files]
 
-Cases run in a process of its own. A finding is a case that ends this process, takes too long, takes
-too much memory, or raises another error than those that its target allows. It is printed with the
-seed that repeats it; the exit code is 1 then. Without `--target` both take turns.
+Cases run in a separate process. A finding is a case that ends this process, takes too long, uses
+too much memory, or raises an error that its target does not allow. It is printed with the seed that
+reproduces it, and the exit code is 1. Without `--target`, both targets alternate.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from typing import Any
 from scripts.runtime.command_line import CommandParser, number_from, run_command
 
 TARGETS = ("ops", "files")
-#: Cases of a seed. A new seed begins after these, or after a finding that ended the process.
+#: Cases per seed. A new seed begins after them, or after a finding that ended the process.
 CASES_PER_SEED = 400
 _POLL_S = 0.02
 
 
 @dataclass(frozen=True)
 class Case:
-    """Where a case is to be found.
+    """Identification of a case.
 
     Attributes:
         target: Module of `scripts.fuzzing`, or a module's full name.
         seed: Argument of its `cases`.
         number: Position among the cases of the seed.
-        name: What the case does.
+        name: Description of the case.
     """
 
     target: str
@@ -51,7 +51,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Finding:
-    """A case that went wrong, and how."""
+    """A failed case and its problem."""
 
     case: Case
     problem: str
@@ -65,28 +65,28 @@ class Finding:
 
 
 def load_target(name: str) -> ModuleType:
-    """Return the module whose cases are run: of `scripts.fuzzing`, or any by its full name."""
+    """Return the module with the cases: of `scripts.fuzzing`, or any module by its full name."""
     return importlib.import_module(name if "." in name else f"scripts.fuzzing.{name}")
 
 
 def available_targets() -> list[str]:
-    """Return the targets whose module is there."""
+    """Return the targets whose modules exist."""
     return [name for name in TARGETS if importlib.util.find_spec(f"scripts.fuzzing.{name}")]
 
 
 def fuzz(
     targets: Sequence[str], seed: int, seconds: float, cases_per_seed: int = CASES_PER_SEED
 ) -> Iterator[Finding | int]:
-    """Run cases until the time is over.
+    """Run cases until the time limit.
 
     Args:
-        targets: Modules, which take turns.
-        seed: First seed; the following ones count up.
-        seconds: Time to run, at least one seed of each target.
-        cases_per_seed: Cases of a seed.
+        targets: Modules, which alternate.
+        seed: First seed; it is incremented for the following runs.
+        seconds: Time limit; at least one seed of each target is run.
+        cases_per_seed: Cases per seed.
 
     Yields:
-        Findings as they come, at the end the number of cases that were run.
+        Findings as they occur, and finally the number of cases run.
     """
     end, total = time.monotonic() + seconds, 0
     workers: dict[str, _Worker] = {}
@@ -113,7 +113,7 @@ def fuzz(
 
 
 class _Worker:
-    """A process that runs cases, watched from outside."""
+    """A monitored process that runs cases."""
 
     def __init__(self, target: str) -> None:
         context = multiprocessing.get_context("spawn")
@@ -133,7 +133,7 @@ class _Worker:
         self._process.join()
 
     def run(self, seed: int, count: int, end: float | None) -> Iterator[Finding | int]:
-        """Yield findings of one seed, and the number of its cases that were run."""
+        """Yield the findings of one seed, and the number of its cases that were run."""
         self._connection.send((seed, count))
         case, done = Case(self._target, seed, -1, "start"), 0
         began, before = time.monotonic(), _resident_mib(self._process.pid)
@@ -173,8 +173,8 @@ class _Worker:
 
 
 def _work(connection: Connection, target: str) -> None:
-    """Run the cases of the seeds that are asked for; the other end watches."""
-    warnings.simplefilter("ignore")  # of cases; what counts is how they end
+    """Run the cases of the requested seeds; the process at the other end monitors them."""
+    warnings.simplefilter("ignore")  # warnings of cases do not matter
     module = load_target(target)
     limit_mib = getattr(module, "MEMORY_MIB", 200)
     connection.send((getattr(module, "SECONDS", 30.0), limit_mib))
@@ -195,7 +195,7 @@ def _work(connection: Connection, target: str) -> None:
 
 
 def run_case(call: Any, allowed: tuple[type[BaseException], ...]) -> str:
-    """Make a call; return what is wrong with how it ended, or an empty string."""
+    """Make a call; return a description of its problem, or an empty string."""
     try:
         call()
     except allowed:
@@ -207,7 +207,7 @@ def run_case(call: Any, allowed: tuple[type[BaseException], ...]) -> str:
 
 
 def _resident_mib(pid: int | None) -> float:
-    """Memory that a process takes now; 0 where the system does not tell."""
+    """Return the current memory use of a process; 0 if it is unknown."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError, ValueError):
@@ -216,16 +216,16 @@ def _resident_mib(pid: int | None) -> float:
 
 
 def reset_peak_mib() -> float:
-    """Forget the largest memory of this process; return what it takes now, in MiB."""
+    """Reset the peak memory of this process; return its current memory use in MiB."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return float("inf")  # the peak is not known: nothing is above it
+        return float("inf")  # the peak is unknown: nothing exceeds it
     return peak_mib()
 
 
 def peak_mib() -> float:
-    """Return the largest memory that this process took since the last call of `reset_peak_mib`."""
+    """Return the peak memory of this process since the last call of `reset_peak_mib`, in MiB."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -234,13 +234,13 @@ def peak_mib() -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code, 1 if something was found."""
+    """Run the command and return its exit code: 1 if there were findings."""
     parser = CommandParser((__doc__ or "").split("\n\n")[0])
     parser.add_argument(
         "--seconds", type=number_from(0.0, float), default=60.0, help="time to run (default: 60)"
     )
     parser.add_argument("--seed", type=number_from(0), default=0, help="first seed (default: 0)")
-    parser.add_argument("--target", choices=TARGETS, help="what to test; default: both in turns")
+    parser.add_argument("--target", choices=TARGETS, help="what to test (default: both in turn)")
 
     def run(args: argparse.Namespace) -> int:
         targets = [args.target] if args.target else available_targets()

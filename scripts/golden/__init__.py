@@ -1,1 +1,1 @@
-"""Comparison of this code with files of reference numbers; see `scripts/check_golden.py`."""
+"""Comparison of the code with reference numbers; see `scripts/check_golden.py`."""

@@ -1,9 +1,9 @@
-"""Compare this code with files of reference numbers.
+"""Compare the code with files of reference numbers.
 
     python scripts/check_golden.py FILE [FILE ...] [--dtype float32 | tf32 | bfloat16]
 
-Prints one line per quantity: name, largest error, tolerance, ok. Exits with 1 if a quantity is off
-or a file is of a kind that is not supported.
+Prints one line per quantity: name, largest error, tolerance, ok. The exit code is 1 if a quantity
+exceeds its tolerance or a file is not supported.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ def load(path: str) -> GoldenFile:
     """Read a reference file.
 
     Raises:
-        GoldenFileError: If it is not there or not an .npz file.
+        GoldenFileError: The file does not exist or is not an .npz file.
     """
     try:
         with np.load(path) as archive:
             return dict(archive)
-    except Exception as error:  # numpy raises nearly anything on a broken file
+    except Exception as error:  # numpy can raise almost any error for a broken file
         raise GoldenFileError(f"not a readable .npz file ({error})") from error
 
 
 def find_checker(golden: GoldenFile, dtype: str) -> Checker:
-    """Return the comparison for a file, judged by what it holds.
+    """Return the comparison for a file, selected by its content.
 
     Raises:
-        GoldenFileError: If there is none.
+        GoldenFileError: There is no comparison for the file.
     """
-    # Imported here: a file needs the parts it checks, not all of them.
+    # Imported here, because a file needs only the modules that it checks.
     if "meta/config" in golden:
         from scripts.golden import heads
 
@@ -54,11 +54,11 @@ def find_checker(golden: GoldenFile, dtype: str) -> Checker:
         from scripts.golden.geometry import check_geometry
 
         return check_geometry
-    raise GoldenFileError("neither a head's file nor one of metrics or geometry")
+    raise GoldenFileError("it contains neither a head nor metrics nor geometry")
 
 
 def check_file(path: str, dtype: str) -> bool:
-    """Print the comparison of a file and return whether all of it agrees."""
+    """Print the comparison of a file and return whether all quantities agree."""
     print(path)
     try:
         golden = load(path)
@@ -75,14 +75,14 @@ def check_file(path: str, dtype: str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with these or the process's arguments and return its exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help=".npz file of reference numbers")
     parser.add_argument(
         "--dtype",
         choices=("float64", "float32", "tf32", "bfloat16"),
         default="float64",
-        help="precision of the heads; tf32 and bfloat16 of matrix products alone",
+        help="precision of the heads; tf32 and bfloat16 apply only to matrix products",
     )
 
     def check(args: argparse.Namespace) -> int:

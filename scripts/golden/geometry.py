@@ -16,7 +16,7 @@ from scripts.golden.report import Check, GoldenFile, absolute, relative
 
 
 def check_geometry(golden: GoldenFile) -> Iterator[Check]:
-    """Compare projections, image augmentation and BEV flips with those of a `geometry` file."""
+    """Compare projections, image augmentation and BEV flips with a `geometry` file."""
     for name in _names(golden, "ego2img/", ".ego2img"):
         ego2img = ego2img_from_poses(
             golden[f"{name}.ego2global_rotation"],
@@ -40,7 +40,7 @@ def check_geometry(golden: GoldenFile) -> Iterator[Check]:
 
 
 def _names(golden: GoldenFile, prefix: str, suffix: str) -> list[str]:
-    """Return the keys with this beginning and end, without the end."""
+    """Return the keys with a prefix and a suffix, without the suffix."""
     return [
         key.removesuffix(suffix)
         for key in golden

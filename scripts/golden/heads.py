@@ -46,16 +46,16 @@ class HeadCase:
     samples: list[BaseDataElement] = field(default_factory=list)
 
     def run(self) -> HeadOutput:
-        """Run the head in the mode it is in."""
+        """Run the head in its current mode."""
         output: HeadOutput = self.head(self.mlvl_feats, self.geometry, self.lidar)
         return output
 
 
 def head_config(golden: GoldenFile) -> dict[str, Any]:
-    """Return the configuration of the head that a file names.
+    """Return the configuration of a file's head.
 
     Raises:
-        GoldenFileError: If the head is of a kind that is not supported.
+        GoldenFileError: The kind of head is not supported.
     """
     meta = json.loads(golden["meta/config"].tobytes())
     kind = meta["kind"]
@@ -96,7 +96,7 @@ def head_config(golden: GoldenFile) -> dict[str, Any]:
 
 
 def load_case(golden: GoldenFile, dtype: torch.dtype) -> HeadCase:
-    """Build the head a file names, load its weights strictly, and its inputs."""
+    """Build a file's head, load its weights strictly, and load its inputs."""
     assert models.register  # imported for its side effect
     head: OccupancyHead = MODELS.build(head_config(golden))
     prefix = "state/"
@@ -130,7 +130,7 @@ def load_case(golden: GoldenFile, dtype: torch.dtype) -> HeadCase:
 
 
 def check_head_float64(golden: GoldenFile) -> Iterator[Check]:
-    """Compare all a file holds, through the plain-torch path and the native operations."""
+    """Compare all quantities of a file, with native operations and reference implementations."""
     with plain_operations():
         yield from _check_float64(golden, "plain ")
     yield from _check_float64(golden, "native ")
@@ -138,13 +138,13 @@ def check_head_float64(golden: GoldenFile) -> Iterator[Check]:
 
 @dataclass(frozen=True)
 class Tolerances:
-    """What 99 % of the elements of a head in some precision may be off.
+    """Tolerances for 99 % of the elements of a head in reduced precision.
 
     Attributes:
         first: Points of the first layer, relative to the largest coordinate.
-        later: Points of the others.
-        voxels: Part of the predicted voxels that differ, all of them.
-        losses: Relative.
+        later: Points of the later layers.
+        voxels: Share of predicted voxels that may differ, over all elements.
+        losses: Relative error of losses.
     """
 
     first: float
@@ -153,7 +153,7 @@ class Tolerances:
     losses: float
 
 
-# Measured on the four files, and doubled: see docs/operations.md.
+# Twice the values measured on the four files: see docs/operations.md.
 TOLERANCES = {
     "float32": Tolerances(1e-4, 1e-2, 1e-2, 1e-2),
     "tf32": Tolerances(1.4e-3, 3.3e-2, 0.26, 0.05),
@@ -162,7 +162,7 @@ TOLERANCES = {
 
 
 class RoundedFactors(TorchFunctionMode):
-    """Rounds the factors of matrix products to the 11 bits of TF32, which CPUs do not have."""
+    """Emulation of TF32 on CPUs: rounds the factors of matrix products to 11 bits."""
 
     PRODUCTS = frozenset({F.linear, torch.addmm, torch.bmm, torch.matmul, Tensor.matmul})
 
@@ -170,23 +170,23 @@ class RoundedFactors(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func in self.PRODUCTS:
-            first = 1 if func is torch.addmm else 0  # not the sum that a product is added to
+            first = 1 if func is torch.addmm else 0  # the added term is not rounded
             factors = [_eleven_bits(x) for x in args[first : first + 2]]
             args = (*args[:first], *factors, *args[first + 2 :])
         return func(*args, **(kwargs or {}))
 
 
 def _eleven_bits(x: Tensor) -> Tensor:
-    """Round to nearest, ties away from zero, as a GPU does."""
+    """Round to nearest, ties away from zero, like a GPU."""
     bits = x.detach().contiguous().view(torch.int32)
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 def check_head_precision(golden: GoldenFile, precision: str) -> Iterator[Check]:
-    """Compare outputs of a head in single precision, with its products in `precision`.
+    """Compare outputs of a head in single precision with matrix products in `precision`.
 
-    A sampling point that crosses the border of an image changes camera, and the difference grows
-    from layer to layer: 99 % of the elements must agree.
+    Rounding can move a sampling point across the border of an image and thus to another camera; the
+    difference grows from layer to layer. Therefore only 99 % of the elements must agree.
     """
     rounding = RoundedFactors() if precision == "tf32" else nullcontext()
     with rounding:
@@ -249,7 +249,7 @@ def _check_class_scores(case: HeadCase, output: HeadOutput, golden: GoldenFile) 
         yield absolute(key, coords, expected_coords, 0)
         yield relative(f"eval/cls_scores.{last}", logits, expected_logits, 1e-5)
         return
-    # Without dropout and batch norm, training mode differs in one thing: all layers give scores.
+    # Without dropout and batch norm, training mode differs only in that all layers return scores.
     case.head.train()
     with torch.no_grad():
         scores = case.run().point_feats

@@ -1,8 +1,8 @@
 """Check of the metrics: Occ3D mIoU, OpenOccupancy IoUs, RayIoU.
 
-The published metrics round means to two decimals of a percent; RayIoU is compared in parts of one.
-The files leave classes out of the mIoU that are predicted but absent from the ground truth. The
-benchmarks count them as 0, and so does this code: they are left out here for the comparison.
+The published metrics round means to two decimals of a percent; RayIoU is compared as a fraction. In
+the files, the mIoU excludes classes that are predicted but absent from the ground truth. The
+benchmarks and this code count them as 0, so they are excluded here for the comparison.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OPENOCC_FREE = 16
 
 
 def check_metrics(golden: GoldenFile) -> Iterator[Check]:
-    """Compare rays, origins and scores with those of an `occ_metrics` file."""
+    """Compare rays, origins and scores with an `occ_metrics` file."""
     samples = range(sum(key.startswith("gt/") for key in golden))
     preds = [golden[f"pred/{i}"] for i in samples]
     gts = [golden[f"gt/{i}"] for i in samples]
@@ -65,7 +65,7 @@ def check_metrics(golden: GoldenFile) -> Iterator[Check]:
 def _of_true_classes(
     confusion: npt.NDArray[Any], empty_label: int
 ) -> tuple[npt.NDArray[np.float64], float]:
-    """IoUs in percent [K] of the classes of the ground truth, and their mean without free."""
+    """Return IoUs in percent [K] of the ground truth's classes, and their mean without free."""
     per_class = occupancy_scores(confusion, empty_label).per_class.copy()
     per_class[confusion.sum(axis=1) == 0] = np.nan
     return per_class, round(float(np.nanmean(np.delete(per_class, empty_label))), 2)
@@ -87,7 +87,7 @@ def _openocc_confusion(golden: GoldenFile) -> npt.NDArray[Any]:
         occupancy_confusion(
             golden[f"oo_pred/{i}"],
             golden[f"oo_gt/{i}"],
-            golden[f"oo_mask/{i}"],  # leaves out noise
+            golden[f"oo_mask/{i}"],  # excludes noise
             OPENOCC_FREE + 1,
         )
         for i in samples

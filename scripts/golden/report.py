@@ -1,4 +1,4 @@
-"""What a comparison gives: one line per quantity."""
+"""Results of a comparison: one line per quantity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from models.errors import UserError
 
 GoldenFile = Mapping[str, npt.NDArray[Any]]
-"""Arrays of a reference file by name, as `numpy.load` gives them."""
+"""Arrays of a reference file by name, as loaded by `numpy.load`."""
 
 
 class GoldenFileError(UserError, ValueError):
@@ -25,7 +25,7 @@ class Check:
 
     Attributes:
         name: Name of the quantity in the file.
-        error: Largest error found, in the measure of the tolerance.
+        error: Largest error found, in the unit of the tolerance.
         tolerance: Largest error allowed.
     """
 
@@ -35,7 +35,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether the quantity agrees; never for NaN."""
+        """Whether the quantity agrees; False for NaN."""
         return self.error <= self.tolerance
 
     def __str__(self) -> str:
@@ -49,13 +49,13 @@ def absolute(name: str, actual: Any, expected: Any, tolerance: float) -> Check:
 
 
 def relative(name: str, actual: Any, expected: Any, tolerance: float) -> Check:
-    """Compare the largest difference, in parts of the largest expected value."""
+    """Compare the largest difference, relative to the largest expected value."""
     scale = float(np.abs(np.asarray(expected, dtype=np.float64)).max(initial=1e-12))
     return Check(name, _difference(actual, expected) / scale, tolerance)
 
 
 def quantile(name: str, actual: Any, expected: Any, tolerance: float, part: float = 0.99) -> Check:
-    """Compare like `relative`, but only the best `part` of the elements."""
+    """Compare like `relative`, but only the share `part` of elements with the smallest errors."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     if actual.shape != expected.shape:
         return Check(name, float("inf"), tolerance)

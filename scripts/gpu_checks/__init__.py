@@ -1,1 +1,1 @@
-"""The first minutes on a GPU: build, compare with the twins, time, one table."""
+"""First check on a GPU: build, comparison with the reference implementations, times, one table."""

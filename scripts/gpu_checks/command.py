@@ -1,11 +1,11 @@
-"""Try the code on a GPU: build, compare with the plain-torch twins, time, write one table.
+"""Check the code on a GPU: build, compare with reference implementations, time, write one table.
 
     python -m scripts.gpu_check [--sizes t,l] [--minutes 8] [--out TABLE.md] [--device cpu]
 
-Needs torch and a CUDA toolkit alone; MMEngine and pytest are used where they are installed. The
-table is written after every line, so that what is cut off keeps what it has. Ends with code 1 if an
-operation differs from its twin. Without a GPU it prints a message and does nothing; `--device cpu
---sizes small` tries the command itself.
+Needs only torch and a CUDA toolkit; MMEngine and pytest are used if they are installed. The table
+is written after every line, so that an interrupted check keeps its results. The exit code is 1 if
+an operation differs from its reference implementation. Without a GPU, the command only prints a
+message; `--device cpu --sizes small` tests the command itself.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _SHARE_OF_BUILD, _SHARE_OF_TESTS = 0.5, 0.3
 
 
 class Table:
-    """A text that is on the disk after every line.
+    """A text file that is written to disk after every line.
 
     Args:
-        path: Where it goes.
-        minutes: Time that all steps have together.
+        path: Path of the file.
+        minutes: Time limit for all steps together.
     """
 
     def __init__(self, path: Path, minutes: float) -> None:
@@ -42,11 +42,11 @@ class Table:
         self.lines: list[str] = []
 
     def left_s(self) -> float:
-        """Return the seconds that are left."""
+        """Return the remaining seconds."""
         return self.end - time.monotonic()
 
     def add(self, *lines: str) -> None:
-        """Add lines, and show them."""
+        """Add lines and print them."""
         self.lines += lines
         print(*lines, sep="\n", flush=True)
         text = "\n".join(self.lines) + "\n"
@@ -66,7 +66,7 @@ def build(table: Table) -> None:
     """Build the extension for this machine's GPU.
 
     Raises:
-        ConfigError: The build fails, or takes half the time.
+        ConfigError: The build fails, or takes more than half of the time limit.
     """
     start = time.monotonic()
     environment = dict(os.environ, MAX_JOBS=str(os.cpu_count() or 1))
@@ -84,7 +84,7 @@ def build(table: Table) -> None:
 
 
 def run_tests(table: Table) -> None:
-    """Run the operations' own tests where pytest and what they import are installed."""
+    """Run the operations' tests, if pytest and the tests' imports are installed."""
     command = [sys.executable, "-m", "pytest", "tests/ops", "-k", "cuda and not cpu", "-q", "-x"]
     try:
         done = subprocess.run(
@@ -94,18 +94,18 @@ def run_tests(table: Table) -> None:
     except subprocess.TimeoutExpired as error:
         table.add("", f"The operations' tests took more than {error.timeout:.0f} s.")
         return
-    lines = (done.stdout + done.stderr).strip().splitlines() or ["nothing was said"]
+    lines = (done.stdout + done.stderr).strip().splitlines() or ["no output"]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     table.add("", f"Tests of the operations: {lines[-1].strip('= ')}", *failed)
 
 
 def compare_operations(table: Table, sizes: Sequence[str], device: str) -> bool:
-    """Compare operations with their twins and time both; return whether all agree."""
+    """Compare operations with reference implementations and time them; return whether all agree."""
     from scripts.gpu_checks.operations import SIZES, largest_error, make_cases
     from scripts.gpu_checks.timing import measure
 
     agree = True
-    table.head("operation", "differs from its twin by", "at most", "")
+    table.head("operation", "difference from the reference", "tolerance", "")
     for case in make_cases(SIZES["small"], device):
         error = largest_error(case)
         is_right = error <= case.tolerance
@@ -116,7 +116,7 @@ def compare_operations(table: Table, sizes: Sequence[str], device: str) -> bool:
         table.head(f"operation, sizes of {name}", "ms", "captured, ms", "with gradients, ms")
         for case in make_cases(SIZES[name], device):
             if table.left_s() < 5:
-                table.add("", "The time is up.")
+                table.add("", "The time limit is reached.")
                 return agree
             inputs = case.inputs
             call = functools.partial(case.native, *inputs)
@@ -142,28 +142,28 @@ def time_decoder(table: Table, sizes: Sequence[str], device: str) -> None:
 
     for name in sizes:
         if table.left_s() < 10:
-            table.add("", "The time is up.")
+            table.add("", "The time limit is reached.")
             return
-        table.head(f"part, sizes of {name}", "ms", "captured, ms", "off float32 by")
+        table.head(f"part, sizes of {name}", "ms", "captured, ms", "difference from float32")
         for frame in time_frames(SIZES[name], device):
             table.row(frame.part, f"{frame.eager:.3f}", _ms(frame.captured), f"{frame.error:.1e}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--sizes", default="t,l", help="comma-separated: small, t, l")
     parser.add_argument("--minutes", type=number_from(1), default=8)
-    parser.add_argument("--out", type=Path, default=TABLE, help="where the table goes")
-    parser.add_argument("--no-build", action="store_true", help="the extension is built already")
-    parser.add_argument("--no-tests", action="store_true", help="leave the operations' tests out")
+    parser.add_argument("--out", type=Path, default=TABLE, help="file to write the table to")
+    parser.add_argument("--no-build", action="store_true", help="use the existing extension")
+    parser.add_argument("--no-tests", action="store_true", help="skip the operations' tests")
 
     def check(args: argparse.Namespace) -> int:
         import torch
 
         if args.device == "cuda" and not torch.cuda.is_available():
-            print("no GPU here: nothing was checked (--device cpu --sizes small tries the command)")
+            print("no GPU: nothing was checked (--device cpu --sizes small tests the command)")
             return 0
         return _check(args)
 
@@ -178,19 +178,19 @@ def _check(args: argparse.Namespace) -> int:
     sizes = [name for name in args.sizes.split(",") if name]
     unknown = set(sizes) - {"small", "t", "l"}
     if unknown:
-        raise ConfigError(f"--sizes names {sorted(unknown)[0]!r}: small, t and l are known")
+        raise ConfigError(f"--sizes names {sorted(unknown)[0]!r}: use small, t or l")
     table = Table(args.out, args.minutes)
     where = torch.cuda.get_device_name() if args.device == "cuda" else "a CPU"
     today = f"{datetime.now(timezone.utc):%Y-%m-%d}"
     table.add(
         f"# First check on {where}", "", f"torch {torch.__version__}, {today}. Medians of five "
-        "rounds, without a wait between calls; captured: a CUDA graph that is replayed.", "",
+        "rounds, without waiting between calls; captured: replay of a CUDA graph.", "",
     )  # fmt: skip
     if not args.no_build:
         build(table)
     agree = compare_operations(table, sizes, args.device)
     if provide_mmengine():
-        table.add("", "MMEngine is not installed: the decoder runs without.")
+        table.add("", "MMEngine is not installed: the decoder runs without it.")
     time_decoder(table, sizes, args.device)
     if not args.no_tests and args.device == "cuda" and table.left_s() > 30:
         run_tests(table)

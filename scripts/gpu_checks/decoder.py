@@ -1,4 +1,4 @@
-"""Decoder and discretization of a model on synthetic maps, by precision, eager and captured."""
+"""Times of decoder and discretization on synthetic maps: by precision, eager and captured."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 
 @dataclass(frozen=True)
 class Frame:
-    """Milliseconds of a frame.
+    """Times of a part of a frame, in milliseconds.
 
     Attributes:
-        part: What of a frame, in which precision.
-        eager: As Python calls it.
-        captured: As a replayed CUDA graph; None where there is none.
-        error: Largest difference from single precision, relative to the largest number.
+        part: Part of the frame, and its precision.
+        eager: Time when called from Python.
+        captured: Time as a replayed CUDA graph; None if not captured.
+        error: Largest difference from single precision, relative to the largest value.
     """
 
     part: str
@@ -35,8 +35,8 @@ class Frame:
 
 
 def build_decoder(sizes: Sizes) -> Any:
-    """Return an OPUS-V2 decoder whose weights are random where they start at zero."""
-    from models.decoder import OPUSDecoder  # needs MMEngine, or what stands in for it
+    """Return an OPUS-V2 decoder, with random values for weights that are initialised to zero."""
+    from models.decoder import OPUSDecoder  # needs MMEngine or its substitute
 
     torch.manual_seed(0)
     decoder = OPUSDecoder(
@@ -57,7 +57,7 @@ def build_decoder(sizes: Sizes) -> Any:
 
 
 def refinements(sizes: Sizes) -> list[int]:
-    """Return the points of a query after each of five layers, doubled up to those of the last."""
+    """Return the points per query after each of five layers, doubling up to the last layer."""
     last = max(1, sizes.points // sizes.queries)
     return [max(1, last // 2**i) for i in (4, 3, 2, 1, 0)]
 

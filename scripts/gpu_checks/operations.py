@@ -1,4 +1,4 @@
-"""The native operations with inputs of a model's sizes, beside their plain-torch twins.
+"""Native operations with inputs of a model's sizes, and their reference implementations.
 
 Dimension letters: Q queries, T frames, N cameras, G groups, P sampling points, C channels.
 """
@@ -29,7 +29,7 @@ class Sizes:
         sampled: P.
         channels: C.
         image_hw: Height and width of the network's input, pixels.
-        points: Points of the last layer, all queries together.
+        points: Points of the last layer, over all queries.
         grid: Voxels (X, Y, Z).
         classes: Semantic classes.
     """
@@ -58,18 +58,18 @@ class Case:
     """An operation with its inputs.
 
     Attributes:
-        name: For the table.
-        native: Takes the inputs.
-        twin: Takes the same.
-        inputs: Tensors.
-        leaves: Numbers of the inputs that get a gradient.
-        tolerance: Largest error of outputs and gradients, relative to the largest number.
-        captures: Whether the operation never waits for the device.
+        name: Name in the table.
+        native: Native operation, called with the inputs.
+        reference: Reference implementation, called with the same inputs.
+        inputs: Input tensors.
+        leaves: Indices of the inputs that need a gradient.
+        tolerance: Largest allowed error of outputs and gradients, relative to the largest value.
+        captures: Whether the operation never synchronises with the device.
     """
 
     name: str
     native: Run
-    twin: Run
+    reference: Run
     inputs: list[Tensor]
     leaves: Sequence[int] = ()
     tolerance: float = 1e-4
@@ -94,12 +94,13 @@ def make_cases(sizes: Sizes, device: str, seed: int = 0) -> list[Case]:
 
 
 def largest_error(case: Case) -> float:
-    """Return the largest difference from the twin, of outputs and gradients.
+    """Return the largest difference from the reference, over outputs and gradients.
 
-    It is relative to the largest number of each. The twin runs on the CPU.
+    It is relative to the largest value of each tensor. The reference implementation runs on the
+    CPU.
     """
     results = []
-    for run, device in ((case.native, None), (case.twin, "cpu")):
+    for run, device in ((case.native, None), (case.reference, "cpu")):
         inputs = [x.detach().to(device or x.device) for x in case.inputs]
         for i in case.leaves:
             inputs[i].requires_grad_()
@@ -129,7 +130,7 @@ class _Inputs:
         return torch.rand(shape, generator=self.rng).to(self.device)
 
     def centres(self) -> Tensor:
-        """[1, Q, 3] metres, denser near the car."""
+        """Return [1, Q, 3] points in metres, denser near the car."""
         radius = 50 * self.uniform(self.s.queries) * self.uniform(self.s.queries).sqrt()
         angle = 2 * math.pi * self.uniform(self.s.queries)
         height = 4 * self.uniform(self.s.queries) - 1
@@ -243,7 +244,7 @@ class _Inputs:
         )  # fmt: skip
 
     def convolutions(self) -> list[Case]:
-        """Return those of the discretization: 64 channels, dilated, and then to the classes."""
+        """Return the discretization's convolutions: 64 channels, dilating, then to the classes."""
         chain = ops.voxel_chain(self.keys(), 1, self.s.grid, [DILATE])
         keep = ops.ConvStep.submanifold((3, 3, 3))
         cases = []
@@ -275,7 +276,7 @@ DILATE = ops.ConvStep((3, 3, 3), (1, 1, 1), (1, 1, 1))
 
 
 def feature_maps(sizes: Sizes, device: str, rng: torch.Generator) -> list[Tensor]:
-    """Four maps [1, T*N, C, h, w], channels-last in memory."""
+    """Return four maps [1, T*N, C, h, w], channels-last in memory."""
     height, width = sizes.image_hw
     maps = []
     for stride in (4, 8, 16, 32):
@@ -286,7 +287,7 @@ def feature_maps(sizes: Sizes, device: str, rng: torch.Generator) -> list[Tensor
 
 
 def camera_matrices(sizes: Sizes) -> Tensor:
-    """[1, T*N, 4, 4], metres to pixels: a ring of cameras on a car that drives 5 m a frame."""
+    """Return [1, T*N, 4, 4], metres to pixels: a ring of cameras on a car driving 5 m per frame."""
     height, width = sizes.image_hw
     matrices = []
     for t in range(sizes.frames):

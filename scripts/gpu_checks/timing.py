@@ -1,4 +1,4 @@
-"""Time of calls on a GPU: by events, without a wait in between, eager and as a CUDA graph."""
+"""Times of calls on a GPU: by events, without synchronisation between calls, eager and captured."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 Call = Callable[[], object]
 
 _ROUNDS = 5
-_ROUND_S = 0.1  # of calls between two events, about
+_ROUND_S = 0.1  # approximate duration of calls between two events
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of a call.
+    """Times of a call in milliseconds.
 
     Attributes:
-        eager: As Python calls it.
-        captured: Of a CUDA graph that is replayed; None where there is none, or capture failed.
+        eager: Time when called from Python.
+        captured: Time as a replayed CUDA graph; None if not captured, or if capture failed.
     """
 
     eager: float
@@ -29,12 +29,12 @@ class Times:
 
 
 def measure(calls: Sequence[Call], device: str, captures: bool = True) -> Times:
-    """Return the times of a call, of the median round.
+    """Return the times of a call in the median round.
 
     Args:
-        calls: The same call with different inputs, taken in turn so that no input is left in the
-            cache of the GPU.
-        device: `'cuda'`, or `'cpu'` for a trial of this code.
+        calls: The same call with different inputs. They alternate, so that no input stays in the
+            GPU's cache.
+        device: `'cuda'`, or `'cpu'` to test this code.
         captures: Whether to capture the calls too.
     """
     for call in calls:
@@ -57,7 +57,7 @@ def _captured(calls: Sequence[Call]) -> float | None:
         with torch.cuda.graph(graph):
             for call in calls:
                 call()
-    except RuntimeError:  # the call waits for the device
+    except RuntimeError:  # the call synchronises with the device
         torch.cuda.synchronize()
         return None
     return _median(lambda: _on_gpu([graph.replay])) / len(calls)

@@ -1,7 +1,7 @@
-"""Import the decoder on machines that have torch and not MMEngine.
+"""Import of the decoder on machines with torch but without MMEngine.
 
-Decoder and discretization take from MMEngine the base class of their modules and the registry's
-decorator, nothing that computes.
+Decoder and discretization use only MMEngine's base class of modules and the registry's decorator.
+Neither computes anything.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 
 class _BaseModule(nn.Module):
-    """A module that takes an initialisation configuration, which has to be None."""
+    """A module with an argument `init_cfg`, which must be None."""
 
     def __init__(self, init_cfg: dict | None = None) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class _Registry:
 
 
 def provide_mmengine() -> bool:
-    """Stand in for MMEngine where it is not installed; return whether that was needed."""
+    """Provide a substitute for MMEngine if it is not installed; return whether it is used."""
     if "mmengine" in sys.modules or importlib.util.find_spec("mmengine") is not None:
         return False
     contents: dict[str, dict[str, Any]] = {

@@ -1,1 +1,1 @@
-"""What the entry points share: configs, launching, checkpoints, errors, reports."""
+"""Code that the entry points share: configs, launching, checkpoints, errors, reports."""

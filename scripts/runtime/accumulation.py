@@ -1,4 +1,4 @@
-"""One step of the optimiser with the gradient of a batch that is computed in parts."""
+"""An optimiser step that accumulates the gradient over parts of a batch."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from scripts.runtime.batch_norm_sync import learned_statistics
 def accumulated_step(
     model: Any, data: Any, optim_wrapper: OptimWrapper, parts: int
 ) -> dict[str, Tensor]:
-    """Update a model as `train_step` does, in the memory of a part of the batch.
+    """Update a model as `train_step` does, with only a part of the batch in memory at a time.
 
-    A model with a `loss_normalizer` that divides by the counts of the joint batch is run twice: the
-    counts of all parts have to be known before the first one's gradient is computed. The first run
-    has no gradient and leaves batch-norm statistics and torch's generator as they were. The
-    gradient is then that of the whole batch, except for batch norms in training mode, which see one
-    part at a time.
+    A model with a `loss_normalizer` divides its losses by counts over the whole batch, so it runs
+    twice. The first run counts all parts; it computes no gradient and leaves batch-norm statistics
+    and torch's generator unchanged. The second run computes the gradients. Their sum is the
+    gradient of the whole batch, except that batch norms in training mode normalise each part
+    separately.
 
     Args:
         model: The model, or its data-parallel wrapper.
-        data: Collated batch of this process: lists (or tensors) of one entry a sample, in any
-            nesting of dicts.
+        data: Collated batch of this process: lists or tensors with one entry per sample, in nested
+            dicts.
         optim_wrapper: Optimiser.
-        parts: Number of parts; a batch of fewer samples has one a sample.
+        parts: Number of parts; a smaller batch is split into single samples.
 
     Returns:
         Losses of the batch by name, for the log.
@@ -47,7 +47,7 @@ def accumulated_step(
         for i, piece in enumerate(pieces):
             is_last = i == len(pieces) - 1
             alone = nullcontext() if is_last or bare is model else model.no_sync()
-            with alone:  # gradients of the other processes are added once
+            with alone:  # synchronise gradients once, after the last part
                 with optim_wrapper.optim_context(model):
                     inputs = bare.data_preprocessor(piece, True)
                     losses = model._run_forward(inputs, mode="loss")
@@ -60,7 +60,7 @@ def accumulated_step(
 
 
 def split_batch(data: Any, parts: int) -> list[Any]:
-    """Split a collated batch into at most so many parts of nearly equal size."""
+    """Split a collated batch into at most `parts` parts of nearly equal size."""
     size = _batch_size(data)
     parts = min(parts, size)
     edges = [size * i // parts for i in range(parts + 1)]
@@ -80,7 +80,7 @@ def _slice(data: Any, which: slice) -> Any:
 
 
 def _count(bare: Any, pieces: list[Any], optim_wrapper: OptimWrapper, normalizer: Any) -> None:
-    """Have the normalizer count all parts."""
+    """Count all parts with the normalizer."""
     statistics = list(learned_statistics(bare))
     before = [statistic.clone() for statistic in statistics]
     with (

@@ -1,4 +1,4 @@
-"""Decisions that all processes of a run take together."""
+"""Decisions that all processes of a run make together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmengine.dist import is_distributed
 
 
 def any_process(flag: bool) -> bool:
-    """Return whether the flag is set on any process; all must call this."""
+    """Return whether the flag is set on any process; all processes must call this."""
     if not is_distributed():
         return flag
     value = torch.tensor(int(flag))
@@ -22,7 +22,7 @@ def any_process(flag: bool) -> bool:
 
 
 def of_every_process(value: Any) -> list[Any]:
-    """Return the values of all processes by rank; all must give one."""
+    """Return the values of all processes by rank; all processes must call this."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -31,8 +31,9 @@ def of_every_process(value: Any) -> list[Any]:
 
 
 def of_first_process(make: Callable[[], Any]) -> Any:
-    """Return what a function returns on the first process, on all of them; its error is raised on
-    all.
+    """Call a function on the first process and return its result on all.
+
+    An error of the function is raised on all processes.
     """
     if not is_distributed():
         return make()

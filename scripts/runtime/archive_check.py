@@ -1,4 +1,4 @@
-"""Checksums of checkpoint files: torch.load does not look at them."""
+"""Checksums of checkpoint files, which torch.load does not verify."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zlib
 from typing import BinaryIO
 
 _ZIP_MAGIC = b"PK\x03\x04"
-# What `zipfile` raises for an archive whose headers or contents were altered or cut off.
+# Errors of `zipfile` for an archive with altered or truncated headers or contents.
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -28,14 +28,14 @@ _BLOCK = 1 << 22
 def damage_of(stream: BinaryIO) -> str | None:
     """Describe the first damage of a checkpoint in torch's archive format.
 
-    Every entry of such a file has a CRC-32, which finds any single altered byte.
+    Every entry of such a file has a CRC-32, which detects any single altered byte.
 
     Args:
-        stream: An open file, at its start, where it is left. One of torch's older format, which has
-            no checksums, passes.
+        stream: An open file at its start; its position is restored. A file in torch's older format
+            has no checksums and passes.
 
     Returns:
-        What is wrong, None for a whole archive.
+        Description of the damage; None for an intact archive.
     """
     is_archive = stream.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
     stream.seek(0)

@@ -1,4 +1,4 @@
-"""Files written in one step: readers see the old file or the whole new one."""
+"""Atomic writes: readers see the old file or the complete new one."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from scripts.runtime.errors import ConfigError
 def write_atomically(
     path: str | Path, write: Callable[[Path], object], *, durable: bool = False
 ) -> Path:
-    """Let `write` fill a temporary file beside `path`, then move it there.
+    """Write a temporary file next to `path` with `write`, then rename it to `path`.
 
-    A temporary file whose writing failed is removed.
+    The temporary file is removed if writing fails.
 
     Args:
-        path: The file; missing parent folders are made.
-        write: Receives the temporary file's path, which has the suffix of `path`.
-        durable: Flush the file to the disk before it is moved, and the folder afterwards, so that
-            the new content survives a crash of the machine.
+        path: The file; missing parent folders are created.
+        write: Called with the path of the temporary file, which has the suffix of `path`.
+        durable: Flush the file to disk before the renaming, and the folder after it, so that the
+            new content survives a crash of the machine.
 
     Returns:
         `path`.
@@ -47,22 +47,22 @@ def write_atomically(
 
 
 def check_file_target(option: str, path: str | Path) -> None:
-    """Refuse a file that could not be written at the end of a long run.
+    """Check before a long run that a file can be written.
 
     Raises:
-        ConfigError: A folder has the file's name, or the file's folder cannot be written to.
+        ConfigError: The path is a folder, or the file's folder is not writable.
     """
     path = Path(path)
     if path.is_dir():
-        raise ConfigError(f"{option} {path} is a folder: name a file in it")
+        raise ConfigError(f"{option} {path} is a folder: give a file")
     check_folder_target(option, path.parent)
 
 
 def check_folder_target(option: str, path: str | Path) -> None:
-    """Refuse a folder, existing or not, in which nothing could be written.
+    """Check that files can be written to a folder, which may not exist yet.
 
     Raises:
-        ConfigError: A part of the path is a file, or this user may not write there.
+        ConfigError: A part of the path is a file, or this user has no permission to write there.
     """
     existing = Path(path).absolute()
     while not existing.exists():
@@ -70,11 +70,13 @@ def check_folder_target(option: str, path: str | Path) -> None:
     if not existing.is_dir():
         raise ConfigError(f"{option} {path}: {existing} is a file, choose a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"{option} {path}: {existing} cannot be written to, choose another path")
+        raise ConfigError(f"{option} {path}: {existing} is not writable: choose another path")
 
 
 def leftovers(folder: str | Path) -> list[Path]:
-    """Temporary files of `write_atomically` in a folder, which killed processes left there."""
+    """Return the temporary files of `write_atomically` in a folder that killed processes left
+    behind.
+    """
     found = []
     for path in Path(folder).glob(".*"):
         pid = path.stem.rpartition(".")[2]
@@ -88,13 +90,13 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # of another user
+    except PermissionError:  # a process of another user
         return True
     return True
 
 
 def write_json(path: str | Path, content: object, indent: int = 0) -> Path:
-    """Write JSON in one step."""
+    """Write JSON atomically."""
     return write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=indent) + "\n"))
 
 

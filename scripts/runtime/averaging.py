@@ -1,4 +1,4 @@
-"""Averaged weights: MMEngine's EMAHook with the settings of its average written out."""
+"""Averaged weights: MMEngine's EMAHook with explicit arguments."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module(force=True)
 class EMAHook(ema_hook.EMAHook):
-    """Evaluate and store a moving average of the weights; training goes on with the weights.
+    """Hook that evaluates and stores a moving average of the weights.
 
-    MMEngine's hook hands the settings of the average on without a name, so that no config could be
-    checked. See there.
+    The optimiser continues to update the weights themselves. MMEngine's hook takes the settings of
+    the average as `**kwargs`; explicit arguments allow a config to be checked.
 
     Args:
-        ema_type: ``'ExponentialMovingAverage'``, ``'MomentumAnnealingEMA'`` or
-            ``'StochasticWeightAverage'``.
-        momentum: Share of the new weights in an exponential average: about one over the number of
-            steps that it looks back.
+        ema_type: `'ExponentialMovingAverage'`, `'MomentumAnnealingEMA'` or
+            `'StochasticWeightAverage'`.
+        momentum: Weight of the new values in an exponential average, roughly one over the number of
+            averaged steps.
         interval: Steps between two updates of the average.
-        gamma: Of MomentumAnnealingEMA: how long its momentum is larger at the start.
+        gamma: Of MomentumAnnealingEMA: controls how long the momentum stays larger at the start.
         update_buffers: Whether batch-norm statistics are averaged too.
         strict_load: See MMEngine.
         begin_iter: First iteration of the average.

@@ -1,4 +1,4 @@
-"""Batch-norm statistics that are the same on all processes."""
+"""Batch-norm statistics that are equal on all processes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from scripts.runtime.errors import ConfigError
 
 
 def learned_statistics(model: nn.Module) -> Iterator[Tensor]:
-    """Return the running means and variances that batch norms of a model in training mode are
-    updating.
-    """
+    """Yield the running means and variances of the batch norms in training mode."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             for statistic in (module.running_mean, module.running_var):
@@ -27,7 +25,7 @@ def learned_statistics(model: nn.Module) -> Iterator[Tensor]:
 
 
 def refuse_sync_bn(cfg: Config) -> None:
-    """Refuse synchronised batch norm for processes on the CPU, for which torch has none.
+    """Refuse synchronised batch norm on the CPU, where torch does not support it.
 
     Raises:
         ConfigError: `sync_bn` is set.
@@ -40,20 +38,21 @@ def refuse_sync_bn(cfg: Config) -> None:
 
 @HOOKS.register_module()
 class BatchNormSyncHook(Hook):
-    """Average running means and variances over the processes after every training iteration.
+    """Hook that averages running means and variances over the processes after every iteration.
 
-    Every process normalises by the statistics of its own samples in training; `sync_bn='torch'`
-    in the config makes them those of the joint batch, on GPUs. The running statistics are the mean
-    over the processes in either case, so that evaluation, checkpoints of any kind and resumed runs
-    see one model. The mean of variances lacks the variance of the means between processes.
+    In training, every process normalises by the statistics of its own samples; on GPUs,
+    `sync_bn='torch'` in the config selects the statistics of the joint batch. In either case the
+    running statistics are averaged over the processes, so that evaluation, checkpoints and resumed
+    runs use the same model. The averaged variance does not include the variance of the means
+    between processes.
     """
 
-    priority = "ABOVE_NORMAL"  # before averages of weights are taken and checkpoints saved
+    priority = "ABOVE_NORMAL"  # before weights are averaged and checkpoints saved
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Average the statistics that this iteration has updated."""
+        """Average the statistics that this iteration updated."""
         if is_distributed():
             statistics = list(learned_statistics(runner.model))
             if statistics:

@@ -1,4 +1,4 @@
-"""Building the parts of a config, with errors that name the part and the key."""
+"""Building of a config's parts, with errors that name the part and the key."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from scripts.runtime.parts import LIBRARIES, REGISTRIES, Part, arguments_of, fin
 from scripts.runtime.replacements import replaced_type
 from scripts.runtime.settings import did_you_mean
 
-# What a library's constructor raises to refuse its arguments, and so what the config says.
+# Errors with which a library's constructor rejects arguments, that is, values of the config.
 _REFUSALS = (ValueError, TypeError, KeyError, AssertionError, NotImplementedError)
 
 
 @contextmanager
 def named_config_keys(cfg: Config) -> Iterator[None]:
-    """While parts are built from `cfg`, raise ConfigErrors about its keys.
+    """Convert errors of parts that are built from `cfg` in a context to ConfigErrors about its
+    keys.
 
-    Before a registered class is called, its arguments are compared with those that it takes. An
-    error that a class of this project or of the user raises passes as it is; a library's class that
-    refuses its arguments is named with its place in the config.
+    Arguments are checked against the signature of a registered class before it is called. Errors of
+    this project's and the user's classes are passed on unchanged. If a library's class rejects its
+    arguments, the error names the class and its place in the config.
     """
     parts = [node.part for node in walk(cfg.to_dict())]
     before = {registry: registry.build_func for registry in REGISTRIES}
@@ -57,7 +58,7 @@ def named_config_keys(cfg: Config) -> Iterator[None]:
 
 
 def _check(config: Any, defaults: Any, registry: Registry, parts: list[Part]) -> Any:
-    """Compare the arguments of a part with those of its class, and return the class.
+    """Check the arguments of a part against the signature of its class, and return the class.
 
     Raises:
         ConfigError: An unknown type, an unknown key, or a required key that is missing.
@@ -96,16 +97,14 @@ def _check(config: Any, defaults: Any, registry: Registry, parts: list[Part]) ->
 
 
 def issubclass_of_manager(target: type) -> bool:
-    """Return whether a class is built by MMEngine's ManagerMixin, which names the instance
-    itself.
-    """
+    """Return whether a class derives from MMEngine's ManagerMixin, which adds a `name`."""
     from mmengine.utils import ManagerMixin
 
     return issubclass(target, ManagerMixin)
 
 
 def _takes_away(registry: Registry, key: str) -> bool:
-    """Return whether the build function of a registry removes a key before it calls the class."""
+    """Return whether a registry's build function removes a key before it calls the class."""
     return registry.name == "parameter scheduler" and key in (
         "convert_to_iter_based",
         "epoch_length",
@@ -113,9 +112,7 @@ def _takes_away(registry: Registry, key: str) -> bool:
 
 
 def _is_refusal(error: BaseException, target: Any) -> bool:
-    """Return whether an error was raised in a library's constructor, called with the part's
-    arguments.
-    """
+    """Return whether a library's constructor raised an error about the part's arguments."""
     if target is None or getattr(target, "__module__", "").split(".")[0] not in LIBRARIES:
         return False
     trace = error.__traceback__
@@ -133,7 +130,7 @@ def _name(target: Any) -> str:
 
 
 def _place_of(config: Any, parts: list[Part]) -> str:
-    """Dotted path to the part of the config that most resembles a dict that is being built."""
+    """Return the dotted path of the config's part that is most similar to a dict being built."""
     best, score = "config", 0.0
     for part in parts:
         kind = part.config.get("type")
@@ -150,5 +147,5 @@ def _place_of(config: Any, parts: list[Part]) -> str:
 def _same(first: Any, second: Any) -> bool:
     try:
         return bool(first == second)
-    except (ValueError, RuntimeError):  # arrays have no single truth
+    except (ValueError, RuntimeError):  # arrays have no single truth value
         return first is second

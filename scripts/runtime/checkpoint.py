@@ -1,4 +1,4 @@
-"""Checkpoints: read safely, fitted strictly, refused in one sentence."""
+"""Checkpoints: safe reading, strict fitting, one-sentence errors."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from models.layers import GridModule
 from models.weight_layouts import to_own_layout
 from scripts.runtime.archive_check import damage_of
 
-NUM_NAMED_KEYS = 3  # keys of each kind that a message names
+NUM_NAMED_KEYS = 3  # keys of each kind listed in a message
 
 
 class CheckpointError(UserError, ValueError):
-    """A file is no checkpoint, or one of another model."""
+    """A file is not a checkpoint, or belongs to another model."""
 
 
 _GIVE_ANOTHER = "give the .pth file that train.py wrote"
 SAFETENSORS = ".safetensors"
-# Where other tool chains keep a model's weights, and their average over the training.
+# Keys under which other tool chains store a model's weights, and their moving average.
 _WEIGHT_KEYS = ("state_dict", "model", "model_state_dict")
 _AVERAGE_KEYS = ("ema_state_dict", "state_dict_ema", "model_ema", "ema")
-# What wrappers put before every name.
+# Prefixes that wrappers add to every name.
 _WRAPPERS = ("module.", "model.", "_orig_mod.")
 _CHECKPOINT = FileKind(
     "checkpoint",
@@ -44,7 +44,7 @@ _CHECKPOINT = FileKind(
     error=CheckpointError,
     missing_error=CheckpointError,
 )
-# Tensors take as much memory as in the file; what describes them takes little.
+# Tensors take as much memory as in the file; their metadata takes little.
 _MEMORY_FACTOR = 3
 _MEMORY_FLOOR = 128 * MIB
 
@@ -60,13 +60,13 @@ class CheckpointInfo:
 
 
 def allow_checkpoint_classes() -> None:
-    """Let `torch.load` accept what mmengine's runner puts beside the weights.
+    """Allow `torch.load` to read the objects that mmengine's runner stores with the weights.
 
-    torch >= 2.6 loads nothing but tensors and plain containers unless a class is listed
-    (`weights_only=True`). mmengine 0.10.7 stores its message hub: HistoryBuffer objects with numpy
-    arrays and scalars in them. Those are listed; the check itself stays on, since a checkpoint
-    from elsewhere may otherwise run code. A HistoryBuffer also refers to its own statistics by
-    `getattr(HistoryBuffer, "min")`; a getattr that does nothing else stands in for that.
+    torch >= 2.6 loads only tensors, plain containers and listed classes (`weights_only=True`).
+    mmengine 0.10.7 stores its message hub: HistoryBuffer objects that hold numpy arrays and
+    scalars. These classes are added to the list; the check itself stays on, because an untrusted
+    checkpoint could otherwise run code. A pickled HistoryBuffer also refers to its statistics by
+    `getattr(HistoryBuffer, "min")`, for which a restricted `getattr` is registered.
     """
     core = np.core if int(np.__version__.split(".")[0]) < 2 else np._core  # type: ignore[attr-defined]
     multiarray = core.multiarray
@@ -88,27 +88,27 @@ def allow_checkpoint_classes() -> None:
 
 
 def _statistic_of_history_buffer(owner: Any, name: str) -> Any:
-    """Return what `getattr` may do in a checkpoint: name a public method of HistoryBuffer."""
+    """Return a public method of HistoryBuffer: the only `getattr` allowed in a checkpoint."""
     if owner is not HistoryBuffer or name.startswith("_"):
         raise pickle.UnpicklingError(f"Unsupported global: GLOBAL builtins.getattr of {name}")
     return getattr(owner, name)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint file onto the CPU, in memory that its size bounds.
+    """Load a checkpoint file onto the CPU, with memory use limited by the file's size.
 
     Args:
-        path: File that `train.py` wrote, a published one, or weights as `.safetensors`. Files of
-            other tool chains may hold the weights under `model` and may hold an average of them
-            (EMA) beside them.
+        path: Checkpoint written by `train.py`, a published checkpoint, or weights as
+            `.safetensors`. Files of other tool chains may store the weights under `model`, and
+            additionally their moving average (EMA).
 
     Returns:
-        The stored dict. `state_dict` is the average where the file has one; a bare state dict is
+        The stored dict. `state_dict` is the average if the file has one; a bare state dict is
         wrapped as `{"state_dict": ...}`.
 
     Raises:
-        CheckpointError: The file is missing, not a checkpoint, asks for more memory than a file of
-            its size can need, or holds classes that are not loaded for safety.
+        CheckpointError: The file is missing, is not a checkpoint, requests more memory than a file
+            of its size can need, or holds classes that are not loaded for safety.
     """
     path = Path(path)
     content = _load_safetensors(path) if path.suffix == SAFETENSORS else _load(path)
@@ -126,13 +126,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} holds no weights (no 'state_dict'): {_GIVE_ANOTHER}")
     if not _are_weights(checkpoint["state_dict"]):
         raise CheckpointError(
-            f"the 'state_dict' of {path} holds something else than named tensors: {_GIVE_ANOTHER}"
+            f"the 'state_dict' of {path} is not a dict of named tensors: {_GIVE_ANOTHER}"
         )
     if checkpoint.get("meta") is not None and not isinstance(checkpoint["meta"], Mapping):
-        raise CheckpointError(f"the 'meta' of {path} is no dict: {_GIVE_ANOTHER}")
+        raise CheckpointError(f"the 'meta' of {path} is not a dict: {_GIVE_ANOTHER}")
     average = averaged_weights(checkpoint)
     if average is not None:
-        # Averages may lack buffers, and count their steps.
+        # Averages may lack buffers, and contain a step counter.
         weights = without_wrappers(checkpoint["state_dict"])
         average = without_wrappers(average)
         checkpoint["state_dict"] = {key: average.get(key, value) for key, value in weights.items()}
@@ -140,31 +140,30 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def averaged_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """Return the average of the weights over the training (EMA) that a checkpoint holds beside
-    them.
+    """Return the moving average of the weights (EMA) that a checkpoint stores additionally.
 
-    MMEngine's EMAHook stores it the other way round: `state_dict` is the average, and
-    `ema_state_dict`, which counts its `steps`, what the optimiser trains.
+    In checkpoints of MMEngine's EMAHook, `state_dict` is the average and `ema_state_dict`, which
+    includes a counter `steps`, holds the weights that the optimiser updates.
 
     Returns:
-        The average; None where there is none, or where `state_dict` is it.
+        The average; None if there is none, or if `state_dict` is the average.
     """
     for key in _AVERAGE_KEYS:
         average = checkpoint.get(key)
         if isinstance(average, Mapping) and isinstance(average.get("module"), Mapping):
-            average = average["module"]  # as DeepSpeed and timm nest it
+            average = average["module"]  # nested like this by DeepSpeed and timm
         if isinstance(average, Mapping) and average and _are_weights(average):
             return None if "steps" in average else dict(average)
     return None
 
 
 def has_average(checkpoint: Mapping[str, Any]) -> bool:
-    """Return whether a checkpoint that `read_checkpoint` gave has the average of the weights."""
+    """Return whether a checkpoint returned by `read_checkpoint` has averaged weights."""
     return any(isinstance(checkpoint.get(key), Mapping) for key in _AVERAGE_KEYS)
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
-    """Return the tensors of a `.safetensors` file, and its notes as `meta`."""
+    """Return the tensors of a `.safetensors` file, and its metadata as `meta`."""
     import safetensors.torch
 
     with open_file(path, _CHECKPOINT) as file:
@@ -174,9 +173,9 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
         weights = safetensors.torch.load(data)
         head = int.from_bytes(data[:8], "little")
         notes = json.loads(data[8 : 8 + min(head, size)]).get("__metadata__") or {}
-    except Exception:  # the library raises its own kinds, and torch's
+    except Exception:  # the library raises its own error types, and torch's
         raise CheckpointError(
-            f"{path} is not a safetensors file (or a damaged one): give one that "
+            f"{path} is not a safetensors file, or is damaged: give one that "
             "scripts/publish_model.py wrote"
         ) from None
     if not weights:
@@ -193,7 +192,7 @@ def _are_weights(content: Mapping[Any, Any]) -> bool:
 
 
 def _load(path: Path) -> Any:
-    """Return what `torch.load` gives of a file, or a CheckpointError."""
+    """Return the content of a file, or raise a CheckpointError."""
     allow_checkpoint_classes()
     with open_file(path, _CHECKPOINT) as file:
         limit = _MEMORY_FLOOR + _MEMORY_FACTOR * file_size(file)
@@ -207,16 +206,16 @@ def _load(path: Path) -> Any:
                 name = str(error).split("GLOBAL ", 1)[-1].split(" ", 1)[0]
                 raise CheckpointError(
                     f"{path} holds an object of class {name}, which is not loaded for safety: "
-                    "save the file again with its 'state_dict' alone"
+                    "save the file again with only its 'state_dict'"
                 ) from None
             raise CheckpointError(_not_a_checkpoint(path)) from None
-        except Exception:  # torch raises nearly anything for a broken archive or a stray pickle
+        except Exception:  # a broken archive or pickle can raise almost any error
             raise CheckpointError(_not_a_checkpoint(path)) from None
     raise CheckpointError(f"{_not_a_checkpoint(path)} ({damage})")
 
 
 def _not_a_checkpoint(path: Path) -> str:
-    return f"{path} is not a PyTorch checkpoint (or a damaged one): {_GIVE_ANOTHER}"
+    return f"{path} is not a PyTorch checkpoint, or is damaged: {_GIVE_ANOTHER}"
 
 
 def _listed(keys: list[str]) -> str:
@@ -227,12 +226,12 @@ def _listed(keys: list[str]) -> str:
 def revised_weights(
     checkpoint: Mapping[str, Any], revise_keys: Sequence[tuple[str, str]] = ()
 ) -> dict[str, Tensor]:
-    """State dict of a checkpoint under other names.
+    """Return the state dict of a checkpoint with renamed keys.
 
     Args:
-        checkpoint: What `read_checkpoint` gave.
-        revise_keys: Regular expressions and what to replace them by, applied to every key in turn,
-            after the prefixes of wrappers (`module.`, `model.`) have been dropped.
+        checkpoint: Return value of `read_checkpoint`.
+        revise_keys: Regular expressions and their replacements, applied to every key in turn after
+            the prefixes of wrappers (`module.`, `model.`) have been removed.
     """
     weights = {}
     for key, value in without_wrappers(checkpoint["state_dict"]).items():
@@ -243,7 +242,7 @@ def revised_weights(
 
 
 def without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict without the prefixes that wrappers of the model put before every name."""
+    """Return a state dict without the prefixes that wrappers of the model add to every name."""
     named = {key.removeprefix("module."): value for key, value in weights.items()}
     while named:
         shared = [each for each in _WRAPPERS if all(key.startswith(each) for key in named)]
@@ -256,11 +255,11 @@ def without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def weights_of(
     checkpoint: Mapping[str, Any], model: nn.Module, revise_keys: Sequence[tuple[str, str]] = ()
 ) -> dict[str, Tensor]:
-    """State dict of a checkpoint as a model names and stores its weights.
+    """Return the state dict of a checkpoint with the names and layouts of a model.
 
     Args:
-        checkpoint: What `read_checkpoint` gave.
-        model: The model; sparse convolutions are brought to its layout.
+        checkpoint: Return value of `read_checkpoint`.
+        model: The model; weights of sparse convolutions are converted to its layout.
         revise_keys: See `revised_weights`.
     """
     return to_own_layout(revised_weights(checkpoint, revise_keys), model)
@@ -269,11 +268,11 @@ def weights_of(
 def misfits(
     weights: Mapping[str, Tensor], model: nn.Module
 ) -> tuple[list[str], list[str], list[str]]:
-    """Return how a state dict differs from a model's.
+    """Return the differences between a state dict and a model.
 
     Returns:
-        Keys that are missing, keys that are unexpected, and descriptions
-        `key (shape in the file, shape in the model)` of those with another shape.
+        Missing keys, unexpected keys, and descriptions `key (shape in the file, shape in the
+        model)` of entries whose shapes differ.
     """
     expected = model.state_dict()
     missing = [key for key in expected if key not in weights]
@@ -299,7 +298,7 @@ def check_fit(weights: Mapping[str, Tensor], model: nn.Module, path: str | Path)
 
 
 def file_sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Return the hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):
@@ -308,17 +307,17 @@ def file_sha256(path: str | Path) -> str:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> CheckpointInfo:
-    """Load a checkpoint's weights into a model, with no key missing, unexpected or mismatched.
+    """Load a checkpoint into a model whose keys and shapes match exactly.
 
     Args:
         model: The unwrapped model.
         path: Checkpoint file.
 
     Returns:
-        What was loaded.
+        Identity of the loaded file.
 
     Raises:
-        CheckpointError: As `read_checkpoint`, or the checkpoint is one of another model.
+        CheckpointError: As `read_checkpoint`, or the checkpoint belongs to another model.
     """
     checkpoint = read_checkpoint(path)
     weights = weights_of(checkpoint, model)
@@ -331,7 +330,7 @@ def load_weights(model: nn.Module, path: str | Path) -> CheckpointInfo:
 def fill_weights(
     model: nn.Module, weights: Mapping[str, Tensor], path: str | Path, *, strict: bool = True
 ) -> None:
-    """Load weights whose names and shapes fit; a model may still refuse what they stand for."""
+    """Load weights whose names and shapes fit; a model may still reject their content."""
     try:
         model.load_state_dict(weights, strict=strict)
     except RuntimeError as error:
@@ -342,13 +341,13 @@ def fill_weights(
 
 @dataclass(frozen=True)
 class Fit:
-    """What of a checkpoint a model takes.
+    """The part of a checkpoint that fits a model.
 
     Attributes:
-        weights: The entries to load, as the model names and stores them.
-        missing: Keys of the model that are left as initialised.
+        weights: The entries to load, with the model's names and layouts.
+        missing: Keys of the model that keep their initial values.
         unexpected: Keys of the file that the model does not have.
-        dropped: Descriptions of the entries left out since their shape or range differs.
+        dropped: Descriptions of entries that are left out because their shape or range differs.
     """
 
     weights: dict[str, Tensor]
@@ -364,17 +363,18 @@ def fit_weights(
     *,
     drop_mismatched: bool = False,
 ) -> Fit:
-    """Read what fits of a checkpoint, for training on from other weights (`load_from`).
+    """Return the entries of a checkpoint that fit a model, for training from them (`load_from`).
 
     Args:
         model: The unwrapped model.
-        path: Checkpoint file; parts of the model may be absent from it.
+        path: Checkpoint file; it may lack parts of the model.
         revise_keys: Renaming of the file's keys, as in `revised_weights`.
-        drop_mismatched: Leave out entries of another shape (another list of classes, another
-            number of queries) and voxel grids of another range. Otherwise they are an error.
+        drop_mismatched: Leave out entries whose shape differs (other classes, another number of
+            queries) and voxel grids whose range differs. Otherwise they are an error.
 
     Raises:
-        CheckpointError: Not a checkpoint, no key in common, or an entry that does not fit.
+        CheckpointError: The file is not a checkpoint, has no key in common with the model, or an
+            entry does not fit.
     """
     weights = weights_of(read_checkpoint(path), model, revise_keys)
     missing, unexpected, mismatched = misfits(weights, model)
@@ -386,14 +386,14 @@ def fit_weights(
         try:
             check_fit(weights, model, path)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}, or drop what differs (--drop-mismatched)") from None
+            raise CheckpointError(f"{error}, or leave it out (--drop-mismatched)") from None
     if len(missing) == len(model.state_dict()):
         check_fit(weights, model, path)
     return Fit(weights, missing, unexpected, dropped)
 
 
 def _drop_mismatched(weights: dict[str, Tensor], model: nn.Module) -> list[str]:
-    """Remove the entries that do not fit the model from a state dict, and describe them."""
+    """Remove entries that do not fit the model from a state dict; return their descriptions."""
     expected = model.state_dict()
     dropped = []
     for name, module in model.named_modules():
@@ -423,10 +423,10 @@ def start_from(
     *,
     drop_mismatched: bool = False,
 ) -> str:
-    """Load what fits of a checkpoint into a model; see `fit_weights`.
+    """Load the fitting entries of a checkpoint into a model; see `fit_weights`.
 
     Returns:
-        How much was loaded, and what was not, for the log.
+        Sentences for the log: the number of loaded entries, and the entries left out.
     """
     fit = fit_weights(model, path, revise_keys, drop_mismatched=drop_mismatched)
     fill_weights(model, fit.weights, path, strict=False)

@@ -1,4 +1,4 @@
-"""The checkpoints of a work dir: written in one step, found again, set aside when damaged."""
+"""Checkpoints of a work dir: atomic writing, search, and setting aside of damaged files."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from scripts.runtime.atomic_write import leftovers, write_atomically
 from scripts.runtime.checkpoint import CheckpointError, allow_checkpoint_classes, read_checkpoint
 
 POINTER_NAME = "last_checkpoint"
-# Of the state between two regular checkpoints: after a signal, or before an evaluation.
+# For the state between two regular checkpoints: after a signal, or before an evaluation.
 INTERRUPTED_NAME = "interrupted.pth"
 
 
 class CheckpointWriteError(UserError, OSError):
-    """A checkpoint could not be written; the previous ones are as they were.
+    """A checkpoint could not be written; previous checkpoints are unchanged.
 
     Attributes:
-        missing_bytes: How much more space it needs; None if space is not the reason.
+        missing_bytes: Additional space that is needed; None if space is not the reason.
     """
 
     def __init__(self, message: str, missing_bytes: int | None = None) -> None:
@@ -38,8 +38,8 @@ class Search:
     """Result of a search for the newest checkpoint.
 
     Attributes:
-        path: The newest that is whole and can be resumed; None if there is none.
-        notes: Sentences for the log: what was damaged, and what became of it.
+        path: The newest intact checkpoint that can be resumed; None if there is none.
+        notes: Sentences for the log about damaged files and what was done with them.
     """
 
     path: str | None
@@ -47,7 +47,7 @@ class Search:
 
 
 def stored_bytes(content: Any) -> int:
-    """Return the number of bytes that the tensors of a checkpoint take on the disk."""
+    """Return the size in bytes of a checkpoint's tensors on disk."""
     storages: dict[int, int] = {}
 
     def visit(node: Any) -> None:
@@ -66,14 +66,14 @@ def stored_bytes(content: Any) -> int:
 
 
 def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
-    """Write a checkpoint to the disk in one step; the file of that name stays whole until then.
+    """Write a checkpoint atomically; an existing file stays intact until it is replaced.
 
     Args:
-        content: What `torch.save` takes.
+        content: Object to save with `torch.save`.
         path: The file.
 
     Raises:
-        CheckpointWriteError: The disk is full, or the folder cannot be written.
+        CheckpointWriteError: The disk is full, or the folder is not writable.
     """
     path = Path(path)
     size = stored_bytes(content)
@@ -82,7 +82,7 @@ def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
         free = shutil.disk_usage(path.parent).free
         if free < size:
             raise CheckpointWriteError(
-                f"{path} was not written: it takes {_megabytes(size)}, and {path.parent} has "
+                f"{path} was not written: it needs {_megabytes(size)}, and {path.parent} has "
                 f"{_megabytes(free)} left: free some space",
                 size - free,
             )
@@ -98,14 +98,14 @@ def _save(content: Mapping[str, Any], path: Path) -> None:
         try:
             torch.save(content, stream)
         except RuntimeError as error:
-            # torch's writer hides the error of the file behind its own.
+            # torch's writer replaces the file's error by its own.
             hidden = error.__context__ or error.__cause__
             raise hidden if isinstance(hidden, OSError) else error from None
 
 
 def _explain(path: Path, error: OSError, size: int) -> tuple[str, int | None]:
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    way_out = "free some space" if is_full else f"make {path.parent} a folder that can be written"
+    way_out = "free some space" if is_full else f"make {path.parent} writable"
     reason = error.strerror or str(error)
     return f"{path} was not written: {reason}: {way_out}", size if is_full else None
 
@@ -115,10 +115,10 @@ def _megabytes(size: int) -> str:
 
 
 def write_pointer(work_dir: str | Path, path: str | Path) -> None:
-    """Have `last_checkpoint` of a work dir name a checkpoint.
+    """Write the name of a checkpoint to `last_checkpoint` of a work dir.
 
     Raises:
-        CheckpointWriteError: It cannot be written.
+        CheckpointWriteError: The file cannot be written.
     """
     try:
         write_atomically(
@@ -129,17 +129,17 @@ def write_pointer(work_dir: str | Path, path: str | Path) -> None:
 
 
 def remove_leftovers(work_dir: str | Path) -> None:
-    """Remove the half-written files that a killed run left in its work dir."""
+    """Remove incomplete files that a killed run left in its work dir."""
     for path in leftovers(work_dir):
         path.unlink(missing_ok=True)
 
 
 def pointed_checkpoint(work_dir: str | Path, folders: Sequence[Path]) -> Path | None:
-    """Return the file that `last_checkpoint` of a work dir names, as far as it is in one of the
+    """Return the checkpoint named in `last_checkpoint` of a work dir, if it is in one of the
     folders.
 
-    The file holds a path of the machine and the folder that wrote it. Only its name counts: a work
-    dir that was moved or copied has its own checkpoints.
+    `last_checkpoint` holds a path of the machine and folder that wrote it. Only the file name is
+    used, so that a moved or copied work dir refers to its own checkpoints.
     """
     try:
         text = Path(work_dir, POINTER_NAME).read_text().strip()
@@ -152,19 +152,19 @@ def pointed_checkpoint(work_dir: str | Path, folders: Sequence[Path]) -> Path | 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # no name that a file could have
+    except (OSError, ValueError):  # not a valid file name
         return False
 
 
 def find_newest_checkpoint(work_dir: str | Path, more_folders: Iterable[Path] = ()) -> Search:
-    """Find the newest checkpoint of a work dir that is whole and can be resumed.
+    """Find the newest intact checkpoint of a work dir that can be resumed.
 
-    The one that `last_checkpoint` names comes first, then the others from the latest iteration on.
-    A damaged file gets the ending `.broken`.
+    The checkpoint named in `last_checkpoint` is tried first, then the others by descending
+    iteration. Damaged files are renamed to end in `.broken`.
 
     Args:
         work_dir: Work dir of the run.
-        more_folders: Where else checkpoints of this run are.
+        more_folders: Further folders with checkpoints of this run.
     """
     folders = [Path(work_dir), *more_folders]
     notes: list[str] = []
@@ -186,25 +186,23 @@ def _candidates(folder: Path) -> Iterable[Path]:
 
 
 def stored_facts(path: str | Path) -> dict[str, Any]:
-    """Return the `meta` of a checkpoint, read without its tensors; empty if it cannot be read
-    so.
-    """
+    """Return the `meta` of a checkpoint, read without its tensors; empty if this fails."""
     allow_checkpoint_classes()
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return dict(content["meta"])
-    except Exception:  # the regular read reports what is wrong
+    except Exception:  # the regular read reports the error
         return {}
 
 
 def _progress(path: Path) -> tuple[int, float]:
-    """Return the iteration of a checkpoint and its time."""
+    """Return the iteration and the modification time of a checkpoint."""
     iteration = stored_facts(path).get("iter")
     return iteration if type(iteration) is int else -1, path.stat().st_mtime
 
 
 def _is_resumable(path: Path, notes: list[str]) -> bool:
-    """Return whether a checkpoint is whole and more than weights; a damaged one is set aside."""
+    """Return whether a checkpoint is intact and can be resumed; set a damaged file aside."""
     try:
         return "optimizer" in read_checkpoint(path)
     except CheckpointError as error:

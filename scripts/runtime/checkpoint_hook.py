@@ -1,4 +1,4 @@
-"""MMEngine's CheckpointHook on disks that fill up and machines that crash."""
+"""MMEngine's CheckpointHook, made robust against full disks and crashes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.runtime.checkpoint_files import CheckpointWriteError, write_pointer
 
 
 class _DeferredRemoval:
-    """A file backend that removes files when told to, not when asked to."""
+    """File backend that defers removals until `flush` is called."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
@@ -31,11 +31,11 @@ class _DeferredRemoval:
         self._doomed.append(("rmtree", path))
 
     def keep(self) -> None:
-        """Forget what was to be removed."""
+        """Discard the pending removals."""
         self._doomed.clear()
 
     def flush(self, kept: str | None) -> None:
-        """Remove it, unless the file has been written again."""
+        """Remove the pending files, except a file that has been written again."""
         for method, path in self._doomed:
             if kept is None or Path(path) != Path(kept):
                 getattr(self._backend, method)(path)
@@ -44,12 +44,12 @@ class _DeferredRemoval:
 
 @HOOKS.register_module()
 class DurableCheckpointHook(CheckpointHook):
-    """MMEngine's CheckpointHook that loses no good checkpoint.
+    """MMEngine's CheckpointHook that never removes the last intact checkpoint.
 
-    A checkpoint is on the disk before an older one is removed. Where the disk does not hold one
-    more, the oldest goes first if that makes room and another one is left; otherwise the training
-    goes on, and the failure is an error only if the last checkpoint of the training is missing.
-    Of the files that a resumed checkpoint lists, those that exist count.
+    An older checkpoint is removed only after the new one has been written. If the disk has no space
+    for one more, the oldest is removed first, provided that this frees enough space and another
+    checkpoint remains. Otherwise training continues, and only a missing last checkpoint of the
+    training is an error. Files listed in a resumed checkpoint are ignored if they no longer exist.
     """
 
     file_backend: Any
@@ -58,24 +58,23 @@ class DurableCheckpointHook(CheckpointHook):
     _failure: CheckpointWriteError | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Find the checkpoints that earlier parts of the run have kept."""
+        """Find the checkpoints that earlier parts of the run kept."""
         folder = Path(self.out_dir or runner.work_dir)
         if self.out_dir is not None:
             folder = folder / Path(runner.work_dir).name
         stored = runner.message_hub.runtime_info.get("keep_ckpt_ids", [])
         names = {step: self.filename_tmpl.format(step) for step in stored if type(step) is int}
         steps = [step for step, name in names.items() if (folder / name).is_file()]
-        steps = of_every_process(steps)[0]  # the first process alone may see the files
+        steps = of_every_process(steps)[0]  # other processes may not see the files
         runner.message_hub.update_info("keep_ckpt_ids", steps)
         super().before_train(runner)
         self.file_backend = _DeferredRemoval(self.file_backend)
 
     def after_train(self, runner: Runner) -> None:
-        """Publish the last checkpoint, or report that it could not be written."""
+        """Publish the last checkpoint; raise an error if it could not be written."""
         if self._failure is not None:
             raise CheckpointWriteError(
-                f"the end of the training is not on the disk: {self._failure}, and go on with "
-                "--resume"
+                f"the last checkpoint was not written: {self._failure}, and continue with --resume"
             )
         super().after_train(runner)
 
@@ -106,7 +105,7 @@ class DurableCheckpointHook(CheckpointHook):
                     self._remove(old)
 
     def _write(self, runner: Any, step: int, meta: dict[str, Any], kept: list[int]) -> None:
-        """Write a checkpoint; where space is short, remove the oldest of several for it."""
+        """Write a checkpoint; if space is short, remove the oldest of several first."""
 
         def save() -> None:
             runner.save_checkpoint(

@@ -1,4 +1,4 @@
-"""Variables of Slurm and MPI that describe one process among many, as those of torchrun."""
+"""Translation of Slurm's and MPI's environment variables to torchrun's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from scripts.runtime.errors import ConfigError
 
-# Rank, number of processes, rank on the machine, processes on the machine. Launchers of MPI come
-# first: inside a Slurm job Slurm's variables describe MPI's daemons.
+# Rank, number of processes, rank on the machine, processes on the machine. MPI launchers come
+# first, because inside a Slurm job Slurm's variables describe MPI's daemons.
 _SOURCES = (
     (
         "OMPI_COMM_WORLD_RANK",
@@ -29,23 +29,24 @@ _SOURCES = (
     ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", ""),
     ("SLURM_PROCID", "SLURM_NPROCS", "SLURM_LOCALID", ""),
 )
-# Values of one job that are the same in all of its processes and differ between jobs.
+# Values that are equal in all processes of a job and differ between jobs.
 _JOB_IDS = ("SLURM_JOB_ID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID", "PBS_JOBID")
-_FIRST_PORT, _NUM_PORTS = 20000, 12000  # below the ports that Linux gives to clients
+_FIRST_PORT, _NUM_PORTS = 20000, 12000  # below Linux's ephemeral ports
 
 
 def torchrun_variables(env: Mapping[str, str]) -> dict[str, str]:
     """Translate the variables that `srun` or `mpirun` set.
 
     Args:
-        env: The environment. RANK in it means that torchrun or the user has described the process.
+        env: The environment. If it has RANK, torchrun or the user has already described the
+            process.
 
     Returns:
-        RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; empty for a lone process.
+        RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; empty for a single process.
 
     Raises:
         ConfigError: A variable is not a number, contradicts another, or the machine of the first
-            process is not known.
+            process is unknown.
     """
     if "RANK" in env:
         return {}
@@ -66,7 +67,7 @@ def torchrun_variables(env: Mapping[str, str]) -> dict[str, str]:
     local_size = _number(env, local_size_key) if env.get(local_size_key) else None
     local = _number(env, local_key) if env.get(local_key) else rank
     if env.get("SLURM_GPUS_PER_TASK") == "1":
-        local = 0  # each process sees its own GPU alone
+        local = 0  # each process sees only its own GPU
     return dict(
         RANK=str(rank),
         WORLD_SIZE=str(size),
@@ -77,7 +78,7 @@ def torchrun_variables(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def adopt_cluster_variables() -> None:
-    """Put the translated variables into the environment of this process."""
+    """Set the translated variables in the environment of this process."""
     os.environ.update(torchrun_variables(os.environ))
 
 
@@ -91,9 +92,7 @@ def first_host(node_list: str) -> str:
 
 
 def _is_batch_script(env: Mapping[str, str]) -> bool:
-    """Return whether this is the script of a Slurm job itself, or its child, and no task of
-    `srun`.
-    """
+    """Return whether this is a Slurm batch script or its child, not a task of `srun`."""
     has_step = env.get("SLURM_STEP_ID") or env.get("SLURM_STEPID")
     return env.get("ENVIRONMENT") == "BATCH" and not has_step
 
@@ -108,15 +107,15 @@ def _first_machine(env: Mapping[str, str], size: int, local_size: int | None, ra
     if nodes:
         return first_host(nodes)
     if rank_key.startswith("SLURM"):
-        return "127.0.0.1"  # Slurm names the nodes wherever there are several
+        return "127.0.0.1"  # Slurm lists the nodes if there are several
     raise ConfigError(
-        f"{rank_key} says that this is one of {size} processes, and not on which machine the first "
-        "runs: set MASTER_ADDR to it (127.0.0.1 if all run on one), and MASTER_PORT to a free port"
+        f"{rank_key} is set for one of {size} processes, but the machine of the first process is "
+        "unknown: set MASTER_ADDR to it (127.0.0.1 on one machine), and MASTER_PORT to a free port"
     )
 
 
 def _port(env: Mapping[str, str]) -> int:
-    """Return a port for the processes of one job step to meet at."""
+    """Return the port at which the processes of one job step connect."""
     job = next((env[key] for key in _JOB_IDS if env.get(key)), None)
     if job is None:
         return 29500

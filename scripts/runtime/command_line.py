@@ -1,4 +1,4 @@
-"""Command lines: one parser class for all commands, and options that several share."""
+"""Command lines: a parser class for all commands, and shared options."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parser with the option `--debug`, whose errors are `ConfigError` and thus one line.
+    """Parser with the option `--debug`; its errors are one-line `ConfigError`s.
 
     Args:
-        description: The command's docstring, shown unchanged.
-        takes_more: Collect unknown arguments in `others` for another program, instead of
-            refusing them.
+        description: The command's docstring, printed unchanged.
+        takes_more: Collect unknown arguments in `others` for another program instead of rejecting
+            them.
 
     Attributes:
-        needs_config: Whether a config must be given, see `add_config_arguments`.
+        needs_config: Whether a config is required; see `add_config_arguments`.
     """
 
     needs_config = False
@@ -39,7 +39,7 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse a command line; an unknown option is refused with the nearest known one."""
+        """Parse a command line; suggest the nearest option for an unknown one."""
         known, unknown = self.parse_known_args(args, namespace)
         if self._takes_more:
             known.others = unknown
@@ -54,9 +54,9 @@ class CommandParser(argparse.ArgumentParser):
         return known
 
     def _one_config(self, given: list[str]) -> str:
-        """Return the only config of a command line, checked after its options."""
+        """Return the config of a command line, checked after its options."""
         if not given:
-            self.error("no config is given: name one, such as configs/toy/opusv2-nano_toy.py")
+            self.error("no config is given: add one, such as configs/toy/opusv2-nano_toy.py")
         if len(given) > 1:
             self.error(f"the config is given twice, as {given[0]} and {given[1]}: give it once")
         try:
@@ -65,7 +65,7 @@ class CommandParser(argparse.ArgumentParser):
             self.error(f"argument CONFIG: {error}")
 
     def error(self, message: str) -> NoReturn:
-        """Raise a ConfigError instead of printing the usage and leaving."""
+        """Raise a ConfigError instead of printing the usage and exiting."""
         hint = "" if ": " in message else "; --help lists the arguments"
         raise ConfigError(message + hint)
 
@@ -76,12 +76,12 @@ def run_command(
     arguments: Sequence[str] | None = None,
     interrupted: str = "interrupted; nothing was saved",
 ) -> int:
-    """Parse a command line and do a command's work.
+    """Parse a command line and run a command.
 
     Args:
         parser: The command's parser.
-        function: Does the work; may return an exit code.
-        arguments: Command line; None takes the process's.
+        function: Runs the command; may return an exit code.
+        arguments: Command line; None uses that of the process.
         interrupted: What to print after Ctrl-C.
 
     Returns:
@@ -98,7 +98,7 @@ def run_command(
 
 
 class ConfigOptions(argparse.Action):
-    """`--cfg-options KEY=VALUE ...`, parsed as mmengine's DictAction does; refuses other text."""
+    """Action for `--cfg-options KEY=VALUE ...`, parsed like mmengine's DictAction, but strict."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -109,7 +109,7 @@ class ConfigOptions(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
     ) -> None:
-        """Add the options to those of the namespace."""
+        """Add the options to those in the namespace."""
         for text in values:
             key, sign, _ = text.partition("=")
             if not sign or not key or key != key.strip(" ."):
@@ -121,7 +121,7 @@ class ConfigOptions(argparse.Action):
 
 
 class _Collect(argparse.Action):
-    """Collect the values of several arguments in one list."""
+    """Action that collects the values of several arguments in one list."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
@@ -132,7 +132,7 @@ class _Collect(argparse.Action):
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add CONFIG, which may also be given as `--config CONFIG`, and `--cfg-options`."""
+    """Add the arguments CONFIG (or `--config CONFIG`) and `--cfg-options`."""
     if isinstance(parser, CommandParser):
         parser.needs_config = True
     parser.add_argument(
@@ -145,16 +145,16 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         action=ConfigOptions,
         default={},
         metavar="KEY=VALUE",
-        help="fields of the config to replace, e.g. batch_size=4 optim_wrapper.optimizer.lr=1e-4",
+        help="config fields to override, e.g. batch_size=4 optim_wrapper.optimizer.lr=1e-4",
     )
 
 
 def config_file(text: str) -> str:
-    """Argument type: an existing config file; relative paths start at the current folder."""
+    """Return an existing config file (argument type), relative to the current folder."""
     if Path(text).is_file():
         return text
     if Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"config {text} is a folder: name a file in it")
+        raise argparse.ArgumentTypeError(f"config {text} is a folder: give a file")
     message = f"config {text} does not exist"
     if not Path(text).is_absolute():
         message += f" in {Path.cwd()}"
@@ -169,7 +169,7 @@ def config_file(text: str) -> str:
 
 
 def number_from(low: float, kind: type[int] | type[float] = int) -> Callable[[str], Any]:
-    """Argument type: a finite number that is not below `low`."""
+    """Return an argument type for finite numbers of at least `low`."""
 
     def parse(text: str) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""Configs of the entry points: read, merged with the command line, resolved, checked."""
+"""Configs of the entry points: read, merged with the command line, resolved and checked."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from scripts.runtime.settings import (
 from scripts.runtime.value_types import annotations_of, fits, name_of
 
 OPTIONS_SOURCE = "--cfg-options"
-# Names that any config may use, also without a base file of this project.
+# Names that any config may use, even without a base file of this project.
 _OWN_MODULES = ("models.register", "loaders.register", "scripts.runtime.register")
 
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A config as it runs, and where its shared values come from.
+    """A resolved config, and the origin of its shared values.
 
     Attributes:
         cfg: The resolved config.
-        settings: Its settings by name, with their readers.
-        sources: Name of a setting to the file that sets it, or `--cfg-options`.
+        settings: Its settings by name, with the parts that read them.
+        sources: Maps the name of a setting to the file that sets it, or to `--cfg-options`.
     """
 
     cfg: Config
@@ -51,24 +51,24 @@ class LoadedConfig:
 
 
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
-    """Read a config file, lay command-line options over it, and resolve its settings.
+    """Read a config file, apply command-line options, and resolve its settings.
 
     Args:
         path: An MMEngine config.
         options: `--cfg-options`, dotted keys to values.
 
     Returns:
-        The config as it runs: every part has its values.
+        The resolved config: every part has its values.
 
     Raises:
-        ConfigError: No such file, not a config, a key or a setting that nothing reads, a module
-            that cannot be imported, or values that must agree and do not.
+        ConfigError: The file does not exist or is not a config, nothing reads a key or a setting, a
+            module cannot be imported, or values contradict each other.
     """
     return load(path, options).cfg
 
 
 def load(path: str | Path, options: Mapping[str, Any] | None = None) -> LoadedConfig:
-    """As `load_config`, with the origin of the settings."""
+    """Load a config as `load_config` does, and record the origin of its settings."""
     for name in _OWN_MODULES:
         importlib.import_module(name)
     cfg = read_config(path)
@@ -81,7 +81,7 @@ def load(path: str | Path, options: Mapping[str, Any] | None = None) -> LoadedCo
     sources |= {key.split(".", 1)[0]: OPTIONS_SOURCE for key in options}
     settings = resolve_settings(cfg)
     _refuse_unread(settings, options, chain, path)
-    # Remove settings that are written in the parts now: the written config is read again.
+    # Remove settings that the parts now contain: the written config must be readable again.
     for name, setting in settings.items():
         if not setting.is_effective or setting.is_part:
             cfg.pop(name)
@@ -108,10 +108,10 @@ def _lay_over(cfg: Config, options: Mapping[str, Any], path: str | Path) -> None
 
 
 def _make_room(cfg: Any, keys: list[str]) -> None:
-    """Write down what an option reaches into and what the settings would fill in only later.
+    """Create the dicts that an option refers to and that settings would fill in only later.
 
-    `test_dataloader.dataset.pipeline.0.x` means the first step of the shared pipeline, in the test
-    split alone.
+    `test_dataloader.dataset.pipeline.0.x` refers to the first step of the shared pipeline, but only
+    in the test split.
     """
     if keys[0] in ("test_dataloader", "test_evaluator") and len(keys) > 1 and keys[0] not in cfg:
         base = cfg.get(keys[0].replace("test_", "val_"))
@@ -132,7 +132,7 @@ def _make_room(cfg: Any, keys: list[str]) -> None:
             node[key] = shared if has_lidar else without_lidar_steps(shared)
         if key not in node:
             return
-        if node[key] is None:  # MMEngine merges no dict into None
+        if node[key] is None:  # MMEngine cannot merge a dict into None
             node.pop(key)
             return
         node = node[key]
@@ -141,10 +141,10 @@ def _make_room(cfg: Any, keys: list[str]) -> None:
 def import_modules(cfg: Config, path: str | Path) -> None:
     """Import the modules that a config names in `custom_imports`.
 
-    Errors that such a module raises by itself keep their traceback.
+    Errors raised by the code of such a module keep their traceback.
 
     Raises:
-        ConfigError: A module does not exist, or one that it imports does not.
+        ConfigError: A module, or one that it imports, does not exist.
     """
     for name in imported_names(cfg):
         try:
@@ -182,7 +182,7 @@ def _refuse_unread(
 
 
 def _known_arguments() -> frozenset[str]:
-    """Return the arguments of all parts that this project and MMEngine's loops register."""
+    """Return the arguments of all parts that this project registers, and of MMEngine's loops."""
     names: set[str] = {"batch_size", "num_workers"}
     for registry in REGISTRIES:
         for target in registry.module_dict.values():
@@ -197,7 +197,7 @@ def check_parts(cfg: Config) -> None:
     """Check the type and the keys of every part.
 
     Raises:
-        ConfigError: A type that is not registered, or a key that the class does not take.
+        ConfigError: A type is not registered, or the class does not take a key.
     """
     for node in walk(cfg):
         part = node.part
@@ -216,15 +216,15 @@ def check_parts(cfg: Config) -> None:
         _check_types(part)
 
 
-# Modules of libraries whose annotations tell what their classes accept.
+# Library modules with reliable annotations.
 _ANNOTATED_LIBRARIES = ("torch.optim.", "mmengine.optim.scheduler.", "mmengine.hooks.")
 
 
 def _check_types(part: Part) -> None:
-    """Compare values with the annotations of classes whose annotations are right.
+    """Check values against annotations, for classes with reliable annotations.
 
     Raises:
-        ConfigError: A value is of another type; both are given.
+        ConfigError: A value has the wrong type; the message gives both types.
     """
     if part.target is None:
         return

@@ -1,4 +1,4 @@
-"""Config files: read, with errors that name file and line, and with the origin of every key."""
+"""Reading of config files, with errors that name file and line, and the origin of every key."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from scripts.runtime.errors import ConfigError
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """What one file of a config assigns and uses.
+    """Names that one file of a config assigns and uses.
 
     Attributes:
         path: The file.
         assigned: Names assigned at its top level.
-        used: Names that it reads, its own or those of the files it builds upon.
+        used: Names that it reads, its own or those of its base files.
     """
 
     path: Path
@@ -31,13 +31,13 @@ class ConfigFile:
 
 @dataclass(frozen=True)
 class ConfigChain:
-    """The files of a config, those that are built upon before those that build upon them.
+    """The files of a config, base files first.
 
     Attributes:
-        files: In the order in which they are merged.
-        sources: Top-level key to the file that assigns it last.
-        variables: Keys whose last assignment is used by its own file or a later one: such a value
-            reaches the config by being copied while the files are read.
+        files: The files in the order in which they are merged.
+        sources: Maps a top-level key to the file that assigns it last.
+        variables: Keys whose last assignment is used by its own file or a later one. Such a value
+            reaches the config as a copy made while the files are read.
     """
 
     files: tuple[ConfigFile, ...]
@@ -46,12 +46,12 @@ class ConfigChain:
 
     @property
     def own_names(self) -> frozenset[str]:
-        """Names that the last file, the user's own, assigns."""
+        """Names that the last file, given by the user, assigns."""
         return self.files[-1].assigned if self.files else frozenset()
 
 
 def read_config(path: str | Path) -> Config:
-    """Read a config file and the files it builds upon; import no custom module yet.
+    """Read a config file and its base files, without importing custom modules.
 
     Args:
         path: An MMEngine config.
@@ -60,16 +60,17 @@ def read_config(path: str | Path) -> Config:
         The merged config.
 
     Raises:
-        ConfigError: No such file, or running it raises an error; file and line are named.
+        ConfigError: The file does not exist, or running it raises an error; the message names file
+            and line.
     """
     path = Path(path)
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
-        raise ConfigError(f"config {path} {kind}: see configs/ for those that do")
+        raise ConfigError(f"config {path} {kind}: see configs/ for existing configs")
     try:
         return Config.fromfile(str(path), import_custom_modules=False)
     except FileNotFoundError as error:
-        raise ConfigError(f"config {path} builds on a missing file: {error}") from error
+        raise ConfigError(f"config {path} has a missing base file: {error}") from error
     except Exception as error:  # a config is a program: it may raise anything
         raise ConfigError(
             f"config {path} cannot be read: {type(error).__name__}: {_message(error)}"
@@ -86,8 +87,9 @@ def _message(error: Exception) -> str:
 
 
 def _line_of(error: BaseException, path: Path) -> str:
-    """Return the line of a config that raised an error, with the file if that is another; or
-    nothing.
+    """Return the line of a config that raised an error, with the file if it is another one.
+
+    The text is empty if the line is unknown.
     """
     if isinstance(error, SyntaxError):
         return f" (line {error.lineno})" if error.lineno else ""
@@ -102,10 +104,10 @@ def _line_of(error: BaseException, path: Path) -> str:
 
 
 def read_chain(path: str | Path) -> ConfigChain:
-    """Read which file of a config assigns and uses which name.
+    """Find the names that each file of a config assigns and uses.
 
     Args:
-        path: A config file that `read_config` could read.
+        path: A config file that `read_config` accepts.
     """
     files = tuple(_files(Path(path).absolute(), set()))
     sources = {name: file.path for file in files for name in file.assigned}
@@ -126,7 +128,7 @@ def _files(path: Path, seen: set[Path]) -> Iterator[ConfigFile]:
         text = path.read_text(encoding="utf-8")
         try:
             tree = ast.parse(text)
-        except SyntaxError:  # placeholders of MMEngine's that are not Python
+        except SyntaxError:  # MMEngine's placeholders are not Python
             yield ConfigFile(path, frozenset(), frozenset())
             return
         bases = _lazy_bases(tree, path)
@@ -143,7 +145,7 @@ def _files(path: Path, seen: set[Path]) -> Iterator[ConfigFile]:
 
 
 def _assigned(tree: ast.Module) -> frozenset[str]:
-    """Return the names that a file assigns at its top level, in branches and loops too."""
+    """Return the names that a file assigns at its top level, including branches and loops."""
     names = {
         node.id
         for node in ast.walk(tree)
@@ -153,7 +155,7 @@ def _assigned(tree: ast.Module) -> frozenset[str]:
 
 
 def _used(tree: ast.Module) -> frozenset[str]:
-    """Return the names that a file reads: plain ones, and `_base_.name` with or without braces."""
+    """Return the names that a file reads: plain names, and `_base_.name` with or without braces."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
@@ -164,9 +166,7 @@ def _used(tree: ast.Module) -> frozenset[str]:
 
 
 def _lazy_bases(tree: ast.Module, path: Path) -> list[Path]:
-    """Return the files that a config of MMEngine's newer style imports under `with
-    read_base():`.
-    """
+    """Return the files that a config in MMEngine's newer style imports in `with read_base():`."""
     bases = []
     for node in tree.body:
         if not isinstance(node, ast.With):
@@ -181,10 +181,10 @@ def _lazy_bases(tree: ast.Module, path: Path) -> list[Path]:
 
 
 def imported_names(cfg: Config) -> list[str]:
-    """Return the modules that `custom_imports` of a config names.
+    """Return the modules in a config's `custom_imports`.
 
     Raises:
-        ConfigError: The entry has another form than MMEngine's.
+        ConfigError: The entry does not have MMEngine's form.
     """
     entry: Any = cfg.get("custom_imports")
     if entry is None:

@@ -1,10 +1,9 @@
-"""Print a config as it runs: merged, with the command line, every part with its values.
+"""Print the resolved config: files and command-line options merged, every part with its values.
 
     python scripts/print_config.py CONFIG [--cfg-options KEY=VALUE ...] > whole.py
 
-The output is a config that MMEngine and the entry points read again. A comment tells where each
-shared value comes from and which parts read it. The command exits with code 2 where train.py would
-refuse the config.
+The output is a valid config for MMEngine and the entry points. A comment lists the origin of each
+shared value and the parts that read it. The exit code is 2 if train.py would reject the config.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def print_config(path: str, options: dict[str, object]) -> str:
     """Return the text of a resolved config.
 
     Raises:
-        ConfigError: The config cannot be trained.
+        ConfigError: The config cannot be used for training.
     """
     loaded = load(path, options)
     check_buildable(loaded.cfg)
@@ -40,15 +39,15 @@ def print_config(path: str, options: dict[str, object]) -> str:
 
 
 def header(path: str, loaded: LoadedConfig) -> str:
-    """Return the comment that gives the origin and the readers of every shared value."""
-    lines = [f"# {path}, as it runs.", "#"]
+    """Return the comment with the origin and the readers of every shared value."""
+    lines = [f"# {path}, resolved.", "#"]
     for name, setting in loaded.settings.items():
         source = loaded.sources.get(name, "?")
         if setting.is_effective:
             readers = ", ".join(setting.readers) or "written in the parts"
             lines.append(f"# {name}: from {source}; read by {readers}")
         else:
-            lines.append(f"# {name}: from {source}; no part of this config reads it, left out")
+            lines.append(f"# {name}: from {source}; not read by any part of this config, left out")
     return "\n".join(lines)
 
 
@@ -56,7 +55,7 @@ def check_buildable(cfg: Config) -> None:
     """Build the model, the data sets without their data, and the metrics, as train.py does.
 
     Raises:
-        ConfigError: The model refuses its settings, or the batch size is not usable.
+        ConfigError: The model rejects its settings, or the batch size is invalid.
     """
     check_evaluation(cfg)
     fitted = Config(cfg.to_dict())
@@ -79,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_config_arguments(parser)
 
     def run(args: argparse.Namespace) -> None:
-        # What parts print or log while they are built goes to standard error.
+        # Messages that parts print or log while they are built go to standard error.
         with contextlib.redirect_stdout(sys.stderr):
             text = print_config(args.config, args.cfg_options)
         print(text)

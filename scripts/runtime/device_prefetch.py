@@ -1,4 +1,4 @@
-"""Batches on their way to the GPU while it computes."""
+"""Prefetching of batches to the GPU."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 def prefetched(batches: Iterable[Any], device: torch.device | None, *, ahead: bool) -> Iterator:
     """Yield batches on a device.
 
-    On a GPU, copies run on a stream of their own, beside the kernels of the step before; a step
-    waits for the copies of its own batch alone. Copies out of page-locked memory
-    (`pin_memory=True`) do not hold up this process. On a CPU, batches pass as they are.
+    On a GPU, copies run on a separate stream, in parallel to the kernels of the previous step; a
+    step waits only for the copies of its own batch. Copies from page-locked memory
+    (`pin_memory=True`) do not block this process. On a CPU, batches are yielded unchanged.
 
     Args:
-        batches: Of a data loader.
-        device: Where the model is; None passes batches as they are.
-        ahead: Whether to fetch and start to copy a batch before the one in front of it is yielded.
-            Without, a batch is copied when it is asked for; right where loading happens in this
-            process, which draws random numbers.
+        batches: Batches of a data loader.
+        device: Device of the model; None yields batches unchanged.
+        ahead: Whether to fetch a batch and start its copy before the previous batch is yielded. Set
+            False if batches are loaded in this process, because loading then draws from its random
+            generators: each batch is fetched only when requested.
     """
     if device is None or device.type != "cuda":
         yield from batches
@@ -36,7 +36,7 @@ def prefetched(batches: Iterable[Any], device: torch.device | None, *, ahead: bo
 
 
 def _one_ahead(batches: Iterable[Any], start: Callable[[Any], Callable[[], Any]]) -> Iterator[Any]:
-    """Yield what `start(batch)()` returns, with the next batch started before."""
+    """Yield `start(batch)()` for every batch, after the next batch has been started."""
     pending: Callable[[], Any] | None = None
     for batch in batches:
         started = start(batch)
@@ -48,14 +48,14 @@ def _one_ahead(batches: Iterable[Any], start: Callable[[Any], Callable[[], Any]]
 
 
 class _StreamCopier:
-    """Copies batches to a GPU on a stream of its own."""
+    """Copies of batches to a GPU on a separate stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
 
     def start(self, batch: Any) -> Callable[[], Any]:
-        """Start to copy a batch; the function that is returned hands it to the current stream."""
+        """Start to copy a batch; return a function that waits for it and returns it."""
         with torch.cuda.stream(self._stream):
             moved = map_tensors(batch, lambda t: t.to(self._device, non_blocking=True))
             done = self._stream.record_event()
@@ -63,7 +63,8 @@ class _StreamCopier:
         def finish() -> Any:
             current = torch.cuda.current_stream(self._device)
             current.wait_event(done)
-            # The memory is the side stream's: it must not be given away before this one is done.
+            # The memory belongs to the side stream: it must not be reused before the current stream
+            # is done.
             for tensor in tensors_of(moved):
                 tensor.record_stream(current)
             return moved
@@ -72,11 +73,11 @@ class _StreamCopier:
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Return a batch with a function applied to all tensors, in data elements too.
+    """Return a batch with a function applied to all tensors, including those in data elements.
 
     Args:
         value: Tensors in any nesting of mappings, sequences, named tuples and data elements.
-        function: From tensor to tensor.
+        function: Maps a tensor to a tensor.
     """
     if isinstance(value, Tensor):
         return function(value)

@@ -1,4 +1,4 @@
-"""Versions and identities that go into reports."""
+"""Versions and identities for reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
-# Distributions whose version can change a result.
+# Distributions whose version can affect a result.
 REPORTED = (
     "torch",
     "torchvision",
@@ -26,7 +26,7 @@ REPORTED = (
 
 
 def distribution_version(name: str) -> str | None:
-    """Installed version of a distribution, None if it is not installed."""
+    """Return the installed version of a distribution; None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -34,7 +34,7 @@ def distribution_version(name: str) -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed distributions that can change a result."""
+    """Return the versions of Python and of the installed distributions that can affect a result."""
     found = {"python": platform.python_version()}
     for name in REPORTED:
         version = distribution_version(name)
@@ -43,13 +43,13 @@ def package_versions() -> dict[str, str]:
     if "torch" in found:
         import torch  # takes seconds: imported only where needed
 
-        # That of the distribution may leave out the build, "+cpu" or "+cu130".
+        # The distribution's version may lack the build suffix, "+cpu" or "+cu130".
         found["torch"] = torch.__version__
     return found
 
 
 def git_commit() -> str | None:
-    """Commit of the source tree, with '+changes' if files differ from it; None without git."""
+    """Return the commit of the source tree, with '+changes' if files differ; None without git."""
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
         return commit + ("+changes" if _git("status", "--porcelain", "-uno") else "")

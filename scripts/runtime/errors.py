@@ -1,4 +1,4 @@
-"""Errors that a user can correct end in one sentence; all others keep their traceback."""
+"""Error reporting: one sentence for errors that a user can correct, a traceback for all others."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from models.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-# Set by scripts/runtime/torchrun.py, which prints the sentences of its processes, each once, to the
-# time of its start in seconds.
+# Set by scripts/runtime/torchrun.py to its start time in seconds. torchrun.py prints the error
+# sentences of its processes, each once.
 LAUNCHED = "OPUS_LAUNCHED"
-RESTARTS = "OPUS_RESTARTS"  # how often it has restarted its processes
+RESTARTS = "OPUS_RESTARTS"  # number of restarts so far
 
-# Operating-system errors about a file that the user can correct, and the sentence for each.
+# Operating-system errors about a file that the user can correct, with their sentences.
 _ABOUT_A_FILE = {
     errno.ENOENT: "{0} does not exist (relative paths start at {1}): correct the path",
     errno.EACCES: "{0} may not be read or written by this user: change its permissions or the path",
@@ -28,31 +28,31 @@ _ABOUT_A_FILE = {
     errno.EROFS: "{0} is on a read-only file system: choose a path elsewhere",
     errno.EISDIR: "{0} is a folder, a file is needed: correct the path",
     errno.ENOTDIR: "{0} or a part of its path is a file, a folder is needed: correct the path",
-    errno.EEXIST: "{0} exists and is no folder: choose another path, or move it away",
+    errno.EEXIST: "{0} exists and is not a folder: choose another path, or move it away",
     errno.ENOTEMPTY: "{0} is not empty: choose another path, or move it away",
     errno.ENAMETOOLONG: "the name {0} is too long for the file system: choose a shorter one",
     errno.ELOOP: "{0} is a symbolic link that leads to itself: correct the link",
     errno.ETXTBSY: "{0} is in use: try again later",
 }
-# Those that need no file's name.
+# Errors that do not refer to a file.
 _ABOUT_THE_MACHINE = {
     errno.ENOSPC: "no space is left on the disk{0}: free some, or choose a path elsewhere",
-    errno.EDQUOT: "the disk quota is used up{0}: free some space, or choose a path elsewhere",
+    errno.EDQUOT: "the disk quota is exceeded{0}: free some space, or choose a path elsewhere",
     errno.EMFILE: "too many files are open{0}: raise `ulimit -n`, or use fewer workers",
     errno.ENFILE: "too many files are open on this machine{0}: use fewer workers",
 }
 
 
 class ConfigError(UserError, ValueError):
-    """A configuration or a command-line option asks for something that does not exist."""
+    """A configuration or a command-line option is invalid."""
 
 
 class LostProcessError(UserError, RuntimeError):
-    """Another process of a distributed run has ended; its own message tells the reason."""
+    """Another process of a distributed run has ended; its own message states the reason."""
 
 
 LOST_PROCESS = "another process of the run has ended"
-# How gloo and NCCL report the end of another process in a collective operation.
+# Messages of gloo and NCCL if another process ends during a collective operation.
 _LOST_CONNECTION = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -64,18 +64,18 @@ _LOST_CONNECTION = (
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Return whether a collective operation failed since another process has ended."""
+    """Return whether a collective operation failed because another process ended."""
     text = str(error)
     is_collective = type(error).__name__.startswith("Dist") or "gloo" in text or "NCCL" in text
     return is_collective and any(words in text for words in _LOST_CONNECTION)
 
 
 class TrainingInterrupted(Exception):  # noqa: N818 - an event, not an error
-    """Training was stopped by a signal; the message says what was saved."""
+    """Training was stopped by a signal; the message names the saved checkpoint."""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and what it was explicitly raised from, outermost first."""
+    """Yield the error and its explicit causes, outermost first."""
     current: BaseException | None = error
     while current is not None:
         yield current
@@ -83,8 +83,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _describe_os_error(error: OSError) -> str | None:
-    """Return the sentence for an error of the operating system that the user can correct."""
-    # In `rename(a, b)` the second file is the one that the user has named.
+    """Return the sentence for an operating-system error that the user can correct."""
+    # In `rename(a, b)` the second file is the one that the user specified.
     name = error.filename2 or error.filename
     path = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else ""
     if error.errno in _ABOUT_THE_MACHINE:
@@ -98,10 +98,10 @@ def describe(error: BaseException) -> str | None:
     """Return the sentence to print for an error that the user can correct.
 
     Args:
-        error: What an entry point caught.
+        error: Error caught by an entry point.
 
     Returns:
-        One line, or None if the error is a defect whose traceback should be shown.
+        One line; None if the error is a defect whose traceback should be shown.
     """
     for link in _causes(error):
         if isinstance(link, UserError):
@@ -116,16 +116,16 @@ def _shows_tracebacks(debug: bool) -> bool:
 def run_entry_point(
     main: Callable[[], None], *, debug: bool, interrupted: str = "interrupted; nothing was saved"
 ) -> int:
-    """Run a command's main function and turn what it raises into an exit code.
+    """Run a command's main function and convert its errors to an exit code.
 
     Args:
-        main: Does the command's work.
-        debug: Show tracebacks of all errors (also switched on by OPUS_DEBUG=1).
+        main: Runs the command.
+        debug: Show tracebacks of all errors (also enabled by OPUS_DEBUG=1).
         interrupted: What to print after Ctrl-C.
 
     Returns:
-        0, EXIT_USER_ERROR after an error that the user can correct (one line on standard error),
-        or EXIT_INTERRUPTED. Defects are raised on, with their traceback.
+        0, EXIT_USER_ERROR after an error that the user can correct (one line on standard error), or
+        EXIT_INTERRUPTED. All other errors are re-raised.
     """
     try:
         main()
@@ -153,7 +153,7 @@ def _prefix() -> str:
 
 
 def _left_to_launcher(sentence: str) -> bool:
-    """Hand a sentence to the launcher of this process, in the file that torchrun reads."""
+    """Pass a sentence to the launcher of this process in torchrun's error file, if there is one."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not os.environ.get(LAUNCHED) or not path or "RANK" not in os.environ:
         return False

@@ -1,4 +1,4 @@
-"""What val.py's options add to the evaluator of a config."""
+"""Changes of a config's evaluator for the options of val.py."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ MASKS = ("camera", "lidar", "both", "none")
 
 
 def choose_masks(cfg: Config, masks: Sequence[str]) -> None:
-    """Have the occupancy metric of a config's test split count other voxels, in place.
+    """Set the masks of the occupancy metric in a config's test split, in place.
 
-    Scores under the config's own mask keep their names; those under another one get its name
-    (`occ3d_lidar/mIoU`), since they compare with nothing published.
+    Scores under the config's own mask keep their names. Scores under another mask are prefixed with
+    its name (`occ3d_lidar/mIoU`), because they are not comparable to published ones.
 
     Args:
         cfg: The merged config.
-        masks: Of MASKS, one metric each; none given leaves the config as it is.
+        masks: Values from MASKS, one metric each; an empty sequence leaves the config unchanged.
 
     Raises:
-        ConfigError: The evaluator has no occupancy metric, or its data set no such masks.
+        ConfigError: The evaluator has no occupancy metric, or its data set has no such masks.
     """
     if not masks:
         return
@@ -36,8 +36,8 @@ def choose_masks(cfg: Config, masks: Sequence[str]) -> None:
         own = metric.get("mask", "camera")
         if own == "valid":
             raise ConfigError(
-                "--masks is for data sets with camera and LiDAR masks: this one's labels mark "
-                "noise instead, which never counts; leave --masks out"
+                "--masks is for data sets with camera and LiDAR masks; the labels of this one mark "
+                "ignored voxels instead: leave --masks out"
             )
         own, prefix = own or "none", metric.get("prefix") or "occ3d"
         for mask in dict.fromkeys(masks):
@@ -50,9 +50,9 @@ def choose_masks(cfg: Config, masks: Sequence[str]) -> None:
 
 
 def save_outputs(cfg: Config, predictions: str | None, submission: str | None) -> None:
-    """Have the test split's evaluator write every prediction to disk, in place.
+    """Add metrics that write every prediction to disk to the test split's evaluator, in place.
 
-    Samples without a label file are predicted too; no metric scores them.
+    Samples without a label file are predicted but not scored.
 
     Args:
         cfg: The merged config.
@@ -60,14 +60,14 @@ def save_outputs(cfg: Config, predictions: str | None, submission: str | None) -
         submission: Folder for the Occ3D benchmark's dense files, or None.
 
     Raises:
-        ConfigError: The config evaluates nothing, or both folders are the same.
+        ConfigError: The config has no evaluator, or both folders are the same.
     """
     if predictions is None and submission is None:
         return
     if predictions == submission:
         raise ConfigError(
-            "--save-predictions and --submission would write files of one name to one folder: "
-            "give them two"
+            "--save-predictions and --submission would write files of the same names: "
+            "give two folders"
         )
     added = [
         dict(type="SavePredictions", out_dir=folder, submission=dense)

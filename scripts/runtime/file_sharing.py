@@ -1,4 +1,4 @@
-"""Files of the first process on machines that do not share its disk."""
+"""Copies of the first process's files for machines that do not share its disk."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ CHUNK_BYTES = 64 << 20
 
 
 def share_file(path: str, *, by_time: bool) -> None:
-    """Copy a file of the first process to every machine that does not see it.
+    """Copy a file of the first process to every machine that does not have it.
 
-    All processes have to call this. A copy gets the time of its original.
+    All processes must call this. A copy gets the modification time of the original.
 
     Args:
-        path: The file, by the same path on all machines; folders of a copy are made.
-        by_time: Whether a file counts as the same by its size and time, or by its size alone.
+        path: The file, with the same path on all machines; missing folders are created.
+        by_time: Whether two files are considered equal by size and time, or by size only.
 
     Raises:
-        OSError: It cannot be read or written; raised on all processes.
+        OSError: The file cannot be read or written; raised on all processes.
     """
     if not is_distributed():
         return
@@ -54,7 +54,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _broadcast(path: str, size: int, writes: bool) -> None:
-    """Send a file in parts. An error is raised after the last part, so that no process waits."""
+    """Send a file in parts; raise an error only after the last part, so that no process waits."""
     failure: OSError | None = None
     part = Path(f"{path}.part")
     if writes:

@@ -1,7 +1,7 @@
-"""Steps whose loss or gradient is not finite are skipped, counted, and end the run when they last.
+"""Skip optimiser steps with non-finite loss or gradient, count them, and stop if they persist.
 
-A skipped step leaves weights, optimiser and buffers (batch-norm statistics) as they were. The host
-waits for a GPU once a step: losses, norm and loss scale are looked at together.
+A skipped step leaves weights, optimiser and buffers (batch-norm statistics) unchanged. Losses,
+gradient norm and loss scale are read together, with one GPU synchronisation per step.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ NUM_NAMED_SAMPLES = 8
 
 
 class TrainingDivergedError(UserError, RuntimeError):
-    """Losses or gradients have not been finite for too many steps in a row."""
+    """Losses or gradients were not finite for too many steps in a row."""
 
 
 class _FiniteSteps(OptimWrapper):
-    """Mixin: an optimiser wrapper that skips steps that are not finite."""
+    """Mixin for optimiser wrappers that skips non-finite steps."""
 
-    loss_was_finite: bool  # of the last step, on this process
+    loss_was_finite: bool  # in the last step, on this process
     skipped: bool  # whether the last step was skipped
-    bad_parameter: Tensor | None  # the first whose gradient is not finite
+    bad_parameter: Tensor | None  # the first with a non-finite gradient
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.skipped, self.loss_was_finite, self.bad_parameter = False, True, None
-        self._losses: list[Tensor] = []  # of the step due
-        self._norm: tuple[Tensor, float] | None = None  # of its gradients
+        self._losses: list[Tensor] = []  # of the current step
+        self._norm: tuple[Tensor, float] | None = None  # of the current step's gradients
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Run the forward pass, whose losses are read after `step` alone."""
+        """Run the forward pass and collect its losses, which `step` checks."""
         bare = model.module if is_model_wrapper(model) else model
         if hasattr(bare, "copies_losses"):
             bare.copies_losses = True
@@ -55,7 +55,7 @@ class _FiniteSteps(OptimWrapper):
             yield
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """Add the gradients of a loss."""
+        """Accumulate the gradients of a loss."""
         self._losses.append(loss.detach())
         super().backward(loss, **kwargs)
 
@@ -64,13 +64,13 @@ class _FiniteSteps(OptimWrapper):
         return [p for group in groups for p in group["params"] if p.grad is not None]
 
     def _look(self, scale: Tensor | None = None) -> tuple[bool, float | None]:
-        """Look at the step due with one wait for a GPU.
+        """Check the current step with one GPU synchronisation.
 
         Args:
-            scale: A number to look at too.
+            scale: A number to read in the same synchronisation.
 
         Returns:
-            Whether the norm of the gradients is finite, and the number.
+            Whether the gradient norm is finite, and the number.
         """
         grads = [p.grad for p in self._parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
@@ -89,7 +89,7 @@ class _FiniteSteps(OptimWrapper):
         self.bad_parameter = next(bad, None)
 
     def _clip_grad(self) -> None:
-        """Clip by the norm that is known already, where that is the one to clip by."""
+        """Clip the gradients; reuse the norm computed before if it is the configured one."""
         known, self._norm = self._norm, None
         wanted = dict(self.clip_grad_kwargs or {})
         max_norm, norm_type = wanted.pop("max_norm", None), wanted.pop("norm_type", 2)
@@ -105,7 +105,7 @@ class _FiniteSteps(OptimWrapper):
 
 @OPTIM_WRAPPERS.register_module()
 class FiniteOptimWrapper(_FiniteSteps):
-    """MMEngine's OptimWrapper that makes no step with a loss or gradient that is not finite."""
+    """MMEngine's OptimWrapper, skipping steps with a non-finite loss or gradient."""
 
     def step(self, **kwargs: Any) -> None:
         """Clip the gradients and update the parameters, unless the step is not finite."""
@@ -120,7 +120,7 @@ class FiniteOptimWrapper(_FiniteSteps):
 
 @OPTIM_WRAPPERS.register_module()
 class Bfloat16OptimWrapper(FiniteOptimWrapper):
-    """MMEngine's AmpOptimWrapper with `dtype='bfloat16'`, which needs no loss scale."""
+    """MMEngine's AmpOptimWrapper with `dtype='bfloat16'`, without loss scaling."""
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
@@ -132,10 +132,10 @@ class Bfloat16OptimWrapper(FiniteOptimWrapper):
 
 @OPTIM_WRAPPERS.register_module()
 class FiniteAmpOptimWrapper(_FiniteSteps, AmpOptimWrapper):
-    """MMEngine's AmpOptimWrapper that tells failing steps from those that its scale rules out.
+    """MMEngine's AmpOptimWrapper that distinguishes failing steps from gradient overflow.
 
     The loss scaler skips steps whose scaled gradient overflows, and lowers the scale. Such a step
-    counts as not finite when the loss is not, or when a scale below one does not help either.
+    counts as non-finite only if the loss is not finite, or if the scale is already below one.
     """
 
     def step(self, **kwargs: Any) -> None:
@@ -161,10 +161,10 @@ class FiniteAmpOptimWrapper(_FiniteSteps, AmpOptimWrapper):
 
 @HOOKS.register_module()
 class FiniteStepsHook(Hook):
-    """Count the steps that were skipped since they were not finite, and stop when they last.
+    """Hook that counts skipped non-finite steps and stops the training if they persist.
 
     Args:
-        max_consecutive: Number of such steps in a row that ends the training.
+        max_consecutive: Number of skipped steps in a row that stops the training.
     """
 
     priority = "VERY_HIGH"  # before hooks that save
@@ -178,11 +178,11 @@ class FiniteStepsHook(Hook):
         self._buffers: list[tuple[Tensor, Tensor]] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Make room for a copy of the model's buffers."""
+        """Allocate a copy of the model's buffers."""
         self._buffers = [(buffer, buffer.clone()) for buffer in runner.model.buffers()]
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Copy the buffers: a forward pass over bad data spoils batch-norm statistics."""
+        """Copy the buffers, because a forward pass over bad data corrupts batch-norm statistics."""
         with torch.no_grad():
             for buffer, copy in self._buffers:
                 copy.copy_(buffer)
@@ -209,12 +209,12 @@ class FiniteStepsHook(Hook):
             )
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Log how many steps have been skipped so far."""
+        """Log the number of steps skipped so far."""
         if self.total:
             runner.logger.warning(f"{self.total} iterations skipped so far: they were not finite")
 
     def after_train(self, runner: Runner) -> None:
-        """Do not end a training as if all was well while its steps fail."""
+        """Raise an error if the last steps of the training failed."""
         if self.consecutive:
             raise TrainingDivergedError(
                 f"the last {self.consecutive} iterations of the training were not finite; "
@@ -228,7 +228,7 @@ def _kept(runner: Runner) -> str:
 
 
 def _cause(runner: Runner, outputs: Mapping[str, Any]) -> str:
-    """Say which losses (means over the processes), or whose gradient, are not finite."""
+    """Describe the losses (means over the processes) or the gradient that are not finite."""
     bad = [
         f"{name} is {float(value)}"
         for name, value in outputs.items()
@@ -249,7 +249,7 @@ def _name_of(model: nn.Module, parameter: Tensor) -> str:
 
 
 def _bad_samples(runner: Runner, data_batch: Any) -> str:
-    """Return the samples of the processes whose loss is not finite; of all where every loss is."""
+    """Return the samples of processes with a non-finite loss; of all processes if there is none."""
     is_finite = getattr(runner.optim_wrapper, "loss_was_finite", True)
     processes = of_every_process((is_finite, _sample_names(data_batch)))
     bad = [names for was_finite, names in processes if not was_finite]

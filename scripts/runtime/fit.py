@@ -1,4 +1,4 @@
-"""A resolved config, fitted to the processes and the device of this run."""
+"""Adaptation of a resolved config to the processes and the device of a run."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from scripts.runtime.parts import LOADERS
 
 
 def fit_config(cfg: Config, launch: Launch, *, trains: bool = True) -> list[str]:
-    """Fit a config to the processes and the device of this run, in place.
+    """Adapt a config to the processes and the device of this run, in place.
 
-    - `batch_size` at the top of the config is the total over all processes: each gets its share.
-      A batch size of the training loader itself is that of one process, as in MMEngine.
-    - A data loader without workers keeps no settings of workers (torch refuses them).
-    - On the CPU mixed precision is bfloat16, where the config asks for it, or off (MMEngine's
-      AmpOptimWrapper refuses the CPU), and the data-parallel wrapper gets no device number.
+    - `batch_size` at the top of the config is the total over all processes and is divided among
+      them. A batch size of the training loader itself applies to one process, as in MMEngine.
+    - Worker settings are removed from data loaders without workers (torch rejects them).
+    - On the CPU, mixed precision is bfloat16 if the config selects it, and otherwise off
+      (MMEngine's AmpOptimWrapper does not support the CPU). The data-parallel wrapper gets no
+      device number.
 
     Args:
         cfg: The resolved config.
-        launch: This process among the others.
+        launch: Rank and number of processes.
         trains: Whether the run trains.
 
     Returns:
-        Sentences for the log about what was changed.
+        Sentences for the log about the changes.
 
     Raises:
         ConfigError: The batch size is not divisible by the number of processes.
@@ -56,7 +57,7 @@ def fit_config(cfg: Config, launch: Launch, *, trains: bool = True) -> list[str]
 
 
 def _wrap_on_cpu(cfg: Config) -> None:
-    """Give the data-parallel wrapper no device; what the config says about it stays."""
+    """Configure the data-parallel wrapper without a device; keep the config's other settings."""
     refuse_sync_bn(cfg)
     wrapper = dict(cfg.get("model_wrapper_cfg") or {})
     wrapper.setdefault("type", "MMDistributedDataParallel")

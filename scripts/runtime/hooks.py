@@ -1,4 +1,4 @@
-"""Hooks of the training runs: memory in the log, and a clean stop on a signal."""
+"""Hooks of training runs: host memory in the log, and a clean stop on a signal."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def peak_memory_mb() -> float:
 
 @HOOKS.register_module()
 class HostMemoryHook(Hook):
-    """Log the process's peak resident memory in MB as `host_memory`.
+    """Hook that logs the process's peak resident memory in MB as `host_memory`.
 
-    mmengine logs the memory of GPUs only; without one this is the figure of interest.
+    mmengine logs only GPU memory; without a GPU, host memory is the limit.
 
     Args:
         interval: Iterations between two readings.
@@ -39,38 +39,38 @@ class HostMemoryHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Take a reading for the log."""
+        """Record the peak memory for the log."""
         if batch_idx == 0 or self.every_n_train_iters(runner, self.interval):
             runner.message_hub.update_scalar("train/host_memory", peak_memory_mb())
 
 
 class StopOnSignalHook(Hook):
-    """On a signal finish the iteration, save a checkpoint that resumes, and stop.
+    """Hook that, on a signal, finishes the iteration, saves a checkpoint to resume, and stops.
 
-    In a distributed run all processes agree after every iteration, so that none is left waiting
-    in a collective operation.
+    In a distributed run, all processes agree on stopping after every iteration, so that none is
+    left waiting in a collective operation.
     """
 
-    priority = "LOWEST"  # after the optimiser's and the schedule's step and the log
+    priority = "LOWEST"  # after the steps of optimiser and schedule, and after logging
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Stop here if told to: the step is complete, its count not yet increased."""
+        """Stop after a signal. The step is complete, but not yet counted."""
         if any_process(runner.stop_signals.received is not None):
             runner.stop(runner.epoch, runner.iter + 1)
 
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Leave the share of an evaluation when told to; see `StoppableEvaluator`."""
+        """Leave an evaluation after a signal; see `StoppableEvaluator`."""
         signals = runner.stop_signals
         if signals.is_installed and signals.received is not None:
             any_process(True)
             raise StopRequested
 
     def after_train(self, runner: Any) -> None:
-        """Remove the checkpoint of an interruption once a regular one holds the end."""
+        """Remove the checkpoint of an interruption once a regular one holds the final state."""
         if not is_main_process():
             return
         path = Path(runner.work_dir, INTERRUPTED_NAME)

@@ -1,4 +1,4 @@
-"""How the process holds its memory."""
+"""Settings of the C library's memory allocator."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import ctypes
 # Options of glibc's mallopt (malloc.h).
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 SETTINGS = {
-    M_MMAP_THRESHOLD: 32 << 20,  # the largest that glibc takes
+    M_MMAP_THRESHOLD: 32 << 20,  # the largest value that glibc accepts
     M_TRIM_THRESHOLD: 1 << 30,
     M_TOP_PAD: 64 << 20,
 }
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep freed blocks of up to 32 MB for the next use.
+    """Configure the C library to keep freed blocks of up to 32 MB for reuse.
 
-    By default glibc gives large blocks back to the system as soon as they are freed. A training
-    step on the CPU frees and takes the same tensors every time, and then pays for the kernel
-    clearing their pages again.
+    By default, glibc returns large blocks to the system as soon as they are freed. Every training
+    step on the CPU frees and allocates tensors of the same sizes, and the kernel would have to
+    clear their pages each time.
 
     Returns:
-        Whether it will; not on systems without glibc.
+        Whether the setting took effect; False on systems without glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""Start of one process or of one among many (torchrun, srun, mpirun): process group, device."""
+"""Start of single and distributed processes (torchrun, srun, mpirun): process group, device."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from scripts.runtime.errors import (
     is_lost_connection,
 )
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the evaluation of a slow rank must fit in
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # must exceed the evaluation time of a slow rank
 
-GRACE_S = 3.0  # after a broken connection, so that the launcher sees the failed process end first
+GRACE_S = 3.0  # wait after a broken connection: the launcher must see the failed process first
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Place of this process among those of the run."""
+    """Rank of this process and number of processes of the run."""
 
     rank: int = 0
     world_size: int = 1
@@ -41,21 +41,21 @@ class Launch:
 
     @property
     def is_distributed(self) -> bool:
-        """Whether this process is one of a group."""
+        """Whether this process is part of a process group."""
         return dist.is_available() and dist.is_initialized()
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and the messages."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
 
 def leave(code: int) -> NoReturn:
     """End a command with an exit code.
 
-    One process of a distributed run skips Python's shutdown. Threads of gloo may still release
-    tensors then; asking for the interpreter's lock while it shuts down ends the whole process with
-    "terminate called without an active exception", after a run that was complete.
+    A process of a distributed run skips Python's shutdown. Threads of gloo may still release
+    tensors during it. If they request the interpreter's lock at that point, the process aborts with
+    "terminate called without an active exception" although the run was complete.
     """
     if "RANK" not in os.environ:
         sys.exit(code)
@@ -67,15 +67,15 @@ def leave(code: int) -> NoReturn:
 
 @contextmanager
 def launched() -> Iterator[Launch]:
-    """Join the process group that the environment describes; alone without one.
+    """Join the process group that the environment describes, if any, for the duration of a context.
 
-    The variables of torchrun describe it, or those of `srun` and `mpirun`.
-
-    The group is made here and not by mmengine's `init_dist`, which selects a CUDA device also for
-    gloo and so fails on a CPU build of torch. NCCL where there are GPUs, gloo elsewhere.
+    The group is described by the variables of torchrun, `srun` or `mpirun`. The back end is NCCL if
+    there are GPUs, and otherwise gloo. mmengine's `init_dist` is not used: it selects a CUDA device
+    even for gloo, which fails on a CPU build of torch.
 
     Raises:
-        ConfigError: More processes than GPUs on this machine, or a wrong environment.
+        ConfigError: There are more processes than GPUs on this machine, or the environment is
+            invalid.
         LostProcessError: Another process of the group has ended.
     """
     adopt_cluster_variables()
@@ -117,9 +117,9 @@ def launched() -> Iterator[Launch]:
 
 
 def _restart_store(launch: Launch) -> dict[str, Any]:
-    """Return the arguments of `init_process_group` for processes that torchrun has restarted.
+    """Return the arguments of `init_process_group` for processes that torchrun restarted.
 
-    Its store still holds the addresses of those that have ended, under the same names.
+    Its store still holds the addresses of the ended processes under the same names.
     """
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if restarts == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -133,7 +133,7 @@ def _restart_store(launch: Launch) -> dict[str, Any]:
 
 
 def _end_with_the_launcher() -> None:
-    """Have the system send SIGTERM when the launcher is killed, so that no process is left."""
+    """Request SIGTERM on the launcher's death, so that no process is left."""
     if os.environ.get(LAUNCHED) and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 

@@ -1,4 +1,4 @@
-"""Learning rates of the image backbone that fall from its last block to its first layer."""
+"""Layer-wise decay of the image backbone's learning rates."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 from scripts.runtime.errors import ConfigError
 
 BACKBONE = "img_backbone."
-# Residual blocks as torchvision and mmdet name them: layer1.0, layer1.1, ...
+# Residual blocks, named as in torchvision and mmdet: layer1.0, layer1.1, ...
 _BLOCK = re.compile(r"\.layer(\d+)\.(\d+)\.")
 
 
 def with_layer_decay(optim_wrapper: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:
-    """Return the config of an optimiser with `paramwise_cfg.layer_decay` written out.
+    """Return the config of an optimiser with `paramwise_cfg.layer_decay` expanded to rules.
 
-    With `layer_decay` d, the rate of the last of n blocks stays, that of the block before is d
-    times as large, and so on to d^n for what comes before the first block. The rules are entries of
-    `custom_keys`, one for each parameter of the backbone, which multiply the rate of the rule that
-    applies to it.
+    With `layer_decay` d and n blocks, the rate of block i (from 1) is multiplied by d^(n - i), and
+    the rate of the layers before the first block by d^n. There is one `custom_keys` entry per
+    parameter of the backbone. It multiplies the rate of the rule that otherwise applies to the
+    parameter.
 
     Args:
-        optim_wrapper: The config; left as it is.
+        optim_wrapper: The config; it is not changed.
         names: Names of the model's parameters.
 
     Raises:
-        ConfigError: The value is no share, or the backbone has no blocks `layerN.M`.
+        ConfigError: The value is not in (0, 1], or the backbone has no blocks `layerN.M`.
     """
     rules = optim_wrapper.get("paramwise_cfg") or {}
     decay = rules.get("layer_decay")
@@ -52,13 +52,13 @@ def with_layer_decay(optim_wrapper: Mapping[str, Any], names: Sequence[str]) -> 
 
 
 def _block(name: str) -> tuple[int, int] | None:
-    """Return number of stage and block of a parameter; None before the first block."""
+    """Return the stage and block number of a parameter; None before the first block."""
     match = _BLOCK.search(name)
     return None if match is None else (int(match[1]), int(match[2]))
 
 
 def _rule_of(name: str, rules: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the rule that MMEngine applies to a parameter: that of the longest key in its name."""
+    """Return MMEngine's rule for a parameter: the one with the longest matching key."""
     for key in sorted(sorted(rules), key=len, reverse=True):
         if key in name:
             return rules[key]

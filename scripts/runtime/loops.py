@@ -20,17 +20,17 @@ from scripts.runtime.stop_signals import StopRequested
 
 
 def _check_lengths(**lengths: Any) -> None:
-    """Refuse lengths and intervals that are not positive whole numbers."""
+    """Check that lengths and intervals are positive whole numbers."""
     for name, value in lengths.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{name} is {value!r}: it must be a whole number of at least 1")
 
 
 def _take_accumulation(runner: Any) -> int:
-    """Take `accumulative_counts` out of the configuration of a runner's optimiser.
+    """Remove `accumulative_counts` from the configuration of a runner's optimiser and return it.
 
     Raises:
-        ConfigError: It is not a positive whole number.
+        ConfigError: The value is not a positive whole number.
     """
     wrapper = runner.optim_wrapper
     if not isinstance(wrapper, Mapping):
@@ -42,7 +42,7 @@ def _take_accumulation(runner: Any) -> int:
 
 
 def _whole_steps(dataloader: Any, accumulation: int) -> Any:
-    """Return the configuration of a data loader whose batches are those of optimiser steps."""
+    """Return the configuration of a data loader with one batch per optimiser step."""
     if not isinstance(dataloader, Mapping) or dataloader.get("batch_size") is None:
         return dataloader
     whole = dict(dataloader)
@@ -54,20 +54,19 @@ def _whole_steps(dataloader: Any, accumulation: int) -> Any:
 
 
 class ResumableLoop:
-    """What the loops by epoch and by iteration have in common.
+    """Common base of the loops by epoch and by iteration.
 
-    mmengine restarts an epoch when a checkpoint from its middle is resumed, while the iteration
-    count continues. Here the samples that the epoch has already seen are left out (they are not
-    loaded either); shuffling depends on seed and epoch alone, so the rest of the epoch is the rest
-    that an uninterrupted run would have seen, with another batch size and on another number of
-    processes as well.
+    If mmengine resumes a checkpoint from the middle of an epoch, it restarts the epoch, while the
+    iteration count continues. This loop skips the samples that the epoch has already processed,
+    without loading them. Shuffling depends only on seed and epoch. The remaining samples are
+    therefore those of an uninterrupted run, even with another batch size or number of processes.
 
-    Every evaluation is preceded by a checkpoint. The resumed run first repeats an
-    interrupted evaluation.
+    A checkpoint is written before every evaluation. A resumed run first repeats an interrupted
+    evaluation.
 
-    With `optim_wrapper.accumulative_counts` k an iteration takes the samples of k batches and is
-    one step of the optimiser: iterations, epochs and schedule are those of a batch k times as
-    large. (In mmengine's loops an iteration is a batch, and every k-th of them a step.)
+    With `optim_wrapper.accumulative_counts` k, an iteration processes the samples of k batches in
+    one step of the optimiser. Iterations, epochs and schedule are those of a batch k times as
+    large. (In mmengine's loops, an iteration is a batch, and every k-th iteration is a step.)
     """
 
     runner: Any
@@ -79,7 +78,7 @@ class ResumableLoop:
     def _run_step(self, index: int, data_batch: Any) -> None:
         """Run one iteration: one step of the optimiser.
 
-        What hooks get, and the log shows, is the mean of the losses over the processes.
+        Hooks and the log receive the mean of the losses over the processes.
         """
         runner = self.runner
         runner.call_hook("before_train_iter", batch_idx=index, data_batch=data_batch)
@@ -105,7 +104,7 @@ class ResumableLoop:
 
     @property
     def _sampler(self) -> Any:
-        """The sampler of the data loader; None where a batch sampler of another kind has none."""
+        """Return the data loader's sampler; None if its batch sampler has none."""
         return getattr(self.dataloader.batch_sampler, "sampler", None)
 
     @property
@@ -115,11 +114,11 @@ class ResumableLoop:
         return int(size or self.dataloader.batch_size or 1) * get_world_size()
 
     def _now(self) -> int:
-        """Completed epochs, or iterations where evaluations are counted by them."""
+        """Completed epochs, or iterations if evaluations are scheduled by iteration."""
         raise NotImplementedError
 
     def _evaluates_now(self) -> bool:
-        """Return whether an evaluation follows what is complete."""
+        """Return whether an evaluation is due now."""
         loop: Any = self
         is_last = self._now() == loop._last()
         return (
@@ -129,7 +128,7 @@ class ResumableLoop:
         )
 
     def place(self, epoch: int, iteration: int) -> Place:
-        """Return the place of a checkpoint that is written now.
+        """Return the place of the training, for a checkpoint.
 
         Args:
             epoch: Completed epochs.
@@ -149,10 +148,10 @@ class ResumableLoop:
         )
 
     def _resume_samples(self, place: Place) -> int | None:
-        """Leave out the samples that are done.
+        """Skip the samples that are done.
 
         Returns:
-            Iterations that the epoch has left; None for a whole epoch.
+            Remaining iterations of the epoch; None for a whole epoch.
         """
         self._epoch, self._evaluated_at = place.epoch, place.evaluated_at
         samples = self._samples_of(place)
@@ -166,10 +165,10 @@ class ResumableLoop:
         if sampler is not None:
             indices = remaining_indices(sampler, samples, self.total_batch)
         if indices is None:
-            self._restart_epoch("its sampler does not tell which samples are left")
+            self._restart_epoch("its sampler cannot skip samples")
             self._samples_done = 0
             return None
-        if not isinstance(indices, list):  # endless
+        if not isinstance(indices, list):  # infinite
             self.dataloader.batch_sampler.sampler = RemainingSamples(sampler, indices)
             self.runner.logger.info(f"{samples} samples are done")
             return None
@@ -183,7 +182,7 @@ class ResumableLoop:
         return rest
 
     def _samples_of(self, place: Place) -> int:
-        """Return the samples of the epoch that need not be seen again."""
+        """Return the number of samples of the epoch to skip."""
         length = len(self.dataloader)
         if place.samples is None:  # a checkpoint of plain MMEngine
             samples = (place.iteration - place.epoch * length) * self.total_batch
@@ -194,7 +193,7 @@ class ResumableLoop:
             if samples and getattr(self._sampler, "depends_on_batch", False):
                 fits = fits and place.total_batch == self.total_batch
             if samples and place.seed is not None and place.seed != self.runner.seed:
-                self._restart_epoch(f"its order was drawn from the seed {place.seed}")
+                self._restart_epoch(f"its order was drawn with the seed {place.seed}")
                 return 0
         if not fits:
             self._restart_epoch("the data set or the batch size has changed")
@@ -203,8 +202,8 @@ class ResumableLoop:
 
     def _restart_epoch(self, reason: str) -> None:
         self.runner.logger.warning(
-            f"the checkpoint is from the middle of epoch {self._epoch + 1}: {reason}, so this "
-            "epoch starts at its beginning"
+            f"the checkpoint is from the middle of epoch {self._epoch + 1}: {reason}, so the "
+            "epoch starts from its beginning"
         )
 
     def _note_due_evaluation(self, place: Place) -> None:
@@ -214,16 +213,16 @@ class ResumableLoop:
         self._evaluation_is_due = is_counted and self._now() > 0 and self._evaluates_now()
 
     def _batches(self) -> Iterator[Any]:
-        """Yield batches; on a signal while waiting for one, save and stop."""
+        """Yield batches; save and stop if a signal arrives while waiting for one."""
         batches = iter(self.dataloader)
         while True:
-            before = random_state.capture()  # loading in this process draws numbers
+            before = random_state.capture()  # loading in this process draws random numbers
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             except StopRequested:
-                if is_distributed():  # the others are in the middle of this iteration
+                if is_distributed():  # the others have started this iteration
                     self.runner.abandon(self._iter)
                 random_state.restore(before)
                 self.runner.stop(self._epoch, self._iter)
@@ -243,14 +242,14 @@ class ResumableLoop:
 
 @LOOPS.register_module()
 class ResumableEpochTrainLoop(ResumableLoop, EpochBasedTrainLoop):
-    """mmengine's EpochBasedTrainLoop, which takes an interrupted epoch up where it was left.
+    """mmengine's EpochBasedTrainLoop that continues an interrupted epoch in the middle.
 
-    With another total batch size the iteration count is that of the same place in a run of that
-    size. See `ResumableLoop`.
+    With another total batch size, the iteration count is set as if the whole run had used it. See
+    `ResumableLoop`.
 
     Args:
-        runner: The runner; its optimiser is not built yet.
-        dataloader: Configuration of the data loader, with the size of one batch, or a data loader.
+        runner: The runner, before its optimiser is built.
+        dataloader: A data loader, or its configuration with the size of one batch.
         max_epochs: Length of the training.
         val_begin: First epoch that may be followed by an evaluation.
         val_interval: Epochs between two evaluations; None evaluates once, after the last epoch.
@@ -283,10 +282,10 @@ class ResumableEpochTrainLoop(ResumableLoop, EpochBasedTrainLoop):
         return int(self._max_epochs)
 
     def resume_at(self, place: Place) -> bool:
-        """Go on from the place of a checkpoint.
+        """Continue from the place of a checkpoint.
 
         Returns:
-            Whether the iteration count is that of the checkpoint.
+            Whether the iteration count is equal to the checkpoint's.
         """
         rest = self._resume_samples(place)
         length = len(self.dataloader)
@@ -296,7 +295,7 @@ class ResumableEpochTrainLoop(ResumableLoop, EpochBasedTrainLoop):
         return self._iter == place.iteration
 
     def run(self) -> nn.Module:
-        """Train, and evaluate where the configuration asks for it."""
+        """Train, and evaluate at the configured intervals."""
         self.runner.call_hook("before_train")
         self.runner.restore_random_state()
         if self._evaluation_is_due:
@@ -310,7 +309,7 @@ class ResumableEpochTrainLoop(ResumableLoop, EpochBasedTrainLoop):
         return self.runner.model
 
     def run_epoch(self) -> None:
-        """Run one epoch, or what a resumed checkpoint left of it."""
+        """Run one epoch, or the rest of a resumed one."""
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         first = self._iter - self._epoch * len(self.dataloader)
@@ -324,14 +323,14 @@ class ResumableEpochTrainLoop(ResumableLoop, EpochBasedTrainLoop):
 
 @LOOPS.register_module()
 class ResumableIterTrainLoop(ResumableLoop, IterBasedTrainLoop):
-    """mmengine's IterBasedTrainLoop, which goes on at the sample where it was left.
+    """mmengine's IterBasedTrainLoop that continues at the next sample after resuming.
 
-    Its epochs are passes over the data set. mmengine loads all samples that are done once more.
-    See `ResumableLoop`.
+    Its epochs are passes over the data set. mmengine's loop loads all processed samples again. See
+    `ResumableLoop`.
 
     Args:
-        runner: The runner; its optimiser is not built yet.
-        dataloader: Configuration of the data loader, with the size of one batch, or a data loader.
+        runner: The runner, before its optimiser is built.
+        dataloader: A data loader, or its configuration with the size of one batch.
         max_iters: Length of the training.
         val_begin: First iteration that may be followed by an evaluation.
         val_interval: Iterations between two evaluations; None evaluates once, after the last.
@@ -364,7 +363,7 @@ class ResumableIterTrainLoop(ResumableLoop, IterBasedTrainLoop):
         return int(self._max_iters)
 
     def resume_at(self, place: Place) -> bool:
-        """Go on from the place of a checkpoint; the iteration count is always its own."""
+        """Continue from the place of a checkpoint; its iteration count is always kept."""
         if self._resume_samples(place) == 0:
             self._epoch, self._samples_done = self._epoch + 1, 0
         self._iter = place.iteration
@@ -372,7 +371,7 @@ class ResumableIterTrainLoop(ResumableLoop, IterBasedTrainLoop):
         return True
 
     def run(self) -> nn.Module:
-        """Train, and evaluate where the configuration asks for it."""
+        """Train, and evaluate at the configured intervals."""
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self.runner.restore_random_state()
@@ -390,7 +389,7 @@ class ResumableIterTrainLoop(ResumableLoop, IterBasedTrainLoop):
         return self.runner.model
 
     def _passes(self) -> Iterator[Any]:
-        """Yield batches without end."""
+        """Yield batches endlessly."""
         while True:
             if hasattr(self._sampler, "set_epoch"):
                 self._sampler.set_epoch(self._epoch)

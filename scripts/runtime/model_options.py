@@ -1,4 +1,4 @@
-"""Options of the Runner that change how a model computes: activation checkpointing, compilation."""
+"""Runner options that change how a model computes: activation checkpointing, compilation."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def checkpoint_activations(model: nn.Module, names: Sequence[str] | str) -> None:
-    """Have modules keep their inputs alone, and recompute the rest in the backward pass.
+    """Make modules store only their inputs, and recompute activations in the backward pass.
 
-    The second computation draws the same random numbers, and batch norms learn from the first
-    alone, so that the trained model is the same. (MMEngine's way
-    computes no gradient of a module whose input has none, such as the image backbone, and updates
-    batch norms twice.)
+    The recomputation draws the same random numbers, and batch norms are updated only in the first
+    pass, so that the trained model is the same. (MMEngine's implementation computes no gradient for
+    a module whose input needs none, such as the image backbone, and updates batch norms twice.)
 
     Args:
         model: The model, changed in place.
-        names: Modules by name, e.g. `img_backbone.layer3`.
+        names: Names of modules, e.g. `img_backbone.layer3`.
 
     Raises:
         ConfigError: The model has no such module.
@@ -36,11 +35,11 @@ def checkpoint_activations(model: nn.Module, names: Sequence[str] | str) -> None
     modules = dict(model.named_modules())
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, (list, tuple)):
-        raise ConfigError(f"activation_checkpointing is {names!r}: give a list of modules by name")
+        raise ConfigError(f"activation_checkpointing is {names!r}: give a list of module names")
     for name in names:
         if not name or name not in modules:
             raise ConfigError(
-                f"activation_checkpointing names '{name}', which is no module of the model"
+                f"activation_checkpointing names '{name}', which is not a module of the model"
                 f"{did_you_mean(str(name), modules)}"
             )
         module = modules[name]
@@ -59,7 +58,7 @@ def _forward(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
 
 @contextmanager
 def _resting_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of batch norms as they are."""
+    """Keep the running statistics of batch norms unchanged."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
@@ -75,17 +74,17 @@ def _resting_statistics(module: nn.Module) -> Iterator[None]:
 def compile_image_network(model: nn.Module, options: Any) -> bool:
     """Compile the image network of a model in place with `torch.compile`.
 
-    Head and losses work on sets whose size changes with the sample; they are not compiled.
+    Head and losses are not compiled, because they process sets whose size depends on the sample.
 
     Args:
-        model: The model; the names of its parameters stay.
+        model: The model; the names of its parameters do not change.
         options: The config's `compile`: True, or arguments of `torch.compile`.
 
     Returns:
         Whether anything is compiled.
 
     Raises:
-        ConfigError: The options are of another type, or the model has no image network.
+        ConfigError: The options have the wrong type, or the model has no image network.
     """
     if options is None or options is False:
         return False
@@ -98,7 +97,7 @@ def compile_image_network(model: nn.Module, options: Any) -> bool:
         )
     arguments = {} if options is True else dict(options)
     compile_parts = getattr(model, "compile_image_network", None)
-    if callable(compile_parts):  # also what the model evaluates with
+    if callable(compile_parts):  # including the parts used in evaluation
         compile_parts(**arguments)
     else:
         for part in parts:

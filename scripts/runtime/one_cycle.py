@@ -1,4 +1,4 @@
-"""A schedule of one cycle: up to the configured rate, and down to nearly nothing."""
+"""One-cycle learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from scripts.runtime.errors import ConfigError
 
 @PARAM_SCHEDULERS.register_module()
 class OneCycleByShareLR(LRSchedulerMixin, _ParamScheduler):
-    """Raise the learning rate to its peak and lower it again, each along half a cosine.
+    """Schedule that raises the learning rate to its peak and lowers it again, by half cosines.
 
-    After Smith and Topin, arXiv 1708.07120. Lengths are shares of the training, so that one config
-    serves any length; the peak is each parameter group's own rate. (MMEngine's OneCycleLR has one
-    peak for all groups, and wants to know the number of steps.)
+    After Smith and Topin, arXiv 1708.07120. Lengths are shares of the training, so that a config
+    does not depend on its length. The peak is the configured rate of each parameter group.
+    (MMEngine's OneCycleLR has one peak for all groups, and requires the number of steps.)
 
     Args:
         optimizer: Optimiser, or its wrapper.
         peak_at: Share of the training at which the rate is highest.
-        start_factor: First rate over the highest.
-        end_factor: Last rate over the highest.
+        start_factor: First rate divided by the highest.
+        end_factor: Last rate divided by the highest.
         begin: First step.
         end: Step after the last one; the runner sets it to the end of the training.
         last_step: See MMEngine.
-        by_epoch: Whether steps are epochs; with `convert_to_iter_based=True` they are iterations.
+        by_epoch: Whether steps are epochs; `convert_to_iter_based=True` converts them to
+            iterations.
         verbose: Whether to print every rate.
 
     Raises:
@@ -67,13 +68,13 @@ class OneCycleByShareLR(LRSchedulerMixin, _ParamScheduler):
         epoch_length: int | None = None,
         **kwargs: Any,
     ) -> OneCycleByShareLR:
-        """Return the schedule in iterations, of lengths in epochs (for `convert_to_iter_based`)."""
+        """Return the schedule in iterations, given lengths in epochs."""
         assert by_epoch and epoch_length is not None
         kwargs |= dict(begin=begin * epoch_length, end=end * epoch_length, by_epoch=False)
         return cls(*args, **kwargs)
 
     def factor(self, step: int) -> float:
-        """Return the share of the highest rate at a step of the schedule."""
+        """Return the rate at a step of the schedule, divided by the highest rate."""
         last = max(1, self.end - self.begin - 1)
         peak = self.peak_at * last
         if step < peak:

@@ -1,4 +1,4 @@
-"""Which operations of `models.ops` the models call, and how to have them call others instead."""
+"""Operations of `models.ops` that the models call, and how to replace them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from unittest import mock
 
 from models import ops
 
-# Everything the models take from models.ops; each has a plain-torch twin.
+# All operations the models use from models.ops; each has a plain-torch reference implementation.
 OPERATIONS = (
     "adaptive_mixing",
     "distance_attention",
@@ -26,10 +26,10 @@ OPERATIONS = (
 
 @contextmanager
 def replaced_operations(replacements: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Have the models call other functions, of the same arguments, in place of operations.
+    """Replace operations that the models call by other functions with the same arguments.
 
     Args:
-        replacements: Functions by the name of the operation in `models.ops`.
+        replacements: Functions by the operation's name in `models.ops`.
     """
     with ExitStack() as stack:
         for name, function in replacements.items():
@@ -39,6 +39,6 @@ def replaced_operations(replacements: Mapping[str, Callable[..., Any]]) -> Itera
 
 @contextmanager
 def plain_operations() -> Iterator[None]:
-    """Replace the operations the models use by their plain-torch twins."""
+    """Replace the operations the models use by their plain-torch reference implementations."""
     with replaced_operations({name: getattr(ops, f"{name}_reference") for name in OPERATIONS}):
         yield

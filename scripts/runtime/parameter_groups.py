@@ -1,9 +1,9 @@
-"""One parameter group for all parameters of equal settings; checkpoints keep a group a parameter.
+"""Merging of parameters with equal settings into one group; checkpoints have a group per parameter.
 
-MMEngine makes a group of every parameter that `paramwise_cfg` could touch, and an optimiser
-computes group by group: hundreds of launches a step on a GPU. Checkpoints go on listing them one by
-one, so that a run resumes whatever groups its parameters were in, and rules that have changed are
-noticed parameter by parameter.
+MMEngine creates a group for every parameter if `paramwise_cfg` is set, and an optimiser processes
+groups one after another: hundreds of kernel launches per step on a GPU. Checkpoints still list
+parameters one by one. A run can therefore be resumed with any grouping of its parameters, and
+changed rules are detected for each parameter.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 CONSTRUCTOR = "MergedGroupsConstructor"
-# How a step is computed, not what: a checkpoint has no say in it.
+# How a step is computed, not its result: never taken from a checkpoint.
 IMPLEMENTATION = frozenset({"fused", "foreach", "capturable", "differentiable"})
 _FUSED = frozenset({"Adam", "AdamW"})
-# Lists of schedulers with an entry for each group.
+# Lists of schedulers with one entry per group.
 _PER_GROUP = ("_last_value", "base_values")
 
-Members = list[list[int]]  # of each group, the numbers of its parameters in the model's order
+Members = list[list[int]]  # per group, the indices of its parameters in the model's order
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class MergedGroupsConstructor(DefaultOptimWrapperConstructor):
-    """MMEngine's constructor with parameters of equal settings in one group.
+    """MMEngine's optimiser constructor, merging parameters with equal settings into one group.
 
-    On GPUs Adam and AdamW are fused, where the config does not say `fused` or `foreach`. The
-    wrapper's `group_members` tell which parameters a group has.
+    On GPUs, Adam and AdamW are fused unless the config sets `fused` or `foreach`. The wrapper's
+    `group_members` lists the parameters of each group.
     """
 
     optimizer_cfg: dict[str, Any]
@@ -50,13 +50,13 @@ class MergedGroupsConstructor(DefaultOptimWrapperConstructor):
 
 
 def merged(groups: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], Members]:
-    """Merge groups of equal settings, in the order in which settings first appear.
+    """Merge groups with equal settings, in the order in which settings first appear.
 
     Args:
-        groups: Of an optimiser; a parameter each.
+        groups: Groups of an optimiser, with one parameter each.
 
     Returns:
-        The merged groups, and the numbers of the groups that each was merged from.
+        The merged groups, and for each the indices of its original groups.
     """
     result: list[dict[str, Any]] = []
     members: Members = []
@@ -77,8 +77,8 @@ def one_by_one(content: dict[str, Any], members: Members | None) -> None:
     """List the parameters of a checkpoint one by one, in the model's order.
 
     Args:
-        content: Of the checkpoint, changed in place; its states are those of merged groups.
-        members: See `MergedGroupsConstructor`; None leaves the checkpoint as it is.
+        content: Content of the checkpoint with merged groups, changed in place.
+        members: See `MergedGroupsConstructor`; None leaves the checkpoint unchanged.
     """
     if members is None:
         return
@@ -100,13 +100,14 @@ def one_by_one(content: dict[str, Any], members: Members | None) -> None:
 def regrouped(
     checkpoint: Mapping[str, Any], members: Members | None, configured: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Return a checkpoint whose parameters are in the groups of the config.
+    """Return a checkpoint with its parameters in the groups of the config.
 
     Args:
-        checkpoint: Of any run; one that does not list parameters one by one stays as it is.
-        members: See `MergedGroupsConstructor`; None leaves the checkpoint as it is.
-        configured: Options of the groups as the configuration says. A group's options become those
-            of a parameter whose options have changed since, if there is one.
+        checkpoint: Checkpoint of any run; it is unchanged if it does not list parameters one by
+            one.
+        members: See `MergedGroupsConstructor`; None leaves the checkpoint unchanged.
+        configured: Configured options of the groups. If the options of a parameter have changed
+            since the checkpoint, its group takes that parameter's stored options.
     """
     result = dict(checkpoint)
     optimizer = checkpoint.get("optimizer")
@@ -167,9 +168,9 @@ def _expanded(values: Sequence[Any], members: Members) -> list[Any]:
 
 
 def _map_lists(content: dict[str, Any], length: int, change: Any) -> None:
-    """Change all lists of schedulers and options with an entry for each group, in place.
+    """Change all lists of schedulers and options with one entry per group, in place.
 
-    An entry after those of the groups, MMEngine's base settings, stays.
+    An additional last entry, MMEngine's base settings, is kept.
     """
 
     def changed(values: Any) -> Any:

@@ -1,7 +1,7 @@
-"""The parts of a config: where they stand, which class they name, which arguments it takes.
+"""The parts of a config: their places, classes and arguments.
 
-A *part* is a dict that a class or a function is built from: every dict with a `type`, and the
-dicts for which MMEngine knows the class itself (data loaders, loops, the optimiser wrapper).
+A *part* is a dict that a class or a function is built from: every dict with a `type`, and the dicts
+whose class MMEngine determines itself (data loaders, loops, the optimiser wrapper).
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from mmengine.registry import (
     Registry,
 )
 
-# The registries that the Runner builds from, beginning with those that are asked first.
+# The registries that the Runner builds from, in search order.
 REGISTRIES: tuple[Registry, ...] = (
     MODELS, DATASETS, TRANSFORMS, DATA_SAMPLERS, METRICS, EVALUATOR, HOOKS, LOOPS, OPTIM_WRAPPERS,
     OPTIMIZERS, PARAM_SCHEDULERS, VISUALIZERS, VISBACKENDS, LOG_PROCESSORS, MODEL_WRAPPERS,
     FUNCTIONS,
 )  # fmt: skip
-# Libraries whose constructors' annotations and errors are their own.
+# Libraries, whose annotations and errors this project does not control.
 LIBRARIES = ("mmengine", "mmcv", "mmdet", "mmdet3d", "torch", "torchvision", "builtins")
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
-# Top-level keys below which parts stand, with the registry of these.
+# Top-level keys that contain parts, with the parts' registry.
 SECTIONS: dict[str, Registry] = {
     "model": MODELS,
     "data_preprocessor": MODELS,
@@ -59,7 +59,7 @@ SECTIONS: dict[str, Registry] = {
     "log_processor": LOG_PROCESSORS,
     "model_wrapper_cfg": MODEL_WRAPPERS,
 }
-# Keys inside parts whose values come from another registry than the part itself.
+# Keys inside parts whose values belong to another registry than the part itself.
 _NESTED: dict[str, Registry] = {
     "dataset": DATASETS,
     "datasets": DATASETS,
@@ -73,7 +73,7 @@ _NESTED: dict[str, Registry] = {
     "optimizer": OPTIMIZERS,
     "vis_backends": VISBACKENDS,
 }
-# Classes that MMEngine takes where a section has no `type`.
+# Classes that MMEngine uses for sections without a `type`.
 _DEFAULT_TYPES = {
     "optim_wrapper": "OptimWrapper",
     "val_cfg": "ValLoop",
@@ -82,7 +82,7 @@ _DEFAULT_TYPES = {
     "log_processor": "LogProcessor",
     "model_wrapper_cfg": "MMDistributedDataParallel",
 }
-# Keys that MMEngine takes out of a part before it calls the class.
+# Keys that MMEngine removes from a part before it calls the class.
 _CONFIG_KEYS = frozenset({"type", "_scope_"})
 _REMOVED_KEYS: dict[str, frozenset[str]] = {
     "optim_wrapper": frozenset({"constructor", "paramwise_cfg"}),
@@ -102,8 +102,9 @@ class Arguments:
 
     Attributes:
         names: All named arguments, in order.
-        required: Those without a default value.
-        takes_any: Whether others are accepted too (`**kwargs` that no base class explains).
+        required: Arguments without a default value.
+        takes_any: Whether any other argument is accepted (`**kwargs` that base classes do not
+            define).
     """
 
     names: tuple[str, ...]
@@ -115,8 +116,8 @@ class Arguments:
 def arguments_of(target: Callable[..., Any]) -> Arguments:
     """Return the arguments of a class or a function.
 
-    Where a constructor has `**kwargs`, those of the base classes' constructors are included, as
-    these are what it usually hands on.
+    If a constructor has `**kwargs`, the arguments of the base classes' constructors are included,
+    since `**kwargs` are usually passed to them.
     """
     functions: list[Callable[..., Any]] = [target]
     if inspect.isclass(target):
@@ -143,11 +144,11 @@ def arguments_of(target: Callable[..., Any]) -> Arguments:
 
 
 def find_type(kind: Any, registry: Registry) -> Callable[..., Any] | None:
-    """Return the class or function that a `type` names, None if there is none.
+    """Return the class or function that a `type` names; None if it does not exist.
 
     Args:
         kind: A name in a registry, `scope.name`, a dotted path, or the class itself.
-        registry: Asked first; the others follow.
+        registry: Registry to search first; the others follow.
     """
     if not isinstance(kind, str):
         return kind if callable(kind) else None
@@ -167,11 +168,11 @@ class Part:
 
     Attributes:
         place: Dotted path to it, such as `model.pts_bbox_head.decoder`.
-        config: Its dict, that of the config itself.
-        registry: Where its type is looked up.
-        target: The class or function; None if the type names none.
-        arguments: What that takes.
-        removed_keys: Keys beside the arguments, which MMEngine takes out before building.
+        config: Its dict in the config (not a copy).
+        registry: Registry of its type.
+        target: The class or function; None if the type is unknown.
+        arguments: The arguments of the target.
+        removed_keys: Keys besides the arguments, which MMEngine removes before building.
     """
 
     place: str
@@ -200,17 +201,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Node:
-    """A part, and how deep it stands, for those who follow values downwards."""
+    """A part with its nesting depth, for callers that pass values downwards."""
 
     part: Part
     depth: int
 
 
 def walk(cfg: Any) -> Iterator[Node]:
-    """Yield the parts of a config, each before the parts inside it.
+    """Yield the parts of a config, outer parts before inner ones.
 
-    What a caller writes into a part is walked as well. Dicts under keys that end in `_cfg`
-    (`norm_cfg`, `init_cfg`) belong to the part that holds them and are no parts.
+    Values that the caller writes into a yielded part are walked too. Dicts under keys that end in
+    `_cfg` (`norm_cfg`, `init_cfg`) are not parts; they belong to the surrounding part.
 
     Args:
         cfg: The config, or a dict with its top-level keys.

@@ -1,4 +1,4 @@
-"""How far a training has come: counted in samples, so that another batch size continues there."""
+"""Progress of a training, counted in samples, so that it is valid for any batch size."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from scripts.runtime.checkpoint import CheckpointError
 
 @dataclass(frozen=True)
 class Place:
-    """A place in a training.
+    """Progress of a training.
 
     Attributes:
         epoch: Completed epochs.
         iteration: Completed iterations.
-        samples: Samples of the current epoch that are done, over all processes. None in a
-            checkpoint that does not tell.
+        samples: Samples of the current epoch that are done, over all processes; None if unknown.
         num_samples: Samples of an epoch.
         total_batch: Samples of an iteration over all processes.
-        evaluated_at: Completed epochs (iterations, in a training by iterations) at the last
-            evaluation that ended; None before the first.
-        seed: Seed of the order of samples.
+        evaluated_at: Completed epochs (or iterations, in a training by iterations) at the last
+            completed evaluation; None before the first.
+        seed: Random seed of the sample order.
     """
 
     epoch: int
@@ -46,10 +45,10 @@ class Place:
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Mapping[str, Any], path: str | Path) -> Place:
-        """Read the place that a checkpoint was written at.
+        """Return the place stored in a checkpoint.
 
         Raises:
-            CheckpointError: It holds none.
+            CheckpointError: It does not contain a valid place.
         """
         meta = checkpoint.get("meta")
         meta = meta if isinstance(meta, Mapping) else {}
@@ -62,16 +61,16 @@ class Place:
             optional = name not in ("epoch", "iteration")
             if not (type(value) is int and value >= 0) and not (optional and value is None):
                 raise CheckpointError(
-                    f"{path} does not say how far its training had come ({name} is {value!r}): "
+                    f"{path} does not contain the progress of its training ({name} is {value!r}): "
                     "start from its weights with --load-from"
                 )
         return cls(**values)
 
 
 class RemainingSamples:
-    """A sampler that leaves out the samples that are done in its first pass.
+    """Sampler that skips completed samples in its first pass.
 
-    Its length is that of the whole sampler.
+    Its length is the length of the whole sampler.
     """
 
     def __init__(self, sampler: Any, indices: Iterable[int]) -> None:
@@ -90,15 +89,15 @@ class RemainingSamples:
 
 
 def remaining_indices(sampler: Any, num_done: int, step: int) -> Iterable[int] | None:
-    """Return the indices that a process has left of an epoch.
+    """Return the remaining sample indices of a process in an epoch.
 
     Args:
-        sampler: Of this process, told the epoch.
+        sampler: Sampler of this process, with its epoch set.
         num_done: Samples that are done, over all processes.
         step: Samples of an iteration, over all processes.
 
     Returns:
-        The indices, a list unless they have no end; None if this kind of sampler cannot tell.
+        The indices, as a list unless they are infinite; None if the sampler type is not supported.
     """
     if hasattr(sampler, "remaining"):
         rest: list[int] | None = sampler.remaining(num_done, step)
@@ -114,14 +113,14 @@ def remaining_indices(sampler: Any, num_done: int, step: int) -> Iterable[int] |
 
 
 def _rest_of_order(sampler: DefaultSampler, num_done: int, step: int) -> list[int]:
-    """Return the order of an epoch over all processes, without the samples that are done."""
+    """Return the sample order of an epoch over all processes, without the completed samples."""
     whole = copy.copy(sampler)
     whole.rank, whole.world_size = 0, 1
     whole.num_samples = whole.total_size = len(sampler.dataset)
     order = list(whole)
     if num_done >= len(order) or not sampler.round_up:
         return order[num_done:]
-    if num_done % step == 0:  # the iterations that an undisturbed run has left
+    if num_done % step == 0:  # the remaining iterations of an uninterrupted run
         length = sampler.total_size
     else:
         multiple = math.lcm(getattr(sampler, "multiple_of", 1), sampler.world_size)
@@ -130,7 +129,7 @@ def _rest_of_order(sampler: DefaultSampler, num_done: int, step: int) -> list[in
 
 
 def num_iterations(num_indices: int, batch_sampler: Any) -> int:
-    """Return the number of batches that a batch sampler makes of some samples."""
+    """Return the number of batches that a batch sampler forms from `num_indices` samples."""
     size = int(batch_sampler.batch_size)
     drop_last = bool(getattr(batch_sampler, "drop_last", False))
     return num_indices // size if drop_last else math.ceil(num_indices / size)

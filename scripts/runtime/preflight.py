@@ -1,4 +1,4 @@
-"""Checks of a config before its first step, of what would else fail after hours of training."""
+"""Checks of a config before training, for errors that would otherwise appear after hours."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SPLITS = ("val", "test")
 
 
 def check_evaluation(cfg: Config) -> None:
-    """Refuse metrics that cannot score the data set of their split.
+    """Check that metrics can score the data set of their split.
 
-    Call it on the merged config, before a runner is built.
+    Call this with the merged config, before a runner is built.
 
     Raises:
-        ConfigError: RayIoU is asked for on voxels that are no cubes, or without the origins of its
-            rays; the config's keys are named.
+        ConfigError: RayIoU is configured for non-cubic voxels, or without ray origins; the message
+            names the config's keys.
     """
     for split in SPLITS:
         dataloader = cfg.get(f"{split}_dataloader")
@@ -37,7 +37,7 @@ def check_evaluation(cfg: Config) -> None:
 
 
 def _metrics(evaluator: Any) -> list[Mapping[str, Any]]:
-    if isinstance(evaluator, Mapping) and "metrics" in evaluator:  # an Evaluator in full
+    if isinstance(evaluator, Mapping) and "metrics" in evaluator:  # a complete Evaluator config
         evaluator = evaluator["metrics"]
     listed = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
     return [metric for metric in listed if isinstance(metric, Mapping)]
@@ -66,7 +66,7 @@ def _check_cubes(where: str, dataset: Mapping[str, Any], evaluator: str) -> None
     try:
         edges = np.asarray(size, dtype=np.float64)
     except (TypeError, ValueError):
-        return  # the data set itself refuses it
+        return  # the data set itself raises an error
     if edges.size and np.ptp(edges) > 0:
         raise ConfigError(
             f"{where}.voxel_size is {edges.tolist()}, but RayIoUMetric needs cubic voxels: make "

@@ -1,4 +1,4 @@
-"""State of the random generators of a process: torch's, numpy's and Python's."""
+"""State of a process's random generators: torch, numpy and Python."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def restore(state: Mapping[str, Any]) -> None:
     """Set the global generators.
 
     Args:
-        state: Of `capture`; from a checkpoint, so anything may be in it.
+        state: Return value of `capture`, but read from a checkpoint and therefore not trusted.
 
     Raises:
-        ValueError: It is no state of these generators.
+        ValueError: It is not a state of these generators.
     """
     try:
         name, keys, position, has_gauss, gauss = state["numpy"]

@@ -1,4 +1,4 @@
-"""Importing this module registers the hooks, loops and optimiser wrappers of the training runs."""
+"""Registration of the training runs' hooks, loops and optimiser wrappers, on import."""
 
 from scripts.runtime import (
     averaging,

@@ -1,4 +1,4 @@
-"""Scores as JSON and as a table, with what they were measured on."""
+"""Scores as JSON and as a table, with the measured config, checkpoint and versions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scripts.runtime.environment import git_commit, package_versions
 
 
 def _plain(value: Any) -> Any:
-    """Return a JSON value: numpy scalars unwrapped, NaN (a class that never occurs) as null."""
+    """Return a value for JSON: numpy scalars unwrapped, NaN (an absent class) as null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -31,15 +31,15 @@ def _plain(value: Any) -> Any:
 
 
 def write_report_json(path: str | Path, content: Mapping[str, Any]) -> Path:
-    """Write a report as JSON in one step."""
+    """Write a report as JSON atomically."""
     return write_json(path, _plain(content), indent=2)
 
 
 def score_report(metrics: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
-    """Return the scores together with what identifies the measurement.
+    """Return the scores together with the facts that identify the measurement.
 
     Args:
-        metrics: Metric names to values.
+        metrics: Values by metric name.
         **facts: Config, checkpoint and the like.
 
     Returns:
@@ -55,11 +55,11 @@ def score_report(metrics: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
 
 
 def write_report(path: str | Path, report: Mapping[str, Any]) -> Path:
-    """Write a report as JSON, and as a table to the file of the same name with the ending .txt.
+    """Write a report as JSON, and as a table to a file with the suffix .txt.
 
     Args:
         path: JSON file.
-        report: Of `score_report`.
+        report: Return value of `score_report`.
 
     Returns:
         The JSON file.
@@ -71,7 +71,7 @@ def write_report(path: str | Path, report: Mapping[str, Any]) -> Path:
 
 
 def report_table(report: Mapping[str, Any]) -> str:
-    """Return a report as text: what was measured, the scores, and the scores per class."""
+    """Return a report as text: the facts, the scores, and the scores per class."""
     metrics: Mapping[str, Any] = report["metrics"]
     facts = {key: value for key, value in report.items() if key not in ("metrics", "versions")}
     lines = [f"{key}: {_words(value)}" for key, value in facts.items() if value not in (None, {})]

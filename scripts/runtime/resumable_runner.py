@@ -1,4 +1,4 @@
-"""A Runner whose checkpoints are safe to read, whole, and exact to resume."""
+"""Runner with checkpoints that are safe to read, complete, and exact to resume."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ from scripts.runtime.weights_origin import (
 
 
 class ResumableRunner(Runner):
-    """mmengine's Runner with checkpoints of its own; see `OpusRunner`.
+    """mmengine's Runner with its own checkpoint format; see `OpusRunner`.
 
     Attributes:
-        origin: Where the weights come from; None until it is decided from the config.
-        stop_signals: What signals have asked of this process.
+        origin: Origin of the weights; None until it is derived from the config.
+        stop_signals: Stop signals received by this process.
     """
 
     origin: WeightsOrigin | None = None
@@ -84,7 +84,7 @@ class ResumableRunner(Runner):
     def load_or_resume(self) -> None:
         """Resume or start from the checkpoint that `origin` names.
 
-        The config's `revise_keys` rename what `load_from` holds.
+        The config's `revise_keys` rename the keys of the `load_from` file.
 
         Raises:
             CheckpointError: The checkpoint cannot be read, does not fit, or cannot be resumed.
@@ -114,7 +114,7 @@ class ResumableRunner(Runner):
         self._has_loaded = True
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Resume from a checkpoint; mmengine's version runs the config text that it holds."""
+        """Resume from a checkpoint, without running its config text as mmengine does."""
         self._resume_from(filename)
         self._has_loaded = True
 
@@ -129,7 +129,7 @@ class ResumableRunner(Runner):
         checkpoint = regrouped(checkpoint, self._group_members(), self._configured)
         place = Place.of_checkpoint(checkpoint, path)
         before = schedules.group_options(self.optim_wrapper) if self._configured else []
-        self._resume = True  # for hooks: this is no start from other weights
+        self._resume = True  # tells hooks that the run resumes
         try:
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -163,8 +163,8 @@ class ResumableRunner(Runner):
     def _resume_schedule(
         self, checkpoint: dict[str, Any], before: list[schedules.Options], keeps_count: bool
     ) -> None:
-        """Bring options and schedule of the optimiser to the place of a checkpoint."""
-        if not self._configured:  # several optimisers: as mmengine does it
+        """Set the optimiser's options and schedule to the place of a checkpoint."""
+        if not self._configured:  # several optimisers: mmengine's procedure
             for name, built in (self.param_schedulers or {}).items():
                 for scheduler, state in zip(
                     built, checkpoint.get("param_schedulers", {}).get(name, []), strict=False
@@ -194,12 +194,12 @@ class ResumableRunner(Runner):
         )
         if not kept:
             self.logger.info(
-                "the settings of the learning rate are not those of the checkpoint: it goes on as "
-                "if the run had been configured so from its start"
+                "the learning-rate settings differ from the checkpoint's: training continues as "
+                "if the run had used the new ones from its start"
             )
 
     def restore_random_state(self) -> None:
-        """Set the random generators as they were when the resumed checkpoint was written."""
+        """Restore the random generators' states from the resumed checkpoint."""
         states, self._random_states = self._random_states, None
         rank = get_rank()
         if not isinstance(states, (list, tuple)) or rank >= len(states):
@@ -213,13 +213,13 @@ class ResumableRunner(Runner):
 
     @property
     def is_diverging(self) -> bool:
-        """Whether the last iteration was skipped since it was not finite."""
+        """Whether the last iteration was skipped as non-finite."""
         hooks = (hook for hook in self.hooks if isinstance(hook, FiniteStepsHook))
         return any(hook.consecutive for hook in hooks)
 
     @property
     def checkpoint_folders(self) -> list[Path]:
-        """Folders besides the work dir in which checkpoints of this run are."""
+        """Folders besides the work dir with checkpoints of this run."""
         return checkpoint_folders(self.cfg)
 
     def save_checkpoint(
@@ -233,20 +233,20 @@ class ResumableRunner(Runner):
         by_epoch: bool = True,
         backend_args: dict | None = None,
     ) -> None:
-        """Write a checkpoint in one step. All processes have to call this; the first one writes.
+        """Write a checkpoint atomically; all processes must call this, the first one writes.
 
         Args:
             out_dir: Folder.
-            filename: Name in it.
+            filename: File name.
             file_client_args: Not used; mmengine keeps it for old code.
             save_optimizer: Whether to store the optimiser's state.
             save_param_scheduler: Whether to store the state of the schedule.
-            meta: `epoch` and `iter`, if they are not those of now, and more facts.
-            by_epoch: Whether this happens at the end of an epoch, before it is counted.
+            meta: `epoch` and `iter`, if they differ from the current ones, and further facts.
+            by_epoch: Whether this is called at the end of an epoch, before the epoch is counted.
             backend_args: Arguments of mmengine's file backend for paths that are URLs.
 
         Raises:
-            CheckpointWriteError: It could not be written; raised on all processes.
+            CheckpointWriteError: The checkpoint could not be written; raised on all processes.
             TrainingDivergedError: The weights are not finite.
         """
         meta = dict(meta or {})
@@ -258,7 +258,7 @@ class ResumableRunner(Runner):
         if bad is not None:
             raise TrainingDivergedError(
                 f"{bad} is not finite after {meta['iter']} iterations: no checkpoint is written, "
-                "those before are kept. Lower the learning rate"
+                "earlier ones are kept. Lower the learning rate"
             )
         error: CheckpointWriteError | None = None
         path = f"{out_dir}/{filename}" if "://" in str(out_dir) else str(Path(out_dir, filename))
@@ -326,7 +326,7 @@ class ResumableRunner(Runner):
         return getattr(self.optim_wrapper, "group_members", None)
 
     def ensure_checkpoint(self, epoch: int, iteration: int) -> None:
-        """Have the state of now on the disk, unless a regular checkpoint holds it already."""
+        """Write the current state to disk, unless a regular checkpoint already holds it."""
         if self._saved_at == (epoch, iteration) or self.is_diverging:
             return
         try:
@@ -335,7 +335,7 @@ class ResumableRunner(Runner):
             self.logger.error(f"{error}; the training continues")
 
     def refresh_checkpoint(self, epoch: int, iteration: int) -> None:
-        """Write the checkpoint of now once more: its evaluation is done."""
+        """Rewrite the current checkpoint after its evaluation is done."""
         if self._saved_at != (epoch, iteration) or self._saved_file is None:
             return
         path = Path(self._saved_file)
@@ -353,23 +353,23 @@ class ResumableRunner(Runner):
             write_pointer(self.work_dir, Path(self.work_dir, INTERRUPTED_NAME))
 
     def stop(self, epoch: int, iteration: int, *, is_saved: bool = False) -> NoReturn:
-        """Save the state of now and leave the training.
+        """Save the current state and stop the training.
 
         Args:
             epoch: Completed epochs.
             iteration: Completed iterations.
-            is_saved: Whether a checkpoint holds the state already.
+            is_saved: Whether a checkpoint already holds the state.
 
         Raises:
             TrainingInterrupted: Always.
         """
-        advice = "go on with the same command and --resume"
+        advice = "continue with the same command and --resume"
         if not is_saved and self._saved_at != (epoch, iteration):
             try:
                 self._save_interrupted(epoch, iteration)
             except CheckpointWriteError as error:
                 raise TrainingInterrupted(
-                    f"stopped after {iteration} iterations, but {error}; the checkpoint before is "
+                    f"stopped after {iteration} iterations, but {error}; the last checkpoint is "
                     f"kept: {advice}"
                 ) from None
         raise TrainingInterrupted(
@@ -377,9 +377,9 @@ class ResumableRunner(Runner):
         )
 
     def abandon(self, iteration: int) -> NoReturn:
-        """Leave a distributed training in which this process waits for a sample.
+        """Stop a distributed training in which this process waits for a sample.
 
-        The other processes have begun the iteration and cannot save either.
+        No checkpoint is saved, because the other processes have already begun the iteration.
 
         Args:
             iteration: Completed iterations.
@@ -390,7 +390,7 @@ class ResumableRunner(Runner):
         raise TrainingInterrupted(
             f"stopped after {iteration} iterations without saving: process {get_rank()} still "
             f"waited for a sample {stopping.GRACE_S:.0f} s after the signal; the last checkpoint "
-            "is kept: go on with the same command and --resume"
+            "is kept: continue with the same command and --resume"
         )
 
 

@@ -1,4 +1,4 @@
-"""From a config file and command-line options to a Runner."""
+"""Building of a Runner from a config file and command-line options."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ __all__ = [
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that train.py and val.py share."""
+    """Add the options that train.py and val.py share."""
     add_config_arguments(parser)
     parser.add_argument(
         "--work-dir", help="logs and checkpoints (default: work_dirs/NAME OF THE CONFIG)"
@@ -66,12 +66,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def prepare_config(
     path: str, options: Mapping[str, Any], work_dir: str | None, *, trains: bool = True
 ) -> Config:
-    """Return the resolved config of a run, the same on every process.
+    """Return the resolved config of a run; it is the same on every process.
 
     Args:
         path: Config file.
         options: `--cfg-options`.
-        work_dir: Overrides the config's; the default is `work_dirs/<name of the config>`.
+        work_dir: Overrides the config's work dir; the default is `work_dirs/<name of the config>`.
         trains: Whether the run trains.
     """
     cfg = load_config(path, options)
@@ -86,14 +86,14 @@ def prepare_config(
 
 @RUNNERS.register_module()
 class OpusRunner(ResumableRunner):
-    """mmengine's Runner as the entry points use it.
+    """mmengine's Runner for the entry points.
 
-    Parts of mmengine that lose work are replaced by this project's (see
-    `scripts.runtime.replacements`), so that configurations keep mmengine's names.
+    Parts of mmengine that can lose work are replaced by this project's classes (see
+    `scripts.runtime.replacements`). Configurations keep mmengine's names.
 
     Attributes:
-        resolved_cfg: The config before it was fitted to this process, which is written to the work
-            dir: it can be given to the entry points again, on any number of processes.
+        resolved_cfg: The config before it was fitted to this process. It is written to the work
+            dir, and can be used with any number of processes.
     """
 
     cfg: Config
@@ -112,7 +112,7 @@ class OpusRunner(ResumableRunner):
             self.cfg = fitted
 
     def train(self) -> nn.Module:
-        """Train, with activation checkpointing of this project's own; see mmengine."""
+        """Train, with this project's activation checkpointing; see mmengine."""
         names = self.cfg.pop("activation_checkpointing", None)
         if names is not None:
             if self.cfg.get("compile"):
@@ -124,16 +124,16 @@ class OpusRunner(ResumableRunner):
         return super().train()
 
     def _maybe_compile(self, target: str) -> None:
-        """Compile the image network; mmengine would compile the whole step."""
+        """Compile only the image network; mmengine would compile the whole step."""
         if not self._is_compiled:
             self._is_compiled = compile_image_network(bare_model(self), self.cfg.get("compile"))
 
     def register_hook(self, hook: Any, priority: Any = None) -> None:
-        """Register a hook, with this project's in the place of mmengine's."""
+        """Register a hook; mmengine's hooks are replaced by this project's."""
         super().register_hook(replaced(hook), priority)
 
     def build_train_loop(self, loop: Any) -> Any:
-        """Build the training loop, with this project's in the place of mmengine's."""
+        """Build the training loop; mmengine's loops are replaced by this project's."""
         if isinstance(loop, Mapping) and "type" not in loop:
             loop = dict(loop)
             by_epoch = loop.pop("by_epoch", True)
@@ -141,33 +141,33 @@ class OpusRunner(ResumableRunner):
         return super().build_train_loop(replaced(loop))
 
     def build_visualizer(self, visualizer: Any = None) -> Any:
-        """Build the visualizer, whose backends do not end the run when the disk is full."""
+        """Build the visualizer, whose backends do not stop the run if the disk is full."""
         built = super().build_visualizer(visualizer)
         tolerate_write_errors(built, self.logger)
         return built
 
     def build_evaluator(self, evaluator: Any) -> Any:
-        """Build an evaluator whose processes leave together when one was told to stop.
+        """Build an evaluator whose processes stop together after a signal.
 
-        Results are gathered by the process group, also those of metrics that gather them through
-        files: machines may share no disk.
+        All metrics gather results by collectives of the process group, not through files, because
+        machines may not share a disk.
         """
         built = super().build_evaluator(evaluator)
         for metric in getattr(built, "metrics", []):
             if getattr(metric, "collect_device", "") == "cpu" and metric.collect_dir is None:
-                metric.collect_device = "gpu"  # mmengine's name of that way, with gloo as well
+                metric.collect_device = "gpu"  # mmengine's name for collectives, including gloo
         if type(built) is Evaluator:
             built.__class__ = StoppableEvaluator
             built.stop_signals = self.stop_signals
             for metric in built.metrics:
-                # By collectives: mmengine's way for CPUs writes files to a disk that all share.
+                # By collectives: mmengine's CPU method writes files to a shared disk.
                 metric.collect_device = "gpu"
         return built
 
     def build_dataloader(  # type: ignore[override]
         self, dataloader: Any, seed: int | None = None, diff_rank_seed: bool = False
     ) -> WatchedDataLoader:
-        """Build a data loader that signals can interrupt, and whose batches come to the model."""
+        """Build a data loader that signals can interrupt, with batches on the model's device."""
         loader = Runner.build_dataloader(dataloader, seed=seed, diff_rank_seed=diff_rank_seed)
         parameter = next(self.model.parameters(), None)
         device = None if parameter is None else parameter.device
@@ -176,10 +176,10 @@ class OpusRunner(ResumableRunner):
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         """Build the optimiser, and log one line per learning rate.
 
-        mmengine logs three lines for every parameter that a rule of `paramwise_cfg` touches.
+        mmengine logs three lines for every parameter that a rule of `paramwise_cfg` applies to.
 
         Raises:
-            ConfigError: A rule of `paramwise_cfg.custom_keys` touches no parameter.
+            ConfigError: A rule of `paramwise_cfg.custom_keys` applies to no parameter.
         """
         is_config = isinstance(optim_wrapper, Mapping) and "constructor" not in optim_wrapper
         if is_config:
@@ -209,18 +209,18 @@ class OpusRunner(ResumableRunner):
 def build_runner(
     cfg: Config, launch: Launch, origin: WeightsOrigin | None = None, *, trains: bool = True
 ) -> OpusRunner:
-    """Build the runner of this process, with errors that name config keys.
+    """Build the runner of this process; errors name config keys.
 
     Args:
-        cfg: The resolved config; it stays as it is, and is written to the work dir.
-        launch: This process among the others.
-        origin: Where a training's weights come from.
+        cfg: The resolved config; it is not changed, and is written to the work dir.
+        launch: Rank and number of processes.
+        origin: Origin of a training's weights.
         trains: Whether the run trains.
 
     Raises:
-        ConfigError: The config has a wrong key, does not fit the number of processes, or a
+        ConfigError: The config has an invalid key or does not fit the number of processes, or a
             pretrained file is missing.
-        CheckpointError: The file that the weights come from does not fit.
+        CheckpointError: The weights file does not fit the model.
     """
     allow_checkpoint_classes()
     runner_class = _runner_class(cfg.get("runner_type"))
@@ -231,7 +231,7 @@ def build_runner(
     try:
         with named_config_keys(fitted):
             runner = runner_class.from_cfg(fitted)
-    except ImportError as error:  # such as of a visualisation back end
+    except ImportError as error:  # e.g. of a visualisation back end
         raise ConfigError(f"a part of the config needs a library: {error}") from error
     assert isinstance(runner, OpusRunner)
     runner.resolved_cfg = cfg
@@ -246,10 +246,10 @@ def build_runner(
 
 
 def _runner_class(name: str | None) -> type[OpusRunner]:
-    """Return the class that `runner_type` of a config names.
+    """Return the class given by `runner_type` of a config.
 
     Raises:
-        ConfigError: It is not registered, or no OpusRunner.
+        ConfigError: It is not registered, or not derived from OpusRunner.
     """
     if name in (None, "Runner"):
         return OpusRunner
@@ -263,15 +263,13 @@ def _runner_class(name: str | None) -> type[OpusRunner]:
     if not (isinstance(kind, type) and issubclass(kind, OpusRunner)):
         raise ConfigError(
             f"runner_type is '{name}', whose checkpoints cannot be resumed exactly, nor read "
-            "without running code of theirs: leave it out, or derive a runner from OpusRunner"
+            "without running their code: leave it out, or derive a runner from OpusRunner"
         )
     return kind
 
 
 def _coming_weights(runner: OpusRunner, origin: WeightsOrigin) -> Mapping[str, Tensor] | None:
-    """Return the weights that a checkpoint will fill; read only if a part wants a pretrained
-    file.
-    """
+    """Return the weights that a checkpoint will fill, if a part names a pretrained file."""
     model = bare_model(runner)
     if origin.path is None or not any(getattr(m, "init_cfg", None) for m in model.modules()):
         return None

@@ -1,4 +1,4 @@
-"""Top-level keys of a config that the Runner or the entry points read; all others are settings."""
+"""Top-level config keys of the Runner and the entry points; all other keys are settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 
 from mmengine.runner import FlexibleRunner, Runner
 
-# What MMEngine's runners read beside the arguments of their constructors.
+# Keys that MMEngine's runners read in addition to their constructors' arguments.
 _READ_FROM_CFG = {
     "activation_checkpointing",
     "compile",
@@ -16,7 +16,7 @@ _READ_FROM_CFG = {
     "runner_type",
     "sync_bn",
 }
-# What the entry points read.
+# Keys that the entry points read.
 _OURS = {"custom_imports", "drop_mismatched", "revise_keys"}
 
 RUNNER_KEYS = frozenset(

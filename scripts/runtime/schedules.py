@@ -1,7 +1,8 @@
-"""Learning rates of a resumed run: those of a run that had been configured so from the start.
+"""Learning-rate schedules of resumed runs.
 
-While the configuration has not changed, schedulers go on from their stored state. Otherwise the
-steps up to the place of the checkpoint are repeated with the schedulers of the configuration.
+If the configuration is unchanged, schedulers continue from their stored state. Otherwise, the steps
+up to the place of the checkpoint are replayed with the new configuration. The result is the same as
+if the run had used it from the start.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from scripts.runtime.checkpoint import CheckpointError
 
-# What a step changes; everything else of a scheduler follows from the configuration.
+# State that a step changes; the rest of a scheduler follows from the configuration.
 _STEPPED = ("last_step", "_global_step", "_last_value")
 _MEASURED = ("best", "num_bad_epochs", "cooldown_counter")  # of ReduceOnPlateau
 
@@ -28,7 +29,7 @@ def group_options(wrapper: Any) -> list[Options]:
 
 
 def settings(scheduler: Any) -> dict[str, Any]:
-    """Return what a scheduler is configured with, as plain values for a checkpoint."""
+    """Return the configuration of a scheduler as plain values for a checkpoint."""
     hidden = {"optimizer", "verbose", *_STEPPED, *_MEASURED}
     values = {key: value for key, value in vars(scheduler).items() if key not in hidden}
     return {"class": type(scheduler).__name__, **{k: _plain(v) for k, v in values.items()}}
@@ -54,21 +55,22 @@ def restore(
     iteration: int,
     epoch_length: int,
 ) -> bool:
-    """Bring schedulers to the place of a checkpoint.
+    """Set schedulers to the place of a checkpoint.
 
     Args:
-        schedulers: Built from the configuration, without a step.
+        schedulers: Schedulers built from the configuration, before their first step.
         stored: Their states in the checkpoint.
-        stored_settings: Their `settings` in the checkpoint; None in one of plain MMEngine.
-        wrapper: The optimiser, which has its stored state.
-        initial: `group_options` with which the schedulers were built, after their construction.
-        place_is_kept: Whether iterations and options of the optimiser are those of the checkpoint.
+        stored_settings: Their `settings` in the checkpoint; None for checkpoints of plain MMEngine.
+        wrapper: The optimiser, with its stored state loaded.
+        initial: `group_options` after the construction of the schedulers.
+        place_is_kept: Whether iterations and options of the optimiser are equal to the
+            checkpoint's.
         epoch: Completed epochs.
         iteration: Completed iterations.
         epoch_length: Iterations of an epoch.
 
     Returns:
-        Whether the stored state was taken.
+        Whether the stored state was used.
 
     Raises:
         CheckpointError: The configuration has changed, and a scheduler depends on scores.
@@ -124,10 +126,10 @@ def replay(
     iteration: int,
     epoch_length: int,
 ) -> None:
-    """Make the steps of schedulers up to a place, and set the options of the optimiser by them.
+    """Replay the steps of schedulers up to a place, and set the optimiser's options accordingly.
 
-    Parameter groups with equal options are stepped once: MMEngine makes a group of every
-    parameter.
+    Parameter groups with equal options are stepped only once, because MMEngine creates one group
+    per parameter.
     """
     distinct: list[Options] = []
     which = []

@@ -1,6 +1,6 @@
-"""Sections of a config that are no parts: which keys MMEngine reads from them, and which values.
+"""Config sections that are not parts: the keys and values that MMEngine reads from them.
 
-MMEngine ignores unknown keys in most of them, or fails on them after minutes.
+MMEngine ignores unknown keys in most of them, or fails on them only after minutes.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _KEYS: dict[str, Collection[str]] = {
 
 
 def check_sections(cfg: Mapping[str, Any]) -> None:
-    """Check sections that are no parts.
+    """Check sections that are not parts.
 
     Raises:
-        ConfigError: A key that nothing reads, or a value that cannot be used.
+        ConfigError: Nothing reads a key, or a value is invalid.
     """
     has_constructor = "constructor" in (cfg.get("optim_wrapper") or {})
     for path, known in _KEYS.items():
@@ -56,14 +56,14 @@ def check_sections(cfg: Mapping[str, Any]) -> None:
 
 
 def check_custom_keys(optim_wrapper: Mapping[str, Any], names: Collection[str]) -> None:
-    """Check that every rule of an optimiser's `paramwise_cfg.custom_keys` touches a parameter.
+    """Check that every rule of `paramwise_cfg.custom_keys` applies to a parameter.
 
     Args:
         optim_wrapper: Config of the optimiser.
         names: Names of the model's parameters.
 
     Raises:
-        ConfigError: A key is part of no name.
+        ConfigError: A key is not part of any parameter's name.
     """
     rules = _at(optim_wrapper, "paramwise_cfg.custom_keys") or {}
     for key in rules:
@@ -71,7 +71,7 @@ def check_custom_keys(optim_wrapper: Mapping[str, Any], names: Collection[str]) 
             parts = {part for name in names for part in name.split(".") if not part.isdigit()}
             prefixes = {name.rsplit(".", depth)[0] for name in names for depth in range(1, 4)}
             raise ConfigError(
-                f"optim_wrapper.paramwise_cfg.custom_keys['{key}'] is part of no parameter's name"
+                f"optim_wrapper.paramwise_cfg.custom_keys['{key}'] is in no parameter's name"
                 f"{did_you_mean(key, parts | prefixes)}: correct it, or leave it out"
             )
 
@@ -121,6 +121,6 @@ def _check_values(cfg: Mapping[str, Any]) -> None:
             ) from None
     if cfg.get("strategy") is not None:
         raise ConfigError(
-            "strategy is read by MMEngine's FlexibleRunner alone, whose runs cannot be resumed "
+            "strategy is only read by MMEngine's FlexibleRunner, whose runs cannot be resumed "
             "exactly: leave it out, and start several processes with dist_train.sh"
         )

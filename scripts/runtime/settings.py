@@ -1,11 +1,11 @@
 """Settings: values at the top of a config that its parts share.
 
-A setting at the top of a config goes to every part that has an argument of that name and is not
-given one. So a reader can tell where a value comes from: from the part itself if it is written
-there, else from the part around it, else from the top of the config.
+A setting at the top of a config is passed to every part that has an argument of that name and no
+value for it. The value of an argument therefore comes from the part itself if it is written there,
+otherwise from the surrounding part, and otherwise from the top of the config.
 
-All of this happens after the files and the command line have been merged, in
-`resolve_settings`, which changes nothing outside the config that it is given.
+Settings are resolved after the files and the command line have been merged. `resolve_settings`
+changes only the config that it is passed.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from scripts.runtime.errors import ConfigError
 from scripts.runtime.parts import LOADERS, SECTIONS, Part, find_type, walk
 from scripts.runtime.runner_keys import RUNNER_KEYS
 
-# A dict of the config with its dotted path.
+# A dict of the config, after its dotted path.
 PlacedDict = tuple[str, Mapping[str, Any]]
-# Settings whose number of entries is a setting itself.
+# Settings whose number of entries is another setting.
 _COUNTED_BY = {"class_names": "num_classes", "cameras": "num_cams"}
-# Default hooks that MMEngine adds itself and leaves out where they are None.
+# Default hooks that MMEngine adds itself, and omits if they are None.
 _MMENGINE_HOOKS = frozenset(
     {"runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"}
 )
 # Sections that may be lists.
 _LISTS = frozenset({"val_evaluator", "test_evaluator", "param_scheduler", "custom_hooks"})
-# Keys that a second evaluation split copies from the first by default.
+# Keys that the test split copies from the validation split by default.
 _TEST_FROM_VAL = {
     "test_dataloader": "val_dataloader",
     "test_evaluator": "val_evaluator",
@@ -42,13 +42,13 @@ _TEST_FROM_VAL = {
 
 @dataclass
 class Setting:
-    """A setting, and who reads it.
+    """A setting and the parts that read it.
 
     Attributes:
         name: Its key at the top of the config.
         value: Its value.
-        readers: Places of the parts that took the value.
-        written: Places of parts that have a value of their own, with that value.
+        readers: Places of the parts that use the value.
+        written: Places of the parts that set their own value, with that value.
     """
 
     name: str
@@ -71,12 +71,12 @@ class Setting:
 
 
 def setting_names(cfg: Mapping[str, Any]) -> list[str]:
-    """Return the top-level keys of a config that are settings: no key of the Runner's."""
+    """Return the top-level keys of a config that are settings, not keys of the Runner."""
     return [name for name in cfg if name not in RUNNER_KEYS and not name.startswith("_")]
 
 
 def resolve_settings(cfg: MutableMapping[str, Any]) -> dict[str, Setting]:
-    """Give every part of a config the settings that it reads, in place.
+    """Pass every part of a config the settings that it reads, in place.
 
     Args:
         cfg: A merged config.
@@ -85,7 +85,7 @@ def resolve_settings(cfg: MutableMapping[str, Any]) -> dict[str, Setting]:
         The settings by name, with their readers.
 
     Raises:
-        ConfigError: A section is of another kind, or the training loop is named twice.
+        ConfigError: A section has the wrong type, or the training loop is specified twice.
     """
     _check_sections(cfg)
     _drop_disabled_hooks(cfg)
@@ -109,10 +109,10 @@ def resolve_settings(cfg: MutableMapping[str, Any]) -> dict[str, Setting]:
 
 
 def _check_sections(cfg: Mapping[str, Any]) -> None:
-    """Check the kinds of the sections that hold parts.
+    """Check the types of the sections that contain parts.
 
     Raises:
-        ConfigError: A section is neither a dict nor, where that is meant, a list of dicts.
+        ConfigError: A section is not a dict, nor a list of dicts where that is allowed.
     """
     for name in (*SECTIONS, *LOADERS):
         section = cfg.get(name)
@@ -125,7 +125,7 @@ def _check_sections(cfg: Mapping[str, Any]) -> None:
 
 
 def _drop_disabled_hooks(cfg: Mapping[str, Any]) -> None:
-    """Take out default hooks that are set to None; MMEngine does so for its own alone."""
+    """Remove default hooks that are None; MMEngine removes only its own."""
     hooks = cfg.get("default_hooks") or {}
     for name in [name for name, hook in hooks.items() if hook is None]:
         if name not in _MMENGINE_HOOKS:
@@ -133,9 +133,9 @@ def _drop_disabled_hooks(cfg: Mapping[str, Any]) -> None:
 
 
 def _complete_test_split(cfg: MutableMapping[str, Any]) -> None:
-    """Make the test split the validation split with what the config changes of it.
+    """Derive the test split from the validation split and the config's changes to it.
 
-    A data set or an evaluator that is written with its type is complete.
+    A data set or an evaluator with a `type` replaces the one of the validation split.
     """
     for test, val in _TEST_FROM_VAL.items():
         given, base = cfg.get(test), cfg.get(val)
@@ -150,10 +150,10 @@ def _complete_test_split(cfg: MutableMapping[str, Any]) -> None:
 
 
 def _name_loop(cfg: MutableMapping[str, Any]) -> None:
-    """Name the training loop that `by_epoch` stands for; epochs are the default.
+    """Set the type of the training loop according to `by_epoch` (default: epochs).
 
     Raises:
-        ConfigError: The config names a loop and `by_epoch` too.
+        ConfigError: The config sets both the type of a loop and `by_epoch`.
     """
     loop = cfg.get("train_cfg")
     if not isinstance(loop, dict):
@@ -168,14 +168,14 @@ def _name_loop(cfg: MutableMapping[str, Any]) -> None:
 
 
 def merged(base: Mapping[str, Any], delta: Mapping[str, Any]) -> Any:
-    """Return a copy of `base` with what `delta` changes, as MMEngine merges config files."""
+    """Return `base` merged with `delta` like config files in MMEngine."""
     from mmengine.config import Config, ConfigDict
 
     return ConfigDict(Config._merge_a_into_b(copy.deepcopy(delta), copy.deepcopy(base)))
 
 
 def _derived_values(cfg: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of settings that follow from other ones unless they are given."""
+    """Return derived values of settings that are not given."""
     derived: dict[str, Any] = {}
     for listed, counted in _COUNTED_BY.items():
         if values.get(listed) is not None and counted not in values:
@@ -191,9 +191,9 @@ def _derived_values(cfg: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
 def _fill(
     part: Part, environment: Mapping[str, Any], settings: Mapping[str, Setting]
 ) -> dict[str, Any]:
-    """Give a part what it reads; return the values for the parts inside it."""
+    """Pass a part the values that it reads; return the values for the parts inside it."""
     inner = dict(environment)
-    # Arguments that mean something else than the setting of their name.
+    # Arguments with another meaning than the setting of the same name.
     skipped = set(getattr(part.target, "not_settings", ()))
     if part.place in LOADERS:
         skipped.add("batch_size")
@@ -216,7 +216,7 @@ def _fill(
 
 
 def _is_delta(given: Any, setting: Any) -> bool:
-    """Return whether a part has a dict without a type for a setting that is a part with one."""
+    """Return whether a part gives a dict without `type` for a setting that is a part."""
     return (
         isinstance(given, dict)
         and isinstance(setting, dict)
@@ -226,7 +226,7 @@ def _is_delta(given: Any, setting: Any) -> bool:
 
 
 def _steps_for(part: Part, name: str, value: Any, environment: Mapping[str, Any]) -> Any:
-    """Leave the LiDAR steps out of a shared pipeline where the data set has no LiDAR."""
+    """Remove the LiDAR steps from a shared pipeline if the data set has no LiDAR."""
     use_lidar = part.config.get("use_lidar", environment.get("use_lidar", False))
     if name != "pipeline" or use_lidar or "use_lidar" not in part.arguments.names:
         return value
@@ -234,7 +234,7 @@ def _steps_for(part: Part, name: str, value: Any, environment: Mapping[str, Any]
 
 
 def without_lidar_steps(pipeline: Iterable[Any]) -> list[Any]:
-    """Return a pipeline without the transforms that do nothing without LiDAR."""
+    """Return a pipeline without the transforms that need LiDAR."""
     return [step for step in pipeline if not _needs_lidar(step)]
 
 
@@ -244,9 +244,9 @@ def _needs_lidar(step: Any) -> bool:
 
 
 def _read_batch_size(cfg: Mapping[str, Any], setting: Setting) -> None:
-    """Note who reads `batch_size`: the training loader, whose processes share it."""
+    """Record the training loader as a reader of `batch_size`."""
     loader = cfg.get("train_dataloader")
-    if not isinstance(loader, dict):  # nothing is trained
+    if not isinstance(loader, dict):  # no training
         setting.readers.append("trainings")
     elif "batch_size" in loader:
         setting.written["train_dataloader.batch_size"] = loader["batch_size"]
@@ -255,7 +255,7 @@ def _read_batch_size(cfg: Mapping[str, Any], setting: Setting) -> None:
 
 
 def counts_epochs(cfg: Mapping[str, Any]) -> bool:
-    """Return whether the training loop counts epochs; a loop by iterations does not."""
+    """Return whether the training loop counts epochs, not iterations."""
     from mmengine.runner import IterBasedTrainLoop
 
     loop = cfg.get("train_cfg")
@@ -264,7 +264,7 @@ def counts_epochs(cfg: Mapping[str, Any]) -> bool:
 
 
 def _fit_to_loop(cfg: MutableMapping[str, Any]) -> None:
-    """Have checkpoints and schedulers count in what the training loop counts."""
+    """Make checkpoints and schedulers count epochs or iterations like the training loop."""
     by_epoch = counts_epochs(cfg)
     checkpoint = (cfg.get("default_hooks") or {}).get("checkpoint")
     if isinstance(checkpoint, dict) and "type" in checkpoint:
@@ -280,10 +280,10 @@ def _fit_to_loop(cfg: MutableMapping[str, Any]) -> None:
 
 
 def check_agreement(cfg: Mapping[str, Any]) -> None:
-    """Compare what data sets, metrics and head must have in common.
+    """Check that data sets, metrics and head agree.
 
     Raises:
-        ConfigError: Two values differ; both places are named.
+        ConfigError: Two values differ; the message names both places.
     """
     leaves = {
         loader: leaf_datasets((cfg.get(loader) or {}).get("dataset"), f"{loader}.dataset")
@@ -306,7 +306,7 @@ def check_agreement(cfg: Mapping[str, Any]) -> None:
 
 
 def _check_lidar_steps(dataset: PlacedDict) -> None:
-    """Refuse LiDAR steps that are written into the pipeline of a data set without LiDAR."""
+    """Refuse LiDAR steps in the pipeline of a data set without LiDAR."""
     place, config = dataset
     if config.get("use_lidar", False):
         return
@@ -349,7 +349,7 @@ def _check_equal(name: str, first: PlacedDict, second: PlacedDict, default: Any 
 
 
 def leaf_datasets(dataset: Any, place: str) -> list[PlacedDict]:
-    """Return the data sets of a config below wrappers that repeat, concatenate or balance them.
+    """Return the data sets inside wrappers that repeat, concatenate or balance them.
 
     Args:
         dataset: Config of a data set.
@@ -370,14 +370,14 @@ def leaf_datasets(dataset: Any, place: str) -> list[PlacedDict]:
 
 @dataclass(frozen=True)
 class Written:
-    """Who wrote what of a config, to judge settings that take no effect.
+    """Origin of a config's values, to check for settings without effect.
 
     Attributes:
-        own_names: Names that the user's own file or the command line sets, with the word for
-            messages. Of inherited names, those are accepted that some part of the code base reads,
-            if not one of this config.
+        own_names: Names that the user's file or the command line sets, with their description in
+            messages. Inherited names are accepted if any part of the code base reads them, even if
+            no part of this config does.
         variables: Names that files use as variables, by copying their value.
-        known_names: Arguments of all parts of the code base.
+        known_names: Arguments of all parts in the code base.
         options: Dotted keys of the command line.
     """
 
@@ -387,20 +387,20 @@ class Written:
     options: Collection[str] = ()
 
     def overrides(self, place: str) -> bool:
-        """Return whether the command line wrote the value at a place."""
+        """Return whether the command line set the value at a place."""
         path = place.replace("[", ".").replace("]", "")
         return any(path == key or path.startswith(f"{key}.") for key in self.options)
 
 
 def refuse_unread(settings: Mapping[str, Setting], written: Written) -> None:
-    """Refuse settings that take no effect.
+    """Refuse settings without effect.
 
     Args:
-        settings: Of `resolve_settings`.
-        written: Who wrote what.
+        settings: Return value of `resolve_settings`.
+        written: Origin of the values.
 
     Raises:
-        ConfigError: A setting has no reader; the nearest name is given.
+        ConfigError: A setting has no reader; the message suggests the nearest name.
     """
     for name, setting in settings.items():
         if setting.is_effective or name in written.variables:
@@ -413,18 +413,18 @@ def refuse_unread(settings: Mapping[str, Setting], written: Written) -> None:
         if setting.written:
             place, value = next(iter(setting.written.items()))
             raise ConfigError(
-                f"{prefix}={_short(setting.value)} takes no effect, since {place}="
-                f"{_short(value)} is written there: change that one, or leave it out"
+                f"{prefix}={_short(setting.value)} has no effect, because {place}="
+                f"{_short(value)} is set: change that one, or leave it out"
             )
         readable = {s.name for s in settings.values() if s.is_effective}
         readable |= {*written.known_names, *RUNNER_KEYS}
         raise ConfigError(
-            f"{prefix} is read by no part of this config{did_you_mean(name, readable - {name})}"
+            f"{prefix} is not read by any part of the config{did_you_mean(name, readable - {name})}"
         )
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the nearest candidate, an empty text without one."""
+    """Return " (did you mean 'x'?)" for the nearest candidate; an empty text if there is none."""
     close = difflib.get_close_matches(name, list(candidates), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
 

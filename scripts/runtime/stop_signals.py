@@ -1,4 +1,4 @@
-"""A training stops on a signal where it can be resumed, and its data workers wait for it."""
+"""Stop signals: a training stops only where it can be resumed, and data workers keep running."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from mmengine.dist import is_distributed, is_main_process
 
 from loaders.shared_memory import share
 
-# What terminals (SIGINT, SIGHUP), schedulers (SIGTERM) and Slurm before a time limit send.
+# Signals of terminals (SIGINT, SIGHUP), schedulers (SIGTERM), and Slurm before a time limit.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-# A signal to the group and one to the process arrive together; a person takes longer.
+# Signals to group and process arrive together; a second key press comes later.
 _SECOND_PRESS_S = 1.0
-# How long a process of a distributed run waits for its samples after a signal.
+# Time that a process of a distributed run waits for its samples after a signal.
 GRACE_S = 20.0
 
 
 class StopRequested(BaseException):
-    """Raised by the signal handler where the main process waits and nothing is half done."""
+    """Raised by the signal handler while the main process waits, between complete operations."""
 
 
 class StopSignals:
-    """What signals have asked of this process, and whether they may interrupt it now.
+    """Stop signals received by this process, and whether they may interrupt it now.
 
     Attributes:
         received: The first signal; None until one arrives.
@@ -43,7 +43,7 @@ class StopSignals:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Take over the signals."""
+        """Install the signal handlers for the duration of a context."""
         numbers = (*STOP_SIGNALS, signal.SIGALRM)
         before = [signal.signal(number, self._handle) for number in STOP_SIGNALS]
         before.append(signal.signal(signal.SIGALRM, self._give_up))
@@ -58,11 +58,11 @@ class StopSignals:
 
     @property
     def is_installed(self) -> bool:
-        """Whether the signals are taken over."""
+        """Whether the signal handlers are installed."""
         return not bool(self._closing.item())
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a data worker that has not taken over its signals yet
+        if os.getpid() != self._pid:  # a data worker without its own handlers yet
             return
         if self.received is None:
             self.received = signal.Signals(number)
@@ -74,12 +74,12 @@ class StopSignals:
                 signal.setitimer(signal.ITIMER_REAL, GRACE_S, GRACE_S)
         elif self._is_second_press(number):
             raise KeyboardInterrupt
-        # The processes of a distributed run leave together, see `StopOnSignalHook`.
+        # The processes of a distributed run stop together, see `StopOnSignalHook`.
         if self._depth and not is_distributed():
             raise StopRequested
 
     def _give_up(self, number: int, frame: FrameType | None) -> None:
-        """Stop waiting for samples that the other processes wait for as well."""
+        """Stop waiting for samples while the other processes wait for this one."""
         if os.getpid() == self._pid and self._depth:
             raise StopRequested
 
@@ -90,7 +90,7 @@ class StopSignals:
 
     @contextmanager
     def may_interrupt(self) -> Iterator[None]:
-        """Let a signal raise `StopRequested` in here, at once if it has come already."""
+        """Allow signals to raise `StopRequested` in a context, including earlier ones."""
         self._depth += 1
         try:
             if self.received is not None and not is_distributed():
@@ -100,12 +100,12 @@ class StopSignals:
             self._depth -= 1
 
     def worker_init(self, original: Callable[[int], Any] | None) -> Callable[[int], Any]:
-        """Return what a data worker runs first: `original`, and its own signal handlers."""
+        """Return the initialisation of a data worker: `original`, and its own signal handlers."""
         return _WorkerInit(original, self._closing)
 
 
 class _WorkerInit:
-    """Has a data worker outlive signals to the process group until its parent ends it."""
+    """Initialisation of a data worker: it ignores signals to the group until its parent ends it."""
 
     def __init__(self, original: Callable[[int], Any] | None, closing: torch.Tensor) -> None:
         self.original = original
@@ -114,7 +114,7 @@ class _WorkerInit:
     def __call__(self, worker_id: int) -> None:
         self.parent = os.getppid()
         for number in STOP_SIGNALS:
-            # Not SIG_IGN for SIGTERM first: that would discard one that waits to be delivered.
+            # Do not set SIG_IGN for SIGTERM first: it would discard a pending signal.
             is_end = number == signal.SIGTERM
             signal.signal(number, self._on_terminate if is_end else signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
@@ -128,7 +128,7 @@ class _WorkerInit:
 
 @contextmanager
 def blocked_signals() -> Iterator[None]:
-    """Hold the signals back, also in processes that start in here until they take them over."""
+    """Block the signals in a context, also in processes started in it until they unblock them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

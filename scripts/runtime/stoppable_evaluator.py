@@ -1,4 +1,4 @@
-"""An evaluator whose processes leave an evaluation together."""
+"""An evaluator whose processes stop an evaluation together."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from scripts.runtime.stop_signals import StopRequested, StopSignals
 
 
 class StoppableEvaluator(Evaluator):
-    """mmengine's Evaluator that asks all processes whether one was told to stop.
+    """mmengine's Evaluator that stops all processes if one has received a stop signal.
 
-    It asks when a process has seen its samples: from here on the processes wait for each other.
+    The check takes place when a process has finished its samples. From there on, the processes wait
+    for each other.
     """
 
     stop_signals: StopSignals
@@ -23,7 +24,7 @@ class StoppableEvaluator(Evaluator):
         """Compute the metrics.
 
         Raises:
-            StopRequested: A process of a distributed training was told to stop.
+            StopRequested: A process of a distributed training received a stop signal.
         """
         signals = self.stop_signals
         if signals.is_installed and is_distributed() and any_process(signals.received is not None):

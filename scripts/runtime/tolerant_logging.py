@@ -1,4 +1,4 @@
-"""Curves and pictures of a training on a disk that is full: the training continues without them."""
+"""Logging of curves and pictures that does not stop a training if the disk is full."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 def tolerate_write_errors(visualizer: Any, logger: logging.Logger) -> None:
-    """Have the backends of a visualizer log an error of the disk once and go on.
+    """Make the backends of a visualizer log the first disk error and continue.
 
     Args:
-        visualizer: mmengine's.
-        logger: Of the run.
+        visualizer: mmengine's visualizer.
+        logger: Logger of the run.
     """
     for name, backend in getattr(visualizer, "_vis_backends", {}).items():
         warned: list[str] = []

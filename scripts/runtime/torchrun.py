@@ -1,11 +1,11 @@
-"""Start N processes of an entry point; `dist_train.sh` and `dist_val.sh` call this.
+"""Start N processes of an entry point; used by `dist_train.sh` and `dist_val.sh`.
 
     python -m scripts.runtime.torchrun N SCRIPT [arguments of SCRIPT]
 
-This is torchrun with readable errors: a sentence that several processes end with is printed once,
-and the exit code is that of the process that failed first. NNODES, NODE_RANK, MASTER_ADDR and
-MASTER_PORT describe a run on several machines. MAX_RESTARTS is how often processes that crashed or
-were killed are restarted; train.py then resumes the checkpoint that they saved.
+This is torchrun with readable errors: an error message of several processes is printed once, and
+the exit code is that of the process that failed first. NNODES, NODE_RANK, MASTER_ADDR and
+MASTER_PORT describe a run on several machines. MAX_RESTARTS limits the restarts after processes
+crashed or were killed; after a restart, train.py resumes the last saved checkpoint.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def launch(words: Sequence[str]) -> int:
         The exit code of the process that failed first, 0 if none did.
 
     Raises:
-        ConfigError: A number in the arguments or the environment is not usable.
+        ConfigError: A number in the arguments or the environment is invalid.
     """
     if len(words) < 2:
         raise ConfigError("give the number of processes and the script that they run")
@@ -60,7 +60,7 @@ def launch(words: Sequence[str]) -> int:
     restarts = _count(os.environ.get("MAX_RESTARTS", "0"), "MAX_RESTARTS", 0)
     if restarts and "--standalone" not in machines:
         raise ConfigError(
-            "MAX_RESTARTS restarts the processes of one machine, and NNODES is not 1: leave it "
+            "MAX_RESTARTS works on one machine only, and NNODES is not 1: leave it "
             "out and start all machines again with --resume, or use torchrun with --max-restarts, "
             "--rdzv-backend c10d and --resume"
         )
@@ -68,7 +68,7 @@ def launch(words: Sequence[str]) -> int:
     signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
     options = [*machines, "--signals_to_handle", signals]
     options += ["--nproc_per_node", str(processes), *words[1:]]
-    # torchrun would set 1 thread for each process; share the cores instead.
+    # torchrun would set one thread per process; divide the cores instead.
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     os.environ[LAUNCHED] = str(time.time())
@@ -90,9 +90,9 @@ def _run_once(options: Sequence[str], script: str) -> tuple[int, bool]:
     """Start the processes and wait for them.
 
     Returns:
-        The exit code, and whether restarting them is pointless.
+        The exit code, and whether a restart cannot help.
     """
-    from torch.distributed import DistError, run  # slow to import: checked arguments first
+    from torch.distributed import DistError, run  # slow to import: check arguments first
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -108,10 +108,10 @@ def _run_once(options: Sequence[str], script: str) -> tuple[int, bool]:
         )
         return _report(script, failures, first.exitcode), is_final
     except SignalException:
-        return EXIT_INTERRUPTED, True  # the processes have printed what was saved
+        return EXIT_INTERRUPTED, True  # the processes have printed the saved checkpoint
     except DistError as error:
         raise ConfigError(
-            f"the processes cannot meet at {os.environ.get('MASTER_ADDR', 'localhost')}, port "
+            f"the processes cannot connect at {os.environ.get('MASTER_ADDR', 'localhost')}, port "
             f"{os.environ.get('MASTER_PORT', '29500')} ({_first_line(error)}): set MASTER_ADDR to "
             "the first machine and MASTER_PORT to a port that is free there"
         ) from error
@@ -119,9 +119,7 @@ def _run_once(options: Sequence[str], script: str) -> tuple[int, bool]:
 
 
 def _causes(failures: Mapping[int, Any]) -> dict[int, Any]:
-    """Return the failures without those that only followed from another; all if there are no
-    others.
-    """
+    """Return the failures that do not follow from another; all if there are none."""
     causes = {
         rank: failure
         for rank, failure in failures.items()
@@ -137,7 +135,7 @@ def _count(text: str, what: str, low: int = 1) -> int:
 
 
 def _machines() -> list[str]:
-    """Return the options of torchrun for the machines that the environment describes."""
+    """Return torchrun's options for the machines described by the environment."""
     nodes = _count(os.environ.get("NNODES", "1"), "NNODES")
     if nodes == 1:
         return ["--standalone"]
@@ -155,14 +153,14 @@ def _machines() -> list[str]:
 
 
 def _quieten() -> None:
-    """Leave out torchrun's log of processes that ended, which repeats what is reported here."""
+    """Suppress torchrun's log of ended processes, which duplicates the report."""
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.distributed.run")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _report(script: str, failures: Mapping[int, Any], code: int) -> int:
-    """Print how the processes ended; return the exit code of the whole."""
+    """Print how the processes ended; return the exit code of the run."""
     if code == EXIT_USER_ERROR:
         ranks: dict[str, list[int]] = {}
         for rank, failure in sorted(failures.items()):
@@ -173,7 +171,7 @@ def _report(script: str, failures: Mapping[int, Any], code: int) -> int:
     elif code < 0:
         killed = ", ".join(str(rank) for rank, one in failures.items() if one.exitcode == code)
         name = signal.Signals(-code).name
-        hint = ", perhaps for lack of memory" if name == "SIGKILL" else ""
+        hint = ", possibly because memory ran out" if name == "SIGKILL" else ""
         print(f"{script} [rank {killed}]: killed by {name}{hint}", file=sys.stderr)
         return 1
     return code

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# N processes with this project's Python: scripts/runtime/torchrun.sh N SCRIPT [arguments]
-# SCRIPT is one of the checkout; all other relative paths start at the current folder.
+# Start N processes with this project's Python: scripts/runtime/torchrun.sh N SCRIPT [arguments]
+# SCRIPT is relative to the checkout; all other relative paths start at the current folder.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=${PYTHON:-}

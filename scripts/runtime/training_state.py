@@ -1,6 +1,6 @@
-"""What a checkpoint holds beside the weights, and how a run takes it up again.
+"""State of a run that a checkpoint stores besides the weights, and how it is restored.
 
-Nothing of a checkpoint is evaluated: the text of the configuration in it is for people.
+Nothing in a checkpoint is evaluated: its configuration text is only for readers.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from scripts.runtime import schedules
 from scripts.runtime.checkpoint import CheckpointError
 from scripts.runtime.parameter_groups import IMPLEMENTATION
 
-# Facts about a run in the message hub that the resuming run knows better.
+# Entries of the message hub that the resuming run sets itself.
 _OF_THIS_RUN = frozenset(
     "cfg seed experiment_name last_ckpt loop_stage dataset_meta epoch iter max_epochs "
     "max_iters".split()
 )
-# States of torch's optimisers that have the shape of their parameter.
+# Optimiser states that have the shape of their parameter.
 _SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
 
 
 def plain(value: Any) -> Any:
-    """Return a copy of a value that `torch.load` reads without running code; other objects as
-    text.
+    """Return a copy of a value that `torch.load` can read without running code.
+
+    Objects of other types become text.
     """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
@@ -48,7 +49,7 @@ def plain(value: Any) -> Any:
 
 
 def hub_state(hub: MessageHub) -> dict[str, Any]:
-    """State of a message hub for a checkpoint."""
+    """Return the state of a message hub for a checkpoint."""
     state = hub.state_dict()
     info = {key: plain(value) for key, value in state["runtime_info"].items() if key != "cfg"}
     return {
@@ -59,13 +60,13 @@ def hub_state(hub: MessageHub) -> dict[str, Any]:
 
 
 def restore_hub(hub: MessageHub, state: Any, folders: list[Path]) -> None:
-    """Take up the history of logged values and the scores of the best checkpoint.
+    """Restore the history of logged values and the scores of the best checkpoint.
 
     Args:
-        hub: The run's.
-        state: Of a checkpoint; what is no history is left out.
-        folders: Where checkpoints of this run are. The files of the best ones are known by name:
-            a work dir that was copied does not touch those of the original.
+        hub: Message hub of the run.
+        state: State from a checkpoint; entries that are not histories are ignored.
+        folders: Folders with checkpoints of this run. The best checkpoints are looked up by file
+            name, so that a copied work dir does not refer to files of the original.
     """
     state = state if isinstance(state, Mapping) else {}
     scalars = state.get("log_scalars")
@@ -89,15 +90,15 @@ def _copy_of_history(buffer: Any) -> HistoryBuffer | None:
     try:
         values, counts = (np.asarray(part, dtype=np.float64) for part in buffer.data)
         return HistoryBuffer(values, counts, int(buffer._max_length))
-    except Exception:  # anything may be in a file, and a history is no more than log lines
+    except Exception:  # the file may hold anything, and a history is only needed for the log
         return None
 
 
 def restore_optimizer(wrapper: Any, state: Any, path: str | Path) -> None:
-    """Load the state of an optimiser, after a look at its shapes.
+    """Load the state of an optimiser after checking its shapes.
 
     Raises:
-        CheckpointError: It is of another optimiser or another model.
+        CheckpointError: The state belongs to another optimiser or another model.
     """
     advice = "start from its weights with --load-from"
     if not isinstance(wrapper, OptimWrapper):  # several optimisers
@@ -128,9 +129,9 @@ def restore_optimizer(wrapper: Any, state: Any, path: str | Path) -> None:
 
 
 def _optimizer_misfit(wrapper: OptimWrapper, state: Any) -> str | None:
-    """Describe why a stored state is of another optimiser; None if it fits."""
+    """Describe why a stored state does not fit an optimiser; None if it fits."""
     if not isinstance(state, Mapping) or not isinstance(state.get("state"), Mapping):
-        return "it holds no state"
+        return "it contains no state"
     groups, own = state.get("param_groups"), wrapper.optimizer.param_groups
     if not isinstance(groups, (list, tuple)) or len(groups) != len(own):
         return "its number of parameter groups differs"
@@ -141,7 +142,7 @@ def _optimizer_misfit(wrapper: OptimWrapper, state: Any) -> str | None:
         for index, parameter in zip(indices, group["params"], strict=True):
             entry = state["state"].get(index)
             if entry is not None and not isinstance(entry, Mapping):
-                return "its state is broken"
+                return "its state is invalid"
             for name in _SHAPED:
                 value = None if entry is None else entry.get(name)
                 if isinstance(value, Tensor) and value.shape not in (parameter.shape, ()):
@@ -152,7 +153,7 @@ def _optimizer_misfit(wrapper: OptimWrapper, state: Any) -> str | None:
 
 
 def _implemented_as(groups: Any, wrapper: OptimWrapper) -> list[dict[str, Any]]:
-    """Return stored groups that are computed as the run's are: fused on a GPU, not on a CPU."""
+    """Return stored groups with the run's implementation options, e.g. fused on a GPU."""
     return [
         dict(stored, **{key: group[key] for key in IMPLEMENTATION if key in group})
         for stored, group in zip(groups, wrapper.optimizer.param_groups, strict=True)
@@ -162,15 +163,15 @@ def _implemented_as(groups: Any, wrapper: OptimWrapper) -> list[dict[str, Any]]:
 def use_configured_options(
     wrapper: Any, configured: list[schedules.Options], stored: Any
 ) -> list[str]:
-    """Set the options of an optimiser that the configuration has changed since the checkpoint.
+    """Set those options of an optimiser whose configuration has changed since the checkpoint.
 
     Args:
         wrapper: The optimiser, with its stored state.
-        configured: Options of its groups as the configuration says.
-        stored: The same of the stored run; None in a checkpoint of plain MMEngine.
+        configured: Configured options of its groups.
+        stored: Configured options in the stored run; None for checkpoints of plain MMEngine.
 
     Returns:
-        Names of the changed options, with their values.
+        Descriptions of the changed options, with their values.
     """
     changed: dict[str, tuple[Any, Any]] = {}
     is_known = isinstance(stored, (list, tuple)) and len(stored) == len(configured)
@@ -193,7 +194,7 @@ def use_configured_options(
 
 
 def early_stopping_state(runner: Any) -> dict[str, Any]:
-    """Return what MMEngine's EarlyStoppingHook has counted; MMEngine does not store it."""
+    """Return the counters of MMEngine's EarlyStoppingHook, which MMEngine does not store."""
     state: dict[str, Any] = {"stop_training": bool(getattr(runner.train_loop, "stop_training", 0))}
     for hook in runner.hooks:
         if isinstance(hook, EarlyStoppingHook):
@@ -202,7 +203,7 @@ def early_stopping_state(runner: Any) -> dict[str, Any]:
 
 
 def restore_early_stopping(runner: Any, state: Any) -> None:
-    """Go on counting where a checkpoint was written."""
+    """Restore the counters of MMEngine's EarlyStoppingHook from a checkpoint."""
     if not isinstance(state, Mapping):
         return
     for hook in runner.hooks:
@@ -213,9 +214,7 @@ def restore_early_stopping(runner: Any, state: Any) -> None:
 
 
 def first_not_finite(model: nn.Module) -> str | None:
-    """Return the name of the first parameter that holds a value that is not finite; None if all
-    are.
-    """
+    """Return the name of the first parameter with a non-finite value; None if all are finite."""
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             return name
@@ -223,25 +222,25 @@ def first_not_finite(model: nn.Module) -> str | None:
 
 
 def _rememberers(model: nn.Module) -> list[Any]:
-    """Parts of a model that remember something from one iteration to the next."""
+    """Return the parts of a model that keep state from one iteration to the next."""
     return [part for part in model.modules() if hasattr(part, "restore_training_state")]
 
 
 def memory_state(model: nn.Module) -> list[Any]:
-    """Return what the parts of a model remember from one iteration to the next, on this process."""
+    """Return the state that parts of a model keep between iterations, on this process."""
     return [entry for part in _rememberers(model) for entry in part.training_state()]
 
 
 def restore_memory(model: nn.Module, states: Any) -> str | None:
-    """Have a model remember what it remembered when a checkpoint was written.
+    """Restore the state that a model keeps between iterations.
 
     Args:
         model: The model.
-        states: What `memory_state` gave, by rank. Another number of processes has other shares of
-            the scenes: each of them is given everything.
+        states: Return values of `memory_state` by rank. If the number of processes has changed,
+            scenes are distributed differently, so each process loads the states of all.
 
     Returns:
-        Why it starts without memory; None if it does not.
+        The reason for starting without memory; None if the memory was restored.
     """
     parts = _rememberers(model)
     if not parts or states is None:
@@ -252,5 +251,5 @@ def restore_memory(model: nn.Module, states: Any) -> str | None:
         for part in parts:
             part.restore_training_state(state)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        return f"the checkpoint does not tell what the model remembered of earlier frames: {error}"
+        return f"the checkpoint has no valid memory of earlier frames: {error}"
     return None

@@ -1,4 +1,4 @@
-"""Whether a value of a config is of the type that a constructor's annotation asks for."""
+"""Check of config values against the type annotations of constructors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 @cache
 def annotations_of(target: Callable[..., Any]) -> Mapping[str, Any]:
-    """Return the annotations of the arguments of a class or function, those of bases included.
+    """Return the annotations of the arguments of a class (including its bases) or a function.
 
-    Annotations that cannot be evaluated at run time are left out.
+    Annotations that cannot be evaluated at run time are omitted.
     """
     functions = [target]
     if isinstance(target, type):
@@ -32,10 +32,10 @@ def annotations_of(target: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Return whether a value may stand for an annotated argument.
+    """Return whether a value is valid for an annotated argument.
 
-    Configs write lists for any sequence and whole numbers for any number. An annotation that is not
-    understood accepts everything.
+    Lists are accepted for any sequence type, and whole numbers for floats. Unsupported annotations
+    accept everything.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in (Any, typing.Any) or isinstance(annotation, typing.TypeVar):
@@ -62,7 +62,7 @@ def fits(value: Any, annotation: Any) -> bool:
 
 def _fits_sequence(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
     if isinstance(value, str) or not isinstance(value, (list, tuple)):
-        # Objects that a program passes in: arrays, generators, sets.
+        # Objects passed by a program: arrays, generators, sets.
         return not isinstance(value, (str, int, float, bool, Mapping, type(None)))
     if kind is tuple and arguments and arguments[-1] is not Ellipsis:
         return len(value) == len(arguments) and all(map(fits, value, arguments))
@@ -70,7 +70,7 @@ def _fits_sequence(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
 
 
 def name_of(annotation: Any) -> str:
-    """Return an annotation as a reader writes it: `tuple[int, int]`, `float | None`."""
+    """Return an annotation as source text: `tuple[int, int]`, `float | None`."""
     if isinstance(annotation, type) and not get_args(annotation):
         return annotation.__name__
     return str(annotation).replace("typing.", "").replace("collections.abc.", "")

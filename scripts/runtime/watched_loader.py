@@ -1,4 +1,4 @@
-"""A data loader that signals can interrupt while it waits, and that explains dead workers."""
+"""A data loader that signals can interrupt, with clear errors for killed workers."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from scripts.runtime.stop_signals import StopSignals, blocked_signals
 
 
 class WorkerKilledError(UserError, RuntimeError):
-    """A data worker was killed, by the system or by a person."""
+    """A data worker was killed by the system or by a user."""
 
 
-# Exit codes of a worker that could not hand a batch over; torch's workers leave with 0 or 1.
+# Exit codes of a worker that could not send a batch; torch's workers exit with 0 or 1.
 _EXIT_NO_SHARED_MEMORY, _EXIT_NOT_SENT = 81, 82
-_GRACE_S = 2.0  # from a broken connection until the worker at its end counts as dead
+_GRACE_S = 2.0  # wait after a broken connection for the end of its worker
 _ABOUT_SHARED_MEMORY = ("No space left on device", "shared memory", "(shm)", "unable to mmap")
 
 
 class WatchedDataLoader(DataLoader):
-    """torch's DataLoader as the entry points use it.
+    """torch's DataLoader for the entry points.
 
-    - While it waits for a batch, a stop signal raises `StopRequested`.
-    - Its workers outlive signals to the process group.
-    - A worker that was killed ends in one sentence, and never in the middle of an iteration.
-    - So does shared memory that is too small for a batch.
-    - The seed of its workers is drawn from a generator of its own: starting them leaves torch's
-      global generator as it is, so that a resumed run draws what an undisturbed one draws.
+    - A stop signal raises `StopRequested` while the loader waits for a batch.
+    - Workers ignore signals to the process group.
+    - A killed worker results in a one-sentence error, never in the middle of an iteration.
+    - The same applies to shared memory that is too small for a batch.
+    - Worker seeds are drawn from a separate generator. torch's global generator is unchanged, so
+      that a resumed run draws the same numbers as an uninterrupted one.
     - Batches are on the model's device; see `prefetched`.
     """
 
@@ -53,15 +53,15 @@ class WatchedDataLoader(DataLoader):
         stop_signals: StopSignals,
         device: torch.device | None = None,
     ) -> WatchedDataLoader:
-        """Turn a built DataLoader into one of this class, in place.
+        """Convert a built DataLoader to this class, in place.
 
         Args:
             loader: The data loader.
-            stop_signals: What may interrupt it.
-            device: Where batches are to be; None leaves them where they are.
+            stop_signals: Signals that may interrupt it.
+            device: Device of the batches; None leaves them on their device.
         """
         if not isinstance(loader, cls):
-            loader.__class__ = cls  # torch does not allow building it again from its parts
+            loader.__class__ = cls  # a built DataLoader cannot be built again from its attributes
         assert isinstance(loader, cls)
         loader.stop_signals = stop_signals
         loader.device = device
@@ -76,7 +76,7 @@ class WatchedDataLoader(DataLoader):
         Raises:
             StopRequested: A signal arrived while the loader waited.
             WorkerKilledError: A data worker was killed.
-            SharedMemoryError: There is no room for a batch in /dev/shm.
+            SharedMemoryError: /dev/shm has no space for a batch.
         """
         yield from prefetched(self._batches(), self.device, ahead=self.num_workers > 0)
 
@@ -87,8 +87,8 @@ class WatchedDataLoader(DataLoader):
             with blocked_signals():
                 batches = super().__iter__()
         except (RuntimeError, OSError, EOFError) as error:
-            _explain(error, getattr(self, "_iterator", None))  # workers of the epoch before
-        # torch's handler would raise at any place of the program; the wait below notices as well.
+            _explain(error, getattr(self, "_iterator", None))  # workers of the previous epoch
+        # torch's handler would raise anywhere in the program; the wait below detects it too.
         signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
         while True:
             try:
@@ -102,10 +102,9 @@ class WatchedDataLoader(DataLoader):
 
 
 class WorkerStart:
-    """What a data worker runs first: it ends when it cannot hand a batch over.
+    """Initialisation of a data worker: the worker exits if it cannot send a batch.
 
-    torch's queue would print the error and drop the batch, for which the main process then waits
-    for ever.
+    torch's queue would print the error and drop the batch, and the main process would wait forever.
     """
 
     def __init__(self, original: Callable[[int], Any]) -> None:
@@ -119,7 +118,7 @@ class WorkerStart:
 
 
 def _leave_without_batch(error: BaseException, batch: Any) -> None:
-    """End a worker whose queue could not send a batch; called in the thread that sends."""
+    """End a worker that could not send a batch; called in the sending thread."""
     if _is_about_shared_memory(error):
         os._exit(_EXIT_NO_SHARED_MEMORY)
     traceback.print_exception(error)
@@ -134,17 +133,17 @@ def _is_about_shared_memory(error: BaseException) -> bool:
 
 
 def _explain(error: Exception, batches: Any) -> NoReturn:
-    """Raise what an error of the loader means.
+    """Raise the error that explains an error of the loader.
 
     Raises:
-        SharedMemoryError: A worker has found no room in /dev/shm.
+        SharedMemoryError: A worker had no space in /dev/shm.
         WorkerKilledError: A worker was killed.
-        Exception: The error itself, which is none of the workers' end.
+        Exception: The error itself, if it is not caused by the end of a worker.
     """
     if isinstance(error, UserError):
         raise error
     if _is_about_shared_memory(error):
-        sentence = f"/dev/shm has no room for a batch: {MORE_SHARED_MEMORY}"
+        sentence = f"/dev/shm has no space for a batch: {MORE_SHARED_MEMORY}"
         raise SharedMemoryError(sentence) from error
     is_broken = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
     death = _death_of_worker(batches, _GRACE_S if is_broken else 0.0)
@@ -156,7 +155,7 @@ def _explain(error: Exception, batches: Any) -> NoReturn:
 
 
 def _death_of_worker(batches: Any, patience: float) -> str | None:
-    """Say which worker has ended by a signal or without room; None if none has."""
+    """Describe a worker that was killed or had no shared memory; None if there is none."""
     workers = getattr(batches, "_workers", [])
     end = time.monotonic() + patience
     while time.monotonic() < end and all(worker.is_alive() for worker in workers):
@@ -166,13 +165,13 @@ def _death_of_worker(batches: Any, patience: float) -> str | None:
         code = worker.exitcode
         if code in (_EXIT_NO_SHARED_MEMORY, -signal.SIGBUS):
             return (
-                f"data worker {worker.pid} found no room for a batch in /dev/shm: "
+                f"data worker {worker.pid} found no space for a batch in /dev/shm: "
                 f"{MORE_SHARED_MEMORY}, and continue with --resume"
             )
         if code is None or code >= 0:
             continue
         name = signal.Signals(-code).name
-        reason = " (the system does so when memory runs out)" if name == "SIGKILL" else ""
+        reason = " (possibly because memory ran out)" if name == "SIGKILL" else ""
         return (
             f"data worker {worker.pid} was killed by {name}{reason}: use fewer workers "
             "(num_workers of the data loader) or smaller caches (cache_mb of the transforms), and "

@@ -1,4 +1,4 @@
-"""Where the weights of a run come from: one decision for all entry points."""
+"""Origin of a run's weights: one decision for all entry points."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from scripts.runtime.file_sharing import share_file
 
 
 class OriginKind(Enum):
-    """What is done with the file that the weights come from."""
+    """How the file with the weights is used."""
 
     RESUME = "resume"  # weights, optimiser, schedule and place in the epoch
-    LOAD_FROM = "load_from"  # the weights that fit
+    LOAD_FROM = "load_from"  # only the weights that fit
     WEIGHTS = "weights"  # all weights, and nothing else
-    SCRATCH = "scratch"  # no file: as initialised
+    SCRATCH = "scratch"  # no file: initial values
 
 
 @dataclass(frozen=True)
 class WeightsOrigin:
-    """Where the weights of a run come from.
+    """Origin of a run's weights.
 
     Attributes:
-        kind: What is done with the file.
+        kind: How the file is used.
         path: The checkpoint; None for `SCRATCH`.
-        drop_mismatched: Leave out entries of another shape or range (`LOAD_FROM` alone).
-        seed: Random seed of the run that is resumed, if its checkpoint tells.
+        drop_mismatched: Leave out entries of another shape or range (only for `LOAD_FROM`).
+        seed: Random seed of the resumed run, if its checkpoint contains it.
         notes: Sentences for the log.
     """
 
@@ -48,9 +48,9 @@ class WeightsOrigin:
     notes: list[str] = field(default_factory=list, compare=False)
 
     def apply_to(self, cfg: Config) -> None:
-        """Write the decision into a config, in place, as MMEngine's Runner reads it.
+        """Write the decision into a config in MMEngine's format, in place.
 
-        A config without a random seed goes on with that of the resumed run.
+        A config without a random seed uses the seed of the resumed run.
         """
         cfg.resume = self.kind is OriginKind.RESUME
         cfg.load_from = self.path if self.kind is not OriginKind.WEIGHTS else None
@@ -70,10 +70,10 @@ def decide_origin(
     config_file_resumes: bool = False,
     newest: str | None = None,
 ) -> WeightsOrigin:
-    """Decide where the weights of a run come from.
+    """Decide the origin of a run's weights.
 
-    Options of the command line come before the config. Automatic resumption takes the newest
-    checkpoint of the work dir; while there is none, the run starts as it would without.
+    Options of the command line take precedence over the config. Automatic resumption uses the
+    newest checkpoint of the work dir; if there is none, the run starts as without it.
 
     Args:
         resume: `--resume`: a path, `'auto'`, or None.
@@ -82,8 +82,8 @@ def decide_origin(
         drop_mismatched: `--drop-mismatched`, or the config's key of that name.
         config_resume: The config's `resume`.
         config_load_from: The config's `load_from`.
-        config_file_resumes: Whether the file of `config_load_from` holds more than weights.
-            MMEngine resumes it when the config says `resume=True`.
+        config_file_resumes: Whether the file of `config_load_from` contains more than weights.
+            MMEngine resumes it if the config has `resume=True`.
         newest: The newest checkpoint of the work dir that can be resumed.
 
     Raises:
@@ -118,10 +118,10 @@ def find_origin(
     load_from: str | None = None,
     drop_mismatched: bool = False,
 ) -> WeightsOrigin:
-    """Decide where the weights of a training come from, with a look at its work dir.
+    """Decide the origin of a training's weights, after searching its work dir.
 
-    The first process looks, and sets damaged checkpoints aside; the others follow it, and get its
-    file where they do not share its disk.
+    The first process searches and sets damaged checkpoints aside. The other processes use the same
+    checkpoint; it is sent to them if they do not share a disk.
 
     Args:
         cfg: The merged config, with its work dir.
@@ -173,7 +173,7 @@ def _look(
 
 
 def read_on_every_process(path: str) -> dict[str, Any]:
-    """Read a checkpoint that the first process has found; the others may be on other disks.
+    """Read a checkpoint found by the first process; the others may not share its disk.
 
     Raises:
         CheckpointError: As `read_checkpoint`, on all processes.
@@ -185,26 +185,26 @@ def read_on_every_process(path: str) -> dict[str, Any]:
 
 
 def checkpoint_folders(cfg: Config) -> list[Path]:
-    """Return the folders besides the work dir in which a config's runs keep checkpoints."""
+    """Return the folders besides the work dir that a config uses for checkpoints."""
     hook = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
     out_dir = hook.get("out_dir")
     return [] if out_dir is None else [Path(out_dir, Path(cfg.work_dir).name)]
 
 
 def settle_pretrained(model: nn.Module, weights: Mapping[str, Tensor] | None) -> list[str]:
-    """See to the pretrained files that parts of a model are configured with, in place.
+    """Check the pretrained files of a model's parts, and drop missing ones that are not needed.
 
     Args:
         model: The unwrapped model, before its weights are initialised.
-        weights: The entries that a checkpoint will fill afterwards; None without one. A part
-            whose entries are all among them does not need its pretrained file.
+        weights: Entries that a checkpoint will fill afterwards; None without a checkpoint. A part
+            whose entries are all included does not need its pretrained file.
 
     Returns:
-        Sentences for the log about files that are not needed.
+        Sentences for the log about unneeded files.
 
     Raises:
-        ConfigError: A file is missing and needed, or holds no weight of its part.
-        CheckpointError: A file is no checkpoint.
+        ConfigError: A needed file is missing, or contains no weights of its part.
+        CheckpointError: A file is not a checkpoint.
     """
     notes = []
     for name, module in model.named_modules():
@@ -233,7 +233,7 @@ def settle_pretrained(model: nn.Module, weights: Mapping[str, Tensor] | None) ->
 
 
 class _Part:
-    """A module of a model, with the configuration of its initial weights."""
+    """A module of a model with the configuration of its initial weights."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.module: Any = module
@@ -241,25 +241,25 @@ class _Part:
         self.key = f"model.{self.prefix}init_cfg"
 
     def pretrained(self) -> list[Mapping[str, Any]]:
-        """Return those entries of its configuration that name a file."""
+        """Return the entries of its configuration that name a file."""
         init_cfg = getattr(self.module, "init_cfg", None)
         entries = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
         kinds = ("Pretrained", PretrainedInit)
         return [e for e in entries if isinstance(e, Mapping) and e.get("type") in kinds]
 
     def forget(self, init_cfg: Mapping[str, Any]) -> None:
-        """Leave an entry of the configuration out."""
+        """Remove an entry of the configuration."""
         entries = self.module.init_cfg
         rest = [e for e in entries if e is not init_cfg] if isinstance(entries, list) else []
         self.module.init_cfg = rest or None
 
     def entries_not_in(self, weights: Mapping[str, Tensor]) -> list[str]:
-        """Return the names of its entries that a state dict of the whole model lacks."""
+        """Return the names of its entries that are missing in a state dict of the whole model."""
         names = (self.prefix + entry for entry in self.module.state_dict())
         return [n for n in names if n not in weights and not n.endswith("num_batches_tracked")]
 
     def check_file(self, path: str, file_prefix: str | None) -> None:
-        """Refuse a file that holds none of its weights."""
+        """Refuse a file that contains none of its weights."""
         start = "" if file_prefix is None else file_prefix.rstrip(".") + "."
         stored = revised_weights(read_checkpoint(path))
         names = {key.removeprefix(start) for key in stored if key.startswith(start)}

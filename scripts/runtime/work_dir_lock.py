@@ -1,4 +1,4 @@
-"""One training at a time writes into a work dir."""
+"""Lock that allows only one training at a time in a work dir."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from scripts.runtime.errors import ConfigError
 from scripts.runtime.launch import Launch
 
 LOCK_NAME = ".lock"
-PATIENCE_S = 5.0  # a stopped or killed process may still be ending
+PATIENCE_S = 5.0  # a stopped or killed process may still be exiting
 
 
 @contextmanager
 def locked_work_dir(work_dir: str | os.PathLike[str], launch: Launch) -> Iterator[None]:
-    """Keep other trainings out of a work dir.
+    """Lock a work dir against other trainings for the duration of a context.
 
-    The first process of a run holds a record lock (`fcntl`) on a file in it. The system gives it
-    up with the process, however that ends, and does not hand it to data workers, so that a file
-    that was left behind locks nothing. On file systems without locks a warning is logged.
+    The first process of a run holds a record lock (`fcntl`) on a file in it. The system releases
+    the lock when the process ends, however it ends, and data workers do not inherit it. A file left
+    behind therefore locks nothing. On file systems without locks a warning is logged.
 
     Args:
-        work_dir: The folder; it is made if it is missing.
-        launch: This process among the others; all of them have to call this.
+        work_dir: The folder; it is created if it is missing.
+        launch: Rank and number of processes; all processes must call this.
 
     Raises:
         ConfigError: Another process holds the lock; raised on all processes.
-        OSError: The folder cannot be made or written.
+        OSError: The folder cannot be created or written.
     """
     folder = Path(work_dir)
     is_new = not folder.exists()
@@ -61,7 +61,7 @@ def locked_work_dir(work_dir: str | os.PathLike[str], launch: Launch) -> Iterato
 
 
 def _acquire(folder: Path) -> int | None:
-    """Return the descriptor of the locked file; None where the file system has no locks."""
+    """Return the descriptor of the locked file; None if the file system has no locks."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_NAME
     end = time.monotonic() + PATIENCE_S
@@ -82,7 +82,7 @@ def _acquire(folder: Path) -> int | None:
                 return None
             if time.monotonic() > end:
                 raise ConfigError(
-                    f"{folder} is in use by another training ({owner or 'which has just started'}):"
+                    f"{folder} is in use by another training ({owner or 'just started'}):"
                     " wait until it ends, stop it, or give another --work-dir"
                 ) from None
             time.sleep(0.1)

@@ -1,1 +1,1 @@
-"""Scoring predictions without a model: files on disk, and the image-blind prior."""
+"""Scoring of predictions without a model: files on disk, and the image-blind prior."""

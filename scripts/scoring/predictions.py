@@ -1,11 +1,11 @@
-"""The command line of val.py, and its scoring of predictions on disk, which needs no model.
+"""Score predictions on disk without a model.
 
     python val.py CONFIG --predictions DIR [--out scores.json]
     python scripts/score_predictions.py CONFIG --predictions DIR    # the same
 
-DIR holds a file `<sample token>.npz` per sample of the config's test split, in one of the forms of
-`loaders/predictions.py`: `coords` [n, 3] and `labels` [n] of the occupied voxels, or a dense label
-grid `semantics` [X, Y, Z].
+DIR contains a file `<sample token>.npz` per sample of the config's test split, in one of the
+formats of `loaders/predictions.py`: `coords` [n, 3] and `labels` [n] of the occupied voxels, or a
+dense label grid `semantics` [X, Y, Z].
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from scripts.scoring.scorer import split_scorer
 
 
 def command_parser(description: str | None, *, needs_predictions: bool = False) -> CommandParser:
-    """Command line of val.py, and of scripts/score_predictions.py, which needs predictions."""
+    """Return the parser of val.py and scripts/score_predictions.py (which needs predictions)."""
     parser = CommandParser(description)
     add_common_arguments(parser)
-    parser.add_argument("--weights", metavar="CHECKPOINT", help="of the model to score")
+    parser.add_argument("--weights", metavar="CHECKPOINT", help="checkpoint of the model to score")
     parser.add_argument(
         "--predictions",
         metavar="DIR",
         required=needs_predictions,
-        help="score these predictions, without a model",
+        help="score these predictions without a model",
     )
     parser.add_argument(
         "--workers",
         type=number_from(0),
         metavar="N",
-        help="with --predictions: processes that score; 0 works in this one (default: 0)",
+        help="processes for --predictions; 0 runs in the main process (default: 0)",
     )
     parser.add_argument(
         "--save-predictions", metavar="DIR", help="write compressed sparse voxels per sample"
@@ -62,22 +62,22 @@ def command_parser(description: str | None, *, needs_predictions: bool = False) 
         nargs="+",
         choices=MASKS,
         default=(),
-        help="score the voxels that cameras see, that the LiDAR sees, that both see, or all "
-        "(none); several give several scores (default: the config's)",
+        help="score the voxels visible to cameras, to the LiDAR, to both, or all "
+        "(none); several masks give several scores (default: the config's)",
     )
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="scores as JSON (default: metrics.json beside the log), and as a table in FILE.txt",
+        help="scores as JSON (default: metrics.json next to the log), and as a table in FILE.txt",
     )
     return parser
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse options that say nothing, or two things at once, and files that cannot be written.
+    """Check for missing and contradictory options, and for files that cannot be written.
 
     Raises:
-        ConfigError: What is wrong and how to put it right.
+        ConfigError: The options are invalid; the message states the correction.
     """
     if args.weights is None and args.predictions is None:
         raise ConfigError(
@@ -85,14 +85,14 @@ def check_arguments(args: argparse.Namespace) -> None:
             "predictions on disk"
         )
     if args.predictions is None and args.workers is not None:
-        raise ConfigError("--workers is for --predictions: models run in processes of dist_val.sh")
+        raise ConfigError("--workers is for --predictions: use dist_val.sh to run a model")
     for option in ("weights", "save_predictions", "submission"):
         if args.predictions is not None and getattr(args, option) is not None:
             raise ConfigError(
                 f"--predictions scores files without a model: leave "
                 f"--{option.replace('_', '-')} out, or --predictions"
             )
-    # Before the evaluation, not after it.
+    # Check before the evaluation, not after it.
     if args.out is not None:
         check_file_target("--out", args.out)
     for option in ("work_dir", "save_predictions", "submission"):
@@ -103,15 +103,15 @@ def check_arguments(args: argparse.Namespace) -> None:
 def evaluate_predictions(args: argparse.Namespace) -> dict[str, Any]:
     """Score the files of `--predictions` and write the scores.
 
-    Started on N processes, the first one works with N workers and the others have nothing to do.
+    If it is started on N processes, the first one uses N workers and the others do nothing.
 
     Returns:
-        Metric names to values.
+        Values by metric name.
 
     Raises:
         ConfigError: The config's metrics need a model.
         MissingDataError: A prediction is missing.
-        BadDataError: A prediction is broken or does not fit.
+        BadDataError: A prediction is invalid or does not fit.
     """
     adopt_cluster_variables()
     if int(os.environ.get("RANK", "0")):
@@ -135,18 +135,18 @@ def score_folder(
     workers: int,
     masks: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the scores of a folder's predictions, as val.py reports them.
+    """Return the scores of a folder's predictions in the form reported by val.py.
 
     Args:
         config: Config file.
         options: `--cfg-options`.
-        folder: With a prediction per sample.
-        workers: Processes; 0 works in this one.
+        folder: Folder with one prediction per sample.
+        workers: Number of processes; 0 runs in this process.
         masks: See `scripts.runtime.evaluators.choose_masks`.
 
     Raises:
-        MissingDataError: If the folder or a prediction does not exist.
-        BadDataError: If a prediction is broken or does not fit.
+        MissingDataError: The folder or a prediction does not exist.
+        BadDataError: A prediction is invalid or does not fit.
     """
     if not folder.is_dir():
         fault = f"{folder} is a file" if folder.exists() else does_not_exist(folder)
@@ -174,7 +174,7 @@ def score_folder(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of scripts/score_predictions.py; return the exit code."""
+    """Run scripts/score_predictions.py and return the exit code."""
 
     def run(args: argparse.Namespace) -> None:
         check_arguments(args)

@@ -2,16 +2,16 @@
 
     python scripts/evaluate_prior.py CONFIG [--out prior.json]
 
-What a model reaches that has learned nothing from images. Two variants are scored on the config's
-evaluation split, with its own metrics:
+This is the score of a model that has learned nothing from images. Two variants are scored on the
+config's evaluation split with its metrics:
 
-- `all`: over all training samples, every voxel's label counts;
-- `visible`: only labels of voxels that the benchmark scores count: those a camera sees
-  (`mask_camera`, as in training and in Occ3D's mIoU) or, where labels have no such mask, those that
-  are not noise (`mask_valid`, OpenOccupancy); a voxel that never counted takes its label of `all`.
+- `all`: counts the labels of all voxels in all training samples;
+- `visible`: counts only voxels that the benchmark scores: those visible to a camera (`mask_camera`,
+  as in training and in Occ3D's mIoU) or, if the labels have no such mask, those that are not noise
+  (`mask_valid`, OpenOccupancy). A voxel without any count takes its label from `all`.
 
-The result under `metrics` is, metric by metric, the better of the two: a model is compared with the
-stronger opponent.
+The result under `metrics` is the better of the two for each metric, so that a model is compared
+with the stronger baseline.
 
 Legend: X Y Z voxels, K semantic classes (label K is free).
 """
@@ -55,10 +55,10 @@ def _samples(dataset: OccupancyDataset, what: str) -> Iterator[OccSample]:
 
 
 def count_labels(dataset: OccupancyDataset) -> tuple[Counts, ...]:
-    """Return how often each voxel has each label over a data set.
+    """Return the count of each label in each voxel over a data set.
 
     Returns:
-        For each of VARIANTS an integer array [K + 1, X, Y, Z].
+        One integer array [K + 1, X, Y, Z] for each of VARIANTS.
     """
     counts: Counts | None = None
     for sample in _samples(dataset, "counting training labels"):
@@ -67,7 +67,7 @@ def count_labels(dataset: OccupancyDataset) -> tuple[Counts, ...]:
         free = len(sample.class_names)
         if counts is None:
             shape = (len(VARIANTS), free + 1, *labels.shape)
-            # Full OpenOccupancy grids have 10 million voxels: no more bytes than needed.
+            # Full OpenOccupancy grids have 10 million voxels: use the smallest sufficient type.
             counts = np.zeros(shape, np.min_scalar_type(len(dataset)))
         known = labels != UNKNOWN_LABEL
         index = np.nonzero((labels != free) & known)
@@ -76,7 +76,7 @@ def count_labels(dataset: OccupancyDataset) -> tuple[Counts, ...]:
             scored_voxels = known if scored_voxels is None else known & scored_voxels
         everywhere = None if known.all() else known
         for count, scored in zip(counts, (everywhere, scored_voxels), strict=True):
-            # How often a voxel counts stands where its free label does, until the end.
+            # Until the end, the entry of the free label holds the total count of a voxel.
             count[free] += 1 if scored is None else scored
             seen = slice(None) if scored is None else scored[index]
             x, y, z = (axis[seen] for axis in index)
@@ -90,21 +90,21 @@ def count_labels(dataset: OccupancyDataset) -> tuple[Counts, ...]:
 
 
 def _scored_voxels(sample: OccSample) -> npt.NDArray[np.bool_] | None:
-    """Bool [X, Y, Z], voxels of a sample that its benchmark scores; None where it scores all."""
+    """Return bool [X, Y, Z], the voxels that the benchmark scores; None if it scores all."""
     return sample.mask_valid if sample.mask_camera is None else sample.mask_camera
 
 
 def prior_grids(counts_all: Counts, counts_visible: Counts) -> dict[str, Grid]:
-    """Most frequent label of every voxel (of several, the lowest).
+    """Return the most frequent label of every voxel (the lowest in case of a tie).
 
     Args:
-        counts_all: Integers [K + 1, X, Y, Z], over all samples.
-        counts_visible: The same over the samples in which the voxel is scored.
+        counts_all: Integer counts [K + 1, X, Y, Z] over all samples.
+        counts_visible: Counts over the samples in which the voxel is scored.
 
     Returns:
-        Variant name to labels uint8 [X, Y, Z].
+        Labels uint8 [X, Y, Z] by variant name.
     """
-    # A voxel whose state is never known is free.
+    # A voxel that is never observed is free.
     is_known = counts_all.any(axis=0)
     everywhere = np.where(is_known, counts_all.argmax(axis=0), len(counts_all) - 1).astype(np.uint8)
     seen = counts_visible.any(axis=0)
@@ -113,7 +113,7 @@ def prior_grids(counts_all: Counts, counts_visible: Counts) -> dict[str, Grid]:
 
 
 def as_prediction(grid: Grid, free_label: int) -> dict[str, npt.NDArray[np.int64]]:
-    """Return a label grid [X, Y, Z] in the sparse form in which models predict."""
+    """Return a label grid [X, Y, Z] in the sparse format of predictions."""
     coords = np.argwhere(grid != free_label)
     return {"pred_coords": coords, "pred_labels": grid[tuple(coords.T)].astype(np.int64)}
 
@@ -124,12 +124,12 @@ def score_grids(
     """Return the scores of fixed label grids on the evaluation split with the config's metrics.
 
     Args:
-        grids: Variant name to labels [X, Y, Z], predicted for every sample.
+        grids: Labels [X, Y, Z] by variant name, used as prediction for every sample.
         cfg: Config with `val_dataloader` and `val_evaluator`.
-        workers: Processes; 0 works in this one.
+        workers: Number of processes; 0 runs in this process.
 
     Returns:
-        Variant name to metric names to values.
+        Values by metric name, by variant name.
     """
     scorer = Scorer(cfg.val_dataloader.dataset, cfg.val_evaluator)
     free_label = len(scorer.dataset.metainfo["class_names"])
@@ -139,7 +139,7 @@ def score_grids(
 
 
 def evaluate_prior(cfg: Config, workers: int = 0) -> dict[str, dict[str, float]]:
-    """Count, then score: variant name to metrics, and under `stronger` the better of each."""
+    """Count, then score; return metrics by variant name, and the better of each as `stronger`."""
     init_default_scope(cfg.get("default_scope", "mmengine"))
     with named_config_keys(cfg):
         train = DATASETS.build(labels_only(cfg.train_dataloader.dataset))
@@ -150,7 +150,7 @@ def evaluate_prior(cfg: Config, workers: int = 0) -> dict[str, dict[str, float]]
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the command line says."""
+    """Run the command with parsed arguments."""
     start = time.monotonic()
     if args.out is not None:
         check_file_target("--out", args.out)
@@ -177,6 +177,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_config_arguments(parser)
     parser.add_argument("--out", metavar="FILE", help="scores as JSON")
     parser.add_argument(
-        "--workers", type=number_from(0), default=0, help="processes that score (default: 0)"
+        "--workers", type=number_from(0), default=0, help="processes for scoring (default: 0)"
     )
     return run_command(parser, run, arguments)

@@ -1,4 +1,4 @@
-"""Scoring predictions that need no model, sample by sample, in several processes."""
+"""Scoring of predictions without a model, sample by sample, in several processes."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ from loaders.transforms.labels import loads_labels
 from scripts.runtime.building import named_config_keys
 from scripts.runtime.errors import ConfigError
 
-# From a sample with its labels to `pred_coords` [n, 3] and `pred_labels` [n].
+# Maps a sample with labels to `pred_coords` [n, 3] and `pred_labels` [n].
 Predictor = Callable[[OccSample], Mapping[str, Any]]
-# Per predictor the counts of all metrics.
+# For each predictor, the counts of all metrics.
 States = dict[str, list[CountState]]
 
 
 def labels_only(dataset_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of the same data set, wrappers included, whose pipeline loads labels and
-    nothing else.
+    """Return the config of a data set, including wrappers, with a pipeline that only loads labels.
 
     Raises:
         ConfigError: The pipeline loads no labels.
@@ -46,14 +45,14 @@ def _labels_only(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 class Scorer:
-    """Score predictions on a split with the metrics of its config.
+    """Scorer of predictions on a split with the metrics of its config.
 
     Args:
         dataset_cfg: Config of the data set.
-        evaluator_cfg: Config of its metrics, those of this project.
+        evaluator_cfg: Config of the metrics, which must be this project's.
 
     Raises:
-        ConfigError: If a metric cannot be computed without a model's run.
+        ConfigError: A metric cannot be computed without running a model.
     """
 
     def __init__(self, dataset_cfg: Mapping[str, Any], evaluator_cfg: Any) -> None:
@@ -70,11 +69,11 @@ class Scorer:
     def score(
         self, predictors: Mapping[str, Predictor], workers: int = 0
     ) -> dict[str, dict[str, float]]:
-        """Return the scores of each predictor, by its name.
+        """Return the scores of each predictor by name.
 
         Args:
-            predictors: By name; all see the same samples, which are read once.
-            workers: Processes; 0 works in this one. The scores do not depend on it.
+            predictors: Predictors by name; they share the samples, which are read once.
+            workers: Number of processes; 0 runs in this process. The scores do not depend on it.
         """
         parts = self._count_all(predictors, max(1, workers))
         scores: dict[str, dict[str, float]] = {}
@@ -133,10 +132,10 @@ def _run_job(rank: int) -> States:
 
 
 def split_scorer(cfg: Config) -> Scorer:
-    """Return the scorer of a config's test split (else of its validation split).
+    """Return the scorer of a config's test split, or else of its validation split.
 
     Raises:
-        ConfigError: If the config has neither.
+        ConfigError: The config has neither.
     """
     for split in ("test", "val"):
         loader, evaluator = cfg.get(f"{split}_dataloader"), cfg.get(f"{split}_evaluator")

@@ -1,1 +1,1 @@
-"""Parts of scripts/gen_sweep_info.py: reading nuScenes tables, making infos of them."""
+"""Parts of scripts/gen_sweep_info.py: reading nuScenes tables and creating infos from them."""

@@ -2,19 +2,19 @@
 
     python scripts/gen_sweep_info.py --data-root data/nuscenes --version v1.0-trainval
 
-Reads the nuScenes tables only (no images) and writes `nuscenes_infos_{train,val}_sweep.pkl`
+Reads only the nuScenes tables (no images), and writes `nuscenes_infos_{train,val}_sweep.pkl`
 (v1.0-trainval), `nuscenes_infos_test_sweep.pkl` (v1.0-test) or
 `nuscenes_infos_{train,val}_mini_sweep.pkl` (v1.0-mini) into the data root. Paths are relative to
-it, so the data set may move. Readers: `loaders/info_io.py`.
+it, so the data set can be moved. The files are read by `loaders/info_io.py`.
 
-Recordings in nuScenes' format may have versions, scenes and channels of their own: --version is the
-folder of the tables, --split or a `splits.json` beside them or in the data root
-(`{"train": ["scene", ...], "val": [...]}`) names the scenes.
+Custom recordings in nuScenes' format may have other versions, scenes and channels. --version is the
+folder of the tables. The scenes are given by --split, or by a `splits.json` in the folder of the
+tables or in the data root (`{"train": ["scene", ...], "val": [...]}`).
 
-With `--from FILE` the key frames, their poses and annotations come from an info file of another
-tool chain (mmdet3d's converter, BEVDet's, the sweep scripts of SparseBEV, SparseOcc and OPUS), and
-`NAME_sweep.pkl` is written; the tables are still needed for what such files lack (names of the
-scenes, sweeps).
+With `--from FILE`, key frames, poses and annotations are taken from an info file of another tool
+chain (mmdet3d's converter, BEVDet's, or the sweep scripts of SparseBEV, SparseOcc and OPUS), and
+`NAME_sweep.pkl` is written. The tables are still needed for the missing data (names of scenes,
+sweeps).
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from scripts.sweep_infos.scenes import SceneReader
 from scripts.sweep_infos.splits import SPLITS, choose_splits, devkit_scenes
 from scripts.sweep_infos.tables import Tables, open_tables
 
-# Layout of the info files; raise it when readers must know the difference.
+# Version of the info files' layout; increase it if readers must distinguish layouts.
 FORMAT = 2
 
-# What worker processes work on. They are forked, so the tables are not copied.
+# Job of the worker processes. They are forked, so the tables are not copied.
 _make_fragment: Callable[[int], tuple[bytes, int]] | None = None
 
 
@@ -56,7 +56,7 @@ def _in_worker(scene: int) -> tuple[bytes, int]:
 def _fragments(
     make: Callable[[int], tuple[bytes, int]], scenes: Sequence[int], workers: int
 ) -> Iterator[tuple[bytes, int]]:
-    """Yield what `make` gives for each scene, in order, made by so many processes."""
+    """Yield the results of `make` for each scene, in order, computed by `workers` processes."""
     global _make_fragment
     if workers < 2 or len(scenes) < 2:
         yield from map(make, scenes)
@@ -68,7 +68,7 @@ def _fragments(
             yield from pool.map(_in_worker, scenes, chunksize=4)
     except BrokenProcessPool as error:
         raise ConfigError(
-            "a worker process was killed, perhaps for lack of memory: try --workers 0"
+            "a worker process was killed, possibly because memory ran out: try --workers 0"
         ) from error
     finally:
         _make_fragment = None
@@ -87,13 +87,13 @@ def write_scenes(
 
     Args:
         tables: Tables of the data set.
-        scenes: Indices of the scenes, in the order wanted.
+        scenes: Indices of the scenes, in output order.
         path: File to write.
-        metadata: Header, completed with what the tables know.
-        workers: Processes; 0 works in this one. The file does not depend on it.
+        metadata: Header, completed from the tables.
+        workers: Number of processes; 0 runs in this process. The file does not depend on it.
         progress: Whether to show a progress bar.
-        others: Infos of another tool chain by sample token; key frames that are not among them are
-            left out, and those that are None are taken from the tables.
+        others: Infos of another tool chain by sample token. Other key frames are left out. If an
+            info is None, all its data are taken from the tables.
 
     Returns:
         Number of key frames.
@@ -133,14 +133,14 @@ def write_split(
         tables: Tables of the data set.
         split: Name within `nuscenes.utils.splits` (train, val, test, mini_train, mini_val).
         path: File to write.
-        workers: Processes; 0 works in this one.
+        workers: Number of processes; 0 runs in this process.
         progress: Whether to show a progress bar.
 
     Returns:
         Number of scenes and of key frames.
 
     Raises:
-        BadDataError: If the tables have none of the split's scenes.
+        BadDataError: The tables have none of the split's scenes.
     """
     names = set(devkit_scenes(split))
     scenes = [i for i, scene in enumerate(tables.scenes) if scene["name"] in names]
@@ -163,8 +163,8 @@ def write_from(
         Number of scenes and of key frames.
 
     Raises:
-        MissingDataError: If `source` does not exist.
-        BadDataError: If `source` is broken or names key frames that the tables lack.
+        MissingDataError: `source` does not exist.
+        BadDataError: `source` is invalid, or has key frames that the tables lack.
     """
     old = read_other_infos(source)
     unknown = [token for token in old if token not in tables.sample_index]
@@ -182,7 +182,7 @@ def write_from(
 
 
 def command_parser() -> CommandParser:
-    """Return the command line."""
+    """Return the parser of the command line."""
     parser = CommandParser(__doc__)
     parser.add_argument("--data-root", type=Path, default=Path("data/nuscenes"))
     version = f"folder of the tables: {', '.join(SPLITS)}, or your own (default: %(default)s)"
@@ -193,7 +193,7 @@ def command_parser() -> CommandParser:
         nargs="+",
         action="append",
         metavar=("NAME", "SCENE"),
-        help="scenes of a split, or patterns such as 'night-*'; once for each split",
+        help="scenes of a split, or patterns such as 'night-*'; repeat for each split",
     )
     parser.add_argument("--splits", type=Path, metavar="FILE", help="JSON file with the scenes")
     parser.add_argument("--cameras", nargs="+", metavar="CHANNEL", help="default: all")
@@ -208,7 +208,7 @@ def command_parser() -> CommandParser:
         help="info files of other tool chains to complete",
     )
     default = min(8, os.cpu_count() or 1)
-    workers = "processes, 0: work in the main one; the files do not depend on it"
+    workers = "number of processes; 0 runs in the main process; the files do not depend on it"
     parser.add_argument("--workers", type=number_from(0), default=default, help=workers)
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
     return parser
@@ -220,7 +220,7 @@ def write_info_files(args: argparse.Namespace) -> None:
     if args.split and args.splits:
         raise ConfigError("--split and --splits both name scenes: leave one out")
     if Path(args.version).name != args.version or args.version in ("", ".", ".."):
-        raise ConfigError(f"--version {args.version} is no name of a folder in the data root")
+        raise ConfigError(f"--version {args.version} is not the name of a folder in the data root")
     check_folder_target("--out-dir", args.out_dir or args.data_root)
     tables = open_tables(args.data_root, args.version, progress, args.cameras, args.lidar)
     out_dir = args.out_dir or args.data_root
@@ -232,7 +232,7 @@ def write_info_files(args: argparse.Namespace) -> None:
     if not args.sources:
         _write_splits(args, tables, out_dir)
     if tables.cameras != CAMERAS:
-        print(f"cameras other than nuScenes': set cameras = {[*tables.cameras]} in the config")
+        print(f"cameras differ from nuScenes': set cameras = {[*tables.cameras]} in the config")
 
 
 def _write_splits(args: argparse.Namespace, tables: Tables, out_dir: Path) -> None:

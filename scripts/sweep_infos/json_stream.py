@@ -1,4 +1,4 @@
-"""Reading JSON arrays that are larger than memory, record by record."""
+"""Record-by-record reading of JSON arrays that are larger than memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loaders.errors import BadDataError
 from loaders.safe_reading import FileKind, file_size, open_file
 
 _CHUNK_CHARACTERS = 1 << 20
-# nuScenes' longest records have a few kilobytes: what is not complete after this never will be.
+# nuScenes' longest records have a few kilobytes: a longer record is invalid.
 _LONGEST_RECORD = 1 << 21
 _SEPARATORS = " \t\r\n,"
 _RESTORE = "restore it from the original archive"
@@ -30,11 +30,11 @@ def iter_records(
     Args:
         path: A table of nuScenes.
         progress: Whether to show a bar (in bytes).
-        keys: What every record must have.
+        keys: Keys that every record must have.
 
     Raises:
-        MissingDataError: If the file does not exist.
-        BadDataError: If it is no array of objects, ends early, or a record lacks a key.
+        MissingDataError: The file does not exist.
+        BadDataError: The file is not an array of objects, ends early, or a record lacks a key.
     """
     try:
         with open_file(path, _TABLE) as file:
@@ -47,14 +47,14 @@ def iter_records(
                             raise _broken(path, f"record {number} lacks '{key}'")
                     yield record
     except UnicodeDecodeError as error:
-        raise _broken(path, "no UTF-8 text") from error
+        raise _broken(path, "it is not UTF-8 text") from error
 
 
 def _records_of(file: TextIO, path: Path, bar: tqdm) -> Iterator[dict[str, Any]]:
     decode = json.JSONDecoder().raw_decode
     text = file.read(_CHUNK_CHARACTERS).lstrip()
     if not text.startswith("["):
-        raise _broken(path, "no JSON array")
+        raise _broken(path, "it is not a JSON array")
     at = 1
     while True:
         while at < len(text) and text[at] in _SEPARATORS:
@@ -67,8 +67,8 @@ def _records_of(file: TextIO, path: Path, bar: tqdm) -> Iterator[dict[str, Any]]
             except json.JSONDecodeError as error:
                 if len(text) - at > _LONGEST_RECORD:
                     raise _broken(path, str(error)) from error
-            except (RecursionError, ValueError) as error:  # lists in lists, numbers without end
-                raise _broken(path, "a record that nothing can hold") from error
+            except (RecursionError, ValueError) as error:  # lists nested too deeply, long numbers
+                raise _broken(path, "a record is too large") from error
         elif text.startswith("]", at):
             return
         elif at < len(text):

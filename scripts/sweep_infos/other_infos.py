@@ -1,8 +1,8 @@
-"""Info files of other tool chains, completed from the tables.
+"""Completion of other tool chains' info files from the tables.
 
-Known are those of mmdet3d's converter (old style: `infos`; new style: `data_list`), of BEVDet,
-whose files extend the old style, and those that the sweep scripts of SparseBEV, SparseOcc and OPUS
-make of it.
+Supported are files of mmdet3d's converter (old style: `infos`; new style: `data_list`), of BEVDet,
+which extend the old style, and the files derived from them by the sweep scripts of SparseBEV,
+SparseOcc and OPUS.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _POSE_KEYS = (
     "ego2global_rotation",
 )
 _NEEDED = ("token", "cams", "lidar_path", "timestamp", *_POSE_KEYS)
-_REMEDY = "leave out --from, the tables have all"
+_REMEDY = "leave out --from, the tables have all data"
 
 Info = Mapping[str, Any]
 
@@ -36,12 +36,12 @@ def read_other_infos(path: Path) -> dict[str, Info | None]:
     """Read an info file of another tool chain.
 
     Returns:
-        Infos by sample token; None for those of mmdet3d's new style, where everything is taken from
-        the tables.
+        Infos by sample token; None in mmdet3d's new style, for which all data are taken from the
+        tables.
 
     Raises:
-        MissingDataError: If the file does not exist.
-        BadDataError: If it is broken or something else.
+        MissingDataError: The file does not exist.
+        BadDataError: The file is damaged or not an info file.
     """
     content = load_pickle(path)
     is_new = isinstance(content, dict) and "data_list" in content
@@ -63,15 +63,16 @@ def read_other_infos(path: Path) -> dict[str, Info | None]:
 
 
 def complete_info(other: Info, own: Info, path: Path) -> dict[str, Any]:
-    """Return an info with the poses, files and further keys of another tool chain's.
+    """Return an info with the poses, files and further keys of another tool chain's info.
 
     Args:
-        other: Of the file; annotations and other keys are kept.
-        own: Of the tables; gives what `other` lacks: names of scene and LiDAR record, sweeps.
-        path: The file, for errors.
+        other: Info of the file; annotations and other keys are kept.
+        own: Info of the tables; provides the data that `other` lacks: names of scene and LiDAR
+            record, sweeps.
+        path: The file, for error messages.
 
     Raises:
-        BadDataError: If a camera of `other` lacks a key, or a value is of a wrong type.
+        BadDataError: A camera of `other` lacks a key, or a value has a wrong type.
     """
     try:
         completed = _completed(other, own)
@@ -112,10 +113,10 @@ def _completed(other: Info, own: Info) -> dict[str, Any]:
 
 
 def _sweeps(info: Info) -> tuple[Sequence[Info] | None, Sequence[Info] | None]:
-    """Return camera sweeps and LiDAR sweeps of an info; None for those it does not have.
+    """Return camera sweeps and LiDAR sweeps of an info; None for missing ones.
 
-    The key `sweeps` has LiDAR sweeps in mmdet3d's files, and camera sweeps in those that the
-    scripts of SparseBEV and SparseOcc make of them.
+    The key `sweeps` has LiDAR sweeps in mmdet3d's files, and camera sweeps in the files of
+    SparseBEV's and SparseOcc's scripts.
     """
     cam_sweeps, lidar_sweeps = info.get("cam_sweeps"), info.get("lidar_sweeps")
     sweeps = info.get("sweeps") or ()

@@ -1,4 +1,4 @@
-"""From tables to the infos of a scene. Frames: p_global = R @ p_sensor + t, metres."""
+"""Creation of a scene's infos from the tables. Frames: p_global = R @ p_sensor + t, metres."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Chains = Mapping[str, range]
 
 
 class SceneReader:
-    """Make the infos of a scene.
+    """Reader that creates the infos of a scene.
 
     Args:
         tables: Tables of the data set.
@@ -34,7 +34,7 @@ class SceneReader:
         """Return the infos of the key frames of scene number `scene`, in time order.
 
         Raises:
-            BadDataError: If a key frame lacks a camera or the LiDAR.
+            BadDataError: A key frame lacks a camera or the LiDAR.
         """
         chains = {name: self._frames.rows(scene, i) for i, name in enumerate(self._tables.channels)}
         key_rows = {
@@ -64,8 +64,8 @@ class SceneReader:
                 "frames have with --cameras and --lidar"
             )
         keys = {name: rows[index] for name, rows in key_rows.items()}
-        # Without a LiDAR the pose of a key frame is that of its first camera's image, and the frame
-        # that would be the LiDAR's has the axes of the vehicle.
+        # Without a LiDAR, a key frame has the pose of its first camera's image, and the LiDAR frame
+        # is equal to the vehicle frame.
         name = self._tables.lidar
         row = keys[self._tables.cameras[0]] if name is None else keys.pop(name)
         mount = self._tables.mounts[self._frames.mount[row]]
@@ -101,7 +101,7 @@ class SceneReader:
         return {
             "data_path": self._filename(row),
             "timestamp": int(self._frames.timestamp[row]),
-            # One array for all frames of a mounting: it is written once per scene.
+            # One array for all frames of a mounting, so that it is written once per scene.
             "cam_intrinsic": self._tables.mounts[self._frames.mount[row]].intrinsic,
             # Transposed: the format multiplies row vectors from the left.
             "sensor2global_rotation": np.ascontiguousarray(rotation.T),
@@ -109,10 +109,10 @@ class SceneReader:
         }
 
     def _camera_sweeps(self, keys: Mapping[str, int], chains: Chains) -> list[dict[str, Any]]:
-        """Return the sweeps since the previous key frame, newest first, with all cameras each.
+        """Return the sweeps since the previous key frame, newest first, each with all cameras.
 
-        Cameras drop frames one by one; a sweep that lacks one repeats the sweep before it. Sweeps
-        that have no complete one before them are left out.
+        Single frames of a camera may be missing; such a sweep reuses the frame of the sweep before
+        it. Sweeps without a complete sweep before them are left out.
         """
         found: dict[str, list[int]] = {}
         for name, key in keys.items():
@@ -128,7 +128,7 @@ class SceneReader:
         return sweeps
 
     def _lidar_sweeps(self, key: int, first: int) -> list[dict[str, Any]]:
-        """Return the LiDAR sweeps before a key frame, newest first (key frames among them)."""
+        """Return the LiDAR sweeps before a key frame, newest first, including key frames."""
         key_rotation, key_translation = self._sensor2global(key)
         sweeps: list[dict[str, Any]] = []
         for row in range(key - 1, max(first, key - MAX_LIDAR_SWEEPS) - 1, -1):

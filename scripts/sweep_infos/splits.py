@@ -1,4 +1,4 @@
-"""Which scenes belong to which split: nuScenes' own lists, a file, or lists of the command line."""
+"""Assignment of scenes to splits: nuScenes' lists, a file, or lists on the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from loaders.errors import BadDataError, MissingDataError
 from scripts.runtime.errors import ConfigError
 
-# Splits and what the devkit calls them, by nuScenes version; other versions have those of _OTHERS.
+# Splits and their names in the devkit, by nuScenes version; other versions use _OTHERS.
 SPLITS = {
     "v1.0-trainval": {"train": "train", "val": "val"},
     "v1.0-test": {"test": "test"},
@@ -21,7 +21,7 @@ SPLITS = {
 }
 _OTHERS = {"train": "train", "val": "val", "test": "test"}
 SPLITS_FILE = "splits.json"
-_WAY_OUT = f"name the scenes of each split with --split NAME SCENE ..., or in a {SPLITS_FILE}"
+_WAY_OUT = f"list the scenes of each split with --split NAME SCENE ..., or in a {SPLITS_FILE}"
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Splits:
     """Scenes by split.
 
     Attributes:
-        scenes: Indices into the table of scenes, in the order of their names; no list is empty.
-        labels: What the header of the info file calls each split.
-        notes: Sentences about what is left out, or in two splits.
+        scenes: Indices into the table of scenes, sorted by scene name; no list is empty.
+        labels: Name of each split in the info file's header.
+        notes: Sentences about scenes that are left out or in two splits.
     """
 
     scenes: Mapping[str, list[int]]
@@ -56,15 +56,15 @@ def choose_splits(
     """Divide the scenes of a data set.
 
     Args:
-        names: Of the scenes in the tables.
-        folder: Of the tables; its name is the version. A `splits.json` there, else in the folder
-            above, takes the place of nuScenes' lists.
-        lists: Per split its name and then its scenes, or patterns such as `night-*`.
+        names: Names of the scenes in the tables.
+        folder: Folder of the tables; its name is the version. A `splits.json` there, or else in the
+            parent folder, replaces nuScenes' lists.
+        lists: For each split its name, followed by its scenes or patterns such as `night-*`.
         file: JSON file with the scenes of each split.
 
     Raises:
-        ConfigError: If a split of the command line has no name, or a scene does not exist.
-        BadDataError: If the file is broken, or no scene is in a split.
+        ConfigError: A split of the command line has no name, or a scene does not exist.
+        BadDataError: The file is invalid, or no scene is in a split.
     """
     labels: Mapping[str, str] = {}
     if lists:
@@ -115,15 +115,15 @@ def _from_lists(lists: Sequence[Sequence[str]], names: Sequence[str]) -> dict[st
     wanted: dict[str, list[str]] = {}
     for split, *patterns in lists:
         if not patterns:
-            raise ConfigError(f"--split {split} names no scene: write --split {split} SCENE ...")
+            raise ConfigError(f"--split {split} has no scene: write --split {split} SCENE ...")
         check_split_name(split, "--split")
         for pattern in patterns:
             matching = fnmatch.filter(names, pattern)
             if not matching:
                 near = get_close_matches(pattern, names, n=3) or [*names[:3]]
                 raise ConfigError(
-                    f"--split {split}: the tables have no scene {pattern}, choose from those they "
-                    f"have, such as {', '.join(near)}"
+                    f"--split {split}: the tables have no scene {pattern}: choose existing "
+                    f"ones, such as {', '.join(near)}"
                 )
             wanted.setdefault(split, []).extend(matching)
     return wanted
@@ -142,7 +142,7 @@ def _from_file(path: Path) -> dict[str, list[str]]:
     except FileNotFoundError:
         raise MissingDataError(f"{path} does not exist: {_WAY_OUT}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise BadDataError(f"{path} is not readable JSON ({error}): correct it") from error
+        raise BadDataError(f"{path} is not valid JSON ({error}): correct it") from error
     is_right = isinstance(content, dict) and all(
         isinstance(members, list) and all(isinstance(name, str) for name in members)
         for members in content.values()

@@ -1,7 +1,8 @@
-"""The parts of nuScenes' tables that info files need, in a few hundred megabytes.
+"""The parts of nuScenes' tables that info files need, with little memory.
 
-The devkit holds every record of every table as Python objects, several gigabytes for trainval.
-Here the two large tables are streamed into arrays, and only small ones are read in addition.
+The devkit holds every record of every table as Python objects, which takes several gigabytes for
+trainval. Here, the two large tables are streamed into arrays, and of the other tables only small
+ones are read; this takes a few hundred megabytes.
 
 Legend: n camera and LiDAR records (`sample_data`), sorted by scene, channel and time.
 """
@@ -26,7 +27,7 @@ from scripts.sweep_infos.json_stream import iter_records
 LIDAR = "LIDAR_TOP"
 _CHUNK_RECORDS = 100_000
 _LONGEST_NAME = 1024
-# Keys of the tables' records that infos are made of.
+# Keys of the tables' records that infos need.
 _KEYS = {
     "scene": ("token", "name"),
     "sample": ("token", "timestamp", "scene_token"),
@@ -47,7 +48,7 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class Mount:
-    """Calibration of a sensor of a vehicle.
+    """Calibration of a sensor on a vehicle.
 
     Attributes:
         channel: Index into `Tables.channels`, -1 for other sensors.
@@ -72,7 +73,7 @@ class Frames:
         scene: int32, index into `Tables.scenes`.
         channel: int16, index into `Tables.channels`.
         timestamp: int64, microseconds.
-        sample: int32, index of the key frame it is filed under.
+        sample: int32, index of the key frame it is assigned to.
         is_key: bool.
         mount: int32, index into `Tables.mounts`.
         filename: bytes, relative to the data root.
@@ -102,18 +103,18 @@ class Frames:
 
 @dataclass(frozen=True)
 class Tables:
-    """What info files are made of.
+    """Content of the tables for info files.
 
     Attributes:
         data_root: Folder of the data set.
         version: Name of the table folder.
         scenes: Records of the table `scene`.
-        samples: Per scene its key frames (records of `sample`), in time order.
+        samples: For each scene, its key frames (records of `sample`) in time order.
         sample_index: Index of a key frame by its token, over all scenes.
         mounts: Calibrations.
         frames: Camera and LiDAR records.
         cameras: Names of the cameras.
-        lidar: Name of the LiDAR, None without one.
+        lidar: Name of the LiDAR; None if there is none.
     """
 
     data_root: Path
@@ -128,7 +129,7 @@ class Tables:
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Names of the cameras, then that of the LiDAR."""
+        """Names of the cameras, followed by the LiDAR."""
         return (*self.cameras, *([] if self.lidar is None else [self.lidar]))
 
 
@@ -145,14 +146,14 @@ def open_tables(
         data_root: The folder.
         version: Name of the folder with the tables in it.
         progress: Whether to show progress bars.
-        cameras: Channels of the cameras; None takes all that are calibrated, those of nuScenes
+        cameras: Channels of the cameras; None selects all calibrated cameras, nuScenes' cameras
             first.
-        lidar: Channel of the LiDAR; None takes the only one, `LIDAR_TOP` of several.
+        lidar: Channel of the LiDAR; None selects the only one, or `LIDAR_TOP` of several.
 
     Raises:
-        ConfigError: If the tables do not have these channels, or do not tell the LiDAR.
-        MissingDataError: If the folder, the version, or one of its tables do not exist.
-        BadDataError: If a table is broken, or refers to records that another lacks.
+        ConfigError: The tables do not have these channels, or the LiDAR is ambiguous.
+        MissingDataError: The folder, the version, or one of its tables does not exist.
+        BadDataError: A table is invalid, or refers to records that another table lacks.
     """
     if not data_root.is_dir():
         raise MissingDataError(
@@ -163,7 +164,7 @@ def open_tables(
     if not folder.is_dir():
         found = sorted(path.parent.name for path in data_root.glob("*/scene.json"))
         raise MissingDataError(
-            f"{folder} does not exist: choose --version from what is there "
+            f"{folder} does not exist: choose an existing --version "
             f"({', '.join(found) or 'no folder with nuScenes tables'})"
         )
     try:
@@ -188,7 +189,7 @@ def open_tables(
 
 
 def _records(folder: Path, table: str, progress: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield the records of a table, which have the keys that are needed of them."""
+    """Yield the records of a table, checked to have the needed keys."""
     return iter_records(folder / f"{table}.json", progress, _KEYS[table])
 
 
@@ -205,7 +206,7 @@ def _samples_by_scene(
 def _choose_channels(
     folder: Path, cameras: Sequence[str] | None, lidar: str | None
 ) -> tuple[tuple[str, ...], str | None]:
-    """Return the channels of the cameras, and that of the LiDAR if there is one."""
+    """Return the channels of the cameras, and of the LiDAR if there is one."""
     used = {record["sensor_token"] for record in _records(folder, "calibrated_sensor")}
     sensors = [record for record in _records(folder, "sensor") if record["token"] in used]
     # Old tables may lack the modality.
@@ -225,11 +226,11 @@ def _choose_channels(
     for option, name, kind in wanted:
         if name not in kinds[kind]:
             raise ConfigError(
-                f"the tables in {folder} have no calibrated {kind} {name}: set {option} to what "
-                f"they have ({', '.join(kinds[kind]) or f'no {kind} at all'})"
+                f"the tables in {folder} have no calibrated {kind} {name}: set {option} to "
+                f"an existing channel ({', '.join(kinds[kind]) or f'there is no {kind}'})"
             )
     if not cameras or len(set(cameras)) != len(cameras):
-        raise ConfigError(f"--cameras {' '.join(cameras)}: name each camera once, one at least")
+        raise ConfigError(f"--cameras {' '.join(cameras)}: give one camera at least, each once")
     return tuple(cameras), lidar
 
 
@@ -294,14 +295,14 @@ def _read_frames(
 
 
 def _name(text: str) -> bytes:
-    """Return a token or file name; arrays of them have the width of the longest."""
+    """Return a token or file name as bytes; arrays have the width of the longest name."""
     if len(text) > _LONGEST_NAME:
         raise ValueError(f"a name of {len(text)} characters")
     return text.encode()
 
 
 def _columns(rows: Iterator[tuple[Any, ...]], dtypes: Sequence[Any]) -> list[npt.NDArray[Any]]:
-    """Collect tuples in arrays, one per column, without ever holding many as Python objects."""
+    """Collect tuples in arrays, one per column, holding only few Python objects at a time."""
     chunks: list[list[npt.NDArray[Any]]] = [[np.zeros(0, dtype)] for dtype in dtypes]
     buffer: list[tuple[Any, ...]] = []
 

@@ -1,1 +1,1 @@
-"""Speed of a model: frames per second, and what a frame is made of."""
+"""Speed of a model: frames per second, and the stages of a frame."""

@@ -1,12 +1,13 @@
-"""Frames per second of a model, and what a frame is made of.
+"""Measure a model's frames per second and the stages of a frame.
 
-    python scripts/timing.py --config CONFIG [--weights FILE] [--from-files]
+    python scripts/timing.py CONFIG [--weights FILE] [--from-files]
 
-Runs on made-up input of the config's sizes: neither data nor weights are needed. Batches are timed
-from host memory to the predictions, the device waited for, the data loader left out: streaming,
-where every sample brings one new frame, and independent, where all its frames are new.
---from-files reads the config's test split and also gives the rate with the loader. Without weights
-they are random, and the number of predicted voxels is not that of a trained model.
+By default, the input is synthetic with the config's sizes, and neither data nor weights are needed.
+Batches are timed from host memory to the predictions, including the wait for the device, but
+without the data loader. There are two ways to run the model: streaming, in which every sample has
+one new frame, and independent, in which all its frames are new. --from-files reads the config's
+test split, and also measures the rate with the loader. Random weights are used if none are given;
+the number of predicted voxels then differs from that of a trained model.
 """
 
 from __future__ import annotations
@@ -46,28 +47,28 @@ from scripts.timings.measure import Batch, Rate, Stopwatch, streaming
 from scripts.timings.report import Timing, as_text, as_values
 
 WAYS = ("streaming", "independent")
-KEPT_BATCHES = 40  # of a data set that are timed without its loader
+KEPT_BATCHES = 40  # batches of a data set that are timed without its loader
 
 
 def command_parser() -> CommandParser:
-    """Command line of a timing."""
+    """Return the parser of the command line."""
     parser = CommandParser(__doc__)
     add_config_arguments(parser)
     parser.add_argument("--weights", help="checkpoint (default: random weights)")
-    parser.add_argument("--samples", type=number_from(1), default=500, help="at most, each way")
-    parser.add_argument("--warmup", type=number_from(0), default=10, help="batches before them")
+    parser.add_argument("--samples", type=number_from(1), default=500, help="at most, per way")
+    parser.add_argument("--warmup", type=number_from(0), default=10, help="warm-up batches")
     parser.add_argument(
-        "--seconds", type=number_from(0, float), default=20.0, help="at most, each way"
+        "--seconds", type=number_from(0, float), default=20.0, help="at most, per way"
     )
     parser.add_argument(
-        "--ways", nargs="+", choices=WAYS, default=WAYS, help="to run it (default: both)"
+        "--ways", nargs="+", choices=WAYS, default=WAYS, help="ways to run it (default: both)"
     )
     parser.add_argument("--batch-size", type=number_from(1), default=1)
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if available")
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16", "auto"],
-        help="precision of the image network (default: that of the config)",
+        help="precision of the image network (default: the config's)",
     )
     parser.add_argument(
         "--from-files", action="store_true", help="read the test split; also time its loader"
@@ -80,8 +81,8 @@ def build_model(cfg: Config, device: torch.device, weights: str | None) -> OPUS:
     """Build the model of a resolved config for evaluation on a device.
 
     Raises:
-        ConfigError: The config's model is none of this project's detectors.
-        CheckpointError: The weights cannot be read or are another model's.
+        ConfigError: The config's model is not one of this project's detectors.
+        CheckpointError: The weights cannot be read or belong to another model.
     """
     init_default_scope(cfg.get("default_scope", "mmengine"))
     torch.manual_seed(0)
@@ -89,7 +90,7 @@ def build_model(cfg: Config, device: torch.device, weights: str | None) -> OPUS:
         model = MODELS.build(cfg.model)
     if not isinstance(model, OPUS):
         raise ConfigError(
-            f"model.type is {type(model).__name__}, only OPUS and what derives from it is timed"
+            f"model.type is {type(model).__name__}, only OPUS and derived classes can be timed"
         )
     vary_zero_weights(model)
     if weights is not None:
@@ -100,13 +101,13 @@ def build_model(cfg: Config, device: torch.device, weights: str | None) -> OPUS:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Return the device that is asked for, by default a GPU where there is one.
+    """Return the requested device, by default a GPU if available.
 
     Raises:
         ConfigError: There is no GPU.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no GPU here, use --device cpu")
+        raise ConfigError("--device cuda: torch finds no GPU, use --device cpu")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -138,11 +139,11 @@ def time_model(args: argparse.Namespace) -> Timing:
 
 
 class FileSource:
-    """Batches of a config's test split, from the first one on without end.
+    """Endless batches of a config's test split, starting from the first one.
 
     Args:
         cfg: The resolved config.
-        batch_size: Samples of a batch.
+        batch_size: Samples per batch.
     """
 
     def __init__(self, cfg: Config, batch_size: int) -> None:
@@ -160,7 +161,7 @@ class FileSource:
 
 
 def _batches_of(source: FileSource | None) -> Iterator[Batch]:
-    """Yield batches of a source, first read into memory so that no loader works while one runs."""
+    """Yield batches of a source, read into memory first so that no loader runs meanwhile."""
     assert source is not None
     read: list[Batch] = []
     for batch in source:
@@ -176,7 +177,7 @@ def _facts(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict[
     return {
         "config": args.config,
         "weights": args.weights or "random",
-        "input": "test split" if args.from_files else "made up",
+        "input": "test split" if args.from_files else "synthetic",
         "images": f"{sizes.num_frames} frames of {sizes.num_cams} cameras, "
         f"{sizes.img_hw[1]} x {sizes.img_hw[0]} pixels",
         "batch size": args.batch_size,
@@ -196,7 +197,7 @@ def _processor() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
 
     def run(args: argparse.Namespace) -> None:
         if args.json is not None:

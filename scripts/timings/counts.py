@@ -1,4 +1,4 @@
-"""What a frame takes, counted: operations, parameters, launches and waits.
+"""Counts for a frame: operations, parameters, kernel launches and synchronisations.
 
 Dimension letters as in the operations: B batch, H heads, Q queries, G groups, S samples, d, c
 channels, L levels, R pairs of voxels.
@@ -30,7 +30,7 @@ from scripts.timings.stages import (
 )
 
 Shape = Sequence[int]
-#: Host functions of CUDA that start work on the device, and those that wait for it.
+#: Host functions of CUDA that start work on the device, and functions that wait for it.
 LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 FRAME = "opus frame"  # name of a frame in profiles
@@ -49,7 +49,7 @@ def _attention(query: Shape, *_: Any, **__: Any) -> int:
 def _sampling(
     feats: Sequence[Shape], points: Shape, occ2img: Shape, *_: Any, out_shape: Shape, **__: Any
 ) -> int:
-    """Count four texels of each level for every number of the output."""
+    """Count four texels of each level for every value of the output."""
     return 2 * 4 * len(feats) * math.prod(out_shape)
 
 
@@ -69,7 +69,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
 
 @contextmanager
 def counted_operations() -> Iterator[FlopCounterMode]:
-    """Count floating-point operations of products, those of this project's operations too."""
+    """Count floating-point operations of products, including this project's operations."""
     mapping = {
         getattr(torch.ops.opus, name): formula
         for name, formula in FORMULAS.items()
@@ -80,7 +80,7 @@ def counted_operations() -> Iterator[FlopCounterMode]:
 
 
 def gigaflop_by_stage(model: OPUS, frame: Callable[[], object]) -> dict[str, float]:
-    """Return the GFLOP (10^9 operations, a multiply-add counts two) of the stages of a frame."""
+    """Return the GFLOP (10^9 operations, a multiply-add counts as two) of the stages of a frame."""
     with torch.compiler.set_stance("force_eager"), counted_operations() as counter:
         ledger = Ledger(lambda: float(counter.get_total_flops()))
         with watched(model, ledger):
@@ -110,7 +110,7 @@ def parameters_by_part(model: OPUS) -> dict[str, int]:
 
 
 def launches_and_waits(frame: Callable[[], object], frames: int = 3) -> tuple[float, float]:
-    """Return how often the host starts work on a GPU, and waits for it, in a frame."""
+    """Return the number of launches and of waits for the GPU per frame."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         for _ in range(frames):
@@ -121,10 +121,10 @@ def launches_and_waits(frame: Callable[[], object], frames: int = 3) -> tuple[fl
 
 
 def count_calls(events: Iterable[Any]) -> tuple[int, int]:
-    """Count the launches and waits that happen inside of frames.
+    """Count the launches and waits inside frames.
 
     Args:
-        events: Of torch's profiler: with a `name` and a `time_range` (`start`, `end`).
+        events: Events of torch's profiler, with a `name` and a `time_range` (`start`, `end`).
     """
     events = list(events)
     frames = [event.time_range for event in events if event.name == FRAME]
@@ -146,12 +146,12 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # not Linux, or not allowed: the peak is that of the process
+    except OSError:  # not Linux, or not permitted: the peak covers the whole process
         pass
 
 
 def peak_memory_mib(device: torch.device) -> dict[str, float]:
-    """Return the peak of resident memory of the process, and of tensors on a GPU, in MiB."""
+    """Return the peaks of the process's resident memory and of GPU tensors, in MiB."""
     peaks = {}
     status = Path("/proc/self/status")
     if os.access(status, os.R_OK):

@@ -1,4 +1,4 @@
-"""Made-up input of a config's sizes: a drive through which a ring of cameras and a LiDAR look.
+"""Synthetic input with a config's sizes: a drive with a ring of cameras and a LiDAR.
 
 Dimension letters: T frames of a sample (current first), N cameras, H, W image size, n points.
 """
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from scripts.runtime.errors import ConfigError
 
-STEP_M = 5.0  # that the car drives from one frame to the next: half a second at 36 km/h
+STEP_M = 5.0  # distance between frames: half a second at 36 km/h
 CAMERA_HEIGHT_M = 1.5
-FOCAL = 0.8  # focal length over image width, as nuScenes' cameras
+FOCAL = 0.8  # focal length divided by image width, as for nuScenes' cameras
 # A LiDAR of 32 beams at 20 Hz.
 BEAMS, AZIMUTHS = 32, 1084
 ELEVATION_DEG = (-30.0, 10.0)
@@ -29,12 +29,12 @@ SWEEP_S = 0.05
 
 @dataclass(frozen=True)
 class InputSizes:
-    """What a model reads of a sample.
+    """Sizes of a model's input.
 
     Attributes:
         num_frames: T.
         num_cams: N.
-        img_hw: H, W of the images as the data set gives them.
+        img_hw: H, W of the images returned by the data set.
         num_sweeps: LiDAR sweeps, the current one included; 0 without LiDAR.
     """
 
@@ -48,13 +48,13 @@ class InputSizes:
         """Read the sizes from a resolved config.
 
         Raises:
-            ConfigError: The config does not tell the size of the images.
+            ConfigError: The config does not specify the size of the images.
         """
         head = cfg.model.pts_bbox_head
         img_hw = _value(cfg.get("test_dataloader") or {}, "final_hw")
         if img_hw is None:
             raise ConfigError(
-                "the config does not tell the size of the network's input: set final_hw=(H, W)"
+                "the config does not specify the network's input size: set final_hw=(H, W)"
             )
         sweeps = 0
         if head.get("use_lidar"):
@@ -63,7 +63,7 @@ class InputSizes:
 
 
 def _value(part: Any, name: str) -> Any:
-    """Return the first value of a name in nested dicts and lists, None if there is none."""
+    """Return the first value of a key in nested dicts and lists; None if there is none."""
     if isinstance(part, Mapping):
         if part.get(name) is not None:
             return part[name]
@@ -77,15 +77,16 @@ def _value(part: Any, name: str) -> Any:
 
 
 class SyntheticDrive:
-    """Samples of a drive; each has one new frame and the T-1 before it.
+    """Samples of a drive; each has one new frame and the T-1 frames before it.
 
-    Before the first frame that one repeats, as at the start of a scene. Images are noise of which
-    `pool` different frames exist, so that what a frame costs does not depend on its length.
+    The first frame is repeated for frames before it, as at the start of a scene. Images are noise
+    from a pool of `pool` frames, so that the cost of a frame does not depend on the length of the
+    drive.
 
     Args:
-        sizes: Of a sample.
-        seed: Of images and points.
-        pool: Different images of each camera.
+        sizes: Sizes of a sample.
+        seed: Random seed of images and points.
+        pool: Number of different images per camera.
     """
 
     def __init__(self, sizes: InputSizes, seed: int = 0, pool: int = 10) -> None:
@@ -98,14 +99,14 @@ class SyntheticDrive:
         ]
 
     def batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
-        """Yield batches of following samples without end, as the data loader collates them."""
+        """Yield endless batches of consecutive samples, collated like the data loader's."""
         start = 0
         while True:
             yield self.batch(range(start, start + batch_size))
             start += batch_size
 
     def batch(self, indices: range) -> dict[str, Any]:
-        """Return a batch of the samples at some frames of the drive."""
+        """Return a batch of the samples at the given frames of the drive."""
         inputs: dict[str, Any] = dict(img=[self._stack(index) for index in indices])
         if self._points:
             inputs["points"] = [self._points[index % len(self._points)] for index in indices]
@@ -115,7 +116,7 @@ class SyntheticDrive:
         return [max(0, index - t) for t in range(self.sizes.num_frames)]
 
     def _stack(self, index: int) -> Tensor:
-        """Return uint8 `[T*N, 3, H, W]`, channels-last as the loader gives them."""
+        """Return uint8 `[T*N, 3, H, W]` in channels-last layout, like the loader."""
         images = self._images[[frame % len(self._images) for frame in self._frames(index)]]
         return images.flatten(0, 1).permute(0, 3, 1, 2)
 
@@ -130,10 +131,10 @@ class SyntheticDrive:
 
 
 def camera_ring(lags: list[int], num_cams: int, img_hw: tuple[int, int]) -> Tensor:
-    """Return ego2img `[T*N, 4, 4]` of cameras that look outwards from a car driving along x.
+    """Return ego2img `[T*N, 4, 4]` of cameras looking outwards from a car driving along x.
 
     Args:
-        lags: How many frames ago each of the T frames was taken.
+        lags: Age of each of the T frames, in frames.
         num_cams: N.
         img_hw: H, W in pixels.
     """
@@ -176,7 +177,7 @@ def lidar_sweeps(number: int, generator: torch.Generator) -> Tensor:
 
 
 def vary_zero_weights(model: nn.Module) -> None:
-    """Draw the weights that start at zero, with which all queries would be alike."""
+    """Randomise weights that are initialised to zero, so that queries differ."""
     for name, parameter in model.named_parameters():
         if name.endswith(("parameter_generator.weight", "sampling_offset.weight")):
             nn.init.normal_(parameter, std=0.02)

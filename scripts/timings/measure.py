@@ -1,4 +1,4 @@
-"""Measurements of a model: rates, stages, and what a frame takes."""
+"""Measurements of a model: rates, stages, and counts per frame."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scripts.timings.counts import (
 from scripts.timings.stages import Ledger, watched
 
 Batch = dict[str, Any]
-#: Batches that are measured beyond the time allowed, unless they take several times that.
+#: Batches that are measured even beyond the time limit, up to PATIENCE times the limit.
 MIN_FRAMES, PATIENCE = 3, 3
 
 
@@ -33,8 +33,8 @@ class Rate:
     """Speed of one way to run a model.
 
     Attributes:
-        mode: What was run.
-        samples: Samples that were measured.
+        mode: Way to run the model.
+        samples: Number of measured samples.
         ms: Milliseconds of each batch.
         batch_size: Samples of a batch.
         peak_mib: Peak memory of the host and the device by name.
@@ -48,7 +48,7 @@ class Rate:
 
     def per_second(self, percentile: float = 50) -> float:
         """Return a percentile of the samples per second."""
-        # the slow batches make the low percentiles
+        # slow batches give the low percentiles
         return 1e3 * self.batch_size / _percentile(self.ms, 100 - percentile)
 
 
@@ -63,14 +63,14 @@ def _percentile(values: list[float], percent: float) -> float:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What a frame is made of, by stage.
+    """Costs of a frame by stage.
 
     Attributes:
-        ms: Median milliseconds, with the device waited for at every border of a stage.
+        ms: Median milliseconds, with the device synchronised at every stage boundary.
         gigaflop: 10^9 floating-point operations.
-        parameters: Numbers of parameters by part.
-        launches: Starts of work on a device by the host; None where the device is the host.
-        waits: Waits of the host for the device likewise.
+        parameters: Number of parameters by part.
+        launches: Number of kernel launches and copies by the host; None on a CPU.
+        waits: Number of waits of the host for the device; None on a CPU.
     """
 
     ms: dict[str, float]
@@ -81,14 +81,14 @@ class Anatomy:
 
 
 class Stopwatch:
-    """Run frames of a model and measures them.
+    """Measurement of a model's frames.
 
     Args:
-        model: In eval mode, on its device.
-        warmup: Batches before those that are measured, as many as run in a quarter of `seconds`.
-        samples: Samples to measure at most.
-        seconds: After which a measurement ends; `MIN_FRAMES` batches may take `PATIENCE` times
-            that.
+        model: Model in eval mode, on its device.
+        warmup: Largest number of warm-up batches; they take at most a quarter of `seconds`.
+        samples: Largest number of samples to measure.
+        seconds: Time limit of a measurement; `MIN_FRAMES` batches may take `PATIENCE` times as
+            long.
     """
 
     def __init__(self, model: OPUS, warmup: int, samples: int, seconds: float) -> None:
@@ -99,7 +99,7 @@ class Stopwatch:
         self.seconds = seconds
 
     def rate(self, mode: str, batches: Iterable[Batch], batch_size: int) -> Rate:
-        """Measure batch by batch, from the batch in host memory to the predictions."""
+        """Measure single batches, from the batch in host memory to the predictions."""
         times: list[float] = []
         count = 0
         frames = self._warmed_up(batches)
@@ -115,7 +115,7 @@ class Stopwatch:
         return Rate(mode, count, times, batch_size, peak_memory_mib(self.device))
 
     def rate_with_loader(self, mode: str, batches: Iterable[Batch], batch_size: int) -> Rate:
-        """Measure all of the time, that of the data loader too."""
+        """Measure the total time, including the data loader."""
         times: list[float] = []
         count = 0
         frames = self._warmed_up(batches)
@@ -128,11 +128,11 @@ class Stopwatch:
             count += len(batch["data_samples"])
             if self._ends(count, len(times), begin):
                 break
-        mean = statistics.fmean(times)  # a loader works ahead: single batches say little
+        mean = statistics.fmean(times)  # a loader prefetches: single times mean little
         return Rate(mode, count, [mean] * len(times), batch_size, peak_memory_mib(self.device))
 
     def anatomy(self, batches: Iterable[Batch], frames: int = 15) -> Anatomy:
-        """Measure the stages of frames, count their operations, launches and waits."""
+        """Measure the stages of frames; count their operations, launches and waits."""
         stream = self._warmed_up(batches)
         ledger = Ledger(self._now)
         spent: list[dict[str, float]] = []
@@ -183,7 +183,7 @@ class Stopwatch:
 
 @contextmanager
 def _resting_collector() -> Iterator[None]:
-    """Keep Python from collecting garbage meanwhile."""
+    """Disable Python's garbage collection in a context."""
     gc.collect()
     gc.disable()
     try:
@@ -194,7 +194,7 @@ def _resting_collector() -> Iterator[None]:
 
 @contextmanager
 def streaming(model: OPUS, on: bool) -> Iterator[OPUS]:
-    """Run a model with or without streaming, with nothing in its cache."""
+    """Run a model with or without streaming, starting with an empty cache."""
     before = model.streaming
     model.streaming = on
     model.eval()

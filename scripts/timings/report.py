@@ -1,4 +1,4 @@
-"""Tables of a timing, and the same as plain values for JSON."""
+"""Tables of a timing, and their content as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from scripts.timings.stages import DECODER, LAYER_PARTS, STAGES, layer_stage, pa
 
 @dataclass(frozen=True)
 class Timing:
-    """All that was measured of a model.
+    """All measurements of a model.
 
     Attributes:
-        facts: What was measured on what, for the reader.
-        rates: Of every way to run it.
-        anatomy: Of a frame.
+        facts: Descriptions of model, input and machine.
+        rates: Rates of all ways to run the model.
+        anatomy: Costs of a frame.
     """
 
     facts: dict[str, Any]
@@ -39,7 +39,7 @@ class Timing:
 
 
 def summed(of_stages: dict[str, float]) -> dict[str, float]:
-    """Return values by row of the table of stages, the decoder's in one."""
+    """Return values by row of the table of stages; the decoder's stages are summed."""
     rows: dict[str, float] = {}
     for stage, value in of_stages.items():
         rows[part_of(stage)] = rows.get(part_of(stage), 0.0) + value
@@ -47,14 +47,14 @@ def summed(of_stages: dict[str, float]) -> dict[str, float]:
 
 
 def ordered_stages(names: set[str]) -> list[str]:
-    """Return the rows of the table of stages in the order of a frame."""
+    """Return the rows of the table of stages in execution order."""
     order = list(STAGES)
     order.insert(order.index("CPD"), DECODER)
     return [name for name in order if name in names]
 
 
 def rate_table(rates: Sequence[Rate]) -> str:
-    """Table of the rates, one row for each way to run the model."""
+    """Return the table of rates, with one row per way to run the model."""
     memories = list(dict.fromkeys(name for rate in rates for name in rate.peak_mib))
     rows: list[list[str | float]] = []
     for rate in rates:
@@ -67,7 +67,7 @@ def rate_table(rates: Sequence[Rate]) -> str:
 
 
 def stage_table(anatomy: Anatomy) -> str:
-    """Table of the stages of a frame."""
+    """Return the table of the stages of a frame."""
     ms, gigaflop = summed(anatomy.ms), summed(anatomy.gigaflop)
     total = sum(ms.values())
     rows: list[list[str | float]] = []
@@ -90,7 +90,7 @@ def stage_table(anatomy: Anatomy) -> str:
 
 
 def decoder_table(timing: Timing) -> str:
-    """Table of the parts of the decoder's layers in milliseconds."""
+    """Return the table of the decoder layers' parts in milliseconds."""
     ms, layers = timing.anatomy.ms, range(timing.layers)
     rows: list[list[str | float]] = []
     for part in LAYER_PARTS:
@@ -114,14 +114,14 @@ def as_text(timing: Timing) -> str:
     ]
     if anatomy.launches is not None:
         parts.append(
-            f"Per frame the host starts {anatomy.launches:.0f} pieces of work on the device and "
+            f"Per frame, the host starts {anatomy.launches:.0f} operations on the device and "
             f"waits for it {anatomy.waits:.0f} times."
         )
     return "\n\n".join(parts)
 
 
 def as_values(timing: Timing) -> dict[str, Any]:
-    """Return what the tables hold, and the single times, for JSON."""
+    """Return the content of the tables, and the single times, for JSON."""
     anatomy = timing.anatomy
     return {
         **timing.facts,

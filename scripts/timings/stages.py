@@ -1,4 +1,4 @@
-"""Which part of a frame's way spends how much of something: time, operations."""
+"""Attribution of costs, such as time or operations, to the stages of a frame."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUERIES = "geometry, queries"
 CPD = "CPD"
 PREDICTION = "prediction"
 OTHER = "other"
-#: Stages of a frame in their order; those of decoder layers are `layer_stage(i, part)`.
+#: Stages of a frame in execution order; decoder layers have stages `layer_stage(i, part)`.
 STAGES = (UPLOAD, IMAGES, CACHE, LIDAR_VOXELS, LIDAR_SPARSE, LIDAR_DENSE, QUERIES, CPD, PREDICTION,
           OTHER)  # fmt: skip
 DECODER = "decoder"
@@ -37,15 +37,15 @@ LAYER_PARTS = {
 
 
 def layer_stage(index: int, part: str) -> str:
-    """Return the name of the stage of a part of a decoder layer, which is counted from 0."""
+    """Return the name of the stage of a part of decoder layer `index`, counted from 0."""
     return f"{DECODER} layer {index}: {part}"
 
 
 class Ledger:
-    """Divide what grows while code runs among nested stages: each gets what its inner ones do not.
+    """Attribution of a growing quantity to nested stages, each without its inner stages.
 
     Args:
-        read: Returns what has been spent so far, such as the time.
+        read: Returns the amount spent so far, such as the time.
     """
 
     def __init__(self, read: Callable[[], float]) -> None:
@@ -56,7 +56,7 @@ class Ledger:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count what is spent inside for a stage."""
+        """Attribute the amount spent in a context to a stage."""
         self._charge()
         self._open.append(name)
         try:
@@ -73,13 +73,13 @@ class Ledger:
         self._last = now
 
     def take(self) -> dict[str, float]:
-        """Return what each stage spent since the last call."""
+        """Return the amount that each stage spent since the last call."""
         spent, self.spent = self.spent, {}
         return spent
 
 
 def stages_of(model: OPUS) -> Iterator[tuple[Any, str, str]]:
-    """Yield objects, names of their methods, and the stages that these are."""
+    """Yield objects, the names of their methods, and the corresponding stages."""
     yield model, "test_step", OTHER
     yield model.data_preprocessor, "forward", UPLOAD
     yield model, "extract_feat", CACHE
@@ -106,7 +106,7 @@ def stages_of(model: OPUS) -> Iterator[tuple[Any, str, str]]:
 
 @contextmanager
 def watched(model: OPUS, ledger: Ledger) -> Iterator[None]:
-    """Have a ledger follow the stages of a model's frames."""
+    """Attribute the costs of a model's frames to stages in a ledger."""
     with ExitStack() as stack:
         for owner, method, name in stages_of(model):
             replacement = _in_stage(getattr(owner, method), ledger, name)
@@ -124,5 +124,5 @@ def _in_stage(function: Callable[..., Any], ledger: Ledger, name: str) -> Callab
 
 
 def part_of(stage: str) -> str:
-    """Return the row of the table of stages that a stage belongs to."""
+    """Return the row of a stage in the table of stages."""
     return DECODER if stage.startswith(DECODER) else stage

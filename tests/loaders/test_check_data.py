@@ -179,7 +179,7 @@ def test_edited_info_file(copied, capsys):
     content["infos"][0]["scene_name"] = "scene-0062"
     (copied / TRAIN).write_bytes(pickle.dumps(content))
     code, out = run(copied, capsys)
-    assert code == 1 and "is not as it was written" in out
+    assert code == 1 and "was changed after it was written" in out
 
 
 def test_data_set_that_cannot_be_built(copied, capsys):

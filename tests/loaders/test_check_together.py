@@ -126,8 +126,8 @@ def labelled():
     ("spoil", "hint"),
     [
         (lambda grid: grid, None),
-        (lambda grid: grid[::-1, ::-1], "turned by 180 degrees"),
-        (lambda grid: np.rot90(grid), "turned by 90 degrees"),
+        (lambda grid: grid[::-1, ::-1], "rotated by 180 degrees"),
+        (lambda grid: np.rot90(grid), "rotated by 90 degrees"),
         (lambda grid: np.swapaxes(grid, 0, 1), "with x and y exchanged"),
         (lambda grid: grid[:, ::-1], "with y mirrored"),
         (lambda grid: np.full_like(grid, 17), "0% of the returns"),

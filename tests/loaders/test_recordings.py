@@ -112,11 +112,11 @@ def test_own_splits_of_an_own_version(mini, tmp_path, place):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--split", "train"], "--split train names no scene"),
-        (["--split", "train", "scene-0062"], "no scene scene-0062, choose.*scene-0061"),
+        (["--split", "train"], "--split train has no scene"),
+        (["--split", "train", "scene-0062"], "no scene scene-0062: choose.*scene-0061"),
         (["--split", "a/b", "scene-0061"], "'a/b' is not the name of a split"),
         (["--version", "v1.0-yard"], "v1.0-yard does not exist: .*v1.0-mini"),
-        (["--version", "../x"], "is no name of a folder"),
+        (["--version", "../x"], "is not the name of a folder"),
         (["--splits", "nowhere.json"], "nowhere.json does not exist"),
         (["--cameras", "CAM_TOP"], "no calibrated camera CAM_TOP: set --cameras to .*CAM_FRONT"),
         (["--lidar", "LIDAR_LEFT"], "no calibrated lidar LIDAR_LEFT: .*LIDAR_TOP"),

@@ -395,9 +395,9 @@ def test_jpeg_of_endless_scans(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"state_dict": {1: torch.zeros(1)}}, "something else than named tensors"),
-        ({"state_dict": {"a": [1]}}, "something else than named tensors"),
-        ({"state_dict": {"a": torch.zeros(1)}, "meta": 5}, "'meta' .* is no dict"),
+        ({"state_dict": {1: torch.zeros(1)}}, "is not a dict of named tensors"),
+        ({"state_dict": {"a": [1]}}, "is not a dict of named tensors"),
+        ({"state_dict": {"a": torch.zeros(1)}, "meta": 5}, "'meta' .* is not a dict"),
         ({5: torch.zeros(1)}, "holds no weights"),
         ([1], "holds no weights"),
     ],

@@ -97,7 +97,7 @@ def test_missing_and_unknown_files_are_named_and_fail(
     arrays["meta/config"] = np.frombuffer(config, np.uint8)
     np.savez(tmp_path / "kind.npz", **arrays)
     for name, sentence in (
-        ("other", "not supported: neither a head's file nor"),
+        ("other", "not supported: it contains neither a head nor"),
         ("broken", "not supported: not a readable .npz file"),
         ("nowhere", "not supported: not a readable .npz file"),
         ("kind", "not supported: heads of the kind 'v9' are not supported"),

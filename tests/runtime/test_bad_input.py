@@ -123,7 +123,7 @@ def test_weights_that_are_no_checkpoint(run: Runner, tmp_path: Path, content: by
 def test_weights_truncated(run: Runner, tmp_path: Path) -> None:
     path = save_weights(tmp_path / "weights.pth")
     path.write_bytes(path.read_bytes()[:-200])
-    assert "weights.pth is not a PyTorch checkpoint (or a damaged one)" in run.val(path)
+    assert "weights.pth is not a PyTorch checkpoint, or is damaged" in run.val(path)
 
 
 def test_weights_missing(run: Runner, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_config_with_a_missing_base(run: Runner, tmp_path: Path) -> None:
     path = tmp_path / "child.py"
     path.write_text("_base_ = ['./parent.py']\n")
     sentence = run.train(config=path)
-    assert "builds on a missing file" in sentence and "parent.py" in sentence
+    assert "has a missing base file" in sentence and "parent.py" in sentence
 
 
 def test_config_with_a_missing_module(run: Runner, tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_wrong_options(run: Runner, arguments: list[str], message: str) -> None:
 
 def test_work_dir_that_is_a_file(run: Runner, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    assert f"{tmp_path / 'run'} exists and is no folder" in run.train()
+    assert f"{tmp_path / 'run'} exists and is not a folder" in run.train()
 
 
 @pytest.mark.parametrize("option", ["--out", "--save-predictions", "--submission"])

@@ -260,7 +260,7 @@ def is_running(pid: str) -> bool:
 @pytest.mark.parametrize(
     ("size", "words"),
     [
-        ("1m", "no room for a batch in /dev/shm: use fewer workers (num_workers"),
+        ("1m", "no space for a batch in /dev/shm: use fewer workers (num_workers"),
         ("4k", "/dev/shm is full: remove files from it, or make it larger"),
     ],
 )

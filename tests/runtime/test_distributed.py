@@ -148,7 +148,7 @@ def test_a_port_in_use_is_one_sentence(config: Path) -> None:
         machines = {"NNODES": "2", "NODE_RANK": "0"}
         done = launch("dist_train.sh", "1", str(config), **machines, **place)
     assert done.returncode == EXIT_USER_ERROR
-    assert "the processes cannot meet at 127.0.0.1, port" in done.stderr
+    assert "the processes cannot connect at 127.0.0.1, port" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -164,7 +164,7 @@ def test_system_errors_that_a_user_can_put_right(tmp_path: Path) -> None:
         (lambda: open(folder), f"{folder} is a folder, a file is needed"),
         (lambda: os.listdir(file), f"{file} or a part of its path is a file"),
         (lambda: open(file / "x"), f"{file / 'x'} or a part of its path is a file"),
-        (lambda: file.mkdir(exist_ok=True), f"{file} exists and is no folder"),
+        (lambda: file.mkdir(exist_ok=True), f"{file} exists and is not a folder"),
         (lambda: folder.rmdir(), f"{folder} is not empty"),
         (lambda: open(tmp_path / ("x" * 300)), "is too long for the file system"),
         (lambda: open(loop), f"{loop} is a symbolic link that leads to itself"),

@@ -39,7 +39,7 @@ def test_without_a_gpu_it_says_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main(["--out", str(tmp_path / "table.md")]) == 0
-    assert capsys.readouterr().out.startswith("no GPU here: nothing was checked")
+    assert capsys.readouterr().out.startswith("no GPU: nothing was checked")
     assert not list(tmp_path.iterdir())
 
 
@@ -77,7 +77,7 @@ def test_time_that_is_up_ends_the_table(tmp_path: Path) -> None:
     table = command.Table(tmp_path / "table.md", minutes=0)
     assert command.compare_operations(table, ["small"], "cpu")
     command.time_decoder(table, ["small"], "cpu")
-    assert (tmp_path / "table.md").read_text().count("The time is up.") == 2
+    assert (tmp_path / "table.md").read_text().count("The time limit is reached.") == 2
 
 
 def test_error_is_relative_to_the_largest_number() -> None:

@@ -105,8 +105,8 @@ def test_activation_checkpointing_trains_the_same_model(
     ("names", "words"),
     [
         (["img_backbon"], "did you mean 'img_backbone'"),
-        ([""], "no module of the model"),
-        (True, "give a list of modules"),
+        ([""], "not a module of the model"),
+        (True, "give a list of module names"),
     ],
 )
 def test_checkpointing_of_what_does_not_exist(model: nn.Module, names: Any, words: str) -> None:

@@ -163,7 +163,7 @@ del train, val
         (["--predictions", "a", "--submission", "b"], "leave --submission out"),
         (["--predictions", "a", "--save-predictions", "b"], "leave --save-predictions out"),
         (["--predictions", "nowhere"], "folder nowhere does not exist"),
-        (["--weights", "w", "--save-predictions", "b", "--submission", "b"], "give them two"),
+        (["--weights", "w", "--save-predictions", "b", "--submission", "b"], "give two folders"),
     ],
 )
 def test_contradictions(config: Path, options: list[str], message: str, capsys) -> None:
@@ -176,7 +176,7 @@ def test_contradictions(config: Path, options: list[str], message: str, capsys) 
 @pytest.mark.parametrize(
     ("evaluator", "message"),
     [
-        ("dict(type='OccupancyMetric', mask='valid')", "labels mark noise instead"),
+        ("dict(type='OccupancyMetric', mask='valid')", "mark ignored voxels instead"),
         ("[dict(type='RayIoUMetric')]", "has no OccupancyMetric to change"),
     ],
 )

@@ -156,11 +156,11 @@ def test_the_config_text_of_a_checkpoint_is_not_run(config: Path, tmp_path: Path
 
 
 BROKEN: list[tuple[dict[str, Any], str]] = [
-    (dict(meta=None, place=None), "does not say how far its training had come"),
+    (dict(meta=None, place=None), "does not contain the progress of its training"),
     (dict(meta=dict(epoch="one", iter=6), place=None), "epoch is 'one'"),
     (dict(meta=dict(epoch=1, iter=-6), place=None), "iteration is -6"),
     (dict(optimizer=dict(state={}, param_groups=[])), "number of parameter groups differs"),
-    (dict(optimizer=3), "holds no state"),
+    (dict(optimizer=3), "contains no state"),
     (dict(optimizer="shape"), r"exp_avg has the shape \(7,\)"),
 ]
 
@@ -229,7 +229,7 @@ def test_another_seed_starts_the_epoch_anew(
     monkeypatch.delenv("TINY_INTERRUPT_AT")
     options = ["--cfg-options", "randomness.seed=1", "max_epochs=1"]
     assert run_train(config, tmp_path / "run", "--resume", *options) == 0
-    assert "its order was drawn from the seed 0" in log_of(tmp_path / "run")
+    assert "its order was drawn with the seed 0" in log_of(tmp_path / "run")
     seen = (tmp_path / "steps.txt").read_text().split()
     assert sorted(map(int, seen)) == list(range(22))
 
@@ -291,7 +291,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
         assert f"resumed {last}" in log
     else:
         assert f"resumed {run}/epoch_1.pth" in log
-        assert "epoch_2.pth is not a PyTorch checkpoint (or a damaged one)" in log
+        assert "epoch_2.pth is not a PyTorch checkpoint, or is damaged" in log
         broken = run / "epoch_2.pth.broken"
         assert broken.exists() and f"kept as {broken.name}" in log
     assert read_checkpoint(pointer.read_text())["meta"]["iter"] == 3 * STEPS_PER_EPOCH
@@ -353,7 +353,7 @@ def test_weights_of_another_class_list_and_range(tmp_path: Path) -> None:
     other = merge(HEAD, num_classes=4, empty_label=4, pc_range=[0.0, -6, -1, 16, 6, 2.2])
     other["loss_cls"]["class_weights"] = [1, 2, 3, 4]
     model = detector(pts_bbox_head=other)
-    with pytest.raises(CheckpointError, match=r"or drop what differs \(--drop-mismatched\)"):
+    with pytest.raises(CheckpointError, match=r"or leave it out \(--drop-mismatched\)"):
         start_from(model, tmp_path / "five.pth")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     report = start_from(model, tmp_path / "five.pth", drop_mismatched=True)

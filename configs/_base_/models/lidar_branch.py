@@ -1,8 +1,8 @@
-# The LiDAR branch: hard voxels, then mmdet3d's sparse encoder, backbone and neck. For a range of 80 m
-# in x and y; z has one more sparse cell than voxels. Queries start at LiDAR points, and the decoder
-# samples the branch's map.
+# The LiDAR branch: hard voxels, then mmdet3d's sparse encoder, backbone and neck. The range is 80 m
+# in x and y; z has one sparse cell more than voxels. Queries start at LiDAR points, and the decoder
+# samples the branch's feature map.
 use_lidar = True  # data sets load LiDAR sweeps, the head uses them
-mixed_points = None  # as many features after mixing as are sampled from images and map
+mixed_points = None  # as many features after mixing as sampled from images and map
 pts_voxel_layer = dict(
     type="MeanVoxelizer",
     voxel_size=[0.05, 0.05, 0.16],

@@ -1,5 +1,5 @@
 # The LiDAR branch of the toy configurations: coarse cells (320 x 320 x 20 in a range of 80 m x 80 m x
-# 6.4 m), a thin encoder of three stages.
+# 6.4 m), a narrow encoder with three stages.
 _base_ = "./lidar_branch.py"
 
 pts_voxel_layer = dict(voxel_size=[0.25, 0.25, 0.32])

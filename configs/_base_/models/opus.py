@@ -1,7 +1,7 @@
-# What all OPUS models share. The image network, and a LiDAR branch, are files of their own; grid,
-# classes, frames and cameras are settings of the data set. opusv1.py and opusv2.py add the head's
-# type and what goes with it. What a variant usually changes: num_query, num_refines (points per
-# query after each decoder layer; its length is the number of layers) and num_points.
+# Common base of all OPUS models. Image network and LiDAR branch are separate files; grid, classes,
+# frames and cameras are settings of the data set. opusv1.py and opusv2.py add the head's type and
+# its settings. Variants usually change num_query, num_refines (points per query after each decoder
+# layer; its length is the number of layers) and num_points.
 model = dict(
     type="OPUS",
     data_preprocessor=dict(

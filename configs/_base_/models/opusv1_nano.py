@@ -1,5 +1,5 @@
-# OPUS-V1 so small that two CPU cores train it in minutes, from scratch. Without a step that fills
-# the voxels between points it takes more of them.
+# A small OPUS-V1, trained from scratch in minutes on two CPU cores. It needs more points than
+# OPUS-V2, because no learned step fills the voxels between points.
 _base_ = "./opusv1.py"
 
 model = dict(
@@ -10,7 +10,7 @@ model = dict(
         num_query=600,
         score_thr=0.45,
         max_spread_m=3.0,
-        # Points start metres away from their query instead of having to learn it.
+        # Points start metres away from their query, so that this need not be learned.
         decoder=dict(
             num_refines=[1, 32],
             num_points=4,

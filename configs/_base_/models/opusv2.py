@@ -1,4 +1,4 @@
-# OPUS-V2: points are discretized into voxels by a learned step (CPD).
+# OPUS-V2: a learned step (CPD) discretizes points into voxels.
 _base_ = "./opus.py"
 
 model = dict(

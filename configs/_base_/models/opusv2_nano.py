@@ -1,4 +1,4 @@
-# OPUS-V2 so small that two CPU cores train it in minutes, from scratch.
+# A small OPUS-V2, trained from scratch in minutes on two CPU cores.
 _base_ = "./opusv2.py"
 
 model = dict(
@@ -8,7 +8,7 @@ model = dict(
         num_levels=3,
         num_query=600,
         score_thr=0.2,
-        # Points start metres away from their query instead of having to learn it.
+        # Points start metres away from their query, so that this need not be learned.
         decoder=dict(
             num_refines=[1, 10], num_points=4, ffn_dims=128, dropout=0.0, refine_scale_m=3.0
         ),

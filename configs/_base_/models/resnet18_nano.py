@@ -1,5 +1,5 @@
-# A thin image network for the toy configurations, trained from scratch: two CPU cores train a model in
-# minutes.
+# A narrow image network for the toy configurations, trained from scratch: a model trains in minutes
+# on two CPU cores.
 img_backbone = dict(
     type="mmdet.ResNet",
     depth=18,
@@ -15,5 +15,5 @@ img_backbone = dict(
     with_cp=False,
 )
 img_neck = dict(type="mmdet.FPN", in_channels=[32, 64, 128], out_channels=64, num_outs=3)
-# In place of pretrained weights: what the rays of the image meet first.
+# Auxiliary task that replaces pretraining: the first occupied voxel on each image ray.
 img_aux_head = dict(type="FirstHitHead")

@@ -1,4 +1,4 @@
-# The image network that OPUS is published with: ResNet-50 and a feature pyramid of four levels.
+# The image network of the published OPUS models: ResNet-50 and a feature pyramid of four levels.
 img_backbone = dict(
     type="mmdet.ResNet",
     depth=50,

@@ -1,13 +1,12 @@
-// Stands in for models/csrc/common/runtime.cuh where CUDA sources are compiled for the CPU: the
-// blocks of a grid run one after another, and so do the warps of a block, each until it waits for
-// the block; the threads of a warp take turns, each until it waits for others. See
+// Replaces models/csrc/common/runtime.cuh when CUDA sources are compiled for the CPU. The blocks of
+// a grid run one after another. The warps of a block run in turn, each until it waits for the block;
+// the threads of a warp run in turn, each until it waits for other threads. See
 // scripts/emulate_cuda.py.
 //
-// A run ends with an error where a thread ends while others wait for it, where threads wait for
-// each other at different places of the source, where a grid is larger than GPUs take, and where
-// shared memory is written past its end. Shared memory holds NaNs at the start of every block.
-// Threads run in the order of OPUS_EMULATED_ORDER, so that what depends on their order shows as a
-// difference.
+// The run ends with an error if a thread ends while others wait for it, if threads wait for each
+// other at different lines of the source, if a grid exceeds the limits of GPUs, or if shared memory
+// is written past its end. Shared memory holds NaNs at the start of every block. The variable
+// OPUS_EMULATED_ORDER sets the order of threads: results that depend on it differ between runs.
 #pragma once
 
 #include <setjmp.h>
@@ -31,8 +30,8 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 
-// There is one block at a time.
-#if defined(__SANITIZE_ADDRESS__)  // which watches the ends of arrays, but of no section
+// Only one block runs at a time.
+#if defined(__SANITIZE_ADDRESS__)  // checks the bounds of arrays, but not of sections
 #define __shared__ static
 #else
 #define __shared__ static __attribute__((section("opus_shared")))
@@ -62,7 +61,7 @@ using Where = std::source_location;
 
 constexpr int kWarp = 32;
 constexpr size_t kStackBytes = 128 * 1024;
-constexpr int64_t kMostShared = 98 * 1024;  // what the smallest of the reported GPUs has
+constexpr int64_t kMostShared = 98 * 1024;  // of the smallest reported GPU
 constexpr int64_t kMostParameters = 4096;   // bytes
 constexpr unsigned kMostBlocks = 65535;     // along y and z
 constexpr int64_t kGuardBytes = 4096;
@@ -70,16 +69,16 @@ constexpr unsigned char kUnset = 0xff;      // NaN as floats
 
 enum class State { kReady, kWaitsForWarp, kWaitsForBlock, kDone };
 
-// Where a thread, or the loop that gives threads their turns, has been left.
+// Execution state of a suspended thread or of the scheduler loop.
 struct Place {
   ucontext_t context;
   jmp_buf jump;
 };
 
 inline void go(Place& from, Place& to) {
-#if defined(__SANITIZE_ADDRESS__)  // which knows of contexts
+#if defined(__SANITIZE_ADDRESS__)  // supports contexts
   swapcontext(&from.context, &to.context);
-#else  // a tenth of the time: contexts ask the kernel for the mask of signals
+#else  // ten times as fast: contexts query the signal mask from the kernel
   if (_setjmp(from.jump) == 0) _longjmp(to.jump, 1);
 #endif
 }
@@ -89,13 +88,13 @@ struct Thread {
   std::vector<char> stack = std::vector<char>(kStackBytes);
   dim3 index;
   State state = State::kDone;
-  Where where;        // it waits
+  Where where;        // at which it waits
   int exchanges = 0;  // with its warp
 };
 
 struct Block {
-  std::vector<Thread> threads;  // those of blocks before are used again
-  std::vector<uint64_t> slots;  // of exchanges: two for each thread, in turn
+  std::vector<Thread> threads;  // reused for later blocks
+  std::vector<uint64_t> slots;  // of exchanges: two per thread, used alternately
   Place scheduler;
   int current = 0, count = 0;
   std::function<void()> kernel;
@@ -115,7 +114,7 @@ inline void wait(State state, const Where& where) {
   pause(state);
 }
 
-// What a thread does for ever: the kernel once for every block, after a first turn that only begins.
+// Endless loop of a thread: after an initial turn, it runs the kernel once per block.
 inline void live() {
   Place& own = block.threads[block.current].place;
   if (_setjmp(own.jump) == 0) swapcontext(&own.context, &block.scheduler.context);
@@ -135,7 +134,7 @@ inline void create(Thread& thread) {
   swapcontext(&block.scheduler.context, &context);
 }
 
-// Threads for a block of this size. After an error they are in the midst of a kernel.
+// Threads for a block of this size. After an error they are suspended inside a kernel.
 inline void prepare(int count) {
   const auto is_done = [](const Thread& thread) { return thread.state == State::kDone; };
   if (!std::all_of(block.threads.begin(), block.threads.end(), is_done)) block.threads.clear();
@@ -148,8 +147,8 @@ inline void prepare(int count) {
   block.slots.assign(2 * num_blocks(count, kWarp) * kWarp, 0);
 }
 
-// Which of `count` threads or blocks has turn k; what is right in one order and in the other depends
-// on none.
+// Index of the thread or block, of `count`, in turn k. A result that is correct in both orders does
+// not depend on the order.
 inline int64_t at_turn(int64_t k, int64_t count) {
   static const char* order = std::getenv("OPUS_EMULATED_ORDER");
   if (order == nullptr || std::strcmp(order, "ascending") == 0) return k;
@@ -161,7 +160,7 @@ inline std::string text(const Where& where) {
   return std::string(where.file_name()) + ":" + std::to_string(where.line());
 }
 
-// Lets the threads [first, last) go on if all of them wait for each other.
+// Resumes the threads [first, last) if all of them wait for each other.
 inline bool release(int first, int last, State state) {
   for (int i = first; i < last; ++i) {
     if (block.threads[i].state != state) return false;
@@ -178,7 +177,7 @@ inline bool release(int first, int last, State state) {
   return true;
 }
 
-// A warp goes as far as it can get without the others, so that they show what they miss.
+// A warp runs as far as possible before the others, so that missing barriers cause errors.
 inline void run_warp(int warp) {
   const int first = warp * kWarp, last = std::min(first + kWarp, block.count);
   do {
@@ -206,7 +205,7 @@ inline void run_block() {
   for (int i = 0; i < block.count; ++i) {
     const Thread& thread = block.threads[i];
     if (thread.state != State::kDone) {
-      throw std::runtime_error("thread " + std::to_string(i) + " waits for others in vain at " +
+      throw std::runtime_error("thread " + std::to_string(i) + " waits for others forever at " +
                                text(thread.where));
     }
   }
@@ -231,7 +230,7 @@ inline bool fits(dim3 blocks, dim3 threads, int64_t shared, int64_t parameters) 
          in_block <= 1024 && shared <= kMostShared && parameters <= kMostParameters;
 }
 
-// What lane `source` of the thread's warp gave.
+// Value passed by lane `source` of the thread's warp.
 template <typename T>
 T exchange(T value, int source, const Where& where) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
@@ -260,7 +259,7 @@ void launch_kernel(const char* what, void (*kernel)(Parameters...), dim3 blocks,
                    int64_t shared_bytes, CudaStream, const Arguments&... arguments) {
   using namespace emulation;
   if (!fits(blocks, threads, shared_bytes, (static_cast<int64_t>(sizeof(Parameters)) + ...))) {
-    throw std::runtime_error(std::string(what) + ": what no GPU launches");
+    throw std::runtime_error(std::string(what) + ": exceeds the limits of GPUs");
   }
   prepare(static_cast<int>(threads.x * threads.y * threads.z));
   block.kernel = [&] { kernel(arguments...); };

@@ -69,6 +69,7 @@ def draw_image_aug(
     rotate_range_deg: tuple[float, float] = (0.0, 0.0),
 ) -> ImageAugParams:
     """Draw a training augmentation (bottom-aligned crop, as in OPUS and SparseBEV).
+
     Args:
         rng: Source of randomness; the number of drawn values does not depend on the ranges.
         raw_hw: Height and width of the image on disk.

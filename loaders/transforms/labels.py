@@ -114,7 +114,9 @@ def pack_occ3d_labels(path: str) -> dict[str, npt.NDArray[Any]] | None:
         keys = _keys_of(file, path)
         shapes = {file.header(key).shape for key in keys}
         if len(shapes) > 1 or len(shapes.pop()) != 3:
-            raise WrongShapeError(f"label file {path} does not hold 3D grids of one shape: {_RESTORE}")
+            raise WrongShapeError(
+                f"label file {path} does not hold 3D grids of one shape: {_RESTORE}"
+            )
         semantics, *masks = (file.read(key) for key in keys)
     if semantics.dtype.kind not in "ui" or semantics.min(initial=0) < 0:
         return None

@@ -228,7 +228,7 @@ class StoredArrays:
             stored = name if name in self._archive.NameToInfo else f"{name}.npy"
             member = self._archive.getinfo(stored)
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                # Other formats allocate memory from their header alone.
+                # Other formats allocate memory based only on their header.
                 raise ValueError("compressed by a method that numpy does not use")
             stream: Any = self._archive.open(member)
         with stream:

@@ -49,8 +49,8 @@ class OccupancyDataset(BaseDataset):
         data_root: nuScenes folder, with ``samples``, ``sweeps`` and the labels.
         pipeline: Transforms (configs or callables).
         num_frames: T, the current frame included.
-        ann_file: Info file, relative to ``data_root``. None uses the name that
-            ``scripts/gen_sweep_info.py`` gives to the file of (``version``, ``split``).
+        ann_file: Info file, relative to ``data_root``. None uses the default name of
+            ``scripts/gen_sweep_info.py`` for (``version``, ``split``).
         split: 'train', 'val' or 'test'; used only without ``ann_file``.
         pc_range: (x0, y0, z0, x1, y1, z1) of the grid in its own frame, metres. None uses the
             value of the published labels, also for the next two arguments.
@@ -73,8 +73,8 @@ class OccupancyDataset(BaseDataset):
         indices: Use only the first samples up to this number (the last, if negative), or the
             samples of this list.
         scenes: Use only samples of these scenes: names, or a slice of the scenes in the order of
-            the info file, as ``':-2'`` for all but the last two. A part of the training scenes can
-            thus be kept for validation.
+            the info file, as ``':-2'`` for all but the last two. This can keep a part of the
+            training scenes for validation.
         lazy_init: Do not read the info file yet (see ``BaseDataset``).
 
     Attributes:

@@ -163,7 +163,7 @@ class SceneSampler(EpochSampler):
 
 
 def _scenes_of(dataset: Sized) -> list[list[int]]:
-    """Returns the samples of each scene in time order, scenes in the order of the data set.
+    """Return the samples of each scene in time order, scenes in the order of the data set.
 
     A scene that a wrapper repeats occurs several times.
 

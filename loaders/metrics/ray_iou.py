@@ -84,7 +84,7 @@ def cast_label_rays(
     Returns:
         Class uint8 [G, O * D] and depth float32 [G, O * D] in metres, origin-major. The depth is
         the distance at which the ray leaves the first occupied voxel. If no voxel is occupied, the
-        class is free and the depth that of the last voxel inside the grid.
+        class is free and the ray ends at the last voxel inside the grid.
     """
     batch = _origins([origins] * len(grids))
     rays = label_rays(

@@ -142,7 +142,7 @@ def _check_shapes(
     """Raise BadDataError unless all arrays have the same, matching shape."""
     first = shapes["semantics"]
     for key, shape in shapes.items():
-        # Masks must have the shape of the semantics, which is that of the requested grid or finer.
+        # Masks must have the shape of the semantics: the requested grid or a finer one.
         if shape != first or _factors(shape, grid_shape) is None:
             raise WrongShapeError(
                 f"label file {path}: '{key}' has shape {shape}, but pc_range and voxel_size "
@@ -157,7 +157,7 @@ def known_labels(
     path: str,
     restore: str,
 ) -> npt.NDArray[np.uint8]:
-    """Check the labels of a dense grid, and replace those of unknown state by `UNKNOWN_LABEL`.
+    """Check the labels of a dense grid, and replace `ignore_label` by `UNKNOWN_LABEL`.
 
     Args:
         semantics: Labels of any shape, as stored; may be changed.
@@ -207,9 +207,9 @@ def _factors(
 class LoadOcc3DLabels:
     """Load semantics and, if the files have them, visibility masks of a sample.
 
-    The config's voxels may be an integer multiple as large as those of the files. Such a voxel has
-    the most frequent label of its occupied voxels. It is unknown if all others in it are free and
-    some are unknown. A mask is true if it is true for any voxel inside.
+    The config's voxels may be larger than the files' by an integer factor. Such a voxel has the
+    most frequent label of its occupied voxels. Without occupied voxels it is unknown if any voxel
+    inside is unknown. A mask is true if it is true for any voxel inside.
 
     Args:
         label_dir: Folder within the data root.

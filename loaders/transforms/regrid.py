@@ -1,4 +1,4 @@
-"""Conversion of labels from the grid of their files to that of a config: crop and pooling.
+"""Conversion of labels from the grid of their files to the grid of a config: crop and pooling.
 
 Legend: X Y Z voxels of the requested grid, n labelled voxels of a file, K semantic classes.
 """
@@ -62,7 +62,7 @@ def label_window(
         label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres.
         label_voxel_size: (dx, dy, dz) of the files' voxels, metres.
         pc_range: Range of the requested grid, inside the range of the files.
-        voxel_size: Size of the requested voxels, integer multiples of those of the files.
+        voxel_size: Size of the requested voxels, integer multiples of `label_voxel_size`.
 
     Raises:
         LoaderConfigError: If the requested grid is not a crop of the files' grid, pooled by

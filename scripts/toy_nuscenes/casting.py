@@ -301,7 +301,7 @@ def cast(
         num_actors: number of all actors of the scene; the length of the ray counts.
         origin: [3] in scene metres, above the ground.
         directions: unit float32 [n, 3] in the scene frame.
-        image: given if the rays are those of an image, row by row; it enables interpolation.
+        image: set if the rays are the pixels of an image, row by row; it enables interpolation.
         count_free: whether to fill `free_rays`; rays are then cast at hidden actors too.
     """
     count = len(directions)

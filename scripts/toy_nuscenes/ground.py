@@ -27,7 +27,7 @@ class Canvas:
     def __init__(
         self, lower: np.ndarray, upper: np.ndarray, resolution: float = RESOLUTION_M
     ) -> None:
-        """Args: lower, upper: corners [2] in scene metres."""
+        """Create a canvas between corners [2] in scene metres."""
         self.lower, self.resolution = lower, resolution
         columns, rows = np.round((upper - lower) / resolution).astype(int)
         self.shape = (int(rows), int(columns))

@@ -18,7 +18,7 @@ class Polyline:
     """
 
     def __init__(self, points: np.ndarray) -> None:
-        """Args: points: [n, 2] with n >= 2, consecutive points distinct."""
+        """Create a curve through points [n, 2], n >= 2, consecutive points distinct."""
         deltas = np.diff(points, axis=0)
         lengths = np.hypot(deltas[:, 0], deltas[:, 1])
         self.points = points
@@ -125,11 +125,13 @@ class Motion:
         lateral: Callable[[float], float] | None = None,
         yaw_offset: float = 0.0,
     ) -> None:
-        """Args:
-        path: the curve to follow.
-        travelled: time in seconds -> arc length in metres.
-        lateral: time in seconds -> offset to the left in metres (none: 0).
-        yaw_offset: constant angle between the path's direction and the heading.
+        """Create a motion.
+
+        Args:
+            path: the curve to follow.
+            travelled: time in seconds -> arc length in metres.
+            lateral: time in seconds -> offset to the left in metres (None: 0).
+            yaw_offset: constant angle between the path's direction and the heading.
         """
         self.path, self.travelled, self.lateral, self.yaw_offset = (
             path,

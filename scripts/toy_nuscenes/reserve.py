@@ -13,7 +13,7 @@ class Reserve:
     """Raster of occupied ground at 0.4 m, so that objects do not overlap."""
 
     def __init__(self, ground: Ground, layout: Layout) -> None:
-        """Args: ground: its roads are occupied from the start."""
+        """Start with the roads of `ground` occupied."""
         self.canvas = Canvas(layout.lower, layout.upper, 0.4)
         rows, columns = self.canvas.shape
         small = cv2.resize(ground.road_distance, (columns, rows), interpolation=cv2.INTER_NEAREST)

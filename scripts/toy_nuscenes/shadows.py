@@ -28,7 +28,7 @@ class Shadows:
     def __init__(
         self, canvas: Canvas, light: Light, height: np.ndarray, open_sky: np.ndarray
     ) -> None:
-        """Args: see the class; `canvas` has `RESOLUTION_M` cells."""
+        """Store the rasters of the class; `canvas` has `RESOLUTION_M` cells."""
         self.canvas, self.light, self.height, self.open_sky = canvas, light, height, open_sky
         sun = light.to_sun
         self.slope = (sun[:2] / sun[2]).astype(np.float32)

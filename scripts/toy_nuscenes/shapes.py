@@ -56,7 +56,7 @@ class Model:
     """
 
     def __init__(self, size: tuple[float, float, float], voxel: float) -> None:
-        """Args: size: length, width, height in metres. voxel: edge in metres."""
+        """Create an empty grid of a size (length, width, height) and voxel edge, metres."""
         cells = [max(1, round(edge / voxel)) for edge in size]
         self.size = size
         self.voxel = tuple(edge / n for edge, n in zip(size, cells, strict=True))

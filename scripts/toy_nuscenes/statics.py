@@ -73,7 +73,7 @@ class StaticWorld:
     """Voxel grid with its slots. `grid` is uint8 [X, Y, Z]; its lower corner is (`lower`, 0)."""
 
     def __init__(self, lower: np.ndarray, upper: np.ndarray) -> None:
-        """Args: lower, upper: corners [2] in scene metres."""
+        """Create an empty world between corners [2] in scene metres."""
         size = np.round((upper - lower) / VOXEL_M).astype(int)
         self.lower = lower
         self.grid = np.zeros((int(size[0]), int(size[1]), round(HEIGHT_M / VOXEL_M)), np.uint8)

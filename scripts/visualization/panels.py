@@ -86,7 +86,7 @@ def render_panels(
     camera: str = "chase",
     turn: float = 0.0,
 ) -> list[Panel]:
-    """Draw those of prediction, ground truth and difference that the sample has.
+    """Draw the available panels of a sample: prediction, ground truth and their difference.
 
     Args:
         view: the sample.

@@ -92,7 +92,7 @@ def draw_balls(image: Image.Image, balls: Balls) -> Image.Image:
     if rows:
         row, column, rank = (np.concatenate(parts) for parts in (rows, columns, ranks))
         inside = (row >= 0) & (row < canvas.shape[0]) & (column >= 0) & (column < canvas.shape[1])
-        # For repeated indices numpy keeps the last value: that of the nearest ball.
+        # For repeated indices numpy keeps the last value, which is the nearest ball.
         last = np.argsort(rank[inside], kind="stable")
         tone = np.concatenate(tones)[inside][last].clip(0, 255).astype(np.uint8)
         canvas[row[inside][last], column[inside][last]] = tone

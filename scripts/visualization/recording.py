@@ -44,7 +44,7 @@ from scripts.visualization.recording_layout import camera_entity, layout
 from scripts.visualization.sample_view import CameraImage, SampleView
 from scripts.visualization.surface import surface_voxels
 
-# Class ids of a recording: those of the data set, then those of the difference.
+# Class ids of a recording: first the data set's classes, then the kinds of difference.
 _DIFFERENCE_IDS = 1000
 _JPEG_QUALITY = 85
 # Coarse to fine, from the dark (blue) to the bright (yellow) end of matplotlib's plasma.

@@ -38,7 +38,7 @@ class SheetOptions:
     """Style of sheets.
 
     Attributes:
-        scale: size factor; 1 gives sheets of 1168 (one panel) to 1992 (three) pixels in width.
+        scale: size factor; at 1, sheets are 1168 (one panel) to 1992 (three) pixels wide.
         theme: name in `scripts.visualization.palette.THEMES`.
         difference: whether to add the panel that compares prediction and ground truth.
         palette: name in `scripts.visualization.palette.PALETTES`.

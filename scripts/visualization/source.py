@@ -243,7 +243,7 @@ def _check_choice(weights: str | None, predictions: str | None, wanted: Wanted) 
     """Raise ConfigError for no content, two predictions of a sample, or points without a model."""
     if weights is None and predictions is None and not wanted.truth:
         raise ConfigError(
-            "nothing to draw: set --weights CHECKPOINT or --predictions DIR, and/or --vis-gt"
+            "nothing to draw: set --weights CHECKPOINT, --predictions DIR or --vis-gt"
         )
     if weights is not None and predictions is not None:
         raise ConfigError("--weights and --predictions both specify predictions: leave one out")

@@ -37,7 +37,7 @@ class RenderStyle:
 
     Attributes:
         to_sun: direction towards the sun, ego frame. Behind the chase camera's left shoulder.
-        ambient: share of ambient light on an unshaded horizontal face; the sun gives the rest, so
+        ambient: share of ambient light on an unshaded horizontal face; the sun adds the rest, so
             such a face has exactly its class colour.
         side_ambient: ambient light of vertical faces relative to horizontal ones.
         occlusion: darkness of the crease between two faces.
@@ -269,7 +269,7 @@ class VoxelRenderer:
         """Return the picture with border pixels supersampled at their corners.
 
         Adjacent pixels share corners, so this needs little more than one ray per pixel instead of
-        four. The weight of a corner is an eighth in each of its pixels, that of the centre a half.
+        four. Weights in a pixel: an eighth for each corner, a half for the centre.
 
         Args:
             image: float32 [H, W, 4] rows of the picture.

@@ -158,7 +158,7 @@ class TestErrors:
 
     def test_no_point_is_a_number(self, tmp_path):
         np.array([[1, 2, np.nan, 4, 5]], np.float32).tofile(tmp_path / "a.bin")
-        with pytest.raises(BadDataError, match=r"a\.bin has no point that is a number"):
+        with pytest.raises(BadDataError, match=r"a\.bin has no point with finite values"):
             read_lidar_points(str(tmp_path / "a.bin"))
 
     def test_folder_instead_of_file(self, tmp_path):

@@ -39,7 +39,7 @@ def history_offsets(
         test_interval: Interval in evaluation; positions beyond the oldest frame repeat it.
 
     Returns:
-        T offsets in increasing order, the first 0. Without history all are 0.
+        T offsets in non-decreasing order, the first 0. Without history all are 0.
     """
     available, wanted = min(available, MAX_HISTORY), num_frames - 1
     if available == 0 or wanted == 0:

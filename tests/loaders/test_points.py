@@ -236,7 +236,7 @@ def test_other_columns_are_never_read_scrambled(tmp_path, stored, load_dim, numb
     if stored == load_dim:
         assert len(read_lidar_points(path, load_dim)) == number
     else:
-        with pytest.raises(BadDataError, match=rf"a\.bin .* if there are {stored} .*set load_dim"):
+        with pytest.raises(BadDataError, match=rf"a\.bin .* seems to have {stored} .*set load_dim"):
             read_lidar_points(path, load_dim)
 
 

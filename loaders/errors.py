@@ -1,4 +1,4 @@
-"""Errors about data and about the parts that read it: one sentence each, with the remedy."""
+"""Errors about data and the parts that read it. Each is one sentence with the remedy."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ class LoaderConfigError(UserError, ValueError):
 
 
 class ImageBackendError(UserError, RuntimeError):
-    """A library that decodes images was asked for and does not work here."""
+    """A requested image decoding library does not work here."""
 
 
 class MissingDataError(UserError, FileNotFoundError):
-    """A file or folder that the configuration asks for does not exist."""
+    """A file or folder named in the configuration does not exist."""
 
     kind: ClassVar[str] = "missing"
 
 
 class BadDataError(UserError, ValueError):
-    """A file exists but its content is broken, or does not fit the configuration.
+    """A file exists, but its content is broken or does not match the configuration.
 
     Attributes:
-        kind: What is wrong, in a word or two, for counting.
+        kind: Kind of fault in one or two words, for counting.
     """
 
     kind: ClassVar[str] = "broken"
@@ -38,12 +38,12 @@ class TruncatedDataError(BadDataError):
 
 
 class WrongShapeError(BadDataError):
-    """An image or a grid has another size than the configuration says."""
+    """An image or a grid does not have the configured size."""
 
     kind = "wrong shape"
 
 
 class UnknownClassError(BadDataError):
-    """Labels hold a class that the configuration does not know."""
+    """Labels hold a class that is not configured."""
 
     kind = "class out of range"

@@ -1,8 +1,8 @@
-"""One check of the types and shapes in an info file, when it is read.
+"""Checks of the types and shapes in an info file.
 
-Whole columns are checked at once (all time stamps, all rotations), since a file of nuScenes has a
-million camera entries. Only where a column is not plain, values are checked one by one, which
-accepts lists in the place of arrays, and names the first value that is wrong.
+Whole columns (all time stamps, all rotations) are checked at once, since an info file of nuScenes
+has a million camera entries. If a column has unusual types, its values are checked one by one. This
+accepts lists instead of arrays and names the first wrong value.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from loaders.errors import BadDataError
 
 # Longer names are rejected: one array holds all paths at the width of the longest.
 _MAX_TEXT = 1024
-_MAX_TIME_US = 250_000_000_000_000_000  # the year 9892; dates end soon after
+_MAX_TIME_US = 250_000_000_000_000_000  # the year 9892; datetime ends in the year 9999
 
-# No metre, pixel or part of a rotation is larger, and products of these stay finite.
+# Upper bound of metres, pixels and parts of rotations; their products stay finite.
 _MAX_NUMBER = 1e12
 # Rotations whose determinant or quaternion norm is below this are invalid.
 _SMALL = 1e-6
@@ -31,12 +31,12 @@ _Usable = Callable[[Any], Any]
 
 
 class _Rule(NamedTuple):
-    """What the values of a key must be.
+    """Rule for the values of a key.
 
     Attributes:
-        what: In words.
-        are_plain: Whether all values of a column are of the usual type and right.
-        is_right: Whether one value is right.
+        what: Description for errors.
+        are_plain: Returns whether all values of a column have the usual type and are valid.
+        is_right: Returns whether one value is valid.
     """
 
     what: str
@@ -69,10 +69,10 @@ def _are_times(values: Sequence[Any]) -> bool:
 
 
 def _numbers(*shape: int, what: str = "", is_usable: _Usable | None = None) -> _Rule:
-    """Finite numbers of a shape, in an array or in lists; `is_usable` judges [n, *shape]."""
+    """Return the rule for finite numbers of a shape; `is_usable` checks an array [n, *shape]."""
 
     def are_good(values: np.ndarray[Any, Any]) -> bool:
-        # Not-a-number compares false.
+        # Comparisons with NaN are false.
         is_finite = bool((np.abs(values) <= _MAX_NUMBER).all())
         return is_finite and (is_usable is None or bool(is_usable(values).all()))
 
@@ -97,8 +97,9 @@ def _numbers(*shape: int, what: str = "", is_usable: _Usable | None = None) -> _
 
 
 def _is_nested(value: Any, shape: tuple[int, ...]) -> bool:
-    """Return whether a value is lists of numbers of a shape; numpy would unfold any lists without
-    end.
+    """Return whether a value consists of lists of numbers of a shape.
+
+    numpy would unpack lists of any depth.
     """
     if not shape:
         is_number = isinstance(value, int | float | np.integer | np.floating)
@@ -173,11 +174,11 @@ def check_infos(
     Args:
         infos: Key frames.
         path: The file, for the error.
-        remedy: The way out, for the error.
-        keys: What every key frame must have.
+        remedy: Remedy, for the error.
+        keys: Keys that every key frame must have.
 
     Raises:
-        BadDataError: It names the file, the key frame and the key of the first wrong value.
+        BadDataError: If a value is wrong; the error names file, key frame and key of the first one.
     """
 
     def wrong(i: int, key: str, problem: str) -> BadDataError:
@@ -210,7 +211,7 @@ def check_metadata(metadata: Mapping[Any, Any], path: str | os.PathLike[str], re
     """Check the types in the header of an info file.
 
     Raises:
-        BadDataError: It names the file and the key.
+        BadDataError: If a type is wrong; the error names the file and the key.
     """
     for key in ("version", "content_hash"):
         if metadata.get(key) is not None and not isinstance(metadata[key], str):
@@ -222,7 +223,7 @@ def check_metadata(metadata: Mapping[Any, Any], path: str | os.PathLike[str], re
 
 
 def _wrong_structure(info: Entry) -> tuple[str, str] | None:
-    """Return key and problem of the first container of a key frame that is of another kind."""
+    """Return key and problem of the first container of the wrong type in a key frame."""
     cams, cam_sweeps, lidar_sweeps = info["cams"], info["cam_sweeps"], info["lidar_sweeps"]
     if not isinstance(cams, Mapping):
         return "cams", "is not a dict of cameras"
@@ -258,7 +259,7 @@ def _lidar_sweeps(info: Entry) -> Iterator[tuple[str, Entry]]:
 
 
 def _are_plain(entries: Sequence[Entry], rules: Mapping[str, _Rule]) -> bool:
-    """Return whether all columns are of the usual types and right."""
+    """Return whether all columns have the usual types and valid values."""
     for key, rule in rules.items():
         try:
             values = [entry[key] for entry in entries]

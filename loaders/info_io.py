@@ -1,8 +1,8 @@
-"""Reading and writing info files: one pickle with a dict per key frame and a header.
+"""Reading and writing of info files: one pickle with a dict per key frame and a header.
 
-A pickle can run code while it is read, and info files are passed around, so the reader accepts
-plain containers, numbers, strings and numpy arrays only. It reads files of numpy 1 and 2 alike, and
-files of the published nuScenes tool chains (mmdet3d's old-style infos plus a sweep script).
+A pickle can run code when it is read, and info files are passed around. The reader therefore
+accepts only plain containers, numbers, strings and numpy arrays. It reads files of numpy 1 and 2,
+and files of the published nuScenes tool chains (mmdet3d's old-style infos plus a sweep script).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CAMERAS = (
 
 _REGENERATE = "write it again with scripts/gen_sweep_info.py"
 _INFO_FILE = FileKind("info file", _REGENERATE, _REGENERATE, max_bytes=8 << 30)
-# Infos of nuScenes take three to five times their file's size in memory, lists of numbers 14 times.
+# In memory, nuScenes infos need three to five times their file's size, lists of numbers 14 times.
 _MEMORY_FACTOR = 16
 _MEMORY_FLOOR = 64 * MIB
 
@@ -77,15 +77,15 @@ class InfoFile:
 
 
 def _latin1_encode(text: str, encoding: str = "latin1") -> bytes:
-    # How protocol-2 pickles spell bytes; the general codec look-up is not exposed.
+    # Protocol-2 pickles store bytes this way; the general codec look-up is not exposed.
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"codec {encoding}")
     return text.encode("latin1")
 
 
 def _allowed_globals() -> dict[tuple[str, str], Any]:
-    # Taken from objects instead of by module path, so that numpy 1 reads files of numpy 2 and
-    # the reverse, whatever the modules are called here.
+    # Looked up by object, not by module path: module names differ between numpy 1 and 2, and each
+    # must read files of the other.
     array = np.zeros(1)
     reconstruct: Callable[..., Any] = array.__reduce__()[0]  # type: ignore[assignment]
     scalar: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
@@ -107,7 +107,7 @@ def _allowed_globals() -> dict[tuple[str, str], Any]:
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    """Unpickler that resolves plain containers and numpy arrays only."""
+    """Unpickler that resolves only plain containers and numpy arrays."""
 
     _allowed = _allowed_globals()
 
@@ -115,19 +115,19 @@ class _RestrictedUnpickler(pickle.Unpickler):
         try:
             return self._allowed[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}") from None
 
     def persistent_load(self, pid: Any) -> NoReturn:
         raise pickle.UnpicklingError("it refers to objects outside the file")
 
 
 def load_pickle(path: str | os.PathLike[str]) -> Any:
-    """Read a pickle of plain containers and numpy arrays, in memory that its size bounds.
+    """Read a pickle of plain containers and numpy arrays, with bounded memory.
 
     Raises:
         MissingDataError: If the file does not exist.
-        BadDataError: If it is no pickle, is truncated, asks for more memory than a file of its size
-            can need, or asks for anything else to be loaded (which could run code).
+        BadDataError: If it is not a pickle, is truncated, requests more memory than a file of its
+            size can need, or refers to any other type (which could run code).
     """
     with open_file(path, _INFO_FILE) as file:
         limit = _MEMORY_FLOOR + _MEMORY_FACTOR * file_size(file)
@@ -137,13 +137,13 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
         except pickle.UnpicklingError as error:
             raise _INFO_FILE.broken(
                 path,
-                f"is refused, for {error}, and only plain data and numpy arrays may be loaded",
+                f"is refused because {error}; only plain data and numpy arrays may be loaded",
             ) from error
         except MemoryError as error:
             raise _INFO_FILE.broken(
-                path, f"is refused, for it asks for more than {limit / MIB:.0f} MiB of memory"
+                path, f"is refused because it requests more than {limit / MIB:.0f} MiB of memory"
             ) from error
-        except Exception as error:  # the unpickler raises nearly anything on broken input
+        except Exception as error:  # the unpickler raises almost any type on broken input
             raise _INFO_FILE.broken(path, "is not a complete pickle") from error
 
 
@@ -169,7 +169,7 @@ def load_infos(path: str | os.PathLike[str]) -> InfoFile:
 
 
 def _refuse_other_style(content: Any, path: str | os.PathLike[str]) -> None:
-    """Raise BadDataError if a file is one of mmdet3d, BEVDet, SparseBEV or SparseOcc."""
+    """Raise BadDataError if a file is in the format of mmdet3d, BEVDet, SparseBEV or SparseOcc."""
     infos = content.get("infos") if isinstance(content, dict) else content
     first = infos[0] if isinstance(infos, list) and infos else None
     is_other = isinstance(content, dict) and "data_list" in content
@@ -177,16 +177,16 @@ def _refuse_other_style(content: Any, path: str | os.PathLike[str]) -> None:
         is_other = is_other or {"token", "sweeps", "cams"} <= first.keys()
     if is_other:
         raise BadDataError(
-            f"info file {path} is one of mmdet3d, BEVDet, SparseBEV or SparseOcc, which lack names "
-            "of scenes and sweeps: complete it with python scripts/gen_sweep_info.py --from "
+            f"info file {path} is one of mmdet3d, BEVDet, SparseBEV or SparseOcc, without scene "
+            "names and sweeps: complete it with python scripts/gen_sweep_info.py --from "
             f"{path} --data-root DATA_ROOT --version VERSION"
         )
 
 
 def _with_names(info: Any) -> Any:
-    """Return an info with what OPUS-V1's sweep script leaves out.
+    """Return an info with the keys that OPUS-V1's sweep script omits.
 
-    Scenes have names there, which serve as tokens; OpenOccupancy's labels cannot be found.
+    Its scene names serve as tokens. Labels of OpenOccupancy cannot be found from such files.
     """
     if isinstance(info, dict) and {"scene_name", "cam_sweeps", "lidar_sweeps"} <= info.keys():
         return {"scene_token": info["scene_name"], "lidar_token": "", **info}
@@ -194,15 +194,15 @@ def _with_names(info: Any) -> Any:
 
 
 def infos_fragment(infos: Sequence[dict[str, Any]]) -> bytes:
-    """Return a piece of pickle that appends infos to the list on top of the unpickler's stack.
+    """Return a pickle fragment that appends infos to the list on top of the unpickler's stack.
 
-    Protocol 3, because there every object that occurs again is numbered within its own piece:
-    pieces of several processes can stand behind one another (protocol 4 counts through the file).
+    Protocol 3 numbers repeated objects within each fragment, so fragments of several processes can
+    be concatenated. Protocol 4 numbers them across the whole file.
     """
     start = b"\x80\x03]q\x00"  # protocol 3; empty list; number 0
     data = pickle.dumps(list(infos), protocol=3)
     if not data.startswith(start):
-        raise AssertionError("pickle no longer starts a list as protocol 3 is defined")
+        raise AssertionError("pickle does not start a list as protocol 3 defines it")
     return data[len(start) : -1]  # without the final stop
 
 
@@ -212,10 +212,10 @@ def _text(value: str) -> bytes:
 
 
 class InfoWriter:
-    """Write an info file piece by piece and atomically: readers see the old file or the new one.
+    """Writer of an info file, piece by piece and atomic: readers see the old file or the new one.
 
-    A context manager; leaving it by an exception leaves the old file. The file is an ordinary
-    pickle `{'infos': [...], 'metadata': {...}}`; memory does not grow with it.
+    A context manager; after an exception the old file remains. The file is an ordinary pickle
+    `{'infos': [...], 'metadata': {...}}`. Memory use does not depend on its size.
 
     Args:
         path: Target; its folder must exist.
@@ -240,7 +240,7 @@ class InfoWriter:
         return self
 
     def add_scene(self, fragment: bytes, num_samples: int) -> None:
-        """Append the infos of a scene, as `infos_fragment` gives them."""
+        """Append the infos of a scene, as returned by `infos_fragment`."""
         self._file.write(fragment)
         self._hash.update(fragment)
         self._num_bytes += len(fragment)
@@ -251,7 +251,7 @@ class InfoWriter:
         try:
             if kind is None:
                 self._finish()
-                os.chmod(self._temporary, 0o644)  # mkstemp files are private to their owner
+                os.chmod(self._temporary, 0o644)  # mkstemp files are readable by their owner only
                 os.replace(self._temporary, self._path)
         finally:
             self._file.close()
@@ -266,7 +266,7 @@ class InfoWriter:
             "content_bytes": self._num_bytes,
             "content_hash": self._hash.hexdigest(),
         }
-        # Without protocol mark and stop: another piece of the same pickle.
+        # Without protocol mark and stop code: a further fragment of the same pickle.
         self._file.write(b"s" + _text("metadata") + pickle.dumps(header, protocol=3)[2:-1] + b"s.")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -275,7 +275,7 @@ class InfoWriter:
 def save_infos(
     path: str | os.PathLike[str], infos: Sequence[dict[str, Any]], metadata: dict[str, Any]
 ) -> None:
-    """Write an info file at once, see `InfoWriter`; a scene's infos stand together."""
+    """Write an info file in one call (see `InfoWriter`); infos of a scene must be consecutive."""
     with InfoWriter(path, metadata) as writer:
         for _, group in itertools.groupby(infos, key=lambda info: str(info["scene_token"])):
             scene = list(group)
@@ -283,11 +283,11 @@ def save_infos(
 
 
 def content_hash(path: str | os.PathLike[str], metadata: dict[str, Any]) -> str:
-    """Return the hash of the infos in a file as it is now.
+    """Return the hash of the infos that a file holds now.
 
     Args:
         path: A file of `InfoWriter`.
-        metadata: Its header; `content_hash` there is what was written.
+        metadata: Its header; `content_hash` in it is the hash at the time of writing.
     """
     digest, left = hashlib.sha256(), int(metadata["content_bytes"])
     with open(path, "rb") as file:
@@ -299,15 +299,15 @@ def content_hash(path: str | os.PathLike[str], metadata: dict[str, Any]) -> str:
 
 
 def info_file_name(version: str, split: str) -> str:
-    """Return the name of the info file of a split, within the data root.
+    """Return the name of a split's info file, relative to the data root.
 
     Args:
         version: nuScenes version, for instance 'v1.0-trainval'.
         split: 'train', 'val' or 'test'.
 
     Returns:
-        `nuscenes_infos_<split>_sweep.pkl`; for versions other than the full ones the name holds
-        what follows `v1.0-`: `nuscenes_infos_<split>_mini_sweep.pkl` for 'v1.0-mini'.
+        `nuscenes_infos_<split>_sweep.pkl`. For subsets the part after `v1.0-` is added:
+        `nuscenes_infos_<split>_mini_sweep.pkl` for 'v1.0-mini'.
     """
     part = version.removeprefix("v1.0-")
     suffix = "" if part in ("trainval", "test") else f"_{part}"
@@ -315,10 +315,10 @@ def info_file_name(version: str, split: str) -> str:
 
 
 class DataPaths:
-    """Make the paths of an info file relative to the data root, where the files are in it.
+    """Make the paths of an info file relative to the data root if the files are in it.
 
-    Absolute paths stay as they are where the files are there and not under the data root, which is
-    looked up once for each folder.
+    An absolute path is kept if its file exists and is not under the data root. This is looked up
+    once per folder.
 
     Args:
         data_root: Folder of the data set; None makes all paths relative.
@@ -344,8 +344,8 @@ def relative_data_path(path: str) -> str:
     """Return a sensor file's path relative to the nuScenes root, with forward slashes.
 
     Info files of the published tool chain hold paths such as `./data/nuscenes/samples/...` or
-    `/home/someone/nuscenes/sweeps/...`; what follows the last `samples` or `sweeps` folder is
-    the same on every machine. A path with neither is returned as it is.
+    `/home/someone/nuscenes/sweeps/...`. The part after the last `samples` or `sweeps` folder is
+    the same on every machine. A path without either is returned unchanged.
     """
     parts = PurePosixPath(path.replace("\\", "/")).parts
     for i in range(len(parts) - 2, -1, -1):

@@ -1,7 +1,8 @@
-"""Labels without compression by deflate: bits and the labels of few voxels.
+"""Labels stored without deflate: one bit per voxel, and the labels of the few occupied voxels.
 
-Most voxels of a grid are free. A packed file holds one bit per voxel that tells whether it has
-another label, these labels, and one bit per voxel of each mask; it is read by copying.
+Most voxels of a grid are free. A packed file holds one bit per voxel (set where the label is not
+the most frequent one), the labels of these voxels, and one bit per voxel of each mask. Nothing is
+decompressed when it is read.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from loaders.safe_reading import FileKind, StoredArrays
 
-_GRID = "grid"  # X, Y, Z, and the label of voxels whose bit is not set
+_GRID = "grid"  # X, Y, Z, and the label of voxels whose bit is 0
 _BITS, _LABELS = "other", "labels"
 _MAX_VOXELS = 1 << 27
 
@@ -40,7 +41,7 @@ def pack_grids(
 
 
 def is_packed(file: StoredArrays) -> bool:
-    """Return whether a file of labels is a packed one."""
+    """Return whether a label file is packed."""
     return _GRID in file
 
 
@@ -50,16 +51,16 @@ def read_packed_grids(
     """Read semantics uint8 and masks bool [X, Y, Z] of a packed file.
 
     Args:
-        file: Open.
-        masks: Names of the masks, of which the file has all or none.
-        path: The file, for errors.
-        kind: What it is, for errors.
+        file: Open file.
+        masks: Names of the masks; the file has all or none of them.
+        path: Path of the file, for errors.
+        kind: Kind of the file, for errors.
 
     Returns:
-        The grids by name, `semantics` and those masks that the file has.
+        The grids by name: `semantics`, and the masks in the file.
 
     Raises:
-        BadDataError: If the arrays do not fit together.
+        BadDataError: If the arrays do not match.
     """
     if file.header(_GRID).shape != (4,):
         raise kind.broken(path, "has no grid of three sides")
@@ -76,7 +77,7 @@ def read_packed_grids(
 
     other, labels = bits(_BITS), file.read(_LABELS)
     if labels.dtype != np.uint8 or labels.shape != (int(np.count_nonzero(other)),):
-        raise kind.broken(path, "has not one label for each bit")
+        raise kind.broken(path, "does not have one label for each bit")
     semantics = np.full(number, common, dtype=np.uint8)
     semantics[other] = labels
     grids: dict[str, npt.NDArray[Any]] = {"semantics": semantics}

@@ -1,11 +1,11 @@
-"""Predictions on disk: one compressed file per sample, to be scored later or elsewhere.
+"""Predictions on disk: one compressed file per sample, to be scored later.
 
-A file `<sample token>.npz` is read in any of these forms:
+A file `<sample token>.npz` has one of these forms:
 
 - sparse: `coords` integers [n, 3], voxels (x, y, z), each once, and `labels` integers [n];
-  all other voxels are free. This is what `save_prediction` writes, with `scores` [n] too.
+  all other voxels are free. `save_prediction` writes this form, with `scores` [n];
 - dense: `semantics` integers [X, Y, Z], free voxels with the label after the last class;
-- a dense array under any other name, if it is the only one (`arr_0` of `np.savez`, as in
+- a dense array under any other name, if it is the only array (`arr_0` of `np.savez`, as in
   submissions to the Occ3D benchmark: `save_submission`).
 """
 
@@ -33,12 +33,12 @@ _PREDICTION_FILE = FileKind(
     "predict this sample again",
     max_bytes=512 * MIB,
 )
-# Predictions of any grid may have this much; the grid of the config may need more.
+# Size that predictions of any grid may have; the grid of the config may need more.
 _MAX_BYTES = 128 * MIB
 
 
 def prediction_path(folder: str | os.PathLike[str], sample_token: str) -> Path:
-    """Return where the prediction of a sample is filed."""
+    """Return the path of a sample's prediction."""
     return Path(folder) / f"{sample_token}.npz"
 
 
@@ -53,12 +53,12 @@ def save_prediction(
 
     Args:
         folder: Must exist.
-        sample_token: Of the key frame.
+        sample_token: Token of the key frame.
         coords: [n, 3] voxels (x, y, z).
         labels: [n] classes.
         scores: [n] in [0, 1], kept in half precision.
     """
-    # Neighbours beside one another compress to a third.
+    # Sorted voxels have similar neighbours and compress to a third.
     order = np.lexsort(coords.T[::-1])
     arrays: dict[str, npt.NDArray[Any]] = {
         "coords": coords[order].astype(np.uint16),
@@ -77,7 +77,7 @@ def save_submission(
     grid_shape: tuple[int, int, int],
     empty_label: int,
 ) -> Path:
-    """Write a prediction as the Occ3D benchmark wants it: one uint8 array [X, Y, Z]."""
+    """Write a prediction in the format of the Occ3D benchmark: one uint8 array [X, Y, Z]."""
     grid = dense_labels(coords, labels, grid_shape, empty_label)
     return _write(prediction_path(folder, sample_token), {"arr_0": grid})
 
@@ -127,7 +127,7 @@ def _check_classes(labels: IntArray, empty_label: int, path: str | os.PathLike[s
 def _dense(
     file: StoredArrays, path: str | os.PathLike[str], grid_shape: tuple[int, int, int]
 ) -> IntArray:
-    """Read the label grid of a file, of any name if it is the only array."""
+    """Read the label grid of a file; the only array of a file may have any name."""
     name = "semantics" if "semantics" in file or len(file.names) != 1 else file.names[0]
     if name not in file:
         names = ", ".join(file.names[:5]) or "nothing"
@@ -153,7 +153,7 @@ def _sparse(file: StoredArrays, path: str | os.PathLike[str]) -> tuple[IntArray,
             f"has coords {coords.shape} and labels {labels.shape}, expected [n, 3] and [n]",
         )
     if coords.dtype.kind not in "ui" or labels.dtype.kind not in "ui":
-        raise _PREDICTION_FILE.broken(path, "has coords or labels that are no integers")
+        raise _PREDICTION_FILE.broken(path, "has coords or labels that are not integers")
     return file.read("coords"), file.read("labels")
 
 
@@ -162,7 +162,7 @@ def _write(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> Path:
     try:
         with os.fdopen(handle, "wb") as file:
             np.savez_compressed(file, **arrays)
-        os.chmod(temporary, 0o644)  # mkstemp files are private to their owner
+        os.chmod(temporary, 0o644)  # mkstemp files are readable by their owner only
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -1,8 +1,8 @@
-"""How every file of a data set is read: opened safely, bounded, and with errors that name it.
+"""Safe reading of a data set's files: checked when opened, bounded, with errors that name the file.
 
-The order is the same for all kinds of files: the file must be a regular one of bounded size; its
-header is read and checked first; only then is the content read, into memory of known size; and what
-a library raises becomes an error of the project with the name of the file and the way out.
+All kinds of files are read in the same order. The file must be a regular file of bounded size. Its
+header is checked before its content is read. The content is read into memory of known size.
+Exceptions of libraries become errors of the project, with the name of the file and the remedy.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _CHUNK = MIB
 
 @dataclass(frozen=True)
 class FileKind:
-    """How errors speak of a kind of file, and how large such a file may be.
+    """Wording of errors about a kind of file, and its maximum size.
 
     Attributes:
-        name: What the file is, the first words of an error.
-        missing: The way out if the file does not exist.
-        restore: The way out if the file is broken.
-        max_bytes: Size above which a file is refused unread.
+        name: Name of the kind; the first words of an error.
+        missing: Remedy if the file does not exist.
+        restore: Remedy if the file is broken.
+        max_bytes: Larger files are not read.
         error: Class of errors about broken files.
         missing_error: Class of errors about files that do not exist.
     """
@@ -70,29 +70,29 @@ class FileKind:
 
 @contextlib.contextmanager
 def reading(path: StrPath, kind: FileKind, problem: str = "is broken") -> Iterator[None]:
-    """Turn whatever a library raises on a broken file into the project's error.
+    """Convert any exception of a library on a broken file into an error of the project.
 
-    To be put around calls of libraries only: an error in the project's own code would be hidden.
+    Wrap only calls of libraries: errors in the project's own code would be hidden.
 
     Raises:
-        UserError: `kind.error`, for any exception inside that is none of the project's own.
+        UserError: `kind.error`, for any exception inside except the project's own.
     """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # readers of hostile content raise nearly anything
+    except Exception as error:  # readers of hostile content raise almost any type
         raise kind.broken(path, problem) from error
 
 
 def open_file(path: StrPath, kind: FileKind) -> BinaryIO:
     """Open a regular file of bounded size.
 
-    A named pipe or a device is refused instead of waited for.
+    Named pipes and devices are refused, since reading them could block.
 
     Raises:
-        UserError: `kind.missing_error` if the file does not exist; `kind.error` if it is no
-            regular file, too large, or cannot be opened.
+        UserError: `kind.missing_error` if the file does not exist; `kind.error` if it is not a
+            regular file, is too large, or cannot be opened.
     """
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
@@ -112,7 +112,7 @@ def open_file(path: StrPath, kind: FileKind) -> BinaryIO:
         if status.st_size > kind.max_bytes:
             raise kind.broken(
                 path,
-                f"is refused unread ({status.st_size / MIB:.0f} MiB, files of this kind may have "
+                f"is not read ({status.st_size / MIB:.0f} MiB, the limit for this kind of file is "
                 f"{kind.max_bytes / MIB:.0f})",
             )
     except BaseException:
@@ -133,7 +133,7 @@ def file_size(file: BinaryIO) -> int:
 
 
 def read_file(path: StrPath, kind: FileKind) -> bytearray:
-    """Read a whole file into memory that may be written to.
+    """Read a whole file into writable memory.
 
     Raises:
         UserError: See `open_file`.
@@ -145,11 +145,11 @@ def read_file(path: StrPath, kind: FileKind) -> bytearray:
 
 
 class ArrayHeader(NamedTuple):
-    """What is stored of an array before its elements.
+    """Header of a stored array.
 
     Attributes:
-        shape: As stored.
-        dtype: As stored.
+        shape: Stored shape.
+        dtype: Stored data type.
         fortran_order: Whether the first axis is the fastest.
         nbytes: Size of the elements in memory and, uncompressed, in the file.
     """
@@ -188,7 +188,7 @@ class StoredArrays:
         """Return the header of an array.
 
         Raises:
-            UserError: `kind.error` if the header is broken, the elements are no numbers, or the
+            UserError: `kind.error` if the header is broken, the elements are not numbers, or the
                 file is too short for the shape.
         """
         with self._open(name) as (stream, stored):
@@ -198,8 +198,8 @@ class StoredArrays:
         """Read an array.
 
         Raises:
-            UserError: As for `header`, and if the arrays read so far and this one are larger
-                than `max_bytes`, or the content is damaged.
+            UserError: As for `header`; also if the arrays read so far and this one together exceed
+                `max_bytes`, or the content is damaged.
         """
         with self._open(name) as (stream, stored):
             header = self._header(stream, stored)
@@ -207,19 +207,19 @@ class StoredArrays:
             if self._left < 0:
                 raise self._kind.broken(
                     self._path,
-                    f"is refused (its array '{name}' of {header.shape} with the others read has "
-                    f"more than {self._limit / MIB:.0f} MiB)",
+                    f"is refused (with array '{name}' of {header.shape} its arrays have more than "
+                    f"{self._limit / MIB:.0f} MiB)",
                 )
             flat = np.empty(math.prod(header.shape), dtype=header.dtype)
             with reading(self._path, self._kind):
                 _fill(stream, flat.view(np.uint8).data)
-            if header.dtype.kind == "b":  # any byte but 0 and 1 would be counted wrong
+            if header.dtype.kind == "b":  # bytes other than 0 and 1 would be counted wrongly
                 flat = flat.view(np.uint8) != 0
             return flat.reshape(header.shape, order="F" if header.fortran_order else "C")
 
     @contextlib.contextmanager
     def _open(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
-        """Give the bytes of a `.npy` file and their number."""
+        """Yield the bytes of a `.npy` file and their number."""
         if self._archive is None:
             self._file.seek(0)
             yield self._file, file_size(self._file)
@@ -228,8 +228,8 @@ class StoredArrays:
             stored = name if name in self._archive.NameToInfo else f"{name}.npy"
             member = self._archive.getinfo(stored)
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                # Other formats allocate memory from their header alone.
-                raise ValueError("compressed in another way than numpy does")
+                # Other formats allocate memory based only on their header.
+                raise ValueError("compressed by a method that numpy does not use")
             stream: Any = self._archive.open(member)
         with stream:
             yield stream, member.file_size
@@ -253,15 +253,15 @@ class StoredArrays:
 
 @contextlib.contextmanager
 def open_arrays(path: StrPath, kind: FileKind, max_bytes: int) -> Iterator[StoredArrays]:
-    """Open a `.npz` or `.npy` file, so that shapes can be checked before arrays are read.
+    """Open a `.npz` or `.npy` file; shapes can be checked before arrays are read.
 
     Args:
-        path: The file.
-        kind: What it is.
-        max_bytes: How much the arrays that are read may have together.
+        path: Path of the file.
+        kind: Kind of the file.
+        max_bytes: Limit of the total size of the arrays that are read.
 
     Raises:
-        UserError: See `open_file`; `kind.error` if it is no file of numpy.
+        UserError: See `open_file`; `kind.error` if it is not a numpy file.
     """
     with open_file(path, kind) as file:
         arrays = StoredArrays(file, path, kind, max_bytes)
@@ -275,7 +275,7 @@ def _parse_array_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dty
     """Return shape, order and dtype from the start of a `.npy` file, and the header's size."""
     start = stream.read(8)
     if start[:6] != _NPY_MAGIC or start[6:] not in (b"\x01\x00", b"\x02\x00"):
-        raise ValueError("no array of numpy")
+        raise ValueError("not a numpy array")
     length_bytes = 2 if start[6] == 1 else 4
     stored_length = stream.read(length_bytes)
     length = int.from_bytes(stored_length, "little")
@@ -292,7 +292,7 @@ def _parse_array_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dty
 
 
 def _fill(stream: BinaryIO, target: memoryview) -> None:
-    """Read exactly as many bytes as `target` has; the archive checks its sum at the end."""
+    """Read exactly as many bytes as `target` has; the archive verifies its checksum at the end."""
     at = 0
     while at < len(target):
         number = stream.readinto(target[at : at + _CHUNK])  # type: ignore[attr-defined]
@@ -302,7 +302,7 @@ def _fill(stream: BinaryIO, target: memoryview) -> None:
 
 
 def _check_zip_directory(file: BinaryIO) -> None:
-    """Raise ValueError unless the directory of a zip archive is there and small."""
+    """Raise ValueError if the directory of a zip archive is missing or too large."""
     size = file_size(file)
     file.seek(max(0, size - _ZIP_END_BYTES - 0xFFFF))
     tail = file.read()
@@ -310,7 +310,7 @@ def _check_zip_directory(file: BinaryIO) -> None:
     if at < 0 or tail[at : at + 4] != _ZIP_END:
         at = tail.rfind(_ZIP_END)  # a comment follows
     if at < 0 or len(tail) < at + _ZIP_END_BYTES:
-        raise ValueError("no zip archive")
+        raise ValueError("not a zip archive")
     if tail[max(at - 20, 0) : max(at - 20, 0) + 4] == _ZIP64_LOCATOR:
         raise ValueError("an archive of more than 4 GiB")
     if int.from_bytes(tail[at + 12 : at + 16], "little") > _MAX_ZIP_DIRECTORY:
@@ -323,11 +323,11 @@ _limit_lock = threading.Lock()
 
 @contextlib.contextmanager
 def limited_memory(max_bytes: int) -> Iterator[None]:
-    """Let the process allocate no more than `max_bytes` beyond what it has now.
+    """Limit the memory that the process may allocate to `max_bytes` more than it has now.
 
-    A few bytes of a pickle can ask for any amount of memory, and no check of the file that is
-    cheaper than reading it can tell. Allocations beyond the limit raise MemoryError. The limit
-    holds for all threads, so keep the block short. It is in force on Linux only.
+    A pickle of a few bytes can request any amount of memory, and no check is cheaper than reading
+    it. Allocations beyond the limit raise MemoryError. The limit applies to all threads, so keep
+    the block short. It works on Linux only.
     """
     with _limit_lock:
         used = _writable_bytes()
@@ -346,7 +346,7 @@ def limited_memory(max_bytes: int) -> Iterator[None]:
 
 
 def _writable_bytes() -> int | None:
-    """Return the size of the process's private writable memory, None if it is not known."""
+    """Return the size of the process's private writable memory, or None if unknown."""
     try:
         line = re.search(rb"^VmData:\s+(\d+) kB", Path("/proc/self/status").read_bytes(), re.M)
     except OSError:

@@ -1,4 +1,4 @@
-"""What travels through the transforms: one key frame with its history.
+"""Typed view of a sample, as it passes through the transforms: one key frame with its history.
 
 Legend: T frames (current first, then older), N cameras, F = T * N images in frame-major order
 (index t * N + n), H W pixels, X Y Z voxels, n points.
@@ -19,46 +19,46 @@ from loaders.lidar.frames import LidarFrames
 from loaders.packed import PackedImages
 from loaders.transforms.geometry import ImageAugParams
 
-# Label of voxels of unknown state, whatever their label in the files: losses and metrics skip them.
+# Label of voxels of unknown state; losses and metrics skip them. Label files may use other values.
 UNKNOWN_LABEL = 255
 
 
 @dataclass
 class OccSample:
-    """A sample; the data set fills the first part, transforms the second.
+    """Sample. The data set fills the first fields, the transforms the others.
 
     Attributes:
-        sample_idx: Index within the data set, with wrappers within the outermost one.
+        sample_idx: Index within the data set; with wrappers, within the outermost one.
         sample_token: nuScenes token of the key frame.
-        scene_name: Name of the scene (labels are filed under it).
+        scene_name: Name of the scene, also the folder of its labels.
         scene_token: nuScenes token of the scene.
         lidar_token: nuScenes token of the key frame's LiDAR sweep.
         lidar_file: Name of the key frame's LiDAR file, without folders.
         cameras: Names of the N cameras.
         data_root: Folder of the data set.
         img_paths: Files of the F images.
-        packed: How the images are stored, where the data root is a packed one.
+        packed: Storage of the images, if the data root is packed.
         img_timestamps: int64 [F], microseconds.
         ego2img: float64 [F, 4, 4]; ego (of the current key frame's LiDAR) to raw pixels, later to
             augmented pixels.
         ego2occ: float64 [4, 4]; identity (Occ3D) or ego to lidar (OpenOccupancy) until a BEV flip.
         lidar2ego: float64 [4, 4], mounting of the LiDAR.
-        lidar: LiDAR files, if the data set is asked for them.
+        lidar: LiDAR files, if the data set has `use_lidar`.
         pc_range: (x0, y0, z0, x1, y1, z1) of the grid, metres.
         voxel_size: (dx, dy, dz) metres.
         class_names: Semantic classes in label order; the label after the last is free.
-        rng: Randomness of this sample; None in test mode.
-        ray_origins: float64 [O, 3] metres in the occ frame before BEV flips, where RayIoU's rays
-            start, or None.
-        frame_index: Number of the key frame in its scene.
-        sequence_id: What frames have in common that a sampler serves as a sequence: the epoch, 0 in
-            test mode; None for a frame that stands alone (see ``SceneSampler``).
+        rng: Random generator of this sample; None in test mode.
+        ray_origins: float64 [O, 3] metres, origins of RayIoU's rays in the occ frame before BEV
+            flips, or None.
+        frame_index: Index of the key frame in its scene.
+        sequence_id: Number that all frames of a sampler's sequence share: the epoch, 0 in test
+            mode; None for a frame outside a sequence (see ``SceneSampler``).
         timestamp: Microseconds, of the key frame's LiDAR.
         ego2global: float64 [4, 4], pose of the key frame's LiDAR time.
-        replaces: Index of the sample whose place this one takes because that cannot be loaded.
-        is_unlabelled: Whether the label file is missing, and may be.
-        image_aug: The draw that all images of the sample share.
-        camera_augs: The same draw for each of the N cameras, whose images may differ in size.
+        replaces: Index of the sample that could not be loaded and that this one replaces.
+        is_unlabelled: Whether the label file is missing and this is allowed.
+        image_aug: Augmentation shared by all images of the sample.
+        camera_augs: The same augmentation for each of the N cameras, which may differ in size.
         images: uint8 [F, H, W, 3] BGR, augmented.
         voxel_semantics: uint8 [X, Y, Z]; `UNKNOWN_LABEL` where the state is not known.
         mask_camera: bool [X, Y, Z], voxels that a camera sees.

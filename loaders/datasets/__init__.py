@@ -1,1 +1,1 @@
-"""Datasets and the rules by which they choose frames in time."""
+"""Datasets, samplers, and the selection of history frames."""

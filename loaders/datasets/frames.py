@@ -1,4 +1,4 @@
-"""Camera frames of a data set in arrays, and the rules that pick a sample's history from them.
+"""Camera frames of a data set in arrays, and the selection of a sample's history from them.
 
 Legend: M key frames (samples), n camera frames (key frames and sweeps), N cameras, T frames of a
 sample (current first).
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from loaders.errors import BadDataError
 from loaders.info_io import DataPaths
 
-# As many frames as the published tool chain looks back: 25 key frames with 5 sweeps each.
+# History of the published tool chain: 25 key frames with 5 sweeps each.
 MAX_HISTORY = 150
 
 
@@ -28,18 +28,18 @@ def history_offsets(
     train_interval: tuple[int, int] = (4, 8),
     test_interval: int = 6,
 ) -> list[int]:
-    """Choose the frames of a sample, as numbers of camera frames before the current one.
+    """Return the frames of a sample, as numbers of camera frames before the current one.
 
     Args:
-        available: How many older frames the scene has (at most `MAX_HISTORY` are used).
+        available: Number of older frames in the scene (at most `MAX_HISTORY` are used).
         num_frames: T, the current frame included.
         rng: Draws the interval in training; None means evaluation.
-        train_interval: Smallest and largest interval in training. A history too short for it
-            lowers both ends; one with fewer frames than wanted is used whole.
-        test_interval: Interval in evaluation; beyond the oldest frame, the oldest is taken.
+        train_interval: Smallest and largest interval in training. Both are lowered if the history
+            is too short; a history with fewer frames than requested is used whole.
+        test_interval: Interval in evaluation; positions beyond the oldest frame repeat it.
 
     Returns:
-        T offsets, the first 0, none decreasing. Without history all are 0.
+        T offsets in non-decreasing order, the first 0. Without history all are 0.
     """
     available, wanted = min(available, MAX_HISTORY), num_frames - 1
     if available == 0 or wanted == 0:
@@ -55,12 +55,12 @@ def history_offsets(
 
 @dataclass(frozen=True)
 class FrameTable:
-    """Camera frames, a scene after the other, oldest first: history is counting downwards.
+    """Camera frames of all scenes, oldest first within a scene: older frames have smaller rows.
 
-    Everything is in numpy arrays, which worker processes share without copying.
+    All values are in numpy arrays, which worker processes share without copies.
 
     Attributes:
-        paths: bytes (UTF-8) [n, N], relative to the data root where the info file allows.
+        paths: bytes (UTF-8) [n, N], relative to the data root if possible.
         timestamps: int64 [n, N], microseconds.
         cam_intrinsic: float64 [n, N, 3, 3], pixels.
         sensor2global_rotation: float64 [n, N, 3, 3], p_global = R @ p_sensor + t.
@@ -92,9 +92,9 @@ def build_frame_table(
     """Put the camera frames of an info file into arrays.
 
     Args:
-        infos: Key frames as `loaders.info_io.load_infos` checks them; those of a scene may
-            stand apart, and are ordered by time.
-        cameras: Names of the N cameras in the order wanted.
+        infos: Key frames, checked by `loaders.info_io.load_infos`. Key frames of a scene need not
+            be consecutive; they are ordered by time.
+        cameras: Names of the N cameras in the desired order.
         data_root: Folder of the data set, see `loaders.info_io.DataPaths`.
 
     Raises:
@@ -128,13 +128,13 @@ def _frames_up_to_key(
     if missing:
         raise BadDataError(
             f"key frame {info['token']} has no camera {missing[0]}, but {', '.join(info['cams'])}: "
-            "set cameras in the config to those that the data has, or write the info file again "
-            "with scripts/gen_sweep_info.py"
+            "set cameras in the config to those in the data, or write the info file again with "
+            "scripts/gen_sweep_info.py"
         )
     newest_first = [[info["cams"][name] for name in cameras]]
     for sweep in info["cam_sweeps"]:
         complete = all(name in sweep for name in cameras)
-        # A sweep that lacks a camera repeats the one before it, as the published loader does.
+        # A sweep that lacks a camera repeats the previous sweep, as in the published loader.
         newest_first.append([sweep[name] for name in cameras] if complete else newest_first[-1])
     return newest_first[::-1]
 

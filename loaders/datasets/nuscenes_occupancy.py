@@ -7,7 +7,7 @@ from mmengine.registry import DATASETS
 from loaders.datasets.nuscenes_occ3d import OCC3D_CLASSES
 from loaders.datasets.occupancy_dataset import OccupancyDataset
 
-# Those of Occ3D without its first, which these labels count as noise.
+# Classes of Occ3D without the first one, which is noise in these labels.
 OCCUPANCY_CLASSES = OCC3D_CLASSES[1:]
 
 

@@ -31,65 +31,66 @@ from loaders.transforms.geometry import (
 from loaders.transforms.labels import loads_labels
 from models.errors import does_not_exist
 
-# How many samples in a row may be broken before a run with on_error='skip' stops after all.
+# Maximum number of broken samples in a row with on_error='skip'; after them the run stops.
 _MAX_TRIES = 100
 
 
 class OccupancyDataset(BaseDataset):
-    """Key frames of nuScenes with camera history and, if asked for, LiDAR sweeps.
+    """Key frames of nuScenes with camera history and, optionally, LiDAR sweeps.
 
-    An item is what the pipeline makes of an :class:`loaders.sample.OccSample`. In training, the
-    sample's generator is seeded with (seed, epoch, index): see :class:`EpochSampler`; in
-    wrappers, the index is that of the outermost one. Without that sampler it is seeded from numpy's
-    global state, which MMEngine seeds in every worker.
+    An item is the pipeline's output for an :class:`loaders.sample.OccSample`. In training, the
+    sample's generator is seeded with (seed, epoch, index) if the sampler is an
+    :class:`EpochSampler`; the index is the position in the outermost wrapper. With other samplers
+    it is seeded from numpy's global state, which MMEngine seeds in every worker.
 
-    Subclasses say whose labels it is: their classes, their grid and the frame the grid is in.
+    Subclasses define the classes, the grid and the frame of the grid of their labels.
 
     Args:
         data_root: nuScenes folder, with ``samples``, ``sweeps`` and the labels.
         pipeline: Transforms (configs or callables).
         num_frames: T, the current frame included.
-        ann_file: Info file, relative to ``data_root``. None takes the name under which
-            ``scripts/gen_sweep_info.py`` writes the file of (``version``, ``split``).
-        split: 'train', 'val' or 'test'; read only without ``ann_file``.
-        pc_range: (x0, y0, z0, x1, y1, z1) of the grid in its own frame, metres; None takes that of
-            the published labels, as do the next two.
+        ann_file: Info file, relative to ``data_root``. None uses the default name of
+            ``scripts/gen_sweep_info.py`` for (``version``, ``split``).
+        split: 'train', 'val' or 'test'; used only without ``ann_file``.
+        pc_range: (x0, y0, z0, x1, y1, z1) of the grid in its own frame, metres. None uses the
+            value of the published labels, also for the next two arguments.
         voxel_size: (dx, dy, dz) metres.
         class_names: Semantic classes in label order; the label after the last is free.
         test_mode: Evaluation: fixed frame interval, no randomness.
-        with_ray_origins: Whether samples carry RayIoU's ray origins.
-        use_lidar: Whether samples carry the names and poses of their LiDAR files.
-        on_error: What a missing or broken file of a sample does: 'raise' stops the run; with 'skip'
-            the sample is logged and counted (``skipped``), and the next good one takes its place
-            (in an evaluation, metrics leave that one out).
-        require_labels: Whether a missing label file is an error. Without, which is for evaluation
-            alone, such samples have no labels, and metrics leave them out.
-        version: nuScenes version the info file must be of; None accepts any.
+        with_ray_origins: Whether samples hold RayIoU's ray origins.
+        use_lidar: Whether samples hold the names and poses of their LiDAR files.
+        on_error: Handling of missing or broken files: 'raise' stops the run. 'skip' logs and counts
+            the sample (``skipped``) and replaces it by the next valid one, which metrics do not
+            count.
+        require_labels: Whether a missing label file is an error. If not (evaluation only), samples
+            without one have no labels and are not scored.
+        version: Required nuScenes version of the info file; None accepts any.
         cameras: Cameras in the order in which the images are stacked.
         train_interval: Range of the frame interval in training, in camera frames (12 Hz).
         test_interval: Frame interval in evaluation.
-        seed: Seed of the samples' randomness; None takes torch's initial seed, which the runner
+        seed: Seed of the samples' randomness; None uses torch's initial seed, which the runner
             sets from ``randomness.seed``.
-        indices: Use only the first so many samples (the last, if negative), or these.
+        indices: Use only the first samples up to this number (the last, if negative), or the
+            samples of this list.
         scenes: Use only samples of these scenes: names, or a slice of the scenes in the order of
-            the info file, as ``':-2'`` for all but the last two. So a part of the training scenes
-            can be kept for validation.
+            the info file, as ``':-2'`` for all but the last two. This can keep a part of the
+            training scenes for validation.
         lazy_init: Do not read the info file yet (see ``BaseDataset``).
 
     Attributes:
         frames: Camera frames of all scenes.
-        packed: How the images are stored, where the data root is a packed one.
-        lidar: LiDAR files, if asked for.
+        packed: Storage of the images, if the data root is packed.
+        lidar: LiDAR files, with ``use_lidar``.
         timestamps: int64 [M], microseconds, of the key frames (their LiDAR).
         ego2global: float64 [M, 4, 4].
         lidar2ego: float64 [M, 4, 4].
 
     Raises:
-        MissingDataError: If the data root, the info file, or the first or last image it names is
+        MissingDataError: If the data root, the info file, or the first or last image in it is
             missing.
-        BadDataError: If the info file is broken or of another version, or packed images lack what
-            the augmentation of the pipeline reaches.
-        LoaderConfigError: If an argument is out of range, or nothing names the info file.
+        BadDataError: If the info file is broken or of another version, or packed images lack
+            pixels that the augmentation of the pipeline reaches.
+        LoaderConfigError: If an argument is out of range, or the info file is not specified.
     """
 
     default_classes: ClassVar[tuple[str, ...]]
@@ -153,7 +154,7 @@ class OccupancyDataset(BaseDataset):
         self.test_interval = test_interval
         self.seed = torch.initial_seed() if seed is None else seed
         self._categories: dict[int, list[int]] = {}
-        # In shared memory, so that persistent workers see what the main process sets.
+        # In shared memory: persistent workers read the values that the main process sets.
         self._epoch = share(torch.full((1,), -1, dtype=torch.int64))
         self._in_sequence = share(torch.zeros(1, dtype=torch.bool))
         super().__init__(
@@ -177,20 +178,20 @@ class OccupancyDataset(BaseDataset):
         return [int(idx) for idx in torch.nonzero(self._skipped)]
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch that seeds the samples' randomness, in all workers."""
+        """Set the epoch that seeds the samples' randomness, in all workers."""
         self._epoch.fill_(epoch)
 
     def set_in_sequence(self, in_sequence: bool) -> None:
-        """Sets whether the sampler serves scenes frame by frame, in all workers."""
+        """Set whether the sampler serves scenes frame by frame, in all workers."""
         self._in_sequence.fill_(in_sequence)
 
     def frame_index(self, idx: int) -> int:
-        """Returns the number of a sample's key frame in its scene."""
+        """Return the index of a sample's key frame in its scene."""
         row = self.get_data_info(idx)["row"]
         return int(np.flatnonzero(self.frames.scene_samples[row] == row)[0])
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """Reads the info file: poses into shared arrays, names into a list (one per sample)."""
+        """Read the info file: poses into shared arrays, names into a list (one per sample)."""
         if not Path(self.data_root).is_dir():
             raise MissingDataError(
                 f"data root {does_not_exist(self.data_root)}: put (or link) nuScenes there, make a "
@@ -222,7 +223,7 @@ class OccupancyDataset(BaseDataset):
             self._indices = _chosen_indices(self._indices, len(infos))
         else:
             self._indices = _samples_of_scenes(self.scenes, [info["scene_name"] for info in infos])
-        # In shared memory: workers mark what they skip.
+        # In shared memory: workers mark the samples that they skip.
         self._skipped = share(torch.zeros(len(infos), dtype=torch.bool))
         names = ("token", "scene_name", "scene_token", "lidar_token")
         data_path = DataPaths(self.data_root)
@@ -236,12 +237,12 @@ class OccupancyDataset(BaseDataset):
         ]
 
     def get_sample(self, idx: int, position: int | None = None) -> OccSample:
-        """Returns sample ``idx`` as the pipeline receives it (no images or labels yet).
+        """Return sample ``idx`` as the pipeline receives it (no images or labels yet).
 
         Args:
             idx: Index within this data set.
             position: Index within the outermost wrapper; it seeds the sample's randomness and is
-                its ``sample_idx``. None takes ``idx``.
+                its ``sample_idx``. None uses ``idx``.
         """
         info = self.get_data_info(idx)
         row = info["row"]
@@ -295,12 +296,12 @@ class OccupancyDataset(BaseDataset):
         return self.item(idx)
 
     def item(self, idx: int, position: int | None = None) -> Any:
-        """Returns what ``self[idx]`` is, for a position in wrappers (see :meth:`get_sample`)."""
+        """Return ``self[idx]`` for a position in wrappers (see :meth:`get_sample`)."""
         self.full_init()
         return self.prepare_data(idx, position)
 
     def prepare_data(self, idx: int, position: int | None = None) -> Any:
-        """Returns sample ``idx`` after the pipeline, or what takes its place (``on_error``)."""
+        """Return sample ``idx`` after the pipeline, or its replacement (``on_error``)."""
         try:
             return self._run_pipeline(self.get_sample(idx, position))
         except (MissingDataError, BadDataError) as error:
@@ -317,8 +318,8 @@ class OccupancyDataset(BaseDataset):
                 self._note_skipped(other, error)
                 last = error
         raise BadDataError(
-            f"sample {idx} and those after it cannot be loaded, the last because {last}: look at "
-            "the data with scripts/check_data.py"
+            f"sample {idx} and the following ones cannot be loaded; error of the last: {last}; "
+            "check the data with scripts/check_data.py"
         )
 
     def _run_pipeline(self, sample: OccSample) -> Any:
@@ -335,12 +336,12 @@ class OccupancyDataset(BaseDataset):
         if item is None:
             raise BadDataError(
                 f"a transform returned None for sample {sample.sample_token}: set on_error='skip' "
-                "for the data set if such samples are to be passed over"
+                "for the data set to skip such samples"
             )
         return item
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """Returns the semantic classes that occur in a sample's labels, rising.
+        """Return the semantic classes that occur in a sample's labels, in increasing order.
 
         The label file is read at the first call. A sample that cannot be loaded has no classes if
         ``on_error`` is 'skip'.
@@ -372,7 +373,7 @@ class OccupancyDataset(BaseDataset):
         return [int(label) for label in labels if label < len(self.class_names)]
 
     def _note_skipped(self, idx: int, error: Exception) -> None:
-        """Counts a sample and logs it, once."""
+        """Count a skipped sample and log it once."""
         if not self._skipped[idx]:
             self._skipped[idx] = True
             text = (
@@ -381,16 +382,16 @@ class OccupancyDataset(BaseDataset):
             print_log(text, logger="current", level=logging.WARNING)
 
     def lidar_path(self, idx: int) -> str | None:
-        """Returns the LiDAR file of sample ``idx``, None if the info file has none."""
+        """Return the LiDAR file of sample ``idx``, None if the info file has none."""
         path = self.get_data_info(idx)["lidar_path"]
         return str(Path(self.data_root) / path) if path else None
 
     def ego2occ(self, row: int) -> npt.NDArray[np.float64]:
-        """Returns the matrix [4, 4] from a sample's ego frame to that of its grid."""
+        """Return the matrix [4, 4] from a sample's ego frame to the frame of its grid."""
         return np.eye(4) if self.occ_frame == "ego" else np.linalg.inv(self.lidar2ego[row])
 
     def ray_origins(self, row: int) -> npt.NDArray[np.float64]:
-        """Returns RayIoU's ray origins [O, 3] of a sample, metres in the frame of its grid."""
+        """Return RayIoU's ray origins [O, 3] of a sample, metres in the frame of its grid."""
         scene = self.frames.scene_samples[row]
         in_ego = lidar_ray_origins(
             self.ego2global[scene, :3, :3],
@@ -438,10 +439,10 @@ class OccupancyDataset(BaseDataset):
 
 
 def _chosen_indices(indices: int | Sequence[int] | None, number: int) -> list[int] | None:
-    """Returns the samples that the argument ``indices`` chooses of so many; None for all.
+    """Return the samples selected by the argument ``indices``, None for all.
 
     Raises:
-        LoaderConfigError: If it chooses none, or some that do not exist.
+        LoaderConfigError: If it selects none, or some that do not exist.
     """
     if indices is None:
         return None
@@ -459,14 +460,14 @@ def _chosen_indices(indices: int | Sequence[int] | None, number: int) -> list[in
 
 
 def _samples_of_scenes(scenes: str | Sequence[str], names: Sequence[str]) -> list[int]:
-    """Returns the samples that the argument ``scenes`` chooses.
+    """Return the samples selected by the argument ``scenes``.
 
     Args:
         scenes: See :class:`OccupancyDataset`.
         names: Scene of every sample.
 
     Raises:
-        LoaderConfigError: If it chooses none, or is neither a slice nor names of scenes.
+        LoaderConfigError: If it selects none, or is neither a slice nor names of scenes.
     """
     known = list(dict.fromkeys(names))
     if isinstance(scenes, str):
@@ -492,7 +493,7 @@ def _samples_of_scenes(scenes: str | Sequence[str], names: Sequence[str]) -> lis
 
 
 def _poses(infos: Sequence[dict[str, Any]], name: str) -> npt.NDArray[np.float64]:
-    """Returns pose ``name`` of all infos as matrices float64 [M, 4, 4]."""
+    """Return pose ``name`` of all infos as matrices float64 [M, 4, 4]."""
     poses = np.tile(np.eye(4), (len(infos), 1, 1))
     for pose, info in zip(poses, infos, strict=True):
         pose[:3, :3] = quaternion_to_matrix(info[f"{name}_rotation"])

@@ -1,4 +1,4 @@
-"""Samplers that pass the epoch on to the data set: single frames, and scenes frame by frame."""
+"""Samplers that pass the epoch to the data set: single frames, and scenes frame by frame."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from loaders.errors import LoaderConfigError
 
 @DATA_SAMPLERS.register_module()
 class EpochSampler(DefaultSampler):
-    """``DefaultSampler`` that passes the epoch on to the data set, through all wrappers.
+    """``DefaultSampler`` that passes the epoch to the data set, through all wrappers.
 
-    The data set seeds each sample's randomness from (seed, epoch, index), so augmentations differ
-    from epoch to epoch, and do not depend on the number of workers or processes, nor on whether a
+    The data set seeds each sample's randomness from (seed, epoch, index). Augmentations therefore
+    differ between epochs and do not depend on the number of workers or processes, or on whether a
     run was interrupted and resumed. With wrappers, the index is the position in the outermost one
     (see :mod:`loaders.datasets.wrappers`). MMEngine's default hooks call ``set_epoch``.
 
     Args:
         dataset: The data set.
-        multiple_of: Samples of a training step on all processes. The first samples of an epoch fill
-            its last step up, so that this has the same samples on any number of processes.
-        consecutive: Give every process samples that follow each other, instead of every n-th, where
-            they are not shuffled: those of a scene share frames, which streaming computes once.
+        multiple_of: Samples of a training step on all processes. The last step of an epoch is
+            filled with the epoch's first samples; it is the same for any number of processes.
+        consecutive: Without shuffling, whether every process gets consecutive samples instead of
+            every n-th one. Consecutive samples of a scene share frames, which streaming computes
+            once.
         **kwargs: Arguments of ``DefaultSampler``.
     """
 
@@ -44,47 +45,47 @@ class EpochSampler(DefaultSampler):
             self.num_samples = self.total_size // self.world_size
 
     def __iter__(self) -> Iterator[int]:
-        """Yields the indices of this process."""
+        """Yield the indices of this process."""
         if not self.consecutive or self.shuffle or not self.round_up:
             return super().__iter__()
         full, rest = divmod(len(self.dataset), self.world_size)
         start = self.rank * full + min(self.rank, rest)
         share = list(range(start, start + full + (self.rank < rest)))
-        # MMEngine gathers results in turns, one of each process, and drops those beyond the data
-        # set's length: so what fills up stands last on the last processes.
+        # MMEngine interleaves the results of the processes and drops those beyond the data set's
+        # length. The filling samples must therefore be the last ones of the last processes.
         share += [start % len(self.dataset)] * (self.num_samples - len(share))
         return iter(share)
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch of the order and of the data set's randomness."""
+        """Set the epoch of the order and of the data set's randomness."""
         super().set_epoch(epoch)
         set_epoch(self.dataset, epoch)
 
 
 @DATA_SAMPLERS.register_module()
 class SceneSampler(EpochSampler):
-    """Serves scenes frame by frame, for models that remember the frame before.
+    """Sampler that serves scenes frame by frame, for models with a memory of the previous frame.
 
-    In training, the scenes of an epoch, in random order, form one row of frames, which is cut into
-    as many pieces of equal length as a step has samples: each place in the batch (of whichever
-    process) follows its own piece, so that its next sample is the next frame. Every frame occurs
-    once, and the last step is filled up from the row's beginning. A piece may begin or end within a
-    scene: a model that remembers frames then starts without memory.
+    In training, the scenes of an epoch are concatenated in random order and cut into as many pieces
+    of equal length as a step has samples. Each position in the batch (of any process) follows its
+    own piece, so its next sample is the next frame. Every frame occurs once, and the last step is
+    filled with the first frames. A piece may begin or end within a scene; the model's memory is
+    then empty at its start.
 
-    In evaluation (``shuffle=False``) every process follows whole scenes, from their first frame on,
-    one sample at a time; processes with fewer frames than others repeat theirs, which counts once.
+    In evaluation (``shuffle=False``) every process follows whole scenes from their first frame, one
+    sample at a time. Processes with fewer frames repeat some, which are counted once.
 
     Args:
         dataset: The data set, or wrappers of it.
         multiple_of: Samples of a training step on all processes.
-        single_epochs: In so many epochs at the start, frames come singly, in random order.
+        single_epochs: Number of epochs at the start with single frames in random order.
         **kwargs: Arguments of ``DefaultSampler``.
 
     Raises:
-        LoaderConfigError: If the data set does not know scenes, or is smaller than a step.
+        LoaderConfigError: If the data set has no scenes, or is smaller than a step.
     """
 
-    # The order of another total batch size is another one: a run cannot go on within an epoch.
+    # The order depends on the total batch size; a run with another one cannot resume mid-epoch.
     depends_on_batch = True
 
     def __init__(
@@ -106,7 +107,7 @@ class SceneSampler(EpochSampler):
         self.num_samples = self.total_size // self.world_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch of the order and of the data set's randomness."""
+        """Set the epoch of the order and of the data set's randomness."""
         super().set_epoch(epoch)
         for inner in all_datasets(self.dataset):
             if hasattr(inner, "set_in_sequence"):
@@ -116,21 +117,21 @@ class SceneSampler(EpochSampler):
         return iter(self._order()[self.rank :: self.world_size])
 
     def remaining(self, num_done: int, step: int) -> list[int] | None:
-        """Returns the indices that this process has left of the epoch.
+        """Return the remaining indices of this process in the epoch.
 
         Args:
-            num_done: Samples that are done, over all processes.
+            num_done: Finished samples, over all processes.
             step: Samples of an iteration, over all processes.
 
         Returns:
-            None if they cannot be told.
+            The indices, or None if they cannot be determined.
         """
         if self.shuffle and step != self.slots:
             return None
         return self._order()[num_done:][self.rank :: self.world_size]
 
     def _order(self) -> list[int]:
-        """The order over all processes: step by step, and in each the places of the batch."""
+        """Return the order over all processes: by step, then by position in the batch."""
         if not self.shuffle:
             pieces = self._whole_scenes()
             pieces = [piece or pieces[0] for piece in pieces]
@@ -147,7 +148,10 @@ class SceneSampler(EpochSampler):
         return [row[start + t] for t in range(self.steps) for start in starts]
 
     def _whole_scenes(self) -> list[list[int]]:
-        """The frames of each process in an evaluation: long scenes first to whoever has least."""
+        """Return the frames of each process in an evaluation.
+
+        Scenes are assigned longest first, each to the process with the fewest frames.
+        """
         share: list[list[int]] = [[] for _ in range(self.world_size)]
         by_length = sorted(range(len(self._scenes)), key=lambda i: -len(self._scenes[i]))
         loads = [0] * self.world_size
@@ -159,12 +163,12 @@ class SceneSampler(EpochSampler):
 
 
 def _scenes_of(dataset: Sized) -> list[list[int]]:
-    """Returns the samples of each scene in time order, scenes in the order of the data set.
+    """Return the samples of each scene in time order, scenes in the order of the data set.
 
-    A scene that a wrapper repeats is there as often.
+    A scene that a wrapper repeats occurs several times.
 
     Raises:
-        LoaderConfigError: If the data set inside does not know scenes.
+        LoaderConfigError: If a data set inside has no scenes.
     """
     scenes: dict[tuple[int, str, int], list[tuple[int, int]]] = {}
     seen: dict[tuple[int, int], int] = {}
@@ -172,7 +176,7 @@ def _scenes_of(dataset: Sized) -> list[list[int]]:
         leaf, index = locate(dataset, position)
         if not hasattr(leaf, "frame_index"):
             raise LoaderConfigError(
-                f"{type(leaf).__name__} does not know scenes: use EpochSampler in place of "
+                f"{type(leaf).__name__} does not list its scenes: use EpochSampler instead of "
                 "SceneSampler"
             )
         copy = seen[id(leaf), index] = seen.get((id(leaf), index), -1) + 1

@@ -1,10 +1,10 @@
-"""MMEngine's dataset wrappers, nested in any way, and the way from them to the data sets inside.
+"""MMEngine's dataset wrappers, nested in any way, and access to the data sets inside.
 
 `ConcatDataset`, `RepeatDataset` and `ClassBalancedDataset` here replace MMEngine's in the
 registry. They add the following:
 
-- The position of a sample in the outermost data set is its `sample_idx` and seeds its randomness,
-  so that every repetition of a sample is augmented in its own, reproducible way.
+- The position of a sample in the outermost data set is its `sample_idx` and seeds its randomness.
+  Every repetition of a sample is thus augmented differently and reproducibly.
 - Data sets with other classes or another grid cannot be concatenated.
 - `get_cat_ids` works through all wrappers.
 
@@ -25,12 +25,12 @@ from mmengine.registry import DATASETS
 from loaders.datasets.occupancy_dataset import OccupancyDataset
 from loaders.errors import LoaderConfigError
 
-# What the model and the metrics take from the first data set for all of them.
+# Values that model and metrics read from the first data set only.
 _SHARED_METAINFO = ("class_names", "empty_label", "pc_range", "voxel_size")
 
 
 def _children(dataset: Any) -> Sequence[Any]:
-    """Return the data sets that a wrapper holds; none for a data set that is no wrapper."""
+    """Return the data sets inside a wrapper; none if it is not a wrapper."""
     if isinstance(dataset, BaseDataset):
         return ()
     if hasattr(dataset, "datasets"):
@@ -51,15 +51,15 @@ def leaf_datasets(dataset: Any) -> list[Any]:
 
 
 def locate(dataset: Any, index: int) -> tuple[Any, int]:
-    """Return the data set inside all wrappers that has a sample, and the sample's index there.
+    """Return the data set inside all wrappers that contains a sample, and the index in it.
 
     Args:
         dataset: A data set or a wrapper.
-        index: Of the sample in `dataset`; negative ones count from the end.
+        index: Index of the sample in `dataset`; negative ones count from the end.
 
     Raises:
-        IndexError: If there is no such sample.
-        LoaderConfigError: If a wrapper cannot tell where its samples come from.
+        IndexError: If the index is out of range.
+        LoaderConfigError: If a wrapper has an unknown type.
     """
     while children := _children(dataset):
         size = len(dataset)
@@ -67,7 +67,7 @@ def locate(dataset: Any, index: int) -> tuple[Any, int]:
             raise IndexError(f"index {index} is out of range for {size} samples")
         if not hasattr(dataset, "_get_ori_dataset_idx"):
             raise LoaderConfigError(
-                f"{type(dataset).__name__} does not say which data set a sample belongs to: use "
+                f"{type(dataset).__name__} does not specify the data set of a sample: use "
                 "ConcatDataset, RepeatDataset or ClassBalancedDataset"
             )
         position = dataset._get_ori_dataset_idx(index % size)
@@ -77,7 +77,7 @@ def locate(dataset: Any, index: int) -> tuple[Any, int]:
 
 
 def set_epoch(dataset: Any, epoch: int) -> None:
-    """Pass the epoch on to all data sets inside wrappers that seed their randomness from it."""
+    """Pass the epoch to all data sets inside wrappers that seed their randomness from it."""
     for inner in all_datasets(dataset):
         if hasattr(inner, "set_epoch"):
             inner.set_epoch(epoch)
@@ -119,7 +119,7 @@ def _shortened(value: Any, length: int = 120) -> str:
 
 
 class _Positioned:
-    """Get items from the data set inside all wrappers, with their position in this one."""
+    """Access to items of the data set inside all wrappers, with their position in this one."""
 
     if TYPE_CHECKING:
 
@@ -140,15 +140,15 @@ class _Positioned:
 
 @DATASETS.register_module(force=True)
 class ConcatDataset(_Positioned, mmengine_dataset.ConcatDataset):
-    """One data set after the other.
+    """Concatenation of data sets.
 
     Args:
-        datasets: Data sets or wrappers, or their configs; of the same classes and grid.
+        datasets: Data sets or wrappers, or their configs, with the same classes and grid.
         lazy_init: Do not read the info files yet.
         ignore_keys: Keys of the metainfo that may differ. Classes and grid may not.
 
     Raises:
-        LoaderConfigError: If there is no data set, or they do not fit together.
+        LoaderConfigError: If there is no data set, or classes or grids differ.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class ConcatDataset(_Positioned, mmengine_dataset.ConcatDataset):
         lazy_init: bool = False,
         ignore_keys: str | Sequence[str] | None = None,
     ) -> None:
-        # MMEngine's constructor accepts no wrapper and has another message for unequal metainfo.
+        # MMEngine's constructor accepts no wrappers and has another message for unequal metainfo.
         if not datasets:
             raise LoaderConfigError("ConcatDataset has no datasets: list at least one")
         self.datasets = [
@@ -174,20 +174,20 @@ class ConcatDataset(_Positioned, mmengine_dataset.ConcatDataset):
 
 @DATASETS.register_module(force=True)
 class RepeatDataset(_Positioned, mmengine_dataset.RepeatDataset):
-    """A data set several times over, so that an epoch is longer.
+    """Repetition of a data set, for longer epochs.
 
     Args:
         dataset: Data set or its config (a wrapper: its config).
-        times: How often.
+        times: Number of repetitions.
         lazy_init: Do not read the info file yet.
     """
 
 
 @DATASETS.register_module(force=True)
 class ClassBalancedDataset(_Positioned, mmengine_dataset.ClassBalancedDataset):
-    """A data set in which samples with rare classes are repeated (LVIS, arXiv 1908.03195).
+    """Data set in which samples with rare classes are repeated (LVIS, arXiv 1908.03195).
 
-    A class is as frequent as the share of samples in whose labels it occurs. All labels are read
+    The frequency of a class is the share of samples whose labels contain it. All labels are read
     when the data set is built.
 
     Args:
@@ -200,11 +200,11 @@ class ClassBalancedDataset(_Positioned, mmengine_dataset.ClassBalancedDataset):
 def map_leaf_configs(
     cfg: Mapping[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return the config of a data set with all data sets inside wrappers changed.
+    """Return the config of a data set, changed in all data sets inside wrappers.
 
     Args:
-        cfg: Of a data set or a wrapper; it is left as it is.
-        change: From the config of a data set that is no wrapper to the new one.
+        cfg: Config of a data set or a wrapper; it is not modified.
+        change: Returns the new config of a data set that is not a wrapper.
     """
     cfg = dict(cfg)
     if "datasets" in cfg:
@@ -215,7 +215,7 @@ def map_leaf_configs(
 
 
 def with_optional_labels(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of a data set that also gives samples without a label file."""
+    """Return the config of a data set that also loads samples without a label file."""
 
     def change(leaf: dict[str, Any]) -> dict[str, Any]:
         kind = DATASETS.get(str(leaf.get("type")))

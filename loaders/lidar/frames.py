@@ -35,13 +35,13 @@ class LidarFrames:
 
 @dataclass(frozen=True)
 class LidarTable:
-    """LiDAR files of all key frames, one key frame after the other: its own, then its sweeps.
+    """LiDAR files of all key frames: for each key frame its own file, then its sweeps.
 
-    Everything is in numpy arrays, which worker processes share without copying.
+    All values are in numpy arrays, which worker processes share without copies.
 
     Attributes:
         first: int64 [M + 1], rows of key frame m are first[m] ... first[m + 1] - 1.
-        paths: bytes (UTF-8) [rows], relative to the data root where the info file allows.
+        paths: bytes (UTF-8) [rows], relative to the data root if possible.
         timestamps: int64 [rows], microseconds.
         sensor2lidar: float64 [rows, 4, 4], to the key frame's lidar frame.
     """

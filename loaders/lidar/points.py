@@ -19,9 +19,9 @@ from loaders.transforms.cache import ArrayCache
 
 Points = npt.NDArray[np.float32]
 
-LOAD_DIMS = (3, 4, 5)  # columns of files that are understood
+LOAD_DIMS = (3, 4, 5)  # supported numbers of columns of a file
 _COLUMNS = 5  # x, y, z, intensity, ring
-_TIME_LAG = 4  # where the ring was
+_TIME_LAG = 4  # replaces the ring
 _LIDAR_FILE = FileKind(
     "LiDAR file",
     "complete the data set, or write the info file for the data you have with "
@@ -29,26 +29,27 @@ _LIDAR_FILE = FileKind(
     "restore it from the original archive",
     max_bytes=64 * MIB,
 )
-# Nothing that a LiDAR sees is further away.
+# Upper bound of a LiDAR's range.
 _MAX_DISTANCE_M = 1e5
-# A share of points beyond that, above which the file holds something else than points.
+# If a larger share of points is further away, the file does not hold points.
 _MAX_SHARE_FAR = 0.1
-# Files with dropped points that a process names, and those that it has named.
+# Number of files that a process names in warnings, and the files named so far.
 _MAX_NOTES = 20
 _noted: set[str] = set()
-# Rows that are moved in one inner loop.
+# Rows per inner loop.
 _BLOCK_ROWS = 64
-# Rows that the plausibility of the columns is judged by.
+# Rows that the check of the columns uses.
 _JUDGED_ROWS = 300
 # The 99.9 % quantile of chi-squared with 2, 3 and 4 degrees of freedom.
 _SIGNIFICANT = {3: 13.8, 4: 16.3, 5: 18.5}
 
 
 def read_lidar_points(path: str, load_dim: int = _COLUMNS) -> Points:
-    """Read a LiDAR file, as nuScenes has them or with fewer columns.
+    """Read a LiDAR file of nuScenes, or one with fewer columns.
 
-    Rows whose x, y, z or intensity is no number, and rows further away than 100 km, are dropped; a
-    warning names the file and their number once (for the first files of a process).
+    Rows are dropped if x, y, z or intensity is not finite, or if they are further away than 100 km.
+    A warning names the file and the number of dropped rows, once per file and only for the first
+    files of a process.
 
     Args:
         path: Raw float32 rows: x, y, z (metres), then intensity, then ring index.
@@ -56,12 +57,12 @@ def read_lidar_points(path: str, load_dim: int = _COLUMNS) -> Points:
 
     Returns:
         float32 [n, 5]: x, y, z (metres, frame of the LiDAR at the time of the sweep), intensity,
-        ring index. Columns that the file does not have are 0.
+        ring index. Missing columns are 0.
 
     Raises:
         MissingDataError: If the file does not exist.
-        BadDataError: If it is empty or truncated, has no point that is a number, or its content
-            cannot be rows of so many columns.
+        BadDataError: If it is empty or truncated, has no valid point, or its content does not
+            match `load_dim` columns.
     """
     data = read_file(path, _LIDAR_FILE)
     row_bytes = 4 * load_dim
@@ -69,12 +70,12 @@ def read_lidar_points(path: str, load_dim: int = _COLUMNS) -> Points:
         raise truncated(
             path,
             _LIDAR_FILE,
-            f"{len(data)} bytes are no whole number of points of {row_bytes}; other data sets have "
-            "files of other columns, which load_dim of LoadLidarSweeps sets",
+            f"{len(data)} bytes are not a multiple of {row_bytes} per point; for files with other "
+            "columns set load_dim of LoadLidarSweeps",
         )
     rows = np.frombuffer(data, dtype="<f4").reshape(-1, load_dim)
     kept = _usable(path, rows, load_dim)
-    # With all rows, since a file of other columns has its infinities anywhere.
+    # Checks all rows: in a file with other columns, infinities can be anywhere.
     _check_columns(path, rows, load_dim)
     if len(kept) < len(rows):
         _note_dropped(path, len(rows) - len(kept), len(rows))
@@ -86,14 +87,14 @@ def read_lidar_points(path: str, load_dim: int = _COLUMNS) -> Points:
 
 
 def as_points(rows: npt.ArrayLike, name: str) -> Points:
-    """Return points that are in memory in the form of `read_lidar_points`.
+    """Convert points in memory to the form of `read_lidar_points`.
 
     Args:
         rows: [n, 3], [n, 4] or [n, 5]: x, y, z in metres, intensity, ring index.
-        name: What errors call the points.
+        name: Name of the points in errors.
 
     Raises:
-        BadDataError: If the shape is another, or no row is a point.
+        BadDataError: If the shape is wrong, or no row is a valid point.
     """
     values = np.asarray(rows)
     if values.ndim != 2 or values.shape[1] not in LOAD_DIMS or values.dtype.kind not in "fiu":
@@ -102,15 +103,15 @@ def as_points(rows: npt.ArrayLike, name: str) -> Points:
             "x, y, z in metres, then intensity, then ring"
         )
     if not len(values):
-        raise BadDataError(f"{name} are empty: give at least one point [n, {_COLUMNS}]")
+        raise BadDataError(f"{name} are empty: pass at least one point [n, {_COLUMNS}]")
     points = np.zeros((len(values), _COLUMNS), dtype=np.float32)
     points[:, : values.shape[1]] = values
     return _usable(name, points, values.shape[1])
 
 
 def _usable(path: str, rows: Points, load_dim: int) -> Points:
-    """Return the rows that are points; raises BadDataError if they cannot be points at all."""
-    # Of all columns at once, in whose order the values lie; a NaN makes the comparison false.
+    """Return the valid rows; raise BadDataError if the rows cannot be points."""
+    # All columns at once, in memory order; comparisons with NaN are false.
     flat = rows.reshape(-1)
     if max(float(flat.max()), -float(flat.min())) <= _MAX_DISTANCE_M:
         return rows
@@ -118,7 +119,7 @@ def _usable(path: str, rows: Points, load_dim: int) -> Points:
         return rows
     finite = np.isfinite(rows[:, :4]).all(axis=1)
     if not finite.any():
-        raise _LIDAR_FILE.broken(path, "has no point that is a number")
+        raise _LIDAR_FILE.broken(path, "has no point with finite values")
     near = (np.abs(rows[:, :3]) <= _MAX_DISTANCE_M).all(axis=1)
     if (finite & ~near).sum() > _MAX_SHARE_FAR * finite.sum():
         raise _not_points(path, load_dim, "many lie further away than 100 km")
@@ -133,7 +134,7 @@ def _note_dropped(path: str, number: int, total: int) -> None:
     _noted.add(path)
     last = "; further files like it are not named" if len(_noted) == _MAX_NOTES else ""
     print_log(
-        f"LiDAR file {path}: dropped {number} of {total} points, which are no numbers or further "
+        f"LiDAR file {path}: dropped {number} of {total} points, which are not finite or further "
         f"away than 100 km{last}",
         logger="current",
         level=logging.WARNING,
@@ -142,18 +143,17 @@ def _note_dropped(path: str, number: int, total: int) -> None:
 
 def _not_points(path: str, load_dim: int, why: str) -> BadDataError:
     return BadDataError(
-        f"LiDAR file {path} is no list of points of {load_dim} columns ({why}): set load_dim of "
+        f"LiDAR file {path} does not hold points of {load_dim} columns ({why}): set load_dim of "
         "LoadLidarSweeps to the columns of the files, or restore it from the original archive"
     )
 
 
 def _check_columns(path: str, rows: Points, load_dim: int) -> None:
-    """Raise BadDataError if a file rather has another number of columns.
+    """Raise BadDataError if a file seems to have another number of columns.
 
-    Rows that are read with a wrong number of columns mix x, y, z and intensity in every column, so
-    that all columns are distributed alike; with the right one they differ. Where nothing differs
-    with any number, as between random numbers, the fifth column decides: it is a ring index or,
-    in other data sets, a time.
+    With a wrong number of columns, every column mixes x, y, z and intensity, so all columns have
+    the same distribution. With the right number they differ. If they differ for no number, as in
+    random data, the fifth column decides: it must be a ring index or, in other data sets, a time.
     """
     if load_dim == _COLUMNS and _is_plainly_with_ring(rows[:_JUDGED_ROWS]):
         return
@@ -163,21 +163,22 @@ def _check_columns(path: str, rows: Points, load_dim: int) -> None:
         return
     better = [dim for dim in others if _difference(values, dim) > _SIGNIFICANT[dim]]
     if better:
-        raise _not_points(path, load_dim, f"its columns differ if there are {better[-1]} of them")
+        raise _not_points(path, load_dim, f"it seems to have {better[-1]} columns")
     if load_dim == _COLUMNS and not _is_ring_or_time(rows[:, 4]):
         raise _not_points(path, load_dim, "the fifth is neither a ring index nor a time")
 
 
 def _is_plainly_with_ring(rows: Points) -> bool:
-    """Return whether the fifth column, and it alone, holds whole numbers from 0 to 255."""
+    """Return whether the fifth column, and no other, holds integers from 0 to 255."""
     is_whole = ((rows == np.floor(rows)) & (rows >= 0) & (rows <= 255)).mean(axis=0)
     return bool(is_whole[4] == 1 and is_whole[:3].max() < 0.5)
 
 
 def _difference(values: npt.NDArray[np.float32], columns: int) -> float:
-    """Return how much the columns differ, by where they lie or by how far they spread.
+    """Return how much the columns differ in position or in spread.
 
-    The larger of Kruskal and Wallis' statistics of the first rows' values and of their amounts.
+    This is the larger of two Kruskal-Wallis statistics of the first rows: of the values and of
+    their magnitudes.
     """
     values = values[: _JUDGED_ROWS * columns]
     return max(_kruskal_wallis(values, columns), _kruskal_wallis(np.abs(values), columns))
@@ -185,7 +186,7 @@ def _difference(values: npt.NDArray[np.float32], columns: int) -> float:
 
 def _kruskal_wallis(values: npt.NDArray[np.float32], columns: int) -> float:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse.reshape(-1)]  # ties share their mean
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse.reshape(-1)]  # ties get their mean rank
     spread = float(((ranks - ranks.mean()) ** 2).sum())
     if not spread:
         return 0.0
@@ -195,7 +196,7 @@ def _kruskal_wallis(values: npt.NDArray[np.float32], columns: int) -> float:
 
 
 def _is_ring_or_time(column: Points) -> bool:
-    """Return whether values are whole numbers, rise, or repeat as the time lags of sweeps do."""
+    """Return whether values are integers, increase, or repeat as the time lags of sweeps do."""
     if not np.isfinite(column).all():
         return False
     is_ring = bool(((column >= 0) & (column == np.floor(column))).all())
@@ -204,17 +205,18 @@ def _is_ring_or_time(column: Points) -> bool:
 
 @TRANSFORMS.register_module()
 class LoadLidarSweeps:
-    """Load the points of a key frame and its sweeps, moved to where they were at its time.
+    """Load the points of a key frame and its sweeps in the key frame's pose.
 
-    As the published OPUS-Fusion is trained: the newest sweeps, without the points on the vehicle
-    itself; a key frame without sweeps stands in for each of them. The key frame's own points come
-    first and are all kept. The ring column becomes the time lag in seconds.
+    Follows the training of the published OPUS-Fusion: the newest sweeps are added, without the
+    points on the vehicle itself; a key frame without sweeps is repeated for each of them. The key
+    frame's own points come first and are all kept. The time lag in seconds replaces the ring
+    column.
 
-    Does nothing for samples without LiDAR (a data set built with `use_lidar=False`), so that one
-    pipeline serves models with and without it.
+    Does nothing for samples without LiDAR (a data set built with `use_lidar=False`), so one
+    pipeline serves models with and without LiDAR.
 
     Args:
-        num_sweeps: How many sweeps to add, if there are so many.
+        num_sweeps: Maximum number of sweeps to add.
         close_m: Points of sweeps with both abs(x) and abs(y) below this, in their own LiDAR's
             frame, are dropped.
         lidar_cache_mb: Size of the LiDAR cache of each process, MiB (0.7 MiB per nuScenes file).
@@ -222,7 +224,7 @@ class LoadLidarSweeps:
             are 0.
     """
 
-    needs_lidar = True  # left out of a shared pipeline where the data set has no LiDAR
+    needs_lidar = True  # removed from a shared pipeline if the data set has no LiDAR
 
     def __init__(
         self,
@@ -261,8 +263,8 @@ class LoadLidarSweeps:
 
         Args:
             lidar: The key frame's file, then sweeps, newest first.
-            lidar2occ: [4, 4], the key frame's lidar frame to that of the labels.
-            points_of: Gives the points float32 [n, 5] of one row of `lidar`.
+            lidar2occ: [4, 4], the key frame's lidar frame to the frame of the labels.
+            points_of: Returns the points float32 [n, 5] of one row of `lidar`.
         """
         files = []
         for position, row in self._files(lidar):
@@ -295,7 +297,7 @@ class LoadLidarSweeps:
 
 
 def load_dim_of(steps: Iterable[Any]) -> int:
-    """Return the columns of LiDAR files that a pipeline loads: transforms, or their configs."""
+    """Return the number of columns of LiDAR files that a pipeline (or its configs) loads."""
     for step in steps:
         if isinstance(step, LoadLidarSweeps):
             return step.load_dim
@@ -306,20 +308,20 @@ def load_dim_of(steps: Iterable[Any]) -> int:
 
 @TRANSFORMS.register_module()
 class FilterPoints:
-    """Drop LiDAR points outside a range of the occ frame; does nothing without LiDAR.
+    """Drop LiDAR points outside a range of the occ frame; do nothing without LiDAR.
 
     Args:
-        point_range: (x0, y0, z0, x1, y1, z1) metres; None takes the range of the grid. The upper
-            ends do not belong to it.
+        point_range: (x0, y0, z0, x1, y1, z1) metres; None uses the range of the grid. The upper
+            ends are exclusive.
     """
 
-    needs_lidar = True  # left out of a shared pipeline where the data set has no LiDAR
+    needs_lidar = True  # removed from a shared pipeline if the data set has no LiDAR
 
     def __init__(self, point_range: Sequence[float] | None = None) -> None:
         self.point_range = None if point_range is None else tuple(map(float, point_range))
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Replace `points` by those inside the range."""
+        """Keep only the points inside the range."""
         if sample.lidar is None:
             return sample
         if sample.points is None:
@@ -345,14 +347,14 @@ def move_points(
     Args:
         points: float32 [n, 3 + C].
         matrix: float64 [4, 4].
-        out: float32 [n, 3 + C], written; None makes a new array.
+        out: float32 [n, 3 + C], written to; None allocates a new array.
 
     Returns:
-        `out`, its other columns as those of `points`.
+        `out`; its other columns equal those in `points`.
     """
     moved = np.empty_like(points) if out is None else out
-    # The other columns take part with a unit matrix: one product of whole rows is four times as
-    # fast as one of parts of rows. What is no number there must stay in its column.
+    # An identity matrix carries the other columns along: one product of whole rows is four times
+    # as fast as one of parts of rows. Values that are not finite must stay in their column.
     if points.shape[1] > 3 and moved.flags.c_contiguous and np.isfinite(points.sum()):
         whole = np.eye(points.shape[1], dtype=np.float32)
         whole[:3, :3] = matrix[:3, :3].T
@@ -368,7 +370,7 @@ def move_points(
 
 
 def _add_to_rows(rows: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> None:
-    """Add values [C] to contiguous rows [n, C]; numpy's own loop would run over C numbers."""
+    """Add values [C] to contiguous rows [n, C]; numpy's inner loop would have only C numbers."""
     blocks = len(rows) // _BLOCK_ROWS
     whole = rows[: blocks * _BLOCK_ROWS].reshape(blocks, _BLOCK_ROWS * rows.shape[1])
     whole += np.tile(values, _BLOCK_ROWS)

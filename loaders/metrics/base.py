@@ -1,4 +1,4 @@
-"""What both occupancy metrics share: reading data samples, counting each sample once."""
+"""Base of the occupancy metrics: reads data samples and counts each sample once."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ DataSample = Mapping[str, Any]
 
 
 class CountingMetric(BaseMetric):
-    """An MMEngine metric that is a function of summed per-sample counts.
+    """Base class of MMEngine metrics that are functions of summed per-sample counts.
 
-    Results are exact for any number of processes and any padding of the last round, and memory
-    does not grow with the number of samples (except for their keys, see `sample_key`).
+    Results are exact for any number of processes and any padding of the last round. Memory use does
+    not depend on the number of samples (except for their keys, see `sample_key`).
 
     Args:
-        class_names: Semantic classes in label order; None takes them from the data set.
-        empty_label: Label of free voxels; None means the one after the last semantic class.
+        class_names: Semantic classes in label order; None uses those of the data set.
+        empty_label: Label of free voxels; None means the label after the last semantic class.
         collect_device: `"gpu"` gathers results by a collective operation of the process group,
-            also on CPU processes; `"cpu"` through files, which needs a folder that all machines
-            share.
+            also on CPU processes; `"cpu"` through files, which needs a folder shared by all
+            machines.
         prefix: Prefix of the result's keys.
     """
 
@@ -54,8 +54,8 @@ class CountingMetric(BaseMetric):
             return self._class_names
         if not self.dataset_meta or "class_names" not in self.dataset_meta:
             raise LoaderConfigError(
-                f"{type(self).__name__} has no classes: give it class_names, or a data set whose "
-                "metainfo has them"
+                f"{type(self).__name__} has no classes: set class_names, or use a data set with "
+                "class_names in its metainfo"
             )
         return tuple(self.dataset_meta["class_names"])
 
@@ -76,11 +76,11 @@ class CountingMetric(BaseMetric):
             data_batch: Ignored.
             data_samples: One mapping per sample with `sample_token` and `sample_idx`,
                 `voxel_semantics` and the prediction (`pred_coords` [n, 3] and `pred_labels`
-                [n]), and what the metric asks for beyond them.
+                [n]), and the further entries that the metric needs.
         """
         for sample in data_samples:
             if sample.get("replaces") is not None:
-                continue  # it replaces one that cannot be loaded, and counts at its own position
+                continue  # replaces a sample that cannot be loaded; it counts at its own position
             if sample.get("is_unlabelled"):
                 self._has_unlabelled = True
                 continue
@@ -91,31 +91,31 @@ class CountingMetric(BaseMetric):
         raise NotImplementedError
 
     def score(self, counts: npt.NDArray[np.int64]) -> dict[str, float]:
-        """Turn summed counts into named scores and log a table."""
+        """Convert summed counts to named scores and log a table."""
         raise NotImplementedError
 
     def evaluate(self, size: int) -> dict[str, float]:
         """Gather the counts of all processes and score them.
 
         Args:
-            size: Number of samples of the data set; another number of samples seen is logged.
+            size: Number of samples of the data set; a different number of samples is logged.
         """
         self._expected_samples = size
         self.results = [self._counts.state()]
         self._counts.reset()
-        # BaseMetric keeps `size` results of what the processes gathered; each contributes one.
+        # BaseMetric keeps `size` of the gathered results; each process contributes one.
         return super().evaluate(get_world_size())
 
     def counted(self) -> CountState:
-        """Return what was counted so far, to be handed to `evaluate_counted` elsewhere."""
+        """Return the counts so far, for `evaluate_counted` in another process."""
         return self._counts.state()
 
     def evaluate_counted(self, states: Sequence[CountState], size: int) -> dict[str, float]:
-        """Score what several metrics of the same settings have counted, without communication.
+        """Score the counts of several metrics with the same settings, without communication.
 
         Args:
-            states: Of worker processes.
-            size: Number of samples of the data set; another number of samples seen is logged.
+            states: Counts of worker processes.
+            size: Number of samples of the data set; a different number of samples is logged.
         """
         self._expected_samples = size
         scores = self.compute_metrics(list(states))
@@ -128,7 +128,7 @@ class CountingMetric(BaseMetric):
             self.log(f"{type(self).__name__}: no sample has labels, nothing is scored")
             return {}
         if counts is None:
-            raise LoaderConfigError(f"{type(self).__name__} saw no sample: is the data set empty?")
+            raise LoaderConfigError(f"{type(self).__name__} got no samples: is the data set empty?")
         if num_samples != self._expected_samples:
             self.log(
                 f"{type(self).__name__}: {num_samples} of {self._expected_samples} samples scored"
@@ -147,19 +147,19 @@ def to_numpy(value: Any) -> npt.NDArray[Any]:
 
 
 def sample_key(sample: DataSample) -> tuple[str | None, int | None]:
-    """Return what identifies a sample in an evaluation: its token and its position.
+    """Return the key of a sample in an evaluation: its token and its position.
 
     Samples of several data sets differ in their tokens. A sample that is listed or repeated twice
-    has two positions and counts twice; copies that pad the last round of a distributed evaluation
-    have the position of the original and do not count.
+    has two positions and counts twice. Copies that pad the last round of a distributed evaluation
+    have the position of the original and are not counted.
 
     Raises:
-        LoaderConfigError: If it has neither.
+        LoaderConfigError: If it has neither a token nor a position.
     """
     token, index = sample.get("sample_token"), sample.get("sample_idx")
     if token is None and index is None:
         raise LoaderConfigError(
-            "a sample has neither 'sample_token' nor 'sample_idx', which identify samples: put "
+            "a sample has neither 'sample_token' nor 'sample_idx' as an identifier: put "
             "PackOccSample into the test pipeline"
         )
     return None if token is None else str(token), None if index is None else int(index)

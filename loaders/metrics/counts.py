@@ -1,4 +1,4 @@
-"""Adding up per-sample counts over processes so that no sample counts twice."""
+"""Sum of per-sample counts over processes, with each sample counted once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CountState:
 
     Attributes:
         total: Sum of the counts of all samples in `seen`; None before the first sample.
-        seen: Keys of the samples this process counted.
+        seen: Keys of the samples that this process counted.
         edges: Counts of its first and last samples, by key.
     """
 
@@ -30,15 +30,15 @@ class CountState:
 
 
 class CountAccumulator:
-    """Sum integer count vectors of samples in memory that does not grow with the counts.
+    """Sum of integer count vectors of samples, in bounded memory.
 
     Distributed samplers pad the last round with samples of the first one, so a sample may be
-    evaluated twice: by one process (ignored here at once) or by two (subtracted in `merge`).
-    For the latter the counts of the first and last `num_edges` samples of each process are kept,
-    which is where padding puts the copies; of all others only the key is.
+    evaluated twice: by one process (ignored at once) or by two (subtracted in `merge`). For the
+    second case, the counts of the first and last `num_edges` samples of each process are kept,
+    because padding puts the copies there. Of other samples only the key is kept.
 
     Args:
-        num_edges: How many samples to keep at either end.
+        num_edges: Number of samples to keep at either end.
     """
 
     def __init__(self, num_edges: int = 16) -> None:
@@ -46,14 +46,14 @@ class CountAccumulator:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Reset all counts."""
         self._total: Counts | None = None
         self._seen: set[Hashable] = set()
         self._first: dict[Hashable, Counts] = {}
         self._last: deque[tuple[Hashable, Counts]] = deque(maxlen=self._num_edges)
 
     def add(self, key: Hashable, counts: Counts) -> None:
-        """Add the counts of one sample unless this process has counted it already."""
+        """Add the counts of one sample, unless this process has already counted it."""
         if key in self._seen:
             return
         self._seen.add(key)
@@ -64,7 +64,7 @@ class CountAccumulator:
             self._last.append((key, counts))
 
     def state(self) -> CountState:
-        """Return what `merge` needs from this process."""
+        """Return the state of this process for `merge`."""
         return CountState(self._total, set(self._seen), {**self._first, **dict(self._last)})
 
 
@@ -78,8 +78,8 @@ def merge(states: list[CountState]) -> tuple[Counts | None, int]:
         The summed counts (None without samples) and the number of distinct samples.
 
     Raises:
-        LoaderConfigError: If a sample was counted by two processes, in the middle of both: a
-            sampler that overlaps more than padding does.
+        LoaderConfigError: If two processes counted a sample that is not at the edge of either: the
+            sampler overlaps more than padding does.
     """
     edges = {key: counts for state in states for key, counts in state.edges.items()}
     total: Counts | None = None

@@ -39,8 +39,8 @@ def occupancy_confusion(
     if pred.shape != gt.shape or (mask is not None and mask.shape != gt.shape):
         shapes = f"{pred.shape}, {gt.shape} and {None if mask is None else mask.shape}"
         raise ValueError(f"prediction, ground truth and mask must have one shape, got {shapes}")
-    # Nearly all voxels are free in both, and free is mostly the last label: these are counted
-    # together, only the others one by one.
+    # Most voxels are free in both, and free is usually the last label. These are counted together;
+    # only the others are counted one by one.
     common = num_classes - 1
     differs = (pred != common) | (gt != common)
     if mask is not None:
@@ -52,8 +52,8 @@ def occupancy_confusion(
         if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
             raise LoaderConfigError(
                 f"{name} has labels from {labels.min()} to {labels.max()}, "
-                f"but {num_classes} classes allow 0 to {num_classes - 1}: give the model, the data "
-                "set and the metric one list of classes"
+                f"but {num_classes} classes allow 0 to {num_classes - 1}: use the same list of "
+                "classes for the model, the data set and the metric"
             )
     # One bincount over a combined label is several times faster than np.add.at.
     combined = gt.astype(np.int32) * num_classes + pred
@@ -68,9 +68,9 @@ class OccupancyScores:
 
     Attributes:
         miou: Mean IoU of the semantic classes that occur in the ground truth or in the prediction,
-            two decimals: a class that is only predicted counts as 0.
+            two decimals. A class that occurs only in the prediction counts as 0.
         per_class: float64 [K], free included; NaN for classes that occur in neither.
-        occupied_iou: IoU of occupied (any class but free) against free, two decimals.
+        occupied_iou: IoU of occupied (any class except free) against free, two decimals.
     """
 
     miou: float
@@ -79,7 +79,7 @@ class OccupancyScores:
 
 
 def occupancy_scores(confusion: IntArray, empty_label: int) -> OccupancyScores:
-    """Turn a confusion matrix [K, K] (rows: ground truth) into scores.
+    """Convert a confusion matrix [K, K] (rows: ground truth) to scores.
 
     Args:
         confusion: Sum of `occupancy_confusion` over all samples.
@@ -100,7 +100,7 @@ def occupancy_scores(confusion: IntArray, empty_label: int) -> OccupancyScores:
 
 
 def mean_of_known(values: npt.NDArray[np.float64]) -> float:
-    """Return the mean of all entries that are not NaN; NaN where there is none."""
+    """Return the mean of all entries that are not NaN; NaN if there are none."""
     return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
 
 
@@ -124,8 +124,8 @@ def dense_labels(
     if coords.size and not ((coords >= 0).all() and (coords < np.array(shape)).all()):
         raise LoaderConfigError(
             f"predicted voxels from {coords.min(axis=0).tolist()} to {coords.max(axis=0).tolist()} "
-            f"do not fit the ground truth's grid {shape}: give the model the data set's pc_range "
-            "and voxel_size"
+            f"are outside the ground truth's grid {shape}: set the model's pc_range "
+            "and voxel_size to those of the data set"
         )
     grid = np.full(shape, empty_label, dtype=np.uint8)
     grid[coords[:, 0], coords[:, 1], coords[:, 2]] = labels

@@ -24,11 +24,11 @@ class OccupancyMetric(CountingMetric):
     occur in the ground truth or in the predictions.
 
     Args:
-        mask: Which voxels count: those that a camera sees ('camera', the Occ3D benchmark), that the
-            LiDAR sees ('lidar'), that both see ('both'), that are not noise ('valid', the
-            OpenOccupancy benchmark), or all (None).
-        ignore_label: A further ground-truth label whose voxels never count, or None. Voxels of
-            unknown state (see `ignore_label` of the transforms that load labels) never do.
+        mask: Voxels that count: seen by a camera ('camera', the Occ3D benchmark), by the LiDAR
+            ('lidar') or by both ('both'), without noise ('valid', the OpenOccupancy benchmark), or
+            all (None).
+        ignore_label: A further ground-truth label whose voxels are not counted, or None. Voxels of
+            unknown state (see `ignore_label` of the transforms that load labels) are never counted.
         class_names: See `CountingMetric`.
         empty_label: See `CountingMetric`.
         collect_device: See `CountingMetric`.
@@ -36,7 +36,7 @@ class OccupancyMetric(CountingMetric):
     """
 
     default_prefix = "occ3d"
-    # The setting is a label of the files, which need not be that of the grid.
+    # The setting of this name is a label in files, which may differ from the label in the grid.
     not_settings = frozenset({"ignore_label"})
 
     def __init__(
@@ -63,7 +63,7 @@ class OccupancyMetric(CountingMetric):
         names = ("camera", "lidar") if self._mask == "both" else (self._mask,)
         for name in names if self._mask is not None else ():
             remedy = (
-                "its labels have no such mask; score without with --masks none or "
+                "its labels have no such mask; to score without one, use --masks none or "
                 "OccupancyMetric(mask=None)"
             )
             mask = to_numpy(require(sample, f"mask_{name}", remedy)).astype(bool)

@@ -21,19 +21,19 @@ from loaders.safe_reading import MIB, FileKind, open_arrays
 Rays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
 
 _RAY_FILE = FileKind("ray file", "cast the rays", "cast the rays again", max_bytes=64 * MIB)
-# Raise it whenever the same grid and origins give other rays.
+# Increase it when the same grid and origins result in other rays.
 _VERSION = 2
 
 
 class RayCache:
-    """Cast the rays of a grid, or read them if the same grid was cast before.
+    """Cache of a grid's rays: they are cast, or read if the same grid was cast before.
 
-    Files are named after a hash of everything that rays depend on, so a folder may serve several
-    data sets and processes, and changed labels are cast again. Broken files are replaced. Where
-    files cannot be written, rays are cast for every evaluation.
+    Files are named after a hash of all inputs. A folder may therefore serve several data sets and
+    processes, and changed labels are cast again. Broken files are replaced. If files cannot be
+    written, rays are cast in every evaluation.
 
     Args:
-        folder: Made if needed; about 0.3 MB per Occ3D sample.
+        folder: Created if needed; about 0.3 MB per Occ3D sample.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -90,7 +90,7 @@ class RayCache:
 
 
 def read_rays(path: Path, number: int) -> Rays | None:
-    """Return the rays of a file, None if it is not there or not whole."""
+    """Return the rays of a file, or None if it is missing or incomplete."""
     try:
         with open_arrays(path, _RAY_FILE, _RAY_FILE.max_bytes) as file:
             for name, dtype in (("label", np.uint8), ("depth", np.float32)):

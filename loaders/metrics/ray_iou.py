@@ -23,11 +23,11 @@ from models.ops import LabelRays, label_rays, ray_iou_counts
 DEPTH_THRESHOLDS_M = (1.0, 2.0, 4.0)
 # Grid, origins, range, voxel size, free label -> class and depth of its rays.
 CastOne = Callable[..., tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
-# Samples in flight: enough for the threads, small for the memory.
+# Samples per call: enough to use all threads, few enough for the memory.
 _BATCH = 16
 _NUM_AZIMUTHS = 360
-# The lower beams of the simulated LiDAR hit flat ground at distances 1, 2, ... 10 sensor heights;
-# above them the step between the last two is repeated up to this pitch.
+# The lower beams of the simulated LiDAR hit flat ground at distances 1, 2, ... 10 sensor heights.
+# Above them, the last pitch step is repeated up to this pitch.
 _NUM_GROUND_RINGS = 10
 _MAX_PITCH_RAD = 0.21
 
@@ -36,8 +36,8 @@ _MAX_PITCH_RAD = 0.21
 def ray_directions() -> npt.NDArray[np.float32]:
     """Return the unit directions of the simulated LiDAR: float32 [14040, 3], pitch-major.
 
-    39 pitch angles from 45 degrees down to 0.21 rad or more up, times 360 azimuths from +x towards
-    +y. The array is shared: do not write to it.
+    There are 39 pitch angles, from 45 degrees down to at least 0.21 rad up, and 360 azimuths, from
+    +x towards +y. The array is shared: do not write to it.
     """
     pitches = [-(math.pi / 2 - math.atan(k)) for k in range(1, _NUM_GROUND_RINGS + 1)]
     while pitches[-1] < _MAX_PITCH_RAD:
@@ -79,12 +79,12 @@ def cast_label_rays(
         empty_label: Class of a free voxel.
 
     Raises:
-        LoaderConfigError: The voxels are no cubes.
+        LoaderConfigError: If the voxels are not cubes.
 
     Returns:
         Class uint8 [G, O * D] and depth float32 [G, O * D] in metres, origin-major. The depth is
-        measured to where the ray leaves the first occupied voxel; without one, the class is free
-        and the depth that of the last voxel inside the grid.
+        the distance at which the ray leaves the first occupied voxel. If no voxel is occupied, the
+        class is free and the ray ends at the last voxel inside the grid.
     """
     batch = _origins([origins] * len(grids))
     rays = label_rays(
@@ -103,7 +103,7 @@ def voxel_edge_m(voxel_size: Sequence[float]) -> float:
     """Return the edge of a voxel in metres.
 
     Raises:
-        LoaderConfigError: The voxels are no cubes; RayIoU is not defined for others.
+        LoaderConfigError: If the voxels are not cubes; RayIoU is not defined for others.
     """
     if len(set(map(float, voxel_size))) != 1:
         raise LoaderConfigError(
@@ -116,7 +116,7 @@ def voxel_edge_m(voxel_size: Sequence[float]) -> float:
 def _origins(
     origins: Sequence[npt.NDArray[np.floating[Any]]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return all origins [N, 3] and the number of the sample of each [N]."""
+    """Return all origins [N, 3] and the sample index of each [N]."""
     samples = np.repeat(np.arange(len(origins)), [len(own) for own in origins])
     packed = np.concatenate([np.asarray(own, dtype=np.float64).reshape(-1, 3) for own in origins])
     return torch.from_numpy(packed), torch.from_numpy(samples)
@@ -157,7 +157,7 @@ class RayScores:
 
 
 def ray_scores(counts: RayCounts) -> RayScores:
-    """Turn summed counts into scores."""
+    """Convert summed counts to scores."""
     hit = counts.hit.astype(np.float64)
     union = counts.gt + counts.pred - hit
     iou: npt.NDArray[np.float64] = np.full(hit.shape, np.nan)
@@ -180,11 +180,11 @@ def sample_ray_counts(
 
     Args:
         pred: uint8 [X, Y, Z].
-        gt: uint8 [X, Y, Z]. A ray whose first voxel that is not free is of unknown state
-            (`UNKNOWN_LABEL`) is not scored: what it would hit is unknown.
+        gt: uint8 [X, Y, Z]. A ray is not scored if its first voxel that is not free has an unknown
+            state (`UNKNOWN_LABEL`).
         origins: [O, 3] metres.
-        pc_range: Of the grids.
-        voxel_size: Of the grids.
+        pc_range: Range of the grids.
+        voxel_size: Voxel size of the grids.
         num_classes: K + 1, free included.
         empty_label: Class of a free voxel.
         cast_gt: Casts the rays of the ground truth, see `.ray_cache.RayCache`.
@@ -207,7 +207,7 @@ def batch_ray_counts(
     empty_label: int,
     cast_gt: CastOne | None = None,
 ) -> RayCounts:
-    """Return the counts of several samples together, cast in one call; see `sample_ray_counts`."""
+    """Return the summed counts of several samples, cast in one call; see `sample_ray_counts`."""
     for pred, gt in zip(preds, gts, strict=True):
         if pred.shape != gt.shape:
             raise ValueError(f"prediction {pred.shape} and ground truth {gt.shape} differ in shape")
@@ -249,7 +249,7 @@ def _cast_one(
 def _without_unknown(
     label: npt.NDArray[np.uint8], depth: npt.NDArray[np.float32], empty_label: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Make rays free that end in a voxel of unknown state: free rays are not scored."""
+    """Mark rays that end in a voxel of unknown state as free; free rays are not scored."""
     return np.where(label == UNKNOWN_LABEL, np.uint8(empty_label), label), depth
 
 
@@ -262,9 +262,9 @@ def ray_iou(
     num_classes: int,
     empty_label: int,
 ) -> RayScores:
-    """Score a list of samples at once (grids uint8 [X, Y, Z], origins [O_i, 3] metres)."""
+    """Return the scores of several samples (grids uint8 [X, Y, Z], origins [O_i, 3] metres)."""
     if not len(preds) == len(gts) == len(origins) or not len(preds):
-        raise ValueError("ray_iou needs as many predictions as ground truths and origins, >= 1")
+        raise ValueError("ray_iou needs one prediction, ground truth and origins per sample, >= 1")
     settings = (pc_range, voxel_size, num_classes, empty_label)
     batches = [slice(i, i + _BATCH) for i in range(0, len(preds), _BATCH)]
     counts = [batch_ray_counts(preds[own], gts[own], origins[own], *settings) for own in batches]

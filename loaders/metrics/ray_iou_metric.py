@@ -25,20 +25,21 @@ from loaders.metrics.tables import format_table
 class RayIoUMetric(CountingMetric):
     """RayIoU (SparseOcc, arXiv 2312.17118), in percent with two decimals.
 
-    Results: `RayIoU` and `RayIoU@1`, `@2`, `@4` (metres), and `IoU_<class>`, the mean
-    over the three, of classes that rays meet. The data set must be built with
+    Results: `RayIoU`, `RayIoU@1`, `@2`, `@4` (metres), and `IoU_<class>`, the mean over the three
+    thresholds, for classes that rays hit. The data set must be built with
     `with_ray_origins=True`.
 
     Args:
-        cache_dir: Folder that keeps the rays of the ground truth from one evaluation to the next
-            (`RayCache`), which halves the time; None casts them every time.
-        class_names: See `CountingMetric`, as the following.
-        empty_label: Label of free voxels.
-        collect_device: Of distributed evaluations.
+        cache_dir: Folder that keeps the rays of the ground truth between evaluations (`RayCache`),
+            which halves the time; None casts them every time.
+        class_names: See `CountingMetric`.
+        empty_label: See `CountingMetric`.
+        collect_device: See `CountingMetric`.
         prefix: Prefix of the result's keys.
 
     Raises:
-        LoaderConfigError: The data set's voxels are no cubes; raised when `dataset_meta` is set.
+        LoaderConfigError: If the data set's voxels are not cubes; raised when `dataset_meta` is
+            set.
     """
 
     default_prefix = "ray"
@@ -61,7 +62,7 @@ class RayIoUMetric(CountingMetric):
 
     @dataset_meta.setter
     def dataset_meta(self, dataset_meta: Mapping[str, Any]) -> None:
-        # Loops pass it when they are built, before the first step of a training.
+        # Loops set it when they are built, before the first training step.
         if "voxel_size" in dataset_meta:
             voxel_edge_m(dataset_meta["voxel_size"])
         self._dataset_meta = dataset_meta

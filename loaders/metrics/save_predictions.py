@@ -1,4 +1,4 @@
-"""A metric that scores nothing and writes predictions to disk."""
+"""Metric that writes predictions to disk and computes no score."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from loaders.predictions import save_prediction, save_submission
 class SavePredictions(BaseMetric):
     """Write the prediction of every sample to `<out_dir>/<sample token>.npz`.
 
-    Put it beside the metrics of a `test_evaluator`. Samples that take the place of broken ones
-    are not written. A sample that is listed or repeated twice is written to one file. When the disk
-    is full, the rest is left out with an error in the log: the scores of the other metrics are not
-    lost.
+    Put it next to the metrics of a `test_evaluator`. Samples that replace broken ones are not
+    written. A sample that is listed or repeated twice is written to one file. When the disk is
+    full, the remaining files are not written and an error is logged; scores of other metrics are
+    not lost.
 
     Args:
-        out_dir: Folder, made if needed.
-        submission: Whether to write dense arrays as the Occ3D benchmark wants them, instead of the
-            sparse form (see `loaders.predictions`).
+        out_dir: Folder, created if needed.
+        submission: Whether to write dense arrays in the format of the Occ3D benchmark, instead of
+            the sparse form (see `loaders.predictions`).
 
     Raises:
-        BadDataError: If two data sets have different samples of one token, since their files would
-            replace each other.
+        BadDataError: If two data sets have different samples with the same token, because one file
+            would replace the other.
     """
 
     def __init__(self, out_dir: str, submission: bool = False) -> None:
@@ -56,22 +56,22 @@ class SavePredictions(BaseMetric):
                         raise
                     self._can_write = False
                     print_log(
-                        f"{self._folder} takes no more predictions ({error.strerror}): free some "
-                        "space and run again; the scores are computed all the same",
+                        f"{self._folder} cannot hold more predictions ({error.strerror}): free "
+                        "space and run again; the scores are still computed",
                         logger="current",
                         level=logging.ERROR,
                     )
             self.results.append(saved)
 
     def compute_metrics(self, results: list[tuple[str, str] | None]) -> dict[str, float]:
-        """Return how many files were written."""
+        """Return the number of files written."""
         sources: dict[str, str] = {}
         for token, source in filter(None, results):
             if sources.setdefault(token, source) != source:
                 raise BadDataError(
                     f"two samples have the token {token}, one with the image {sources[token]}, the "
-                    f"other with {source}, and {self._folder} can hold the prediction of one: save "
-                    "the predictions of each data set to a folder of its own"
+                    f"other with {source}, but {self._folder} can hold the prediction of only one: "
+                    "save the predictions of each data set to a separate folder"
                 )
         name = "submission_files" if self._submission else "saved_predictions"
         return {name: len(sources)}
@@ -97,6 +97,6 @@ class SavePredictions(BaseMetric):
 
 
 def _source(sample: DataSample) -> str:
-    """Return the file of a sample's first image, empty if it is not known."""
+    """Return the file of a sample's first image, empty if unknown."""
     paths = sample.get("img_paths")
     return str(paths[0]) if paths else ""

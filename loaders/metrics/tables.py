@@ -11,8 +11,8 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str | float]]) -
 
     Args:
         header: Column titles.
-        rows: Cells; numbers are written with two decimals, NaN as `-`. A row that is empty
-            becomes a rule.
+        rows: Cells; numbers are written with two decimals, NaN as `-`. An empty row is drawn as a
+            horizontal line.
     """
 
     def text(cell: str | float) -> str:

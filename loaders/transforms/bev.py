@@ -1,4 +1,4 @@
-"""Rotation and scale of the scene, seen from above. Legend: X Y Z voxels along the axes."""
+"""Rotation and scaling of the scene in bird's-eye view. Legend: X Y Z voxels along the axes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loaders.errors import LoaderConfigError
 from loaders.lidar.points import move_points
 from loaders.sample import UNKNOWN_LABEL, OccSample
 
-# What stands in voxels whose content lay outside the grid before.
+# Values of voxels whose content comes from outside the grid.
 _FILLS: dict[str, Any] = {
     "voxel_semantics": UNKNOWN_LABEL,
     "mask_camera": False,
@@ -27,12 +27,12 @@ _QUARTERS = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))
 def turn_and_scale(
     rotation_deg: float, quarter_turns: int, scale: float, pc_range: Sequence[float]
 ) -> npt.NDArray[np.float64]:
-    """Return the matrix [4, 4] that turns and scales x and y about the middle of a range.
+    """Return the matrix [4, 4] that rotates and scales x and y about the centre of a range.
 
     Args:
         rotation_deg: Counter-clockwise seen from above, degrees.
-        quarter_turns: Further turns by 90 degrees, which are exact.
-        scale: Factor of x and y; z stays, so that labels need no resampling along it.
+        quarter_turns: Further rotations by 90 degrees, which are exact.
+        scale: Factor of x and y; z is not scaled, so labels need no resampling along it.
         pc_range: (x0, y0, z0, x1, y1, z1) metres.
     """
     cos, sin = math.cos(math.radians(rotation_deg)), math.sin(math.radians(rotation_deg))
@@ -52,16 +52,16 @@ def resample_bev(
     pc_range: Sequence[float],
     fill: Any,
 ) -> npt.NDArray[Any]:
-    """Return a grid after its content was moved: each voxel takes what lay at its centre.
+    """Return a transformed grid: each voxel takes the source value at its centre.
 
-    Where the matrix carries voxel centres to voxel centres, as a quarter turn of a square grid of
-    square voxels does, every voxel is moved exactly.
+    If the matrix maps voxel centres to voxel centres, as a quarter turn of a square grid of square
+    voxels does, the result is exact.
 
     Args:
         grid: [X, Y, ...].
         matrix: [4, 4] of :func:`turn_and_scale`.
         pc_range: (x0, y0, z0, x1, y1, z1) metres of the grid.
-        fill: Value of voxels whose content lay outside the grid.
+        fill: Value of voxels whose content comes from outside the grid.
     """
     low, high = np.array(pc_range[:2]), np.array(pc_range[3:5])
     shape = np.array(grid.shape[:2])
@@ -79,21 +79,21 @@ def resample_bev(
 
 @TRANSFORMS.register_module()
 class RandomTurnScaleBEV:
-    """Turns and scales the scene seen from above: labels, masks, ``ego2occ`` and LiDAR points.
+    """Rotate and scale the scene in bird's-eye view: labels, masks, ``ego2occ``, LiDAR points.
 
-    Labels are resampled by the nearest voxel: exactly for quarter turns of a square grid, and to
-    within half a voxel otherwise, where what is one voxel thin may get holes. What comes from
-    outside the grid is of unknown state. Does nothing in test mode; where all ranges are off,
+    Labels are resampled with the nearest voxel. This is exact for quarter turns of a square grid.
+    Otherwise the error is up to half a voxel, and structures one voxel thin may get holes. Voxels
+    from outside the grid have an unknown state. Does nothing in test mode. If all ranges are off,
     nothing is drawn from the sample's generator. Put it after the transforms that load labels and
     points.
 
     Args:
         bev_rotation_deg: Largest rotation to either side, degrees; uniform. 0 is off.
-        bev_quarter_turns: Whether a multiple of 90 degrees is added, each as likely.
+        bev_quarter_turns: Whether to add a random multiple of 90 degrees.
         bev_scale_range: Smallest and largest factor of x and y; uniform.
 
     Raises:
-        LoaderConfigError: If a range cannot be.
+        LoaderConfigError: If a range is invalid.
     """
 
     def __init__(
@@ -115,12 +115,12 @@ class RandomTurnScaleBEV:
 
     @property
     def is_off(self) -> bool:
-        """Whether samples stay as they are."""
+        """Whether samples stay unchanged."""
         no_turn = self.bev_rotation_deg == 0 and not self.bev_quarter_turns
         return no_turn and self.bev_scale_range == (1.0, 1.0)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Move labels, masks and points, if loaded, and set ``ego2occ``."""
+        """Transform labels, masks and points, if loaded, and set ``ego2occ``."""
         if sample.rng is None or self.is_off:
             return sample
         turn, quarter, scale = sample.rng.uniform(size=3)

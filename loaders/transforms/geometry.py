@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-# Sizes are computed as raw * ratio; a product such as 400 * 0.29 = 115.99999999999999 must not
-# lose a pixel to truncation.
+# Sizes are computed as raw * ratio. A product such as 400 * 0.29 = 115.99999999999999 must not be
+# truncated to the next lower pixel.
 _SIZE_EPS = 1e-6
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -25,10 +25,10 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class ImageAugParams:
-    """What happens to every image of a sample: resize, crop, flip, rotate, in this order.
+    """Augmentation of every image of a sample: resize, crop, flip, rotate, in this order.
 
     Attributes:
-        resize: Ratio of resized to raw size; the matrix uses this number, not the truncated size.
+        resize: Ratio of resized to raw size; the matrix uses this ratio, not the truncated size.
         resize_dims: Resized (width, height) in pixels.
         crop: (left, top, right, bottom) in pixels of the resized image; parts outside are black.
         flip: Whether the crop is mirrored left-right.
@@ -68,11 +68,10 @@ def draw_image_aug(
     flip_prob: float = 0.5,
     rotate_range_deg: tuple[float, float] = (0.0, 0.0),
 ) -> ImageAugParams:
-    """Return the draws a training augmentation (bottom-aligned crop, as OPUS and SparseBEV train
-    with).
+    """Draw a training augmentation (bottom-aligned crop, as in OPUS and SparseBEV).
 
     Args:
-        rng: Source of randomness; a fixed number of values is drawn, whatever the ranges.
+        rng: Source of randomness; the number of drawn values does not depend on the ranges.
         raw_hw: Height and width of the image on disk.
         final_hw: Height and width of the network input.
         resize_range: Uniform range of the ratio resized / raw.
@@ -84,7 +83,7 @@ def draw_image_aug(
     flip = bool(rng.uniform() < flip_prob)
     rotate_deg = float(rng.uniform(*rotate_range_deg))
     new_w, _ = _resized_dims(raw_hw, resize)
-    # The fraction is of the *number of positions*, so the last one is as likely as the others.
+    # The fraction refers to the number of positions, so the last one is as likely as the others.
     left = min(int(left_fraction * (max(0, new_w - final_hw[1]) + 1)), max(0, new_w - final_hw[1]))
     return replace(bottom_crop(raw_hw, final_hw, resize, left), flip=flip, rotate_deg=rotate_deg)
 
@@ -92,7 +91,7 @@ def draw_image_aug(
 def bottom_crop(
     raw_hw: tuple[int, int], final_hw: tuple[int, int], resize: float, left: int = 0
 ) -> ImageAugParams:
-    """Return the augmentation that resizes, and crops the bottom rows from column `left`."""
+    """Return the augmentation that resizes and crops the bottom rows from column `left`."""
     new_w, new_h = _resized_dims(raw_hw, resize)
     top = new_h - final_hw[0]
     return ImageAugParams(
@@ -101,9 +100,7 @@ def bottom_crop(
 
 
 def test_image_aug(raw_hw: tuple[int, int], final_hw: tuple[int, int]) -> ImageAugParams:
-    """Return the returns the deterministic augmentation of evaluation: fill the input, crop top and
-    sides.
-    """
+    """Return the augmentation of evaluation: fill the input, crop the top and the sides."""
     resize = max(final_hw[0] / raw_hw[0], final_hw[1] / raw_hw[1])
     left = max(0, _resized_dims(raw_hw, resize)[0] - final_hw[1]) // 2
     return bottom_crop(raw_hw, final_hw, resize, left)
@@ -114,11 +111,11 @@ def aug_for_size(
 ) -> ImageAugParams:
     """Return an augmentation for images of another size.
 
-    They are resized so that they cover what the others are resized to, and cropped likewise: to the
-    middle of the width, and to the lower part of the height.
+    These images are resized to cover the resized size of the others, then cropped in the same way:
+    centred in width, and to the lower part in height.
 
     Args:
-        params: For images of `raw_hw`.
+        params: Augmentation of images of `raw_hw`.
         raw_hw: Height and width.
         other_hw: Height and width of the other images.
     """
@@ -138,11 +135,11 @@ def _resized_dims(raw_hw: tuple[int, int], resize: float) -> tuple[int, int]:
 
 
 def image_aug_matrix(params: ImageAugParams) -> npt.NDArray[np.float32]:
-    """Return the [4, 4] matrix that carries homogeneous raw pixels to augmented pixels.
+    """Return the [4, 4] matrix that maps homogeneous raw pixels to augmented pixels.
 
-    It multiplies `ego2img` from the left (rows: u*w, v*w, w, 1), so the shift stands in column 2,
-    where the depth w multiplies it. Pixel indices are scaled without the half-pixel shift, and in
-    single precision, as all published OPUS/SparseBEV weights were trained.
+    It multiplies `ego2img` from the left (rows: u*w, v*w, w, 1), so the shift is in column 2,
+    which is multiplied by the depth w. Pixel indices are scaled without the half-pixel shift and in
+    single precision, as in the training of all published OPUS/SparseBEV weights.
     """
     f32 = np.float32
     crop_w, crop_h = params.crop[2] - params.crop[0], params.crop[3] - params.crop[1]
@@ -163,12 +160,11 @@ def image_aug_matrix(params: ImageAugParams) -> npt.NDArray[np.float32]:
 
 
 def apply_image_aug(image: npt.NDArray[np.uint8], params: ImageAugParams) -> npt.NDArray[np.uint8]:
-    """Return the augments one image exactly as published: Pillow, bicubic resize, nearest-pixel
-    rotation.
+    """Augment one image as published: Pillow, bicubic resize, nearest-pixel rotation.
 
     Args:
         image: uint8 [H, W, 3], any channel order (kept).
-        params: What to do.
+        params: The augmentation.
 
     Returns:
         uint8 [h, w, 3] with (h, w) = `params.size_hw`.
@@ -183,7 +179,7 @@ def apply_image_aug(image: npt.NDArray[np.uint8], params: ImageAugParams) -> npt
 
 
 def quaternion_to_matrix(quaternion_wxyz: Sequence[float] | FloatArray) -> npt.NDArray[np.float64]:
-    """Return the rotation matrix [3, 3] of a quaternion (w, x, y, z); it is normalised first.
+    """Return the rotation matrix [3, 3] of a quaternion (w, x, y, z), which is normalised first.
 
     Raises:
         ValueError: If it is not four finite numbers, or zero.
@@ -209,7 +205,7 @@ def ego2img_from_poses(
     sensor2global_translation: FloatArray,
     cam_intrinsic: FloatArray,
 ) -> npt.NDArray[np.float64]:
-    """Return the matrices that carry ego points to (u*w, v*w, w, 1) of each camera image.
+    """Return the matrices that map ego points to (u*w, v*w, w, 1) of each camera image.
 
     Args:
         ego2global_rotation: [3, 3] of the current key frame (p_global = R @ p_ego + t).
@@ -239,7 +235,7 @@ def flip_bev(
     flip_y: bool,
     pc_range: Sequence[float] | None = None,
 ) -> tuple[list[npt.NDArray[Any]], npt.NDArray[np.float64]]:
-    """Return the reverses the x and/or y axis of voxel grids and returns the matching `ego2occ`.
+    """Reverse the x and/or y axis of voxel grids; return the grids and the matching `ego2occ`.
 
     Args:
         grids: Arrays [X, Y, ...] (labels, masks); all are flipped alike.
@@ -271,15 +267,15 @@ def lidar_ray_origins(
     max_xy_m: float = 39.0,
     max_origins: int = 8,
 ) -> npt.NDArray[np.float64]:
-    """Return where RayIoU's rays start: LiDAR positions of a scene's key frames (SparseOcc).
+    """Return the origins of RayIoU's rays: LiDAR positions of a scene's key frames (SparseOcc).
 
     Args:
         ego2global_rotation: [n, 3, 3] of the scene's n key frames, in time order.
         ego2global_translation: [n, 3] metres.
-        lidar2ego_translation: [n, 3] metres, where the LiDAR is mounted.
-        current: Index of the frame in whose ego frame the origins are wanted.
-        max_xy_m: Origins at this |x| or |y| or further are dropped.
-        max_origins: More origins than this are thinned evenly along the drive.
+        lidar2ego_translation: [n, 3] metres, mounting position of the LiDAR.
+        current: Index of the frame in whose ego frame the origins are returned.
+        max_xy_m: Origins with |x| or |y| of at least this value are dropped.
+        max_origins: Maximum number; more origins are thinned evenly along the drive.
 
     Returns:
         float64 [O, 3], O <= max_origins (at least the current position, if it is in range).

@@ -1,4 +1,4 @@
-"""What the transforms that load labels share: names of their files, and other label orders."""
+"""Shared parts of the transforms that load labels: file names and label maps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loaders.errors import LoaderConfigError, MissingDataError, UnknownClassErro
 from loaders.sample import UNKNOWN_LABEL, OccSample
 
 _FIELDS = ("scene_name", "scene_token", "sample_token", "lidar_token", "lidar_file")
-# Names that a label map may use for free voxels.
+# Names for free voxels in a label map.
 _FREE = "free"
 _NOT_MAPPED = -1
 _MAX_LABEL = 65535
@@ -23,7 +23,7 @@ MappedLabels = Mapping[Any, int | str | None] | Sequence[int | str | None]
 
 
 class LabelFiles:
-    """Where the label files of samples are.
+    """Paths of the label files of samples.
 
     Args:
         label_dir: Folder within the data root, or an absolute path.
@@ -51,31 +51,31 @@ class LabelFiles:
         self._fields = fields
 
     def path(self, sample: OccSample) -> str:
-        """Return the label file of a sample.
+        """Return the path of a sample's label file.
 
         Raises:
-            MissingDataError: If the info file lacks what the file is named after.
+            MissingDataError: If the info file lacks a key that the file name contains.
         """
         values = {name: getattr(sample, name) for name in self._fields}
         lacking = [name for name, value in values.items() if not value]
         if lacking:
             raise MissingDataError(
-                f"key frame {sample.sample_token} has no {lacking[0]} in the info file, and its "
-                "label file is named after it: complete the info file with python "
+                f"key frame {sample.sample_token} has no {lacking[0]} in the info file, but the "
+                "name of its label file contains it: complete the info file with python "
                 "scripts/gen_sweep_info.py --from FILE"
             )
         return os.path.join(sample.data_root, self.label_dir, self.label_file.format(**values))
 
 
 class LabelMap:
-    """Bring the labels of files into the order of the config's classes.
+    """Map from the labels of files to the classes of the config.
 
     Args:
-        label_map: What each label of the files is here: the name of a class, its label, 'free', or
-            None for voxels that are left out. A dict, or a list by the label of the files.
+        label_map: Target of each label of the files: the name of a class, its label, 'free', or
+            None for ignored voxels. A dict, or a list indexed by the label of the files.
 
     Raises:
-        LoaderConfigError: If a key is no label, or a value is of another type.
+        LoaderConfigError: If a key is not a label, or a value is of another type.
     """
 
     def __init__(self, label_map: MappedLabels) -> None:
@@ -84,7 +84,7 @@ class LabelMap:
             items = label_map.items()
         self._targets: dict[int, int | str | None] = {}
         for key, target in items:
-            # Dumped configs hold keys as text.
+            # Dumped configs hold keys as strings.
             label = int(key) if str(key).isdigit() else -1
             is_valid = target is None or isinstance(target, (int, str))
             if not 0 <= label <= _MAX_LABEL or isinstance(target, bool) or not is_valid:
@@ -97,10 +97,10 @@ class LabelMap:
             raise LoaderConfigError("label_map is empty: leave it out, or list all labels")
 
     def table(self, class_names: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Return the new label of each label of the files, -1 for those without.
+        """Return the new label of each label of the files, -1 for labels without one.
 
         Args:
-            class_names: Of the config; free is the label after the last.
+            class_names: Classes of the config; the label after the last is free.
 
         Raises:
             LoaderConfigError: If a class or a label does not exist.
@@ -125,12 +125,12 @@ class LabelMap:
 def mapped_labels(
     labels: npt.NDArray[np.integer[Any]], table: npt.NDArray[np.int64], path: str
 ) -> npt.NDArray[np.int64]:
-    """Return labels in the order of the config; `UNKNOWN_LABEL` for those left out.
+    """Return labels in the order of the config; `UNKNOWN_LABEL` for ignored ones.
 
     Args:
-        labels: Of a file, any shape.
+        labels: Labels of a file, any shape.
         table: See `LabelMap.table`.
-        path: The file, for the error.
+        path: Path of the file, for the error.
 
     Raises:
         UnknownClassError: If a label is not in the map.
@@ -144,5 +144,5 @@ def mapped_labels(
         bad = [int(labels[mapped < 0].flat[0])]
     raise UnknownClassError(
         f"label file {path} has the label {bad[0]}, which label_map does not have: add it, with "
-        "None if its voxels are to be left out"
+        "None if its voxels are to be ignored"
     )

@@ -26,7 +26,7 @@ from loaders.transforms.regrid import (
 )
 
 _MASKS = ("mask_camera", "mask_lidar")
-# What BEV flips must turn over together.
+# Grids that BEV flips must reverse together.
 _GRIDS = ("voxel_semantics", "mask_camera", "mask_lidar", "mask_valid")
 
 _RESTORE = "extract the labels again"
@@ -37,7 +37,7 @@ _LABEL_FILE = FileKind(
     _RESTORE,
     max_bytes=512 * MIB,
 )
-# Labels of any grid may have this much; the grid of the config may need more.
+# Size that labels of any grid may have; the grid of the config may need more.
 _MAX_LABEL_BYTES = 128 * MIB
 
 Labels = tuple[
@@ -46,7 +46,7 @@ Labels = tuple[
 
 
 def loads_labels(transform_type: str) -> bool:
-    """Return whether a transform loads labels: the name of its class has the word Labels."""
+    """Return whether a transform loads labels: the name of its class contains Labels."""
     return "Labels" in transform_type
 
 
@@ -57,24 +57,23 @@ def read_occ3d_labels(
     ignore_label: int | None = UNKNOWN_LABEL,
     label_table: npt.NDArray[np.int64] | None = None,
 ) -> Labels:
-    """Read an Occ3D `labels.npz`.
+    """Read an Occ3D `labels.npz` file.
 
     Args:
-        path: File with `semantics` and, where there are masks, `mask_camera` and
-            `mask_lidar`.
-        grid_shape: (X, Y, Z) that the arrays must have, or whole multiples of it (finer labels).
+        path: File with `semantics` and, optionally, `mask_camera` and `mask_lidar`.
+        grid_shape: (X, Y, Z) that the arrays must have, or integer multiples of it (finer labels).
         num_classes: Number of classes, free included; labels must be below it.
         ignore_label: Label of the file's voxels of unknown state; None if there are none.
-        label_table: New labels of the file's, see `loaders.transforms.label_files.LabelMap`;
-            `ignore_label` is not asked then.
+        label_table: Maps labels of the file to new labels, see
+            `loaders.transforms.label_files.LabelMap`; `ignore_label` is then not used.
 
     Returns:
         Semantics uint8 (`UNKNOWN_LABEL` where the state is unknown), camera mask bool and LiDAR
-        mask bool, of one shape; None for masks that the file does not have.
+        mask bool, of the same shape; None for masks that the file does not have.
 
     Raises:
         MissingDataError: If the file does not exist.
-        BadDataError: If it is broken, lacks the semantics or one of the masks only, or has another
+        BadDataError: If it is broken, lacks the semantics or one of the masks, or has another
             shape or unknown labels.
     """
     limit = max(_MAX_LABEL_BYTES, 8 * (1 + len(_MASKS)) * math.prod(grid_shape))
@@ -99,10 +98,10 @@ def read_occ3d_labels(
 
 
 def pack_occ3d_labels(path: str) -> dict[str, npt.NDArray[Any]] | None:
-    """Read a `labels.npz` as the arrays of a packed file; labels and masks stay as they are.
+    """Read a `labels.npz` file as the arrays of a packed file; labels and masks are unchanged.
 
     Args:
-        path: The file.
+        path: Path of the file.
 
     Returns:
         See `loaders.packed_labels.pack_grids`; None if the labels need more than 8 bits.
@@ -115,7 +114,9 @@ def pack_occ3d_labels(path: str) -> dict[str, npt.NDArray[Any]] | None:
         keys = _keys_of(file, path)
         shapes = {file.header(key).shape for key in keys}
         if len(shapes) > 1 or len(shapes.pop()) != 3:
-            raise WrongShapeError(f"label file {path} holds no grids of one shape: {_RESTORE}")
+            raise WrongShapeError(
+                f"label file {path} does not hold 3D grids of one shape: {_RESTORE}"
+            )
         semantics, *masks = (file.read(key) for key in keys)
     if semantics.dtype.kind not in "ui" or semantics.min(initial=0) < 0:
         return None
@@ -126,7 +127,7 @@ def pack_occ3d_labels(path: str) -> dict[str, npt.NDArray[Any]] | None:
 
 
 def _keys_of(file: StoredArrays, path: str) -> tuple[str, ...]:
-    """Return the names of the semantics and, where there are any, of the masks."""
+    """Return the names of the semantics and of the masks, if any."""
     with_masks = any(name in file for name in _MASKS)
     keys = ("semantics", *(_MASKS if with_masks else ()))
     for key in keys:
@@ -138,10 +139,10 @@ def _keys_of(file: StoredArrays, path: str) -> tuple[str, ...]:
 def _check_shapes(
     shapes: Mapping[str, tuple[int, ...]], path: str, grid_shape: tuple[int, int, int]
 ) -> None:
-    """Raise BadDataError unless the arrays are of one shape that fits."""
+    """Raise BadDataError unless all arrays have the same, matching shape."""
     first = shapes["semantics"]
     for key, shape in shapes.items():
-        # Masks must be like the semantics, and these of the wanted grid or finer.
+        # Masks must have the shape of the semantics: the requested grid or a finer one.
         if shape != first or _factors(shape, grid_shape) is None:
             raise WrongShapeError(
                 f"label file {path}: '{key}' has shape {shape}, but pc_range and voxel_size "
@@ -156,20 +157,20 @@ def known_labels(
     path: str,
     restore: str,
 ) -> npt.NDArray[np.uint8]:
-    """Check the labels of a dense grid, and bring unknown ones to the one label they bear here.
+    """Check the labels of a dense grid, and replace `ignore_label` by `UNKNOWN_LABEL`.
 
     Args:
         semantics: Labels of any shape, as stored; may be changed.
         ignore_label: Label of the file's voxels of unknown state; None if there are none.
         num_classes: Number of classes, free included; all other labels must be below it.
-        path: The file, for the error.
-        restore: The way out, for the error.
+        path: Path of the file, for the error.
+        restore: Remedy, for the error.
 
     Returns:
         uint8 of the same shape.
 
     Raises:
-        BadDataError: If there is another label, or the labels are no integers.
+        BadDataError: If there is another label, or the labels are not integers.
     """
     if semantics.dtype.kind not in "ui":
         raise BadDataError(f"label file {path} is {semantics.dtype}, not integer: {restore}")
@@ -195,7 +196,7 @@ def known_labels(
 def _factors(
     shape: tuple[int, ...], grid_shape: tuple[int, int, int]
 ) -> tuple[int, int, int] | None:
-    """Return how many voxels of a file make one of the grid, None if no whole number does."""
+    """Return the number of file voxels per grid voxel on each axis, None if not an integer."""
     if len(shape) != 3 or any(a < b or a % b for a, b in zip(shape, grid_shape, strict=True)):
         return None
     x, y, z = (a // b for a, b in zip(shape, grid_shape, strict=True))
@@ -204,22 +205,22 @@ def _factors(
 
 @TRANSFORMS.register_module()
 class LoadOcc3DLabels:
-    """Load semantics and, where the files have them, visibility masks of a sample.
+    """Load semantics and, if the files have them, visibility masks of a sample.
 
-    The config's voxels may be a whole number of times as large as those of the files. Such a voxel
-    has the label of most of its occupied ones, is unknown if there are none but unknown ones, and
-    a mask is true where any voxel inside is.
+    The config's voxels may be larger than the files' by an integer factor. Such a voxel has the
+    most frequent label of its occupied voxels. Without occupied voxels it is unknown if any voxel
+    inside is unknown. A mask is true if it is true for any voxel inside.
 
     Args:
         label_dir: Folder within the data root.
         label_file: Path in that folder, see `loaders.transforms.label_files.LabelFiles`.
         label_cache_mb: Size of the label cache of each process, MiB (1.8 MiB per Occ3D sample).
-        label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres; None means that of the
-            config, which may else be a part of it.
+        label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres; the grid of the config may
+            be a part of it. None means the range of the config.
         ignore_label: Label of voxels of unknown state in the files. They get `UNKNOWN_LABEL`,
-            which losses and metrics leave out. None refuses files with labels that are no class.
-        label_map: For files of other classes or another order of them, see
-            `loaders.transforms.label_files.LabelMap`; `ignore_label` is not read then.
+            which losses and metrics ignore. None rejects files with labels that are not a class.
+        label_map: For files with other classes or another order, see
+            `loaders.transforms.label_files.LabelMap`; `ignore_label` is then not used.
     """
 
     def __init__(
@@ -259,7 +260,7 @@ class LoadOcc3DLabels:
             return [array for array in arrays if array is not None]
 
         grids = self._cache.get((path, *grid, sample.class_names), read)
-        if self._cache.limit:  # whoever changes a sample must not change the cache
+        if self._cache.limit:  # changes to a sample must not change the cache
             grids = [grid.copy() for grid in grids]
         sample.voxel_semantics, *masks = grids
         if masks:
@@ -274,7 +275,7 @@ def _regrid(
     window: LabelWindow,
     num_classes: int,
 ) -> Labels:
-    """Crop and pool the arrays of a file (num_classes: semantic ones, free excluded)."""
+    """Crop and pool the arrays of a file (num_classes: semantic classes, free excluded)."""
     unknown = semantics == UNKNOWN_LABEL
     index = np.argwhere((semantics != num_classes) & ~unknown)
     label = semantics[tuple(index.T)].astype(np.int64)
@@ -288,7 +289,7 @@ def _regrid(
 
 @TRANSFORMS.register_module()
 class RandomFlipBEV:
-    """Reverse the x and/or y axis of the labels; mirrors `ego2occ` and LiDAR points alike.
+    """Reverse the x and/or y axis of the labels, of `ego2occ` and of LiDAR points.
 
     Does nothing in test mode. Put it after the transforms that load labels and points.
 
@@ -312,7 +313,7 @@ class RandomFlipBEV:
         self.bev_flip_prob = (x, y)
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Return the flips labels, masks and points, if loaded, and sets `ego2occ`."""
+        """Flip labels, masks and points, if loaded, and set `ego2occ`."""
         if sample.rng is None or not any(self.bev_flip_prob):
             return sample
         draw_x, draw_y = sample.rng.uniform(size=2)

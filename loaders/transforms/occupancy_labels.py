@@ -1,4 +1,4 @@
-"""Labels in rows of voxels: OpenOccupancy (arXiv 2303.03991), SurroundOcc (arXiv 2303.09551).
+"""Labels as rows of voxels: OpenOccupancy (arXiv 2303.03991), SurroundOcc (arXiv 2303.09551).
 
 Legend: X Y Z voxels along the axes, n rows of a file, K semantic classes.
 """
@@ -40,24 +40,26 @@ def read_occupancy_rows(
     column_order: str = "zyx",
     label_table: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.integer[Any]]:
-    """Read the file of a sample.
+    """Read the label file of a sample.
 
     Args:
         path: `.npy` file of integer rows, three voxel indices and a label.
         grid_shape: (X, Y, Z) of the grid that the rows index.
         num_classes: K; labels are 0 (noise) to K.
-        ignore_label: Label of voxels of unknown state, which is allowed too; None if there is none.
+        ignore_label: Label of voxels of unknown state, which is also allowed; None if there is
+            none.
         column_order: Axes of the first three columns.
-        label_table: New labels of the file's, see `loaders.transforms.label_files.LabelMap`;
-            `num_classes` and `ignore_label` are not asked then.
+        label_table: Maps labels of the file to new labels, see
+            `loaders.transforms.label_files.LabelMap`; `num_classes` and `ignore_label` are then
+            not used.
 
     Returns:
         Integers [n, 4], rows (z, y, x, label), labels as stored. With `label_table`, labels are 1
-        to K, or `UNKNOWN_LABEL`, and free voxels are left out.
+        to K or `UNKNOWN_LABEL`, and free voxels are removed.
 
     Raises:
         MissingDataError: If the file does not exist.
-        BadDataError: If it is broken or has other shapes, voxels outside the grid or other labels.
+        BadDataError: If it is broken or has a wrong shape, voxels outside the grid or other labels.
     """
     with open_arrays(path, _LABEL_FILE, _LABEL_FILE.max_bytes) as file:
         header = file.header("") if "" in file else None
@@ -97,20 +99,20 @@ def occupancy_grids(
     num_classes: int,
     ignore_label: int | None = UNKNOWN_LABEL,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Make dense labels of OpenOccupancy rows.
+    """Convert OpenOccupancy rows to dense labels.
 
-    Noise becomes free (label K), as published models are trained; other labels l become l - 1.
+    Noise becomes free (label K), as in the training of published models; labels l > 0 become l - 1.
 
     Args:
         rows: [n, 4] (z, y, x, label), label 0 is noise.
-        window: The wanted grid within that of the rows.
+        window: The requested grid within the grid of the rows.
         num_classes: K.
         ignore_label: Label of voxels of unknown state, None if there are none. With 0, noise is
             unknown instead of free.
 
     Returns:
-        Labels uint8 [X, Y, Z], and bool [X, Y, Z]: false in voxels that hold noise or unknown ones
-        and nothing else, which do not count in the evaluation.
+        Labels uint8 [X, Y, Z], and bool [X, Y, Z]: false in voxels that hold only noise or unknown
+        voxels, which are not evaluated.
     """
     index, label = rows[:, 2::-1].astype(np.int64), rows[:, 3].astype(np.int64)
     unknown = label == ignore_label if ignore_label is not None else np.zeros(len(label), bool)
@@ -118,7 +120,7 @@ def occupancy_grids(
     semantic = ~noise & ~unknown
 
     def holds(which: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """Bool [X, Y, Z], voxels with one of the rows inside."""
+        """Return bool [X, Y, Z], voxels with at least one of the rows inside."""
         return regrid_sparse(index[which], np.zeros_like(label[which]), window, num_classes) == 0
 
     grid = regrid_sparse(index[semantic], label[semantic] - 1, window, num_classes)
@@ -129,10 +131,10 @@ def occupancy_grids(
 
 @TRANSFORMS.register_module()
 class LoadOccupancyLabels:
-    """Load labels in rows of voxels into the grid of the config, which may be a part of the files'
-    grid, with voxels a whole number of times as large.
+    """Load labels stored as rows of voxels into the grid of the config.
 
-    The defaults are those of OpenOccupancy: label 0 is noise, others are one more than here.
+    The grid may be a part of the files' grid, with voxels an integer multiple as large. The
+    defaults are those of OpenOccupancy: label 0 is noise, other labels are one more than here.
 
     Args:
         label_dir: Folder within the data root.
@@ -143,10 +145,9 @@ class LoadOccupancyLabels:
         label_cache_mb: Size of the label cache of each process, MiB (21 MiB per sample of the full
             grid).
         ignore_label: Label of voxels of unknown state in the files; see
-            `loaders.transforms.labels.LoadOcc3DLabels`. With 0, noise is left out in
-            training too.
-        label_map: For files of other labels, see `loaders.transforms.label_files.LabelMap`;
-            `ignore_label` is not read then.
+            `loaders.transforms.labels.LoadOcc3DLabels`. With 0, noise is also ignored in training.
+        label_map: For files with other labels, see `loaders.transforms.label_files.LabelMap`;
+            `ignore_label` is then not used.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class LoadOccupancyLabels:
             )
             return occupancy_grids(rows, window, num_classes, self.ignore_label)
 
-        # Copies: changing a sample must not change the cache.
+        # Copies: changes to a sample must not change the cache.
         sample.voxel_semantics, sample.mask_valid = (
             grid.copy() for grid in self._cache.get((path, window, sample.class_names), read)
         )

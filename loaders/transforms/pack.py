@@ -1,4 +1,4 @@
-"""From sample to what the data loader collates. Legend: F images, X Y Z voxels, O origins."""
+"""Conversion of a sample to inputs and data sample. Legend: F images, X Y Z voxels, O origins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from loaders.transforms.geometry import image_aug_matrix
 
 
 class OccDataElement(BaseDataElement):
-    """MMEngine's data element, whose tensors a data loader puts into page-locked memory too."""
+    """MMEngine's data element, with support for page-locked memory."""
 
     def pin_memory(self) -> OccDataElement:
         """Return a copy with all tensors in page-locked memory; called by torch's data loader."""
@@ -29,18 +29,18 @@ class OccDataElement(BaseDataElement):
 
 @TRANSFORMS.register_module()
 class PackOccSample:
-    """Packs a sample into `dict(inputs=dict(img=...), data_samples=OccDataElement)`.
+    """Pack a sample into `dict(inputs=dict(img=...), data_samples=OccDataElement)`.
 
-    `img` is a uint8 tensor [F, 3, H, W], BGR: a view of the [F, H, W, 3] images, which costs no
-    copy and keeps the channels-last layout in memory. If LiDAR points are loaded, the inputs hold
-    `points`, float32 [n, 5]: x, y, z in metres of the occ frame (that of the labels, BEV flips
+    `img` is a uint8 tensor [F, 3, H, W], BGR: a view of the [F, H, W, 3] images. It needs no copy
+    and keeps the channels-last layout. If LiDAR points are loaded, the inputs hold `points`,
+    float32 [n, 5]: x, y, z in metres of the occ frame (the frame of the labels, BEV flips
     included), intensity, time lag in seconds (0 for the key frame, whose points come first).
 
-    The data element holds `ego2img` float32 [F, 4, 4], `ego2occ` float32 [4, 4], with points
-    `ego2lidar` float32 [4, 4] (ego to the frame of the points, thus equal to `ego2occ`) and, if
-    loaded, `voxel_semantics` uint8, `mask_camera`, `mask_lidar` and `mask_valid` bool
-    [X, Y, Z]; the rest is its metainfo. In training this holds `seed`, drawn last from the
-    sample's generator, for the random draws of the model.
+    The data element holds `ego2img` float32 [F, 4, 4] and `ego2occ` float32 [4, 4]. With points it
+    holds `ego2lidar` float32 [4, 4] (ego to the frame of the points, thus equal to `ego2occ`). If
+    loaded, it holds `voxel_semantics` uint8, `mask_camera`, `mask_lidar` and `mask_valid` bool
+    [X, Y, Z]. All other values are its metainfo. In training this includes `seed` for the model's
+    random draws, which is drawn last from the sample's generator.
     """
 
     def __call__(self, sample: OccSample) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Labels from the grid of their files to the grid of a config: crops and coarser voxels.
+"""Conversion of labels from the grid of their files to the grid of a config: crop and pooling.
 
-Legend: X Y Z voxels of the wanted grid, n labelled voxels of a file, K semantic classes.
+Legend: X Y Z voxels of the requested grid, n labelled voxels of a file, K semantic classes.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from loaders.sample import UNKNOWN_LABEL
 
 IntArray = npt.NDArray[np.integer[Any]]
 
-# Ranges and sizes are decimal fractions of metres, which floats miss by less than this.
+# Ranges and sizes are decimal fractions of metres; their rounding errors are below this.
 _TOLERANCE_VOXELS = 1e-3
 
 
 @dataclass(frozen=True)
 class LabelWindow:
-    """Where the wanted grid lies in the grid of the label files.
+    """Position of the requested grid in the grid of the label files.
 
     Attributes:
-        offset: First voxel (x, y, z) of the file's grid that belongs to the wanted grid.
-        factor: How many of the file's voxels make one wanted voxel, along each axis.
+        offset: First voxel (x, y, z) of the file's grid that belongs to the requested grid.
+        factor: Number of file voxels per requested voxel, along each axis.
         shape: (X, Y, Z).
     """
 
@@ -37,7 +37,7 @@ class LabelWindow:
 
     @property
     def is_pooled(self) -> bool:
-        """Whether wanted voxels are larger than the file's."""
+        """Whether requested voxels are larger than the file's."""
         return self.factor != (1, 1, 1)
 
     def crop(self, grid: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -56,17 +56,17 @@ def label_window(
     pc_range: Sequence[float],
     voxel_size: Sequence[float],
 ) -> LabelWindow:
-    """Find the wanted grid in the grid of the label files.
+    """Find the requested grid in the grid of the label files.
 
     Args:
         label_range: (x0, y0, z0, x1, y1, z1) of the files' grid, metres.
         label_voxel_size: (dx, dy, dz) of the files' voxels, metres.
-        pc_range: Range of the wanted grid, inside that of the files.
-        voxel_size: Wanted voxels, whole multiples of those of the files.
+        pc_range: Range of the requested grid, inside the range of the files.
+        voxel_size: Size of the requested voxels, integer multiples of `label_voxel_size`.
 
     Raises:
-        LoaderConfigError: If the wanted grid is no crop of the files' grid, pooled by whole
-            numbers.
+        LoaderConfigError: If the requested grid is not a crop of the files' grid, pooled by
+            integer factors.
     """
     fine = np.asarray(label_voxel_size, dtype=np.float64)
     factor = np.asarray(voxel_size) / fine
@@ -96,16 +96,16 @@ def label_window(
 def regrid_sparse(
     index: IntArray, label: IntArray, window: LabelWindow, num_classes: int
 ) -> npt.NDArray[np.uint8]:
-    """Fill the wanted grid with a file's occupied voxels.
+    """Fill the requested grid with a file's occupied voxels.
 
-    A pooled voxel is free if nothing in it is occupied; otherwise it has the label of most of its
-    occupied voxels (of several, the lowest).
+    A pooled voxel is free if nothing in it is occupied. Otherwise it has the most frequent label of
+    its occupied voxels (the lowest one in a tie).
 
     Args:
         index: [n, 3] voxels (x, y, z) of the file's grid, each once.
         label: [n], 0 ... num_classes - 1.
-        window: Where the wanted grid lies; voxels outside are dropped.
-        num_classes: K; free voxels of the result bear this label.
+        window: Position of the requested grid; voxels outside are dropped.
+        num_classes: K; free voxels of the result have this label.
 
     Returns:
         uint8 [X, Y, Z].
@@ -120,7 +120,7 @@ def regrid_sparse(
         return grid
     voxel = np.ravel_multi_index(tuple((shifted // factor).T), window.shape)
     pairs, count = np.unique(voxel.astype(np.int64) * num_classes + label, return_counts=True)
-    # Sorted by (voxel, votes, -label): the last entry of a voxel is its winner.
+    # Sorted by (voxel, votes, -label): the last entry of a voxel has the most votes.
     voxel, label = np.divmod(pairs, num_classes)
     order = np.lexsort((-label, count, voxel))
     grid.reshape(-1)[voxel[order]] = label[order]
@@ -130,7 +130,7 @@ def regrid_sparse(
 def mark_unknown(grid: npt.NDArray[np.uint8], unknown: npt.NDArray[np.bool_], free: int) -> None:
     """Write `UNKNOWN_LABEL` to free voxels of a grid that hold a voxel of unknown state.
 
-    A larger voxel that holds known occupied ones keeps their label.
+    A larger voxel with known occupied voxels keeps their label.
 
     Args:
         grid: uint8 [X, Y, Z], changed in place.
@@ -141,7 +141,7 @@ def mark_unknown(grid: npt.NDArray[np.uint8], unknown: npt.NDArray[np.bool_], fr
 
 
 def pool_any(mask: npt.NDArray[np.bool_], window: LabelWindow) -> npt.NDArray[np.bool_]:
-    """Crop and pool a file's mask: true where any voxel inside is."""
+    """Crop and pool a file's mask: true where any voxel inside is true."""
     (x, y, z), (fx, fy, fz) = window.shape, window.factor
     blocks = window.crop(mask).reshape(x, fx, y, fy, z, fz)
     return blocks.any(axis=(1, 3, 5))

@@ -1,4 +1,4 @@
-"""The things that move or could move: their models, colours, tracks and annotation categories."""
+"""Actors, which move or could move: their models, colours, tracks and annotation categories."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ _TROUSERS = (
 
 @dataclass(frozen=True)
 class Actor:
-    """One thing with a track.
+    """Actor with a track.
 
-    palette: float32 [21, 3], RGB reflectance by `Mat`. gloss: how mirror-like PAINT is, 0 to 1.
+    palette: float32 [21, 3], RGB reflectance by `Mat`. gloss: specular reflection of PAINT, 0 to 1.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Actor:
         return CATEGORY_TO_OCC[self.category]
 
     def attribute(self, time_s: float) -> str | None:
-        """Return the name of the nuScenes attribute that holds at a time."""
+        """Return the name of the nuScenes attribute at a time."""
         moving = self.motion.speed(time_s) > 0.2
         if self.category in ("vehicle.bicycle", "vehicle.motorcycle"):
             return "cycle.with_rider" if self.with_rider else "cycle.without_rider"
@@ -121,7 +121,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Look:
-    """What an actor looks like before it is put anywhere."""
+    """Appearance of an actor, independent of its position."""
 
     category: str
     model: Model
@@ -163,7 +163,7 @@ def _skin(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def make_look(kind: str, rng: np.random.Generator) -> Look:
-    """Return a random look of a kind of thing.
+    """Return a random appearance of a kind of actor.
 
     Args:
         kind: car, bus, truck, trailer, construction, motorcycle, bicycle, parked_motorcycle,
@@ -240,5 +240,5 @@ def _small_look(kind: str, rng: np.random.Generator) -> Look:
         category = "movable_object.debris" if index == 3 else "movable_object.pushable_pullable"
         return Look(category, props.others()[index], colours)
     raise ValueError(
-        f"no kind of thing is called {kind!r}; see the docstring of make_look for the names"
+        f"{kind!r} is not a kind of actor; see the docstring of make_look for the names"
     )

@@ -14,7 +14,7 @@ ANNOTATION_RANGE_M = 60.0
 
 @dataclass(frozen=True)
 class BoxRecord:
-    """One box at one key frame, in scene coordinates."""
+    """Box of an actor at a key frame, in scene coordinates."""
 
     actor: int
     sample: int
@@ -29,7 +29,7 @@ class BoxRecord:
 def _points_inside(
     points: np.ndarray, centre: np.ndarray, rotation: np.ndarray, size: tuple[float, ...]
 ) -> int:
-    """Return how many of the points [3, n] lie in a box."""
+    """Return the number of points [3, n] inside a box."""
     reach = np.hypot(size[0], size[1]) / 2 + 0.01
     near = (np.abs(points[0] - centre[0]) < reach) & (np.abs(points[1] - centre[1]) < reach)
     local = (points[:, near].T - centre) @ rotation
@@ -50,15 +50,15 @@ def annotate(
 ) -> list[BoxRecord]:
     """Return the boxes of all key frames of a scene.
 
-    An actor is annotated from the first to the last key frame in which a sensor sees it within 60
-    m.
+    An actor is annotated from the first to the last key frame in which a sensor sees it within
+    60 m.
 
     Args:
         scene: the world.
         times_s: times of the key frames.
         lidar_points: per key frame the points float32 [n, 5] in the LiDAR frame.
-        free: [samples, actors], camera rays that would hit the actor if nothing stood before it.
-        seen: [samples, actors], those that do hit it.
+        free: [samples, actors], camera rays that would hit the actor without occlusion.
+        seen: [samples, actors], camera rays that hit it.
     """
     counts = np.zeros(free.shape, int)
     near = np.zeros(free.shape, bool)

@@ -1,7 +1,7 @@
-"""Short names for arrays, and products of columns with rows of three.
+"""Short names for arrays, and fast products with rows of three.
 
-NumPy broadcasts along an axis of length 3 ten times slower than it multiplies arrays of one shape;
-rendering does little else, so the products below go other ways.
+In NumPy, broadcasting along an axis of length 3 is ten times slower than multiplying arrays of the
+same shape. Rendering consists mostly of such products, so the functions below avoid broadcasting.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def f32(values: ArrayLike) -> np.ndarray:
 
 
 def as_columns(values: np.ndarray) -> np.ndarray:
-    """Return each of float32 [n] values three times over: [n, 3]."""
+    """Repeat each of float32 [n] values three times: [n, 3]."""
     values = f32(values)
     if len(values) == 0:
         return np.zeros((0, 3), np.float32)
@@ -30,8 +30,6 @@ def times(values: np.ndarray, colour: np.ndarray) -> np.ndarray:
 
 
 def normalise(vectors: np.ndarray) -> None:
-    """Scale float32 [n, 3] vectors to unit length in place; tiny ones stay as short as they
-    are.
-    """
+    """Scale float32 [n, 3] vectors to unit length in place; almost zero vectors stay short."""
     length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     vectors *= as_columns(1 / np.maximum(length, np.float32(1e-3)))

@@ -18,8 +18,9 @@ _WHITE = 2.6  # radiance that the tone curve maps to white
 
 
 def _tone_curve() -> np.ndarray:
-    """Display values float32 [4096] in [0, 255] for radiance 0 to `_WHITE`, with soft
-    highlights.
+    """Return display values float32 [4096] in [0, 255] for radiance 0 to `_WHITE`.
+
+    The curve compresses highlights.
     """
     x = np.linspace(0, _WHITE, _LEVELS)
     linear = np.clip(x * (1 + x / _WHITE**2) / (1 + 0.55 * x) * 1.15, 0, 1)
@@ -35,7 +36,7 @@ _TONE = _tone_curve()
 
 @dataclass
 class Shot:
-    """An image uint8 [H, W, 3] (BGR, as OpenCV writes it) and the hits of its pixels."""
+    """Image uint8 [H, W, 3] (BGR, as OpenCV writes it) and the hits of its pixels."""
 
     image: np.ndarray
     hits: Hits
@@ -49,12 +50,12 @@ def take_image(
     noise_seed: tuple[int, ...],
     count_free: bool = False,
 ) -> Shot:
-    """Render what a camera sees.
+    """Render the image of a camera.
 
     Args:
         scene: the world.
-        camera: which camera of the rig.
-        time_s: moment of the exposure, seconds after the first key frame.
+        camera: the camera of the rig.
+        time_s: time of the exposure, seconds after the first key frame.
         size: width and height in pixels.
         noise_seed: seed of the sensor noise.
         count_free: whether to fill `hits.free_rays`.
@@ -77,12 +78,12 @@ def take_image(
 
 @lru_cache(maxsize=1)
 def _noise() -> np.ndarray:
-    """Return a stock of sensor noise with standard deviation 1: float32 [512, 512, 3]."""
+    """Return precomputed sensor noise with standard deviation 1: float32 [512, 512, 3]."""
     return np.random.default_rng(20).standard_normal((512, 512, 3), dtype=np.float32)
 
 
 def _add_noise(shown: np.ndarray, strength: float, seed: tuple[int, ...]) -> None:
-    """Add noise to an image [H, W, 3]: pieces of the stock, cut at random places."""
+    """Add noise to an image [H, W, 3]: randomly placed crops of the precomputed noise."""
     rng, stock = np.random.default_rng(seed), _noise()
     for row in range(0, shown.shape[0], 256):
         for column in range(0, shown.shape[1], 256):
@@ -93,15 +94,17 @@ def _add_noise(shown: np.ndarray, strength: float, seed: tuple[int, ...]) -> Non
 
 @lru_cache(maxsize=1)
 def _falloff(height: int, width: int) -> np.ndarray:
-    """Vignetting: the share of light that reaches each pixel, float32 [H, W, 3]."""
+    """Return the vignetting: the share of light that reaches each pixel, float32 [H, W, 3]."""
     x = np.linspace(-1, 1, width, dtype=np.float32)[None]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     return np.repeat((1 - 0.10 * (x * x + 0.4 * y * y))[..., None], 3, 2)
 
 
 def develop(radiance: np.ndarray, scene: Scene, noise_seed: tuple[int, ...]) -> np.ndarray:
-    """Return the camera response: lens blur, vignetting, exposure, tone curve, noise; uint8 [H, W,
-    3] BGR.
+    """Apply the camera response: lens blur, vignetting, exposure, tone curve, noise.
+
+    Returns:
+        uint8 [H, W, 3] BGR.
     """
     height, width, _ = radiance.shape
     radiance = cv2.GaussianBlur(radiance, (3, 3), 0.45)

@@ -1,6 +1,4 @@
-"""Find what rays hit: the static world, the ground plane, or an actor at its pose at that
-moment.
-"""
+"""Ray casting: rays hit the static world, the ground plane, or actors at their current poses."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ Window = tuple[slice, slice]
 
 
 class What(IntEnum):
-    """What a ray hit."""
+    """Kinds of surfaces that rays hit."""
 
     NOTHING = 0
     GROUND = 1
@@ -33,14 +31,14 @@ class What(IntEnum):
 
 @dataclass
 class Hits:
-    """Where n rays end; entries that do not apply are 0.
+    """Hits of n rays; entries that do not apply are 0.
 
-    what: uint8 [n] of `What`. distance: float32 [n] metres, `FAR` where nothing is hit.
+    what: uint8 [n] of `What`. distance: float32 [n] metres, `FAR` if nothing is hit.
     slot: uint8 [n] of the static world. actor: int16 [n], index of the actor.
     voxel: int32 [n, 3] in the actor model's grid. face: int8 [n] as in `RayHits`, of the static
     world or the model.
-    free_rays: per actor the number of rays that would hit it if it stood alone; seen_rays: those
-    that do hit it.
+    free_rays: per actor the number of rays that would hit it without occlusion; seen_rays: the
+    number that hit it.
     """
 
     what: np.ndarray
@@ -55,7 +53,7 @@ class Hits:
 
 @dataclass(frozen=True)
 class PosedActor:
-    """An actor at a moment: `rotation` [3, 3] turns model vectors into scene vectors."""
+    """Actor at a moment: `rotation` [3, 3] rotates model vectors to scene vectors."""
 
     index: int
     actor: Actor
@@ -65,12 +63,12 @@ class PosedActor:
 
     @cached_property
     def centre(self) -> np.ndarray:
-        """Middle of its box [3] in scene metres."""
+        """Centre of its box [3] in scene metres."""
         return self.position + np.array([0.0, 0.0, self.actor.model.size[2] / 2])
 
     @cached_property
     def radius(self) -> float:
-        """Radius of the ball around its box."""
+        """Radius of the bounding sphere of its box."""
         return math.hypot(*self.actor.model.size) / 2
 
     def points(self) -> np.ndarray:
@@ -81,14 +79,15 @@ class PosedActor:
 
 
 def pose_actor(index: int, actor: Actor, pose: tuple[float, float, float]) -> PosedActor:
-    """Return an actor at a pose x, y, yaw."""
+    """Return an actor at a pose (x, y, yaw)."""
     x, y, yaw = pose
     return PosedActor(index, actor, np.array([x, y, 0.0]), yaw_rotation(yaw), yaw)
 
 
 def _gaps(actors: list[PosedActor], position: np.ndarray) -> np.ndarray:
-    """Return the distances [n] from a position [3] to the actors' boxes, metres, 1 mm short; 0
-    inside.
+    """Return the distances [n] from a position [3] to the actors' boxes; 0 inside.
+
+    The distances are in metres and reduced by 1 mm.
     """
     if not actors:
         return np.zeros(0)
@@ -100,8 +99,9 @@ def _gaps(actors: list[PosedActor], position: np.ndarray) -> np.ndarray:
 
 @dataclass
 class _Static:
-    """Static hits of n rays: hit bool, distance float32, slot uint8, face int8 and voxel int32
-    [n, 3].
+    """Static hits of n rays.
+
+    hit bool, distance float32, slot uint8, face int8 [n], voxel int32 [n, 3].
     """
 
     hit: np.ndarray
@@ -111,9 +111,9 @@ class _Static:
     voxel: np.ndarray
 
     def surface(self, world: StaticWorld) -> np.ndarray:
-        """Return the numbers int32 [n] of the planes that were hit, 0 for none.
+        """Return the numbers int32 [n] of the planes hit, 0 for none.
 
-        All of a building's sides are one, because a wall that is askew shows two kinds of faces.
+        All sides of a building count as one plane: a rotated wall has two kinds of voxel faces.
         """
         side, slot = np.maximum(self.face, 0), self.slot.astype(np.int32)
         x, y, z = self.voxel.T
@@ -138,18 +138,18 @@ def _cast_static(world: StaticWorld, origin: np.ndarray, directions: np.ndarray)
 def _cast_static_image(
     world: StaticWorld, origin: np.ndarray, directions: np.ndarray, shape: tuple[int, int]
 ) -> _Static:
-    """As `_cast_static` for the pixels of an image, casting one ray in four where that is enough.
+    """Cast the pixels of an image like `_cast_static`, with one ray in four where possible.
 
-    Between four rays that meet the same plane, or nothing, the pixels are filled in: the inverse
-    distance of a plane is linear in the image (shading moves hits on a building to its true walls
-    anyway). Everywhere else each pixel gets its own ray. `voxel` is not filled in.
+    If four neighbouring rays hit the same plane, or nothing, the pixels between them are
+    interpolated: the inverse distance of a plane is linear in the image. (Shading moves hits on a
+    building to its true walls.) Other pixels get their own rays. `voxel` is not interpolated.
     """
     height, width = shape
     grid = directions.reshape(height, width, 3)
     coarse = _cast_static(world, origin, grid[::2, ::2].reshape(-1, 3))
     low = ((height + 1) // 2, (width + 1) // 2)
     uneven = _doubled(_edges(coarse.surface(world).reshape(low)), shape)
-    # The last row and column have coarse rays on one side only, unless they have their own.
+    # The last row and column have coarse rays on one side only, unless they are cast themselves.
     uneven[:, -1 if width % 2 == 0 else width :] = True
     uneven[-1 if height % 2 == 0 else height :] = True
     near = (1 / coarse.distance).reshape(low)
@@ -169,7 +169,7 @@ def _cast_static_image(
 
 
 def _edges(values: np.ndarray) -> np.ndarray:
-    """Return where values [H, W] differ from one of the four neighbours: bool [H, W]."""
+    """Return whether values [H, W] differ from one of the four neighbours: bool [H, W]."""
     out = np.zeros(values.shape, bool)
     down, right = values[1:] != values[:-1], values[:, 1:] != values[:, :-1]
     out[1:] |= down
@@ -180,7 +180,7 @@ def _edges(values: np.ndarray) -> np.ndarray:
 
 
 def _doubled(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Return an image of single bytes at twice its size, cut to `shape`."""
+    """Return an image of single bytes at twice its size, cropped to `shape`."""
     size = (2 * values.shape[1], 2 * values.shape[0])
     large = cv2.resize(values.view(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     return large[: shape[0], : shape[1]].copy().view(values.dtype)
@@ -188,9 +188,7 @@ def _doubled(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _half(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the columns and rows float32 [H, W] of the pixels in the image of every second
-    pixel.
-    """
+    """Return pixel columns and rows float32 [H, W] in the image of every second pixel."""
     columns, rows = np.arange(width, dtype=np.float32) / 2, np.arange(height, dtype=np.float32) / 2
     last = np.float32((width - 1) // 2), np.float32((height - 1) // 2)
     u, v = np.meshgrid(np.minimum(columns, last[0]), np.minimum(rows, last[1]))
@@ -199,7 +197,7 @@ def _half(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class ImageFrame:
-    """The camera whose pixels rays go through, row by row.
+    """Camera whose pixels the rays pass through, row by row.
 
     origin: [3] and rotation: [3, 3] (camera to scene) of the camera; intrinsic: [3, 3]; height,
     width in pixels.
@@ -212,10 +210,10 @@ class ImageFrame:
     width: int
 
     def windows(self, actors: list[PosedActor]) -> np.ndarray:
-        """Return rows and columns that the actors' boxes cover.
+        """Return the rows and columns covered by the actors' boxes.
 
         Returns:
-            int [n, 4]: first row, end row, first column, end column; empty if out of sight.
+            int [n, 4]: first row, end row, first column, end column; empty if not visible.
         """
         half = np.array([p.actor.model.size for p in actors]) / 2
         turn = np.array([p.rotation for p in actors])
@@ -239,7 +237,7 @@ class ImageFrame:
         return np.stack([low[:, 1], high[:, 1], low[:, 0], high[:, 0]], 1)
 
     def candidates(self, actors: list[PosedActor]) -> list[tuple[PosedActor, Window]]:
-        """Return the actors in view with the rows and columns of the pixels that may see them."""
+        """Return the actors in view, with the pixel rows and columns that may show them."""
         actors = self._in_sight(actors)
         if not actors:
             return []
@@ -251,31 +249,28 @@ class ImageFrame:
 
     @cached_property
     def _sides(self) -> np.ndarray:
-        """Unit normals [2, 2] that point inwards from the left and the right edge of the view."""
+        """Unit normals [2, 2] that point inwards from the left and right edges of the view."""
         edges = (np.array([0.0, self.width - 1.0]) - self.intrinsic[0, 2]) / self.intrinsic[0, 0]
         right, forward = self.rotation[:2, 0], self.rotation[:2, 2]
         normals = np.stack([right - edges[0] * forward, edges[1] * forward - right])
         return normals / np.linalg.norm(normals, axis=1, keepdims=True)
 
     def may_see(self, centre: np.ndarray, radius: float) -> bool:
-        """Return whether anything within `radius` metres of the vertical through `centre` [2] may
-        be in view of the camera, which must be level.
+        """Return whether anything within a distance of a vertical line may be in view.
+
+        The line passes through `centre` [2]; `radius` is in metres. The camera must be level.
         """
         return bool((self._sides @ (centre - self.origin[:2]) > -radius).all())
 
     def _in_sight(self, actors: list[PosedActor]) -> list[PosedActor]:
-        """Return those that lie at least in part between the left and the right edge of the
-        view.
-        """
+        """Return the actors at least partly between the left and right edges of the view."""
         away = np.array([p.centre[:2] for p in actors]).reshape(-1, 2) - self.origin[:2]
         margin = np.array([p.radius for p in actors]) + 0.1
         inside = (away @ self._sides.T > -margin[:, None]).all(1)
         return [actors[k] for k in np.flatnonzero(inside)]
 
     def pixels_beyond(self, distance: np.ndarray, window: Window, limit: float) -> np.ndarray:
-        """Return the indices of the pixels of a window whose `distance` float32 [H * W] is above a
-        limit.
-        """
+        """Return the pixel indices of a window with `distance` float32 [H * W] above a limit."""
         beyond = distance.reshape(self.height, self.width)[window] > limit
         return _pixel_indices(self.height, self.width)[window][beyond]
 
@@ -302,12 +297,12 @@ def cast(
 
     Args:
         world: the static world.
-        actors: those that may be hit.
-        num_actors: number of all actors of the scene, the length of the ray counts.
+        actors: actors that may be hit.
+        num_actors: number of all actors of the scene; the length of the ray counts.
         origin: [3] in scene metres, above the ground.
         directions: unit float32 [n, 3] in the scene frame.
-        image: given if the rays are those of an image, row by row; that saves some of the work.
-        count_free: whether to fill `free_rays`, for which hidden actors are cast at too.
+        image: set if the rays are the pixels of an image, row by row; it enables interpolation.
+        count_free: whether to fill `free_rays`; rays are then cast at hidden actors too.
     """
     count = len(directions)
     if image is None:
@@ -350,7 +345,7 @@ def cast(
 
 
 def _in_ball(posed: PosedActor, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Return the indices of the rays that meet the ball around an actor."""
+    """Return the indices of the rays that hit the bounding sphere of an actor."""
     towards = posed.centre - origin
     gap = float(np.linalg.norm(towards))
     ratio = min(1.0, posed.radius / max(gap, 1e-9))
@@ -361,7 +356,7 @@ def _in_ball(posed: PosedActor, origin: np.ndarray, directions: np.ndarray) -> n
 def _cast_actor(
     hits: Hits, posed: PosedActor, origin: np.ndarray, directions: np.ndarray, chosen: np.ndarray
 ) -> None:
-    """Let one actor take those of the `chosen` rays that hit it first."""
+    """Assign to an actor those `chosen` rays that hit it first."""
     model = posed.actor.model
     local = torch.from_numpy(np.take(directions, chosen, 0) @ posed.rotation.astype(np.float32))
     start = torch.from_numpy(((origin - posed.position) @ posed.rotation).astype(np.float32)[None])

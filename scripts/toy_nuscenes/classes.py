@@ -31,8 +31,8 @@ class Occ(IntEnum):
 
 FLAT = (Occ.DRIVEABLE_SURFACE, Occ.OTHER_FLAT, Occ.SIDEWALK, Occ.TERRAIN)
 
-# When several fine voxels of different classes fall into one label voxel, the class that comes
-# last here wins: a pedestrian of two fine voxels must not vanish in the pavement below it.
+# If fine voxels of different classes fall into one label voxel, the last class in this list is
+# used: a pedestrian of two fine voxels must not vanish in the pavement below.
 LABEL_PRIORITY = (
     Occ.FREE,
     Occ.TERRAIN,
@@ -122,4 +122,4 @@ CATEGORY_TO_OCC: dict[str, Occ] = {
     "movable_object.pushable_pullable": Occ.OTHERS,
     "movable_object.debris": Occ.OTHERS,
 }
-"""The categories that the generator makes, with their Occ3D class."""
+"""Categories that the generator uses, with their Occ3D class."""

@@ -1,5 +1,6 @@
-"""Make a small procedural data set in the nuScenes layout: images, LiDAR, boxes, labels of Occ3D,
-OpenOccupancy and SurroundOcc.
+"""Make a small procedural data set in the nuScenes layout.
+
+It has images, LiDAR, boxes, and labels of Occ3D, OpenOccupancy and SurroundOcc.
 
 Example:
     python scripts/make_toy_nuscenes.py --out data/toy_nuscenes
@@ -28,7 +29,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def command_parser() -> CommandParser:
-    """Command line of the generator."""
+    """Return the command line parser of the generator."""
     default = Options()
     parser = CommandParser(
         (__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -40,13 +41,13 @@ def command_parser() -> CommandParser:
     add("--samples", type=int, default=default.samples, help="key frames per scene, 0.5 s apart")
     size = "image size in pixels"
     add("--image-size", type=_size, default=default.image_size, metavar="WxH", help=size)
-    add("--seed", type=int, default=default.seed, help="seed of everything random")
-    rate = "LiDAR sweeps per second; nuScenes has 20, the default is thinned to save space"
+    add("--seed", type=int, default=default.seed, help="seed of all randomness")
+    rate = "LiDAR sweeps per second; nuScenes has 20, the default is lower to save space"
     add("--lidar-hz", type=int, default=default.lidar_hz, choices=LIDAR_RATES_HZ, help=rate)
     turn = "LiDAR firings per turn, 32 beams each"
     add("--lidar-azimuths", type=int, default=default.lidar_azimuths, help=turn)
     add("--jpeg-quality", type=int, default=default.jpeg_quality, help="1 to 100")
-    workers = "worker processes; 0 works in the main one; the files do not depend on it"
+    workers = "worker processes; 0 uses the main process; the files do not depend on it"
     add("--workers", type=number_from(0), default=2, help=workers)
     replace = "replace a data set that was made with other options"
     add("--overwrite", action="store_true", help=replace)
@@ -68,7 +69,7 @@ def _options(args: argparse.Namespace) -> Options:
 
 
 def _generate(args: argparse.Namespace, options: Options) -> None:
-    # Imported late: wrong options and --help shall not wait for torch.
+    # Imported late: errors in options and --help must not wait for torch.
     from tqdm import tqdm
 
     from scripts.toy_nuscenes.writer import generate

@@ -1,4 +1,4 @@
-"""Errors in making a data set that a user can correct."""
+"""Errors of the data set generator that a user can correct."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from models.errors import UserError
 
 
 class DataSetError(UserError, RuntimeError):
-    """The output folder cannot be used as asked, or the machine cannot make the data set."""
+    """The output folder cannot be used as requested, or the machine cannot make the data set."""

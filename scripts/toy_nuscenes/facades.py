@@ -1,6 +1,4 @@
-"""Building shading: rays that hit a building's voxels are moved to its true walls and roof, which
-carry windows.
-"""
+"""Building shading: ray hits on a building's voxels are moved to its true walls and roof."""
 
 from __future__ import annotations
 
@@ -16,14 +14,14 @@ from scripts.toy_nuscenes.statics import SlotTable
 _HOUSE, _APARTMENT, _OFFICE, _SHOP, _WAREHOUSE = range(5)
 _GLASS = f32([0.05, 0.065, 0.08])
 _CURTAIN = f32([0.5, 0.48, 0.43])
-_STREET = f32([0.20, 0.20, 0.19])  # what windows mirror below the horizon
+_STREET = f32([0.20, 0.20, 0.19])  # reflection in windows below the horizon
 _LAMP = f32([0.34, 0.26, 0.13])
 _SIDE_NORMALS = f32([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, 1]])
 
 
 @dataclass(frozen=True)
 class Building:
-    """Shape and looks of one building, taken from its slot (see `SlotTable`); lengths in metres."""
+    """Shape and appearance of a building, read from its slot (see `SlotTable`); in metres."""
 
     slot: int
     x: float
@@ -74,8 +72,10 @@ class Building:
 def _to_walls(
     b: Building, origin: np.ndarray, directions: np.ndarray, points: np.ndarray, top: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hit points [3, n] in the building's own frame, on its true surface, and the side uint8 [n]
-    that was hit.
+    """Move hits to the building's true surface.
+
+    Returns:
+        Points [3, n] in the building's own frame, and the side uint8 [n] that was hit.
 
     Sides: 0 and 1 the ends (x = -/+ half length), 2 and 3 the long walls, 4 the roof.
     """
@@ -105,9 +105,7 @@ def _to_walls(
 
 @dataclass
 class _Wall:
-    """Colours [n, 3] of wall points, and which of them are glass or glass with light behind it,
-    bool [n].
-    """
+    """Colours [n, 3] of wall points, and bool [n] masks of glass and of lit glass."""
 
     albedo: np.ndarray
     glass: np.ndarray
@@ -115,9 +113,7 @@ class _Wall:
 
 
 def _window_shape(b: Building, first: np.ndarray) -> tuple[np.ndarray | float, ...]:
-    """Return half width, middle height and half height of windows as shares of the pitch and the
-    storey.
-    """
+    """Return half width, centre height, half height of windows, relative to pitch and storey."""
     half_w, half_t, middle = (
         b.window_width / 2,
         b.window_height / 2,
@@ -132,8 +128,9 @@ def _window_shape(b: Building, first: np.ndarray) -> tuple[np.ndarray | float, .
 def _shade_wall(
     b: Building, u: np.ndarray, v: np.ndarray, side: np.ndarray, size: np.ndarray
 ) -> _Wall:
-    """Return a wall at coordinates u (along) and v (up) in metres; `size` is the width of a pixel
-    there.
+    """Return a wall at coordinates u (along) and v (up) in metres.
+
+    `size` is the width of a pixel there.
     """
     storey, pitch = np.float32(b.storey), np.float32(b.pitch)
     floor, column = np.floor(v / storey), np.floor(u / pitch)
@@ -186,7 +183,7 @@ def _paint_doors(
     v: np.ndarray,
     chance: np.ndarray,
 ) -> np.ndarray:
-    """Paint doors, gates and shop signs on the ground floor; return where the doors are."""
+    """Paint doors, gates and shop signs on the ground floor; return the mask of the doors."""
     tint = hash01(np.full(3, b.slot), np.arange(3)) * np.float32(0.6) + np.float32(0.03)
     if b.kind == _SHOP:
         albedo[first & (fv > 0.86)] = tint
@@ -248,7 +245,7 @@ def shade_building(
         points: float32 [n, 3] on the voxels, in the scene frame.
         faces: int8 [n], voxel faces.
         size: float32 [n], width of a pixel's footprint at the hit, metres.
-        light: for the sky in the windows.
+        light: light of the scene, for the sky in the windows.
 
     Returns:
         points [n, 3], normals [n, 3], albedo [n, 3], open sky [n] and glow [n, 3], see

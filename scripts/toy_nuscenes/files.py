@@ -1,4 +1,4 @@
-"""Pictures of the data set, written in one step."""
+"""Atomic writing of pictures."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from scripts.runtime.atomic_write import write_atomically
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Write a PNG in one step."""
+    """Write a PNG atomically."""
     write_atomically(path, lambda p: cv2.imwrite(str(p), image, [cv2.IMWRITE_PNG_COMPRESSION, 6]))

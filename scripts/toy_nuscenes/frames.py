@@ -74,7 +74,7 @@ def lacks_labels(root: Path, options: Options, names: SceneNames) -> bool:
 def add_labels(
     root: Path, options: Options, names: SceneNames, progress: Callable[[int], None]
 ) -> None:
-    """Write the SurroundOcc labels of a finished scene and leave all other files alone."""
+    """Write the SurroundOcc labels of a finished scene; leave all other files unchanged."""
     scene = make_scene(options.seed, names.index, options.duration_s)
     observed = observe(scene, options.duration_s)
     for sample in range(options.samples):
@@ -84,7 +84,7 @@ def add_labels(
 
 
 class _Recorder:
-    """Take the measurements of a scene in time order and remembers what the annotations need."""
+    """Recorder of a scene's measurements in time order; keeps the data for the annotations."""
 
     def __init__(self, root: Path, options: Options, names: SceneNames, scene: Scene) -> None:
         self.root, self.options, self.names, self.scene = root, options, names, scene
@@ -138,9 +138,9 @@ def generate_scene(
 
     Args:
         root: data root.
-        options: what to make.
-        names: of the scene.
-        place: number of the map that the scene lies on.
+        options: parameters of the data set.
+        names: names of the scene.
+        place: number of the scene's map.
         shift: [2], global minus scene coordinates.
         progress: called with 1 after each key frame.
     """

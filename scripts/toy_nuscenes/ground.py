@@ -1,4 +1,4 @@
-"""The ground: a plane at z = 0 with a class and a colour for every 10 cm."""
+"""Ground: a plane at z = 0 with a class and a colour per 10 cm cell."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ _SHIFT = 4  # OpenCV draws with 1/16 pixel
 
 
 class Canvas:
-    """Map between scene metres and raster cells; cell [row, column] covers `lower + (column, row)
-    * resolution`.
+    """Map between scene metres and raster cells.
+
+    Cell [row, column] covers `lower + (column, row) * resolution`.
     """
 
     def __init__(
         self, lower: np.ndarray, upper: np.ndarray, resolution: float = RESOLUTION_M
     ) -> None:
-        """Args: lower, upper: corners [2] in scene metres."""
+        """Create a canvas between corners [2] in scene metres."""
         self.lower, self.resolution = lower, resolution
         columns, rows = np.round((upper - lower) / resolution).astype(int)
         self.shape = (int(rows), int(columns))
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
-        """Fractional (column, row) [..., 2] of points [..., 2] in scene metres; cell centres are
-        whole numbers.
+        """Convert points [..., 2] in scene metres to fractional (column, row) [..., 2].
+
+        Cell centres have integer coordinates.
         """
         return (points - self.lower) / self.resolution - 0.5
 
     def cells(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `pixels` for float32 [n, 2 or 3] points: column and row, each float32 [n]."""
+        """Convert float32 [n, 2 or 3] points like `pixels`: column and row, each float32 [n]."""
         column, row = (
             (points[:, k] - np.float32(self.lower[k])) * np.float32(1 / self.resolution)
             - np.float32(0.5)
@@ -47,14 +49,12 @@ class Canvas:
         return column, row
 
     def fill(self, image: np.ndarray, outline: np.ndarray, value: float | tuple) -> None:
-        """Fill a polygon [n, 2] given in scene metres."""
+        """Fill a polygon [n, 2] in scene metres."""
         fixed = np.round(self.pixels(outline) * (1 << _SHIFT)).astype(np.int32)
         cv2.fillPoly(image, [fixed[:, None]], value, lineType=cv2.LINE_8, shift=_SHIFT)
 
     def centres(self, step: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Return the coordinates x, y [rows, columns] of every `step`-th cell centre in scene
-        metres.
-        """
+        """Return coordinates x, y [rows, columns] of every `step`-th cell centre, scene metres."""
         rows, columns = self.shape
         x = self.lower[0] + (np.arange(0, columns, step) + 0.5) * self.resolution
         y = self.lower[1] + (np.arange(0, rows, step) + 0.5) * self.resolution
@@ -64,12 +64,12 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Ground:
-    """The painted ground.
+    """Painted ground.
 
     classes: uint8 [rows, columns] of `Occ`.
     albedo: float32 [rows, columns, 3], RGB reflectance; `mips` holds it at 1, 2, 4, ... times the
     cell size.
-    road_distance: float32 [rows, columns], metres to the next road surface (0 on it).
+    road_distance: float32 [rows, columns], metres to the nearest road surface (0 on it).
     main_offset, main_s: float32 [rows, columns], lateral offset from and arc length along the main
     road, metres.
     """
@@ -82,8 +82,9 @@ class Ground:
     main_s: np.ndarray
 
     def lookup(self, raster: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """Return the values [n] of a raster at points [n, 2] in scene metres (nearest cell, edges
-        continue).
+        """Return the nearest-cell values [n] of a raster at points [n, 2] in scene metres.
+
+        Beyond the border, the values of the edge are used.
         """
         cells = np.round(self.canvas.pixels(points)).astype(np.int32)
         rows, columns = self.canvas.shape
@@ -91,7 +92,7 @@ class Ground:
 
 
 def _distance(mask: np.ndarray) -> np.ndarray:
-    """Distance in metres of every cell to the nearest cell where `mask` is set."""
+    """Return the distance in metres of every cell to the nearest cell in `mask`."""
     return cv2.distanceTransform((mask == 0).astype(np.uint8), cv2.DIST_L2, 3) * RESOLUTION_M
 
 
@@ -100,8 +101,7 @@ def _main_coordinates(layout: Layout, canvas: Canvas) -> tuple[np.ndarray, np.nd
     s, d = layout.main.line.nearest(np.stack([x.ravel(), y.ravel()], -1))
     rows, columns = canvas.shape
     size = (x.shape[1] * 10, x.shape[0] * 10)
-    # cv2.resize aligns the corners of the cells, not the centres that were sampled: shift by 4.5
-    # cells.
+    # cv2.resize aligns the corners of the cells, not the sampled centres: shift by 4.5 cells.
     shift = f32([[1, 0, -4.5], [0, 1, -4.5]])
     out = []
     for values in (s, d):
@@ -125,7 +125,7 @@ def _road_mask(layout: Layout, canvas: Canvas) -> np.ndarray:
 
 
 def junction_mask(layout: Layout, canvas: Canvas, grow: float = 3.5) -> np.ndarray:
-    """uint8 [rows, columns]: 1 where roads cross, with `grow` metres around."""
+    """Return a mask uint8 [rows, columns] of crossing roads, grown by `grow` metres."""
     out = np.zeros(canvas.shape, np.uint8)
     for junction in layout.junctions:
         one, other = np.zeros(canvas.shape, np.uint8), np.zeros(canvas.shape, np.uint8)
@@ -161,9 +161,7 @@ def _by_side(layout: Layout, offset: np.ndarray, name: str) -> np.ndarray:
 
 
 def _classes(layout: Layout, canvas: Canvas, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """Return the class raster, the distance to roads, the main road's coordinates and the curb
-    mask.
-    """
+    """Return the classes, road distance, main road coordinates and curb mask as rasters."""
     road = _road_mask(layout, canvas)
     distance = _distance(road)
     s, offset = _main_coordinates(layout, canvas)
@@ -198,7 +196,7 @@ def _classes(layout: Layout, canvas: Canvas, rng: np.random.Generator) -> tuple[
 
 
 def _islands(layout: Layout) -> Iterator[np.ndarray]:
-    """Yield the outlines of medians and of traffic islands on the carriageway."""
+    """Yield the outlines of medians and traffic islands on the carriageway."""
     for road in layout.roads:
         half = road.spec.median / 2
         if half > 0:
@@ -217,7 +215,7 @@ def _islands(layout: Layout) -> Iterator[np.ndarray]:
 
 
 def _patches(layout: Layout, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, Occ]]:
-    """Yield the driveways, squares of red paving and bare ground beside the main road."""
+    """Yield driveways, squares of red paving, and bare ground next to the main road."""
     line = layout.main.line
     for sign in (-1, 1):
         spec = layout.side(sign)
@@ -247,7 +245,7 @@ def _tile(seed: int, sigma: float, shape: tuple[int, int]) -> np.ndarray:
 def _albedo(
     ground: tuple[np.ndarray, ...], canvas: Canvas, layout: Layout, rng: np.random.Generator
 ) -> np.ndarray:
-    """Paint the surfaces: float32 [rows, columns, 3]; each class only where it is."""
+    """Paint the surfaces: float32 [rows, columns, 3]; each class only on its cells."""
     classes, distance, s, offset, curb = (a.reshape(-1) for a in ground)
     out = np.empty((classes.size, 3), np.float32)
     noise = _Noise(canvas.shape)
@@ -285,7 +283,7 @@ def _albedo(
 
 
 class _Noise:
-    """Broad, middle and fine noise over a raster, for flat cell indices."""
+    """Coarse, medium and fine noise over a raster, for flat cell indices."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self._rasters = [
@@ -327,7 +325,7 @@ def _dashes(start: float, stop: float, length: float, gap: float) -> Iterator[tu
 
 
 def _road_lines(road: Road) -> Iterator[tuple[np.ndarray, str]]:
-    """Yield the outlines of the painted lines along a road, with their colour."""
+    """Yield the outlines and colours of the painted lines along a road."""
     spec, line = road.spec, road.line
     half = spec.median / 2
 
@@ -357,7 +355,7 @@ def _road_lines(road: Road) -> Iterator[tuple[np.ndarray, str]]:
 
 
 def _crosswalks(layout: Layout, junction: Junction) -> Iterator[np.ndarray]:
-    """Yield the outlines of the bars of zebra crossings and of the stop lines at a junction."""
+    """Yield the outlines of zebra crossing bars and stop lines at a junction."""
     pairs = (
         (layout.main, junction.s_main, junction.road),
         (junction.road, junction.s_cross, layout.main),
@@ -400,7 +398,7 @@ def _paint_repairs(
     layout: Layout,
     rng: np.random.Generator,
 ) -> None:
-    """Darker patches of new asphalt, cracks and manhole covers."""
+    """Paint darker patches of new asphalt, cracks and manhole covers."""
     shade = np.ones(canvas.shape, np.float32)
     for road in layout.roads:
         for _ in range(int(road.line.length / 9)):

@@ -1,9 +1,9 @@
-"""Occupancy labels of a key frame, as Occ3D-nuScenes, OpenOccupancy and SurroundOcc have them.
+"""Occupancy labels of a key frame in the formats of Occ3D-nuScenes, OpenOccupancy and SurroundOcc.
 
-All come from the same two parts: columns of the static world below each label column, and the
-surface points of the actors at the key frame's time. As in labels made from LiDAR, only surfaces
-are occupied (voxels with a free neighbour), and static surfaces that no LiDAR position of the
-drive can see stay free. Things are where they are at the key frame's LiDAR time.
+All are computed from two parts: the columns of the static world below each label column, and the
+surface points of the actors at the key frame's LiDAR time. As in labels made from LiDAR, only
+surfaces are occupied (voxels with a free neighbour), and static surfaces stay free if no LiDAR
+position of the drive sees them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NEAR_GROUND_M = 14.0
 
 @dataclass
 class Observed:
-    """What the LiDAR can see of the static world during the drive.
+    """Part of the static world that the LiDAR can see during the drive.
 
     surfaces: bool [X / 2, Y / 2, Z / 2], 0.4 m cells of the static grid near a visible surface.
     ground: bool [X / 2, Y / 2], the same for the ground plane.
@@ -54,13 +54,14 @@ class Observed:
 
     @cached_property
     def fine(self) -> np.ndarray:
-        """`surfaces` with as many layers as the static grid: bool [X / 2, Y / 2, Z]."""
+        """Mask `surfaces` with as many layers as the static grid: bool [X / 2, Y / 2, Z]."""
         return np.repeat(self.surfaces, 2, axis=2)
 
     @cached_property
     def close(self) -> Observed:
-        """The same limited to the distance at which a 32-beam LiDAR samples surfaces densely at
-        0.2 m.
+        """Return the part within the distance of dense sampling.
+
+        Within it, a 32-beam LiDAR samples surfaces densely at 0.2 m.
         """
         return Observed(
             self.surfaces & self.near[..., None],
@@ -79,9 +80,7 @@ def _dense_directions() -> torch.Tensor:
 
 
 def observe(scene: Scene, duration_s: float) -> Observed:
-    """Cast rays from LiDAR positions along the drive to find the visible part of the static
-    world.
-    """
+    """Find the visible part of the static world: cast rays from LiDAR positions along the drive."""
     world = scene.world
     cells = tuple(-(-n // 2) for n in world.grid.shape)
     surfaces, ground = np.zeros(cells, np.uint8), np.zeros(cells[:2], np.uint8)
@@ -125,11 +124,10 @@ def _dilate(grid: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Lattice:
-    """Points 0.2 m apart around the vehicle, each with the rank of its class (index into
-    `LABEL_PRIORITY`).
+    """Points 0.2 m apart around the vehicle, with class ranks (index into `LABEL_PRIORITY`).
 
-    rank: uint8 [X, Y, Z]. seen: bool [X, Y, Z], whether it may be labelled: it belongs to an actor
-    or to an observed part of the static world (see `Observed`). near: bool [X, Y], as in
+    rank: uint8 [X, Y, Z]. seen: bool [X, Y, Z], whether the point may be labelled: it belongs to an
+    actor or to an observed part of the static world (see `Observed`). near: bool [X, Y], as in
     `Observed`.
     """
 
@@ -150,11 +148,11 @@ def _lattice(
 
     Args:
         scene: the world.
-        observed: what of it may be labelled.
-        time_s: moment of the actors and of the ego vehicle.
+        observed: the part that may be labelled.
+        time_s: time of the actors and of the ego vehicle.
         ego_from_frame: rotation [3, 3] about the vertical axis.
         offset: position [3] of the frame in the ego frame.
-        bounds: x, y, z minimum and maximum in that frame.
+        bounds: minimum and maximum of x, y, z in that frame.
     """
     ego = scene.ego(time_s)
     rotation = ego.rotation @ ego_from_frame
@@ -173,7 +171,7 @@ def _lattice(
     )
     level = np.floor((z + position[2]) / VOXEL_M + 1e-6).astype(int)
     first = int(np.searchsorted(level, 0))
-    top = slice(0, len(level) - first)  # label and world layers are equally high
+    top = slice(0, len(level) - first)  # label and world layers have the same height
     rank = np.zeros(shape, np.uint8)
     seen = np.zeros(shape, bool)
     rank_of_slot = _RANK[world.slots.occ]
@@ -192,8 +190,10 @@ def _lattice(
 
 
 def _columns(grid: np.ndarray, x: np.ndarray, y: np.ndarray, height: int) -> np.ndarray:
-    """Return the lowest `height` voxels of the columns at `x`, `y` [n, m] of a grid [X, Y, Z] of
-    single bytes: [n, m, height]. Whole columns are copied at once, much faster than voxel by voxel.
+    """Return the lowest `height` voxels of columns of a grid [X, Y, Z] of single bytes.
+
+    The columns are at `x`, `y` [n, m]; the result is [n, m, height]. Copying whole columns is much
+    faster than copying voxels.
     """
     part = np.ascontiguousarray(grid[:, :, :height])
     columns = part.view(f"V{part.shape[2]}").reshape(-1)
@@ -229,8 +229,9 @@ def _put_actors(
 
 
 def _surface(solid: np.ndarray) -> np.ndarray:
-    """Return the voxels of `solid` [X, Y, Z] with a free neighbour across a face; outside the grid
-    nothing is free.
+    """Return the voxels of `solid` [X, Y, Z] with a free neighbour across a face.
+
+    Voxels outside the grid do not count as free.
     """
     free = ~solid
     near = np.zeros_like(solid)
@@ -244,14 +245,14 @@ def _surface(solid: np.ndarray) -> np.ndarray:
 
 
 def _halve(values: np.ndarray) -> np.ndarray:
-    """Maximum over blocks of 2 x 2 x 2 of [X, Y, Z]."""
+    """Return the maximum over blocks of 2 x 2 x 2 of [X, Y, Z]."""
     values = np.maximum(values[::2], values[1::2])
     values = np.maximum(values[:, ::2], values[:, 1::2])
     return np.maximum(values[:, :, ::2], values[:, :, 1::2])
 
 
 def _pool(values: np.ndarray, voxel_m: float) -> np.ndarray:
-    """Maximum over the points of a lattice [X, Y, Z] that lie in each voxel of edge `voxel_m`."""
+    """Return the maximum over the lattice points [X, Y, Z] in each voxel of edge `voxel_m`."""
     for axis in range(3):
         voxel = np.floor((np.arange(values.shape[axis]) + 0.5) * FINE_M / voxel_m)
         first = np.flatnonzero(np.diff(voxel, prepend=-1))
@@ -261,8 +262,9 @@ def _pool(values: np.ndarray, voxel_m: float) -> np.ndarray:
 
 @dataclass
 class Occ3D:
-    """Occ3D labels of a key frame, all [200, 200, 16]: semantics uint8, mask_lidar and mask_camera
-    bool.
+    """Occ3D labels of a key frame, all [200, 200, 16].
+
+    semantics is uint8; mask_lidar and mask_camera are bool.
     """
 
     semantics: np.ndarray
@@ -271,8 +273,9 @@ class Occ3D:
 
 
 def openocc_rows(scene: Scene, observed: Observed, time_s: float) -> np.ndarray:
-    """OpenOccupancy labels int16 [n, 4], rows (z, y, x, label) in the LiDAR frame; label 0 is
-    noise ('others').
+    """Return OpenOccupancy labels int16 [n, 4]: rows (z, y, x, label) in the LiDAR frame.
+
+    Label 0 is noise ('others').
     """
     lattice = _lattice(
         scene,
@@ -290,8 +293,9 @@ def openocc_rows(scene: Scene, observed: Observed, time_s: float) -> np.ndarray:
 
 
 def surroundocc_rows(scene: Scene, observed: Observed, time_s: float) -> np.ndarray:
-    """SurroundOcc labels int64 [n, 4], rows (x, y, z, label) in the LiDAR frame; label 0 is noise
-    ('others').
+    """Return SurroundOcc labels int64 [n, 4]: rows (x, y, z, label) in the LiDAR frame.
+
+    Label 0 is noise ('others').
     """
     position = np.array(LIDAR_TRANSLATION)
     lattice = _lattice(scene, observed, time_s, lidar_rotation(), position, SURROUNDOCC_RANGE)
@@ -309,11 +313,11 @@ def occ3d(
     cameras: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
     image_size: tuple[int, int],
 ) -> Occ3D:
-    """Occ3D labels.
+    """Return the Occ3D labels of a key frame.
 
     Args:
         scene: the world.
-        observed: what of it may be labelled.
+        observed: the part that may be labelled.
         time_s: time of the key frame.
         cameras: per camera its position [3] and rotation [3, 3] (camera to the ego frame of the
             key frame) and its intrinsic matrix [3, 3].
@@ -338,8 +342,9 @@ def occ3d(
 def camera_in_key_ego(
     ego: EgoPose, key_ego: EgoPose, translation: np.ndarray, rotation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pose of a camera, mounted at `translation`, `rotation` on an ego at `ego`, in the
-    key frame's ego frame.
+    """Return the pose of a camera in the key frame's ego frame.
+
+    The camera is mounted at `translation`, `rotation` on the vehicle at pose `ego`.
     """
     turn = key_ego.rotation.T @ ego.rotation
     return turn @ translation + key_ego.rotation.T @ (

@@ -1,6 +1,4 @@
-"""The plan of a scene: roads, lanes, the ego path and the extent of the world, in scene metres (x,
-y).
-"""
+"""Plan of a scene: roads, lanes, ego path and extent of the world, in scene metres (x, y)."""
 
 from __future__ import annotations
 
@@ -19,17 +17,14 @@ from scripts.toy_nuscenes.recipes import (
 )
 
 MARGIN_M = 76.0
-"""How far the world reaches beyond the ego path; labels need 51.2 m times the square root of
-two."""
+"""Margin of the world around the ego path; labels need 51.2 m times the square root of two."""
 
 ARM_LENGTH_M = 130.0
 
 
 @dataclass(frozen=True)
 class Road:
-    """A road: its centre line and its cross section; `start_s` and `stop_s` bound the paved
-    part.
-    """
+    """Road: its centre line and cross section; `start_s` and `stop_s` bound the paved part."""
 
     line: Polyline
     spec: RoadSpec
@@ -41,9 +36,7 @@ class Road:
         return self.line.strip(self.spec.edge_right, self.spec.edge_left, self.start_s, self.stop_s)
 
     def lane(self, lane: int) -> Polyline:
-        """Return the centre line of a lane in its driving direction (see
-        `RoadSpec.lane_offset`).
-        """
+        """Return a lane's centre line in driving direction (see `RoadSpec.lane_offset`)."""
         centre = self.line.offset(self.spec.lane_offset(lane))
         return centre if lane >= 0 else Polyline(centre.points[::-1])
 
@@ -55,7 +48,7 @@ class Road:
 
 @dataclass(frozen=True)
 class Junction:
-    """A crossing: where it is on the main road, and the road that crosses."""
+    """Crossing: its position on the main road, and the crossing road."""
 
     spec: JunctionSpec
     road: Road
@@ -65,7 +58,7 @@ class Junction:
 
 @dataclass(frozen=True)
 class Layout:
-    """The plan of a scene. `lower` and `upper` [2] are the corners of the world in scene metres."""
+    """Plan of a scene. `lower` and `upper` [2] are the corners of the world in scene metres."""
 
     recipe: Recipe
     main: Road
@@ -96,15 +89,14 @@ def _cross_road(main: Polyline, spec: JunctionSpec) -> Junction:
 
 
 def _ego_path(main: Road, junctions: tuple[Junction, ...], ego: EgoSpec) -> tuple[Polyline, float]:
-    """Return the path of the ego vehicle and the arc length on it where it starts."""
+    """Return the path of the ego vehicle and the arc length of its start."""
     lane = main.lane(ego.lane)
     start = float(lane.nearest(main.line.at(EGO_START_S)[0][None])[0][0])
     if ego.turn == "none":
         return lane, start
     junction = junctions[0]
     cross = junction.road
-    # Turning left enters the cross road along its direction (it points left), turning right
-    # against it.
+    # A left turn enters the cross road along its direction (to the left), a right turn against it.
     exit_lane = cross.lane(0) if ego.turn == "left" else cross.lane(-1)
     corner = main.line.at(junction.s_main)[0][None]
     s_in = float(lane.nearest(corner)[0][0])

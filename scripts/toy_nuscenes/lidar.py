@@ -1,5 +1,6 @@
-"""Simulate the 32-beam LiDAR. The motion of the ego vehicle during a turn of the LiDAR is
-ignored: all points of a sweep are measured at its time stamp.
+"""Simulation of the 32-beam LiDAR.
+
+The ego motion during a LiDAR turn is ignored: all points of a sweep are measured at its time stamp.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def sweep(scene: Scene, time_s: float, num_azimuths: int, seed: tuple[int, ...])
         scene: the world.
         time_s: seconds after the first key frame.
         num_azimuths: firings per turn; each has 32 beams.
-        seed: of the range noise and drop-out.
+        seed: seed of the range noise and drop-out.
 
     Returns:
         float32 [n, 5]: x, y, z in the LiDAR frame (metres), intensity in [0, 255], ring index.

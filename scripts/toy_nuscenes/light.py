@@ -12,7 +12,7 @@ from scripts.toy_nuscenes.noise import noise_at, noise_tile
 
 @dataclass(frozen=True)
 class Light:
-    """The light of a scene; colours are RGB.
+    """Light of a scene; colours are RGB.
 
     to_sun: unit [3] towards the sun, scene frame. sun: colour of direct light. zenith, horizon:
     sky colours.
@@ -90,22 +90,21 @@ def make_light(name: str, seed: tuple[int, ...]) -> Light:
 
 
 def squared(values: np.ndarray, times: int) -> np.ndarray:
-    """`values` squared `times` times over, that is to the power of 2 ** times."""
+    """Return `values` squared `times` times, which is the power 2 ** times."""
     for _ in range(times):
         values = values * values
     return values
 
 
 def sky_light(light: Light) -> np.ndarray:
-    """Return the colour float32 [3] of the light that the whole sky sheds on a horizontal
-    surface.
-    """
+    """Return the colour float32 [3] of the light from the whole sky on a horizontal surface."""
     return (0.55 * light.zenith + 0.45 * light.horizon) * np.float32(light.ambient / 0.45)
 
 
 def sky_colour(light: Light, directions: np.ndarray) -> np.ndarray:
-    """Radiance float32 [n, 3] of the sky along unit directions float32 [n, 3], down to a skyline
-    of far hills.
+    """Return the radiance float32 [n, 3] of the sky along unit directions float32 [n, 3].
+
+    A skyline of far hills bounds it below.
     """
     up = np.maximum(directions[:, 2], np.float32(0))
     blend = np.minimum(np.sqrt(up) * np.float32(1.15), np.float32(1))
@@ -127,7 +126,7 @@ def sky_colour(light: Light, directions: np.ndarray) -> np.ndarray:
 
 
 def add_skyline(light: Light, directions: np.ndarray, colour: np.ndarray) -> None:
-    """Darken the lowest part of the sky where far hills and roofs stand before it."""
+    """Darken the lowest part of the sky where far hills and roofs cover it."""
     highest = 0.036 + 0.016 * float(noise_tile(light.seed % 83, 12.0).max())
     rows = np.flatnonzero(directions[:, 2] < max(0.061, highest))
     x, y, z = np.take(directions, rows, 0).T
@@ -145,11 +144,11 @@ def add_skyline(light: Light, directions: np.ndarray, colour: np.ndarray) -> Non
 
 
 def add_haze(light: Light, colour: np.ndarray, distance: np.ndarray) -> None:
-    """Mix surfaces [n, 3] at distances [n] with the light scattered on the way."""
+    """Mix surfaces [n, 3] at distances [n] with the light scattered in between."""
     _blend(colour, light.horizon, 1 - np.exp(-distance / np.float32(light.haze_m)))
 
 
 def _blend(colour: np.ndarray, other: np.ndarray, share: np.ndarray) -> None:
-    """Mix float32 [n, 3] colours in place with a share float32 [n] of another one [3]."""
+    """Mix float32 [n, 3] colours in place with a share float32 [n] of another colour [3]."""
     colour *= as_columns(1 - share)
     colour += times(share, other)

@@ -1,4 +1,4 @@
-"""Tileable noise and image sampling: the raw material of all textures."""
+"""Tileable noise and image sampling, the basis of all textures."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ TILE = 512
 
 @lru_cache(maxsize=64)
 def noise_tile(seed: int, sigma: float) -> np.ndarray:
-    """Tileable smooth noise float32 [512, 512] with mean 0 and standard deviation 1.
+    """Return tileable smooth noise float32 [512, 512] with mean 0 and standard deviation 1.
 
     Args:
-        seed: of the random numbers.
+        seed: seed of the random numbers.
         sigma: size of the blobs in texels (0: white noise).
     """
     values = np.random.default_rng([seed, 77]).standard_normal((TILE, TILE)).astype(np.float32)
@@ -28,15 +28,15 @@ def noise_tile(seed: int, sigma: float) -> np.ndarray:
 
 
 def sample(image: np.ndarray, u: np.ndarray, v: np.ndarray, *, wrap: bool = False) -> np.ndarray:
-    """Bilinear samples [n] or [n, C] of an image [H, W] or [H, W, C] at columns `u` [n] and rows
-    `v` [n].
+    """Return bilinear samples [n] or [n, C] of an image [H, W] or [H, W, C].
 
-    Beyond its border the image repeats if `wrap`, else its edge continues.
+    Samples are at columns `u` [n] and rows `v` [n]. Beyond its border the image repeats if `wrap`;
+    otherwise its edge continues.
     """
     count = len(u)
     if count == 0:
         return np.zeros((0, *image.shape[2:]), image.dtype)
-    width = 256  # OpenCV wants maps of less than 32768 rows and columns
+    width = 256  # OpenCV requires maps with fewer than 32768 rows and columns
     rows = -(-count // width)
     maps = np.zeros((2, rows * width), np.float32)
     maps[0, :count] = u
@@ -60,14 +60,12 @@ def sample(image: np.ndarray, u: np.ndarray, v: np.ndarray, *, wrap: bool = Fals
 
 
 def noise_at(seed: int, sigma: float, x: np.ndarray, y: np.ndarray, texel_m: float) -> np.ndarray:
-    """Noise float32 [n] at positions `x`, `y` in metres; the pattern repeats after 512 texels."""
+    """Return noise float32 [n] at positions in metres; the pattern repeats after 512 texels."""
     return sample(noise_tile(seed, sigma), x / texel_m, y / texel_m, wrap=True)
 
 
 def hash01(*keys: np.ndarray) -> np.ndarray:
-    """Return the numbers float32 [n] in [0, 1) that look random but depend on the integer keys [n]
-    (32 bit) alone.
-    """
+    """Return pseudo-random numbers float32 [n] in [0, 1), hashed from integer keys [n] (32 bit)."""
     state = np.full(np.broadcast(*keys).shape, 0x9E3779B9, np.uint32)
     shifted = np.empty_like(state)
     with np.errstate(over="ignore"):

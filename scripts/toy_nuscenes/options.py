@@ -1,4 +1,4 @@
-"""What can be asked of the generator, and the time table that follows from it."""
+"""Parameters of the generator, and the resulting time table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scripts.runtime.errors import ConfigError
 from scripts.toy_nuscenes.rig import CAMERAS, LIDAR_NAME
 
 GENERATOR_VERSION = 2
-"""Raise this whenever the same options give other files, so that old data sets are recognised."""
+"""Increase this if the same options result in other files; old data sets are then recognised."""
 
 KEY_PERIOD_US = 500_000
 CAMERA_SHOTS_PER_KEY = 6
@@ -32,8 +32,8 @@ class Options:
     """Parameters that determine the data set completely.
 
     scenes: number of scenes; up to 10 have the names of the nuScenes mini split (8 train, 2 val),
-    more of them those of trainval. samples: key frames per scene. width, height: image size in
-    pixels. seed: of everything random.
+    more have names of trainval. samples: key frames per scene. width, height: image size in
+    pixels. seed: seed of all randomness.
     lidar_hz: LiDAR sweeps per second (nuScenes: 20). lidar_azimuths: firings per turn (nuScenes:
     about 1080).
     jpeg_quality: 1 to 100.
@@ -99,16 +99,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Shot:
-    """One measurement of one sensor. `time_us` counts from the first key frame of the scene."""
+    """Measurement of a sensor. `time_us` counts from the first key frame of the scene."""
 
     sensor: str
     time_us: int
     is_key: bool
-    sample: int  # index of the key frame that it belongs to
+    sample: int  # index of its key frame
 
 
 def _sample_of(time_us: int, samples: int) -> int:
-    """Return the key frame that a measurement belongs to: the next one, as nuScenes files them."""
+    """Return the key frame of a measurement: the next one, as in nuScenes."""
     return min(max(-(-time_us // KEY_PERIOD_US), 0), samples - 1)
 
 
@@ -125,7 +125,7 @@ def camera_shots(options: Options, sensor: str, trigger_offset_us: int) -> list[
 
 
 def lidar_shots(options: Options) -> list[Shot]:
-    """Return the LiDAR sweeps; those at the key frames' times are key frames."""
+    """Return the LiDAR sweeps; sweeps at the times of key frames are key frames."""
     per_key = options.lidar_hz // 2
     out = []
     for k in range((options.samples - 1) * per_key + 1):
@@ -137,7 +137,7 @@ def lidar_shots(options: Options) -> list[Shot]:
 
 
 def all_shots(options: Options) -> list[Shot]:
-    """Return all measurements of a scene, sensor by sensor in time order."""
+    """Return all measurements of a scene, ordered by sensor, then by time."""
     cameras = [
         shot
         for camera in CAMERAS

@@ -1,6 +1,4 @@
-"""Plane curves: centre lines, lanes and the paths that things move along. Units are metres and
-radians.
-"""
+"""Plane curves: centre lines, lanes and paths of actors. Units are metres and radians."""
 
 from __future__ import annotations
 
@@ -14,14 +12,13 @@ STEP_M = 0.5
 
 
 class Polyline:
-    """A curve through points, addressed by arc length `s` and signed lateral offset `d` (positive
-    to the left).
+    """Curve through points, with arc length `s` and signed lateral offset `d` (positive left).
 
-    Beyond its ends the curve goes on straight.
+    Beyond its ends the curve continues straight.
     """
 
     def __init__(self, points: np.ndarray) -> None:
-        """Args: points: [n, 2] with n >= 2, consecutive points distinct."""
+        """Create a curve through points [n, 2], n >= 2, consecutive points distinct."""
         deltas = np.diff(points, axis=0)
         lengths = np.hypot(deltas[:, 0], deltas[:, 1])
         self.points = points
@@ -41,9 +38,7 @@ class Polyline:
     def at(
         self, s: np.ndarray | float, d: np.ndarray | float = 0.0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions [..., 2] and headings [...] at arc lengths `s`, moved sideways by
-        `d`.
-        """
+        """Return positions [..., 2] and headings [...] at arc lengths `s` and offsets `d`."""
         s = np.asarray(s, dtype=np.float64)
         inside = np.clip(s, 0.0, self.length)
         k = np.minimum(np.searchsorted(self.s, inside, "right") - 1, len(self.s) - 2)
@@ -54,7 +49,7 @@ class Polyline:
         return np.stack([x + beyond * cos - d * sin, y + beyond * sin + d * cos], -1), heading
 
     def pose(self, s: float, d: float = 0.0) -> tuple[float, float, float]:
-        """As `at` for one point, much faster: x, y and heading."""
+        """Return x, y and heading of one point; faster than `at`."""
         inside = min(max(s, 0.0), self._arc[-1])
         k = min(bisect.bisect_right(self._arc, inside) - 1, len(self._arc) - 2)
         share = (inside - self._arc[k]) / (self._arc[k + 1] - self._arc[k])
@@ -66,26 +61,20 @@ class Polyline:
         return x + beyond * cos - d * sin, y + beyond * sin + d * cos, heading
 
     def offset(self, d: float, start: float | None = None, stop: float | None = None) -> Polyline:
-        """Return the parallel curve at lateral offset `d` from arc length `start` to `stop` (of
-        this curve).
-        """
+        """Return the parallel curve at lateral offset `d` between two arc lengths of this curve."""
         start = 0.0 if start is None else start
         stop = self.length if stop is None else stop
         count = max(2, int(np.ceil(abs(stop - start) / STEP_M)) + 1)
         return Polyline(self.at(np.linspace(start, stop, count), d)[0])
 
     def strip(self, d0: float, d1: float, start: float, stop: float) -> np.ndarray:
-        """Return the outline [n, 2] of the band between offsets `d0` and `d1` from arc length
-        `start` to `stop`.
-        """
+        """Return the outline [n, 2] of the band between two offsets and two arc lengths."""
         count = max(2, int(np.ceil(abs(stop - start) / STEP_M)) + 1)
         s = np.linspace(start, stop, count)
         return np.concatenate([self.at(s, d0)[0], self.at(s, d1)[0][::-1]])
 
     def nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Arc length [n] and signed offset [n] of the vertex of the curve next to each of `points`
-        [n, 2].
-        """
+        """Return arc length [n] and offset [n] of the vertex nearest to each of `points` [n, 2]."""
         from scipy.spatial import cKDTree
 
         _, index = cKDTree(self.points).query(points)
@@ -99,9 +88,7 @@ class Polyline:
 def curve(
     start: Sequence[float], heading: float, pieces: Sequence[tuple[float, float]]
 ) -> Polyline:
-    """Return a curve of pieces `(length m, curvature 1/m)`, whose curvature changes smoothly
-    between pieces.
-    """
+    """Return a curve of pieces `(length m, curvature 1/m)` with smooth transitions of curvature."""
     curvature = np.concatenate(
         [np.full(max(1, round(length / STEP_M)), kappa) for length, kappa in pieces]
     )
@@ -114,9 +101,7 @@ def curve(
 
 
 def join(first: np.ndarray, second: np.ndarray) -> Polyline:
-    """Return two pieces of a path [n, 2], [m, 2] joined by a cubic Bezier curve that keeps both
-    directions.
-    """
+    """Join two path pieces [n, 2], [m, 2] by a cubic Bezier curve that keeps both directions."""
     a, b = first[-1], second[0]
     reach = 0.5 * float(np.hypot(*(b - a)))
     out = first[-1] - first[-2]
@@ -131,9 +116,7 @@ def join(first: np.ndarray, second: np.ndarray) -> Polyline:
 
 
 class Motion:
-    """A pose as a function of time: a path, the arc length travelled on it, and a lateral
-    offset.
-    """
+    """Pose as a function of time: a path, the travelled arc length, and a lateral offset."""
 
     def __init__(
         self,
@@ -142,11 +125,13 @@ class Motion:
         lateral: Callable[[float], float] | None = None,
         yaw_offset: float = 0.0,
     ) -> None:
-        """Args:
-        path: the curve to follow.
-        travelled: time in seconds -> arc length in metres.
-        lateral: time in seconds -> offset to the left in metres (none: 0).
-        yaw_offset: constant angle between the path's direction and the heading.
+        """Create a motion.
+
+        Args:
+            path: the curve to follow.
+            travelled: time in seconds -> arc length in metres.
+            lateral: time in seconds -> offset to the left in metres (None: 0).
+            yaw_offset: constant angle between the path's direction and the heading.
         """
         self.path, self.travelled, self.lateral, self.yaw_offset = (
             path,
@@ -158,7 +143,7 @@ class Motion:
         self._pose = None if self.moves else self._pose_at(0.0)
 
     def pose(self, time_s: float) -> tuple[float, float, float]:
-        """Position x, y (metres) and yaw (radians) at a time in seconds."""
+        """Return position x, y (metres) and yaw (radians) at a time in seconds."""
         return self._pose or self._pose_at(time_s)
 
     def _pose_at(self, time_s: float) -> tuple[float, float, float]:
@@ -173,19 +158,17 @@ class Motion:
         return x, y, yaw
 
     def speed(self, time_s: float) -> float:
-        """Speed along the path in m/s at a time in seconds."""
+        """Return the speed along the path in m/s at a time in seconds."""
         return abs(self.travelled(time_s + 0.05) - self.travelled(time_s - 0.05)) / 0.1
 
 
 def standing(x: float, y: float, yaw: float) -> Motion:
-    """Return the motion of something that stays at a pose."""
+    """Return the motion of an actor that stays at a pose."""
     direction = np.array([np.cos(yaw), np.sin(yaw)])
     centre = np.array([x, y])
     return Motion(Polyline(np.stack([centre, centre + direction])), lambda _: 0.0)
 
 
 def cruising(path: Polyline, start: float, speed: float) -> Motion:
-    """Return the motion at constant speed in m/s along a path, from arc length `start` at time
-    0.
-    """
+    """Return the motion along a path at constant speed in m/s, from arc length `start`."""
     return Motion(path, lambda time_s: start + speed * time_s)

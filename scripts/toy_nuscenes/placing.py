@@ -1,4 +1,4 @@
-"""Decide where the things of a scene are and how they move, without collisions."""
+"""Placement and motion of the actors of a scene, without collisions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from scripts.toy_nuscenes.recipes import EGO_START_S
 from scripts.toy_nuscenes.statics import VOXEL_M, StaticWorld
 
 EGO_SIZE = (4.6, 1.9)
-EGO_CENTRE_AHEAD_M = 1.3  # the ego frame sits on the rear axle
+EGO_CENTRE_AHEAD_M = 1.3  # the ego frame is at the rear axle
 CLEARANCE_M = 0.35
 
 
 def _discs(size: tuple[float, float]) -> tuple[np.ndarray, float]:
-    """Return the discs that cover a length x width footprint: their places [k] along x and their
-    radius.
-    """
+    """Return the discs that cover a length x width footprint: positions [k] along x, and radius."""
     length, width = size
     small, large = min(length, width), max(length, width)
     count = max(1, int(np.ceil(large / small)))
@@ -31,7 +29,7 @@ def _discs(size: tuple[float, float]) -> tuple[np.ndarray, float]:
 
 
 class _Tracks:
-    """All accepted footprints over time, for collision checks."""
+    """Accepted footprints over time, for collision checks."""
 
     def __init__(self, times: np.ndarray, world: StaticWorld) -> None:
         self.times, self.world = times, world
@@ -42,7 +40,7 @@ class _Tracks:
     def discs(
         self, motion: Motion, size: tuple[float, float], ahead: float = 0.0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Disc centres [T, k, 2] and radii [k] of something over time."""
+        """Return disc centres [T, k, 2] and radii [k] of an actor over time."""
         offsets, radius = _discs(size)
         offsets = offsets + np.array([ahead, 0.0])
         poses = np.array([motion.pose(float(t)) for t in self.times])
@@ -52,9 +50,7 @@ class _Tracks:
         return np.stack([x, y], -1), np.full(len(offsets), radius)
 
     def fits(self, centres: np.ndarray, radii: np.ndarray) -> bool:
-        """Return whether something stays clear of everything accepted, of the static world and of
-        the world's end.
-        """
+        """Return whether an actor avoids all accepted ones, the static world and the border."""
         if len(self.radii):
             gap = np.linalg.norm(centres[:, :, None] - self.centres[:, None], axis=-1)
             if (gap < radii[:, None] + self.radii + CLEARANCE_M).any():
@@ -82,7 +78,7 @@ class _Placer:
         self.actors: list[Actor] = []
 
     def put(self, kind: str, motion: Motion, *, parked: bool = False) -> bool:
-        """Add a thing if it collides with nothing."""
+        """Add an actor if it collides with nothing."""
         look = make_look(kind, self.rng)
         centres, radii = self.tracks.discs(motion, look.model.size[:2])
         if not self.tracks.fits(centres, radii):
@@ -104,7 +100,7 @@ class _Placer:
         return True
 
     def stand(self, kind: str, road: Road, s: float, d: float, turn: float = 0.0) -> bool:
-        """Add a thing that stands at road coordinates."""
+        """Add a standing actor at road coordinates."""
         position, heading = road.line.at(s, d)
         return self.put(
             kind,
@@ -146,7 +142,7 @@ class _Placer:
         return False
 
     def traffic(self) -> None:
-        """Place moving vehicles on all lanes, and queues before junctions on the crossing roads."""
+        """Place moving vehicles on all lanes, and queues at junctions on the crossing roads."""
         kinds, weights = (
             ["car", "truck", "bus", "motorcycle", "bicycle"],
             [0.62, 0.14, 0.08, 0.09, 0.07],
@@ -176,7 +172,7 @@ class _Placer:
         return cruising(path, s, 0.0)
 
     def _with_ego(self, lane: Polyline, s: float) -> Motion:
-        """Drive as the ego vehicle does, at a distance."""
+        """Drive like the ego vehicle, at a distance."""
         start = float(self.layout.ego.travelled(0.0))
         return Motion(lane, lambda t: s + float(self.layout.ego.travelled(t)) - start)
 
@@ -197,8 +193,9 @@ class _Placer:
 
     # ------------------------------------------------------------------ people and street life
     def _band(self, sign: int) -> tuple[float, float]:
-        """Return the offsets of the inner and outer edge of the main road's sidewalk on a side, and
-        of what replaces one.
+        """Return the offsets of the inner and outer edge of the main road's sidewalk on a side.
+
+        The sidewalk counts as at least 1.2 m wide.
         """
         spec = self.layout.side(sign)
         edge = self.layout.main.spec.edge_left if sign > 0 else -self.layout.main.spec.edge_right
@@ -236,7 +233,7 @@ class _Placer:
             )
 
     def _at_corner(self, s: float, cross: Road) -> None:
-        """Place a pedestrian who waits at or walks over the crossing of the main road."""
+        """Place a pedestrian waiting at or walking over the crossing of the main road."""
         main, rng = self.layout.main, self.rng
         side = int(rng.choice([-1, 1]))
         along = s + side * (cross.spec.edge_left + 5.0 + rng.uniform(-1, 1))
@@ -297,9 +294,7 @@ class _Placer:
             edge = main.spec.edge_left if sign > 0 else main.spec.edge_right
 
     def clutter(self) -> None:
-        """Place bins, trolleys and pallets by the houses, and rows of barriers and cones
-        elsewhere.
-        """
+        """Place bins, trolleys and pallets near houses, barriers and cones in rows elsewhere."""
         main, rng = self.layout.main, self.rng
         for _ in range(26):
             sign = int(rng.choice([-1, 1]))
@@ -324,9 +319,7 @@ class _Placer:
                 self.stand(kind, main, s + k * step, d, np.pi / 2 if kind == "barrier" else 0.0)
 
     def large_vehicles(self) -> None:
-        """Make sure that every kind of large vehicle stands near the ego path, beside the road if
-        need be.
-        """
+        """Ensure that every kind of large vehicle is near the ego path, off the road if needed."""
         main, rng = self.layout.main, self.rng
         wanted = [
             "trailer",
@@ -361,8 +354,9 @@ class _Placer:
 def place_actors(
     layout: Layout, ground: Ground, world: StaticWorld, duration_s: float
 ) -> list[Actor]:
-    """Return all things of a scene, in a fixed order; none touches another, the ego vehicle or the
-    static world.
+    """Return all actors of a scene in a fixed order.
+
+    None touches another, the ego vehicle or the static world.
     """
     placer = _Placer(layout, ground, world, duration_s)
     placer.roadworks()

@@ -1,4 +1,4 @@
-"""Voxel models of small things: cycles, people, cones, barriers and clutter."""
+"""Voxel models of small objects: cycles, people, cones, barriers and clutter."""
 
 from __future__ import annotations
 

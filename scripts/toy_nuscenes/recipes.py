@@ -1,8 +1,8 @@
-"""What each scene looks like: ten hand-made characters whose details are drawn at random.
+"""Recipes of scenes: ten manually designed characters with randomly drawn details.
 
-The characters differ in the things that a model has to read off the images (road width and
-curvature, junction arms, distance and height of what stands beside the road, parked rows, the ego
-lane), so that knowing the average scene helps little.
+The characters differ in the properties that a model must infer from the images: road width and
+curvature, junction arms, distance and height of roadside objects, parked rows, the ego lane. An
+average scene is therefore a weak prediction.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 EGO_START_S = 80.0
-"""Arc length on the main road where the ego vehicle starts, so that there is road behind it."""
+"""Arc length on the main road where the ego vehicle starts; there is road behind it."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class RoadSpec:
         return -(self.median / 2 + self.lanes_right * self.lane_width + self.parking_right + 0.3)
 
     def lane_offset(self, lane: int) -> float:
-        """Lateral offset of a lane's centre: lanes 0, 1, ... to the right of the middle, -1, -2,
-        ... to its left.
+        """Return the lateral offset of a lane's centre.
+
+        Lanes 0, 1, ... are to the right of the middle; -1, -2, ... are to its left.
         """
         if lane >= 0:
             return -(self.median / 2 + (lane + 0.5) * self.lane_width)
@@ -47,13 +48,13 @@ class RoadSpec:
 
 @dataclass(frozen=True)
 class SideSpec:
-    """What lies beside the road on one side, from the curb outwards."""
+    """Area next to the road on one side, from the curb outwards."""
 
     verge: float
     sidewalk: float
     setback: float
     style: str  # house, apartment, office, shop, warehouse or none
-    front: str  # what covers the ground before the buildings: lawn, paved or yard
+    front: str  # ground in front of the buildings: lawn, paved or yard
     height: tuple[float, float] = (6.0, 12.0)
     gap: tuple[float, float] = (1.0, 6.0)
     verge_tree_spacing: float = 0.0
@@ -65,7 +66,7 @@ class SideSpec:
 class JunctionSpec:
     """A crossing road."""
 
-    s: float  # where on the main road
+    s: float  # position on the main road
     arms: str  # left, right or both
     angle: float  # radians between the main road's direction and the left arm
     road: RoadSpec
@@ -73,7 +74,7 @@ class JunctionSpec:
 
 @dataclass(frozen=True)
 class EgoSpec:
-    """How the ego vehicle drives."""
+    """Motion of the ego vehicle."""
 
     lane: int
     speed: float
@@ -85,7 +86,7 @@ class EgoSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that distinguishes one scene from the others."""
+    """Properties that distinguish a scene from the others."""
 
     kind: str
     pieces: tuple[tuple[float, float], ...]
@@ -104,7 +105,7 @@ class Recipe:
 
 
 def _side(rng: np.random.Generator, style: str, **changes: object) -> SideSpec:
-    """Return a side with the habits of a building style, some of them overruled."""
+    """Return a side with the properties of a building style, some of them replaced."""
     base = {
         "house": dict(
             verge=rng.uniform(0, 2.5),
@@ -337,8 +338,9 @@ _LIGHTS = ("clear", "afternoon", "overcast", "morning", "haze")
 
 
 def make_recipe(seed: int, index: int) -> Recipe:
-    """Return the recipe of scene number `index`; the ten characters come round again with other
-    details and light.
+    """Return the recipe of scene number `index`.
+
+    The ten characters repeat with other details and light.
     """
     rng = np.random.default_rng([seed, index, 1])
     character = _CHARACTERS[index % len(_CHARACTERS)]

@@ -1,4 +1,4 @@
-"""Keep track of the ground that is taken while a world is being filled."""
+"""Occupied ground while a world is being filled."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from scripts.toy_nuscenes.layout import Layout
 
 
 class Reserve:
-    """Remember at 0.4 m which ground is taken, so that things do not stand in each other."""
+    """Raster of occupied ground at 0.4 m, so that objects do not overlap."""
 
     def __init__(self, ground: Ground, layout: Layout) -> None:
-        """Args: ground: its roads are taken from the start."""
+        """Start with the roads of `ground` occupied."""
         self.canvas = Canvas(layout.lower, layout.upper, 0.4)
         rows, columns = self.canvas.shape
         small = cv2.resize(ground.road_distance, (columns, rows), interpolation=cv2.INTER_NEAREST)
         self.taken = (small < 0.3).astype(np.uint8)
 
     def claim(self, outline: np.ndarray, *, keep: bool = True) -> bool:
-        """Take the ground inside an outline [n, 2] if it is free and inside the world; return
-        whether it was.
+        """Claim the ground inside an outline [n, 2] if it is free and inside the world.
+
+        Return whether it was.
         """
         pixels = self.canvas.pixels(outline)
         low, high = np.floor(pixels.min(0)).astype(int), np.ceil(pixels.max(0)).astype(int) + 1

@@ -1,8 +1,7 @@
-"""The sensor rig: mounting, intrinsics and the LiDAR beam pattern, in the proportions of the
-nuScenes car.
+"""Sensor rig: mounting, intrinsics and LiDAR beam pattern, in the proportions of nuScenes' car.
 
 Frames: ego x forward, y left, z up, origin on the ground; camera x right, y down, z along the
-optical axis; LiDAR x right, y forward, z up. A rotation matrix `A_from_B` turns column vectors of
+optical axis; LiDAR x right, y forward, z up. A rotation matrix `A_from_B` rotates column vectors of
 frame B into frame A.
 """
 
@@ -23,9 +22,7 @@ LIDAR_TRANSLATION = (0.94, 0.0, 1.84)
 
 @dataclass(frozen=True)
 class Camera:
-    """One camera of the rig; focal length and principal point are those of the 1600x900 reference
-    image.
-    """
+    """Camera of the rig; focal length and principal point refer to a 1600x900 image."""
 
     name: str
     translation: tuple[float, float, float]
@@ -33,19 +30,20 @@ class Camera:
     focal_px: float
     principal_px: tuple[float, float]
     trigger_offset_us: (
-        int  # nuScenes fires a camera when the turning LiDAR passes its view, before the sweep ends
+        int  # nuScenes triggers a camera when the rotating LiDAR passes its view, before sweep end
     )
 
     def rotation(self) -> np.ndarray:
-        """Return the rotation [3, 3] that turns camera vectors into ego vectors."""
+        """Return the rotation [3, 3] from the camera to the ego frame."""
         yaw = np.deg2rad(self.yaw_deg)
         cos, sin = np.cos(yaw), np.sin(yaw)
         right, down, forward = (sin, -cos, 0.0), (0.0, 0.0, -1.0), (cos, sin, 0.0)
         return np.array([right, down, forward]).T
 
     def intrinsic(self, width: int, height: int) -> np.ndarray:
-        """Pinhole matrix [3, 3] in pixels for an image of that size (focal scaled with the
-        width).
+        """Return the pinhole matrix [3, 3] in pixels for an image size.
+
+        The focal length is scaled with the width.
         """
         scale = width / REFERENCE_WIDTH
         focal = self.focal_px * scale
@@ -55,11 +53,10 @@ class Camera:
 
     @lru_cache(maxsize=32)  # noqa: B019 - cameras are constants
     def ray_directions(self, width: int, height: int) -> np.ndarray:
-        """Return unit directions through the pixels, row by row: float64 [height * width, 3],
-        read-only.
+        """Return unit directions through the pixels: float64 [height * width, 3], read-only.
 
-        Pixel (u, v) is centred on the image point (u, v), as the nuScenes devkit draws projected
-        points. The directions are in the camera frame.
+        Pixels are in row order. Pixel (u, v) is centred on the image point (u, v), as in the
+        nuScenes devkit. The directions are in the camera frame.
         """
         matrix = self.intrinsic(width, height)
         u, v = np.meshgrid(np.arange(width), np.arange(height))
@@ -81,9 +78,7 @@ CAMERAS: tuple[Camera, ...] = (
 
 
 def lidar_rotation() -> np.ndarray:
-    """Return the rotation [3, 3] that turns LiDAR vectors into ego vectors (the LiDAR's x points
-    right, its y forward).
-    """
+    """Return the rotation [3, 3] from the LiDAR to the ego frame (LiDAR x right, y forward)."""
     return np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 
 
@@ -95,7 +90,7 @@ def lidar_directions(num_azimuths: int) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         Unit directions [num_azimuths * 32, 3] in the LiDAR frame and their ring indices uint8
-        [num_azimuths * 32] (0 looks furthest down).
+        [num_azimuths * 32] (0 is the lowest beam).
     """
     elevation = np.deg2rad(np.linspace(*LIDAR_ELEVATION_DEG, LIDAR_BEAMS))
     azimuth = np.arange(num_azimuths) * (2 * np.pi / num_azimuths)

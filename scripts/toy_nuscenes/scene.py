@@ -1,4 +1,4 @@
-"""A whole scene: its plan, ground, static world, actors, light and shadows."""
+"""Complete scene: plan, ground, static world, actors, light and shadows."""
 
 from __future__ import annotations
 
@@ -22,16 +22,14 @@ from scripts.toy_nuscenes.shadows import Shadows
 from scripts.toy_nuscenes.statics import StaticWorld
 
 SIGHT_M = 85.0
-"""Actors further away than this from the ego vehicle are neither drawn nor labelled."""
+"""Actors further away from the ego vehicle than this are neither drawn nor labelled."""
 
 SHADOW_SIGHT_M = 32.0
 
 
 @dataclass(frozen=True)
 class EgoPose:
-    """Pose of the ego vehicle in the scene: column vectors transform as `rotation @ p +
-    translation`.
-    """
+    """Pose of the ego vehicle: column vectors transform as `rotation @ p + translation`."""
 
     translation: np.ndarray
     rotation: np.ndarray
@@ -40,7 +38,7 @@ class EgoPose:
 
 @dataclass(frozen=True)
 class Scene:
-    """One generated world."""
+    """Generated world."""
 
     index: int
     duration_s: float
@@ -54,7 +52,7 @@ class Scene:
 
     @cached_property
     def moving(self) -> list[int]:
-        """Indices of the actors that move and are near the ego vehicle at some time."""
+        """Indices of the actors that move and come near the ego vehicle."""
         times = np.arange(-0.1, self.duration_s + 0.4, 0.4)
         ego = np.array([self.layout.ego.pose(float(t))[:2] for t in times])
         out = []
@@ -93,13 +91,12 @@ class Scene:
         return sorted(near, key=lambda p: p.index)
 
     def shadows_at(self, time_s: float, posed: list[PosedActor], frame: ImageFrame) -> Shadows:
-        """Return the shadows, with those of the moving actors that are near and may be seen in an
-        image.
+        """Return the shadows, including those of near moving actors that an image may show.
 
         Args:
-            time_s: the moment.
+            time_s: time in seconds.
             posed: the actors at that time.
-            frame: of the image.
+            frame: frame of the image.
         """
         here, forward = self.ego(time_s).translation, frame.rotation[:2, 2]
         moving = [
@@ -120,14 +117,12 @@ class Scene:
         image: ImageFrame | None = None,
         count_free: bool = False,
     ) -> Hits:
-        """Cast rays from `origin` [3] along unit `directions` float32 [n, 3] in the scene frame,
-        see `casting.cast`.
-        """
+        """Cast rays from `origin` [3] along unit `directions` [n, 3]; see `casting.cast`."""
         return cast(self.world, posed, len(self.actors), origin, directions, image, count_free)
 
 
 def make_scene(seed: int, index: int, duration_s: float) -> Scene:
-    """Generate scene number `index`; the same arguments give the same scene."""
+    """Generate scene number `index`; the same arguments result in the same scene."""
     recipe = make_recipe(seed, index)
     layout = make_layout(recipe, duration_s)
     ground = paint_ground(layout)

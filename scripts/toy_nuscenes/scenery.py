@@ -1,4 +1,4 @@
-"""Fill the static world of a scene: buildings, trees, hedges, walls, lamps, signs and shelters."""
+"""Static world of a scene: buildings, trees, hedges, walls, lamps, signs and shelters."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ MAX_TREES = 120
 
 
 class _Builder:
-    """Put things into the static world of one scene."""
+    """Builder of the static world of one scene."""
 
     def __init__(self, layout: Layout, ground: Ground, seed_tail: int) -> None:
         self.layout, self.ground = layout, ground
@@ -82,7 +82,7 @@ class _Builder:
 
     # ---------------------------------------------------------------- buildings
     def street(self, road: Road, sign: int, spec: SideSpec, rows: int) -> None:
-        """Line one side of a road with `rows` rows of buildings."""
+        """Place `rows` rows of buildings along one side of a road."""
         if spec.style == "none":
             spec_style = "house"
             first = 34.0
@@ -160,7 +160,7 @@ class _Builder:
         self.world.put_box(slot, middle, yaw, half, 0.0, height, rise)
 
     def _facade(self, style: str) -> np.ndarray:
-        """Return the style row of a slot, in the order that `facades.Building.of_slot` reads."""
+        """Return the style row of a slot, in the order of `facades.Building.of_slot`."""
         rng = self.rng
         pitch, width, tall = {
             "house": (rng.uniform(2.4, 3.4), 0.42, 0.5),
@@ -182,9 +182,7 @@ class _Builder:
 
     # ---------------------------------------------------------------- vegetation
     def tree(self, point: np.ndarray, *, street: bool = False) -> None:
-        """Place a tree if there is room; one at a street has a clear trunk and a smaller
-        crown.
-        """
+        """Place a tree if there is space; a street tree has a bare trunk and a smaller crown."""
         if self.trees >= MAX_TREES or self.world.slots.room < 6:
             return
         if not self.reserve.claim(rectangle(point, 0.0, 0.7, 0.7)):
@@ -379,7 +377,7 @@ class _Builder:
 
 
 def build_statics(layout: Layout, ground: Ground) -> tuple[StaticWorld, Reserve]:
-    """Fill the static world of a scene; also return which ground is taken."""
+    """Fill the static world of a scene; also return the occupied ground."""
     builder = _Builder(layout, ground, 3)
     for sign in (-1, 1):
         builder.street(layout.main, sign, layout.side(sign), rows=1)

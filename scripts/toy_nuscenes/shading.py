@@ -1,4 +1,4 @@
-"""Turn ray hits into colours: surfaces, sunlight and sky light, haze."""
+"""Colours of ray hits: surfaces, sunlight and sky light, haze."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from scripts.toy_nuscenes.surfaces import (
     shade_plain,
 )
 
-_BOUNCE = f32([0.16, 0.15, 0.13])  # light that the ground throws back up
+_BOUNCE = f32([0.16, 0.15, 0.13])  # light reflected by the ground
 
 
 def light_surface(surface: Surface, light: Light, shadows: Shadows) -> np.ndarray:
-    """Radiance [n, 3] of a surface under sun, sky and ground."""
+    """Return the radiance [n, 3] of a surface under sun, sky and ground."""
     normals = surface.normals
     direct = np.maximum(normals @ light.to_sun.astype(np.float32), 0)
     rows = np.flatnonzero(direct > 0.01)
@@ -47,10 +47,10 @@ def light_surface(surface: Surface, light: Light, shadows: Shadows) -> np.ndarra
 
 @dataclass
 class View:
-    """What is looked at: rays from one point at one moment.
+    """Rays from one point at one moment, with their hits.
 
-    hits: where they end. origin: [3] in scene metres. directions: unit float32 [n, 3].
-    points: float32 [n, 3], the ends of the rays. pixel: angle that a pixel spans, radians.
+    hits: hits of the rays. origin: [3] in scene metres. directions: unit float32 [n, 3].
+    points: float32 [n, 3], end points of the rays. pixel: angle of a pixel, radians.
     """
 
     hits: Hits
@@ -61,7 +61,7 @@ class View:
 
     @classmethod
     def of(cls, hits: Hits, origin: np.ndarray, directions: np.ndarray, pixel: float) -> View:
-        """Work out the points."""
+        """Compute the end points of rays."""
         points = np.empty_like(directions)
         distance = np.minimum(hits.distance, np.float32(1e5))
         for axis in range(3):
@@ -80,7 +80,7 @@ class View:
 
 @dataclass
 class Shader:
-    """Shade what rays hit in one scene."""
+    """Shader of the ray hits in one scene."""
 
     ground: Ground
     world: StaticWorld
@@ -88,12 +88,12 @@ class Shader:
     light: Light
 
     def colours(self, view: View, shadows: Shadows, yaws: dict[int, float]) -> np.ndarray:
-        """Radiance float32 [n, 3] along the rays of a view.
+        """Return the radiance float32 [n, 3] along the rays of a view.
 
         Args:
-            view: the rays and what they hit.
-            shadows: of this moment.
-            yaws: heading of each actor in sight, by index.
+            view: rays and hits.
+            shadows: shadows at this moment.
+            yaws: heading of each visible actor, by index.
         """
         order, colours = [], []
         for rows, surface in self._surfaces(view, shadows, yaws):
@@ -112,7 +112,7 @@ class Shader:
     def _surfaces(
         self, view: View, shadows: Shadows, yaws: dict[int, float]
     ) -> Iterator[tuple[np.ndarray, Surface]]:
-        """Yield the surfaces that were hit, each with the indices of its rays."""
+        """Yield the hit surfaces, each with the indices of its rays."""
         hits = view.hits
         rows = np.flatnonzero(hits.what == What.GROUND)
         if len(rows):

@@ -1,8 +1,8 @@
 """Sun shadows and contact darkening, as rasters over the ground plane.
 
-The shadow raster H(g) holds the height of the highest thing that the sun ray through ground point
-g meets. A point at height z on that ray lies in shadow exactly if H(g) > z, so one raster serves
-the ground and everything above it.
+The shadow raster H(g) holds the height of the highest surface on the sun ray through ground point
+g. A point at height z on that ray is in shadow exactly if H(g) > z. One raster therefore serves the
+ground and everything above it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,12 @@ _BIAS_M = 0.25
 
 
 class Shadows:
-    """Shadow heights float32 [rows, columns] and contact darkening float32 [rows, columns] (1:
-    open sky).
-    """
+    """Shadow heights and contact darkening, both float32 [rows, columns] (1: open sky)."""
 
     def __init__(
         self, canvas: Canvas, light: Light, height: np.ndarray, open_sky: np.ndarray
     ) -> None:
-        """Args: see the class; `canvas` has `RESOLUTION_M` cells."""
+        """Store the rasters of the class; `canvas` has `RESOLUTION_M` cells."""
         self.canvas, self.light, self.height, self.open_sky = canvas, light, height, open_sky
         sun = light.to_sun
         self.slope = (sun[:2] / sun[2]).astype(np.float32)
@@ -68,8 +66,9 @@ class Shadows:
         return cls(canvas, light, height, 1 - 0.45 * near - 0.35 * wide)
 
     def reach(self, posed: PosedActor) -> float:
-        """Return the metres from the place of an actor to the furthest points of surfaces that it
-        may darken; `sunlit` is asked about points up to 0.7 m off them.
+        """Return the maximum distance in metres from an actor to surface points that it may darken.
+
+        `sunlit` is called with points up to 0.7 m off the surfaces.
         """
         steep = float(np.hypot(*self.slope))
         return posed.radius + steep * (posed.actor.model.size[2] + 0.1) + 2.0
@@ -84,7 +83,7 @@ class Shadows:
         return out
 
     def _add(self, posed: PosedActor) -> None:
-        """Cast rays from the sun through the cells that the actor may shade."""
+        """Cast sun rays through the cells that the actor may shade."""
         model, sun = posed.actor.model, self.light.to_sun
         length, width, tall = model.size
         corners = np.array(
@@ -125,7 +124,7 @@ class Shadows:
         self.open_sky[part] *= 1 - 0.6 * cv2.blur(mask, (5, 5))
 
     def sunlit(self, points: np.ndarray, bias: float = _BIAS_M) -> np.ndarray:
-        """Share float32 [n] of sunlight that reaches points float32 [n, 3]."""
+        """Return the share float32 [n] of sunlight that reaches points float32 [n, 3]."""
         z = points[:, 2]
         u = (
             points[:, 0] - self.slope[0] * z - np.float32(self.canvas.lower[0])
@@ -143,7 +142,7 @@ class Shadows:
         )
         full = near & right & low & far
         lit = full.astype(np.float32)
-        # Between cells in light and cells in shadow, the share of the former.
+        # Between lit and shaded cells, compute the share of the lit ones.
         mixed = np.flatnonzero((near | right | low | far) & ~full)
         fu, fv = u[mixed] - column[mixed], v[mixed] - row[mixed]
         share = near[mixed] * (1 - fu) * (1 - fv) + right[mixed] * fu * (1 - fv)

@@ -1,6 +1,7 @@
-"""Voxel models, see `vehicles` and `props` for the shapes. Frame of a model: x forward, y left, z
-up, origin on the ground below the middle. Voxel values are `Mat` numbers, which shading turns into
-colours.
+"""Voxel models (the shapes are in `vehicles` and `props`).
+
+Frame of a model: x forward, y left, z up, origin on the ground below the centre. Voxel values are
+`Mat` numbers, which shading converts to colours.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ Point = tuple[float, float]
 
 
 class Mat(IntEnum):
-    """Materials of model voxels. PAINT, PAINT2, TOP and LEGS take their colour from the
-    instance.
-    """
+    """Materials of model voxels. Instances set the colours of PAINT, PAINT2, TOP and LEGS."""
 
     EMPTY = 0
     PAINT = 1
@@ -45,10 +44,10 @@ class Mat(IntEnum):
 
 
 class Model:
-    """A voxel model.
+    """Voxel model.
 
     Attributes:
-        size: length, width, height of its box in metres.
+        size: length, width and height of its box in metres.
         voxel: voxel edge in metres.
         grid: uint8 [X, Y, Z] of `Mat`.
         normals: float32 [X, Y, Z, 3], smooth outward normals near the surface.
@@ -57,7 +56,7 @@ class Model:
     """
 
     def __init__(self, size: tuple[float, float, float], voxel: float) -> None:
-        """Args: size: length, width, height in metres. voxel: edge in metres."""
+        """Create an empty grid of a size (length, width, height) and voxel edge, metres."""
         cells = [max(1, round(edge / voxel)) for edge in size]
         self.size = size
         self.voxel = tuple(edge / n for edge, n in zip(size, cells, strict=True))
@@ -79,7 +78,7 @@ class Model:
         self.put(mat, inside & (self.z >= z[0]) & (self.z <= z[1]))
 
     def wheel(self, x: float, y: Point, radius: float, hub: float = 0.55) -> None:
-        """Add a wheel across y at `x` that stands on the ground."""
+        """Add a wheel across y at `x` on the ground."""
         distance = np.hypot(self.x - x, self.z - radius)
         across = (self.y >= y[0]) & (self.y <= y[1])
         self.put(Mat.TYRE, (distance <= radius) & across)
@@ -112,7 +111,7 @@ class Model:
         self.put(mat, gap <= radius**2)
 
     def finish(self) -> Model:
-        """Work out normals, surface points and the ray casting masks once the grid is filled."""
+        """Compute normals, surface points and ray casting masks after the grid is filled."""
         solid = self.grid > 0
         padded = np.pad(solid, 3).astype(np.float32)
         smooth = gaussian_filter(padded, 1.3)

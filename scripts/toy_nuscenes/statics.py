@@ -1,8 +1,7 @@
-"""The static part of a world above the ground: a grid of 0.2 m voxels whose values are slot
-numbers.
+"""Static part of a world above the ground: a grid of 0.2 m voxels with slot numbers as values.
 
-A slot is one building, one tree, or one kind of street furniture; `SlotTable` tells its class, how
-it is shaded, and its shape and colours, so that shading can be finer than the voxels.
+A slot is one building, one tree, or one kind of street furniture. `SlotTable` holds its class,
+shading, shape and colours; shading can therefore be finer than the voxels.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ EMPTY = 0
 
 
 class Kind(IntEnum):
-    """How the voxels of a slot are shaded."""
+    """Shading of the voxels of a slot."""
 
     PLAIN = 0  # flat faces, one colour with some dirt
-    BUILDING = 1  # box with a facade, snapped to its true walls
+    BUILDING = 1  # box with a facade; hits are moved to its true walls
     CANOPY = 2  # foliage of a tree with ellipsoidal shading
     HEDGE = 3  # clipped foliage with flat faces
     STRIPES = 4  # vertical boards
@@ -50,14 +49,14 @@ class SlotTable:
     count: int = 0
 
     def add(self, occ: Occ, kind: Kind, colour: np.ndarray | tuple) -> int:
-        """Take the next slot.
+        """Allocate the next slot.
 
         Raises:
             RuntimeError: all 255 slots are taken.
         """
         if self.count == 255:
             raise RuntimeError(
-                "a scene has more than 255 static things; lower the densities of its recipe"
+                "a scene has more than 255 static objects; lower the densities of its recipe"
             )
         self.count += 1
         self.occ[self.count], self.kind[self.count] = int(occ), int(kind)
@@ -66,17 +65,15 @@ class SlotTable:
 
     @property
     def room(self) -> int:
-        """How many slots are left."""
+        """Return the number of free slots."""
         return 255 - self.count
 
 
 class StaticWorld:
-    """The voxel grid with its slots. `grid` is uint8 [X, Y, Z]; its lower corner is (`lower`,
-    0).
-    """
+    """Voxel grid with its slots. `grid` is uint8 [X, Y, Z]; its lower corner is (`lower`, 0)."""
 
     def __init__(self, lower: np.ndarray, upper: np.ndarray) -> None:
-        """Args: lower, upper: corners [2] in scene metres."""
+        """Create an empty world between corners [2] in scene metres."""
         size = np.round((upper - lower) / VOXEL_M).astype(int)
         self.lower = lower
         self.grid = np.zeros((int(size[0]), int(size[1]), round(HEIGHT_M / VOXEL_M)), np.uint8)
@@ -90,7 +87,7 @@ class StaticWorld:
 
     @property
     def pyramid(self) -> OccupancyPyramid:
-        """The grid prepared for ray casting; call it only once the grid is complete."""
+        """Grid prepared for ray casting; use it only after the grid is complete."""
         if self._pyramid is None:
             self._pyramid = OccupancyPyramid(torch.from_numpy(self.grid)[None], EMPTY)
         return self._pyramid
@@ -98,9 +95,7 @@ class StaticWorld:
     def window(
         self, centre: np.ndarray, radius: float
     ) -> tuple[slice, slice, np.ndarray, np.ndarray]:
-        """Return the columns around a point: index slices and the column centres x [nx, 1], y [1,
-        ny].
-        """
+        """Return the columns around a point: index slices and centres x [nx, 1], y [1, ny]."""
         low = np.clip(
             np.floor((centre - radius - self.lower) / VOXEL_M).astype(int), 0, self.grid.shape[:2]
         )
@@ -121,17 +116,17 @@ class StaticWorld:
         top: np.ndarray | float,
         rise: float = 0.0,
     ) -> None:
-        """Fill an upright box, with a gable roof of `rise` metres along its length on top.
+        """Fill an upright box with a gable roof of `rise` metres along its length.
 
         Args:
             slot: slot number to write.
-            centre: x, y of the middle.
+            centre: x, y of the centre.
             yaw: direction of the length.
-            half: half length and half width; each at least 0.1 m, so that no box falls between the
-                voxels.
+            half: half length and half width; each at least 0.1 m, so that every box contains voxel
+                centres.
             bottom: lower z.
             top: upper z of the walls.
-            rise: height of the ridge over the walls.
+            rise: height of the ridge above the walls.
         """
         half = (max(half[0], VOXEL_M * 0.71), max(half[1], VOXEL_M * 0.71))
         i, j, x, y = self.window(np.asarray(centre), float(np.hypot(*half)) + VOXEL_M)
@@ -152,9 +147,7 @@ class StaticWorld:
         rough: np.ndarray | None,
         cone: float = 0.0,
     ) -> None:
-        """Fill an ellipsoid (or a cone for `cone` = 1) that is eaten into by noise `rough` [n, n,
-        n] in [0, 1].
-        """
+        """Fill an ellipsoid (a cone for `cone` = 1), eroded by noise `rough` [n, n, n] in 0...1."""
         i, j, x, y = self.window(centre[:2], float(max(radii[:2])) + VOXEL_M)
         z = (np.arange(self.grid.shape[2]) + 0.5) * VOXEL_M
         k = slice(*np.searchsorted(z, [centre[2] - radii[2], centre[2] + radii[2]]))

@@ -1,4 +1,4 @@
-"""What surfaces reflect where rays hit them. Arrays are float32; n is the number of rays."""
+"""Reflection of surfaces at ray hits. Arrays are float32; n is the number of rays."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from scripts.toy_nuscenes.shapes import Mat
 from scripts.toy_nuscenes.statics import Kind, StaticWorld
 
 FACE_NORMALS = f32([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]])
-_BOUNCE = f32([0.16, 0.15, 0.13])  # light that the ground throws back up
-_STREET = f32([0.14, 0.14, 0.13])  # what paint mirrors below the horizon
+_BOUNCE = f32([0.16, 0.15, 0.13])  # light reflected by the ground
+_STREET = f32([0.14, 0.14, 0.13])  # reflection in paint below the horizon
 
 
 @dataclass
 class Surface:
-    """What n surface points reflect.
+    """Reflection of n surface points.
 
     points: [n, 3] metres. normals: unit [n, 3]. albedo: [n, 3]. open_sky: [n], share of sky light
     that arrives.
-    glow: [n, 3] or None, light of its own and mirrored light.
-    bias: metres off the surface at which shadows are looked up, because the voxels that throw them
-        stick out of the true surface.
+    glow: [n, 3] or None, emitted and mirrored light.
+    bias: distance in metres from the surface at which shadows are looked up; the voxels that cast
+        shadows protrude from the true surface.
     """
 
     points: np.ndarray
@@ -52,12 +52,12 @@ def shade_ground(
     """Return the painted ground, filtered by the size of the pixel's footprint.
 
     Args:
-        ground: what is painted.
-        shadows: for the contact darkening.
+        ground: the painted ground.
+        shadows: shadows with the contact darkening.
         points: [n, 3] hit points.
-        distance: [n], metres from the eye.
-        slope: [n], sine of the angle at which the ray comes in.
-        pixel: angle that a pixel spans, radians.
+        distance: [n], metres from the camera.
+        slope: [n], sine of the angle between ray and ground.
+        pixel: angle of a pixel, radians.
     """
     footprint = distance * pixel / np.sqrt(np.maximum(slope, 0.03))
     column, row = ground.canvas.cells(points)
@@ -90,7 +90,7 @@ def shade_canopy(
     faces: np.ndarray,
     distance: np.ndarray,
 ) -> Surface:
-    """Foliage: the normal of an ellipsoid, ruffled, with dark gaps between the leaves."""
+    """Shade foliage: the perturbed normal of an ellipsoid, with dark gaps between the leaves."""
     box = np.take(world.slots.box, slots, 0)
     relative = (points - box[:, :3]) / np.maximum(box[:, 3:6], 0.1)
     radius = np.sqrt(np.einsum("ij,ij->i", relative, relative))
@@ -112,9 +112,9 @@ def shade_canopy(
 
 
 def _leaves(points: np.ndarray, faces: np.ndarray, size: float) -> np.ndarray:
-    """Random brightness [n] in [0, 1) of the cubes of `size` metres that lie under points.
+    """Return random brightness [n] in [0, 1) of the `size`-metre cubes that contain the points.
 
-    The points are moved in by a centimetre: a face may lie just on the border of two cubes.
+    The points are moved inwards by a centimetre, since a face may be on the border of two cubes.
     """
     cells = points - np.take(np.float32(0.01) * FACE_NORMALS, faces, 0)
     x, y, z = np.floor(cells.T * np.float32(1 / size)).astype(np.int32)
@@ -124,9 +124,7 @@ def _leaves(points: np.ndarray, faces: np.ndarray, size: float) -> np.ndarray:
 def shade_plain(
     world: StaticWorld, kind: Kind, slots: np.ndarray, points: np.ndarray, faces: np.ndarray
 ) -> Surface:
-    """Return the walls, fences, poles, trunks and hedges: flat faces with dirt, boards or
-    leaves.
-    """
+    """Shade walls, fences, poles, trunks and hedges: flat faces with dirt, boards or leaves."""
     normals = np.take(FACE_NORMALS, faces, 0)
     x, y, z = points.T
     along = np.where(faces < 2, y, x)
@@ -152,10 +150,9 @@ def shade_actors(
     directions: np.ndarray,
     light: Light,
 ) -> Surface:
-    """Return the vehicles, people and things: materials of their voxels, smooth normals, mirrored
-    sky and sun.
+    """Shade vehicles, people and objects: voxel materials, smooth normals, mirrored sky and sun.
 
-    `rows` are the hits' indices sorted by actor; points and directions [n, 3] belong to them.
+    `rows` are the indices of the hits, sorted by actor; points and directions [n, 3] match them.
     """
     which = hits.actor[rows]
     ends = [*np.flatnonzero(np.diff(which)) + 1, len(rows)]

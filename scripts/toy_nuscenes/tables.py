@@ -1,4 +1,4 @@
-"""The 13 tables of nuScenes v1.0, as lists of records."""
+"""The 13 tables of nuScenes v1.0 as lists of records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scripts.toy_nuscenes.rig import (
     yaw_quaternion,
 )
 
-if TYPE_CHECKING:  # it comes with torch, which the process that writes the tables does not need
+if TYPE_CHECKING:  # this imports torch, which the process that writes the tables does not need
     from scripts.toy_nuscenes.annotations import BoxRecord
 
 Record = dict[str, object]
@@ -46,7 +46,7 @@ SCENE_PERIOD_US = 600_000_000
 
 
 def token(seed: int, *names: object) -> str:
-    """Return a token of 32 hex digits that depends on the arguments alone."""
+    """Return a token of 32 hex digits that depends only on the arguments."""
     text = "/".join(["toy-nuscenes", str(seed), *map(str, names)])
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
@@ -65,7 +65,7 @@ class SceneNames:
         return START_US + self.index * SCENE_PERIOD_US
 
     def token(self, *names: object) -> str:
-        """Return the token of something in this scene."""
+        """Return the token of an item in this scene."""
         return token(self.options.seed, self.name, *names)
 
     @property
@@ -83,7 +83,7 @@ class SceneNames:
 
     @property
     def logfile(self) -> str:
-        """Name of the drive that file names begin with."""
+        """Name of the drive; file names begin with it."""
         return f"toy-{self.options.seed:03d}-{self.index:03d}"
 
     def path(self, shot: Shot) -> str:
@@ -109,9 +109,7 @@ class SceneNames:
 
 
 def common_tables(options: Options) -> Tables:
-    """Return the tables that do not depend on scenes: category, attribute, visibility and
-    sensor.
-    """
+    """Return the tables that are independent of scenes: category, attribute, visibility, sensor."""
     seed = options.seed
     sensors = [*((camera.name, "camera") for camera in CAMERAS), (LIDAR_NAME, "lidar")]
     return {
@@ -263,8 +261,8 @@ def scene_tables(
     """Return all records of one scene.
 
     Args:
-        names: of the scene.
-        description: what the scene shows.
+        names: names of the scene.
+        description: contents of the scene.
         location: name of the place, see `map_tables`.
         poses: data token -> global x, y, yaw of the ego vehicle.
         boxes: annotation boxes in scene coordinates.
@@ -306,7 +304,7 @@ def scene_tables(
 
 
 def map_path(seed: int, place: int) -> str:
-    """Return the path of the mask of a place in the data root."""
+    """Return the path of a place's mask, relative to the data root."""
     return f"maps/{token(seed, 'map', place)}.png"
 
 

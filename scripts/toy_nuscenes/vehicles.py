@@ -73,7 +73,7 @@ def _car_details(m: Model, length: float, width: float, height: float) -> None:
 
 @lru_cache(maxsize=1)
 def cars() -> tuple[Model, ...]:
-    """Saloon, hatchback, estate, off-roader, van and pickup."""
+    """Return a saloon, hatchback, estate, off-roader, van and pickup."""
     saloon = [
         (0, 0.52),
         (0.02, 0.62),

@@ -1,9 +1,9 @@
-"""Which voxels of an Occ3D label grid a sensor can see, by casting rays through the grid.
+"""Visibility of the voxels of an Occ3D label grid from a sensor, by casting rays through the grid.
 
-A free voxel is seen if the ray that comes nearest to its centre passes it before it hits anything.
-An occupied voxel is seen if a ray hits it first, or if the straight line to the middle of one of
-its free sides is free: rays are some tenths of a degree apart, and would leave stripes on ground
-that is looked at from a low angle.
+A free voxel is seen if the ray nearest to its centre passes it before it hits anything. An occupied
+voxel is seen if a ray hits it first, or if the straight line to the centre of one of its free sides
+is free. Without the second rule there would be stripes on ground seen at a low angle, because rays
+are some tenths of a degree apart.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from scripts.toy_nuscenes.rig import LIDAR_ELEVATION_DEG
 OCC3D_RANGE = (-40.0, -40.0, -1.0, 40.0, 40.0, 5.4)
 OCC3D_VOXEL_M = 0.4
 RAY_STEP_RAD = 0.0063
-"""Angle between neighbouring rays: 0.25 m at 40 m, so that every voxel is met by the ray next to
-its centre."""
+"""Angle between neighbouring rays: 0.25 m at 40 m, so that the ray nearest to a voxel's centre hits
+the voxel."""
 
 _DIRECTIONS = [(axis, step) for axis in range(3) for step in (-1, 1)]
-_OFF_SIDE_M = 0.005 * OCC3D_VOXEL_M  # from the middle of a side to the point that is looked at
-_CLEARLY_BEHIND_M = 1.5  # at most 120 m to the side: within 2 mm the line moves less than 0.2 m
+_OFF_SIDE_M = 0.005 * OCC3D_VOXEL_M  # distance of the target point from the centre of a side
+_CLEARLY_BEHIND_M = 1.5  # up to 120 m to the side, the line moves less than 0.2 m within 2 mm
 
 
 class View(Protocol):
-    """The field of view of a sensor, sampled by rays, in the label frame."""
+    """Field of view of a sensor, sampled by rays, in the label frame."""
 
     def rays(self) -> np.ndarray:
         """Return unit directions float32 [n, 3]."""
@@ -40,15 +40,16 @@ class View(Protocol):
         """Look up vectors float32 [3, m] relative to the sensor.
 
         Returns:
-            The positions int64 [k] of the vectors that are in view, and for each of them the index
-            int64 [k] of the ray next to it.
+            The indices int64 [k] of the vectors in view, and for each of them the index int64 [k]
+            of the nearest ray.
         """
 
 
 @dataclass
 class CameraView:
-    """View of a camera: `rotation` [3, 3] from the camera to the label frame, `intrinsic` [3, 3],
-    size (W, H) pixels.
+    """View of a camera.
+
+    `rotation` [3, 3] from the camera to the label frame, `intrinsic` [3, 3], size (W, H) pixels.
     """
 
     rotation: np.ndarray
@@ -90,7 +91,7 @@ class CameraView:
 
 
 class LidarView:
-    """View of the LiDAR: all around, between its lowest and its highest beam. `LIDAR` is one."""
+    """View of the LiDAR: all around, between its lowest and highest beam; see `LIDAR`."""
 
     def __init__(self) -> None:
         self._low, self._high = np.deg2rad(LIDAR_ELEVATION_DEG)
@@ -125,7 +126,7 @@ LIDAR = LidarView()
 
 
 class Visibility:
-    """Answer for one label grid what can be seen from where; solid: bool [X, Y, Z]."""
+    """Visibility in one label grid; solid: bool [X, Y, Z]."""
 
     def __init__(self, solid: np.ndarray) -> None:
         self.shape = solid.shape
@@ -169,9 +170,9 @@ class Visibility:
         return hits.hit[0, 0].numpy(), hits.t_enter[0, 0].numpy(), hits.voxel[0, 0].numpy()
 
     def _may_face(self, position: np.ndarray) -> np.ndarray:
-        """Return whether each side [n] can be seen from a position [3] at all, by the way it faces.
+        """Return whether each side [n] may be visible from a position [3], given its orientation.
 
-        A line that comes from far enough behind a side passes the voxel of the side.
+        A line from far enough behind a side passes through the voxel of the side.
         """
         out = np.empty(len(self._side_owners), bool)
         start = 0
@@ -182,9 +183,9 @@ class Visibility:
         return out
 
     def look(self, position: np.ndarray, view: View, seen: np.ndarray) -> None:
-        """Add to `seen` bool [X, Y, Z] what a sensor at `position` [3] in the label frame sees.
+        """Mark voxels seen by a sensor at `position` [3] (label frame) in `seen` bool [X, Y, Z].
 
-        What is in `seen` already is not looked at again.
+        Voxels that are already marked are not tested again.
         """
         flat = seen.reshape(-1)
         hit, distance, voxel = self._cast(position, view.rays())
@@ -205,9 +206,7 @@ class Visibility:
 
 
 def _neighbour_free(solid: np.ndarray, axis: int, step: int) -> np.ndarray:
-    """Return whether the neighbour of each voxel along an axis is free; beyond the grid nothing
-    is.
-    """
+    """Return whether each voxel's neighbour along an axis is free; outside the grid it is not."""
     out = np.roll(~solid, -step, axis)
     edge = [slice(None)] * 3
     edge[axis] = slice(-1, None) if step > 0 else slice(0, 1)

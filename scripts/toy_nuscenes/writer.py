@@ -1,10 +1,9 @@
-"""Write a data set: scene by scene in worker processes, resumable, and complete only once its
-record is there.
+"""Writing of a data set: scene by scene in worker processes, resumable.
 
-While a data set is being made, `toy_nuscenes.json` in its root says `complete: false` and the
-tables do not exist yet; finished scenes leave their records in `.scenes/`. A run with the same
-options goes on from there. A data set from before all labels were written gets those it lacks;
-its other files stay as they are.
+While a data set is being made, `toy_nuscenes.json` in its root contains `complete: false` and the
+tables do not exist; the records of finished scenes are in `.scenes/`. A run with the same options
+continues from there. An older data set without some labels gets them; its other files are not
+changed.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ SCENES_PER_PLACE = 10
 _PLACE_MARGIN_M = 20.0
 _MAP_RESOLUTION_M = 0.1  # nuScenes map masks have 10 pixels per metre
 Progress = Callable[[int], None]
-# A scene, its place, and its shift on the map; or a finished scene that lacks labels.
+# A scene, its place, and its shift on the map; or a finished scene without some labels.
 Job = tuple[SceneNames, int, np.ndarray] | SceneNames
 
 
@@ -68,11 +67,10 @@ def _read_record(root: Path) -> dict | None:
 
 
 def prepare(root: Path, options: Options, overwrite: bool) -> bool:
-    """Make the output folder ready; return whether a complete data set with these options is there
-    already.
+    """Prepare the output folder; return whether it already holds the complete data set.
 
     Raises:
-        DataSetError: the folder holds something else.
+        DataSetError: the folder holds other files.
     """
     if root.exists() and not root.is_dir():
         raise DataSetError(f"{root} is a file; choose a folder for --out")
@@ -85,7 +83,7 @@ def prepare(root: Path, options: Options, overwrite: bool) -> bool:
         if not overwrite:
             theirs, ours = record.get("options", {}), options.as_dict()
             differ = ", ".join(
-                f"{k} {theirs.get(k)} there, {v} asked"
+                f"{k} is {theirs.get(k)} there, but {v} was requested"
                 for k, v in ours.items()
                 if theirs.get(k) != v
             )
@@ -103,8 +101,10 @@ def prepare(root: Path, options: Options, overwrite: bool) -> bool:
 
 
 def place_scenes(layouts: list[Layout]) -> list[tuple[int, np.ndarray]]:
-    """Lay the scenes out beside each other: per scene its place and its global minus scene
-    coordinates [2].
+    """Lay the scenes out next to each other.
+
+    Returns:
+        Per scene its place and its shift [2], global minus scene coordinates.
     """
     out = []
     for start in range(0, len(layouts), SCENES_PER_PLACE):
@@ -119,9 +119,7 @@ def place_scenes(layouts: list[Layout]) -> list[tuple[int, np.ndarray]]:
 def _write_masks(
     root: Path, options: Options, places: list[tuple[int, np.ndarray]], masks: list[dict]
 ) -> None:
-    """Join the road masks of the scenes into one image per place, 10 pixels per metre, north
-    up.
-    """
+    """Join the road masks of the scenes to one image per place, 10 pixels per metre, north up."""
     for place in sorted({p for p, _ in places}):
         members = [k for k, (p, _) in enumerate(places) if p == place]
         far = np.max(
@@ -149,9 +147,7 @@ def _merge(parts: list[Tables]) -> Tables:
 
 
 def _finish(root: Path, options: Options, places: list[tuple[int, np.ndarray]]) -> None:
-    """Write masks and tables from the records of the finished scenes, then mark the data set
-    complete.
-    """
+    """Write masks and tables from the records of the finished scenes, and mark completion."""
     results = [
         json.loads((root / ".scenes" / f"{name}.json").read_text())
         for name in options.scene_names()
@@ -187,11 +183,11 @@ def _do(root: Path, options: Options, job: Job, progress: Progress) -> None:
 def _work(
     root: str, options: Options, jobs: multiprocessing.Queue, news: multiprocessing.Queue
 ) -> None:
-    """Make scenes in a worker process until there are none left.
+    """Make scenes in a worker process until none are left.
 
     Sends progress counts, then None, an error that the user can correct, or a traceback as text.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process stops the workers
     keep_freed_memory()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -206,7 +202,7 @@ def _work(
 
 @dataclass(frozen=True)
 class _Crew:
-    """Worker processes, the queue of their jobs (None: no more) and that of their news."""
+    """Worker processes, the queue of their jobs (None: no more) and the queue of their messages."""
 
     workers: list[multiprocessing.process.BaseProcess]
     jobs: multiprocessing.Queue
@@ -215,7 +211,7 @@ class _Crew:
 
 @contextmanager
 def _crew(count: int, root: Path, options: Options) -> Iterator[_Crew]:
-    """Worker processes that have been started; they are ended on the way out."""
+    """Start worker processes; stop them at exit."""
     context = multiprocessing.get_context("spawn")
     jobs, news = context.Queue(), context.Queue()
     arguments = (str(root), options, jobs, news)
@@ -233,7 +229,7 @@ def _crew(count: int, root: Path, options: Options) -> Iterator[_Crew]:
 
 
 def _follow(crew: _Crew, todo: list[Job], progress: Progress) -> None:
-    """Hand out the jobs and report until all are done."""
+    """Distribute the jobs and report progress until all are done."""
     running = len(crew.workers)
     for job in [*todo, *([None] * running)]:
         crew.jobs.put(job)
@@ -243,8 +239,8 @@ def _follow(crew: _Crew, todo: list[Job], progress: Progress) -> None:
         except queue.Empty:
             if any(worker.exitcode for worker in crew.workers):
                 raise DataSetError(
-                    "a worker process was killed, perhaps for lack of memory: finished scenes are "
-                    "kept, run the command again with fewer --workers"
+                    "a worker process was killed, perhaps because memory ran out: finished scenes "
+                    "are kept, run the command again with fewer --workers"
                 ) from None
             continue
         if message is None:
@@ -276,16 +272,16 @@ def generate(
 
     Args:
         root: data root.
-        options: what to make.
-        workers: processes; 0 works in this one. The files do not depend on it.
+        options: parameters of the data set.
+        workers: number of processes; 0 uses this one. The files do not depend on it.
         overwrite: replace a data set that was made with other options.
-        progress: called with the number of key frames that have just been finished.
+        progress: called with the number of newly finished key frames.
 
     Returns:
         Whether there was anything to do.
 
     Raises:
-        DataSetError: the folder holds something else, or a worker process was killed.
+        DataSetError: the folder holds other files, or a worker process was killed.
         RuntimeError: a worker process failed.
     """
     is_complete = prepare(root, options, overwrite)

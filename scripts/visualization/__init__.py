@@ -1,1 +1,1 @@
-"""Pictures of occupancy: a software renderer over `models.ops.ray_cast` and composed sheets."""
+"""Visualization of occupancy: a software renderer over `models.ops.ray_cast`, composed sheets."""

@@ -1,10 +1,10 @@
-"""Samples as the network gets them, with labels and LiDAR points projected into the images.
+"""Network inputs of samples, with labels and LiDAR points projected into the images.
 
-What is drawn went through the whole pipeline: random crop, flips and colours, and the matrices that
-go with them. If a matrix and an image disagree, points and image do not match in the picture.
+A drawn sample has passed the whole pipeline: random crop, flips, colours and the matching matrices.
+If a matrix and an image disagree, points and image do not match in the picture.
 
 Dimension letters: F images (frames x cameras), H, W image size, X, Y, Z voxels, n points.
-Frames: *ego* (x forward, y left, z up, metres), *occ* (that of the voxel grid, BEV flips included).
+Frames: *ego* (x forward, y left, z up, metres), *occ* (the voxel grid's frame, with BEV flips).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from scripts.visualization.sample_view import short_name
 from scripts.visualization.text import colour_key_rows, draw_colour_key, draw_text, text_width
 
 NEAREST_M = 0.5  # points nearer to the camera's plane are not drawn
-_CELL_WIDTH = 480  # pixels; images are enlarged or reduced to it
+_CELL_WIDTH = 480  # pixels; images are resized to it
 _GAP, _TEXT = 10, 15
 _DIM = 0.45  # brightness of images behind points
 _LIDAR_FAR_M = 50.0  # end of the colour scale
@@ -43,12 +43,12 @@ class AugmentedSample:
 
     Attributes:
         index: position in the data set.
-        token: nuScenes' token of the key frame.
+        token: nuScenes token of the key frame.
         scene_name: e.g. `scene-0103`.
-        images: uint8 RGB [F, H, W, 3], the network's input with its normalisation undone.
+        images: uint8 RGB [F, H, W, 3], the network's input without normalisation.
         cameras: names of the cameras, in the order of each frame's images.
         ego2img: [F, 4, 4] metres of the ego frame to pixels (u*w, v*w, w, 1) of `images`.
-        ego2occ: [4, 4] from the ego frame to the grid's.
+        ego2occ: [4, 4] from the ego frame to the grid's frame.
         lidar2ego: [4, 4], mounting of the LiDAR.
         ida_mat: [4, 4] raw pixels to pixels of `images`.
         pc_range: (x0, y0, z0, x1, y1, z1) of the grid in metres.
@@ -77,7 +77,7 @@ class AugmentedSample:
 
     @property
     def file_stem(self) -> str:
-        """Name of this sample's file: sortable, unique, recognisable."""
+        """Name of this sample's file: sortable, unique, with scene and token."""
         return f"{self.index:05d}_{self.scene_name}_{self.token[:8]}"
 
     def occupied(self) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
@@ -92,14 +92,14 @@ class AugmentedSample:
         return low + (index + 0.5) * size, self.labels[tuple(index.T)]
 
     def pixels(self, points: NDArray[np.floating], image: int) -> NDArray[np.float64]:
-        """Return where points of the grid's frame are in an image.
+        """Project points of the grid's frame into an image.
 
         Args:
             points: [n, 3] metres.
             image: index of the image.
 
         Returns:
-            [n, 3]: column and row in pixels, depth in metres (not above 0: behind the camera).
+            [n, 3]: column and row in pixels, depth in metres (0 or less: behind the camera).
         """
         occ2img = self.ego2img[image] @ np.linalg.inv(self.ego2occ)
         moved = points @ occ2img[:3, :3].T + occ2img[:3, 3]
@@ -112,7 +112,7 @@ class AugmentedSource:
 
     Args:
         cfg: the merged config.
-        split: `train` or `val`. Colours are distorted in `train` alone.
+        split: `train` or `val`. Colours are distorted only in `train`.
         epoch: the epoch whose random values are drawn.
 
     Raises:
@@ -124,7 +124,7 @@ class AugmentedSource:
         if loader is None:
             raise ConfigError(f"the config has no {split}_dataloader: choose another --split")
         init_default_scope(cfg.get("default_scope", "mmengine"))
-        # Data sets seed their randomness from torch's seed, which a run takes from the config.
+        # Data sets seed their randomness from torch's seed, which a run sets from the config.
         torch.manual_seed((cfg.get("randomness") or {}).get("seed") or 0)
         preprocessor = (cfg.get("model") or {}).get("data_preprocessor")
         with named_config_keys(cfg):
@@ -145,7 +145,7 @@ class AugmentedSource:
         """Load and augment one sample.
 
         Raises:
-            ConfigError: the pipeline does not give what `PackOccSample` does.
+            ConfigError: the pipeline does not end in `PackOccSample`.
         """
         item = self._dataset[index]
         try:
@@ -154,7 +154,8 @@ class AugmentedSource:
             raw = item["inputs"]["img"]
         except (TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
-                "the pipeline gives no packed samples with images: let it end in PackOccSample"
+                "the pipeline does not return packed samples with images: let it end in "
+                "PackOccSample"
             ) from error
         points = item["inputs"].get("points")
         return AugmentedSample(
@@ -176,7 +177,7 @@ class AugmentedSource:
         )
 
     def _network_input(self, item: Mapping[str, Any], raw: torch.Tensor) -> NDArray[np.uint8]:
-        """Return the images that the network gets, as RGB [F, H, W, 3]."""
+        """Return the images that the network receives, as RGB [F, H, W, 3]."""
         if self._preprocessor is None:
             images, is_bgr = raw.float(), True
         else:
@@ -187,12 +188,12 @@ class AugmentedSource:
             is_bgr = not getattr(self._preprocessor, "bgr_to_rgb", False)
         values = images.clamp(0, 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         height, width = raw.shape[-2:]
-        values = values[:, :height, :width]  # without what is padded
+        values = values[:, :height, :width]  # without padding
         return np.ascontiguousarray(values[..., ::-1] if is_bgr else values)
 
 
 def _datasets(dataset: Any) -> Iterator[Any]:
-    """Yield a data set and those that it wraps."""
+    """Yield a data set and the data sets inside it."""
     yield dataset
     inner = getattr(dataset, "dataset", None)
     for other in [*([inner] if inner is not None else []), *getattr(dataset, "datasets", ())]:
@@ -209,7 +210,7 @@ def _optional(element: Any, name: str) -> Any:
 
 
 def describe_augmentation(sample: AugmentedSample) -> str:
-    """Return the random values of a sample in words, read off its matrices.
+    """Describe the random values of a sample, computed from its matrices.
 
     Returns:
         Resize ratio, corner of the crop in pixels of the resized image, flip and rotation of the
@@ -221,7 +222,7 @@ def describe_augmentation(sample: AugmentedSample) -> str:
     turn = linear @ np.diag([-1.0 if is_flipped else 1.0, 1.0]) / ratio
     angle = math.degrees(math.atan2(turn[0, 1], turn[0, 0]))
     size = np.array(sample.images.shape[2:0:-1])
-    # Undo the rotation about the centre, then the mirror: what is left is minus the corner.
+    # Undo the rotation about the centre, then the mirroring: the rest is minus the corner.
     shift = turn.T @ (sample.ida_mat[:2, 2] - size / 2) + size / 2
     left = shift[0] - size[0] if is_flipped else -shift[0]
     words = [f"resized × {ratio:.3f}", f"crop from ({round(left)}, {round(-shift[1])})"]
@@ -234,7 +235,7 @@ def describe_augmentation(sample: AugmentedSample) -> str:
 
 
 def flipped_axes(sample: AugmentedSample) -> list[str]:
-    """Return the axes of the bird's-eye view that are reversed, of `x` and `y`."""
+    """Return the axes of the bird's-eye view that are reversed, out of `x` and `y`."""
     # The grid is in the ego or in the LiDAR frame; without flips one of these is the identity.
     candidates = (sample.ego2occ, sample.ego2occ @ sample.lidar2ego)
     flip = min(candidates, key=lambda m: float(np.abs(np.abs(m[:3, :3]) - np.eye(3)).max()))
@@ -250,7 +251,7 @@ def draw_points(
     """Draw discs into an image, near ones over far ones.
 
     Args:
-        image: uint8 [H, W, 3], changed.
+        image: uint8 [H, W, 3], changed in place.
         pixels: [n, 3] column, row, depth.
         colours: uint8 [n, 3].
         radii: [n] pixels.
@@ -266,11 +267,11 @@ def draw_points(
 
 
 def compose(sample: AugmentedSample, all_frames: bool = False) -> Image.Image:
-    """Return one picture of a sample: images, projected voxels and points, and the bird's-eye view.
+    """Return the picture of a sample: images, projected voxels and points, and the top view.
 
     Args:
-        sample: what to draw.
-        all_frames: whether to draw the images of the history too.
+        sample: the sample.
+        all_frames: whether to draw the history images too.
     """
     theme = THEMES["light"]
     count = len(sample.images) if all_frames else len(sample.cameras)
@@ -319,12 +320,10 @@ _HEADINGS = {
 
 
 def _colours(class_names: Sequence[str]) -> NDArray[np.uint8]:
-    """Return the colours [C, 3] of the classes; evenly spread hues where the palette lacks one of
-    them.
-    """
+    """Return the colours [C, 3] of the classes; evenly spread hues if the palette lacks one."""
     try:
         return class_colours(class_names)
-    except ConfigError:  # a custom data set is drawn before its colours are chosen
+    except ConfigError:  # custom data sets may have no colours yet
         hues = np.linspace(0, 180, len(class_names), endpoint=False)
         hsv = np.column_stack([hues, np.full((len(hues), 2), 220)]).astype(np.uint8)
         colours: NDArray[np.uint8] = cv2.cvtColor(hsv[:, None], cv2.COLOR_HSV2RGB)[:, 0]
@@ -337,7 +336,7 @@ def _rgb(colour: Sequence[Any]) -> RGB:
 
 
 def _cell(sample: AugmentedSample, i: int, kind: str, size: tuple[int, int]) -> Image.Image:
-    """Return one image, as it is or with points over it."""
+    """Return one image, unchanged or with points over it."""
     picture = Image.fromarray(sample.images[i]).resize(size, Image.Resampling.BICUBIC)
     scale = size[0] / sample.images.shape[2]
     if kind != "input":
@@ -363,7 +362,7 @@ def _cell(sample: AugmentedSample, i: int, kind: str, size: tuple[int, int]) -> 
 
 
 def _draw_label(picture: Image.Image, text: str) -> None:
-    """Write a line into the upper left corner, on a ground of its own."""
+    """Write a line with a background into the upper left corner."""
     size = _TEXT - 2
     box = (0, 0, text_width(text, size, bold=True) + 8, size + 7)
     ImageDraw.Draw(picture).rectangle(box, fill=(255, 255, 255))
@@ -371,9 +370,7 @@ def _draw_label(picture: Image.Image, text: str) -> None:
 
 
 def _distance_colours(points: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Return the colours [n, 3] by the horizontal distance from the grid's origin, near ones
-    red.
-    """
+    """Return the colours [n, 3] by horizontal distance from the grid's origin, near is red."""
     near = 1 - np.clip(np.linalg.norm(points[:, :2], axis=1) / _LIDAR_FAR_M, 0, 1)
     levels = (near * 255).astype(np.uint8)[:, None]
     mapped: NDArray[np.uint8] = cv2.applyColorMap(levels, cv2.COLORMAP_TURBO)[:, 0, ::-1]
@@ -381,7 +378,7 @@ def _distance_colours(points: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def _bird_views(sample: AugmentedSample) -> list[Image.Image]:
-    """Return the labels and points from above, x upwards and y to the left."""
+    """Return the top views of labels and points, x up and y left."""
     views = []
     if sample.labels is not None:
         views.append(_label_map(sample, show_points=sample.points is not None))
@@ -391,7 +388,7 @@ def _bird_views(sample: AugmentedSample) -> list[Image.Image]:
 
 
 def _label_map(sample: AugmentedSample, show_points: bool) -> Image.Image:
-    """Return the uppermost label of every column, with the axes of the ego frame and the points."""
+    """Return the top label of every column, with the axes of the ego frame and the points."""
     low = np.asarray(sample.pc_range[:2])
     extent = np.asarray(sample.pc_range[3:5]) - low
     per_metre = 640 / extent[0]
@@ -424,9 +421,7 @@ def _label_map(sample: AugmentedSample, show_points: bool) -> Image.Image:
 
 
 def _uppermost(labels: NDArray[np.uint8], empty_label: int) -> NDArray[np.uint8]:
-    """Return the label [X, Y] of the highest occupied voxel of every column, free where there is
-    none.
-    """
+    """Return the label [X, Y] of the highest occupied voxel of every column, free if none."""
     filled = labels != empty_label
     height = labels.shape[2] - 1 - filled[:, :, ::-1].argmax(axis=2)
     top = np.take_along_axis(labels, height[..., None], axis=2)[..., 0]

@@ -1,10 +1,10 @@
-"""Draw samples as the network gets them: augmented, with labels and LiDAR points projected.
+"""Draw network inputs of samples: augmented, with labels and LiDAR points projected.
 
     python scripts/browse_dataset.py CONFIG [--num N] [--out DIR] [--split train|val]
 
-A picture per sample shows the input images after crop, flips and colour distortion, the centres of
-the occupied voxels and the LiDAR points projected into them by the sample's own matrices, and the
-labels from above. Where points and images do not match, images and matrices disagree.
+A picture per sample shows the input images after crop, flips and colour distortion. The centres of
+occupied voxels and the LiDAR points are projected into them by the sample's own matrices, and the
+labels are drawn from above. If points and images do not match, images and matrices disagree.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from scripts.visualization.job import spread
 
 
 def command_parser() -> CommandParser:
-    """Command line of browse_dataset.py."""
+    """Return the command line parser of browse_dataset.py."""
     parser = CommandParser(__doc__)
     add_config_arguments(parser)
     parser.add_argument("--split", choices=("train", "val"), default="train")
@@ -43,7 +43,7 @@ def command_parser() -> CommandParser:
         "--index", type=number_from(0), nargs="+", metavar="I", help="indices of samples, from 0"
     )
     parser.add_argument(
-        "--epoch", type=number_from(0), default=0, help="whose random values (default: 0)"
+        "--epoch", type=number_from(0), default=0, help="epoch of the random values (default: 0)"
     )
     parser.add_argument("--all-frames", action="store_true", help="draw the history too")
     parser.add_argument(
@@ -53,7 +53,7 @@ def command_parser() -> CommandParser:
 
 
 def browse(args: argparse.Namespace) -> None:
-    """Draw the samples that the arguments ask for."""
+    """Draw the samples selected by the arguments."""
     out = Path(args.out or Path("outputs", Path(args.config).stem, f"{args.split}_samples"))
     check_folder_target("--out", out)
     source = AugmentedSource(load_config(args.config, args.cfg_options), args.split, args.epoch)

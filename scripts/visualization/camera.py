@@ -1,7 +1,7 @@
 """Pinhole cameras of the pictures, and the views that place them around the ego vehicle.
 
 Dimension letters: H image rows, W image columns, N points or pixels.
-Frames: "world" is whatever frame the camera was made in. The views below make cameras in the ego
+Frames: "world" is the frame that the camera was made in. The views below make cameras in the ego
 frame (x forward, y left, z up, metres); `Camera.transformed` moves one into a grid's frame.
 """
 
@@ -32,8 +32,8 @@ class Camera:
         focal_px: focal length in columns.
         width: image columns.
         height: image rows.
-        centre_px: column and row where the optical axis meets the image; None: its middle.
-        aspect: focal length in rows over that in columns; 1 for square pixels.
+        centre_px: column and row of the principal point; None: the centre of the image.
+        aspect: focal length in rows divided by that in columns; 1 for square pixels.
     """
 
     position: Array
@@ -54,12 +54,14 @@ class Camera:
             height: image rows.
 
         Raises:
-            BadDataError: the matrix is not that of a pinhole camera.
+            BadDataError: the matrix does not describe a pinhole camera.
         """
         matrix = np.asarray(world2img, dtype=np.float64)[:3]
         if matrix.shape != (3, 4) or abs(np.linalg.det(matrix[:, :3])) < 1e-9:
-            raise BadDataError(f"a projection matrix of shape {matrix.shape} is not a camera's.")
-        # The intrinsic matrix is triangular: an RQ decomposition, which is a QR one turned round.
+            raise BadDataError(
+                f"projection matrix {matrix.shape} does not describe a pinhole camera."
+            )
+        # The intrinsic matrix is triangular: an RQ decomposition, which is a reversed QR one.
         turn = np.eye(3)[::-1]
         q, r = np.linalg.qr((turn @ matrix[:, :3]).T)
         intrinsic, rotation = turn @ r.T @ turn, turn @ q.T
@@ -78,7 +80,7 @@ class Camera:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Column and row where the optical axis meets the image."""
+        """Column and row of the principal point."""
         return self.centre_px or (0.5 * self.width, 0.5 * self.height)
 
     @staticmethod
@@ -90,9 +92,7 @@ class Camera:
         width: int,
         height: int,
     ) -> Camera:
-        """Return the camera at `position` that sees `target` in its middle, `up` pointing
-        upwards.
-        """
+        """Return the camera at `position` with `target` in its centre and `up` pointing up."""
         eye = np.asarray(position, dtype=np.float64)
         forward = np.asarray(target, dtype=np.float64) - eye
         forward /= np.linalg.norm(forward)
@@ -128,7 +128,7 @@ class Camera:
 
         Returns:
             [N, 2] column and row in pixels, and [N] depth along the optical axis in metres
-            (not positive: behind the camera, the pixel then means nothing).
+            (0 or less: behind the camera, the pixel is then invalid).
         """
         local = (points - self.position) @ self.rotation.T
         depth = local[:, 2]
@@ -141,7 +141,7 @@ class Camera:
         """Return the same camera in another frame.
 
         Args:
-            world2other: [4, 4] rigid transform, or one that mirrors (a flipped label grid).
+            world2other: [4, 4] transform: rigid, or with mirroring (a flipped label grid).
         """
         linear = world2other[:3, :3]
         return replace(
@@ -151,7 +151,7 @@ class Camera:
         )
 
     def resized(self, width: int, height: int) -> Camera:
-        """Return the same view, its horizontal field kept, on a raster of another size."""
+        """Return the same view with the same horizontal field on a raster of another size."""
         factor = width / self.width
         centre = None
         if self.centre_px is not None:
@@ -168,8 +168,8 @@ def chase_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.
     Args:
         width: image columns.
         height: image rows.
-        extent_m: half the side of the area of interest; the camera keeps its view of it.
-        turn: not used: this camera follows the vehicle.
+        extent_m: half the side of the area of interest; the distance grows with it.
+        turn: not used; this camera follows the vehicle.
     """
     scale = extent_m / 40.0
     return Camera.look_at(
@@ -183,13 +183,12 @@ def chase_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.
 
 
 def orbit_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.0) -> Camera:
-    """Return the camera on a circle around the ego vehicle, first behind its right shoulder (ego
-    frame).
+    """Return the camera on a circle around the ego vehicle, starting at its rear right (ego frame).
 
     Args:
         width: image columns.
         height: image rows.
-        extent_m: half the side of the area of interest, which stays in view all the way round.
+        extent_m: half the side of the area of interest, which stays in view during the turn.
         turn: share of the full circle, anticlockwise seen from above.
     """
     scale = extent_m / 40.0
@@ -205,13 +204,12 @@ def orbit_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.
 
 
 def front_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.0) -> Camera:
-    """Return the camera above the roof that looks down the road, as a tall passenger would (ego
-    frame).
+    """Return the camera above the roof that looks along the road (ego frame).
 
     Args:
         width: image columns.
         height: image rows.
-        extent_m: not used: eyes do not move away from a larger scene.
+        extent_m: not used.
         turn: not used.
     """
     return Camera.look_at(
@@ -225,9 +223,9 @@ def front_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.
 
 
 def top_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.0) -> Camera:
-    """Bird's-eye camera, forward pointing up (ego frame).
+    """Return the bird's-eye camera, forward pointing up (ego frame).
 
-    A long lens from far above: parallel for the eye, so buildings do not lean over the road.
+    It is far away with a long focal length, so lines of sight are nearly parallel.
 
     Args:
         width: image columns.
@@ -248,10 +246,11 @@ def top_view(width: int, height: int, extent_m: float = 40.0, turn: float = 0.0)
 
 
 def _wide_enough(fov_deg: float, aspect: float) -> float:
-    """Return the horizontal field of view that shows in panels of any shape what `fov_deg` shows at
-    7:5.
+    """Return the horizontal field of view for a panel of any shape.
+
+    It shows the same part of the scene as `fov_deg` at 7:5.
     """
-    # Beyond 1.9 the panel is a letter-box: it then shows more at the sides.
+    # Wider panels than 1.9 show more at the sides.
     slope = math.tan(math.radians(0.5 * fov_deg)) * min(aspect, 1.9) / 1.4
     return 2 * math.degrees(math.atan(slope))
 

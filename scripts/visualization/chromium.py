@@ -1,4 +1,4 @@
-"""Headless Chromium, where it is installed, driven by playwright, for pictures of pages."""
+"""Headless Chromium, if installed, driven by playwright, for pictures of pages."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from scripts.runtime.errors import ConfigError
 
 INSTALL = "no Chromium: apt-get install chromium, or .venv/bin/playwright install chromium"
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-# A software renderer stands in for the graphics card. Containers' processes may not make
-# sandboxes of their own, and their /dev/shm is often small.
+# A software renderer replaces the graphics card. In containers, Chromium's own sandbox is often not
+# permitted and /dev/shm is often small.
 _FLAGS = [
     "--no-sandbox",
     "--disable-dev-shm-usage",

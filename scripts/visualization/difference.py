@@ -1,4 +1,4 @@
-"""Where a prediction and the ground truth differ, as a label grid that the renderer can draw."""
+"""Difference between a prediction and the ground truth, as a label grid for the renderer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def difference_grid(
         prediction: uint8 [X, Y, Z].
         truth: uint8 [X, Y, Z].
         empty_label: label of free space.
-        scored: bool [X, Y, Z] voxels that the metric counts (the camera mask); None: all.
-            Elsewhere the ground truth is shown as "not scored" and the prediction is left out.
+        scored: bool [X, Y, Z] voxels that the metric counts (the camera mask); None: all. In other
+            voxels the ground truth is shown as "not scored" and the prediction is omitted.
 
     Returns:
-        uint8 [X, Y, Z] of `scripts.visualization.palette.Difference`.
+        uint8 [X, Y, Z], labels of `scripts.visualization.palette.Difference`.
 
     Raises:
         ConfigError: the grids have different shapes.
@@ -33,7 +33,7 @@ def difference_grid(
     shapes = {prediction.shape, truth.shape} | ({scored.shape} if scored is not None else set())
     if len(shapes) > 1:
         raise ConfigError(
-            f"prediction {prediction.shape} and ground truth {truth.shape} must be grids of one "
+            f"prediction {prediction.shape} and ground truth {truth.shape} must have the same "
             "shape: check pc_range and voxel_size in the config."
         )
     predicted, filled = prediction != empty_label, truth != empty_label

@@ -1,7 +1,7 @@
-"""The ego vehicle: a small hatchback carved out of fine voxels, in the ego frame.
+"""Ego vehicle: a small hatchback made of fine voxels, in the ego frame.
 
-nuScenes' ego frame has its origin on the ground under the middle of the rear axle, so the car is
-modelled there directly (x forward, y left, z up, metres). Dimensions are those of the recording
+nuScenes' ego frame has its origin on the ground below the middle of the rear axle. The car is
+modelled in this frame (x forward, y left, z up, metres), with the dimensions of the recording
 cars, Renault Zoe: 4.08 m long, 1.73 m wide, 1.56 m high, wheelbase 2.59 m.
 """
 
@@ -42,7 +42,7 @@ _HALF_WIDTH = 0.865
 _WHEELS_X = (0.0, 2.59)
 _WHEEL_RADIUS = 0.32
 _BELT = 0.98
-# Upper outline of body and cabin seen from the side: (x, z) from the rear bumper to the front one.
+# Upper outline of body and cabin in side view: (x, z) from the rear bumper to the front one.
 _OUTLINE = np.array(
     [
         (-0.64, 0.62), (-0.60, 1.00), (-0.46, 1.22), (-0.22, 1.47), (0.15, 1.56), (1.05, 1.56),
@@ -57,7 +57,7 @@ class CarModel:
 
     Attributes:
         labels: uint8 [X, Y, Z] parts of the car.
-        pyramid: the same, prepared for the ray caster.
+        pyramid: the labels, prepared for the ray caster.
         normals: float32 [3, X, Y, Z] outward unit normals of the smoothed shape.
         colours: float32 [parts, 3] in [0, 1].
     """
@@ -81,14 +81,14 @@ def _hull(x: NDArray[np.float64], y: NDArray[np.float64], z: NDArray[np.float64]
     along = np.abs((x - 0.5 * (_REAR + _FRONT)) / (0.5 * (_FRONT - _REAR)))
     half = _HALF_WIDTH * np.clip(1 - 0.16 * along**6, 0, 1)
     half = half - 0.36 * np.clip(z - _BELT, 0, None) - 0.25 * np.clip(0.38 - z, 0, None)
-    # The shoulder edge is rounded by pulling the top down near the flanks.
+    # Lower the top near the flanks to round the shoulder edge.
     near_flank = np.clip(np.abs(y) / np.maximum(half, 1e-6), 0, 1)
     top = top - 0.10 * near_flank**8
     return (np.abs(y) <= half) & (z <= top) & (z >= 0.20) & (x >= _REAR) & (x <= _FRONT)
 
 
 def _normals(solid: NDArray) -> Tensor:
-    """Outward unit normals [3, X, Y, Z]: falling gradient of the blurred solid."""
+    """Return the outward unit normals [3, X, Y, Z]: falling gradient of the blurred solid."""
     field = torch.from_numpy(solid.astype(np.float32))[None, None]
     for _ in range(3):
         field = F.avg_pool3d(field, 3, stride=1, padding=1)
@@ -99,7 +99,7 @@ def _normals(solid: NDArray) -> Tensor:
 
 @lru_cache(maxsize=1)
 def car_model() -> CarModel:
-    """Build the car (kept for the next calls)."""
+    """Build the car; the result is cached."""
     x, y, z = _centres()
     hull = _hull(x, y, z)
     labels = np.full(_SHAPE, _EMPTY, dtype=np.uint8)
@@ -132,11 +132,11 @@ def car_model() -> CarModel:
 
 @dataclass(frozen=True)
 class CarFaces:
-    """The car's surface, for viewers that draw faces: ego frame, metres, on ground of height 0.
+    """Surface of the car for viewers that draw faces: ego frame, metres, on ground of height 0.
 
     Attributes:
-        cells: int64 [F, 3] voxels of the car's own grid that own the faces.
-        faces: uint8 [F] which face, see `scripts.visualization.surface.surface_faces`.
+        cells: int64 [F, 3] voxel of each face in the car's own grid.
+        faces: uint8 [F] side of the voxel, see `scripts.visualization.surface.surface_faces`.
         labels: uint8 [F] parts of the car.
         normals: float32 [F, 3] unit normals of the smoothed shape.
         colours: uint8 [parts, 3].
@@ -154,7 +154,7 @@ class CarFaces:
 
 
 def car_faces() -> CarFaces:
-    """Return the car's surface without its underside, which no view shows."""
+    """Return the car's surface without its underside, which is never visible."""
     car = car_model()
     labels, normals = car.labels.numpy(), car.normals.numpy()
     cells, faces = surface_faces(labels != _EMPTY)
@@ -167,10 +167,10 @@ def car_faces() -> CarFaces:
 
 
 class EgoCar:
-    """The car in a scene.
+    """Car in a scene.
 
     Args:
-        ground_m: height of the ground it stands on, ego frame.
+        ground_m: height of the ground below the car, ego frame.
         to_sun: direction towards the sun, ego frame.
     """
 
@@ -181,16 +181,16 @@ class EgoCar:
     def draw(
         self, camera: Camera, pixels: Tensor, nearest: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Shade the rays that see the car.
+        """Shade the rays that hit the car.
 
         Args:
             camera: in the ego frame.
             pixels: float32 [H, W, 2] column and row of a part of the raster.
-            nearest: float32 [H, W] distance at which something else already covers the ray.
+            nearest: float32 [H, W] distance of the nearest other surface on each ray.
 
         Returns:
-            int64 [n] and [n] rows and columns of the rays that see the car, float32 [n, 3] their
-            colours, int64 [n] the part seen and float32 [n] its distance in metres.
+            int64 [n] and [n] rows and columns of the rays that hit the car, float32 [n, 3] their
+            colours, int64 [n] the part hit and float32 [n] its distance in metres.
         """
         low = np.asarray(_MIN) + np.array([0.0, 0.0, self.ground_m])
         extent = np.asarray(_SHAPE) * _VOXEL_M
@@ -219,7 +219,7 @@ class EgoCar:
         return row, left + seen % (right - left), colour, label, distance
 
     def _shade(self, car: CarModel, label: Tensor, place: Tensor, directions: Tensor) -> Tensor:
-        """Paint, glass and tyres: diffuse light and a soft highlight.
+        """Shade paint, glass and tyres: diffuse light and a soft highlight.
 
         Args:
             car: the model.
@@ -247,11 +247,11 @@ class EgoCar:
 def _rows_and_columns(
     camera: Camera, low: NDArray[np.float64], high: NDArray[np.float64], pixels: Tensor
 ) -> tuple[int, int, int, int]:
-    """Return which of the pixels [H, W, 2] may see a box of the ego frame.
+    """Return the range of pixels [H, W, 2] that may show a box of the ego frame.
 
     Returns:
-        First row and column, and one past the last row and column; none if the box reaches behind
-        the camera.
+        First row and column, and one past the last row and column. The range is empty if the box
+        reaches behind the camera.
     """
     corners, depth = camera.project(np.array(list(product(*zip(low, high, strict=True)))))
     if not (depth > 0).all() or not pixels.numel():

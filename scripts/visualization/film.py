@@ -1,7 +1,7 @@
 """Film of a scene: H.264 in MP4, which every browser plays, or GIF.
 
-Key frames are half a second apart. Between them the vehicle drives on: each picture shows the key
-frame next in time, seen from where the vehicle is at that moment.
+Key frames are half a second apart. Between them the camera moves on with the vehicle: each picture
+shows the nearest key frame in time, seen from the vehicle's position at that moment.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from scripts.visualization.sample_view import Moment, SampleView
 from scripts.visualization.sheet import compose_sheet
 
 HOLD_S = 0.5
-"""How long a sample is shown that no other follows (nuScenes' key frames are as far apart)."""
+"""Time that a sample without a successor is shown (the interval of nuScenes' key frames)."""
 MAX_GAP_S = 1.2
-"""Samples further apart are shown one after the other, without a drive between them."""
+"""Samples further apart are shown one after the other, without motion between them."""
 ORBIT_S = 12.0
 """Time of one turn of the orbiting camera."""
 
-# Codec, layout of the pixels and further options of ffmpeg. What browsers ask for is yuv420p;
-# with faststart a film starts before all of it is loaded. A GIF is made in two passes: colours of
-# the whole film first, then the pictures in them.
+# Codec, pixel format and further options of ffmpeg. Browsers need yuv420p; with faststart a film
+# starts before it is fully loaded. A GIF needs two passes: first the colours of the whole film,
+# then the pictures in these colours.
 _CODECS = {
     "mp4": ("libx264", "yuv420p", ("-crf", "19", "-preset", "medium", "-movflags", "+faststart")),
     "gif": (
@@ -46,8 +46,8 @@ class Shot:
     """One picture of a film.
 
     Attributes:
-        number: sample shown, counted within the film.
-        motion: [4, 4] from the ego frame of the picture's moment to the sample's ego frame.
+        number: index of the shown sample within the film.
+        motion: [4, 4] from the ego frame at the picture's time to the sample's ego frame.
         turn: turn of the orbiting camera, as a share of the full circle.
     """
 
@@ -57,12 +57,12 @@ class Shot:
 
 
 def plan_shots(moments: Sequence[Moment], fps: float, orbits: bool = False) -> list[Shot]:
-    """Return the pictures of a film that plays as fast as the scene was.
+    """Return the pictures of a film in real time.
 
     Args:
-        moments: of the samples in the order they are shown.
+        moments: moments of the samples, in the order of the film.
         fps: pictures per second.
-        orbits: whether the camera orbits: a single sample then lasts for one turn.
+        orbits: whether the camera orbits; a single sample then lasts for one turn.
     """
     gaps = np.diff([moment.time_us for moment in moments]) * 1e-6
     drives = (gaps > 0) & (gaps <= MAX_GAP_S)
@@ -70,7 +70,7 @@ def plan_shots(moments: Sequence[Moment], fps: float, orbits: bool = False) -> l
     length = ORBIT_S if orbits and len(moments) == 1 else float(starts[-1]) + HOLD_S
     shots = []
     for time in np.arange(max(1, round(length * fps))) / fps:
-        # Rounding must not put a picture that falls on a key frame before it.
+        # A picture at a key frame must not be rounded to the time before it.
         before = int(np.searchsorted(starts, time + 1e-9, side="right")) - 1
         number, motion = before, np.eye(4)
         if before < len(drives) and drives[before]:
@@ -85,7 +85,7 @@ def plan_shots(moments: Sequence[Moment], fps: float, orbits: bool = False) -> l
 def _between(
     first: NDArray[np.float64], second: NDArray[np.float64], share: float
 ) -> NDArray[np.float64]:
-    """Return the pose [4, 4] on the way from one to the other, `share` in [0, 1]."""
+    """Return the interpolated pose [4, 4], `share` in [0, 1] of the way from first to second."""
     rotations = Rotation.from_matrix(np.stack([first[:3, :3], second[:3, :3]]))
     pose = np.eye(4)
     pose[:3, :3] = Slerp([0.0, 1.0], rotations)(share).as_matrix()
@@ -113,7 +113,7 @@ def write(job: Job) -> list[Path]:
 
 
 def _shoot(job: Job, indices: Sequence[int], shots: Sequence[Shot], path: Path) -> None:
-    """Draw and encode; a cut-off film never remains under its name."""
+    """Draw and encode; an incomplete film never gets the final name."""
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     writer: Any = None
     view: SampleView | None = None
@@ -138,9 +138,7 @@ def _shoot(job: Job, indices: Sequence[int], shots: Sequence[Shot], path: Path) 
 
 
 def _picture(job: Job, view: SampleView, shot: Shot) -> NDArray[np.uint8]:
-    """Return the sheet of one moment: uint8 [H, W, 3], of even height and width as H.264 wants
-    it.
-    """
+    """Return the sheet of one moment: uint8 [H, W, 3], with even sides as H.264 requires."""
     moved = replace(view, ego2grid=view.ego2grid @ shot.motion)
     sheet = compose_sheet(moved, replace(job.options, turn=shot.turn, wide=True)).image
     even = sheet.crop((0, 0, sheet.width // 2 * 2, sheet.height // 2 * 2))
@@ -148,7 +146,7 @@ def _picture(job: Job, view: SampleView, shot: Shot) -> NDArray[np.uint8]:
 
 
 def _open_writer(path: Path, size: tuple[int, int], job: Job) -> Any:
-    """Start ffmpeg as a generator that takes pictures."""
+    """Start ffmpeg as a generator that receives pictures."""
     try:
         from imageio_ffmpeg import write_frames
     except ImportError as error:
@@ -163,7 +161,7 @@ def _open_writer(path: Path, size: tuple[int, int], job: Job) -> Any:
         fps=job.fps,
         codec=codec,
         pix_fmt_out=pixels,
-        quality=None,  # imageio's own scale; the options say it in the codec's terms
+        quality=None,  # imageio's own scale; the options set the codec's quality
         macro_block_size=2,
         ffmpeg_log_level="error",
         output_params=list(options),

@@ -1,4 +1,4 @@
-"""What is asked of an output format: which samples of a source, where to, and in what style."""
+"""Job of an output format: source, choice of samples, output folder and style."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ FORMATS = {
 }
 """Module of each format; its `write(job: Job) -> list[Path]` returns the files written.
 
-Modules are imported when they are asked for: pictures need none of the libraries of the others.
+Modules are imported on demand, because each format needs other libraries.
 """
 
 
 class ViewSource(Protocol):
-    """Anything that has samples to draw."""
+    """Source of samples to draw."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -38,7 +38,7 @@ class ViewSource(Protocol):
         """Return one sample."""
 
     def moment(self, index: int) -> Moment:
-        """When and where it was recorded, without loading it."""
+        """Return when and where a sample was recorded, without loading it."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Job:
 
     Attributes:
         source: the samples.
-        indices: which of them, at least one, in the order they are shown.
+        indices: samples to draw, at least one, in order.
         out: folder for the files; exists.
-        title: what the samples are of: name of the config.
+        title: name of the config.
         format: name in `FORMATS`.
-        options: size and style; formats that are no picture take from it what they have.
+        options: size and style; formats other than pictures use only what applies to them.
         fps: pictures per second of a film.
         report: receives one line per file.
     """
@@ -73,20 +73,18 @@ class Job:
     def clips(self) -> list[tuple[str, list[int]]]:
         """Return the samples by scene, each with its name, for formats with one file per scene."""
         names = {index: self.source.moment(index).scene_name for index in self.indices}
-        # In the order of first mention, whatever the order of the samples.
+        # In order of first occurrence.
         rank = {name: i for i, name in enumerate(dict.fromkeys(names.values()))}
         ordered = sorted(self.indices, key=lambda index: rank[names[index]])
         return [(name, list(group)) for name, group in groupby(ordered, key=names.__getitem__)]
 
     def file(self, name: str) -> Path:
-        """Return the path of an output file; what file systems may not like in a name becomes
-        `_`.
-        """
+        """Return the path of an output file; unusual characters of the name become `_`."""
         return self.out / re.sub(r"[^\w.-]+", "_", name)
 
 
 def spread(count: int, total: int) -> list[int]:
-    """`count` indices spread evenly over `range(total)`: both ends, no duplicates."""
+    """Return `count` indices spread evenly over `range(total)`: both ends, no duplicates."""
     if count >= total:
         return list(range(total))
     return sorted({int(i) for i in np.round(np.linspace(0, total - 1, count))})

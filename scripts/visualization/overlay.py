@@ -1,4 +1,4 @@
-"""Camera images with the occupied voxels over them, drawn from the camera's own place."""
+"""Camera images with occupied voxels drawn over them from the camera's position."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ _OPACITY = 0.62
 def overlaid_images(
     view: SampleView, width: int, theme: Theme, palette: str = "field"
 ) -> tuple[CameraImage, ...]:
-    """Return the sample's images with its prediction over them, or its ground truth without a
-    prediction.
+    """Return the sample's images with its prediction, or else its ground truth, over them.
 
     Args:
-        view: the sample. Images whose calibration is not known stay as they are.
+        view: the sample. Images without calibration are unchanged.
         width: columns of the images; their height follows.
-        theme: colours of what is no voxel.
+        theme: colours of everything except voxels.
         palette: class colours.
     """
     grid = view.prediction if view.prediction is not None else view.truth

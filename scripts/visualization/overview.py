@@ -1,4 +1,4 @@
-"""The overview: a grid of the drawn samples."""
+"""Overview: a grid of the drawn samples."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make_tile(view: SampleView, panels: Sequence[Panel], options: SheetOptions) 
 
 
 def _fill(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Resize and crop around the middle to the wanted size."""
+    """Resize and crop around the centre to a given size."""
     factor = max(width / image.width, height / image.height)
     resized = image.resize(
         (max(width, round(image.width * factor)), max(height, round(image.height * factor))),
@@ -67,7 +67,7 @@ def compose_overview(
     legend: Sequence[tuple[str, RGB]],
     options: SheetOptions | None = None,
 ) -> Image.Image:
-    """Arrange tiles in as many columns as keep the picture readable.
+    """Arrange tiles in a readable number of columns.
 
     Args:
         tiles: at least one.
@@ -76,7 +76,7 @@ def compose_overview(
         options: size and style.
 
     Raises:
-        ConfigError: there is no tile.
+        ConfigError: there are no tiles.
     """
     if not tiles:
         raise ConfigError("an overview needs at least one sample.")
@@ -122,7 +122,7 @@ def _draw_tile(
     middle = top + px(_CAPTION_HEIGHT) // 2
     used = draw_text(canvas, (left, middle), tile.title, size, theme.text, bold=True)
     scores = [f"{name} {value:.1f}" for name, value in tile.scores]
-    # The first scores are the ones that matter; drop the last where there is no room.
+    # The first scores are the most important; drop the last ones if they do not fit.
     while scores and used + text_width("   ".join(scores), size) + px(12) > width:
         scores.pop()
     if scores:

@@ -17,10 +17,10 @@ from scripts.runtime.errors import ConfigError
 
 RGB = tuple[int, int, int]
 
-# The colours of nuScenes' own categories (nuscenes-devkit, `nuscenes.utils.color_map`). Where an
-# occupancy class merges several categories, the one that names most of it is taken: pedestrian =
-# human.pedestrian.adult, bus = vehicle.bus.bendy (the bus colour of the lidarseg figures: that of
-# bus.rigid is hard to tell from truck), others = noise.
+# Colours of nuScenes' own categories (nuscenes-devkit, `nuscenes.utils.color_map`). An occupancy
+# class that merges several categories has the colour of the most frequent one: pedestrian =
+# human.pedestrian.adult, bus = vehicle.bus.bendy (the bus colour of the lidarseg figures; bus.rigid
+# is hard to distinguish from truck), others = noise.
 CLASS_COLOURS: dict[str, RGB] = {
     "others": (0, 0, 0),
     "barrier": (112, 128, 144),
@@ -41,14 +41,15 @@ CLASS_COLOURS: dict[str, RGB] = {
     "vegetation": (0, 175, 0),
 }
 
-# Colours for readers with any common colour vision deficiency. Seventeen classes are too many for
-# hue alone: a dichromat sees one hue axis and lightness, so lightness does half of the work here.
-# Found by a random search for the largest smallest CIEDE2000 difference, over normal vision and the
-# three dichromacies simulated with the matrices of Machado, Oliveira and Fernandes 2009 ("A
-# Physiologically-based Model for Simulation of Color Vision Deficiency", severity 1), with pairs of
-# ground and pairs of ground and object counting most, started from the field's hues so that a road
-# stays cyan and a car orange. Smallest differences: 11 between any two classes (field: 0.7), 13
-# between ground and object, 16 within the ground (tests/visualization/test_palette.py).
+# Colours for readers with any common colour vision deficiency. Hue cannot distinguish seventeen
+# classes: a dichromat sees one hue axis and lightness, so lightness distinguishes about half of
+# them. A random search maximised the smallest CIEDE2000 difference over normal vision and the three
+# dichromacies, simulated with the matrices of Machado, Oliveira and Fernandes 2009 ("A
+# Physiologically-based Model for Simulation of Color Vision Deficiency", severity 1). Pairs of
+# ground classes and pairs of ground and object have the highest weight. It started from nuScenes'
+# hues, so that a road stays cyan and a car orange. Smallest differences: 11 between any two classes
+# (nuScenes: 0.7), 13 between ground and object, 16 within the ground
+# (tests/visualization/test_palette.py).
 SAFE_CLASS_COLOURS: dict[str, RGB] = {
     "others": (30, 30, 30),
     "barrier": (122, 158, 190),
@@ -70,7 +71,7 @@ SAFE_CLASS_COLOURS: dict[str, RGB] = {
 }
 
 PALETTES: dict[str, dict[str, RGB]] = {"field": CLASS_COLOURS, "safe": SAFE_CLASS_COLOURS}
-"""Class colours by the name of their palette: nuScenes' own, and those for all colour visions."""
+"""Class colours by palette name: those of nuScenes, and those for all colour visions."""
 
 OCC3D_CLASSES: tuple[str, ...] = tuple(CLASS_COLOURS)
 """Occ3D-nuScenes' 17 semantic classes in label order (label 17 is free)."""
@@ -85,11 +86,11 @@ _ALIASES = {
     "cone": "traffic_cone",
     "drivable_surface": "driveable_surface",
 }
-# Colours of other classes are taken from this many steps of red, green and blue, between these
-# lightnesses of CIELAB: darker and lighter ones are hard to see on the dark and light backgrounds.
+# Other classes get colours on a grid with this many steps of red, green and blue, between these
+# CIELAB lightnesses: darker and lighter ones are hard to see on the dark and light backgrounds.
 _STEPS = 9
 _LIGHTNESS = (25.0, 85.0)
-# CIELAB difference from all other colours of a picture at which a candidate is taken.
+# A candidate with this CIELAB difference from all other colours of a picture is accepted.
 _DISTANCE = 30.0
 
 EGO_COLOUR: RGB = (255, 240, 245)
@@ -107,9 +108,9 @@ class Difference(IntEnum):
     FREE = 5
 
 
-# Blue, vermilion and yellow of Okabe and Ito's set, which readers with any of the common colour
-# vision deficiencies can distinguish; what is right stays grey so that the errors stand out. They
-# serve both palettes.
+# Blue, vermilion and yellow of Okabe and Ito's set, which readers with common colour vision
+# deficiencies can distinguish. Correct voxels are grey, so that errors stand out. Both palettes use
+# these colours.
 DIFFERENCE_COLOURS: dict[str, RGB] = {
     "right": (168, 176, 184),
     "wrong class": (240, 190, 40),
@@ -164,10 +165,10 @@ def class_colours(class_names: Sequence[str], palette: str = "field") -> NDArray
     """Return the colours of classes in the order of their labels.
 
     The classes of nuScenes' occupancy labels have the colours of the palette, under any spelling.
-    Others get a colour by their name, the same in any order of the classes, and another for each.
+    Others get distinct colours that depend on their names, not on the order of the classes.
 
     Args:
-        class_names: names of the C semantic classes (the free class is not among them).
+        class_names: names of the C semantic classes, without the free class.
         palette: name in `PALETTES`.
 
     Returns:
@@ -192,9 +193,7 @@ def _key(class_name: str) -> str:
 
 @cache
 def _candidates() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return the colours that other classes may have: sRGB uint8 [n, 3] and CIELAB float32 [n,
-    3].
-    """
+    """Return candidate colours for other classes: sRGB uint8 [n, 3] and CIELAB float32 [n, 3]."""
     levels = np.linspace(0, 255, _STEPS).round()
     rgb = np.array(list(itertools.product(levels, repeat=3)), dtype=np.uint8)
     lab = _lab(rgb)
@@ -211,8 +210,8 @@ def _lab(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _with_others(names: tuple[str, ...], palette: str) -> dict[str, RGB]:
     """Return the palette, completed with colours of these names.
 
-    Each name draws an order of the candidates and takes the first that is far from all colours
-    before it, or the farthest if there is none: a colour rarely depends on the other names.
+    Each name draws an order of the candidates and takes the first that is far from all previous
+    colours, or else the farthest. A colour thus rarely depends on the other names.
     """
     table = dict(PALETTES[palette])
     rgb, lab = _candidates()
@@ -229,7 +228,7 @@ def _with_others(names: tuple[str, ...], palette: str) -> dict[str, RGB]:
 
 
 def pretty_name(class_name: str) -> str:
-    """Return the class name as a legend shows it: `driveable_surface` -> `driveable surface`."""
+    """Return the class name for a legend: `driveable_surface` -> `driveable surface`."""
     return class_name.replace("_", " ")
 
 
@@ -237,7 +236,7 @@ def theme_by_name(name: str) -> Theme:
     """Look up a theme.
 
     Raises:
-        ConfigError: there is no theme of this name.
+        ConfigError: there is no theme with this name.
     """
     if name not in THEMES:
         raise ConfigError(f"theme '{name}' does not exist: choose one of {', '.join(THEMES)}.")

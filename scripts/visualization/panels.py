@@ -1,4 +1,4 @@
-"""Rendered panels of a sheet: one view, with a bird's-eye inset unless it is that itself."""
+"""Rendered panels of a sheet: one view, with a bird's-eye inset unless the view is from above."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from scripts.visualization.sample_view import SampleView
 from scripts.visualization.voxel_renderer import VoxelRenderer
 from scripts.visualization.workers import parallel_map
 
-# Pixels of a strip that one of several threads draws: enough strips to keep all busy to the end,
-# few enough that the rows that neighbouring strips both look at do not matter. A single thread
-# loses a tenth of its time to the beginnings of so many strips.
+# Pixels per strip, one strip per thread at a time. The strips are small enough to balance the
+# threads and large enough that rows shared by neighbouring strips do not matter. With a single
+# thread, larger strips save a tenth of the time.
 _STRIP_PIXELS, _STRIP_PIXELS_ALONE = 60_000, 250_000
 
 
@@ -28,9 +28,9 @@ class Panel:
     """One rendered picture of a grid.
 
     Attributes:
-        title: what it shows.
-        note: a short remark beside the title.
-        key: names and colours that belong to this panel alone.
+        title: its contents.
+        note: a short remark next to the title.
+        key: names and colours that belong only to this panel.
         image: RGB.
     """
 
@@ -86,16 +86,16 @@ def render_panels(
     camera: str = "chase",
     turn: float = 0.0,
 ) -> list[Panel]:
-    """Draw prediction, ground truth and their difference, as far as the sample has them.
+    """Draw the available panels of a sample: prediction, ground truth and their difference.
 
     Args:
         view: the sample.
         size: width and height of each panel in pixels.
         theme: background colours.
         with_difference: whether to compare prediction and ground truth.
-        palette: of the classes.
+        palette: palette of the classes.
         camera: name in `scripts.visualization.camera.VIEWS`.
-        turn: how far the orbiting camera has turned, as a share of the full circle.
+        turn: turn of the orbiting camera, as a share of the full circle.
     """
     subjects = _subjects(view, with_difference, palette)
     renderers = parallel_map(lambda subject: _build_renderer(subject, view, theme), subjects)
@@ -130,10 +130,10 @@ def _build_renderer(subject: _Subject, view: SampleView, theme: Theme) -> VoxelR
 def render_all(
     shots: Sequence[tuple[VoxelRenderer, Camera]],
 ) -> list[NDArray[np.uint8]]:
-    """Draw several pictures at once, cut into strips for the threads.
+    """Draw several pictures in parallel, cut into strips for the threads.
 
     Args:
-        shots: what to draw and from where.
+        shots: renderer and camera of each picture.
 
     Returns:
         uint8 [H, W, 3] for each.
@@ -166,7 +166,7 @@ def extent_m(view: SampleView) -> float:
 
 
 def paste_inset(image: Image.Image, inset: Image.Image, theme: Theme) -> None:
-    """Bird's-eye view in the upper right corner, where the other views show mostly background."""
+    """Paste a bird's-eye view into the upper right corner, where other views are mostly empty."""
     margin = round(0.018 * image.height)
     line = max(1, round(image.height / 400))
     left, top = image.width - margin - inset.width, margin

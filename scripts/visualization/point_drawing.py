@@ -1,7 +1,7 @@
-"""Points drawn as small lit balls, and the ground they stand over.
+"""Points drawn as small shaded balls, and the ground below them.
 
 Dimension letters: N points, H, W image, P pixels of a ball.
-Frames: everything that a camera looks at is in the ego frame (x forward, y left, z up, metres).
+Frames: everything seen by a camera is in the ego frame (x forward, y left, z up, metres).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw
 from scripts.visualization.camera import Camera
 from scripts.visualization.palette import RGB, Theme
 
-# Balls are drawn on a raster this many times as fine.
+# Balls are drawn with this factor of supersampling.
 _FINER = 2
-_LIGHT = np.array([-0.42, -0.62, 0.66])  # from the upper left, towards the reader
+_LIGHT = np.array([-0.42, -0.62, 0.66])  # from the upper left, towards the viewer
 _MAX_RADIUS_PX = 9.0
 _RINGS_M = (10, 20, 30, 40)
 
@@ -28,8 +28,8 @@ class Balls:
     """Balls on an image, in any order.
 
     Attributes:
-        pixels: float64 [N, 2] column and row of their middles.
-        depth: float64 [N]; nearer ones hide farther ones.
+        pixels: float64 [N, 2] column and row of their centres.
+        depth: float64 [N]; near balls hide far ones.
         radius_px: float64 [N].
         colours: float64 [N, 3] in [0, 255].
     """
@@ -48,15 +48,15 @@ def seen_balls(
     least_px: float,
     haze: RGB | None = None,
 ) -> Balls:
-    """Return the balls that a camera sees.
+    """Return the balls that are visible to a camera.
 
     Args:
-        points: [N, 3] middles, ego frame.
+        points: [N, 3] centres, ego frame.
         colours: uint8 [N, 3].
         camera: in the ego frame.
-        radius_m: of every ball.
-        least_px: smaller ones are drawn of this radius.
-        haze: colour into which distance fades; None for no fading.
+        radius_m: radius of every ball.
+        least_px: smallest radius in pixels.
+        haze: colour into which distant balls fade; None for no fading.
     """
     pixels, depth = camera.project(points)
     reach = _MAX_RADIUS_PX
@@ -73,7 +73,7 @@ def seen_balls(
 
 
 def draw_balls(image: Image.Image, balls: Balls) -> Image.Image:
-    """Return the image with the balls on it, smooth at their borders."""
+    """Return the image with the balls on it, with smooth edges."""
     width, height = image.size
     fine = image.resize((width * _FINER, height * _FINER), Image.Resampling.NEAREST)
     canvas = np.array(fine)
@@ -92,7 +92,7 @@ def draw_balls(image: Image.Image, balls: Balls) -> Image.Image:
     if rows:
         row, column, rank = (np.concatenate(parts) for parts in (rows, columns, ranks))
         inside = (row >= 0) & (row < canvas.shape[0]) & (column >= 0) & (column < canvas.shape[1])
-        # numpy keeps the last of several values for one element: the nearest ball's.
+        # For repeated indices numpy keeps the last value, which is the nearest ball.
         last = np.argsort(rank[inside], kind="stable")
         tone = np.concatenate(tones)[inside][last].clip(0, 255).astype(np.uint8)
         canvas[row[inside][last], column[inside][last]] = tone
@@ -102,7 +102,7 @@ def draw_balls(image: Image.Image, balls: Balls) -> Image.Image:
 def _ball(
     radius: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return the pixels [P] of a ball relative to its middle, and their brightness."""
+    """Return the pixels [P] of a ball relative to its centre, and their brightness."""
     axis = np.arange(-radius, radius + 1)
     dx, dy = np.meshgrid(axis, axis)
     reach = radius + 0.25
@@ -111,16 +111,16 @@ def _ball(
     up = np.sqrt(np.clip(1.0 - (dx**2 + dy**2) / reach**2, 0.0, 1.0))
     normal = np.stack([dx / reach, dy / reach, up], axis=-1)
     shade = 0.62 + 0.46 * (normal @ _LIGHT).clip(0.0, 1.0)
-    if radius <= 2:  # too small for light and shade
+    if radius <= 2:  # too small for shading
         shade = np.ones_like(shade)
     return dx, dy, shade
 
 
 def draw_ground(image: Image.Image, camera: Camera, extent_m: float, theme: Theme) -> None:
-    """Draw rings of distance and the border of the scene on the ground, in place.
+    """Draw distance rings and the border of the scene on the ground, in place.
 
     Args:
-        image: of the camera's size.
+        image: image of the camera's size.
         camera: in the ego frame.
         extent_m: half the side of the scene.
         theme: colours.
@@ -146,7 +146,7 @@ def _draw_line(
     width: int,
 ) -> None:
     pixels, depth = camera.project(line)
-    # Far outside Pillow's integer coordinates a line would come back on the other side.
+    # Coordinates beyond Pillow's integer range would wrap around.
     good = (depth > 0.5) & (np.abs(pixels) < 1e5).all(axis=1)
     for a, b, ok in zip(pixels[:-1], pixels[1:], good[:-1] & good[1:], strict=True):
         if ok:

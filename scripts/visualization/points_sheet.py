@@ -1,4 +1,4 @@
-"""The sheet of what a model attends to: its queries' points layer by layer, and where they look.
+"""Sheet of a model's attention: the points of its queries, layer by layer, and sampling points.
 
 Dimension letters: Q queries, R points and S sampling points of a query, C classes.
 """
@@ -36,7 +36,7 @@ _MARGIN, _GAP, _CAMERA_GAP = 24, 12, 6
 _TITLE_HEIGHT, _CAPTION_HEIGHT, _CAPTION_SIZE, _NOTE_SIZE = 46, 30, 15, 13
 _FREE_COLOUR: RGB = (150, 156, 164)
 _NUMBERED = 6
-"""Queries that carry a number, to be found again in every picture."""
+"""Number of queries with a number that identifies them in every picture."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class _Attention:
     """The queries of a sample, in the ego frame.
 
     Attributes:
-        labels: int64 [Q] class that most of a query's last points lie in; C: all in free space.
+        labels: int64 [Q] most frequent class at a query's last points; C: all in free space.
         colours: uint8 [Q, 3].
-        layers: float64 [Q, R, 3] points: the start, then those after each layer.
-        sampling: float64 [Q, S, 3] where the last layer looked.
-        numbered: queries that carry a number.
+        layers: float64 [Q, R, 3] points: at the start, then after each layer.
+        sampling: float64 [Q, S, 3] sampling points of the last layer.
+        numbered: queries with a number.
     """
 
     labels: NDArray[np.int64]
@@ -61,8 +61,8 @@ class _Attention:
 def compose_points_sheet(view: SampleView, options: SheetOptions | None = None) -> Image.Image:
     """Draw sampling points over the cameras, and the points of the queries layer by layer.
 
-    Points have the colour of the class that their query ends up with. Some queries carry a number
-    that is the same in every picture.
+    Points have the colour of their query's final class. Some queries have a number that is the same
+    in every picture.
 
     Args:
         view: a sample with prediction, queries and images.
@@ -75,7 +75,7 @@ def compose_points_sheet(view: SampleView, options: SheetOptions | None = None) 
     if view.queries is None or view.prediction is None:
         raise ConfigError("a sheet of points needs a model's queries and its prediction.")
     if not view.queries.sampling:
-        raise ConfigError("a sheet of points needs to know where its layers sample the images.")
+        raise ConfigError("a sheet of points needs the places where the layers sample the images.")
     px, theme = options.px, options.colours
     attention = _attend(view, view.queries, view.prediction, options.palette)
     inner, left = px(_WIDTH), px(_MARGIN)
@@ -104,7 +104,7 @@ def _draw_caption(canvas: Image.Image, num_layers: int, options: SheetOptions) -
     x, middle = px(_MARGIN), px(_TITLE_HEIGHT) + px(_CAPTION_HEIGHT) // 2
     title = f"Where layer {num_layers} samples the images"
     x += draw_text(canvas, (x, middle), title, px(_CAPTION_SIZE), theme.text, bold=True)
-    note = "each point in the colour of what its query becomes; numbers mark the same queries below"
+    note = "points in the colour of their query's final class; numbers mark the same queries below"
     draw_text(canvas, (x + px(10), middle + px(1)), note, px(_NOTE_SIZE), theme.muted)
 
 
@@ -127,9 +127,7 @@ def _attend(
 def _query_labels(
     view: SampleView, points: NDArray[np.float32], prediction: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the class [Q] that most of a query's points [Q, R, 3] lie in, and their share [Q] of
-    all.
-    """
+    """Return the most frequent class [Q] at a query's points [Q, R, 3], and its share [Q]."""
     num_classes = len(view.class_names)
     cells = np.floor((points - np.array(view.grid_min)) / np.array(view.voxel_size)).astype(int)
     inside = ((cells >= 0) & (cells < np.array(prediction.shape))).all(axis=-1)
@@ -148,16 +146,14 @@ def _choose(
     images: Sequence[CameraImage],
     num_classes: int,
 ) -> tuple[int, ...]:
-    """Return the queries to number: of different classes, the rarest first, clear and well in
-    view.
-    """
+    """Return the queries to number: of different classes, rare ones first, unambiguous, visible."""
     in_view = np.zeros(len(labels))
     for image in images:
         camera = _camera_of(image)
         if camera is not None:
             in_view = np.maximum(in_view, _visible(camera, sampling).mean(axis=1))
     away = np.linalg.norm(sampling.mean(axis=1)[:, :2], axis=1)
-    # Near enough to be seen, and not under the vehicle.
+    # Near enough to be visible, and not below the vehicle.
     score = purity + 2.0 * in_view - 0.03 * np.abs(away - 14.0)
     frequency = np.bincount(labels, minlength=num_classes + 1)
     present = [c for c in np.argsort(frequency, kind="stable") if frequency[c] and c < num_classes]
@@ -177,7 +173,7 @@ def _camera_of(image: CameraImage) -> Camera | None:
 
 
 def _visible(camera: Camera, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which of the points [Q, S, 3] (ego frame) a camera sees: bool [Q, S]."""
+    """Return whether a camera sees each of the points [Q, S, 3] (ego frame): bool [Q, S]."""
     pixels, depth = camera.project(points.reshape(-1, 3))
     inside = ((pixels >= 0) & (pixels < np.array([camera.width, camera.height]))).all(axis=1)
     return (inside & (depth > 0.3)).reshape(points.shape[:2])
@@ -193,7 +189,7 @@ def _marked(image: CameraImage, attention: _Attention, width: int) -> CameraImag
     camera = _camera_of(image)
     if camera is None:
         return CameraImage(image.name, picture)
-    # Paler, so that the points stand out.
+    # Reduce contrast, so that the points stand out.
     picture = ImageEnhance.Brightness(ImageEnhance.Color(picture).enhance(0.5)).enhance(0.92)
     camera = camera.resized(width, height)
     count = attention.sampling.shape[1]
@@ -234,7 +230,7 @@ def _number(
 
 
 def _panels(view: SampleView, attention: _Attention, options: SheetOptions) -> list[Panel]:
-    """Start, every layer, and the voxels that come of them."""
+    """Return the panels: start, every layer, and the resulting voxels."""
     px = options.px
     size = ((px(_WIDTH) - (_COLUMNS - 1) * px(_GAP)) // _COLUMNS, px(_PANEL_HEIGHT))
     extent = extent_m(view)
@@ -291,7 +287,7 @@ def _point_picture(
 ) -> Image.Image:
     """Return the points [Q, R, 3] of one layer; the inset has no numbers."""
     colours = np.repeat(attention.colours, points.shape[1], axis=0)
-    # A ball of a single point stands for all the query will grow into.
+    # The ball of a single start point represents all later points of its query.
     radius_m = 0.32 if points.shape[1] == 1 else 0.2
     least = 0.8 * options.scale
     haze = options.colours.sky_top if is_main else None
@@ -305,7 +301,7 @@ def _point_picture(
 def _legend(
     view: SampleView, attention: _Attention, options: SheetOptions
 ) -> list[tuple[str, RGB]]:
-    """Return the classes that occur, the queries that predict nothing, and what numbers mean."""
+    """Return the classes that occur, the queries without a prediction, and the key of numbers."""
     colours = class_colours(view.class_names, options.palette)
     entries = [
         (pretty_name(view.class_names[c]), (int(r), int(g), int(b)))

@@ -1,18 +1,18 @@
 """Rerun recording of a scene: cameras, LiDAR, voxels, query points and the ego track on a timeline.
 
-Opened with `rerun FILE.rrd` (the viewer comes with the package rerun-sdk).
+Open it with `rerun FILE.rrd` (the viewer comes with the package rerun-sdk).
 
-Entities, with their transforms as in the project (ego: x forward, y left, z up, metres)::
+Entities, with the project's transforms (ego: x forward, y left, z up, metres)::
 
-    world                              the map, moved to where the scene starts
-    world/track                        the vehicle's path, with its stations
+    world                              the map, with its origin at the start of the scene
+    world/track                        the vehicle's path, with the sample positions
     world/ego                          the vehicle; below it:
       cameras/<name>                   pinhole and image
       lidar                            points of the key frame
       grid/prediction/<class>          surface voxels as boxes; also ground_truth and difference
-      grid/queries/<layer>/points      what the queries predict, coarse to fine
+      grid/queries/<layer>/points      predictions of the queries, coarse to fine
       grid/queries/<layer>/centres     the mean of each query's points
-    scores/<metric>                    of each sample
+    scores/<metric>                    scores of each sample
 
 Dimension letters: Q queries, R points of a query, n points, S surface voxels.
 """
@@ -44,10 +44,10 @@ from scripts.visualization.recording_layout import camera_entity, layout
 from scripts.visualization.sample_view import CameraImage, SampleView
 from scripts.visualization.surface import surface_voxels
 
-# Class ids of a recording: those of the data set, then the kinds of difference.
+# Class ids of a recording: first the data set's classes, then the kinds of difference.
 _DIFFERENCE_IDS = 1000
 _JPEG_QUALITY = 85
-# Coarse to fine, from the blue to the yellow end of matplotlib's plasma (dark to bright).
+# Coarse to fine, from the dark (blue) to the bright (yellow) end of matplotlib's plasma.
 _LAYER_COLOUR_MAP = "plasma"
 
 
@@ -89,14 +89,14 @@ def _rerun() -> Any:
 
 
 class _Recorder:
-    """Log samples into a file, one after the other.
+    """Recorder of samples into a file.
 
     Args:
         rr: the module rerun.
-        job: what is asked for.
+        job: the job.
         scene: name of the scene.
-        indices: of the samples to come.
-        path: file to write.
+        indices: indices of the samples to come.
+        path: output file.
     """
 
     def __init__(self, rr: Any, job: Job, scene: str, indices: Sequence[int], path: Path) -> None:
@@ -109,7 +109,7 @@ class _Recorder:
         self._shown: set[str] = set()
         moments = [job.source.moment(index) for index in indices]
         self._start_us = moments[0].time_us
-        # Viewers compute in float32: keep the kilometres of map coordinates out of it.
+        # Viewers compute in float32, so large map coordinates are avoided.
         self._origin = moments[0].ego2global[:3, 3].copy()
         self._log("world", rr.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
         track = np.stack([moment.ego2global[:3, 3] - self._origin for moment in moments])
@@ -148,7 +148,7 @@ class _Recorder:
             self._log(f"scores/{name.replace(' ', '_')}", rr.Scalar(value))
 
     def _annotate(self, class_names: Sequence[str]) -> None:
-        """Log names and colours of the classes, shown on hovering."""
+        """Log names and colours of the classes, which are shown on hovering."""
         rows = [
             (i, pretty_name(name), tuple(map(int, colour)))
             for i, (name, colour) in enumerate(
@@ -202,7 +202,7 @@ class _Recorder:
         colours: NDArray[np.uint8],
         first_id: int,
     ) -> None:
-        """Log boxes of one label grid, an entity per class, so that each can be hidden."""
+        """Log boxes of one label grid, one entity per class, so that each can be hidden."""
         rr = self._rr
         self._shown.add(kind)
         voxels = surface_voxels(grid < len(names))
@@ -219,18 +219,16 @@ class _Recorder:
                     colors=[colours[label]],
                     class_ids=[first_id + label],
                     fill_mode="solid",
-                    show_labels=False,  # a class of few boxes would be labelled for good
+                    show_labels=False,  # otherwise classes with few boxes are always labelled
                 )
                 self._log(entity, boxes)
                 self._alive.add(entity)
-            elif entity in self._alive:  # or the boxes of the sample before would stay
+            elif entity in self._alive:  # removes the boxes of the previous sample
                 self._log(entity, rr.Clear(recursive=False))
                 self._alive.remove(entity)
 
     def _add_layer(self, number: int, count: int, points: NDArray[np.float32]) -> None:
-        """Log points [Q, R, 3] after one decoder layer (0: where queries start), and their
-        centres.
-        """
+        """Log points [Q, R, 3] after one decoder layer (0: the start) and their centres."""
         rr = self._rr
         colour = _colour_map(_LAYER_COLOUR_MAP, np.array([0.15 + 0.8 * number / max(count - 1, 1)]))
         name = "initial" if number == 0 else f"layer_{number}"
@@ -242,7 +240,7 @@ class _Recorder:
         self._log(f"{entity}/centres", rr.Points3D(centres, colors=colour, radii=2.0 * radius))
 
     def close(self) -> None:
-        """Add the layout, now that the contents are known, and finish the file."""
+        """Add the layout, which depends on the contents, and finish the file."""
         self._stream.send_blueprint(layout(self._cameras, self._shown))
         self._stream.flush(blocking=True)
         self._rr.disconnect(recording=self._stream)
@@ -274,7 +272,7 @@ def _transform(rr: Any, matrix: NDArray[np.float64]) -> Any:
 
 
 def _colour_map(name: str, values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Return the colours [n, 3] of values [n], for the range 0 to 1."""
+    """Return the colours [n, 3] of values [n] in the range 0 to 1."""
     from matplotlib import colormaps
 
     colours: NDArray[np.uint8] = colormaps[name](np.clip(values, 0, 1), bytes=True)[:, :3]
@@ -284,14 +282,14 @@ def _colour_map(name: str, values: NDArray[np.floating]) -> NDArray[np.uint8]:
 def split_projection(
     projection: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Intrinsic and pose of a pinhole camera.
+    """Split a projection into the intrinsic matrix and pose of a pinhole camera.
 
     Args:
-        projection: [3, 4] metres of some frame to (u*w, v*w, w).
+        projection: [3, 4] metres of a frame to (u*w, v*w, w).
 
     Returns:
-        [3, 3] upper triangular, with a positive diagonal that ends in 1; and [4, 4] from the frame
-        to the camera's (x right, y down, z forward).
+        [3, 3] upper triangular with a positive diagonal, the last element 1; and [4, 4] from the
+        frame to the camera (x right, y down, z forward).
     """
     from scipy.linalg import rq
 

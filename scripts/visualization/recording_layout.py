@@ -1,4 +1,4 @@
-"""How a Rerun recording opens: the blueprint that travels with it."""
+"""Layout of a Rerun recording: the blueprint in the file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scripts.visualization.sample_view import short_name
 GRIDS = {"prediction": "Prediction", "ground_truth": "Ground truth", "difference": "Difference"}
 """Label grids of a recording: entity below `world/ego/grid` and title."""
 
-# Clockwise from the left, as a driver turns the head: two rows of three.
+# Clockwise from the left: two rows of three.
 _CAMERA_ORDER = ("front_left", "front", "front_right", "back_left", "back", "back_right")
 _BACKGROUND = (24, 28, 35)
 
@@ -21,11 +21,11 @@ def camera_entity(name: str) -> str:
 
 
 def layout(cameras: Sequence[str], shown: Collection[str]) -> Any:
-    """Blueprint: voxels side by side, cameras below, scores where there are some.
+    """Return the blueprint: voxels side by side, cameras below, scores if there are any.
 
     Args:
         cameras: entities of the cameras.
-        shown: which of `GRIDS`, `"queries"`, `"lidar"` and `"scores"` are recorded.
+        shown: the recorded ones of `GRIDS`, `"queries"`, `"lidar"` and `"scores"`.
     """
     import rerun.blueprint as rrb
 
@@ -35,7 +35,7 @@ def layout(cameras: Sequence[str], shown: Collection[str]) -> Any:
         extra.append(_scene(rrb, "Query points", "queries"))
     if "lidar" in shown:
         extra.append(_scene(rrb, "LiDAR", "lidar"))
-    # Prediction and ground truth side by side; the rest behind the second as tabs.
+    # Prediction and ground truth side by side; the rest as tabs behind the second.
     if len(scenes) > 1:
         upper = rrb.Horizontal(scenes[0], rrb.Tabs(*scenes[1:], *extra, active_tab=0))
     else:
@@ -68,7 +68,7 @@ def layout(cameras: Sequence[str], shown: Collection[str]) -> Any:
 
 
 def _scene(rrb: Any, title: str, kind: str) -> Any:
-    """Return a 3D view around the vehicle that shows one thing, the vehicle and its track."""
+    """Return a 3D view around the vehicle with one kind of content, the vehicle and its track."""
     what = "/world/ego/lidar" if kind == "lidar" else f"/world/ego/grid/{kind}/**"
     return rrb.Spatial3DView(
         origin="/world/ego",

@@ -1,4 +1,4 @@
-"""Rerun's own web viewer, which comes with rerun-sdk, for pictures of recordings."""
+"""Rerun's web viewer, which is part of rerun-sdk, for pictures of recordings."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from PIL import Image
 from scripts.runtime.errors import ConfigError
 
 START_SECONDS = 60
-# Without a graphics card a picture of a whole scene takes half a minute on a busy machine, and
-# samples arrive between pictures.
+# Without a graphics card, drawing a whole scene takes half a minute on a busy machine, and samples
+# arrive between pictures.
 _REST_SECONDS = 45
-# The viewer asks for the 8 colour attachments that every graphics card has and uses fewer; the
-# software renderer of recent Chromium has 6, at which it would give up.
+# The viewer requires 8 colour attachments, which every graphics card has, but uses fewer. The
+# software renderer of recent Chromium has 6, and the viewer would refuse to start.
 _MORE_ATTACHMENTS = """
 const ask = WebGL2RenderingContext.prototype.getParameter;
 WebGL2RenderingContext.prototype.getParameter = function (name) {
@@ -35,7 +35,7 @@ WebGL2RenderingContext.prototype.getParameter = function (name) {
 
 @contextmanager
 def serve_recording(recording: Path, home: Path) -> Iterator[str]:
-    """Serve a recording to browsers on this machine while the context lasts.
+    """Serve a recording to browsers on this machine within the context.
 
     Args:
         recording: Path of the `.rrd` file.
@@ -78,7 +78,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _answers(port: int) -> bool:
-    """Return whether something listens within the time a server may take to start."""
+    """Return whether a server answers on the port within the start-up time."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         with socket.socket() as probe:
@@ -91,7 +91,7 @@ def _answers(port: int) -> bool:
 def open_viewer(browser: Any, address: str, width: int, height: int) -> Any:
     """Open the viewer in a browser of `scripts.visualization.chromium.open_browser`.
 
-    The viewer asks its maker's servers for news; these requests are blocked.
+    Requests of the viewer to its maker's servers are blocked.
 
     Returns:
         playwright's `Page`.
@@ -107,19 +107,19 @@ def open_viewer(browser: Any, address: str, width: int, height: int) -> Any:
 
 
 def share_of_colour(picture: NDArray[np.integer], colour: tuple[int, int, int]) -> float:
-    """Share of the pixels [H, W, 3] that differ from a colour by 40 of 255 at most, as shaded."""
+    """Return the share of pixels [H, W, 3] within 40 of 255 of a colour, as shading changes it."""
     return float((np.abs(picture.astype(int) - np.array(colour)).max(axis=-1) <= 40).mean())
 
 
 def wait_for_colour(
     page: Any, colour: tuple[int, int, int], share: float, seconds: float = 420
 ) -> Image.Image:
-    """Take pictures of a page until one shows enough of a colour, and return it once it rests.
+    """Take pictures of a page until one shows enough of a colour; return it when it is stable.
 
-    Voxels come before images and labels, and the first sample before the last.
+    Voxels appear before images and labels, and the first sample before the last.
 
     Raises:
-        ConfigError: None does in time.
+        ConfigError: no picture does in time.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -130,7 +130,7 @@ def wait_for_colour(
 
 
 def _resting_picture(page: Any, deadline: float) -> Image.Image:
-    """Return the picture of a page once it has not changed for some seconds, or at the deadline."""
+    """Return the picture of a page when it has not changed for some seconds, or at the deadline."""
     before, since = _picture(page), time.monotonic()
     while time.monotonic() < deadline and time.monotonic() - since < _REST_SECONDS:
         page.wait_for_timeout(1000)

@@ -1,8 +1,8 @@
-"""What a picture, a film or a viewer shows of one sample.
+"""Typed view of one sample for pictures, films and viewers.
 
 Dimension letters: Q queries, R_i points of a query after decoder layer i,
 S sampling points of a query, n points, X, Y, Z voxels.
-Frames: *ego* (x forward, y left, z up, metres), *grid* (that of the voxel grid), *global* (map).
+Frames: *ego* (x forward, y left, z up, metres), *grid* (the voxel grid's frame), *global* (map).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class CameraImage:
         name: camera, e.g. `CAM_FRONT_LEFT`.
         image: RGB.
         ego2img: [4, 4] metres of the ego frame to pixels (u*w, v*w, w, 1) of this image, or None
-            where the calibration is not known.
+            if the calibration is unknown.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Moment:
 
 @dataclass(frozen=True)
 class QueryPoints:
-    """Where a model's queries are and look, coarse to fine; metres of the grid's frame.
+    """Positions of a model's queries and sampling points, coarse to fine; metres, grid frame.
 
     Attributes:
-        initial: float32 [Q, 1, 3] where the queries start.
+        initial: float32 [Q, 1, 3] start positions of the queries.
         layers: float32 [Q, R_i, 3] predicted points after each decoder layer.
-        sampling: float32 [Q, S, 3] where each layer took features from images and LiDAR map.
+        sampling: float32 [Q, S, 3] sampling points of each layer in images and LiDAR map.
     """
 
     initial: NDArray[np.float32]
@@ -66,27 +66,27 @@ class QueryPoints:
 
 @dataclass(frozen=True)
 class SampleView:
-    """One sample, ready to be drawn.
+    """Sample, ready to be drawn.
 
     Attributes:
         index: position in the data set.
         total: size of the data set.
         scene_name: e.g. `scene-0103`.
-        sample_token: nuScenes' token of the key frame.
+        sample_token: nuScenes token of the key frame.
         class_names: names of the C semantic classes in label order.
         empty_label: label of free space.
         grid_min: lower corner of the grid in metres.
         voxel_size: edge lengths of a voxel in metres.
-        ego2grid: [4, 4] from the ego frame to the grid's.
+        ego2grid: [4, 4] from the ego frame to the grid's frame.
         prediction: uint8 [X, Y, Z], or None without a model.
-        truth: uint8 [X, Y, Z], or None where it is not shown.
-        scored: bool [X, Y, Z] voxels the voxel metric counts, or None for all.
+        truth: uint8 [X, Y, Z], or None if it is not shown.
+        scored: bool [X, Y, Z] voxels that the metric counts, or None for all.
         images: the input cameras of the current frame.
         scores: name and value (percent) in the order they are printed.
         time_us: timestamp of the key frame in microseconds.
         ego2global: [4, 4] from the ego frame to the map.
         lidar: float32 [n, 3] points in metres of the ego frame, or None.
-        queries: what the model's queries predict, or None.
+        queries: points predicted by the model's queries, or None.
     """
 
     index: int
@@ -110,7 +110,7 @@ class SampleView:
 
     @property
     def recorded(self) -> str:
-        """When it was recorded, to a tenth of a second; empty where that is not known."""
+        """Time of the recording, to a tenth of a second; empty if unknown."""
         if not self.time_us:
             return ""
         seconds, rest = divmod(self.time_us, 1_000_000)
@@ -124,17 +124,17 @@ class SampleView:
 
     @property
     def file_stem(self) -> str:
-        """Name of this sample's files: sortable, unique, recognisable."""
+        """Name of this sample's files: sortable, unique, with scene and token."""
         return f"{self.index:05d}_{self.scene_name}_{self.sample_token[:8]}"
 
 
-# The order in which a panorama shows the cameras, left to right, in one row or in two.
+# Order of the cameras in a panorama, left to right, in one row or in two.
 _ONE_ROW = ("BACK_LEFT", "FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_RIGHT", "BACK")
 _TWO_ROWS = ("FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_LEFT", "BACK", "BACK_RIGHT")
 
 
 def short_name(camera: str) -> str:
-    """`CAM_FRONT_LEFT` -> `FRONT_LEFT`."""
+    """Shorten a camera name: `CAM_FRONT_LEFT` -> `FRONT_LEFT`."""
     return camera.removeprefix("CAM_").upper()
 
 
@@ -146,9 +146,7 @@ def panorama(images: Sequence[CameraImage], single_row: bool = True) -> list[Cam
 
 
 def without_unknown(grid: NDArray[np.uint8], empty_label: int) -> NDArray[np.uint8]:
-    """Return the labels [X, Y, Z] with free voxels in the place of those of unknown state: not
-    drawn.
-    """
+    """Return the labels [X, Y, Z] with voxels of unknown state set to free, so not drawn."""
     return np.where(grid == UNKNOWN_LABEL, np.uint8(empty_label), grid)
 
 
@@ -158,10 +156,10 @@ def dense_grid(
     shape: tuple[int, int, int],
     empty_label: int,
 ) -> NDArray[np.uint8]:
-    """Sparse voxels as a label grid.
+    """Convert sparse voxels to a label grid.
 
     Args:
-        coords: [n, 3] voxel indices (x, y, z); those outside the grid are left out.
+        coords: [n, 3] voxel indices (x, y, z); indices outside the grid are ignored.
         labels: [n].
         shape: voxels in x, y, z.
         empty_label: label of all other voxels.

@@ -1,4 +1,4 @@
-"""Scores of a single sample, by the project's own metrics."""
+"""Scores of a single sample, computed by the project's metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-# As the metrics name them -> as a sheet prints them, in this order.
+# Names in the metrics -> names on a sheet, in this order.
 _NAMES = {
     "mIoU": "mIoU",
     "IoU": "IoU",
@@ -22,11 +22,11 @@ _NAMES = {
 def sample_scores(
     metrics: Iterable[Any], sample: Mapping[str, Any]
 ) -> tuple[tuple[str, float], ...]:
-    """Score one sample by itself.
+    """Score a single sample.
 
     Args:
-        metrics: of a config or a runner; those that cannot score one sample are left out, and none
-            is changed.
+        metrics: metrics of a config or a runner. Metrics that cannot score one sample are ignored;
+            none is changed.
         sample: the fields of a data sample with a prediction.
 
     Returns:
@@ -45,4 +45,4 @@ def sample_scores(
 
 
 def _no_log(message: str) -> None:
-    """Drop the tables that metrics write per evaluation: here each sample is one."""
+    """Drop the tables that metrics log per evaluation; here each sample is an evaluation."""

@@ -1,7 +1,7 @@
 """Compose the sheet of one sample: title and scores, cameras, panels, legend.
 
-All measures are in pixels at scale 1 and multiplied by the scale, panels and fonts included, so a
-sheet at scale 3 is sharp at three times the size.
+All lengths, also those of panels and fonts, are in pixels at scale 1 and multiplied by the scale. A
+sheet at scale 3 is therefore sharp at three times the size.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _TITLE_SIZE, _CAPTION_SIZE, _KEY_SIZE = 20, 15, 13
 
 @dataclass(frozen=True)
 class SheetOptions:
-    """How sheets are composed.
+    """Style of sheets.
 
     Attributes:
-        scale: size factor; 1 gives sheets of 1168 (one panel) to 1992 (three) pixels in width.
+        scale: size factor; at 1, sheets are 1168 (one panel) to 1992 (three) pixels wide.
         theme: name in `scripts.visualization.palette.THEMES`.
         difference: whether to add the panel that compares prediction and ground truth.
         palette: name in `scripts.visualization.palette.PALETTES`.
         view: name in `scripts.visualization.camera.VIEWS`.
-        turn: how far the orbiting camera has turned, as a share of the full circle.
-        wide: whether all cameras stand in one row, however narrow the sheet.
-        overlay: whether the cameras show the voxels over their images.
+        turn: turn of the orbiting camera, as a share of the full circle.
+        wide: whether all cameras are in one row, even on a narrow sheet.
+        overlay: whether to draw the voxels over the camera images.
     """
 
     scale: float = 1.0
@@ -64,7 +64,7 @@ class SheetOptions:
             ConfigError: a scale outside of (0.2, 16), or an unknown theme, palette or view.
         """
         if not 0.2 <= self.scale <= 16:
-            raise ConfigError(f"scale {self.scale:g} is not usable: give one from 0.2 to 16.")
+            raise ConfigError(f"scale {self.scale:g} is not usable: set one from 0.2 to 16.")
         if self.view not in VIEWS:
             raise ConfigError(
                 f"view '{self.view}' does not exist: choose one of {', '.join(VIEWS)}"
@@ -73,7 +73,7 @@ class SheetOptions:
         class_colours((), self.palette)
 
     def px(self, length: float) -> int:
-        """Return a length at scale 1 in pixels of the sheet."""
+        """Convert a length at scale 1 to pixels of the sheet."""
         return max(1, round(length * self.scale)) if length > 0 else 0
 
     @property
@@ -96,7 +96,7 @@ class Sheet:
 
 
 def legend_entries(class_names: Sequence[str], palette: str = "field") -> list[tuple[str, RGB]]:
-    """Return the name and colour of every class, and of the ego vehicle."""
+    """Return the names and colours of all classes and of the ego vehicle."""
     colours = class_colours(class_names, palette)
     entries = [
         (pretty_name(name), (int(c[0]), int(c[1]), int(c[2])))
@@ -106,7 +106,7 @@ def legend_entries(class_names: Sequence[str], palette: str = "field") -> list[t
 
 
 def compose_sheet(view: SampleView, options: SheetOptions | None = None) -> Sheet:
-    """Draw and compose everything the sample holds.
+    """Draw and compose all contents of the sample.
 
     Args:
         view: the sample; its images, prediction and ground truth are optional.
@@ -146,20 +146,20 @@ def _camera_rows_of(
     gap = options.px(_CAMERA_GAP)
     if not options.overlay:
         return camera_rows(view.images, width, gap, single_row)
-    # Larger, as there is more to see.
+    # Larger, because overlaid images show more.
     images = overlaid_images(view, (width - 2 * gap) // 3, options.colours, options.palette)
     return camera_rows(images, width, gap, single_row=False)
 
 
 def rows_height(rows: Sequence[Sequence[Image.Image]], options: SheetOptions) -> int:
-    """Return the pixels that `draw_rows` takes."""
+    """Return the height of `draw_rows` in pixels."""
     return sum(row[0].height + options.px(_CAMERA_GAP) for row in rows)
 
 
 def draw_rows(
     canvas: Image.Image, rows: Sequence[Sequence[Image.Image]], top: int, options: SheetOptions
 ) -> int:
-    """Paste rows of pictures below each other; return where the next thing may begin."""
+    """Paste rows of pictures below each other; return the position below them."""
     for row in rows:
         x = options.px(_MARGIN)
         for picture in row:
@@ -170,7 +170,7 @@ def draw_rows(
 
 
 def legend_height(entries: Sequence[tuple[str, RGB]], width: int, options: SheetOptions) -> int:
-    """Return the pixels that `draw_legend` takes within `width` pixels."""
+    """Return the height of `draw_legend` for `width` pixels."""
     px = options.px
     return colour_key_rows([name for name, _ in entries], width, px(_KEY_SIZE)) * px(
         _KEY_ROW_HEIGHT
@@ -188,7 +188,7 @@ def draw_legend(
 
 
 def draw_title(canvas: Image.Image, view: SampleView, options: SheetOptions) -> None:
-    """Scene, sample, time and token on the left, scores on the right."""
+    """Draw scene, sample, time and token on the left, scores on the right."""
     px, theme = options.px, options.colours
     middle = px(_TITLE_HEIGHT) // 2
     x = px(_MARGIN)
@@ -203,7 +203,7 @@ def draw_title(canvas: Image.Image, view: SampleView, options: SheetOptions) -> 
         draw_text(canvas, (right, middle), name, size, theme.muted, anchor="rm")
         right -= text_width(name, size)
     size = px(_KEY_SIZE)
-    # The token is for finding the sample again; it is left out if the scores need the space.
+    # The token identifies the sample; it is omitted if the scores need the space.
     for text, colour in ((view.recorded, theme.text), (view.sample_token, theme.muted)):
         x += px(14)
         if text and x + text_width(text, size) + px(18) < right:
@@ -246,7 +246,7 @@ def camera_rows(
     rows = []
     for start in range(0, len(arranged), per_row):
         row = arranged[start : start + per_row]
-        # Whole pixels, the remainder spread from the left, so that both edges line up.
+        # Whole pixels; the remainder is spread from the left, so that both edges line up.
         room = width - gap * (per_row - 1)
         widths = [room // per_row + (1 if i < room % per_row else 0) for i in range(per_row)]
         first = row[0].image
@@ -260,7 +260,7 @@ def _camera_picture(camera: CameraImage, width: int, height: int) -> Image.Image
     image = camera.image if camera.image.mode == "RGB" else camera.image.convert("RGB")
     picture = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
     name = short_name(camera.name).replace("_", " ").lower()
-    # Readable in a small picture, and no more than that in a large one.
+    # Readable in a small picture, and not too large in a big one.
     size = max(7, round(min(width / 26, 8 + width / 80)))
     pad = max(2, size // 2)
     box = (0, 0, text_width(name, size) + 2 * pad, size + 2 * pad - size // 4)

@@ -1,4 +1,4 @@
-"""PNG: one sheet per chosen sample (and one of the queries, if wanted), and an overview."""
+"""PNG output: one sheet per chosen sample, optionally one of the queries, and an overview."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scripts.visualization.points_sheet import compose_points_sheet
 from scripts.visualization.sheet import compose_sheet, legend_entries
 
 MAX_TILES = 24
-"""Samples in the overview; of more drawn samples these many are taken, evenly spread."""
+"""Maximum number of samples in the overview, spread evenly over the drawn samples."""
 
 
 def write(job: Job) -> list[Path]:
@@ -24,7 +24,7 @@ def write(job: Job) -> list[Path]:
         The files written: sheets in the order of the job's indices, then the overview.
     """
     out, options, indices = job.out, job.options, job.indices
-    # Pictures of several views may lie side by side.
+    # Pictures of several views can be in the same folder.
     suffix = "" if options.view == "chase" else f"_{options.view}"
     in_overview = {indices[i] for i in spread(MAX_TILES, len(indices))}
     files: list[Path] = []
@@ -55,8 +55,8 @@ def write(job: Job) -> list[Path]:
 
 
 def save_png(image: Image.Image, path: Path) -> Path:
-    """Write a PNG; a cut-off file never remains under its name."""
-    # After PNG's own filters little repeats but runs of one byte: looking for these alone (zlib's
-    # Z_RLE) gives smaller files than the search of level 2, in four fifths of its time.
+    """Write a PNG; an incomplete file never gets the final name."""
+    # After PNG's own filters, mostly runs of one byte repeat. Searching only for these (zlib's
+    # Z_RLE) gives smaller files than level 2, in four fifths of its time.
     options = {"format": "PNG", "compress_level": 2, "compress_type": 3}
     return write_atomically(path, lambda file: image.save(file, **options))

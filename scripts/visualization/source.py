@@ -1,4 +1,4 @@
-"""From a config (with a model, with predictions on disk, or alone) to samples to be drawn.
+"""Samples to draw, from a config with a model, with predictions on disk, or with neither.
 
 Dimension letters: Q queries, R points of a query, N cameras, X, Y, Z voxels, n points.
 """
@@ -46,12 +46,12 @@ from scripts.visualization.scores import sample_scores
 
 @dataclass(frozen=True)
 class Wanted:
-    """What views carry beside the prediction.
+    """Optional contents of views.
 
     Attributes:
         images: the camera images.
         truth: the ground truth.
-        lidar: the points of the key frame's LiDAR, of samples whose file is on disk.
+        lidar: the points of the key frame's LiDAR, if its file exists.
         queries: the points that the model's queries predict, if it has any.
     """
 
@@ -68,13 +68,13 @@ class SampleSource:
         cfg: the merged config.
         weights: checkpoint of the config's model, or None.
         predictions: folder with a prediction per sample (see `loaders.predictions`), or None.
-            With neither, the ground truth alone is drawn.
-        wanted: what else views carry.
+            Without both, only the ground truth is drawn.
+        wanted: optional contents of views.
 
     Raises:
         ConfigError: the config has no test split, a part has an unknown key, there is nothing to
             draw, or more than one prediction.
-        CheckpointError: the weights cannot be read or are another model's.
+        CheckpointError: the weights cannot be read or belong to another model.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class SampleSource:
         with named_config_keys(cfg):
             self._model = None if weights is None else _build_model(cfg, weights, wanted.queries)
             self._dataset = DATASETS.build(dataset_cfg)
-            # Of the config, as drawing may leave the step out that knows them.
+            # From the original config, since drawing may remove the step that defines them.
             columns = [load_dim_of(leaf.get("pipeline") or []) for leaf in leaf_configs(test_cfg)]
             leaves = leaf_datasets(self._dataset)
             self._load_dims = {id(leaf): dim for leaf, dim in zip(leaves, columns, strict=True)}
@@ -109,14 +109,14 @@ class SampleSource:
         return len(self._dataset)
 
     def check_index(self, index: int) -> None:
-        """Raise ConfigError unless the split has a sample of this index."""
+        """Raise ConfigError if the split has no sample with this index."""
         if not 0 <= index < len(self):
             raise ConfigError(
                 f"--index {index} is out of range: the data set has samples 0 to {len(self) - 1}"
             )
 
     def moment(self, index: int) -> Moment:
-        """When and where a sample was recorded; reads no file."""
+        """Return when and where a sample was recorded; reads no file."""
         dataset, inner_index = locate(self._dataset, index)
         info = dataset.get_data_info(inner_index)
         row = info["row"]
@@ -150,7 +150,7 @@ class SampleSource:
         Raises:
             ConfigError: the index is out of range, or the pipeline loads no labels.
             MissingDataError: a prediction is missing.
-            BadDataError: a file of the sample is broken or does not fit.
+            BadDataError: a file of the sample is broken or does not match the config.
         """
         self.check_index(index)
         dataset, inner_index = locate(self._dataset, index)
@@ -215,7 +215,7 @@ class _Model:
         self._output: Any = None
         model = predictor.model
         if with_queries and hasattr(model, "pts_bbox_head"):
-            # What the head returns in the mode 'tensor' passes here on its way to the prediction.
+            # The head's output in mode 'tensor' is captured here, before the prediction.
             model.pts_bbox_head.register_forward_hook(self._keep)
 
     def _keep(self, module: Any, arguments: Any, output: Any) -> None:
@@ -240,39 +240,38 @@ class _Model:
 
 
 def _check_choice(weights: str | None, predictions: str | None, wanted: Wanted) -> None:
-    """Refuse to draw nothing, two predictions of one sample, or points of no model."""
+    """Raise ConfigError for no content, two predictions of a sample, or points without a model."""
     if weights is None and predictions is None and not wanted.truth:
         raise ConfigError(
-            "nothing to draw: give --weights CHECKPOINT, --predictions DIR, --vis-gt, or one of "
-            "the first two with the last"
+            "nothing to draw: set --weights CHECKPOINT, --predictions DIR or --vis-gt"
         )
     if weights is not None and predictions is not None:
-        raise ConfigError("--weights and --predictions both give predictions: leave one out")
+        raise ConfigError("--weights and --predictions both specify predictions: leave one out")
     if predictions is not None and not Path(predictions).is_dir():
         raise ConfigError(
-            f"folder {predictions} does not exist: give the one with the predictions, as "
-            "val.py --save-predictions writes it"
+            f"folder {predictions} does not exist: set the folder of predictions written by "
+            "val.py --save-predictions"
         )
 
 
 def _for_drawing(dataset_cfg: dict[str, Any], has_model: bool, lidar: bool) -> dict[str, Any]:
-    """Return the config of a data set that loads what is drawn.
+    """Return the config of a data set that loads only the drawn contents.
 
     Args:
-        dataset_cfg: Of a data set that is no wrapper.
-        has_model: Whether a model predicts; without, its inputs are not loaded.
+        dataset_cfg: Config of a data set that is not a wrapper.
+        has_model: Whether a model predicts; if not, its inputs are not loaded.
         lidar: Whether LiDAR points are drawn.
     """
     changed: dict[str, Any] = {}
     if "on_error" in dataset_cfg:
-        changed["on_error"] = "raise"  # a picture of another sample would mislead
+        changed["on_error"] = "raise"  # a replaced sample would be misleading
     if not has_model and "pipeline" in dataset_cfg:
         steps = dataset_cfg["pipeline"]
         changed["pipeline"] = [step for step in steps if loads_labels(str(step["type"]))]
     if not has_model and "num_frames" in dataset_cfg:
         changed["num_frames"] = 1
     if lidar and not dataset_cfg.get("use_lidar"):
-        # The points are drawn, but the model does not see them: sweeps need not be there.
+        # The points are drawn but not used by the model, so sweeps may be missing.
         steps = changed.get("pipeline", dataset_cfg.get("pipeline", []))
         kept = [step for step in steps if step["type"] not in ("LoadLidarSweeps", "FilterPoints")]
         changed |= dict(use_lidar=True, pipeline=kept)
@@ -309,9 +308,7 @@ def _current_images(sample: OccSample) -> tuple[CameraImage, ...]:
 
 
 def _lidar_points(sample: OccSample, load_dim: int) -> NDArray[np.float32] | None:
-    """Return the points of the key frame's LiDAR in the ego frame: float32 [n, 3]; None without its
-    file.
-    """
+    """Return the key frame's LiDAR points in the ego frame, float32 [n, 3]; None if missing."""
     if sample.lidar is None or not Path(sample.lidar.paths[0]).is_file():
         return None
     points = read_lidar_points(sample.lidar.paths[0], load_dim)[:, :3]
@@ -333,6 +330,6 @@ def _numpy(value: Any) -> NDArray[Any]:
 
 
 def _grid(labels: Any, name: str) -> Any:
-    """Return a label grid [X, Y, Z] of the sample, None where it is not loaded."""
+    """Return a label grid [X, Y, Z] of the sample, None if it is not loaded."""
     value = getattr(labels, name, None)
     return None if value is None else _numpy(value)

@@ -1,4 +1,4 @@
-"""The voxels that can be seen at all: those with a free neighbour.
+"""Visible voxels and faces: those with a free neighbour.
 
 Dimension letters: X, Y, Z voxels of the grid; S voxels of its surface; F faces.
 """
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 def surface_voxels(occupied: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Occupied voxels one of whose six neighbours is free or outside the grid.
+    """Return occupied voxels with a free neighbour, or one outside the grid, among the six.
 
     Args:
         occupied: bool [X, Y, Z].
@@ -32,8 +32,8 @@ def surface_faces(occupied: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArr
         occupied: bool [X, Y, Z].
 
     Returns:
-        int64 [F, 3] the occupied voxels, and uint8 [F] the faces: 2 * axis, and one more where the
-        outward normal points along the positive axis.
+        int64 [F, 3] the occupied voxels, and uint8 [F] the faces: 2 * axis, plus one if the outward
+        normal points along the positive axis.
     """
     cells, faces = [], []
     for axis in range(3):
@@ -45,7 +45,7 @@ def surface_faces(occupied: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArr
 
 
 def _open_towards(occupied: NDArray[np.bool_], axis: int, towards: int) -> NDArray[np.bool_]:
-    """Occupied voxels whose neighbour along an axis is free: bool [X, Y, Z]."""
+    """Return the occupied voxels whose neighbour along an axis is free: bool [X, Y, Z]."""
     neighbour = np.roll(occupied, -towards, axis=axis)
     edge: list[slice | int] = [slice(None)] * 3
     edge[axis] = -1 if towards > 0 else 0

@@ -1,4 +1,4 @@
-"""Text and colour keys on a Pillow canvas, in fonts that come with the Python environment."""
+"""Text and colour keys on a Pillow canvas, in fonts of the Python environment."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from scripts.visualization.palette import RGB
 
 @lru_cache(maxsize=64)
 def font(size: int, bold: bool = False) -> Any:
-    """DejaVu Sans from matplotlib's data files, or Pillow's built-in font without matplotlib.
+    """Return DejaVu Sans from matplotlib's data files, or else Pillow's built-in font.
 
     Args:
         size: em size in pixels.
         bold: bold weight (the built-in font has none).
     """
-    # Looked up without importing matplotlib, which takes a good part of a second.
+    # Found without importing matplotlib, which is slow.
     spec = importlib.util.find_spec("matplotlib")
     if spec is not None and spec.origin is not None:
         name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -68,21 +68,21 @@ def draw_text(
 def draw_swatch(
     canvas: Image.Image, left: int, middle: int, side: int, fill: RGB, rule: RGB, line: int
 ) -> None:
-    """Draw a framed square of `fill` whose left edge and vertical middle are given."""
+    """Draw a framed square of `fill`, given its left edge and vertical centre."""
     top = middle - side // 2
     box = (left, top, left + side - 1, top + side - 1)
     ImageDraw.Draw(canvas).rectangle(box, fill=fill, outline=rule, width=line)
 
 
 def colour_key_rows(labels: Sequence[str], width: int, size: int) -> int:
-    """Return rows that `draw_colour_key` needs for `labels` within `width` pixels."""
+    """Return the number of rows that `draw_colour_key` needs within `width` pixels."""
     return -(-len(labels) // _key_columns(labels, width, size))
 
 
 def _key_columns(labels: Sequence[str], width: int, size: int) -> int:
     widest = max(text_width(label, size) for label in labels)
     fitting = max(1, width // (widest + 3 * size))
-    # As even as possible: 18 entries that fit ten to a row look better as nine and nine.
+    # Balance the rows: 18 entries that fit ten to a row are drawn as nine and nine.
     rows = -(-len(labels) // fitting)
     return -(-len(labels) // rows)
 
@@ -98,7 +98,7 @@ def draw_colour_key(
     text_colour: RGB,
     rule: RGB,
 ) -> None:
-    """Legend: swatches with names in aligned columns, row by row.
+    """Draw a legend: swatches with names in aligned columns, row by row.
 
     Args:
         canvas: image to draw on.
@@ -107,13 +107,13 @@ def draw_colour_key(
         width: pixels available.
         entries: name and colour of each entry.
         size: em size in pixels.
-        row_height: pixels from row to row.
+        row_height: distance between rows in pixels.
         text_colour: colour of the names.
         rule: colour of the swatches' frames.
     """
     labels = [name for name, _ in entries]
     columns = _key_columns(labels, width, size)
-    # Columns as wide as their own widest name need, the rest shared evenly between them.
+    # Each column is as wide as its widest name; the remaining width is shared evenly.
     natural = [
         max(text_width(label, size) for label in labels[c::columns]) + size * 7 // 4
         for c in range(columns)

@@ -2,9 +2,9 @@
 
     python scripts/plot_log.py work_dirs/A work_dirs/B --out outputs/curves.png
 
-Reads the scalars that mmengine writes beside TensorBoard's (`<run>/vis_data/scalars.json`). A
-training that was stopped and resumed is one curve: where two runs of a work dir logged the same
-steps, the later one counts, since the last checkpoint comes from it.
+Reads the scalars that mmengine writes next to TensorBoard's (`<run>/vis_data/scalars.json`). A
+training that was stopped and resumed is one curve: if two runs of a work dir logged the same steps,
+the later one is used, since the last checkpoint comes from it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from scripts.runtime.errors import ConfigError
 
 Points = list[tuple[float, float]]
 SCALARS = "vis_data/scalars.json"
-# Blue, vermilion, green, purple, orange, sky, black of Okabe and Ito's set, which readers with any
-# of the common colour vision deficiencies can distinguish.
+# Blue, vermilion, green, purple, orange, sky, black of Okabe and Ito's set, which readers with
+# common colour vision deficiencies can distinguish.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-# Lines of the decoder layers before the last one, from the start on.
+# Line styles of the decoder layers before the last one, from the first on.
 LAYER_STYLES: tuple[Any, ...] = (":", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1)))
 START, LAST, MEAN = "start", "last layer", "mean"
-# Scores of one class, and times, are in the log and not in this picture.
+# Scores of single classes, and times, are logged but not drawn.
 _NOT_DRAWN = re.compile(r"(^|/)IoU_|(^|/)(data_)?time$")
 _LAYER = re.compile(r"(?:d(?P<layer>\d+)\.|(?P<init>init)_)?(?P<kind>loss.*)")
 
@@ -41,7 +41,7 @@ class RunLog:
     """Curves of one training.
 
     Attributes:
-        name: How the legend calls it.
+        name: Name in the legend.
         losses: Name of a loss to points (iteration, value).
         metrics: Name of a score to points (epoch, value).
     """
@@ -55,23 +55,23 @@ def read_run(folder: Path, name: str) -> RunLog:
     """Read and join the logs of a work dir.
 
     Args:
-        folder: What `--work-dir` of train.py was, or one run in it.
-        name: How the legend calls it.
+        folder: The `--work-dir` of train.py, or one run in it.
+        name: Name in the legend.
 
     Raises:
         ConfigError: The folder does not exist or holds no logged training, or a log is damaged.
     """
     if not folder.is_dir():
         fault = f"{folder} is a file" if folder.exists() else does_not_exist(folder)
-        raise ConfigError(f"{fault}: give the work dir of a training")
-    # mmengine names the folders of a work dir by the time of their start.
+        raise ConfigError(f"{fault}: pass the work dir of a training")
+    # mmengine names the folders of a work dir by their start time.
     files = sorted(folder.glob(f"*/{SCALARS}")) or sorted(folder.glob(SCALARS))
     log = RunLog(name)
     for file in files:
         _join(log, _read_lines(file))
     if not log.losses and not log.metrics:
         raise ConfigError(
-            f"{folder} holds no log of a training ({SCALARS}): give the work dir of train.py"
+            f"{folder} holds no log of a training ({SCALARS}): pass the work dir of train.py"
         )
     return log
 
@@ -84,13 +84,13 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
             entries.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number == len(lines):
-                break  # a training that is running, or was killed, while it wrote
+                break  # the training is running, or was killed while writing
             raise ConfigError(f"{file} is damaged in line {number}: {error}") from None
     return entries
 
 
 def _join(log: RunLog, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Append a run's entries, after taking away what they replace."""
+    """Append a run's entries, and remove earlier entries that they replace."""
     training = [entry for entry in entries if "loss" in entry]
     if training:
         first_iter = min(entry["step"] for entry in training)
@@ -112,9 +112,9 @@ class Panel:
     """One pair of axes.
 
     Attributes:
-        title: What it shows.
+        title: Its contents.
         x_label: Unit of the horizontal axis.
-        curves: (run's number, line's name within the panel, points).
+        curves: (index of the run, name of the line within the panel, points).
     """
 
     title: str
@@ -144,7 +144,7 @@ def panels_of(runs: Sequence[RunLog]) -> list[Panel]:
 
 
 def _loss_line(key: str) -> tuple[str, str]:
-    """Return the kind of a loss and the layer it belongs to: `d0.loss_cls` -> loss_cls, layer 1."""
+    """Return the kind and layer of a loss: `d0.loss_cls` -> loss_cls, layer 1."""
     match = _LAYER.fullmatch(key)
     if match is None or key == "loss":
         return key, LAST
@@ -158,7 +158,7 @@ def _line_order(line: str) -> tuple[int, str]:
 
 
 def draw(runs: Sequence[RunLog], out: Path) -> None:
-    """Write the picture.
+    """Draw the picture and write it.
 
     Args:
         runs: At least one, with at least one curve.
@@ -216,16 +216,15 @@ def _draw_panel(ax: Any, panel: Panel) -> None:
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
-    """Return names that distinguish work dirs: the last component, or the whole path where that
-    is shared.
+    """Return names that distinguish work dirs: the last component, or the whole path if needed.
 
     Raises:
-        ConfigError: A folder is given twice.
+        ConfigError: A folder is passed twice.
     """
     resolved = [folder.resolve() for folder in folders]
     for i, folder in enumerate(resolved):
         if folder in resolved[:i]:
-            raise ConfigError(f"{folders[i]} is given twice: give each work dir once")
+            raise ConfigError(f"{folders[i]} is passed twice: pass each work dir once")
     last = [folder.name for folder in resolved]
     return [
         name if last.count(name) == 1 else str(folder)

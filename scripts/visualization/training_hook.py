@@ -1,4 +1,4 @@
-"""What a training logs beside its curves: sheets of fixed samples, tables of class scores."""
+"""Additional logs of a training: sheets of fixed samples, tables of class scores."""
 
 from __future__ import annotations
 
@@ -35,31 +35,29 @@ _CLASS_SCORE = re.compile(r"(?P<metric>.+)/IoU_(?P<name>.+)")
 
 @HOOKS.register_module()
 class ValidationSheetHook(Hook):
-    """Put sheets of the same validation samples, and the class table, into every evaluation's log.
+    """Add sheets of fixed validation samples, and the class table, to every evaluation's log.
 
-    The predictions are those of the evaluation itself, so that a sheet costs its drawing alone
-    (about half a second on one core). Sheets go to all visualisation back ends of the runner: to
-    TensorBoard under *Images*, and as PNG files into `vis_data/vis_image`. So does the table of
-    class scores: to TensorBoard under *Text*, to Weights & Biases as a table, to MLflow as an
-    artifact, and as a Markdown file into `vis_data`.
+    The predictions are those of the evaluation, so a sheet costs only its drawing (about half a
+    second on one core). Sheets go to all visualisation back ends of the runner: to TensorBoard
+    under *Images*, and as PNG files into `vis_data/vis_image`. The table of class scores goes to
+    TensorBoard under *Text*, to Weights & Biases as a table, to MLflow as an artifact, and as a
+    Markdown file into `vis_data`.
 
     Args:
-        num_samples: Sheets per evaluation, of samples spread evenly over the validation split (the
-            main process' part of it); 0 draws none.
+        num_samples: Sheets per evaluation, of samples spread evenly over the main process's part of
+            the validation split; 0 draws none.
         scale: Size of the sheets, see `scripts.visualization.sheet.SheetOptions`.
         palette: Class colours, see `scripts.visualization.palette.PALETTES`.
 
     Raises:
-        ConfigError: Fewer than no samples, or a scale or palette that does not exist.
+        ConfigError: A negative number, or a scale or palette that does not exist.
     """
 
     priority = "LOW"  # the scores are logged first
 
     def __init__(self, num_samples: int = 2, scale: float = 0.6, palette: str = "field") -> None:
         if num_samples < 0:
-            raise ConfigError(
-                f"num_samples of ValidationSheetHook is {num_samples}: give 0 or more"
-            )
+            raise ConfigError(f"num_samples of ValidationSheetHook is {num_samples}: set 0 or more")
         self.num_samples = num_samples
         self.options = SheetOptions(scale, palette=palette)
         self._in_training = False
@@ -79,28 +77,28 @@ class ValidationSheetHook(Hook):
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Keep what the model predicted for a chosen sample."""
+        """Store the model's prediction of a chosen sample."""
         if batch_idx not in self._chosen or not outputs:
             return
         sample: BaseDataElement = outputs[0]
         if "pred_coords" not in sample or "pc_range" not in sample.metainfo:
-            return  # not a model of voxels
+            return  # the model does not predict voxels
         images = data_batch["inputs"]["img"][0].cpu()
         scores = sample_scores(runner.val_evaluator.metrics, sample.to_dict())
         total = len(runner.val_dataloader.dataset)
         self._views.append(view_of_sample(sample, images, scores, total))
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Draw and log."""
+        """Draw and log the sheets."""
         if not self._in_training:
             return
-        # As mmengine logs scores: under the number of finished epochs.
+        # As mmengine logs scores: by the number of finished epochs.
         step = runner.epoch
         for number, view in enumerate(self._views):
             try:
                 image = compose_sheet(view, self.options).image
             except ValueError as error:
-                # Pictures are no reason to stop a training, e.g. for a class without a colour.
+                # A failed picture, e.g. a class without a colour, must not stop a training.
                 runner.logger.warning(f"no validation sheets: {error}")
                 self.num_samples = 0
                 break
@@ -118,13 +116,13 @@ def view_of_sample(
     scores: Sequence[tuple[str, float]],
     total: int,
 ) -> SampleView:
-    """Return what a sheet shows of a validation sample: the network's input, output and target.
+    """Return the view of a validation sample: the network's input, output and target.
 
     Args:
         sample: Packed by `PackOccSample`, with the model's prediction.
         images: uint8 [F, 3, H, W] BGR, the network's input (before normalisation); the current
             frame's cameras come first.
-        scores: Of this sample.
+        scores: Scores of this sample.
         total: Size of the data set.
     """
     meta = sample.metainfo
@@ -173,11 +171,10 @@ def _grid(sample: BaseDataElement, name: str) -> NDArray[Any] | None:
 
 
 def class_rows(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
-    """Return the class scores among an evaluation's results, as a header and rows; no rows without
-    any.
+    """Return the class scores of an evaluation as a header and rows; no rows without scores.
 
     Args:
-        metrics: Results by name; those of a class are called `<metric>/IoU_<class>`.
+        metrics: Results by name; class scores are called `<metric>/IoU_<class>`.
     """
     scores: dict[str, dict[str, float]] = {}
     columns: dict[str, None] = {}
@@ -212,9 +209,9 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def log_table(
     backend: BaseVisBackend, header: Sequence[str], rows: Sequence[Sequence[str]], step: int
 ) -> None:
-    """Give a table of class scores to a visualisation back end, in the form that it takes.
+    """Log a table of class scores to a visualisation back end, in its own form.
 
-    Back ends that take no tables are left out.
+    Back ends without tables are ignored.
     """
     text = markdown_table(header, rows)
     if isinstance(backend, TensorboardVisBackend):

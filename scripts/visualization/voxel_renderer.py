@@ -1,12 +1,12 @@
-"""Shaded pictures of a voxel grid: one native ray per pixel, more where edges need smoothing.
+"""Shaded pictures of a voxel grid: one native ray per pixel, and more at edges for smoothing.
 
-Rays are cast and shaded by `models.ops.voxel_shading`, with light that
-`models.ops.voxel_light` has made once per grid. Light, voxel edges and fog are evaluated
-analytically at the hit point, so one sample per pixel suffices inside a surface; only pixels on a
-silhouette or a colour border are sampled again.
+Rays are cast and shaded by `models.ops.voxel_shading`, with light that `models.ops.voxel_light`
+computes once per grid. Light, voxel edges and fog are evaluated analytically at the hit point, so
+one sample per pixel is enough inside a surface. Only pixels on a silhouette or a colour border are
+sampled again.
 
 Dimension letters: X, Y, Z voxels; H, W image.
-Frames: cameras come in the ego frame and are moved into the grid's ("occ") frame here.
+Frames: cameras are given in the ego frame and transformed to the grid's ("occ") frame.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _EGO_BOX = np.array([[-0.64, -0.87, 0.05], [3.44, 0.87, 1.53]])
 
 @dataclass(frozen=True)
 class RenderStyle:
-    """How a scene is lit and drawn.
+    """Lighting and lines of a scene.
 
     Attributes:
         to_sun: direction towards the sun, ego frame. Behind the chase camera's left shoulder.
-        ambient: share of ambient light on a horizontal face in the open; the sun gives the rest,
-            so an open horizontal face shows exactly its class colour.
+        ambient: share of ambient light on an unshaded horizontal face; the sun adds the rest, so
+            such a face has exactly its class colour.
         side_ambient: ambient light of vertical faces relative to horizontal ones.
         occlusion: darkness of the crease between two faces.
-        edge_strength: how much darker voxel edges are.
+        edge_strength: darkening at voxel edges.
         edge_width_px: width of voxel edges in pixels of a 600-pixel-high image.
         fog: share of the background in the colour at the far end of the scene.
         smooth_edges: whether to sample silhouettes again.
@@ -63,8 +63,8 @@ class _Samples:
 
     Attributes:
         colour: float32 [H, W, 4], see `VoxelRenderer._draw_rows`.
-        key: int32 [H, W] label and plane drawn as one number; below zero the background, from
-            `_CAR` on the ego car.
+        key: int32 [H, W] label and plane combined in one number; negative for the background, at
+            least `_CAR` on the ego car.
     """
 
     colour: Tensor
@@ -81,7 +81,7 @@ class VoxelRenderer:
         empty_label: label of free space.
         colours: uint8 [C, 3] colour of each label below C; labels from C on are not drawn.
         theme: colours of the background.
-        ego2grid: [4, 4] from the ego frame to the grid's; identity for Occ3D.
+        ego2grid: [4, 4] from the ego frame to the grid's frame; identity for Occ3D.
         show_ego: whether to draw the ego vehicle.
         style: lighting and lines.
 
@@ -109,7 +109,7 @@ class VoxelRenderer:
         if len(grid_min) != 3 or len(voxel_size) != 3 or min(voxel_size) <= 0:
             raise ValueError("grid_min and voxel_size need three numbers, voxel_size above zero.")
         occupied = (grid < len(colours)) & (grid != empty_label)
-        # One label stands for everything that is not drawn, as the ray caster knows only one.
+        # The ray caster has one free label, so all labels that are not drawn are replaced by one.
         self._labels = torch.where(occupied, grid, torch.full_like(grid, _NOT_DRAWN)).contiguous()
         self._pyramid = OccupancyPyramid(self._labels[None], _NOT_DRAWN)
         self._grid_min = (float(grid_min[0]), float(grid_min[1]), float(grid_min[2]))
@@ -117,7 +117,7 @@ class VoxelRenderer:
         extent = np.asarray(grid.shape) * self._voxel_size
         # The grid's eight corners [8, 3] in its own frame.
         self._corners = np.asarray(list(np.ndindex(2, 2, 2))) * extent + self._grid_min
-        # Black would swallow every shade and line; lift it a little.
+        # On black, shading and lines would be invisible; lighten it a little.
         self._albedo = 0.07 + 0.93 * torch.from_numpy(colours.astype(np.float32)) / 255
         self._sky_top = torch.tensor(theme.sky_top) / 255
         self._sky_bottom = torch.tensor(theme.sky_bottom) / 255
@@ -158,10 +158,10 @@ class VoxelRenderer:
         return (x, y, z), centres @ grid2ego[:3, :3].T + grid2ego[:3, 3]
 
     def _ground_height(self) -> float:
-        """Height of the drawn ground under the ego vehicle (ego frame, metres).
+        """Return the height of the drawn ground under the ego vehicle (ego frame, metres).
 
-        Voxels are coarse: the road's upper faces may lie up to a voxel above the true road, and
-        the wheels shall stand on them.
+        The wheels must stand on the upper faces of the road's voxels, which may be up to a voxel
+        above the true road.
         """
         low = np.array([_EGO_BOX[0, 0], _EGO_BOX[0, 1], -0.7])
         high = np.array([_EGO_BOX[1, 0], _EGO_BOX[1, 1], 0.7])
@@ -194,9 +194,9 @@ class VoxelRenderer:
         )
 
     def _brightness(self, face: int) -> tuple[float, float]:
-        """Sunlight and ambient light on a face in the open (a number as of the ray caster)."""
+        """Return sunlight and ambient light on an unshaded face (numbered as in the ray caster)."""
         axis, positive = face // 2, face % 2 == 1
-        # Relative to a horizontal face, which shall come out at one.
+        # Relative to a horizontal face, which must get one.
         cosine = (1 if positive else -1) * self._to_sun[axis] / self._to_sun[2]
         sun = (1.0 - self._style.ambient) * min(max(cosine, 0.0), 1.1)
         return sun, self._style.ambient * (1.0 if face == 5 else self._style.side_ambient)
@@ -217,12 +217,12 @@ class VoxelRenderer:
     def render_over(
         self, camera: Camera, image: NDArray[np.uint8], opacity: float
     ) -> NDArray[np.uint8]:
-        """Draw the voxels half transparent over what the camera saw.
+        """Draw the voxels half transparent over a camera image.
 
         Args:
-            camera: the one that took the image, in the ego frame.
+            camera: the camera of the image, in the ego frame.
             image: uint8 [H, W, 3] sRGB of the camera's size.
-            opacity: of the voxels, in [0, 1].
+            opacity: opacity of the voxels, in [0, 1].
 
         Returns:
             uint8 [H, W, 3] sRGB.
@@ -233,7 +233,7 @@ class VoxelRenderer:
         return _eight_bits(mixed)
 
     def render_rows(self, camera: Camera, first: int, last: int) -> NDArray[np.uint8]:
-        """Draw some rows of the picture; they do not depend on which others are drawn with them.
+        """Draw some rows of the picture; the result does not depend on other rows.
 
         Args:
             camera: in the ego frame.
@@ -248,10 +248,10 @@ class VoxelRenderer:
     def _draw_rows(self, camera: Camera, first: int, last: int, over: bool) -> Tensor:
         """Return rows of the picture with smooth borders: float32 [rows, W, 4].
 
-        With `over` voxels alone, without car, fog and background, their colour multiplied by the
-        share of the pixel that they cover; the fourth channel is that share.
+        With `over`, only voxels are drawn, without car, fog and background. Their colour is
+        premultiplied by their coverage of the pixel, which is the fourth channel.
         """
-        # A row more on either side, to see the borders there.
+        # One more row on either side, to detect borders there.
         start, stop = max(first - 1, 0), min(last + 1, camera.height)
         view = self._view(camera.transformed(self._ego2grid), 0.0 if over else self._style.fog)
         coarse = self._sample(camera, view, *_rays(camera, start, stop, 0.5), None, over)
@@ -266,17 +266,17 @@ class VoxelRenderer:
     def _smoothed(
         self, image: Tensor, border: Tensor, camera: Camera, view: VoxelView, start: int, over: bool
     ) -> Tensor:
-        """Return the picture with the corners of border pixels sampled too.
+        """Return the picture with border pixels supersampled at their corners.
 
-        Pixels that touch share their corners, so that this takes little more than one ray a pixel
-        instead of four. A corner counts an eighth in each of its pixels, the middle a half.
+        Adjacent pixels share corners, so this needs little more than one ray per pixel instead of
+        four. Weights in a pixel: an eighth for each corner, a half for the centre.
 
         Args:
             image: float32 [H, W, 4] rows of the picture.
             border: bool [H, W].
             camera: in the ego frame.
-            view: of that camera.
-            start: the picture's row that is the first here.
+            view: view of that camera.
+            start: index of the first row in the picture.
             over: see `_draw_rows`.
         """
         rows, width = border.shape
@@ -288,13 +288,13 @@ class VoxelRenderer:
         corners = self._sample(camera, view, *rays, needed, over).colour
         across = corners[:, 1:] + corners[:, :-1]
         around = across[1:] + across[:-1]
-        # Half of the middle and an eighth of the four corners, without choosing pixel by pixel.
+        # Half of the centre and an eighth of each corner, without selecting pixels.
         share = 0.125 * border[..., None].float()
         return torch.addcmul(image, share, torch.sub(around, image, alpha=4))
 
     @staticmethod
     def _border_pixels(key: Tensor) -> Tensor:
-        """Return the pixels that show something else than a direct neighbour: bool [H, W]."""
+        """Return the pixels that differ from a direct neighbour: bool [H, W]."""
         border = key >= _CAR
         across = key[:, 1:] != key[:, :-1]
         border[:, 1:] |= across
@@ -315,8 +315,8 @@ class VoxelRenderer:
     ) -> _Samples:
         """Shade one ray per entry of `pixels` [H, W, 2]; see `_draw_rows`.
 
-        `local` [H, W, 3] are their unit directions in the camera's own axes. Where `wanted`
-        [H, W] is given and false, the result means nothing.
+        `local` [H, W, 3] are their unit directions in the camera's own axes. Where `wanted` [H, W]
+        is given and false, the result is undefined.
         """
         share = (pixels[:, 0, 1:] / camera.height).clamp(0, 1)
         sky = torch.lerp(self._sky_top, self._sky_bottom, share)
@@ -329,7 +329,7 @@ class VoxelRenderer:
         return _Samples(colour, key)
 
     def _view(self, camera: Camera, fog: float) -> VoxelView:
-        """Return what the shading needs to know of a camera in the grid's frame."""
+        """Return the parameters of a camera in the grid's frame for shading."""
         edges = (
             self._style.edge_strength,
             self._style.edge_width_px,
@@ -345,26 +345,25 @@ class VoxelRenderer:
 
 
 def _eight_bits(image: Tensor) -> NDArray[np.uint8]:
-    """[0, 1] -> 0..255."""
+    """Convert [0, 1] to 0..255."""
     pixels: NDArray[np.uint8] = (image.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return pixels
 
 
 def _rays(camera: Camera, first: int, last: int, offset: float) -> tuple[Tensor, Tensor]:
-    """Return the pixels [H, W, 2] of some rows and their unit directions [H, W, 3] in the camera's
-    own axes.
+    """Return the pixels [H, W, 2] of some rows and their unit directions [H, W, 3] (camera axes).
 
     Args:
-        camera: whose image it is.
+        camera: camera of the image.
         first: first row.
         last: one past the last row.
-        offset: 0.5 for the middles of the pixels; 0 for their corners, one more in each row.
+        offset: 0.5 for the centres of the pixels; 0 for their corners, with one more per row.
     """
     return _kept_rays(_Lens(camera), first, last, offset)
 
 
 class _Lens:
-    """What a camera's rays depend on beside its place, as a key of a cache."""
+    """Properties of a camera that its rays depend on, except its pose; the key of a cache."""
 
     def __init__(self, camera: Camera) -> None:
         self.camera = camera
@@ -378,7 +377,7 @@ class _Lens:
         return isinstance(other, _Lens) and self._key == other._key
 
 
-# The panels of a sheet, and the pictures of a film, are taken with one lens.
+# The panels of a sheet and the pictures of a film share these properties.
 @lru_cache(maxsize=16)
 def _kept_rays(lens: _Lens, first: int, last: int, offset: float) -> tuple[Tensor, Tensor]:
     rows, columns = torch.meshgrid(
@@ -394,10 +393,10 @@ def _kept_rays(lens: _Lens, first: int, last: int, offset: float) -> tuple[Tenso
 def _fog_span(
     strength: float, eye: NDArray[np.float64], corners: NDArray[np.float64]
 ) -> tuple[float, float, float]:
-    """Strength of the fog, where it begins, and its length to the full, in metres.
+    """Return the strength of the fog, its start, and its length to the maximum, in metres.
 
-    It begins half-way through the scene and ends where the scene does. A camera that is far away
-    from all of it (the top view) has everything at about one distance and gets no fog.
+    It starts halfway through the scene and ends at the end of the scene. A camera far away from the
+    whole scene (the top view) gets no fog, since everything is at about the same distance.
     """
     nearest = np.clip(eye, corners.min(axis=0), corners.max(axis=0))
     near = float(np.linalg.norm(nearest - eye))

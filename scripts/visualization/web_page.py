@@ -1,7 +1,7 @@
-"""HTML: a page per scene that shows its voxels in any browser, without a network.
+"""HTML output: a page per scene that shows its voxels in any browser, without a network.
 
-The page carries everything: three.js, the viewer of `web/` and the voxels of all samples, packed.
-See `web/main.js` for what it can do.
+The page contains everything: three.js, the viewer of `web/` and the packed voxels of all samples.
+See `web/main.js` for its functions.
 
 Dimension letters: X, Y, Z voxels of a grid; V occupied voxels.
 """
@@ -40,7 +40,7 @@ from scripts.visualization.voxel_renderer import RenderStyle
 
 _WEB = Path(__file__).parent / "web"
 _VENDOR = _WEB / "vendor" / "three-0.180.0"
-# Modules by the names under which they import each other; the minified ones are not for reading.
+# Modules by their import names; the minified ones are packed.
 _LIBRARIES = {
     "three-core": "three.core.min.js",
     "three": "three.module.min.js",
@@ -48,7 +48,7 @@ _LIBRARIES = {
 }
 _MODULES = ("voxels", "shaders", "stage", "main")
 _IMAGE_WIDTH, _IMAGE_QUALITY = 480, 80
-# A voxel's place on the graphics card: 10 bits for x and y, 8 for z.
+# A voxel's position on the graphics card: 10 bits for x and y, 8 for z.
 _MOST_VOXELS = (1024, 1024, 256)
 
 
@@ -73,13 +73,13 @@ def write(job: Job) -> list[Path]:
 
 
 def pack_steps(indices: NDArray[np.int64]) -> bytes:
-    """Sorted numbers as the steps between them, from zero on.
+    """Encode sorted numbers as the steps between them, starting from zero.
 
     Args:
-        indices: [V], strictly rising, not negative.
+        indices: [V], strictly increasing, not negative.
 
     Returns:
-        A byte per step; 255 stands for "and as many more".
+        One byte per step; 255 means "add 255 and continue with the next byte".
     """
     steps = np.diff(indices, prepend=0)
     extra = steps // 255
@@ -89,10 +89,10 @@ def pack_steps(indices: NDArray[np.int64]) -> bytes:
 
 
 class _Page:
-    """Collect samples.
+    """Collector of a page's samples.
 
     Args:
-        job: what is asked for.
+        job: the job.
         scene: name of the scene.
         count: number of samples to come.
     """
@@ -109,7 +109,7 @@ class _Page:
             self._first = view
             _check_size(view)
         pose = view.ego2global.copy()
-        # Browsers compute in float32: keep the kilometres of map coordinates out of it.
+        # Browsers compute in float32, so large map coordinates are avoided.
         pose[:3, 3] -= self._first.ego2global[:3, 3]
         number = len(self._frames) + 1
         self._frames.append(
@@ -125,7 +125,7 @@ class _Page:
         )
 
     def _add_grid(self, view: SampleView, layer: str) -> dict[str, tuple[int, int]]:
-        """Append a grid's voxels; return where they are."""
+        """Append a grid's voxels; return their position."""
         grid, free = _label_grid(view, layer)
         indices = np.flatnonzero(grid.reshape(-1) != free)
         labels = grid.reshape(-1)[indices].astype(np.uint8)
@@ -195,13 +195,13 @@ def _check_size(view: SampleView) -> None:
     grid, _ = _label_grid(view, _layers(view)[0])
     if any(n > most for n, most in zip(grid.shape, _MOST_VOXELS, strict=True)):
         raise ConfigError(
-            f"a page shows grids of up to {_MOST_VOXELS} voxels, not of {grid.shape}: take a "
-            "larger voxel_size or another --format"
+            f"a page shows grids of up to {_MOST_VOXELS} voxels, but this one has {grid.shape}: "
+            "choose a larger voxel_size or another --format"
         )
 
 
 def _layers(view: SampleView) -> list[str]:
-    """Return the layers to switch between."""
+    """Return the layers that the page can show."""
     layers = ["prediction"] if view.prediction is not None else []
     if view.truth is not None:
         layers.append("truth")
@@ -211,7 +211,7 @@ def _layers(view: SampleView) -> list[str]:
 
 
 def _label_grid(view: SampleView, layer: str) -> tuple[NDArray[np.uint8], int]:
-    """Return the labels [X, Y, Z] of a layer, and that of its free voxels."""
+    """Return the labels [X, Y, Z] of a layer, and the label of free voxels."""
     if layer == "difference":
         assert view.prediction is not None and view.truth is not None
         grid = difference_grid(view.prediction, view.truth, view.empty_label, view.scored)
@@ -254,7 +254,7 @@ def _thumbnail(camera: CameraImage) -> dict[str, str]:
 
 
 def _rounded(matrix: NDArray[np.float64]) -> list[float]:
-    """Return a matrix [4, 4] row by row, to a micrometre."""
+    """Return a matrix [4, 4] row by row, rounded to a micrometre."""
     return [round(float(value), 6) for value in matrix.reshape(-1)]
 
 
@@ -263,16 +263,16 @@ def _asset(name: str) -> str:
 
 
 def _packed(content: bytes) -> str:
-    # Without the time of day in its head, so that the same samples make the same page.
+    # Without a time stamp, so that the same samples result in the same page.
     return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
 
 
 def _module_elements() -> str:
-    """Script elements with the libraries (packed) and the viewer's own modules (readable)."""
+    """Return script elements with the libraries (packed) and the viewer's modules (readable)."""
     elements = []
     for name, file in _LIBRARIES.items():
         source = (_VENDOR / file).read_text(encoding="utf-8")
-        # A module made of a blob has no folder that a relative name could start from.
+        # A module from a blob has no folder, so relative names cannot be resolved.
         source = source.replace('"./three.core.min.js"', '"three-core"')
         elements.append(
             f'<script type="text/plain" data-module="{name}" data-packed="gzip">'
@@ -289,7 +289,7 @@ def _module_elements() -> str:
 
 
 def _theme_variables() -> str:
-    """Return the colours of the themes as custom properties of CSS."""
+    """Return the colours of the themes as CSS custom properties."""
 
     def css(colour: RGB, alpha: float = 1.0) -> str:
         return f"rgb({colour[0]} {colour[1]} {colour[2]} / {alpha:g})"

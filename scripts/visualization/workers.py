@@ -1,9 +1,9 @@
-"""Threads that draw: each works alone on its piece, with torch's own threading off.
+"""Threads for drawing: each processes its own pieces, with torch's own threading off.
 
-torch shares every operation out among OpenMP threads and waits for all of them after each. The
-thousands of small operations of a picture spend more time waiting than computing that way, many
-times more where other programs use the processor too. Independent pieces need no waiting, and torch
-and the ray caster release the interpreter's lock while they compute.
+torch splits every operation over OpenMP threads and waits for all of them. With the thousands of
+small operations of a picture, this waiting takes longer than the computation, and much longer if
+other programs use the processor. Independent pieces need no waiting; torch and the ray caster
+release the interpreter's lock while they compute.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ R = TypeVar("R")
 
 @lru_cache(maxsize=4)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Return the threads with torch's threading off, kept for the next pictures."""
+    """Return the threads with torch's threading off; they are cached."""
     everyone = threading.Barrier(threads)
 
     def prepare() -> None:
-        # A thread takes over the process' setting when it first asks for it: have that done.
+        # A thread copies the process's setting on first use; do this before changing it.
         torch.get_num_threads()
         torch.set_num_threads(1)
-        everyone.wait()  # keeps this thread from taking another one's turn
+        everyone.wait()  # one call per thread
 
     executor = ThreadPoolExecutor(threads, thread_name_prefix="draw")
     for task in [executor.submit(prepare) for _ in range(threads)]:
         task.result()
-    # The setting holds per thread, but torch hands the last one on to threads that start later.
+    # The setting is per thread, but torch passes the last value to threads that start later.
     torch.set_num_threads(threads)
     return executor
 
 
 def parallel_map(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """`[function(item) for item in items]` on as many threads as torch is set to use.
+    """Return `[function(item) for item in items]`, computed on as many threads as torch uses.
 
     Args:
         function: must not call `parallel_map` itself.

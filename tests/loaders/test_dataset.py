@@ -358,7 +358,7 @@ class TestSkipping:
     def test_stops_when_nothing_can_be_loaded(self, mini, damaged):
         shutil.rmtree(damaged / "gts")
         dataset = self.build(mini, damaged, on_error="skip")
-        with pytest.raises(BadDataError, match=r"sample 0 and those after .*check_data\.py"):
+        with pytest.raises(BadDataError, match=r"sample 0 and the following ones .*check_data\.py"):
             dataset[0]
         assert len(dataset.skipped) == 6
 

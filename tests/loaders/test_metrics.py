@@ -177,7 +177,7 @@ class TestOccupancy:
         empty = dense_labels(np.zeros((0, 3), int), np.zeros(0, int), (2, 2, 3), 9)
         assert (empty == 9).all()
         for bad in ([0, 2, 0], [-1, 0, 0]):
-            with pytest.raises(ValueError, match="do not fit the ground truth's grid"):
+            with pytest.raises(ValueError, match="are outside the ground truth's grid"):
                 dense_labels(np.array([bad]), np.array([1]), (2, 2, 3), 9)
 
 
@@ -250,7 +250,7 @@ class TestRayIoU:
             ray_iou([a], [a[:5]], [np.zeros((1, 3))], RANGE, VOXEL, 18, FREE)
         with pytest.raises(UserError, match=r"cubic voxels, got voxel_size \(0.4, 0.4, 0.2\) m"):
             ray_iou([a], [a], [np.zeros((1, 3))], RANGE, (0.4, 0.4, 0.2), 18, FREE)
-        with pytest.raises(ValueError, match="as many predictions"):
+        with pytest.raises(ValueError, match="one prediction, ground truth"):
             ray_iou([a], [], [np.zeros((1, 3))], RANGE, VOXEL, 18, FREE)
 
 
@@ -316,7 +316,7 @@ class TestMetric:
             without(OccupancyMetric(), "mask_camera")
         with pytest.raises(ValueError, match=r"no 'voxel_semantics' .* LoadOcc3DLabels"):
             without(OccupancyMetric(), "voxel_semantics")
-        with pytest.raises(ValueError, match="do not fit the ground truth's grid"):
+        with pytest.raises(ValueError, match="are outside the ground truth's grid"):
             process(OccupancyMetric(), pred_coords=torch.full((1, 3), 300))
         evaluator = Evaluator([dict(type="RayIoUMetric")])
         with pytest.raises(UserError, match=r"remove RayIoUMetric from val_evaluator"):
@@ -325,7 +325,7 @@ class TestMetric:
             OccupancyMetric(mask="radar")
         with pytest.raises(ValueError, match="has no classes"):
             OccupancyMetric().process(None, [element(golden, 0).to_dict()])
-        with pytest.raises(ValueError, match="saw no sample"):
+        with pytest.raises(ValueError, match="got no samples"):
             OccupancyMetric(class_names=CLASSES).evaluate(0)
 
 

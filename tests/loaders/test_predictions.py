@@ -69,7 +69,7 @@ def test_empty_prediction(tmp_path):
     [
         (dict(coords=np.zeros((2, 3), int)), "only one of 'coords' and 'labels'"),
         (dict(coords=np.zeros((2, 2), int), labels=np.zeros(2, int)), r"expected \[n, 3\]"),
-        (dict(coords=np.zeros((2, 3)), labels=np.zeros(2, int)), "no integers"),
+        (dict(coords=np.zeros((2, 3)), labels=np.zeros(2, int)), "not integers"),
         (dict(coords=np.full((1, 3), 12), labels=np.zeros(1, int)), "outside the grid"),
         (dict(coords=np.full((1, 3), -1), labels=np.zeros(1, int)), "outside the grid"),
         (dict(coords=np.zeros((1, 3), int), labels=np.full(1, 4)), "classes from 4 to 4"),

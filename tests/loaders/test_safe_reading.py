@@ -94,10 +94,10 @@ def test_null_character_in_a_name():
 def test_large_file_is_refused_unread(tmp_path):
     with open(tmp_path / "a", "wb") as file:
         file.truncate(1 << 40)  # holds nothing on disk
-    with pytest.raises(BadDataError, match=r"is refused unread \(1048576 MiB, .* may have 1\)"):
+    with pytest.raises(BadDataError, match=r"is not read \(1048576 MiB, the limit .* is 1\)"):
         read_file(tmp_path / "a", KIND)
     for name in ("image", "Occ3D labels", "OpenOccupancy labels", "LiDAR", "infos", "prediction"):
-        assert "is refused unread" in refused(name, tmp_path / "a")
+        assert "is not read" in refused(name, tmp_path / "a")
 
 
 # ---------------------------------------------------------------- arrays

@@ -144,7 +144,7 @@ def test_an_evaluation_sees_whole_scenes(monkeypatch: pytest.MonkeyPatch, proces
 
 
 def test_data_that_cannot_be_followed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LoaderConfigError, match="list does not know scenes"):
+    with pytest.raises(LoaderConfigError, match="list does not list its scenes"):
         sampler_of(monkeypatch, 0, 1, [1, 2, 3])
     with pytest.raises(LoaderConfigError, match="a training step has 32 samples"):
         sampler_of(monkeypatch, 0, 1, Scenes(), multiple_of=32)

@@ -88,7 +88,7 @@ class TestIndices:
             def __len__(self):
                 return 3
 
-        with pytest.raises(LoaderConfigError, match="Half does not say which data set"):
+        with pytest.raises(LoaderConfigError, match="Half does not specify the data set"):
             locate(Half(DATASETS.build(leaf(mini))), 0)
 
 

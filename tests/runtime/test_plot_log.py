@@ -104,7 +104,7 @@ def test_user_errors_end_in_one_sentence(stopped_and_resumed, tmp_path, capsys):
         ([tmp_path / "none"], ["none", "does not exist"]),
         ([tmp_path / "empty"], ["empty", "no log of a training", "train.py"]),
         ([broken], ["scalars.json", "damaged in line 1"]),
-        ([stopped_and_resumed, stopped_and_resumed / "."], ["given twice"]),
+        ([stopped_and_resumed, stopped_and_resumed / "."], ["passed twice"]),
     ):
         assert main([*map(str, folders), "--out", str(tmp_path / "x.png")]) == 2
         lines = capsys.readouterr().err.strip().splitlines()

@@ -160,7 +160,7 @@ def test_every_kind_of_thing_has_a_label() -> None:
         Occ.VEGETATION,
         Occ.FREE,
     }
-    with pytest.raises(ValueError, match="no kind of thing is called"):
+    with pytest.raises(ValueError, match="is not a kind of actor"):
         make_look("dragon", rng)
 
 
@@ -184,7 +184,7 @@ def test_full_slot_tables_are_reported() -> None:
     world = StaticWorld(np.zeros(2), np.array([4.0, 4.0]))
     for _ in range(255):
         world.slots.add(Occ.MANMADE, Kind.PLAIN, (0, 0, 0))
-    with pytest.raises(RuntimeError, match="more than 255 static things"):
+    with pytest.raises(RuntimeError, match="more than 255 static objects"):
         world.slots.add(Occ.MANMADE, Kind.PLAIN, (0, 0, 0))
 
 

@@ -67,7 +67,7 @@ def test_other_options_are_refused_without_overwrite(
 ) -> None:
     other = dataclasses.replace(small_options, seed=5)
     before = digest(small_root)
-    with pytest.raises(DataSetError, match=r"seed 0 there, 5 asked.*--overwrite"):
+    with pytest.raises(DataSetError, match=r"seed is 0 there, but 5 was requested.*--overwrite"):
         generate(small_root, other, workers=0)
     assert digest(small_root) == before
 

@@ -54,7 +54,7 @@ def test_camera_of_a_projection_matrix(scale):
 
 
 def test_no_camera_of_a_singular_matrix():
-    with pytest.raises(ValueError, match="not a camera's"):
+    with pytest.raises(ValueError, match="does not describe a pinhole camera"):
         Camera.from_projection(np.zeros((4, 4)), 64, 36)
 
 

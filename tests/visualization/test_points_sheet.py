@@ -102,6 +102,6 @@ def test_sheet_has_a_panel_per_layer(attentive, monkeypatch):
 def test_what_is_missing_is_said(attentive):
     with pytest.raises(ValueError, match="queries and its prediction"):
         compose_points_sheet(replace(attentive, queries=None))
-    with pytest.raises(ValueError, match="where its layers sample"):
+    with pytest.raises(ValueError, match="where the layers sample"):
         bare = replace(attentive.queries, sampling=())
         compose_points_sheet(replace(attentive, queries=bare))

@@ -1,5 +1,5 @@
-// Unpacks the libraries and the data that this page carries, and starts it. Everything is in the
-// page: modules become blob URLs that an import map names, so no server and no network is needed.
+// Unpacks the libraries and data embedded in this page and starts it. Modules become blob URLs with
+// names in an import map, so neither a server nor a network is needed.
 (async () => {
   const trouble = (text) => {
     const line = document.getElementById("trouble");

@@ -1,5 +1,5 @@
-// The page around the stage: legend, switches, timeline, keys. All state is in one place, and
-// refresh() makes the page show it.
+// Controls around the canvas: legend, switches, timeline, keys. All state is in one object, and
+// refresh() updates the page.
 import { Stage } from "viewer/stage";
 
 const VIEWS = { chase: "chase", top: "top", orbit: "orbit", front: "front" };
@@ -20,7 +20,7 @@ export function start(meta, data) {
     const now = meta.frames[frame()], layer = meta.layers[state.layer];
     const began = performance.now();
     const picture = `${state.moment}/${state.layer}`;
-    if (picture !== pictured) hideTip(); // it speaks of another one
+    if (picture !== pictured) hideTip(); // it describes another picture
     pictured = picture;
     stage.show(state.moment, state.layer, state.shown[state.layer]);
     $("sample").textContent = now.title;
@@ -111,7 +111,7 @@ export function start(meta, data) {
   };
   const help = () => ($("help").open ? $("help").close() : $("help").showModal());
 
-  /** Play in the scene's own time; between samples the vehicle drives on. */
+  /** Play in the scene's real time; between samples the vehicle moves on. */
   function play(on) {
     state.playing = on && meta.frames.length > 1;
     let last = performance.now();
@@ -168,7 +168,7 @@ export function start(meta, data) {
   window.addEventListener("keydown", (event) => {
     const run = keys[event.key.toLowerCase()];
     if (!run || event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
-    if (event.target.matches?.("button") && event.key === " ") return; // presses that button
+    if (event.target.matches?.("button") && event.key === " ") return; // the key presses that button
     event.preventDefault();
     run();
   });
@@ -178,7 +178,7 @@ export function start(meta, data) {
   setView(meta.view, true);
 }
 
-/** Names the voxel under the pointer; in the difference, what was predicted and what is true. */
+/** Show the class of the voxel under the pointer; in the difference, prediction and ground truth. */
 function addTip(stage, meta, state, frame) {
   const tip = $("tip");
   const hide = () => {
@@ -227,7 +227,7 @@ function addTip(stage, meta, state, frame) {
 const ahead = (x) => `${Math.abs(x).toFixed(1)} m ${x < 0 ? "behind" : "ahead"}`;
 const aside = (y) => `${Math.abs(y).toFixed(1)} m ${y < 0 ? "right" : "left"}`;
 
-/** Draws without pause and shows how many pictures a second come out. */
+/** Draw continuously and show the number of frames per second. */
 function addMeter(stage) {
   let on = false, since = 0, drawn = 0;
   const measure = (now) => {
@@ -236,8 +236,8 @@ function addMeter(stage) {
     if (now - since > 1000) {
       const rate = (1000 * (stage.drawn - drawn)) / (now - since);
       $("meter").textContent =
-        `${rate.toFixed(1)} pictures/s · ${stage.mesh.userData.faces.toLocaleString("en")} faces` +
-        (stage.level ? " · coarser while it moves" : "");
+        `${rate.toFixed(1)} frames/s · ${stage.mesh.userData.faces.toLocaleString("en")} faces` +
+        (stage.level ? " · lower resolution while moving" : "");
       document.body.dataset.rate = rate.toFixed(2);
       since = now;
       drawn = stage.drawn;

@@ -1,4 +1,4 @@
-// How voxels and the car are shaded. Colours are sRGB values as they go to the screen.
+// Shaders of voxels and car. Colours are sRGB values, without conversion.
 import * as THREE from "three";
 import { FULL_SHADE } from "viewer/voxels";
 
@@ -20,14 +20,14 @@ void main() {
   uint face = cell >> 28;
   uint axis = face >> 1;
   bool positive = (face & 1u) == 1u;
-  // Anticlockwise seen from outside, whichever way the face looks.
+  // Anticlockwise seen from outside, for faces of either direction.
   vec2 uv = positive ? position : position.yx;
   float level = positive ? 1.0 : 0.0;
   vec3 corner = axis == 0u ? vec3(level, uv.x, uv.y)
     : axis == 1u ? vec3(uv.y, level, uv.x) : vec3(uv.x, uv.y, level);
   vec4 seen = modelViewMatrix * vec4(gridMin + (base + corner) * voxelSize, 1.0);
   gl_Position = projectionMatrix * seen;
-  tint = 0.07 + 0.93 * palette[label]; // black would swallow every shade and line
+  tint = 0.07 + 0.93 * palette[label]; // on black, shading and lines would be invisible
   corners = light * ${FULL_SHADE.toFixed(4)};
   place = uv;
   away = length(seen.xyz);
@@ -44,14 +44,14 @@ out vec4 colour;
 
 void main() {
   float shade = mix(mix(corners.x, corners.y, place.x), mix(corners.z, corners.w, place.x), place.y);
-  // Lines along the edges, as wide on screen wherever they are; none where voxels get tiny.
+  // Lines along the edges with a constant width on screen; none on tiny voxels.
   vec2 grain = vec2(length(vec2(dFdx(place.x), dFdy(place.x))), length(vec2(dFdx(place.y), dFdy(place.y))));
   vec2 extent = 1.0 / max(grain, 1e-5);
   vec2 cover = clamp(0.5 * edgeWidth + 0.5 - min(place, 1.0 - place) * extent, 0.0, min(edgeWidth, 1.0));
   vec2 fade = clamp((extent / edgeWidth - 3.0) / 8.0, 0.0, 1.0);
   shade *= 1.0 - edgeStrength * max(cover.x * fade.x, cover.y * fade.y);
   float depth = clamp((away - fogStart) / fogLength, 0.0, 1.0);
-  // The page's background shines through where fog is.
+  // The page's background is visible through fog.
   float solid = 1.0 - fogStrength * depth * depth;
   colour = vec4(tint * shade * solid, solid);
 }`;
@@ -102,7 +102,7 @@ void main() {
 
 const asVectors = (colours) => colours.map((c) => new THREE.Vector3(c[0] / 255, c[1] / 255, c[2] / 255));
 
-/** Material of a voxel grid in the colours given ([r, g, b] of 255 per label). */
+/** Material of a voxel grid; colours are [r, g, b] of 255 per label. */
 export function voxelMaterial(colours, gridMin, voxelSize) {
   return new THREE.RawShaderMaterial({
     glslVersion: THREE.GLSL3,
@@ -141,12 +141,12 @@ export function carMaterial(car, toSun) {
 }
 
 /**
- * Squares, a face each. Every face is given to its four corners, which know themselves by their
- * number: instances of four corners cost six times as much where the processor draws.
+ * Geometry with one square per face. The values of a face are repeated for its four corners, which
+ * are identified by their vertex number: instancing costs six times as much on software renderers.
  *
  * @param attributes per name an array with `size` values per face; `normalised` ones are shares
- * @param {number} count of faces
- * @param {Uint32Array} [order] the faces in turn, if in another one
+ * @param {number} count number of faces
+ * @param {Uint32Array} [order] order of the faces; by default unchanged
  */
 export function faceGeometry(attributes, count, order) {
   const geometry = new THREE.BufferGeometry();
@@ -159,7 +159,7 @@ export function faceGeometry(attributes, count, order) {
       }
     }
     const attribute = new THREE.BufferAttribute(corners, size, Boolean(normalised));
-    if (!normalised) attribute.gpuType = THREE.IntType; // the shader reads whole numbers
+    if (!normalised) attribute.gpuType = THREE.IntType; // the shader reads integers
     geometry.setAttribute(name, attribute);
   }
   geometry.setIndex(cornersOf(count));
@@ -169,7 +169,7 @@ export function faceGeometry(attributes, count, order) {
 
 let shared = null;
 
-/** Two triangles for each of at least so many faces; one list serves all meshes. */
+/** Two triangles per face, for at least this number of faces; all meshes share the buffer. */
 function cornersOf(count) {
   if (!shared || shared.count < 6 * count) {
     const faces = Math.ceil(1.25 * count);

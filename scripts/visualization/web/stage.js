@@ -1,16 +1,16 @@
-// The scene on the canvas: voxels of the sample shown, the ego car, its track, the camera.
+// Scene on the canvas: voxels of the current sample, ego car, track and camera.
 import * as THREE from "three";
 import { OrbitControls } from "three/addons/controls/OrbitControls.js";
 import { VoxelGrid, byPlane, facing, unpack } from "viewer/voxels";
 import { carMaterial, faceGeometry, voxelMaterial } from "viewer/shaders";
 
-const FIELD_OF_VIEW = 44.8; // degrees, vertical: that of the chase view of the pictures
+const FIELD_OF_VIEW = 44.8; // degrees, vertical: as in the chase view of pictures
 const FOG = 0.42;
 const CACHED_MESHES = 24;
-// Where a picture takes longer than this, those of a movement are drawn coarser, and the last one
-// again in full once the scene has come to rest. Milliseconds.
+// If drawing takes longer than SLOW, a moving scene is drawn at a lower resolution. At rest it is
+// drawn once more in full. Milliseconds.
 const SLOW = 45, QUICK = 18, REST = 150;
-const SHARPNESS = [1, 0.71, 0.5, 0.35]; // of the screen's pixels, along a side
+const SHARPNESS = [1, 0.71, 0.5, 0.35]; // share of the screen's resolution along a side
 const CAR_BOX = [[-0.64, -0.87, 0.05], [3.44, 0.87, 1.53]]; // metres above the ground, ego frame
 
 export class Stage {
@@ -20,7 +20,7 @@ export class Stage {
     this.data = data;
     this.canvas = canvas;
     this.renderer = new THREE.WebGLRenderer({ canvas, antialias: true, alpha: true });
-    this.level = 0; // of SHARPNESS
+    this.level = 0; // index into SHARPNESS
     this.pace = { last: 0, mean: 0, count: 0 };
     this.setLevel(0);
     this.renderer.setClearColor(0, 0);
@@ -35,11 +35,11 @@ export class Stage {
     this.controls.addEventListener("change", () => this.draw());
     this.controls.addEventListener("start", () => { this.controls.autoRotate = false; });
     this.grid = new VoxelGrid(meta.shape, meta.voxelSize);
-    this.meshes = new Map(); // faces by what they show, the latest last
+    this.meshes = new Map(); // meshes by contents, the latest last
     this.unpacked = new Map();
     this.materials = meta.layers.map((layer) =>
       voxelMaterial(layer.colours, meta.gridMin, meta.voxelSize));
-    this.world = new THREE.Group(); // the grid's frame, within the ego frame
+    this.world = new THREE.Group(); // the grid's frame, relative to the ego frame
     this.world.matrixAutoUpdate = false;
     this.scene.add(this.world);
     this.addCar();
@@ -70,7 +70,7 @@ export class Stage {
     this.scene.add(this.car);
   }
 
-  /** A ribbon along the vehicle's way, in the frame of the map. */
+  /** Add a ribbon along the vehicle's path, in the frame of the map. */
   addTrack() {
     const points = this.meta.frames.map((f) => new THREE.Vector3(f.pose[3], f.pose[7], f.pose[11]));
     const corners = [], index = [];
@@ -102,7 +102,7 @@ export class Stage {
     this.world.add(this.marker);
   }
 
-  /** Voxels of one frame and layer (see meta.layers); unpacked once. */
+  /** Return the voxels of a frame and layer (see meta.layers); each is unpacked once. */
   voxels(frame, layer) {
     const key = `${frame}/${layer}`;
     if (!this.unpacked.has(key)) {
@@ -112,11 +112,11 @@ export class Stage {
   }
 
   /**
-   * Show a frame's layer.
+   * Show a layer of a frame.
    *
-   * @param {number} moment frame, with the share of the way to the next one
+   * @param {number} moment frame; the fraction is the share of the way to the next one
    * @param {number} layer index into meta.layers
-   * @param {boolean[]} shown whether each label is
+   * @param {boolean[]} shown whether each label is shown
    */
   show(moment, layer, shown) {
     const frame = Math.round(moment);
@@ -140,7 +140,7 @@ export class Stage {
     this.draw();
   }
 
-  /** Pose [ego to map] at a moment between frames. */
+  /** Return the pose [ego to map] at a moment between frames. */
   poseAt(moment) {
     const { frames } = this.meta;
     const before = Math.floor(moment), share = moment - before;
@@ -155,10 +155,10 @@ export class Stage {
     return new THREE.Matrix4().compose(a.p.lerp(b.p, share), a.q.slerp(b.q, share), a.s);
   }
 
-  /** Mesh of the faces, from the cache or built. */
+  /** Return the mesh of the faces, from the cache or new. */
   meshOf(key, frame, layer, shown) {
     const voxels = this.voxels(frame, layer);
-    this.grid.fill(voxels, shown); // picking reads it, too
+    this.grid.fill(voxels, shown); // also needed for picking
     const found = this.meshes.get(key);
     if (found) {
       this.meshes.delete(key);
@@ -190,7 +190,7 @@ export class Stage {
     return mesh;
   }
 
-  /** Cells of the grid within a box of the ego frame, with their place: {cell, x, y, z}. */
+  /** Yield the cells of the grid within a box of the ego frame: {cell, column, z, point}. */
   * cellsIn(low, high, ego2grid) {
     const { gridMin, voxelSize, shape } = this.meta;
     const box = new THREE.Box3();
@@ -213,7 +213,7 @@ export class Stage {
     }
   }
 
-  /** Upper side of the ground under the car (ego frame, metres): the median over its columns. */
+  /** Return the top of the ground below the car (ego frame, metres): the median of its columns. */
   groundHeight(ego2grid) {
     const [low, high] = CAR_BOX;
     const tops = new Map();
@@ -236,7 +236,7 @@ export class Stage {
     return cells;
   }
 
-  /** Voxel under a place of the canvas (pixels), or null. */
+  /** Return the voxel at a position on the canvas (pixels), or null. */
   hit(x, y) {
     const place = new THREE.Vector2(
       (x / this.canvas.clientWidth) * 2 - 1, 1 - (y / this.canvas.clientHeight) * 2);
@@ -263,17 +263,17 @@ export class Stage {
     this.draw();
   }
 
-  /** Place of a voxel's middle in the ego frame, metres. */
+  /** Return the centre of a voxel in the ego frame, metres. */
   egoPlace(frame, cell) {
     const { gridMin, voxelSize } = this.meta;
     const point = new THREE.Vector3(...cell.map((v, i) => gridMin[i] + (v + 0.5) * voxelSize[i]));
     return point.applyMatrix4(matrix(this.meta.frames[frame].ego2grid).invert()).toArray();
   }
 
-  /** Go to one of the named cameras, at once or in half a second. */
+  /** Move to a named camera, at once or in half a second. */
   goTo(name, atOnce) {
     const e = this.meta.extent / 40;
-    const reach = Math.max(1.1, 1.2 / this.camera.aspect); // narrow screens stand back
+    const reach = Math.max(1.1, 1.2 / this.camera.aspect); // larger distance on narrow screens
     const high = this.meta.extent / Math.tan((FIELD_OF_VIEW / 2) * (Math.PI / 180));
     const angle = (-145 / 180) * Math.PI;
     const places = {
@@ -303,13 +303,13 @@ export class Stage {
     if (!width || !height) return;
     this.renderer.setSize(width, height, false);
     this.camera.aspect = width / height;
-    // The middle of what the legend and the timeline leave free.
+    // Centre of the area not covered by the legend and the timeline.
     const right = width > 700 ? 116 : 0;
     this.camera.setViewOffset(width, height, right, 24, width, height);
     this.draw();
   }
 
-  /** Ask for a picture; they are drawn when something changed, not all the time. */
+  /** Request a redraw; nothing is drawn without changes. */
   draw() {
     this.wanted = true;
   }
@@ -320,7 +320,7 @@ export class Stage {
     this.renderer.setPixelRatio(SHARPNESS[level] * Math.min(window.devicePixelRatio, 2));
   }
 
-  /** Choose how sharp the picture of a moving scene can be. `still`: nothing has to be drawn. */
+  /** Choose the resolution of a moving scene. `still`: nothing has to be drawn. */
   adapt(now, still) {
     const { pace } = this;
     if (still) {
@@ -331,7 +331,7 @@ export class Stage {
       pace.moving = false;
       return;
     }
-    // The first picture of a movement, and one whose mesh was just built, tell nothing.
+    // The first picture of a movement, and one with a new mesh, are not measured.
     if (pace.moving && pace.mesh === this.mesh) {
       pace.count += 1;
       pace.mean += (now - pace.last - pace.mean) / Math.min(pace.count, 8);
@@ -350,7 +350,7 @@ export class Stage {
     this.wanted = false;
     this.canvas.dataset.sharp = this.level === 0;
     this.fog();
-    this.leaveOutBacks();
+    this.cullBackFaces();
     this.renderer.render(this.scene, this.camera);
     this.drawn = (this.drawn ?? 0) + 1;
   }
@@ -365,8 +365,8 @@ export class Stage {
     this.draw();
   }
 
-  /** Draw the faces that face the camera alone: the others would be half of the work. */
-  leaveOutBacks() {
+  /** Back-face culling: draw only faces towards the camera, about half of all. */
+  cullBackFaces() {
     const { gridMin, voxelSize } = this.meta;
     const eye = this.camera.position.clone().applyMatrix4(this.world.matrix.clone().invert());
     const { geometry, userData } = this.mesh;
@@ -375,7 +375,7 @@ export class Stage {
     for (const [first, last] of runs) geometry.addGroup(6 * first, 6 * (last - first), 0);
   }
 
-  /** Fog begins half-way through the scene and ends where the scene does; none from far above. */
+  /** Set the fog: from halfway through the scene to its end; none from far above. */
   fog() {
     const { gridMin, voxelSize, shape } = this.meta;
     const low = new THREE.Vector3(...gridMin);

@@ -1,14 +1,14 @@
-// Voxels of one label grid: unpacking, light, the faces to draw, and which voxel a ray meets.
+// Voxels of one label grid: unpacking, light, faces to draw, and ray casting.
 //
-// A "padded" index counts the cells of the grid with one cell of air around it, so that looking at
-// neighbours needs no bounds checks. Faces are numbered 2 * axis, and one more where the outward
-// normal points along the positive axis.
+// A "padded" index counts the cells of the grid plus one cell of air around it, so neighbours need
+// no bounds checks. Faces are numbered 2 * axis, plus one if the outward normal points along the
+// positive axis.
 
 const AIR = 255;
-// Light, as scripts/visualization/voxel_renderer.py draws pictures: an open horizontal face shows
-// exactly its class colour.
+// Light as in scripts/visualization/voxel_renderer.py: an unshaded horizontal face has exactly its
+// class colour.
 const AMBIENT = 0.6, SIDE_AMBIENT = 0.9, CREASE = 0.72;
-export const FULL_SHADE = 1.2; // brightness that the value 255 of a light byte stands for
+export const FULL_SHADE = 1.2; // brightness of the value 255 in a light byte
 
 export class VoxelGrid {
   /** @param {number[]} shape voxels in x, y, z  @param {number[]} size metres */
@@ -20,7 +20,7 @@ export class VoxelGrid {
     this.cells = (nx + 2) * this.steps[0];
     this.labels = new Uint8Array(this.cells).fill(AIR);
     this.light = new Uint8Array(this.cells);
-    this.filled = new Uint32Array(0); // padded indices of what is not air
+    this.filled = new Uint32Array(0); // padded indices of cells that are not air
   }
 
   padded(x, y, z) {
@@ -53,8 +53,8 @@ export class VoxelGrid {
   }
 
   /**
-   * Share of the sun (0 to 255) that each cell sees, handed down layer by layer; a layer samples
-   * the one above where its sun ray comes from, which softens shadows with their height.
+   * Compute the share of the sun (0 to 255) that each cell sees, from the top layer down. A layer
+   * samples the layer above where its ray to the sun passes; this softens shadows with height.
    */
   castSun(toSun, blockers) {
     const { light, labels, shape: [nx, ny, nz], steps: [sx, sy] } = this;
@@ -70,7 +70,7 @@ export class VoxelGrid {
     const at = ix * sx + iy * sy + 1; // the cell above, towards the sun
     const w00 = (1 - fx) * (1 - fy), w10 = fx * (1 - fy), w01 = (1 - fx) * fy, w11 = fx * fy;
     for (let z = top - 1; z >= 0; z--) {
-      // What the layer above lets through.
+      // Light that the layer above transmits.
       for (let x = 0; x < nx; x++) {
         let above = this.padded(x, 0, z + 1);
         for (let y = 0; y < ny; y++, above += sy) {
@@ -90,7 +90,7 @@ export class VoxelGrid {
   }
 
   /**
-   * Faces between a voxel and air, each with the light at its four corners.
+   * Return the faces between a voxel and air, each with the light at its four corners.
    *
    * @returns {{cells: Uint32Array, labels: Uint8Array, light: Uint8Array, count: number}}
    *   cells: x, y (10 bits each), z (8 bits), face; light: 4 per face, corners (0, 0), (1, 0),
@@ -130,7 +130,7 @@ export class VoxelGrid {
     return { ...out, count };
   }
 
-  /** First voxel that a ray meets, in voxel units; null if none. */
+  /** Return the first voxel on a ray, in voxel units; null if none. */
   firstHit(origin, direction) {
     let near = 0, far = Infinity;
     for (let i = 0; i < 3; i++) {
@@ -156,14 +156,13 @@ export class VoxelGrid {
   }
 }
 
-/** Coordinates along an axis that a face's number can hold, and one more. */
+/** Number of coordinates along an axis in a face's number, plus one. */
 const LEVELS = 1025;
 
 /**
- * Faces sorted by the side they are on and by the plane they lie in, so that those that face an
- * eye are six runs.
+ * Sort faces by their side and plane, so that the faces towards a camera are six runs.
  *
- * @returns {{order: Uint32Array, starts: Uint32Array}} the faces in turn, and where a plane's begin
+ * @returns {{order: Uint32Array, starts: Uint32Array}} order of the faces, and start of each plane
  */
 export function byPlane(cells, count) {
   const planeOf = (cell) => {
@@ -178,12 +177,12 @@ export function byPlane(cells, count) {
   return { order, starts };
 }
 
-/** Runs [first, last) of such faces that face an eye (in voxels, in the grid's frame). */
+/** Return the runs [first, last) of sorted faces towards a camera (in voxels, the grid's frame). */
 export function facing(starts, eye) {
   const runs = [];
   for (let side = 0; side < 6; side++) {
     const e = eye[side >> 1];
-    // The plane of a voxel's far side is one further on.
+    // The plane of a voxel's far side has a number one higher.
     const bound = Math.min(LEVELS - 1, Math.max(0, side & 1 ? Math.ceil(e) - 1 : Math.floor(e) + 1));
     const from = side * LEVELS;
     const [first, last] = side & 1 ? [from, from + bound] : [from + bound, from + LEVELS];
@@ -200,7 +199,7 @@ function grow(out, room) {
   return larger;
 }
 
-/** Light at a face's corners: each averages the cells of air around it, creases are darker. */
+/** Write the light at a face's corners: the mean of the air cells around each; creases are darker. */
 function cornerLight(labels, light, front, su, sv, tone, out, at) {
   let corner = at;
   for (let v = 0; v < 2; v++) {
@@ -217,8 +216,8 @@ function cornerLight(labels, light, front, su, sv, tone, out, at) {
 }
 
 /**
- * Voxels of one grid from their bytes. The indices (x-major) are sorted; stored are the steps from
- * one to the next, a byte each, with 255 for "and as many more".
+ * Unpack the voxels of one grid. The indices (x-major) are sorted and stored as steps from one to
+ * the next, one byte each; 255 means "add 255 and continue with the next byte".
  */
 export function unpack(data, { steps, labels }) {
   const values = data.subarray(labels[0], labels[0] + labels[1]);

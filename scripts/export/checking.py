@@ -102,7 +102,10 @@ def check(source: Source, runner: Runner, number: int, least: float) -> bool:
     """
     items, kind = check_items(source, number)
     print(f"compared with the project on {len(items)} {kind}; {least:.1%} must be the same")
-    agreements = [compare(predict(source, item), runner(frame_of(source, item))) for item in items]
+    threshold = float(source.head.score_thr)
+    agreements = [
+        compare(predict(source, item), runner(frame_of(source, item)), threshold) for item in items
+    ]
     for agreement in agreements:
         print(f"  {agreement}")
     return all(agreement.share >= least for agreement in agreements)

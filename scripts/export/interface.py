@@ -122,6 +122,7 @@ def lidar_facts(source: Source) -> dict[str, Any]:
     layer = source.detector.pts_voxel_layer
     return dict(
         lidar=dict(
+            pc_range=[round(float(edge), 6) for edge in (*layer.low, *layer.high)],
             voxel_size=[round(float(edge), 6) for edge in layer.voxel_size],
             grid_shape=list(layer.grid_shape),
             max_points=layer.max_points,

@@ -44,6 +44,10 @@ def save_result(
     if mesh and suffix != ".ply":
         raise ConfigError(f"mesh=True is an option of .ply files, not of {path}: leave it out")
     check_file_target("file", path)
+    known = {".npz": (), ".ply": ("palette",)}.get(suffix)
+    for name in style if known is not None else ():
+        if name not in known:
+            raise ConfigError(f"{suffix} files have no option '{name}': leave it out of {path}")
     if suffix == ".npz":
         return write_npz(result, path, dense=dense)
     palette = str(style.get("palette", "field"))

@@ -78,6 +78,7 @@ class OccupancyInferencer(BaseInferencer):
         show_progress: bool = False,
     ) -> None:
         cfg = _config(config, cameras, cfg_options or {})
+        self._source, self._options = config, dict(cfg_options or {})
         if checkpoint is None:
             print_log(
                 "no checkpoint was given: the model predicts as it was initialised",
@@ -92,7 +93,7 @@ class OccupancyInferencer(BaseInferencer):
             interval_s = dataset.test_interval / CAMERA_RATE_HZ
         self._interval = Interval(dataset.test_interval, float(interval_s), history)
         self._max_stand_in_age_s = max_stand_in_age_s
-        self._stream = self._new_stream()
+        self._stream = self._new_stream(is_sequence=True)
         shape = np.round(
             (np.array(dataset.pc_range[3:]) - dataset.pc_range[:3]) / dataset.voxel_size
         ).astype(int)
@@ -141,7 +142,7 @@ class OccupancyInferencer(BaseInferencer):
             FrameError: A frame cannot be used; the sentence names the camera.
         """
         stream = self._new_stream()
-        for past in history:
+        for past in self._inputs_to_list(history):
             stream.observe(past)
         return self._run([stream.push(frame)])[0]
 
@@ -177,8 +178,19 @@ class OccupancyInferencer(BaseInferencer):
         for frame in frames:
             yield self.push(frame)
 
-    def reset(self) -> None:
-        """Forget the stream: the next frame is the first of another recording."""
+    def reset(self, cameras: Sequence[str] | None = None) -> None:
+        """Forget the stream: the next frame is the first of another recording.
+
+        Args:
+            cameras: Names of the cameras of another rig, in any number; None keeps the rig.
+
+        Raises:
+            ConfigError: `cameras` are given, and the inferencer was made of a config that was
+                loaded already.
+            FrameError: `cameras` is no list of different names.
+        """
+        if cameras is not None and _names(cameras) != self.cameras:
+            self._change_rig(cameras)
         self._stream.reset()
         self._empty_cache()
 
@@ -198,7 +210,11 @@ class OccupancyInferencer(BaseInferencer):
         return None
 
     def _inputs_to_list(self, inputs: Any) -> list[Frame]:
-        return [inputs] if isinstance(inputs, Frame) else list(inputs)
+        if isinstance(inputs, Frame):
+            return [inputs]
+        if isinstance(inputs, (str, bytes, Mapping)) or not isinstance(inputs, Iterable):
+            raise FrameError(f"frames are a {type(inputs).__name__}, expected a Frame or several")
+        return list(inputs)
 
     def preprocess(
         self, inputs: Sequence[Frame], batch_size: int = 1, **kwargs: Any
@@ -237,8 +253,23 @@ class OccupancyInferencer(BaseInferencer):
 
     # ------------------------------------------------------------------------------------------
 
-    def _new_stream(self) -> FrameStream:
-        return FrameStream(self._dataset, self._interval, self._max_stand_in_age_s)
+    def _new_stream(self, is_sequence: bool = False) -> FrameStream:
+        return FrameStream(self._dataset, self._interval, self._max_stand_in_age_s, is_sequence)
+
+    def _change_rig(self, cameras: Sequence[str]) -> None:
+        """Build the model for other cameras, and give it the weights that the present one has."""
+        cfg = _config(self._source, cameras, self._options)
+        dataset = unread_dataset(cfg)
+        predictor = Predictor(cfg, None, self.predictor.device)
+        predictor.model.load_state_dict(self.model.state_dict())
+        predictor.checkpoint = self.predictor.checkpoint
+        self.cfg, self.predictor, self.model, self._dataset = (
+            cfg,
+            predictor,
+            predictor.model,
+            dataset,
+        )
+        self._stream = self._new_stream(is_sequence=True)
 
     def _run(self, samples: Sequence[StreamSample]) -> list[OccupancyResult]:
         """Predict samples in one batch."""
@@ -298,7 +329,12 @@ def _config(
         return config
     options = dict(options)
     if cameras is not None:
-        if isinstance(cameras, str) or not cameras or len(set(cameras)) != len(cameras):
-            raise FrameError(f"cameras is {cameras!r}: give a list of different names")
-        options["cameras"] = list(cameras)
+        options["cameras"] = list(_names(cameras))
     return load_config(config if isinstance(config, str) else os.fspath(config), options)
+
+
+def _names(cameras: Sequence[str]) -> tuple[str, ...]:
+    is_list = isinstance(cameras, Sequence) and not isinstance(cameras, str)
+    if not is_list or not cameras or len(set(map(str, cameras))) != len(cameras):
+        raise FrameError(f"cameras is {cameras!r}: give a list of different names")
+    return tuple(map(str, cameras))

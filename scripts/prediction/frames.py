@@ -96,7 +96,7 @@ class Frame:
     @property
     def label(self) -> str:
         """What errors call the frame."""
-        return f"frame {self.name}" if self.name else f"frame at {self.time_s:.6g} s"
+        return f"frame {self.name}" if self.name else f"frame at {self.time_s} s"
 
 
 def pose(

@@ -66,9 +66,14 @@ class Predictor:
         """
         if streaming is not None and hasattr(self.model, "streaming"):
             self.model.streaming = streaming
-        with torch.no_grad():
-            samples: list[BaseDataElement] = self.model.test_step(pseudo_collate(list(items)))
-        return samples
+        return predict_items(self.model, items)
+
+
+@torch.no_grad()
+def predict_items(model: Any, items: Sequence[Mapping[str, Any]]) -> list[BaseDataElement]:
+    """Predict packed samples in one batch, as `val.py` does; see `Predictor.predict`."""
+    samples: list[BaseDataElement] = model.test_step(pseudo_collate(list(items)))
+    return samples
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

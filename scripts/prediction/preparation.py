@@ -26,6 +26,7 @@ from loaders.transforms.decode import image_size, read_image_file
 from loaders.transforms.geometry import ego2img_from_poses, image_aug_matrix
 from loaders.transforms.images import DrawImageAug, LoadMultiViewImages
 from loaders.transforms.labels import loads_labels
+from models.errors import does_not_exist
 from scripts.prediction.errors import FrameError
 from scripts.prediction.frames import (
     CameraFrame,
@@ -117,11 +118,24 @@ class PreparedFrame:
     changed: tuple[str, ...]
 
 
-class FramePreparer:
-    """Checks frames and makes of them what a data set makes of its samples.
+@dataclass(frozen=True)
+class Place:
+    """Place of a prediction in its stream, for models that keep queries between predictions.
 
-    It remembers the last image of every camera, which stands in for a missing one, and the
-    points of the last frames.
+    Attributes:
+        sequence: No other sequence of predictions has this number.
+        index: Number of predictions before it in the sequence.
+    """
+
+    sequence: int
+    index: int
+
+
+class FramePreparer:
+    """Check frames, and turn them into samples as a data set does.
+
+    The last image of every camera is kept, to replace a missing one, and the points of the last
+    frames.
 
     Args:
         dataset: Of the config, see `scripts.prediction.model.unread_dataset`.
@@ -224,9 +238,9 @@ class FramePreparer:
                 near = get_close_matches(str(name), self.cameras, n=1)
                 hint = f" (did you mean {near[0]}?)" if near else ""
                 raise FrameError(
-                    f"{frame.label} has a camera '{name}'{hint}, but the model's are "
-                    f"{', '.join(self.cameras)}: rename it, or give OccupancyInferencer the names "
-                    "of your rig with cameras=[...]"
+                    f"{frame.label} has a camera '{name}'{hint}, but the cameras of this rig are "
+                    f"{', '.join(self.cameras)}: rename it, or give the names of another rig as "
+                    "OccupancyInferencer(..., cameras=[...]) or reset(cameras=[...])"
                 )
             if camera is not None and not isinstance(camera, CameraFrame):
                 raise FrameError(
@@ -274,7 +288,11 @@ class FramePreparer:
         return Sweep(points, current.time_us, current.ego2global @ current.lidar2ego)
 
     def pack(
-        self, chosen: Sequence[PreparedFrame], frame: Frame, sweep: Sweep | None
+        self,
+        chosen: Sequence[PreparedFrame],
+        frame: Frame,
+        sweep: Sweep | None,
+        place: Place | None = None,
     ) -> dict[str, Any]:
         """Return a sample as `PackOccSample` packs it.
 
@@ -282,6 +300,7 @@ class FramePreparer:
             chosen: T frames, the current one first.
             frame: The current one as it was given.
             sweep: Its points.
+            place: Of the prediction among those of its stream; None for one that stands alone.
 
         Raises:
             FrameError: It lacks points or a mounting that the model needs.
@@ -316,6 +335,10 @@ class FramePreparer:
             pc_range=dataset.pc_range,
             voxel_size=dataset.voxel_size,
             class_names=dataset.class_names,
+            frame_index=0 if place is None else place.index,
+            sequence_id=None if place is None else place.sequence,
+            timestamp=current.time_us,
+            ego2global=current.ego2global.copy(),
             ego2occ=ego2occ,
             lidar2ego=current.lidar2ego.copy(),
         )
@@ -357,7 +380,8 @@ class FramePreparer:
         if own is None:
             raise FrameError(
                 f"{frame.label} has no lidar points, and the model fuses LiDAR: give points [n, 5] "
-                "as lidar and the mounting [4, 4] as lidar2ego"
+                "as lidar and the mounting [4, 4] as lidar2ego (in a folder: the key lidar of "
+                "rig.yaml)"
             )
         if frame.lidar_sweeps is None:
             older = list(self._sweeps)[::-1]
@@ -415,7 +439,10 @@ def _read_image(
         data = read_image_file(path)
         return data, image_size(data, path)
     except MissingDataError as error:
-        raise MissingDataError(f"{what}: {error}") from error
+        raise MissingDataError(
+            f"the image of {what}, {does_not_exist(path)}: correct the path, or leave the camera "
+            "out of the frame"
+        ) from error
     except BadDataError as error:
         raise type(error)(f"{what}: {error}") from error
 

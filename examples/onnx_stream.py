@@ -73,7 +73,7 @@ def voxelise(points: np.ndarray, facts: dict[str, Any]) -> dict[str, np.ndarray]
 
 
 class Stream:
-    """A model and the feature maps of the frames it still needs; every frame is computed once.
+    """A model, and the feature maps of past frames; every frame is computed once.
 
     Push a frame every `facts["frame_interval_s"]` seconds: the last `facts["num_frames"]` pushes
     are the frames of a prediction.
@@ -147,4 +147,6 @@ def main(image_file: str, decoder_file: str, frame_file: str, out: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        sys.exit(f"usage: {sys.argv[0]} IMAGE.onnx DECODER.onnx FRAME.npz VOXELS.npz")
     main(*sys.argv[1:])

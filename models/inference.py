@@ -1,7 +1,7 @@
-"""The door to inference: `from models.inference import OccupancyInferencer`.
+"""Public names of inference: `from models.inference import OccupancyInferencer`.
 
-What is behind it needs the loaders, the configs and the renderer too and so stands in
-`scripts/inference`; nothing in `models` may import this module.
+The implementation needs the loaders, the configs and the renderer, and is therefore in
+`scripts/inference`. No other module of `models` may import this one.
 """
 
 from scripts.inference.inferencer import OccupancyInferencer

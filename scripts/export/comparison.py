@@ -1,4 +1,4 @@
-"""Do exported files predict what the project predicts?"""
+"""Compare predictions of exported files with the project's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scripts.export.source import Frame
 
 
 class Runner(Protocol):
-    """Something that predicts voxels of a frame."""
+    """Predicts voxels of a frame."""
 
     def __call__(self, frame: Frame) -> Voxels:
         """Predict."""
@@ -26,7 +26,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two predictions of one sample differ.
+    """Agreement of two predictions of one sample.
 
     Attributes:
         expected: Voxels of the project's prediction.
@@ -50,12 +50,12 @@ class Agreement:
 
     @property
     def share(self) -> float:
-        """Voxels with the same label in both, of the voxels of either; 1 where both are empty."""
+        """Return the share of all voxels that have the same label in both; 1 without any."""
         either = self.expected + self.found - self.common
         return (self.common - self.relabelled) / either if either else 1.0
 
     def __str__(self) -> str:
-        """In one line."""
+        """Return one line."""
         text = (
             f"{self.expected} voxels, {self.found} in the file's prediction, {self.share:.4%} the "
             f"same, scores within {self.score_error:.1e}"
@@ -111,7 +111,7 @@ def _largest(values: Tensor) -> float:
 
 
 class OnnxRunner:
-    """ONNX files on the CPU, in onnxruntime.
+    """Run ONNX files on the CPU, in onnxruntime.
 
     Args:
         files: The file, or that of the image network and that of the decoder.

@@ -1,4 +1,4 @@
-"""What is exported: a model with its weights, and the facts that its users need.
+"""The model to export, with its weights and metadata.
 
 Dimension letters: T frames (current first), N cameras, H, W size of the images as they are given, n
 LiDAR points.
@@ -76,11 +76,11 @@ class Source:
 
     @property
     def head(self) -> Any:
-        """The model's head."""
+        """Return the model's head."""
         return self.detector.pts_bbox_head
 
     def facts(self) -> dict[str, Any]:
-        """Return what the users of an exported file need to know beside its inputs and outputs."""
+        """Return the metadata of an exported file."""
         head, preprocessor = self.head, self.detector.data_preprocessor
         checkpoint = self.checkpoint
         return dict(
@@ -120,7 +120,7 @@ def load_source(
         image_hw: Height and width of the images; None for those of the config's test data.
 
     Raises:
-        ConfigError: The config has no such model, or does not tell the size of the images.
+        ConfigError: The config has no such model, or has no size of the images.
         CheckpointError: The weights cannot be read or are another model's.
     """
     cfg = load_config(config, options)
@@ -177,7 +177,7 @@ def _image_size(dataset: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def random_item(source: Source, seed: int = 0, num_points: int = 20_000) -> dict[str, Any]:
-    """Make up a sample, as a data set gives it: random images of a ring of cameras."""
+    """Return a sample of random images of a ring of cameras, in the form of a data set."""
     head = source.head
     rng = torch.Generator().manual_seed(seed)
     number = head.num_frames * head.num_cams
@@ -229,7 +229,7 @@ def data_items(source: Source, number: int) -> list[dict[str, Any]]:
 
 
 def check_items(source: Source, number: int) -> tuple[list[dict[str, Any]], str]:
-    """Return samples to compare predictions of, and words for what they are."""
+    """Return samples to compare predictions of, and a description of them."""
     try:
         return data_items(source, number), "samples of the test data"
     except (UserError, OSError) as error:
@@ -241,7 +241,7 @@ def check_items(source: Source, number: int) -> tuple[list[dict[str, Any]], str]
 
 @torch.no_grad()
 def frame_of(source: Source, item: Mapping[str, Any]) -> Frame:
-    """Return what the exported functions are given for a sample of a data set."""
+    """Return the inputs of the exported functions for a sample of a data set."""
     inputs, sample = item["inputs"], item["data_samples"]
     occ2img = sample.ego2img @ torch.linalg.inv(sample.ego2occ)
     lidar = None

@@ -1,4 +1,4 @@
-"""Results as files that other programs read.
+"""Write results as files that other programs read.
 
 Legend: n occupied voxels, F faces between an occupied and a free voxel, X, Y, Z voxels.
 """
@@ -67,7 +67,7 @@ def write_npz(result: OccupancyResult, path: Path, *, dense: bool) -> Path:
     if dense:
         arrays: dict[str, npt.NDArray[Any]] = {"semantics": result.dense()}
     else:
-        # Neighbours beside one another compress to a third.
+        # Sorted voxels compress to a third.
         order = np.lexsort(result.coords.T[::-1])
         arrays = {
             "coords": result.coords[order].astype(np.uint16),

@@ -33,7 +33,7 @@ class OccupancyInferencer(BaseInferencer):
 
     - `inferencer.predict(frame)`: one frame, with its history if that is given.
     - `inferencer.push(frame)`: the next frame of a stream. Past frames are kept as long as
-      predictions look back, so that each push pays for its own images alone.
+      predictions use them, so that each push computes its own images only.
     - `inferencer(frames)`: MMEngine's interface, for frames that are independent of one another.
 
     Args:
@@ -46,9 +46,10 @@ class OccupancyInferencer(BaseInferencer):
             data set at its cameras' 12 Hz: half a second for nuScenes.
         history: 'time' takes from a stream the frames nearest to those times. 'count' takes every
             `test_interval`-th one, as the data set does; the stream needs its rate then.
-        max_stand_in_age_s: For so long the last image of a camera stands in where it gives none.
-        cached_frames: Most frames whose features are kept. None keeps all that the stream needs
-            again; with fewer, some are computed again.
+        max_stand_in_age_s: For how long the last image of a camera replaces a missing one, in
+            seconds.
+        cached_frames: Largest number of frames whose features are kept. None keeps all that the
+            stream needs; with fewer, some are computed again.
         show_progress: Whether `inferencer(frames)` shows a bar.
 
     Attributes:
@@ -115,17 +116,17 @@ class OccupancyInferencer(BaseInferencer):
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Names of the cameras, in the order in which the model gets their images."""
+        """Return the names of the cameras, in the order in which the model gets their images."""
         return self._stream.cameras
 
     @property
     def num_frames(self) -> int:
-        """Frames that a prediction sees, the current one included."""
+        """Return the number of frames of a prediction, the current one included."""
         return self._dataset.num_frames
 
     @property
     def kept_frames(self) -> int:
-        """Number of past frames of the stream in memory."""
+        """Return the number of past frames of the stream in memory."""
         return self._stream.kept_frames
 
     # -- one frame -----------------------------------------------------------------------------
@@ -136,7 +137,7 @@ class OccupancyInferencer(BaseInferencer):
         Args:
             frame: The frame.
             history: Frames before it, in the order of their times. Without any, the frame itself
-                stands in for all of its past.
+                is used as its past.
 
         Raises:
             FrameError: A frame cannot be used; the sentence names the camera.
@@ -152,9 +153,9 @@ class OccupancyInferencer(BaseInferencer):
         """Predict the next frame of the stream.
 
         Args:
-            frame: Newer than all frames before it. Cameras that gave no image are left out; their
-                last images stand in, and the result names them. Calibration may change from frame
-                to frame.
+            frame: Newer than all frames before it. Leave cameras without an image out: their last
+                images are used, and the result names them. Calibration may change from frame to
+                frame.
 
         Raises:
             FrameError: The frame cannot be used; the stream is as it was before.
@@ -162,7 +163,7 @@ class OccupancyInferencer(BaseInferencer):
         return self._run([self._stream.push(frame)])[0]
 
     def observe(self, frame: Frame) -> None:
-        """Take the next frame of the stream into the history without a prediction.
+        """Add the next frame of the stream to the history without a prediction.
 
         Raises:
             FrameError: The frame cannot be used; the stream is as it was before.
@@ -170,7 +171,7 @@ class OccupancyInferencer(BaseInferencer):
         self._stream.observe(frame)
 
     def stream(self, frames: Iterable[Frame]) -> Iterator[OccupancyResult]:
-        """Predict the frames of a recording one after the other, as they are asked for.
+        """Predict the frames of a recording one by one, lazily.
 
         The stream is reset first.
         """
@@ -179,7 +180,7 @@ class OccupancyInferencer(BaseInferencer):
             yield self.push(frame)
 
     def reset(self, cameras: Sequence[str] | None = None) -> None:
-        """Forget the stream: the next frame is the first of another recording.
+        """Clear the stream: the next frame is the first of another recording.
 
         Args:
             cameras: Names of the cameras of another rig, in any number; None keeps the rig.
@@ -236,7 +237,7 @@ class OccupancyInferencer(BaseInferencer):
         draw: bool = False,
         **kwargs: Any,
     ) -> list[Image.Image] | None:
-        """Draw the results, if `inferencer(frames, draw=True)` asks for it."""
+        """Draw the results of `inferencer(frames, draw=True)`."""
         if not draw:
             return None
         return [result.draw(frame) for result, frame in zip(preds, inputs, strict=True)]
@@ -263,12 +264,8 @@ class OccupancyInferencer(BaseInferencer):
         predictor = Predictor(cfg, None, self.predictor.device)
         predictor.model.load_state_dict(self.model.state_dict())
         predictor.checkpoint = self.predictor.checkpoint
-        self.cfg, self.predictor, self.model, self._dataset = (
-            cfg,
-            predictor,
-            predictor.model,
-            dataset,
-        )
+        self.cfg, self._dataset = cfg, dataset
+        self.predictor, self.model = predictor, predictor.model
         self._stream = self._new_stream(is_sequence=True)
 
     def _run(self, samples: Sequence[StreamSample]) -> list[OccupancyResult]:
@@ -278,7 +275,7 @@ class OccupancyInferencer(BaseInferencer):
         return [self._result(each, sample) for each, sample in zip(found, samples, strict=True)]
 
     def _empty_cache(self) -> None:
-        """Let the model forget the features of all frames, and keep few of those to come."""
+        """Clear the cached features, and set the size of the cache to its start."""
         cache = getattr(self.model, "cache", None)
         if cache is not None:
             least = self._stream.useful_features()
@@ -286,7 +283,7 @@ class OccupancyInferencer(BaseInferencer):
             self.model.cache = type(cache)(least if most is None else min(least, most))
 
     def _make_room(self, frames: int) -> None:
-        """Let the model keep the features of so many frames; what it holds is lost if it grows."""
+        """Make room in the cache for the features of `frames`; a larger cache starts empty."""
         cache = getattr(self.model, "cache", None)
         if cache is None:
             return

@@ -1,4 +1,4 @@
-"""Pictures and pages of results, by the renderer of visualize.py."""
+"""Draw results as pictures and pages, with the renderer of visualize.py."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class _Results:
         return view_of(self.results[index], self.frames[index], index, len(self))
 
     def moment(self, index: int) -> Moment:
-        """When and where it was recorded; all are of one recording."""
+        """Return when and where a result was recorded; all are of one recording."""
         result = self.results[index]
         return Moment(self.title, round(result.time_s * 1e6), result.ego2global)
 

@@ -33,7 +33,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from loaders.safe_reading import MIB, FileKind, read_file, reading
@@ -127,7 +126,7 @@ class Recording:
 
 
 def read_recording(folder: str | Path, rig_file: str | Path | None = None) -> Recording:
-    """Read which frames a folder holds, and the calibration of its cameras.
+    """Read the frames of a folder and the calibration of its cameras.
 
     Args:
         folder: See the head of this module.

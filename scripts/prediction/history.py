@@ -1,4 +1,4 @@
-"""Which past frames of a stream stand beside the current one.
+"""Choose the past frames of a stream that a prediction uses.
 
 Legend: T frames of a prediction (current first).
 """
@@ -24,7 +24,7 @@ class Timed(Protocol):
 
     @property
     def time_us(self) -> int:
-        """Microseconds."""
+        """Return microseconds."""
 
 
 Entry = TypeVar("Entry", bound=Timed)
@@ -58,7 +58,7 @@ class Interval:
 
 
 class History(Generic[Entry]):
-    """The past of a stream, as far back as predictions look.
+    """The past of a stream, as far back as predictions need it.
 
     Its size is bounded whatever the rate of the stream: with the rule 'time', frames that follow
     one another faster than half a camera frame of the data set are not all kept.
@@ -81,12 +81,12 @@ class History(Generic[Entry]):
         return len(self._kept)
 
     def __iter__(self) -> Iterator[Entry]:
-        """From the oldest to the newest."""
+        """Iterate from the oldest to the newest."""
         return iter(self._kept)
 
     @property
     def newest(self) -> Entry | None:
-        """The last frame that was kept."""
+        """Return the last frame that was kept."""
         return self._kept[-1] if self._kept else None
 
     def clear(self) -> None:

@@ -97,7 +97,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def test_dataset_config(cfg: Config) -> dict[str, Any]:
-    """Config of the test split, else of the validation split.
+    """Return the config of the test split, else of the validation split.
 
     Raises:
         ConfigError: The config has neither.
@@ -114,7 +114,7 @@ def test_dataset_config(cfg: Config) -> dict[str, Any]:
 def unread_dataset(cfg: Config) -> OccupancyDataset:
     """Build the data set of a config's test split without reading anything from the disk.
 
-    It knows the grid, the classes, the cameras, how history is chosen, and its transforms.
+    It has the grid, the classes, the cameras, the rule of the history, and the transforms.
 
     Raises:
         ConfigError: The data set is no `OccupancyDataset`.

@@ -1,4 +1,4 @@
-"""From frames to packed samples, by the transforms of the config's test pipeline.
+"""Turn frames into packed samples, with the transforms of the config's test pipeline.
 
 Legend: T frames of a sample (current first, then older), N cameras, h, w size of the network's
 input, n points.
@@ -43,7 +43,7 @@ from scripts.runtime.errors import ConfigError
 # Carries every point to (-1, -1, 0, 1): depth 0, and far outside the image after the division.
 _SEES_NOTHING = np.array([[0, 0, 0, -1], [0, 0, 0, -1], [0, 0, 0, 0], [0, 0, 0, 1]], np.float64)
 
-# Frames of all streams of a process: models know a frame by its number.
+# Frames of all streams of a process: features of a frame are cached under its number.
 _NUMBERS = itertools.count()
 
 
@@ -98,13 +98,13 @@ class PreparedFrame:
 
     Attributes:
         number: No other frame has it.
-        name: What the user calls the frame.
+        name: Given by the user.
         time_us: Microseconds.
         ego2global: float64 [4, 4].
         lidar2ego: float64 [4, 4].
         views: Of the N cameras in the model's order; None where there is no image.
-        dropped: Cameras without an image of their own, to the age in seconds of the older image
-            that stands in, or None where there is none.
+        dropped: Cameras without an image, to the age in seconds of the older image that replaces
+            it, or None where there is none.
         changed: Cameras whose calibration or image size differs from the frame before.
     """
 
@@ -139,7 +139,7 @@ class FramePreparer:
 
     Args:
         dataset: Of the config, see `scripts.prediction.model.unread_dataset`.
-        max_stand_in_age_s: Age above which an image does not stand in for a missing one.
+        max_stand_in_age_s: Largest age in seconds of an image that replaces a missing one.
 
     Raises:
         ConfigError: The test pipeline lacks a step, or the age is no such number.
@@ -169,12 +169,12 @@ class FramePreparer:
         )
 
     def clear(self) -> None:
-        """Forget all images and points."""
+        """Clear all images and points."""
         self._last.clear()
         self._sweeps.clear()
 
     def keep(self, current: PreparedFrame, sweep: Sweep | None) -> None:
-        """Remember the images and the points of a frame for those after it."""
+        """Keep the images and the points of a frame for later ones."""
         for name, view in zip(self.cameras, current.views, strict=True):
             if view is not None and name not in current.dropped:
                 self._last[name] = view
@@ -185,7 +185,7 @@ class FramePreparer:
         """Decode and augment the images of a frame, and check its calibration.
 
         Raises:
-            FrameError: A calibration or an image cannot be, a camera is unknown, or none has an
+            FrameError: A calibration or an image is invalid, a camera is unknown, or none has an
                 image; the sentence names the camera.
             MissingDataError: A file does not exist.
             BadDataError: A file is broken.
@@ -213,7 +213,7 @@ class FramePreparer:
         if not any(views):
             raise FrameError(
                 f"{frame.label} has an image of none of the cameras {', '.join(self.cameras)}, and "
-                "no earlier one stands in: give at least one"
+                "no earlier one replaces them: give at least one"
             )
         lidar2ego = _pose_or_identity(frame.lidar2ego, f"lidar2ego of {frame.label}")
         return PreparedFrame(
@@ -356,7 +356,7 @@ class FramePreparer:
         return packed
 
     def _ego2img(self, current: PreparedFrame, views: Sequence[View | None]) -> Matrix:
-        """Ego frame of the current frame to augmented pixels: float64 [T*N, 4, 4]."""
+        """Return float64 [T*N, 4, 4], ego frame of the current frame to augmented pixels."""
         stand_in = next(view for view in views if view is not None)
         known = [stand_in if view is None else view for view in views]
         sensor2global = np.array([view.sensor2global for view in known])

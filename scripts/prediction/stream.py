@@ -1,4 +1,4 @@
-"""A stream of frames: what is pushed becomes the history of what comes after it."""
+"""A stream of frames: each frame is history for those after it."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class StreamSample:
 
 
 class FrameStream:
-    """Takes frames in the order of their times, and keeps as many as predictions need.
+    """Take frames in the order of their times, and keep as many as predictions need.
 
     Args:
         dataset: See `scripts.prediction.model.unread_dataset`.
         interval: Between the frames of a prediction.
-        max_stand_in_age_s: Age above which an image does not stand in for a missing one.
+        max_stand_in_age_s: Largest age in seconds of an image that replaces a missing one.
         is_sequence: Whether predictions follow one another; if not, each stands alone for models
             that keep queries from one prediction to the next.
     """
@@ -65,16 +65,16 @@ class FrameStream:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Names of the cameras in the order of the model."""
+        """Return the names of the cameras in the order of the model."""
         return self._preparer.cameras
 
     @property
     def kept_frames(self) -> int:
-        """Number of past frames in memory."""
+        """Return the number of past frames in memory."""
         return len(self._history)
 
     def reset(self) -> None:
-        """Forget all frames."""
+        """Clear all frames."""
         self._preparer.clear()
         self._history.clear()
         self._predicted.clear()
@@ -110,7 +110,7 @@ class FrameStream:
         return StreamSample(item, frames)
 
     def useful_features(self) -> int:
-        """Return for how many frames it pays to keep features.
+        """Return the number of frames whose features are worth keeping.
 
         A frame waits an interval for its next use; meanwhile other predictions use T frames each,
         which a stream faster than what is kept of it shares. One more sample lets the model

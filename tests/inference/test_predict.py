@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import trimesh
 import yaml
 from PIL import Image
 
+from loaders.datasets import occupancy_dataset
 from loaders.predictions import load_prediction
 from models.inference import FrameError
 from scripts.inference import command
@@ -199,6 +201,15 @@ def test_predict_of_an_info_file_is_what_val_predicts(
     assert command.main(arguments(twin, *words, "--mesh")) == 2
     assert command.main(arguments(twin, "--frames", tmp_path / "no", "--out", tmp_path)) == 2
     assert "rig.yaml" in capsys.readouterr().err
+
+
+def test_packed_images_are_refused(
+    twin: Twin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = SimpleNamespace(check=lambda *sizes: None)
+    monkeypatch.setattr(occupancy_dataset, "read_packed_index", lambda root: packed)
+    assert command.main(arguments(twin, "--frames", twin.info_file, "--out", tmp_path)) == 2
+    assert "in a data root of packed images" in capsys.readouterr().err
 
 
 def test_the_example_of_ones_own_rig(

@@ -92,7 +92,7 @@ class OccupancyInferencer(BaseInferencer):
         dataset = self._dataset = unread_dataset(cfg)
         if interval_s is None:
             interval_s = dataset.test_interval / CAMERA_RATE_HZ
-        self._interval = Interval(dataset.test_interval, float(interval_s), history)
+        self._interval = Interval(dataset.test_interval, interval_s, history)
         self._max_stand_in_age_s = max_stand_in_age_s
         self._stream = self._new_stream(is_sequence=True)
         shape = np.round(
@@ -327,6 +327,11 @@ def _config(
     options = dict(options)
     if cameras is not None:
         options["cameras"] = list(_names(cameras))
+    if not isinstance(config, (str, os.PathLike)):
+        raise ConfigError(
+            f"config is a {type(config).__name__}: give the path of a config file, or what "
+            "load_config returned"
+        )
     return load_config(config if isinstance(config, str) else os.fspath(config), options)
 
 

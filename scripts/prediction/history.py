@@ -53,7 +53,7 @@ class Interval:
         """
         if self.rule not in ("time", "count"):
             raise ConfigError(f"history is '{self.rule}': give 'time' or 'count'")
-        if not 0 < self.seconds < float("inf"):
+        if not isinstance(self.seconds, (int, float)) or not 0 < self.seconds < float("inf"):
             raise ConfigError(f"interval_s is {self.seconds}: give seconds above 0")
 
 

@@ -146,7 +146,7 @@ class FramePreparer:
     """
 
     def __init__(self, dataset: OccupancyDataset, max_stand_in_age_s: float = 1.0) -> None:
-        if not max_stand_in_age_s >= 0:
+        if not isinstance(max_stand_in_age_s, (int, float)) or not max_stand_in_age_s >= 0:
             raise ConfigError(f"max_stand_in_age_s is {max_stand_in_age_s}: give seconds from 0 on")
         self._dataset = dataset
         self._max_age_us = max_stand_in_age_s * 1e6

@@ -445,6 +445,12 @@ def test_errors_about_frames_and_arguments(twin: Twin, tmp_path: Path) -> None:
             inferencer.push(replace(frame, time_s=value))
     with pytest.raises(FrameError, match="frames are a str"):
         inferencer("drive")
+    with pytest.raises(ConfigError, match="config is a int: give the path"):
+        OccupancyInferencer(5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="interval_s is half"):
+        inferencer_of(twin, interval_s="half")
+    with pytest.raises(ConfigError, match="max_stand_in_age_s is None"):
+        inferencer_of(twin, max_stand_in_age_s=None)
     with pytest.raises(ConfigError, match="history is 'newest'"):
         inferencer_of(twin, history="newest")
     with pytest.raises(ConfigError, match="device 'cuda:99' is not there"):

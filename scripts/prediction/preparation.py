@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -269,7 +270,8 @@ class FramePreparer:
         aug = self._draw.fixed_for(raw_hw)
         is_file = isinstance(camera.image, (str, os.PathLike))
         name = f"{os.fspath(camera.image)} of {what}" if is_file else f"of {what}"  # type: ignore[arg-type]
-        image = self._load.finish(source, aug, name)
+        with _named_camera(what):
+            image = self._load.finish(source, aug, name)
         taken = time_us if camera.time_s is None else seconds(camera.time_s, f"time_s of {what}")
         return View(
             image, intrinsics, sensor2global, sensor2ego, image_aug_matrix(aug), raw_hw, taken
@@ -428,23 +430,39 @@ def _read_image(
         return pixels, (pixels.shape[0], pixels.shape[1])
     if isinstance(source, (bytes, bytearray, memoryview)):
         data: bytes | bytearray = bytes(source)
-        return data, image_size(data, f"of {what}")
+        with _named_camera(what):
+            return data, image_size(data, f"of {what}")
     if not isinstance(source, (str, os.PathLike)):
         raise FrameError(
             f"the image of {what} is a {type(source).__name__}, expected a path, the bytes of an "
-            "image file, or a uint8 array [H, W, 3]"
+            "image file, or a uint8 array [H, W, 3]; leave a camera without an image out of the "
+            "frame"
         )
     path = os.fspath(source)
+    if os.path.isdir(path):
+        raise FrameError(f"the image of {what}, {path}, is a folder: name a file in it")
     try:
-        data = read_image_file(path)
-        return data, image_size(data, path)
+        with _named_camera(what):
+            data = read_image_file(path)
+            return data, image_size(data, path)
     except MissingDataError as error:
         raise MissingDataError(
             f"the image of {what}, {does_not_exist(path)}: correct the path, or leave the camera "
             "out of the frame"
         ) from error
+
+
+@contextmanager
+def _named_camera(what: str) -> Iterator[None]:
+    """Name the camera in errors about broken images, and the way out of a user without archive."""
+    try:
+        yield
     except BadDataError as error:
-        raise type(error)(f"{what}: {error}") from error
+        problem = str(error).rpartition(": ")[0]
+        place = "" if what in problem else f"{what}: "
+        raise type(error)(
+            f"{place}{problem}: give the whole file, or leave the camera out of the frame"
+        ) from error
 
 
 def _bgr_pixels(

@@ -49,7 +49,7 @@ def add_check_argument(parser: argparse.ArgumentParser, what: str) -> None:
         metavar="SAMPLES",
         help=f"compare the predictions of {what} with the project's, on so many samples of the "
         "config's test data (default: 1), or of random images where there is none; exit code 1 "
-        "where they differ",
+        "where they differ or predict no voxel",
     )
 
 
@@ -98,7 +98,7 @@ def check(source: Source, runner: Runner, number: int, least: float) -> bool:
         least: Share of the voxels that must be the same.
 
     Returns:
-        Whether they are.
+        Whether they are; False where neither predicts a voxel.
     """
     items, kind = check_items(source, number)
     print(f"compared with the project on {len(items)} {kind}; {least:.1%} must be the same")
@@ -108,4 +108,10 @@ def check(source: Source, runner: Runner, number: int, least: float) -> bool:
     ]
     for agreement in agreements:
         print(f"  {agreement}")
+    if not any(agreement.expected or agreement.found for agreement in agreements):
+        print(
+            "no voxel was predicted, so that nothing was compared: use test data, or lower "
+            "model.pts_bbox_head.score_thr with --cfg-options"
+        )
+        return False
     return all(agreement.share >= least for agreement in agreements)

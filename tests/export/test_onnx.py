@@ -19,6 +19,7 @@ from loaders.transforms.geometry import image_aug_matrix
 from loaders.transforms.images import DrawImageAug, LoadMultiViewImages
 from models.errors import MissingPackageError
 from scripts.export import onnx_command
+from scripts.export.checking import check
 from scripts.export.comparison import Agreement, OnnxRunner, compare
 from scripts.export.functions import functions_of
 from scripts.export.graphs import Layout, Voxels
@@ -266,6 +267,13 @@ def test_agreement_is_counted() -> None:
     assert "1 of another label, their scores within 1.0e-01" in str(again)
     nothing = voxels([], [], [])
     assert compare(nothing, nothing).share == 1 and compare(expected, nothing).share == 0
+
+
+def test_a_comparison_without_voxels_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    source = build_source("v2", score_thr=1.0)
+    empty = Voxels(torch.empty(0, 3, dtype=torch.int64), torch.empty(0).long(), torch.empty(0))
+    assert not check(source, lambda frame: empty, 1, 0.999)
+    assert "no voxel was predicted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

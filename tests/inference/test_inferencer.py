@@ -409,7 +409,11 @@ ERRORS = {
     "floats": (dict(image=np.zeros((8, 8, 3))), "image of camera CAM_BACK", r"uint8 \[H, W, 3\]"),
     "a number": (dict(image=5), "image of camera CAM_BACK", "expected a path"),
     "no image": (dict(image=b"text"), "of camera CAM_BACK", "cannot be decoded.*leave the camera"),
-    "cut off": (dict(image=b"\xff\xd8" * 99), "of camera CAM_BACK", "cannot be decoded.*whole file"),
+    "cut off": (
+        dict(image=b"\xff\xd8" * 99),
+        "of camera CAM_BACK",
+        "decoded.*whole file",
+    ),
     "a folder": (dict(image="/"), "image of camera CAM_BACK", "is a folder"),
     "nothing": (dict(image=None), "image of camera CAM_BACK", "NoneType.*leave a camera"),
     "time": (dict(time_s=float("inf")), "time_s of camera CAM_BACK", "finite"),

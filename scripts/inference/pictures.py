@@ -36,7 +36,12 @@ def sheet_options(style: Mapping[str, Any]) -> SheetOptions:
     for name in style:
         if name not in _STYLE:
             raise ConfigError(f"pictures have no option '{name}': they take {', '.join(_STYLE)}")
-    return SheetOptions(**style)
+    try:
+        return SheetOptions(**style)
+    except TypeError as error:
+        raise ConfigError(
+            f"an option of {dict(style)} has a value of another type: {error}"
+        ) from error
 
 
 def view_of(

@@ -128,7 +128,7 @@ def test_what_a_format_does_not_have_is_refused(tmp_path: Path) -> None:
         result.save(tmp_path / "a.ply", dense=True)
     with pytest.raises(ConfigError, match=r"mesh=True is an option of \.ply"):
         result.save(tmp_path / "a.npz", mesh=True)
-    with pytest.raises(ConfigError, match="'scale': 'big'.* another type"):
+    with pytest.raises(ConfigError, match=r"'scale': 'big'.* another type"):
         result.draw(scale="big")
     with pytest.raises(ConfigError, match="no option 'zoom'"):
         result.draw(zoom=2)

@@ -49,7 +49,7 @@ def voxelise(points: np.ndarray, facts: dict[str, Any]) -> dict[str, np.ndarray]
         `lidar_features`, `lidar_coords` and `lidar_sweep`.
     """
     lidar = facts["lidar"]
-    low, size = (np.float32(values) for values in (lidar["pc_range"][:3], lidar["voxel_size"]))
+    low, size = np.array([lidar["pc_range"][:3], lidar["voxel_size"]], np.float32)
     index = np.floor((points[:, :3] - low) / size)
     inside = ((index >= 0) & (index < lidar["grid_shape"])).all(1)
     x, y, z = index[inside].astype(np.int64).T

@@ -185,7 +185,7 @@ def _camera(name: str, value: Any, folder: Path, path: Path) -> _Camera:
 def _read_lidar(value: Any, folder: Path, path: Path) -> tuple[Matrix, dict[str, Path]]:
     part = _mapping(value, path, "lidar")
     _check_keys(part, _LIDAR_KEYS, path, "lidar.", required=("translation", "rotation"))
-    files = {}
+    files: dict[str, Path] = {}
     if "points" in part:
         files = _files(folder, part["points"], path, "lidar.points")
         if not files:

@@ -165,9 +165,9 @@ def test_example_streams_as_the_project(exported: Exported) -> None:
 
 def test_example_prepares_images_as_the_project() -> None:
     """Pixels of the exact mode, and the matrix from raw to prepared pixels."""
-    pixels = np.random.default_rng(0).integers(0, 256, (90, 161, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
     found, matrix = prepare(Image.fromarray(pixels), (32, 64))
-    draw = DrawImageAug(raw_hw=(90, 161), final_hw=(32, 64))
+    draw = DrawImageAug(raw_hw=(90, 160), final_hw=(32, 64))
     load = LoadMultiViewImages(image_mode="exact")
     expected = load.finish(np.ascontiguousarray(pixels[..., ::-1]), draw.fixed_for(), "of a test")
     np.testing.assert_array_equal(found.transpose(1, 2, 0), expected)
@@ -179,7 +179,7 @@ def test_example_voxelises_as_the_model() -> None:
     layer = source.detector.pts_voxel_layer
     layer.max_points, layer.max_voxels = 2, (5, 300)
     points = random_item(source, 3, num_points=2000)["inputs"]["points"]
-    points[::3, :3] = points[:1, :3] + 0.5 * points[::3, 3:]  # crowded voxels
+    points[::3, :3] = points[:1, :3] + 0.5 * torch.rand_like(points[::3, :3])  # crowded voxels
     points[5] = 1e4  # outside
     expected = layer([points])
     found = voxelise(points.numpy(), source.facts() | lidar_facts(source))
@@ -193,8 +193,8 @@ def test_example_voxelises_as_the_model() -> None:
 def test_models_whose_queries_start_elsewhere_are_refused(
     part: str, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    value = {"memory": "{'type': 'QueryMemory', 'num_kept': 4}", "num_seen_queries": "4"}[part]
-    words = [*exported.arguments, f"model.pts_bbox_head.{part}={value}"]
+    values = dict(memory=[".type=QueryMemory", ".num_kept=4"], num_seen_queries=["=4"])[part]
+    words = [*exported.arguments, *(f"model.pts_bbox_head.{part}{value}" for value in values)]
     assert onnx_command.main([*words, "--out", str(tmp_path / "model.onnx")]) == 2
     printed = capsys.readouterr().err
     assert f"model.pts_bbox_head.{part}, which exported files do not compute" in printed

@@ -168,7 +168,7 @@ def test_example_prepares_images_as_the_project() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
     found, matrix = prepare(Image.fromarray(pixels), (32, 64))
     draw = DrawImageAug(raw_hw=(90, 160), final_hw=(32, 64))
-    load = LoadMultiViewImages(image_mode="exact")
+    load = LoadMultiViewImages(raw_hw=(90, 160), image_mode="exact")
     expected = load.finish(np.ascontiguousarray(pixels[..., ::-1]), draw.fixed_for(), "of a test")
     np.testing.assert_array_equal(found.transpose(1, 2, 0), expected)
     np.testing.assert_allclose(matrix, image_aug_matrix(draw.fixed_for()), rtol=1e-6, atol=1e-5)

@@ -126,6 +126,8 @@ def measure(report: Report, size: str, args: argparse.Namespace, folder: Path) -
             if index == 1:
                 agreement = compare(by_name["project"].result, timing.result)
                 same = f"{agreement.share:.3%} of {agreement.expected}"
+                if agreement.share < 1:
+                    print(f"{size}, {name}: {agreement}", file=sys.stderr)
             ratio = by_name["project"].ms / timing.ms
             report.row(size, what, name, f"{timing.ms:.1f}", f"{ratio:.2f}", same)
 

@@ -1,11 +1,11 @@
-"""Time the Inferencer on noise: a push of a stream and its parts, and frames of their own.
+"""Time the Inferencer on noise: pushes of a stream with their parts, and single frames.
 
     python benchmarks/bench_inference.py [--config C ...] [--rates 2 10] [--frames 12] [--save]
 
 Six JPEG images of 1600 x 900 a frame, an untrained model. Pushes are measured once the past is
 full: frames at 2 and at 10 a second, in turns. `prepare` is decoding, resizing and packing, `model`
-the rest; `CPU` is the processor's time of a push, which other work on the machine changes little.
-The last column is a single frame without history (`predict`). Every figure is the median.
+the rest. `CPU` is the processor time of a push, which other work on the machine changes little.
+The last column is a single frame without history (`predict`). All values are medians.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def make_frame(seed: int) -> Frame:
 
 
 class Timed:
-    """Seconds that an inferencer spends in its model, call by call."""
+    """Record the seconds of every call of an inferencer's model."""
 
     def __init__(self, inferencer: OccupancyInferencer) -> None:
         self.seconds: list[float] = []

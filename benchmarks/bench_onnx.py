@@ -1,10 +1,10 @@
-"""Time exported models in onnxruntime and as a compiled program against the project itself.
+"""Time exported models in onnxruntime and as a compiled program against the project.
 
     python benchmarks/bench_onnx.py [--sizes nano,t] [--threads N] [--repeats N] [--program 1]
 
-One sample of random images, evaluation mode, batch 1, weights of a random start: the image network
-of one frame, and everything behind it. What a stream pays for a new frame is the sum of a row of
-each. Needs the whole environment and requirements/onnx.txt.
+One sample of random images, evaluation mode, batch 1, random weights: the image network of one
+frame, and everything behind it. A new frame of a stream costs the sum of a row of each. Needs the
+whole environment and requirements/onnx.txt.
 """
 
 from __future__ import annotations
@@ -126,6 +126,8 @@ def measure(report: Report, size: str, args: argparse.Namespace, folder: Path) -
             if index == 1:
                 agreement = compare(by_name["project"].result, timing.result)
                 same = f"{agreement.share:.3%} of {agreement.expected}"
+                if agreement.share < 1:
+                    print(f"{size}, {name}: {agreement}", file=sys.stderr)
             ratio = by_name["project"].ms / timing.ms
             report.row(size, what, name, f"{timing.ms:.1f}", f"{ratio:.2f}", same)
 

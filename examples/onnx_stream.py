@@ -37,8 +37,46 @@ def prepare(image: Image.Image, hw: tuple[int, int]) -> tuple[np.ndarray, np.nda
     return np.ascontiguousarray(pixels[..., ::-1].transpose(2, 0, 1)), matrix
 
 
+def voxelise(points: np.ndarray, facts: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Average the points of every LiDAR voxel: the inputs of models that fuse LiDAR.
+
+    Args:
+        points: float32 `[n, 5]`: x, y, z (metres, grid's frame), intensity, time lag in seconds,
+            which is 0 for the points of the current sweep. These come first.
+        facts: Metadata of the file (`Stream.facts`).
+
+    Returns:
+        `lidar_features`, `lidar_coords` and `lidar_sweep`.
+    """
+    lidar = facts["lidar"]
+    low, size = np.array([lidar["pc_range"][:3], lidar["voxel_size"]], np.float32)
+    index = np.floor((points[:, :3] - low) / size)
+    inside = ((index >= 0) & (index < lidar["grid_shape"])).all(1)
+    x, y, z = index[inside].astype(np.int64).T
+    x_num, y_num, _ = lidar["grid_shape"]
+    keys, first, voxel, count = np.unique(
+        (z * y_num + y) * x_num + x, return_index=True, return_inverse=True, return_counts=True
+    )
+    order = np.argsort(voxel, kind="stable")
+    rank = np.arange(len(order)) - (np.cumsum(count) - count)[voxel[order]]
+    counted = order[rank < lidar["max_points"]]  # the first points of a voxel
+    total = np.zeros((len(keys), points.shape[1]), np.float32)
+    np.add.at(total, voxel[counted], points[inside][counted])
+    mean = total / np.minimum(count, lidar["max_points"]).astype(np.float32)[:, None]
+    kept = np.sort(np.argsort(first)[: lidar["max_voxels"]])  # the voxels of the first points
+    rest, x = np.divmod(keys[kept], x_num)
+    return dict(
+        lidar_features=mean[kept],
+        lidar_coords=np.stack([*np.divmod(rest, y_num), x], 1),
+        lidar_sweep=points[points[:, 4] == 0, :3],
+    )
+
+
 class Stream:
-    """A model and the feature maps of the frames it still needs; every frame is computed once.
+    """A model, and the feature maps of past frames; every frame is computed once.
+
+    Push a frame every `facts["frame_interval_s"]` seconds: the last `facts["num_frames"]` pushes
+    are the frames of a prediction.
 
     Args:
         image_file: ONNX file of the image network.
@@ -63,7 +101,7 @@ class Stream:
         self.frames: deque = deque(maxlen=self.facts["num_frames"])
 
     def push(
-        self, images: np.ndarray, ego2img: np.ndarray, ego2global: np.ndarray
+        self, images: np.ndarray, ego2img: np.ndarray, ego2global: np.ndarray, **lidar: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predict voxels around the vehicle at a frame.
 
@@ -71,6 +109,7 @@ class Stream:
             images: uint8 `[N, 3, H, W]` of `prepare`.
             ego2img: `[N, 4, 4]`: matrix of `prepare` @ intrinsics (4 x 4) @ vehicle to camera.
             ego2global: `[4, 4]`, pose of the vehicle.
+            lidar: Of `voxelise`, for models that fuse LiDAR.
 
         Returns:
             Indices (x, y, z) `[voxels, 3]`, labels `[voxels]` and scores `[voxels]`.
@@ -81,7 +120,7 @@ class Stream:
         # a point of the grid -> of the world -> of the vehicle then -> of the image then
         grid2global = ego2global @ self.grid2ego
         occ2img = [then @ np.linalg.inv(pose) @ grid2global for _, then, pose in past]
-        return self.decode([maps for maps, _, _ in past], np.concatenate(occ2img))
+        return self.decode([maps for maps, _, _ in past], np.concatenate(occ2img), **lidar)
 
     def decode(
         self, maps: Sequence[Sequence[np.ndarray]], occ2img: np.ndarray, **lidar: np.ndarray
@@ -108,4 +147,6 @@ def main(image_file: str, decoder_file: str, frame_file: str, out: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        sys.exit(f"usage: {sys.argv[0]} IMAGE.onnx DECODER.onnx FRAME.npz VOXELS.npz")
     main(*sys.argv[1:])

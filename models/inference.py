@@ -1,7 +1,7 @@
-"""Public import path of inference: `from models.inference import OccupancyInferencer`.
+"""Public names of inference: `from models.inference import OccupancyInferencer`.
 
-The implementation is in `scripts/inference`, because it uses the loaders, the configs and the
-renderer. No module of `models` may import this one.
+The implementation needs the loaders, the configs and the renderer, and is therefore in
+`scripts/inference`. No other module of `models` may import this one.
 """
 
 from scripts.inference.inferencer import OccupancyInferencer

@@ -36,6 +36,7 @@ ALLOWED["scripts.gpu_checks"] = {"models", "models.ops", "scripts.runtime"}
 # All predictions use one library; the Inferencer draws with the renderer.
 ALLOWED["scripts.prediction"] = ALLOWED["scripts.golden"]
 ALLOWED["scripts.visualization"] = ALLOWED["scripts.golden"] | {"scripts.prediction"}
+ALLOWED["scripts.export"] = ALLOWED["scripts.visualization"]
 ALLOWED["scripts.inference"] = ALLOWED["scripts.visualization"] | {"scripts.visualization"}
 ALLOWED["models.inference"] = {"scripts.inference", "scripts.prediction"}  # only an entry
 ALLOWED["scripts.fuzzing"] = ALLOWED["scripts.golden"] | {"scripts.sweep_infos"}

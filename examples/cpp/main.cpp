@@ -24,8 +24,19 @@ double milliseconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
 
-// The maps of all frames, one behind the other. A stream would keep those of earlier frames and
-// compute the first alone.
+// An array of the frame file.
+const at::Tensor& array(const std::map<std::string, at::Tensor>& frame, const std::string& name,
+                        at::ScalarType type) {
+  const auto found = frame.find(name);
+  if (found == frame.end()) throw std::runtime_error("the frame file has no array " + name);
+  if (found->second.scalar_type() != type)
+    throw std::runtime_error("the array " + name + " of the frame file has another type than " +
+                             at::toString(type));
+  return found->second;
+}
+
+// The maps of all frames, one behind the other. A stream keeps those of earlier frames and
+// computes only the first.
 Tensors features(Loader& image_network, const at::Tensor& images) {
   std::vector<Tensors> levels;
   for (std::int64_t t = 0; t < images.size(0); ++t) {
@@ -47,8 +58,9 @@ void predict(int count, char** arguments) {
   const auto frame = npz::read(arguments[3]);
   const c10::InferenceMode no_gradients;
   for (int repeat = count > 5 ? std::stoi(arguments[5]) : 1; repeat > 0; --repeat) {
-    Tensors inputs = features(image_network, frame.at("images"));
-    for (const char* name : {"occ2img", "lidar_features", "lidar_coords", "lidar_sweep"})
+    Tensors inputs = features(image_network, array(frame, "images", at::kByte));
+    inputs.push_back(array(frame, "occ2img", at::kFloat));
+    for (const char* name : {"lidar_features", "lidar_coords", "lidar_sweep"})
       if (frame.count(name)) inputs.push_back(frame.at(name));
     const auto start = std::chrono::steady_clock::now();
     const Tensors voxels = decoder.run(inputs);  // coords, labels, scores

@@ -1,4 +1,4 @@
-"""What the export commands share: arguments, what they print, the check of what they wrote."""
+"""Shared parts of the export commands: arguments, output, and the check of the files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.runtime.errors import ConfigError
 
 
 class _Size(argparse.Action):
-    """Two numbers as a tuple."""
+    """Store two numbers as a tuple."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
@@ -49,7 +49,7 @@ def add_check_argument(parser: argparse.ArgumentParser, what: str) -> None:
         metavar="SAMPLES",
         help=f"compare the predictions of {what} with the project's, on so many samples of the "
         "config's test data (default: 1), or of random images where there is none; exit code 1 "
-        "where they differ",
+        "where they differ or predict no voxel",
     )
 
 
@@ -75,7 +75,7 @@ def check_target(option: str, path: str, suffix: str) -> Path:
 
 
 def write_sample(source: Source, path: str) -> None:
-    """Write the inputs of a sample to an `.npz` file and say which it is."""
+    """Write the inputs of a sample to an `.npz` file and print its origin."""
     (item,), kind = check_items(source, 1)
     write_frame(frame_of(source, item), source.head.num_cams, Path(path))
     print(f"{path}: one of {kind}")
@@ -89,20 +89,29 @@ def describe(function: Function) -> None:
 
 
 def check(source: Source, runner: Runner, number: int, least: float) -> bool:
-    """Print how an exported file and the project agree on some samples.
+    """Print the agreement of an exported file and the project on some samples.
 
     Args:
         source: The model.
         runner: Runs the file.
         number: How many samples.
-        least: Part of the voxels that must be the same.
+        least: Share of the voxels that must be the same.
 
     Returns:
-        Whether they do.
+        Whether they are; False where neither predicts a voxel.
     """
     items, kind = check_items(source, number)
     print(f"compared with the project on {len(items)} {kind}; {least:.1%} must be the same")
-    agreements = [compare(predict(source, item), runner(frame_of(source, item))) for item in items]
+    threshold = float(source.head.score_thr)
+    agreements = [
+        compare(predict(source, item), runner(frame_of(source, item)), threshold) for item in items
+    ]
     for agreement in agreements:
         print(f"  {agreement}")
+    if not any(agreement.expected or agreement.found for agreement in agreements):
+        print(
+            "no voxel was predicted, so that nothing was compared: use test data, or lower "
+            "model.pts_bbox_head.score_thr with --cfg-options"
+        )
+        return False
     return all(agreement.share >= least for agreement in agreements)

@@ -1,4 +1,4 @@
-"""Do exported files predict what the project predicts?"""
+"""Compare predictions of exported files with the project's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scripts.export.source import Frame
 
 
 class Runner(Protocol):
-    """Something that predicts voxels of a frame."""
+    """Predicts voxels of a frame."""
 
     def __call__(self, frame: Frame) -> Voxels:
         """Predict."""
@@ -26,7 +26,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two predictions of one sample differ.
+    """Agreement of two predictions of one sample.
 
     Attributes:
         expected: Voxels of the project's prediction.
@@ -34,6 +34,10 @@ class Agreement:
         common: Voxels of both.
         relabelled: Common voxels with another label.
         score_error: Largest difference of the scores of common voxels.
+        label_error: The same of those with another label: two classes have nearly equal scores if
+            it is small.
+        lone_margin: Largest distance from the threshold of the score of a voxel that one of the
+            predictions alone has.
     """
 
     expected: int
@@ -41,36 +45,73 @@ class Agreement:
     common: int
     relabelled: int
     score_error: float
+    label_error: float = 0.0
+    lone_margin: float = 0.0
 
     @property
     def share(self) -> float:
-        """Voxels with the same label in both, of the voxels of either; 1 where both are empty."""
+        """Return the share of all voxels that have the same label in both; 1 without any."""
         either = self.expected + self.found - self.common
         return (self.common - self.relabelled) / either if either else 1.0
 
     def __str__(self) -> str:
-        """In one line."""
-        return (
+        """Return one line."""
+        text = (
             f"{self.expected} voxels, {self.found} in the file's prediction, {self.share:.4%} the "
             f"same, scores within {self.score_error:.1e}"
         )
+        missing, added = self.expected - self.common, self.found - self.common
+        if missing or added:
+            text += (
+                f"; {missing} missing and {added} added, their scores within "
+                f"{self.lone_margin:.1e} of the threshold"
+            )
+        if self.relabelled:
+            text += (
+                f"; {self.relabelled} of another label, their scores within {self.label_error:.1e}"
+            )
+        return text
 
 
-def compare(expected: Voxels, found: Voxels) -> Agreement:
-    """Compare two predictions, in whatever order their voxels are."""
+def compare(expected: Voxels, found: Voxels, threshold: float = 0.0) -> Agreement:
+    """Compare two predictions, in whatever order their voxels are.
+
+    Args:
+        expected: The project's.
+        found: The other.
+        threshold: Score above which voxels are predicted.
+    """
     index = {tuple(row): i for i, row in enumerate(expected.coords.tolist())}
     pairs = [
         (index[tuple(row)], j) for j, row in enumerate(found.coords.tolist()) if tuple(row) in index
     ]
     ours, theirs = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(1)
-    relabelled = int((expected.labels[ours] != found.labels[theirs]).sum())
-    delta = (expected.scores[ours] - found.scores[theirs]).abs()
-    error = float(delta.max()) if len(delta) else 0.0
-    return Agreement(len(expected.coords), len(found.coords), len(ours), relabelled, error)
+    is_relabelled = expected.labels[ours] != found.labels[theirs]
+    error = (expected.scores[ours] - found.scores[theirs]).abs()
+    lone = torch.cat([_without(expected.scores, ours), _without(found.scores, theirs)])
+    return Agreement(
+        len(expected.coords),
+        len(found.coords),
+        len(ours),
+        int(is_relabelled.sum()),
+        _largest(error),
+        _largest(error[is_relabelled]),
+        _largest((lone - threshold).abs()),
+    )
+
+
+def _without(values: Tensor, rows: Tensor) -> Tensor:
+    kept = torch.ones(len(values), dtype=torch.bool)
+    kept[rows] = False
+    return values[kept]
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.max()) if len(values) else 0.0
 
 
 class OnnxRunner:
-    """ONNX files on the CPU, in onnxruntime.
+    """Run ONNX files on the CPU, in onnxruntime.
 
     Args:
         files: The file, or that of the image network and that of the decoder.

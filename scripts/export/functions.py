@@ -1,4 +1,4 @@
-"""What is exported of a model, as functions of named tensors.
+"""The exported functions of a model, over named tensors.
 
 Dimension letters: T frames, N cameras, L pyramid levels.
 """
@@ -32,7 +32,7 @@ class Function:
     """A function of tensors, to be written to one file.
 
     Attributes:
-        suffix: What tells its file from the others of the model.
+        suffix: Of its file, which distinguishes the files of a model.
         module: The function.
         inputs: Its inputs, in order.
         outputs: Its outputs.
@@ -71,7 +71,7 @@ def functions_of(
     Args:
         source: The model.
         layout: Of the feature maps.
-        split: Two functions: the image network of one frame, and the rest. A stream then pays for
+        split: Two functions: the image network of one frame, and the rest. A stream then computes
             new frames only.
         half: The image network in half precision.
     """
@@ -139,7 +139,7 @@ def _split(
 
 
 def traced(function: Function) -> torch.export.ExportedProgram:
-    """Trace a function, with the operations that are in the models' place now."""
+    """Trace a function with the operations that the models call now."""
     return torch.export.export(
         function.module,
         function.example,

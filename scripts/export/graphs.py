@@ -1,7 +1,6 @@
-"""The model as functions of tensors alone: what is traced for other runtimes.
+"""The model as functions of tensors, to be traced for other runtimes.
 
-The functions share the parameters of the detector that they are made of, and run its own modules.
-They take one sample.
+The functions share the modules and parameters of their detector. They take one sample.
 
 Dimension letters: T frames (current first), N cameras, L pyramid levels, C channels, H, W size of
 the images as they are given, h, w size of a feature map, V LiDAR voxels, n LiDAR points, Q queries,
@@ -27,7 +26,7 @@ from scripts.export.standard_operations import stack_cameras
 
 
 class Layout(enum.Enum):
-    """How feature maps lie in memory between the image network and the decoder."""
+    """Memory layout of feature maps between the image network and the decoder."""
 
     STACKED = "stacked"  # [T, C, N * (h + 1), w], see `stack_cameras`
     CHANNELS_LAST = "channels_last"  # [T*N, h, w, C]
@@ -40,7 +39,7 @@ class Layout(enum.Enum):
 
 
 class LidarVoxels(NamedTuple):
-    """What the LiDAR branch is given.
+    """Inputs of the LiDAR branch.
 
     Attributes:
         features: `[V, 5]`, mean of the points of a voxel, as `MeanVoxelizer` gives it.
@@ -73,7 +72,7 @@ class ImageNetwork(nn.Module):
     Args:
         detector: The model, in evaluation mode.
         layout: Of the maps.
-        half: Compute in half precision, with weights of its own, and give maps of it.
+        half: Compute in half precision, with a copy of the weights, and return such maps.
     """
 
     def __init__(self, detector: OPUS, layout: Layout, *, half: bool = False) -> None:
@@ -107,7 +106,7 @@ class Decoder(nn.Module):
     Args:
         detector: The model, in evaluation mode.
         image_hw: H and W.
-        layout: Of the maps. Stacked ones want `standard_operations` around the call.
+        layout: Of the maps. Stacked ones need `standard_operations` around the call.
     """
 
     def __init__(self, detector: OPUS, image_hw: tuple[int, int], layout: Layout) -> None:

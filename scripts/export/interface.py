@@ -23,7 +23,7 @@ class Port:
 
     Attributes:
         name: Its name in the file.
-        shape: Numbers, and names of those that differ from run to run.
+        shape: Numbers, and names of sizes that vary.
         meaning: Contents, unit and frame.
     """
 
@@ -77,7 +77,7 @@ def feature_ports(levels: Sequence[Tensor], frames: int, layout: Layout) -> list
 
 
 def geometry_ports(source: Source) -> list[Port]:
-    """Return the cameras, and what the LiDAR sees where the model has a LiDAR branch."""
+    """Return the cameras, and the LiDAR of a model with a LiDAR branch."""
     head = source.head
     ports = [
         Port(
@@ -122,6 +122,7 @@ def lidar_facts(source: Source) -> dict[str, Any]:
     layer = source.detector.pts_voxel_layer
     return dict(
         lidar=dict(
+            pc_range=[round(float(edge), 6) for edge in (*layer.low, *layer.high)],
             voxel_size=[round(float(edge), 6) for edge in layer.voxel_size],
             grid_shape=list(layer.grid_shape),
             max_points=layer.max_points,
@@ -136,7 +137,7 @@ def lidar_of(tensors: Sequence[Tensor]) -> LidarVoxels | None:
 
 
 def dynamic_shapes(ports: Sequence[Port]) -> list[dict[int, Any]]:
-    """For every port, its axes whose length differs, as `torch.export` wants them."""
+    """Return the dynamic axes of every port, in the form of `torch.export`."""
     names = {size for port in ports for size in port.shape if isinstance(size, str)}
     dims = {name: torch.export.Dim(name, min=2) for name in sorted(names)}
     return [

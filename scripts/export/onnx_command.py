@@ -2,7 +2,7 @@
 
     python scripts/export_onnx.py CONFIG --weights CHECKPOINT --out model.onnx [--split] [--check]
 
-Standard operators alone. Inputs, outputs and what is in the metadata: docs/deployment.md.
+Only standard operators are used. Inputs, outputs and metadata: docs/deployment.md.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from scripts.export.onnx_model import LOWEST_OPSET, save_onnx, to_onnx
 from scripts.export.source import Source, load_source
 from scripts.runtime.command_line import CommandParser, number_from, run_command
 
-# Part of the voxels that must be the same. In half precision sampling points of other pixels move.
+# Share of the voxels that must be the same; in half precision sampling points move.
 TOLERANCE = {False: 0.999, True: 0.9}
 
 
 def command_parser() -> CommandParser:
-    """Command line of export_onnx.py."""
+    """Return the command line of export_onnx.py."""
     parser = CommandParser(__doc__)
     add_model_arguments(parser, ".onnx")
     parser.add_argument(
@@ -46,7 +46,7 @@ def command_parser() -> CommandParser:
         "--split",
         action="store_true",
         help="two files: FILE_image.onnx, the image network of one frame, and FILE_decoder.onnx, "
-        "the rest, so that a stream pays for new frames only",
+        "the rest, so that a stream computes new frames only",
     )
     parser.add_argument(
         "--half", action="store_true", help="the image network in half precision (float16)"
@@ -73,7 +73,7 @@ def export(args: argparse.Namespace) -> int:
 
 
 def write(source: Source, function: Function, out: Path, opset: int) -> Path:
-    """Export a function to its file and say what was written."""
+    """Export a function to its file and print what was written."""
     path = save_onnx(to_onnx(source, function, opset), function.path(out))
     print(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
     describe(function)

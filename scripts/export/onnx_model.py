@@ -1,4 +1,4 @@
-"""From the functions of a model to ONNX graphs of standard operators."""
+"""Translate the functions of a model into ONNX graphs of standard operators."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from scripts.export.standard_operations import standard_operations
 from scripts.runtime.atomic_write import write_atomically
 
 LOWEST_OPSET = 18  # the first whose ScatterElements takes a maximum
-# What the exporter says of operations that no part of this project has, and of folded constants.
-_TALKATIVE = ("torch.onnx", "onnxscript", "onnx_ir")
+# Loggers that report folded constants and operations which this project does not have.
+_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
 def to_onnx(source: Source, function: Function, opset: int = LOWEST_OPSET) -> Any:
@@ -80,8 +80,8 @@ def _check_packages() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks out of the output."""
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    """Suppress the log messages of the exporter."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -93,9 +93,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _describe(model: Any, source: Source, function: Function) -> None:
-    """Write names, meanings and facts into a model, and take out what tells of this machine."""
+    """Write names, meanings and metadata into a model, and remove paths of this machine."""
     _strip(model.graph)
-    _look_for_numbers(model.graph)
+    _cast_non_zero(model.graph)
     ends = [*zip(model.graph.input, function.inputs, strict=True)]
     ends += zip(model.graph.output, function.outputs, strict=True)
     for value, port in ends:
@@ -115,8 +115,8 @@ def _describe(model: Any, source: Source, function: Function) -> None:
         model.metadata_props.add(key=key, value=text)
 
 
-def _look_for_numbers(graph: Any) -> None:
-    """Have `NonZero` look at float32, as TensorRT documents no other type but float16."""
+def _cast_non_zero(graph: Any) -> None:
+    """Cast the inputs of `NonZero` to float32: TensorRT documents only float32 and float16."""
     import onnx
 
     nodes = []
@@ -133,7 +133,7 @@ def _look_for_numbers(graph: Any) -> None:
 
 
 def _strip(graph: Any) -> None:
-    """Remove the traces of calls, with their paths, that the exporter keeps at every node."""
+    """Remove the call traces, which hold paths, from every node."""
     graph.doc_string = ""
     del graph.metadata_props[:]
     for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):

@@ -1,4 +1,4 @@
-"""From a model to a compiled program that needs no Python.
+"""Compile a model into a package that needs no Python.
 
 `torch.export` traces the functions with the project's native operations in them, AOTInductor
 compiles what lies between, and both functions go into one package. At run time it needs libtorch
@@ -73,9 +73,9 @@ def _compiled(function: Function) -> list[Any]:
 
 
 def program_operations() -> AbstractContextManager[None]:
-    """Have the models call native operations directly where sizes depend on the data.
+    """Call native operations directly where sizes depend on the data.
 
-    The checks of arguments in `models.ops` would ask for numbers that a trace does not have.
+    The checks of arguments in `models.ops` need numbers that a trace does not have.
     """
     replacements: Mapping[str, Callable[..., Any]] = dict(
         build_kernel_map=traced_kernel_map,
@@ -121,9 +121,9 @@ def traced_kernel_map(
     padding: tuple[int, int, int] = (0, 0, 0),
     subm: bool = False,
 ) -> KernelMap:
-    """Find the pairs as `models.ops.build_kernel_map` does, of voxels in ascending order.
+    """Find the pairs of `models.ops.build_kernel_map`, for voxels in ascending order.
 
-    Pairs then have one order, whichever end they are sorted by, and no number has to be looked at.
+    Sorted by input or by output, the pairs then have the same order, and no value is read.
     """
     out_coords, _, pairs, starts = torch.ops.opus.kernel_map(
         coords, list(spatial_shape), list(kernel_size), list(stride), list(padding), subm
@@ -144,7 +144,7 @@ def traced_kernel_map(
 
 
 class ProgramRunner:
-    """A package, run from Python.
+    """Run a package from Python.
 
     Args:
         path: The `.pt2` file.

@@ -1,4 +1,4 @@
-"""What is exported: a model with its weights, and the facts that its users need.
+"""The model to export, with its weights and metadata.
 
 Dimension letters: T frames (current first), N cameras, H, W size of the images as they are given, n
 LiDAR points.
@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from loaders.datasets.occupancy_dataset import OccupancyDataset
 from loaders.datasets.wrappers import leaf_configs, with_optional_labels
 from models.detectors import OPUS
 from models.errors import UserError
 from scripts.export.graphs import LidarVoxels, Voxels
+from scripts.prediction.history import CAMERA_RATE_HZ
+from scripts.prediction.model import predict_items, unread_dataset
 from scripts.runtime.atomic_write import write_atomically
 from scripts.runtime.building import named_config_keys
 from scripts.runtime.checkpoint import CheckpointInfo, load_weights
@@ -59,6 +61,8 @@ class Source:
         config: Name of the config.
         checkpoint: What was loaded.
         cfg: The config; None for a model that was built without one.
+        frame_interval_s: Seconds between the frames of a prediction; None where the config has no
+            camera data set.
     """
 
     detector: OPUS
@@ -68,14 +72,15 @@ class Source:
     config: str = ""
     checkpoint: CheckpointInfo | None = None
     cfg: Config | None = None
+    frame_interval_s: float | None = None
 
     @property
     def head(self) -> Any:
-        """The model's head."""
+        """Return the model's head."""
         return self.detector.pts_bbox_head
 
     def facts(self) -> dict[str, Any]:
-        """Return what the users of an exported file need to know beside its inputs and outputs."""
+        """Return the metadata of an exported file."""
         head, preprocessor = self.head, self.detector.data_preprocessor
         checkpoint = self.checkpoint
         return dict(
@@ -86,6 +91,7 @@ class Source:
             class_names=list(self.class_names),
             cameras=list(self.cameras),
             num_frames=head.num_frames,
+            frame_interval_s=self.frame_interval_s,
             num_cams=head.num_cams,
             image_hw=list(self.image_hw),
             pc_range=list(head.grid_range),
@@ -114,7 +120,7 @@ def load_source(
         image_hw: Height and width of the images; None for those of the config's test data.
 
     Raises:
-        ConfigError: The config has no such model, or does not tell the size of the images.
+        ConfigError: The config has no such model, or has no size of the images.
         CheckpointError: The weights cannot be read or are another model's.
     """
     cfg = load_config(config, options)
@@ -123,6 +129,7 @@ def load_source(
         detector = MODELS.build(cfg.model)
     if not isinstance(detector, OPUS):
         raise ConfigError(f"{config} has a model of type {cfg.model.type}: only OPUS is exported")
+    _check_head(detector)
     checkpoint = load_weights(detector, weights)
     (dataset, *_) = leaf_configs(_test_dataset(cfg)) or [{}]
     size = image_hw or _image_size(dataset)
@@ -130,6 +137,9 @@ def load_source(
         raise ConfigError(f"{config} has no final_hw in its test pipeline: give --image-size H W")
     kind = DATASETS.get(str(dataset.get("type")))
     names = dataset.get("class_names") or getattr(kind, "default_classes", None) or ()
+    interval_s = None
+    if isinstance(kind, type) and issubclass(kind, OccupancyDataset):
+        interval_s = unread_dataset(cfg).test_interval / CAMERA_RATE_HZ
     return Source(
         detector.eval(),
         size,
@@ -138,7 +148,19 @@ def load_source(
         config=Path(config).name,
         checkpoint=checkpoint,
         cfg=cfg,
+        frame_interval_s=interval_s,
     )
+
+
+def _check_head(detector: OPUS) -> None:
+    """Refuse models whose queries do not all start at learned or LiDAR points."""
+    head = detector.pts_bbox_head
+    for key in ("memory", "num_seen_queries"):
+        if getattr(head, key, None):
+            raise ConfigError(
+                f"the model has model.pts_bbox_head.{key}, which exported files do not compute: "
+                "export a model that was trained without it"
+            )
 
 
 def _test_dataset(cfg: Config) -> Mapping[str, Any]:
@@ -155,7 +177,7 @@ def _image_size(dataset: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def random_item(source: Source, seed: int = 0, num_points: int = 20_000) -> dict[str, Any]:
-    """Make up a sample, as a data set gives it: random images of a ring of cameras."""
+    """Return a sample of random images of a ring of cameras, in the form of a data set."""
     head = source.head
     rng = torch.Generator().manual_seed(seed)
     number = head.num_frames * head.num_cams
@@ -207,7 +229,7 @@ def data_items(source: Source, number: int) -> list[dict[str, Any]]:
 
 
 def check_items(source: Source, number: int) -> tuple[list[dict[str, Any]], str]:
-    """Return samples to compare predictions of, and words for what they are."""
+    """Return samples to compare predictions of, and a description of them."""
     try:
         return data_items(source, number), "samples of the test data"
     except (UserError, OSError) as error:
@@ -219,7 +241,7 @@ def check_items(source: Source, number: int) -> tuple[list[dict[str, Any]], str]
 
 @torch.no_grad()
 def frame_of(source: Source, item: Mapping[str, Any]) -> Frame:
-    """Return what the exported functions are given for a sample of a data set."""
+    """Return the inputs of the exported functions for a sample of a data set."""
     inputs, sample = item["inputs"], item["data_samples"]
     occ2img = sample.ego2img @ torch.linalg.inv(sample.ego2occ)
     lidar = None
@@ -246,10 +268,8 @@ def write_frame(frame: Frame, num_cams: int, path: Path) -> Path:
     return write_atomically(path, lambda temporary: np.savez(temporary, **values))
 
 
-@torch.no_grad()
 def predict(source: Source, item: Mapping[str, Any]) -> Voxels:
-    """Predict a sample the way `val.py` does."""
-    detector = source.detector
-    batch = pseudo_collate([dict(item, data_samples=item["data_samples"].clone())])
-    (sample,) = detector(**detector.data_preprocessor(batch, False), mode="predict")
+    """Predict a sample as `val.py` does."""
+    copied = dict(item, data_samples=item["data_samples"].clone())
+    (sample,) = predict_items(source.detector, [copied])
     return Voxels(sample.pred_coords, sample.pred_labels, sample.pred_scores)

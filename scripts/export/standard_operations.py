@@ -1,10 +1,10 @@
-"""The operations of `models.ops` in forms that other runtimes have operators for.
+"""The operations of `models.ops`, expressed with standard operators.
 
 The functions take the arguments of the operations whose names they have and give the same results
 up to rounding, for one sample in evaluation. They are built from what ONNX has since opset 18:
 `GridSample` reads images, `ScatterElements` with the reduction `max` groups points by voxel,
 `NonZero` lists voxels, `Gather` finds the neighbours of a voxel in a dense grid of indices.
-Operations without a function here are traced through their plain-torch twins.
+Operations without a function here are traced through their plain-torch reference implementations.
 
 Dimension letters: T frames, N cameras, L pyramid levels, C channels, h, w size of a map, Q queries,
 G groups, P points of a group, c = C / G, S = Q * G * P, n points or voxels, m voxels, K kernel
@@ -33,7 +33,7 @@ from scripts.runtime.operations import replaced_operations
 
 Triple = tuple[int, int, int]
 
-# A place that no map has, in the coordinates of GridSample (the map is [-1, 1]).
+# Outside every map, in the coordinates of GridSample (the map is [-1, 1]).
 _OUTSIDE = -4.0
 # Channels that a sparse convolution gathers for a voxel at once: few operators against memory.
 _GATHERED_CHANNELS = 256
@@ -55,13 +55,15 @@ def standard_operations() -> Iterator[None]:
     with (
         replaced_operations(replacements),
         mock.patch.object(point_head, "closing", closing),
-        mock.patch.object(torch, "cdist", _distances),  # in the twin of the attention
+        mock.patch.object(
+            torch, "cdist", _distances
+        ),  # in the reference implementation of the attention
     ):
         yield
 
 
 def stack_cameras(level: Tensor, num_cams: int) -> Tensor:
-    """Put the maps of a frame's cameras one below the other, with a row of zeros below each.
+    """Stack the maps of a frame's cameras vertically, with a row of zeros below each.
 
     So one two-dimensional `GridSample` reads any of the cameras, and nothing across their borders.
 
@@ -138,7 +140,7 @@ def unique_voxels(keys: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
 
 
 def voxel_max(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
-    """Maximum over the points of each voxel; every voxel has a point."""
+    """Return the maximum over the points of each voxel; every voxel has a point."""
     lowest = features.new_full((num_voxels, features.shape[1]), -math.inf)
     target = voxel_index[:, None].expand(-1, features.shape[1])
     return lowest.scatter_reduce(0, target, features, "amax")
@@ -146,7 +148,7 @@ def voxel_max(features: Tensor, voxel_index: Tensor, num_voxels: int) -> Tensor:
 
 @dataclass(frozen=True)
 class NeighbourMap:
-    """Which input voxel every output voxel of a sparse convolution reads.
+    """The input voxels that every output voxel of a sparse convolution reads.
 
     Attributes:
         out_coords: int64 `[m, 4]`, (0, d0, d1, d2).
@@ -206,7 +208,7 @@ def sparse_conv(
 
 
 def farthest_point_sampling(points: Tensor, num_samples: int) -> Tensor:
-    """Take the farthest point of all, again and again, in a scan."""
+    """Take the farthest point repeatedly, in a scan."""
 
     def step(state: tuple[Tensor, Tensor], _: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         nearest, last = state

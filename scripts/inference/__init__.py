@@ -1,1 +1,1 @@
-"""The Inferencer: frames in, typed results out; files and pictures of results."""
+"""The Inferencer: predict frames, and save and draw the results."""

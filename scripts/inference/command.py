@@ -39,14 +39,14 @@ FORMATS = ("npz", "ply", "html")
 
 @dataclass(frozen=True)
 class _Clip:
-    """A recording: its name, and its frames with whether each is predicted."""
+    """A recording: its name, and its frames, each with whether it is predicted."""
 
     name: str
     frames: Iterable[tuple[Frame, bool]]
 
 
 def command_parser() -> CommandParser:
-    """Command line of predict.py."""
+    """Return the command line of predict.py."""
     parser = CommandParser(__doc__)
     add_config_arguments(parser)
     parser.add_argument(
@@ -72,7 +72,7 @@ def command_parser() -> CommandParser:
 
 
 def predict(args: argparse.Namespace) -> list[Path]:
-    """Predict what the arguments name.
+    """Predict the frames that the arguments name.
 
     Returns:
         The files written.
@@ -160,7 +160,7 @@ def _from_infos(args: argparse.Namespace) -> tuple[OccupancyInferencer, list[_Cl
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
 
     def run(args: argparse.Namespace) -> None:
         predict(args)

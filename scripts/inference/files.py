@@ -1,11 +1,11 @@
-"""Results as files that other programs read.
+"""Write results as files that other programs read.
 
 Legend: n occupied voxels, F faces between an occupied and a free voxel, X, Y, Z voxels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from scripts.prediction.frames import Frame
 
 SUFFIXES = (".npz", ".ply", ".png", ".html", ".rrd")
+# Options of `OccupancyResult.draw` that files take which are no pictures.
+_STYLE_OF: Mapping[str, Collection[str]] = {".npz": (), ".ply": ("palette",)}
 # Two triangles of a face whose corners go around it.
 _TRIANGLES = np.array([[0, 1, 2], [0, 2, 3]], dtype=np.int32)
 
@@ -44,6 +46,9 @@ def save_result(
     if mesh and suffix != ".ply":
         raise ConfigError(f"mesh=True is an option of .ply files, not of {path}: leave it out")
     check_file_target("file", path)
+    for name in style:
+        if name not in _STYLE_OF.get(suffix, style):
+            raise ConfigError(f"{suffix} files have no option '{name}': leave it out of {path}")
     if suffix == ".npz":
         return write_npz(result, path, dense=dense)
     palette = str(style.get("palette", "field"))
@@ -63,7 +68,7 @@ def write_npz(result: OccupancyResult, path: Path, *, dense: bool) -> Path:
     if dense:
         arrays: dict[str, npt.NDArray[Any]] = {"semantics": result.dense()}
     else:
-        # Neighbours beside one another compress to a third.
+        # Sorted voxels compress to a third.
         order = np.lexsort(result.coords.T[::-1])
         arrays = {
             "coords": result.coords[order].astype(np.uint16),

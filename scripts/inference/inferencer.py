@@ -33,7 +33,7 @@ class OccupancyInferencer(BaseInferencer):
 
     - `inferencer.predict(frame)`: one frame, with its history if that is given.
     - `inferencer.push(frame)`: the next frame of a stream. Past frames are kept as long as
-      predictions look back, so that each push pays for its own images alone.
+      predictions use them, so that each push computes its own images only.
     - `inferencer(frames)`: MMEngine's interface, for frames that are independent of one another.
 
     Args:
@@ -46,9 +46,10 @@ class OccupancyInferencer(BaseInferencer):
             data set at its cameras' 12 Hz: half a second for nuScenes.
         history: 'time' takes from a stream the frames nearest to those times. 'count' takes every
             `test_interval`-th one, as the data set does; the stream needs its rate then.
-        max_stand_in_age_s: For so long the last image of a camera stands in where it gives none.
-        cached_frames: Most frames whose features are kept. None keeps all that the stream needs
-            again; with fewer, some are computed again.
+        max_stand_in_age_s: For how long the last image of a camera replaces a missing one, in
+            seconds.
+        cached_frames: Largest number of frames whose features are kept. None keeps all that the
+            stream needs; with fewer, some are computed again.
         show_progress: Whether `inferencer(frames)` shows a bar.
 
     Attributes:
@@ -78,6 +79,7 @@ class OccupancyInferencer(BaseInferencer):
         show_progress: bool = False,
     ) -> None:
         cfg = _config(config, cameras, cfg_options or {})
+        self._source, self._options = config, dict(cfg_options or {})
         if checkpoint is None:
             print_log(
                 "no checkpoint was given: the model predicts as it was initialised",
@@ -90,9 +92,9 @@ class OccupancyInferencer(BaseInferencer):
         dataset = self._dataset = unread_dataset(cfg)
         if interval_s is None:
             interval_s = dataset.test_interval / CAMERA_RATE_HZ
-        self._interval = Interval(dataset.test_interval, float(interval_s), history)
+        self._interval = Interval(dataset.test_interval, interval_s, history)
         self._max_stand_in_age_s = max_stand_in_age_s
-        self._stream = self._new_stream()
+        self._stream = self._new_stream(is_sequence=True)
         shape = np.round(
             (np.array(dataset.pc_range[3:]) - dataset.pc_range[:3]) / dataset.voxel_size
         ).astype(int)
@@ -114,17 +116,17 @@ class OccupancyInferencer(BaseInferencer):
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Names of the cameras, in the order in which the model gets their images."""
+        """Return the names of the cameras, in the order in which the model gets their images."""
         return self._stream.cameras
 
     @property
     def num_frames(self) -> int:
-        """Frames that a prediction sees, the current one included."""
+        """Return the number of frames of a prediction, the current one included."""
         return self._dataset.num_frames
 
     @property
     def kept_frames(self) -> int:
-        """Number of past frames of the stream in memory."""
+        """Return the number of past frames of the stream in memory."""
         return self._stream.kept_frames
 
     # -- one frame -----------------------------------------------------------------------------
@@ -135,13 +137,13 @@ class OccupancyInferencer(BaseInferencer):
         Args:
             frame: The frame.
             history: Frames before it, in the order of their times. Without any, the frame itself
-                stands in for all of its past.
+                is used as its past.
 
         Raises:
             FrameError: A frame cannot be used; the sentence names the camera.
         """
         stream = self._new_stream()
-        for past in history:
+        for past in self._inputs_to_list(history):
             stream.observe(past)
         return self._run([stream.push(frame)])[0]
 
@@ -151,9 +153,9 @@ class OccupancyInferencer(BaseInferencer):
         """Predict the next frame of the stream.
 
         Args:
-            frame: Newer than all frames before it. Cameras that gave no image are left out; their
-                last images stand in, and the result names them. Calibration may change from frame
-                to frame.
+            frame: Newer than all frames before it. Leave cameras without an image out: their last
+                images are used, and the result names them. Calibration may change from frame to
+                frame.
 
         Raises:
             FrameError: The frame cannot be used; the stream is as it was before.
@@ -161,7 +163,7 @@ class OccupancyInferencer(BaseInferencer):
         return self._run([self._stream.push(frame)])[0]
 
     def observe(self, frame: Frame) -> None:
-        """Take the next frame of the stream into the history without a prediction.
+        """Add the next frame of the stream to the history without a prediction.
 
         Raises:
             FrameError: The frame cannot be used; the stream is as it was before.
@@ -169,7 +171,7 @@ class OccupancyInferencer(BaseInferencer):
         self._stream.observe(frame)
 
     def stream(self, frames: Iterable[Frame]) -> Iterator[OccupancyResult]:
-        """Predict the frames of a recording one after the other, as they are asked for.
+        """Predict the frames of a recording one by one, lazily.
 
         The stream is reset first.
         """
@@ -177,8 +179,19 @@ class OccupancyInferencer(BaseInferencer):
         for frame in frames:
             yield self.push(frame)
 
-    def reset(self) -> None:
-        """Forget the stream: the next frame is the first of another recording."""
+    def reset(self, cameras: Sequence[str] | None = None) -> None:
+        """Clear the stream: the next frame is the first of another recording.
+
+        Args:
+            cameras: Names of the cameras of another rig, in any number; None keeps the rig.
+
+        Raises:
+            ConfigError: `cameras` are given, and the inferencer was made of a config that was
+                loaded already.
+            FrameError: `cameras` is no list of different names.
+        """
+        if cameras is not None and _names(cameras) != self.cameras:
+            self._change_rig(cameras)
         self._stream.reset()
         self._empty_cache()
 
@@ -198,7 +211,11 @@ class OccupancyInferencer(BaseInferencer):
         return None
 
     def _inputs_to_list(self, inputs: Any) -> list[Frame]:
-        return [inputs] if isinstance(inputs, Frame) else list(inputs)
+        if isinstance(inputs, Frame):
+            return [inputs]
+        if isinstance(inputs, (str, bytes, Mapping)) or not isinstance(inputs, Iterable):
+            raise FrameError(f"frames are a {type(inputs).__name__}, expected a Frame or several")
+        return list(inputs)
 
     def preprocess(
         self, inputs: Sequence[Frame], batch_size: int = 1, **kwargs: Any
@@ -220,7 +237,7 @@ class OccupancyInferencer(BaseInferencer):
         draw: bool = False,
         **kwargs: Any,
     ) -> list[Image.Image] | None:
-        """Draw the results, if `inferencer(frames, draw=True)` asks for it."""
+        """Draw the results of `inferencer(frames, draw=True)`."""
         if not draw:
             return None
         return [result.draw(frame) for result, frame in zip(preds, inputs, strict=True)]
@@ -237,8 +254,19 @@ class OccupancyInferencer(BaseInferencer):
 
     # ------------------------------------------------------------------------------------------
 
-    def _new_stream(self) -> FrameStream:
-        return FrameStream(self._dataset, self._interval, self._max_stand_in_age_s)
+    def _new_stream(self, is_sequence: bool = False) -> FrameStream:
+        return FrameStream(self._dataset, self._interval, self._max_stand_in_age_s, is_sequence)
+
+    def _change_rig(self, cameras: Sequence[str]) -> None:
+        """Build the model for other cameras, and give it the weights that the present one has."""
+        cfg = _config(self._source, cameras, self._options)
+        dataset = unread_dataset(cfg)
+        predictor = Predictor(cfg, None, self.predictor.device)
+        predictor.model.load_state_dict(self.model.state_dict())
+        predictor.checkpoint = self.predictor.checkpoint
+        self.cfg, self._dataset = cfg, dataset
+        self.predictor, self.model = predictor, predictor.model
+        self._stream = self._new_stream(is_sequence=True)
 
     def _run(self, samples: Sequence[StreamSample]) -> list[OccupancyResult]:
         """Predict samples in one batch."""
@@ -247,7 +275,7 @@ class OccupancyInferencer(BaseInferencer):
         return [self._result(each, sample) for each, sample in zip(found, samples, strict=True)]
 
     def _empty_cache(self) -> None:
-        """Let the model forget the features of all frames, and keep few of those to come."""
+        """Clear the cached features, and set the size of the cache to its start."""
         cache = getattr(self.model, "cache", None)
         if cache is not None:
             least = self._stream.useful_features()
@@ -255,7 +283,7 @@ class OccupancyInferencer(BaseInferencer):
             self.model.cache = type(cache)(least if most is None else min(least, most))
 
     def _make_room(self, frames: int) -> None:
-        """Let the model keep the features of so many frames; what it holds is lost if it grows."""
+        """Make room in the cache for the features of `frames`; a larger cache starts empty."""
         cache = getattr(self.model, "cache", None)
         if cache is None:
             return
@@ -298,7 +326,17 @@ def _config(
         return config
     options = dict(options)
     if cameras is not None:
-        if isinstance(cameras, str) or not cameras or len(set(cameras)) != len(cameras):
-            raise FrameError(f"cameras is {cameras!r}: give a list of different names")
-        options["cameras"] = list(cameras)
+        options["cameras"] = list(_names(cameras))
+    if not isinstance(config, (str, os.PathLike)):
+        raise ConfigError(
+            f"config is a {type(config).__name__}: give the path of a config file, or what "
+            "load_config returned"
+        )
     return load_config(config if isinstance(config, str) else os.fspath(config), options)
+
+
+def _names(cameras: Sequence[str]) -> tuple[str, ...]:
+    is_list = isinstance(cameras, Sequence) and not isinstance(cameras, str)
+    if not is_list or not cameras or len(set(map(str, cameras))) != len(cameras):
+        raise FrameError(f"cameras is {cameras!r}: give a list of different names")
+    return tuple(map(str, cameras))

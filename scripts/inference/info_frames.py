@@ -1,4 +1,4 @@
-"""Frames of an info file, for predictions without labels."""
+"""Read the frames of an info file, for predictions without labels."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from loaders.datasets.wrappers import leaf_configs
 from scripts.prediction.frames import CameraFrame, Frame, LidarSweep
 from scripts.prediction.model import test_dataset_config
 from scripts.runtime.building import named_config_keys
+from scripts.runtime.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class InfoFrames:
         path: The info file, in the folder of its data set.
 
     Raises:
+        ConfigError: The images of the data root are packed.
         MissingDataError: The file, or an image that it names, does not exist.
         BadDataError: The file is broken.
     """
@@ -53,6 +55,11 @@ class InfoFrames:
         }
         with named_config_keys(cfg):
             self._dataset: OccupancyDataset = DATASETS.build({**leaf, **changes})
+        if self._dataset.packed is not None:
+            raise ConfigError(
+                f"info file {path} is in a data root of packed images, whose calibrations are "
+                "those of the original images: give the info file of the original data root"
+            )
         rows = self._dataset.frames.key_frame.tolist()
         self._samples: dict[int, int] = {row: sample for sample, row in enumerate(rows)}
 

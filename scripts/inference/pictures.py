@@ -1,4 +1,4 @@
-"""Pictures and pages of results, by the renderer of visualize.py."""
+"""Draw results as pictures and pages, with the renderer of visualize.py."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from loaders.transforms.decode import decode_image, read_image
 from loaders.transforms.geometry import ego2img_from_poses
 from scripts.inference.result import OccupancyResult
 from scripts.prediction.frames import CameraFrame, Frame
+from scripts.runtime.atomic_write import check_file_target
 from scripts.runtime.errors import ConfigError
 from scripts.visualization.job import Job
 from scripts.visualization.sample_view import CameraImage, Moment, SampleView
@@ -35,7 +36,12 @@ def sheet_options(style: Mapping[str, Any]) -> SheetOptions:
     for name in style:
         if name not in _STYLE:
             raise ConfigError(f"pictures have no option '{name}': they take {', '.join(_STYLE)}")
-    return SheetOptions(**style)
+    try:
+        return SheetOptions(**style)
+    except TypeError as error:
+        raise ConfigError(
+            f"an option of {dict(style)} has a value of another type: {error}"
+        ) from error
 
 
 def view_of(
@@ -123,7 +129,7 @@ class _Results:
         return view_of(self.results[index], self.frames[index], index, len(self))
 
     def moment(self, index: int) -> Moment:
-        """When and where it was recorded; all are of one recording."""
+        """Return when and where a result was recorded; all are of one recording."""
         result = self.results[index]
         return Moment(self.title, round(result.time_s * 1e6), result.ego2global)
 
@@ -147,7 +153,8 @@ def write_page(
             show.
     """
     path = Path(path)
-    if path.suffix not in VIEWER_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in VIEWER_SUFFIXES:
         raise ConfigError(f"{path} is no page: end its name in {' or '.join(VIEWER_SUFFIXES)}")
     if not results:
         raise ConfigError(f"there is no result to write to {path}: predict at least one frame")
@@ -158,6 +165,7 @@ def write_page(
             "for each result"
         )
     options = sheet_options(style)
+    check_file_target("page", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The writer names a file after its scene; it gets its own name in one step.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".page-") as folder:
@@ -166,7 +174,7 @@ def write_page(
             indices=range(len(results)),
             out=Path(folder),
             title="predictions",
-            format=path.suffix[1:],
+            format=suffix[1:],
             options=options,
             report=lambda line: None,
         )

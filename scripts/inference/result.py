@@ -1,4 +1,4 @@
-"""What the Inferencer returns.
+"""Results of the Inferencer.
 
 Legend: n occupied voxels, X, Y, Z voxels along the axes, T frames of a prediction.
 """
@@ -42,7 +42,7 @@ class Grid:
 
     @property
     def empty_label(self) -> int:
-        """Label of free voxels in dense grids: the one after the last class."""
+        """Return the label of free voxels in dense grids: the one after the last class."""
         return len(self.class_names)
 
     def centres(self, coords: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -51,7 +51,7 @@ class Grid:
 
     @property
     def low(self) -> npt.NDArray[np.float64]:
-        """Lower corner [3], metres."""
+        """Return the lower corner [3], metres."""
         return np.asarray(self.pc_range[:3], dtype=np.float64)
 
 
@@ -66,11 +66,10 @@ class OccupancyResult:
         grid: Where the voxels are.
         name: Of the frame.
         time_s: Of the frame.
-        frame_times_s: Times of the T frames that the prediction saw, the current one first.
-        dropped_cameras: Cameras that gave no image, to the age in seconds of the older image that
-            stood in, or None where the prediction did without.
-        changed_cameras: Cameras whose calibration or image size is another than in the frame
-            before.
+        frame_times_s: Times of the T frames of the prediction, the current one first.
+        dropped_cameras: Cameras without an image, to the age in seconds of the older image that
+            was used, or None where the camera was left out.
+        changed_cameras: Cameras whose calibration or image size differs from the frame before.
         ego2global: float64 [4, 4], the pose of the vehicle.
         ego2grid: float64 [4, 4], the vehicle's frame to that of the grid.
     """
@@ -103,7 +102,7 @@ class OccupancyResult:
         return text + ")"
 
     def dense(self) -> npt.NDArray[np.uint8]:
-        """Label grid uint8 [X, Y, Z], free voxels with `grid.empty_label`, as Occ3D has them."""
+        """Return Occ3D's label grid uint8 [X, Y, Z]; free voxels have `grid.empty_label`."""
         grid: npt.NDArray[np.uint8] = dense_labels(
             self.coords, self.labels, self.grid.shape, self.grid.empty_label
         )
@@ -122,7 +121,7 @@ class OccupancyResult:
         frame: Frame | None = None,
         **style: Any,
     ) -> Path:
-        """Write the result to a file, in one step; the ending of its name tells the format.
+        """Write the result to a file in one step; the suffix selects the format.
 
         - `.npz`: `coords`, `labels` and `scores` of the occupied voxels, and the grid; or
           with `dense` the label grid `semantics` [X, Y, Z] of Occ3D. ``val.py

@@ -27,17 +27,24 @@ left, z up.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from loaders.safe_reading import MIB, FileKind, read_file, reading
 from scripts.prediction.errors import FrameError
-from scripts.prediction.frames import CameraFrame, Frame, Matrix, intrinsic_matrix, pose
+from scripts.prediction.frames import (
+    CameraFrame,
+    Frame,
+    Matrix,
+    intrinsic_matrix,
+    pose,
+    seconds,
+)
 from scripts.runtime.settings import did_you_mean
 
 RIG_FILE = "rig.yaml"
@@ -119,7 +126,7 @@ class Recording:
 
 
 def read_recording(folder: str | Path, rig_file: str | Path | None = None) -> Recording:
-    """Read which frames a folder holds, and the calibration of its cameras.
+    """Read the frames of a folder and the calibration of its cameras.
 
     Args:
         folder: See the head of this module.
@@ -144,6 +151,9 @@ def read_recording(folder: str | Path, rig_file: str | Path | None = None) -> Re
         if lacking:
             raise _broken(path, f"poses lack frame '{lacking[0]}' (write its name in quotes)")
         names.sort(key=lambda name: poses[name].time_s)
+        for first, second in itertools.pairwise(names):
+            if poses[first].time_s == poses[second].time_s:
+                raise _broken(path, f"poses.{first} and poses.{second} have the same time_s")
     lidar2ego: Matrix | None = None
     points: dict[str, Path] = {}
     if content.get("lidar") is not None:
@@ -158,25 +168,28 @@ def _camera(name: str, value: Any, folder: Path, path: Path) -> _Camera:
     part = _mapping(value, path, place)
     _check_keys(part, _CAMERA_KEYS, path, f"{place}.", required=_CAMERA_KEYS[1:])
     intrinsics = part["intrinsics"]
-    if isinstance(intrinsics, Sequence) and np.shape(intrinsics) == (4,):
+    if isinstance(intrinsics, Sequence) and len(intrinsics) == 4:
         fx, fy, cx, cy = intrinsics
         intrinsics = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]
     pattern = part.get("images", f"{name}/*")
-    files = _files(folder, pattern, path, f"{place}.images")
-    files = {stem: file for stem, file in files.items() if file.suffix.lower() in _IMAGE_SUFFIXES}
+    files = _files(folder, pattern, path, f"{place}.images", _IMAGE_SUFFIXES)
     if not files:
         raise _broken(path, f"{place}.images '{pattern}' names no image in {folder}")
-    return _Camera(
-        intrinsic_matrix(intrinsics, f"{place}.intrinsics of {path}"),
-        _pose(part, path, place),
-        files,
-    )
+    try:
+        matrix = intrinsic_matrix(intrinsics, f"{place}.intrinsics")
+    except FrameError as error:
+        raise _broken(path, str(error)) from error
+    return _Camera(matrix, _pose(part, path, place), files)
 
 
 def _read_lidar(value: Any, folder: Path, path: Path) -> tuple[Matrix, dict[str, Path]]:
     part = _mapping(value, path, "lidar")
     _check_keys(part, _LIDAR_KEYS, path, "lidar.", required=("translation", "rotation"))
-    files = _files(folder, part["points"], path, "lidar.points") if "points" in part else {}
+    files: dict[str, Path] = {}
+    if "points" in part:
+        files = _files(folder, part["points"], path, "lidar.points")
+        if not files:
+            raise _broken(path, f"lidar.points '{part['points']}' names no file in {folder}")
     return _pose(part, path, "lidar"), files
 
 
@@ -186,10 +199,11 @@ def _read_poses(value: Any, path: Path) -> dict[str, _Pose]:
         place = f"poses.{name}"
         entry = _mapping(part, path, place)
         _check_keys(entry, _POSE_KEYS, path, f"{place}.", required=_POSE_KEYS)
-        time_s = entry["time_s"]
-        if isinstance(time_s, bool) or not isinstance(time_s, (int, float)):
-            raise _broken(path, f"{place}.time_s is {time_s!r}, expected a number of seconds")
-        poses[str(name)] = _Pose(float(time_s), _pose(entry, path, place))
+        try:
+            seconds(entry["time_s"], f"{place}.time_s")
+        except FrameError as error:
+            raise _broken(path, str(error)) from error
+        poses[str(name)] = _Pose(float(entry["time_s"]), _pose(entry, path, place))
     return poses
 
 
@@ -200,11 +214,24 @@ def _pose(part: Mapping[str, Any], path: Path, place: str) -> Matrix:
         raise _broken(path, f"{place}: {error}") from error
 
 
-def _files(folder: Path, pattern: Any, path: Path, place: str) -> dict[str, Path]:
-    """Return the files by their names without ending."""
+def _files(
+    folder: Path, pattern: Any, path: Path, place: str, suffixes: Sequence[str] = ()
+) -> dict[str, Path]:
+    """Return the files by their names without ending; `suffixes` limits them."""
     if not isinstance(pattern, str) or Path(pattern).is_absolute() or not pattern:
         raise _broken(path, f"{place} is {pattern!r}, expected a pattern below {folder}")
-    return {file.stem: file for file in sorted(folder.glob(pattern)) if file.is_file()}
+    with reading(path, _RIG, f"{place} '{pattern}' is no pattern of file names"):
+        found = sorted(folder.glob(pattern))
+    files: dict[str, Path] = {}
+    for file in found:
+        if not file.is_file() or (suffixes and file.suffix.lower() not in suffixes):
+            continue
+        other = files.setdefault(file.stem, file)
+        if other != file:
+            raise _broken(
+                path, f"{place} '{pattern}' names two files of one frame, {other}, {file}"
+            )
+    return files
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""From frames or packed samples to predictions: the one path that everything that predicts takes.
+"""The one prediction path, from frames or packed samples to predictions.
 
 It needs no data set on disk, no info file and no label.
 """

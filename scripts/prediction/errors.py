@@ -6,4 +6,4 @@ from models.errors import UserError
 
 
 class FrameError(UserError, ValueError):
-    """A frame lacks something, or holds values that cannot be: the camera or the key is named."""
+    """A frame lacks something or holds invalid values; the message names the camera or the key."""

@@ -1,4 +1,4 @@
-"""What is predicted: frames of a rig of cameras, with or without LiDAR, as their makers have them.
+"""Frames of a camera rig, with or without LiDAR: the input of predictions.
 
 Frames of reference: *sensor* (camera: z forward, x right, y down; or LiDAR), *ego* (vehicle: x
 forward, y left, z up), *global* (any frame that does not move). `a2b` is the matrix [4, 4] with
@@ -24,7 +24,7 @@ ImageSource = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8]
 PointSource = str | os.PathLike[str] | npt.NDArray[np.floating[Any]]
 Matrix = npt.NDArray[np.float64]
 
-# Rotations are written with a few decimals; what is further from one is no rotation.
+# Rotations are written with a few decimals. A larger deviation is an error.
 _ROTATION_TOLERANCE = 1e-3
 
 
@@ -71,18 +71,18 @@ class LidarSweep:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a rig saw at one time.
+    """Images and points of a rig at one time.
 
     Attributes:
-        cameras: Images by the names of the cameras. A camera that gave no image is left out or
+        cameras: Images by the names of the cameras. A camera without an image is left out or
             None.
-        time_s: Seconds from any start; of a frame without history it does not matter.
+        time_s: Seconds from any start; not used for a frame without history.
         ego2global: [4, 4] pose of the vehicle; None for a vehicle that does not move.
         lidar2ego: [4, 4] mounting of the LiDAR. Needed with points, and by models whose grid is in
             the LiDAR's frame (OpenOccupancy).
         lidar: Points as in `LidarSweep`, for models that fuse LiDAR.
         lidar_sweeps: Older points, newest first. None: those of the frames before in the stream.
-        name: What errors and files call the frame.
+        name: Of the frame in errors and files.
     """
 
     cameras: Mapping[str, CameraFrame | None]
@@ -95,8 +95,8 @@ class Frame:
 
     @property
     def label(self) -> str:
-        """What errors call the frame."""
-        return f"frame {self.name}" if self.name else f"frame at {self.time_s:.6g} s"
+        """Return the name of the frame in errors."""
+        return f"frame {self.name}" if self.name else f"frame at {self.time_s} s"
 
 
 def pose(
@@ -129,7 +129,7 @@ def rigid(values: npt.ArrayLike, what: str) -> Matrix:
 
     Args:
         values: The matrix.
-        what: What errors call it.
+        what: Its name in errors.
 
     Raises:
         FrameError: If it is something else.
@@ -174,7 +174,10 @@ def seconds(value: float, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise FrameError(f"{what} is {value!r}, expected a number of seconds")
     if not math.isfinite(value) or abs(value) > 1e12:
-        raise FrameError(f"{what} is {value}, expected a finite number of seconds")
+        raise FrameError(
+            f"{what} is {value}, expected a finite number of seconds below 1e12 (times in "
+            "microseconds: multiply by 1e-6)"
+        )
     return round(float(value) * 1e6)
 
 

@@ -1,4 +1,4 @@
-"""Which past frames of a stream stand beside the current one.
+"""Choose the past frames of a stream that a prediction uses.
 
 Legend: T frames of a prediction (current first).
 """
@@ -24,7 +24,7 @@ class Timed(Protocol):
 
     @property
     def time_us(self) -> int:
-        """Microseconds."""
+        """Return microseconds."""
 
 
 Entry = TypeVar("Entry", bound=Timed)
@@ -53,12 +53,12 @@ class Interval:
         """
         if self.rule not in ("time", "count"):
             raise ConfigError(f"history is '{self.rule}': give 'time' or 'count'")
-        if not 0 < self.seconds < float("inf"):
+        if not isinstance(self.seconds, (int, float)) or not 0 < self.seconds < float("inf"):
             raise ConfigError(f"interval_s is {self.seconds}: give seconds above 0")
 
 
 class History(Generic[Entry]):
-    """The past of a stream, as far back as predictions look.
+    """The past of a stream, as far back as predictions need it.
 
     Its size is bounded whatever the rate of the stream: with the rule 'time', frames that follow
     one another faster than half a camera frame of the data set are not all kept.
@@ -81,12 +81,12 @@ class History(Generic[Entry]):
         return len(self._kept)
 
     def __iter__(self) -> Iterator[Entry]:
-        """From the oldest to the newest."""
+        """Iterate from the oldest to the newest."""
         return iter(self._kept)
 
     @property
     def newest(self) -> Entry | None:
-        """The last frame that was kept."""
+        """Return the last frame that was kept."""
         return self._kept[-1] if self._kept else None
 
     def clear(self) -> None:
@@ -101,19 +101,20 @@ class History(Generic[Entry]):
         """
         if self._num_frames == 1:
             return False
-        self._drop_before(entry.time_us)
+        while self._kept and self._is_too_old(self._kept[0], entry.time_us):
+            self._kept.popleft()
         if self._interval.rule == "time" and self._kept:
             if entry.time_us - self._kept[-1].time_us < self._least_us:
                 return False
         self._kept.append(entry)
         return True
 
-    def _drop_before(self, time_us: int) -> None:
-        """Drop the frames that no prediction from this time on looks at."""
-        if self._interval.rule == "time":
-            reach = (self._num_frames - 1) * self._step_us + self._step_us // 2
-            while self._kept and time_us - self._kept[0].time_us > reach:
-                self._kept.popleft()
+    def _is_too_old(self, entry: Entry, time_us: int) -> bool:
+        """Return whether no prediction from this time on uses a frame."""
+        if self._interval.rule == "count":
+            return False
+        reach = (self._num_frames - 1) * self._step_us + self._step_us // 2
+        return time_us - entry.time_us > reach
 
     def choose(self, current: Entry) -> list[Entry]:
         """Return T frames, the current one first, none newer than the one before it.
@@ -123,8 +124,8 @@ class History(Generic[Entry]):
         Args:
             current: A frame that has not been added yet.
         """
-        self._drop_before(current.time_us)
-        past = list(self._kept)[::-1]  # newest first
+        past = [entry for entry in self._kept if not self._is_too_old(entry, current.time_us)]
+        past.reverse()  # newest first
         if self._interval.rule == "count":
             offsets = history_offsets(
                 len(past), self._num_frames, None, test_interval=self._interval.frames

@@ -66,9 +66,14 @@ class Predictor:
         """
         if streaming is not None and hasattr(self.model, "streaming"):
             self.model.streaming = streaming
-        with torch.no_grad():
-            samples: list[BaseDataElement] = self.model.test_step(pseudo_collate(list(items)))
-        return samples
+        return predict_items(self.model, items)
+
+
+@torch.no_grad()
+def predict_items(model: Any, items: Sequence[Mapping[str, Any]]) -> list[BaseDataElement]:
+    """Predict packed samples in one batch, as `val.py` does; see `Predictor.predict`."""
+    samples: list[BaseDataElement] = model.test_step(pseudo_collate(list(items)))
+    return samples
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -92,7 +97,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def test_dataset_config(cfg: Config) -> dict[str, Any]:
-    """Config of the test split, else of the validation split.
+    """Return the config of the test split, else of the validation split.
 
     Raises:
         ConfigError: The config has neither.
@@ -109,7 +114,7 @@ def test_dataset_config(cfg: Config) -> dict[str, Any]:
 def unread_dataset(cfg: Config) -> OccupancyDataset:
     """Build the data set of a config's test split without reading anything from the disk.
 
-    It knows the grid, the classes, the cameras, how history is chosen, and its transforms.
+    It has the grid, the classes, the cameras, the rule of the history, and the transforms.
 
     Raises:
         ConfigError: The data set is no `OccupancyDataset`.

@@ -1,4 +1,4 @@
-"""From frames to packed samples, by the transforms of the config's test pipeline.
+"""Turn frames into packed samples, with the transforms of the config's test pipeline.
 
 Legend: T frames of a sample (current first, then older), N cameras, h, w size of the network's
 input, n points.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -26,6 +27,7 @@ from loaders.transforms.decode import image_size, read_image_file
 from loaders.transforms.geometry import ego2img_from_poses, image_aug_matrix
 from loaders.transforms.images import DrawImageAug, LoadMultiViewImages
 from loaders.transforms.labels import loads_labels
+from models.errors import does_not_exist
 from scripts.prediction.errors import FrameError
 from scripts.prediction.frames import (
     CameraFrame,
@@ -42,7 +44,7 @@ from scripts.runtime.errors import ConfigError
 # Carries every point to (-1, -1, 0, 1): depth 0, and far outside the image after the division.
 _SEES_NOTHING = np.array([[0, 0, 0, -1], [0, 0, 0, -1], [0, 0, 0, 0], [0, 0, 0, 1]], np.float64)
 
-# Frames of all streams of a process: models know a frame by its number.
+# Frames of all streams of a process: features of a frame are cached under its number.
 _NUMBERS = itertools.count()
 
 
@@ -97,13 +99,13 @@ class PreparedFrame:
 
     Attributes:
         number: No other frame has it.
-        name: What the user calls the frame.
+        name: Given by the user.
         time_us: Microseconds.
         ego2global: float64 [4, 4].
         lidar2ego: float64 [4, 4].
         views: Of the N cameras in the model's order; None where there is no image.
-        dropped: Cameras without an image of their own, to the age in seconds of the older image
-            that stands in, or None where there is none.
+        dropped: Cameras without an image, to the age in seconds of the older image that replaces
+            it, or None where there is none.
         changed: Cameras whose calibration or image size differs from the frame before.
     """
 
@@ -117,22 +119,35 @@ class PreparedFrame:
     changed: tuple[str, ...]
 
 
-class FramePreparer:
-    """Checks frames and makes of them what a data set makes of its samples.
+@dataclass(frozen=True)
+class Place:
+    """Place of a prediction in its stream, for models that keep queries between predictions.
 
-    It remembers the last image of every camera, which stands in for a missing one, and the
-    points of the last frames.
+    Attributes:
+        sequence: No other sequence of predictions has this number.
+        index: Number of predictions before it in the sequence.
+    """
+
+    sequence: int
+    index: int
+
+
+class FramePreparer:
+    """Check frames, and turn them into samples as a data set does.
+
+    The last image of every camera is kept, to replace a missing one, and the points of the last
+    frames.
 
     Args:
         dataset: Of the config, see `scripts.prediction.model.unread_dataset`.
-        max_stand_in_age_s: Age above which an image does not stand in for a missing one.
+        max_stand_in_age_s: Largest age in seconds of an image that replaces a missing one.
 
     Raises:
         ConfigError: The test pipeline lacks a step, or the age is no such number.
     """
 
     def __init__(self, dataset: OccupancyDataset, max_stand_in_age_s: float = 1.0) -> None:
-        if not max_stand_in_age_s >= 0:
+        if not isinstance(max_stand_in_age_s, (int, float)) or not max_stand_in_age_s >= 0:
             raise ConfigError(f"max_stand_in_age_s is {max_stand_in_age_s}: give seconds from 0 on")
         self._dataset = dataset
         self._max_age_us = max_stand_in_age_s * 1e6
@@ -155,12 +170,12 @@ class FramePreparer:
         )
 
     def clear(self) -> None:
-        """Forget all images and points."""
+        """Clear all images and points."""
         self._last.clear()
         self._sweeps.clear()
 
     def keep(self, current: PreparedFrame, sweep: Sweep | None) -> None:
-        """Remember the images and the points of a frame for those after it."""
+        """Keep the images and the points of a frame for later ones."""
         for name, view in zip(self.cameras, current.views, strict=True):
             if view is not None and name not in current.dropped:
                 self._last[name] = view
@@ -171,7 +186,7 @@ class FramePreparer:
         """Decode and augment the images of a frame, and check its calibration.
 
         Raises:
-            FrameError: A calibration or an image cannot be, a camera is unknown, or none has an
+            FrameError: A calibration or an image is invalid, a camera is unknown, or none has an
                 image; the sentence names the camera.
             MissingDataError: A file does not exist.
             BadDataError: A file is broken.
@@ -199,7 +214,7 @@ class FramePreparer:
         if not any(views):
             raise FrameError(
                 f"{frame.label} has an image of none of the cameras {', '.join(self.cameras)}, and "
-                "no earlier one stands in: give at least one"
+                "no earlier one replaces them: give at least one"
             )
         lidar2ego = _pose_or_identity(frame.lidar2ego, f"lidar2ego of {frame.label}")
         return PreparedFrame(
@@ -224,9 +239,9 @@ class FramePreparer:
                 near = get_close_matches(str(name), self.cameras, n=1)
                 hint = f" (did you mean {near[0]}?)" if near else ""
                 raise FrameError(
-                    f"{frame.label} has a camera '{name}'{hint}, but the model's are "
-                    f"{', '.join(self.cameras)}: rename it, or give OccupancyInferencer the names "
-                    "of your rig with cameras=[...]"
+                    f"{frame.label} has a camera '{name}'{hint}, but the cameras of this rig are "
+                    f"{', '.join(self.cameras)}: rename it, or give the names of another rig as "
+                    "OccupancyInferencer(..., cameras=[...]) or reset(cameras=[...])"
                 )
             if camera is not None and not isinstance(camera, CameraFrame):
                 raise FrameError(
@@ -255,7 +270,8 @@ class FramePreparer:
         aug = self._draw.fixed_for(raw_hw)
         is_file = isinstance(camera.image, (str, os.PathLike))
         name = f"{os.fspath(camera.image)} of {what}" if is_file else f"of {what}"  # type: ignore[arg-type]
-        image = self._load.finish(source, aug, name)
+        with _named_camera(what):
+            image = self._load.finish(source, aug, name)
         taken = time_us if camera.time_s is None else seconds(camera.time_s, f"time_s of {what}")
         return View(
             image, intrinsics, sensor2global, sensor2ego, image_aug_matrix(aug), raw_hw, taken
@@ -274,7 +290,11 @@ class FramePreparer:
         return Sweep(points, current.time_us, current.ego2global @ current.lidar2ego)
 
     def pack(
-        self, chosen: Sequence[PreparedFrame], frame: Frame, sweep: Sweep | None
+        self,
+        chosen: Sequence[PreparedFrame],
+        frame: Frame,
+        sweep: Sweep | None,
+        place: Place | None = None,
     ) -> dict[str, Any]:
         """Return a sample as `PackOccSample` packs it.
 
@@ -282,6 +302,7 @@ class FramePreparer:
             chosen: T frames, the current one first.
             frame: The current one as it was given.
             sweep: Its points.
+            place: Of the prediction among those of its stream; None for one that stands alone.
 
         Raises:
             FrameError: It lacks points or a mounting that the model needs.
@@ -316,6 +337,10 @@ class FramePreparer:
             pc_range=dataset.pc_range,
             voxel_size=dataset.voxel_size,
             class_names=dataset.class_names,
+            frame_index=0 if place is None else place.index,
+            sequence_id=None if place is None else place.sequence,
+            timestamp=current.time_us,
+            ego2global=current.ego2global.copy(),
             ego2occ=ego2occ,
             lidar2ego=current.lidar2ego.copy(),
         )
@@ -333,7 +358,7 @@ class FramePreparer:
         return packed
 
     def _ego2img(self, current: PreparedFrame, views: Sequence[View | None]) -> Matrix:
-        """Ego frame of the current frame to augmented pixels: float64 [T*N, 4, 4]."""
+        """Return float64 [T*N, 4, 4], ego frame of the current frame to augmented pixels."""
         stand_in = next(view for view in views if view is not None)
         known = [stand_in if view is None else view for view in views]
         sensor2global = np.array([view.sensor2global for view in known])
@@ -357,7 +382,8 @@ class FramePreparer:
         if own is None:
             raise FrameError(
                 f"{frame.label} has no lidar points, and the model fuses LiDAR: give points [n, 5] "
-                "as lidar and the mounting [4, 4] as lidar2ego"
+                "as lidar and the mounting [4, 4] as lidar2ego (in a folder: the key lidar of "
+                "rig.yaml)"
             )
         if frame.lidar_sweeps is None:
             older = list(self._sweeps)[::-1]
@@ -404,20 +430,39 @@ def _read_image(
         return pixels, (pixels.shape[0], pixels.shape[1])
     if isinstance(source, (bytes, bytearray, memoryview)):
         data: bytes | bytearray = bytes(source)
-        return data, image_size(data, f"of {what}")
+        with _named_camera(what):
+            return data, image_size(data, f"of {what}")
     if not isinstance(source, (str, os.PathLike)):
         raise FrameError(
             f"the image of {what} is a {type(source).__name__}, expected a path, the bytes of an "
-            "image file, or a uint8 array [H, W, 3]"
+            "image file, or a uint8 array [H, W, 3]; leave a camera without an image out of the "
+            "frame"
         )
     path = os.fspath(source)
+    if os.path.isdir(path):
+        raise FrameError(f"the image of {what}, {path}, is a folder: name a file in it")
     try:
-        data = read_image_file(path)
-        return data, image_size(data, path)
+        with _named_camera(what):
+            data = read_image_file(path)
+            return data, image_size(data, path)
     except MissingDataError as error:
-        raise MissingDataError(f"{what}: {error}") from error
+        raise MissingDataError(
+            f"the image of {what}, {does_not_exist(path)}: correct the path, or leave the camera "
+            "out of the frame"
+        ) from error
+
+
+@contextmanager
+def _named_camera(what: str) -> Iterator[None]:
+    """Name the camera in errors about broken images, and the way out of a user without archive."""
+    try:
+        yield
     except BadDataError as error:
-        raise type(error)(f"{what}: {error}") from error
+        problem = str(error).rpartition(": ")[0]
+        place = "" if what in problem else f"{what}: "
+        raise type(error)(
+            f"{place}{problem}: give the whole file, or leave the camera out of the frame"
+        ) from error
 
 
 def _bgr_pixels(

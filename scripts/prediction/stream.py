@@ -1,7 +1,8 @@
-"""A stream of frames: what is pushed becomes the history of what comes after it."""
+"""A stream of frames: each frame is history for those after it."""
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +10,15 @@ from typing import Any
 
 from loaders.datasets.occupancy_dataset import OccupancyDataset
 from scripts.prediction.errors import FrameError
-from scripts.prediction.frames import Frame
+from scripts.prediction.frames import Frame, seconds
 from scripts.prediction.history import History, Interval
-from scripts.prediction.preparation import FramePreparer, PreparedFrame, Sweep
+from scripts.prediction.preparation import FramePreparer, Place, PreparedFrame, Sweep
 
 # Pushes that tell the rate of a stream, and most of an interval whose features are kept.
 _RATE_PUSHES, _MOST_PUSHES = 12, 32
+
+# Sequences of predictions of a process, see `Place`.
+_SEQUENCES = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -31,19 +35,29 @@ class StreamSample:
 
 
 class FrameStream:
-    """Takes frames in the order of their times, and keeps as many as predictions need.
+    """Take frames in the order of their times, and keep as many as predictions need.
 
     Args:
         dataset: See `scripts.prediction.model.unread_dataset`.
         interval: Between the frames of a prediction.
-        max_stand_in_age_s: Age above which an image does not stand in for a missing one.
+        max_stand_in_age_s: Largest age in seconds of an image that replaces a missing one.
+        is_sequence: Whether predictions follow one another; if not, each stands alone for models
+            that keep queries from one prediction to the next.
     """
 
     def __init__(
-        self, dataset: OccupancyDataset, interval: Interval, max_stand_in_age_s: float = 1.0
+        self,
+        dataset: OccupancyDataset,
+        interval: Interval,
+        max_stand_in_age_s: float = 1.0,
+        is_sequence: bool = True,
     ) -> None:
         self._preparer = FramePreparer(dataset, max_stand_in_age_s)
         self._num_frames, self._interval = dataset.num_frames, interval
+        self._is_sequence = is_sequence
+        self._place: Place | None = None
+        # A gap after which nothing of the past is used.
+        self._longest_gap_us = (dataset.num_frames + 1) * interval.seconds * 1e6
         self._history: History[PreparedFrame] = History(dataset.num_frames, interval)
         self._newest: PreparedFrame | None = None
         self._predicted: set[int] = set()
@@ -51,21 +65,21 @@ class FrameStream:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Names of the cameras in the order of the model."""
+        """Return the names of the cameras in the order of the model."""
         return self._preparer.cameras
 
     @property
     def kept_frames(self) -> int:
-        """Number of past frames in memory."""
+        """Return the number of past frames in memory."""
         return len(self._history)
 
     def reset(self) -> None:
-        """Forget all frames."""
+        """Clear all frames."""
         self._preparer.clear()
         self._history.clear()
         self._predicted.clear()
         self._pushes.clear()
-        self._newest = None
+        self._newest = self._place = None
 
     def observe(self, frame: Frame) -> PreparedFrame:
         """Take a frame that is not predicted itself.
@@ -86,15 +100,17 @@ class FrameStream:
         current = self._prepare(frame)
         frames = self._history.choose(current)
         sweep = self._preparer.points(current, frame)
-        item = self._preparer.pack(frames, frame, sweep)
+        place = self._next_place(current) if self._is_sequence else None
+        item = self._preparer.pack(frames, frame, sweep, place)
         self._keep(current, sweep)
+        self._place = place
         self._pushes.append(current.time_us)
         self._predicted |= {each.number for each in frames}
         self._predicted &= {each.number for each in (*self._history, current)}
         return StreamSample(item, frames)
 
     def useful_features(self) -> int:
-        """Return for how many frames it pays to keep features.
+        """Return the number of frames whose features are worth keeping.
 
         A frame waits an interval for its next use; meanwhile other predictions use T frames each,
         which a stream faster than what is kept of it shares. One more sample lets the model
@@ -113,14 +129,20 @@ class FrameStream:
         gap_us = (times_us[-1] - times_us[0]) / (len(times_us) - 1)
         return max(1, round(self._interval.seconds * 1e6 / gap_us))
 
+    def _next_place(self, current: PreparedFrame) -> Place:
+        last = self._pushes[-1] if self._pushes else None
+        if self._place is None or last is None or current.time_us - last > self._longest_gap_us:
+            return Place(next(_SEQUENCES), 0)
+        return Place(self._place.sequence, self._place.index + 1)
+
     def _prepare(self, frame: Frame) -> PreparedFrame:
         if not isinstance(frame, Frame):
             raise FrameError(
                 f"a {type(frame).__name__} was given, expected a Frame (from models.inference "
                 "import Frame)"
             )
-        newest = self._newest
-        if newest is not None and not frame.time_s * 1e6 > newest.time_us:
+        newest, time_us = self._newest, seconds(frame.time_s, f"time_s of {frame.label}")
+        if newest is not None and time_us <= newest.time_us:
             raise FrameError(
                 f"{frame.label} (time_s {frame.time_s:.6f}) is not newer than the last one "
                 f"({newest.time_us * 1e-6:.6f} s): give frames in the order of their times, or "

@@ -13,22 +13,28 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS
+from PIL import Image
 
+from loaders.transforms.geometry import image_aug_matrix
+from loaders.transforms.images import DrawImageAug, LoadMultiViewImages
 from models.errors import MissingPackageError
 from scripts.export import onnx_command
+from scripts.export.checking import check
 from scripts.export.comparison import Agreement, OnnxRunner, compare
 from scripts.export.functions import functions_of
 from scripts.export.graphs import Layout, Voxels
+from scripts.export.interface import lidar_facts
 from scripts.export.onnx_model import save_onnx, to_onnx
 from scripts.export.source import Source, frame_of, predict, random_item
 from scripts.runtime.config import load_config
 from tests.export.conftest import ONE_LAYER, build_source
-from tests.models.cases import HW, N, T
+from tests.models.cases import HW, N, T, camera_matrices
 
 ROOT = Path(__file__).parents[2]
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
+from examples.onnx_stream import Stream, prepare, voxelise  # noqa: E402
 
 # Half a minute each: an export traces, translates and simplifies some thousand operators.
 long = pytest.mark.skipif(
@@ -131,6 +137,70 @@ def test_example_runs_without_torch(exported: Exported) -> None:
     assert "voxels of class" in done.stdout
 
 
+def test_example_streams_as_the_project(exported: Exported) -> None:
+    """Three pushes: maps of past frames are kept, and their cameras seen from the current pose."""
+    stream = Stream(*(str(exported.folder / f"model_{part}.onnx") for part in ("image", "decoder")))
+    rng = np.random.default_rng(0)
+    mounted = camera_matrices(1).double().numpy()
+    drive = []
+    for number in range(3):
+        vehicle = np.eye(4)
+        vehicle[:2, :2] = [[np.cos(0.1 * number), -np.sin(0.1 * number)],
+                           [np.sin(0.1 * number), np.cos(0.1 * number)]]  # fmt: skip
+        vehicle[:3, 3] = 100.0 + 0.4 * number, 50.0, 0.0
+        drive.append((rng.integers(0, 256, (N, 3, *HW), dtype=np.uint8), vehicle))
+    for number, (pixels, vehicle) in enumerate(drive):
+        found = Voxels(*map(torch.from_numpy, stream.push(pixels, mounted, vehicle)))
+        chosen = [drive[max(0, number - t)] for t in range(T)]  # the oldest repeats
+        item = random_item(exported.source)
+        item["inputs"]["img"] = torch.from_numpy(np.concatenate([images for images, _ in chosen]))
+        names = [f"push {max(0, number - t)} camera {n}" for t in range(T) for n in range(N)]
+        item["data_samples"].set_metainfo(dict(img_paths=names))
+        then = [mounted @ np.linalg.solve(pose, vehicle) for _, pose in chosen]
+        item["data_samples"].ego2img = torch.from_numpy(np.concatenate(then)).float()
+        agreement = compare(predict(exported.source, item), found)
+        assert agreement.expected > 100
+        assert agreement.share == 1 and agreement.score_error < 1e-4, agreement
+
+
+def test_example_prepares_images_as_the_project() -> None:
+    """Pixels of the exact mode, and the matrix from raw to prepared pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
+    found, matrix = prepare(Image.fromarray(pixels), (32, 64))
+    draw = DrawImageAug(raw_hw=(90, 160), final_hw=(32, 64))
+    load = LoadMultiViewImages(raw_hw=(90, 160), image_mode="exact")
+    expected = load.finish(np.ascontiguousarray(pixels[..., ::-1]), draw.fixed_for(), "of a test")
+    np.testing.assert_array_equal(found.transpose(1, 2, 0), expected)
+    np.testing.assert_allclose(matrix, image_aug_matrix(draw.fixed_for()), rtol=1e-6, atol=1e-5)
+
+
+def test_example_voxelises_as_the_model() -> None:
+    source = build_source("v1_fusion")
+    layer = source.detector.pts_voxel_layer
+    layer.max_points, layer.max_voxels = 2, (5, 300)
+    points = random_item(source, 3, num_points=2000)["inputs"]["points"]
+    points[::3, :3] = points[:1, :3] + 0.5 * torch.rand_like(points[::3, :3])  # crowded voxels
+    points[5] = 1e4  # outside
+    expected = layer([points])
+    found = voxelise(points.numpy(), source.facts() | lidar_facts(source))
+    assert len(expected.coords) == 300
+    np.testing.assert_array_equal(found["lidar_coords"], expected.coords[:, 1:])
+    np.testing.assert_allclose(found["lidar_features"], expected.features, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found["lidar_sweep"], points[points[:, 4] == 0, :3])
+
+
+@pytest.mark.parametrize("part", ["memory", "num_seen_queries"])
+def test_models_whose_queries_start_elsewhere_are_refused(
+    part: str, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = dict(memory=[".type=QueryMemory", ".num_kept=4"], num_seen_queries=["=4"])[part]
+    words = [*exported.arguments, *(f"model.pts_bbox_head.{part}{value}" for value in values)]
+    assert onnx_command.main([*words, "--out", str(tmp_path / "model.onnx")]) == 2
+    printed = capsys.readouterr().err
+    assert f"model.pts_bbox_head.{part}, which exported files do not compute" in printed
+    assert not list(tmp_path.iterdir())
+
+
 @long
 @pytest.mark.slow
 def test_fusion_takes_any_number_of_lidar_voxels(tmp_path: Path) -> None:
@@ -190,8 +260,20 @@ def test_agreement_is_counted() -> None:
     agreement = compare(expected, found)
     assert (agreement.common, agreement.relabelled) == (2, 1)
     assert agreement.share == 1 / 4 and agreement.score_error == pytest.approx(0.1)
+    assert agreement.label_error == pytest.approx(0.1)
+    again = compare(expected, found, threshold=0.45)
+    assert again.lone_margin == pytest.approx(0.45)  # of 0.5, which is missing, and 0.9
+    assert "1 missing and 1 added, their scores within 4.5e-01 of the threshold" in str(again)
+    assert "1 of another label, their scores within 1.0e-01" in str(again)
     nothing = voxels([], [], [])
     assert compare(nothing, nothing).share == 1 and compare(expected, nothing).share == 0
+
+
+def test_a_comparison_without_voxels_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    source = build_source("v2", score_thr=1.0)
+    empty = Voxels(torch.empty(0, 3, dtype=torch.int64), torch.empty(0).long(), torch.empty(0))
+    assert not check(source, lambda frame: empty, 1, 0.999)
+    assert "no voxel was predicted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from models.inference import (
 from scripts.inference.info_frames import InfoFrame, InfoFrames
 from scripts.runtime.config import load_config
 from scripts.runtime.errors import ConfigError
+from scripts.visualization.source import SampleSource, Wanted
 from tests.inference.conftest import (
+    ROOT,
     SIZE_HW,
     V2,
     Twin,
@@ -98,6 +101,49 @@ def test_predictions_are_those_of_the_data_set_bit_for_bit(
     assert len(set(first.frame_times_s)) == 1  # without history the frame is repeated
     np.testing.assert_allclose(np.diff(last.frame_times_s), -0.5, atol=0.03)
     assert not np.array_equal(first.coords, last.coords)  # images do matter
+
+
+def test_queries_that_are_kept_between_predictions_are_those_of_the_data_set(
+    toy: Path, tmp_path: Path
+) -> None:
+    memory = "model['pts_bbox_head']['memory'] = dict(type='QueryMemory', num_kept=20)"
+    twin = make_twin(tmp_path, toy, V2, memory)
+    expected = [*data_set_predictions(twin).values()]
+    inferencer, frames = inferencer_of(twin), info_frames(twin)
+    for _ in range(2):
+        results = [*predict_all(inferencer, frames).values()]
+        for result, (coords, labels, scores) in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(result.coords, coords)
+            np.testing.assert_array_equal(result.labels, labels)
+            np.testing.assert_array_equal(result.scores, scores)
+        key = next(each.frame for each in frames if each.is_key)
+        inferencer.predict(key)  # stands alone, and leaves the memory as it is
+        inferencer.reset()
+    alone = inferencer.predict(frames[-1].frame, [each.frame for each in frames[:-1]])
+    assert not same(alone, results[-1])  # the memory matters
+    # After a gap without a past the memory is empty, too.
+    inferencer.push(replace(key, time_s=0.0))
+    again = inferencer.push(replace(key, time_s=60.0))
+    assert same(again, results[0])
+
+
+def test_visualize_draws_what_the_inferencer_predicts(twin: Twin) -> None:
+    source = SampleSource(load_config(twin.config), str(twin.weights), None, Wanted())
+    results = [*predict_all(inferencer_of(twin), info_frames(twin)).values()]
+    assert len(source) == len(results) == 3
+    for index, result in enumerate(results):
+        np.testing.assert_array_equal(source.view(index).prediction, result.dense())
+
+
+def test_there_is_one_prediction_path() -> None:
+    """Nothing of scripts/ runs a model for predictions itself, except what times its parts."""
+    calls = re.compile(r"\.(test_step|val_step)\(|mode=[\"']predict|\.pts_bbox_head\.predict\(")
+    callers = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "scripts").rglob("*.py")
+        if calls.search(path.read_text())
+    }
+    assert callers == {"scripts/prediction/model.py", "scripts/timings/measure.py"}
 
 
 def test_a_history_given_at_once_is_one_pushed(twin: Twin) -> None:
@@ -235,6 +281,26 @@ def test_a_changed_rig_is_followed_from_frame_to_frame(twin: Twin) -> None:
     np.testing.assert_array_equal(result.coords, inferencer.predict(second, [first]).coords)
 
 
+def test_reset_takes_the_names_of_another_rig(twin: Twin) -> None:
+    names = ("left", "ahead", "right")
+    first, other = rig_frame(CAMERAS, 0.0), rig_frame(names, 0.0, 1)
+    inferencer = inferencer_of(twin)
+    before = inferencer.push(first)
+    with pytest.raises(FrameError, match=r"camera 'left'.* reset\(cameras=\[\.\.\.\]\)"):
+        inferencer.push(replace(other, time_s=0.5))
+    inferencer.reset(cameras=names)
+    assert inferencer.cameras == names and inferencer.kept_frames == 0
+    expected = inferencer_of(twin, cameras=names).predict(other)
+    assert same(inferencer.push(other), expected)
+    inferencer.reset(cameras=CAMERAS)
+    assert same(inferencer.push(first), before)
+    with pytest.raises(FrameError, match="cameras is 'left'"):
+        inferencer.reset(cameras="left")
+    loaded = OccupancyInferencer(load_config(twin.config), twin.weights, "cpu")
+    with pytest.raises(ConfigError, match="give its path"):
+        loaded.reset(cameras=names)
+
+
 def test_reset_begins_another_recording(twin: Twin) -> None:
     frames = [rig_frame(CAMERAS, 10.0 + i / 2, i) for i in range(3)]
     inferencer = inferencer_of(twin)
@@ -342,7 +408,14 @@ ERRORS = {
     "order": (dict(channel_order=None), "image of camera CAM_BACK", "'bgr'.*'rgb'"),
     "floats": (dict(image=np.zeros((8, 8, 3))), "image of camera CAM_BACK", r"uint8 \[H, W, 3\]"),
     "a number": (dict(image=5), "image of camera CAM_BACK", "expected a path"),
-    "no image": (dict(image=b"text"), "of camera CAM_BACK", "cannot be decoded"),
+    "no image": (dict(image=b"text"), "of camera CAM_BACK", "cannot be decoded.*leave the camera"),
+    "cut off": (
+        dict(image=b"\xff\xd8" * 99),
+        "of camera CAM_BACK",
+        "decoded.*whole file",
+    ),
+    "a folder": (dict(image="/"), "image of camera CAM_BACK", "is a folder"),
+    "nothing": (dict(image=None), "image of camera CAM_BACK", "NoneType.*leave a camera"),
     "time": (dict(time_s=float("inf")), "time_s of camera CAM_BACK", "finite"),
 }
 
@@ -370,8 +443,21 @@ def test_errors_about_frames_and_arguments(twin: Twin, tmp_path: Path) -> None:
     with pytest.raises(FrameError, match="a dict was given, expected a Frame"):
         inferencer.push({})  # type: ignore[arg-type]
     gone = changed_camera(image=tmp_path / "gone.jpg", channel_order=None)
-    with pytest.raises(MissingDataError, match=r"camera CAM_BACK of frame 000017: .*gone\.jpg"):
+    with pytest.raises(
+        MissingDataError, match=r"camera CAM_BACK of frame 000017, .*gone\.jpg.*correct the path"
+    ):
         inferencer.push(gone)
+    for value, words in (("now", "expected a number"), (float("nan"), "expected a finite number")):
+        with pytest.raises(FrameError, match=f"time_s of frame at {value} s.*{words}"):
+            inferencer.push(replace(frame, time_s=value))
+    with pytest.raises(FrameError, match="frames are a str"):
+        inferencer("drive")
+    with pytest.raises(ConfigError, match="config is a int: give the path"):
+        OccupancyInferencer(5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="interval_s is half"):
+        inferencer_of(twin, interval_s="half")
+    with pytest.raises(ConfigError, match="max_stand_in_age_s is None"):
+        inferencer_of(twin, max_stand_in_age_s=None)
     with pytest.raises(ConfigError, match="history is 'newest'"):
         inferencer_of(twin, history="newest")
     with pytest.raises(ConfigError, match="device 'cuda:99' is not there"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import trimesh
 import yaml
 from PIL import Image
 
+from loaders.datasets import occupancy_dataset
 from loaders.predictions import load_prediction
 from models.inference import FrameError
 from scripts.inference import command
@@ -89,10 +91,28 @@ def test_poses_give_time_and_place(folder: Path) -> None:
         read_recording(folder)
 
 
+def test_other_files_beside_the_images_do_not_matter(folder: Path) -> None:
+    (folder / "left" / "000000.txt").write_text("exposure 3 ms")
+    files = [frame.cameras["left"] for frame in read_recording(folder)]
+    assert [Path(file.image).name for file in files if file] == [f"{i:06d}.png" for i in range(3)]
+    (folder / "left" / "000000.jpg").write_bytes(b"")
+    with pytest.raises(FrameError, match=r"two files of one frame, .*000000\.jpg, .*000000\.png"):
+        read_recording(folder)
+
+
 def without(key: str) -> dict[str, Any]:
     cameras = {name: dict(part) for name, part in RIG["cameras"].items()}
     del cameras["ahead"][key]
     return {**RIG, "cameras": cameras}
+
+
+def with_left(**changes: Any) -> dict[str, Any]:
+    return {**RIG, "cameras": {"left": {**RIG["cameras"]["left"], **changes}}}
+
+
+def with_times(*times_s: Any) -> dict[str, Any]:
+    pose = {"translation": [0, 0, 0], "rotation": [1, 0, 0, 0]}
+    return {**RIG, "poses": {f"{i:06d}": {"time_s": t, **pose} for i, t in enumerate(times_s)}}
 
 
 BROKEN = {
@@ -106,9 +126,17 @@ BROKEN = {
         {**RIG, "cameras": {"roof": RIG["cameras"]["left"]}},
         r"cameras\.roof\.images 'roof/\*' names no image",
     ),
-    "no quaternion": (
-        {**RIG, "cameras": {"left": {**RIG["cameras"]["left"], "rotation": [0, 0, 0, 0]}}},
-        r"cameras\.left: .*no pose",
+    "no quaternion": (with_left(rotation=[0, 0, 0, 0]), r"cameras\.left: .*no pose"),
+    "ragged": (with_left(intrinsics=[[60, 0], [1]]), r"cameras\.left\.intrinsics are no numbers"),
+    "no focal length": (with_left(intrinsics=[0, 60, 48, 27]), r"left\.intrinsics .*above 0"),
+    "words": (with_left(intrinsics=["a", "b", "c", "d"]), r"left\.intrinsics are no numbers"),
+    "not finite": (with_left(translation=[0, float("nan"), 0]), r"cameras\.left: .*not finite"),
+    "pattern": (with_left(images="left/**.png"), r"images 'left/\*\*\.png' "),
+    "one time": (with_times(0, 1, 1), r"poses\.000001 and poses\.000002 have the same time_s"),
+    "time": (with_times(0, float("nan"), 1), r"poses\.000001\.time_s is nan, expected a finite"),
+    "no points": (
+        {**RIG, "lidar": {"points": "*.bin", "translation": [0, 0, 0], "rotation": [1, 0, 0, 0]}},
+        r"lidar\.points '\*\.bin' names no file",
     ),
 }
 
@@ -119,7 +147,7 @@ def test_errors_name_the_rig_file_and_the_key(folder: Path, name: str) -> None:
     write_rig(folder, content)
     with pytest.raises(FrameError, match=message) as caught:
         read_recording(folder)
-    assert "rig.yaml" in str(caught.value) or "intrinsics" in name
+    assert "rig.yaml" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_rig_file_is_no_program(folder: Path) -> None:
@@ -173,6 +201,15 @@ def test_predict_of_an_info_file_is_what_val_predicts(
     assert command.main(arguments(twin, *words, "--mesh")) == 2
     assert command.main(arguments(twin, "--frames", tmp_path / "no", "--out", tmp_path)) == 2
     assert "rig.yaml" in capsys.readouterr().err
+
+
+def test_packed_images_are_refused(
+    twin: Twin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = SimpleNamespace(check=lambda *sizes: None)
+    monkeypatch.setattr(occupancy_dataset, "read_packed_index", lambda root: packed)
+    assert command.main(arguments(twin, "--frames", twin.info_file, "--out", tmp_path)) == 2
+    assert "in a data root of packed images" in capsys.readouterr().err
 
 
 def test_the_example_of_ones_own_rig(

@@ -128,12 +128,20 @@ def test_what_a_format_does_not_have_is_refused(tmp_path: Path) -> None:
         result.save(tmp_path / "a.ply", dense=True)
     with pytest.raises(ConfigError, match=r"mesh=True is an option of \.ply"):
         result.save(tmp_path / "a.npz", mesh=True)
+    with pytest.raises(ConfigError, match=r"'scale': 'big'.* another type"):
+        result.draw(scale="big")
     with pytest.raises(ConfigError, match="no option 'zoom'"):
         result.draw(zoom=2)
+    with pytest.raises(ConfigError, match=r"\.npz files have no option 'scale'"):
+        result.save(tmp_path / "a.npz", scale=2)
     (tmp_path / "b.npz").mkdir()
     with pytest.raises(ConfigError, match="is a folder"):
         result.save(tmp_path / "b.npz")
     with pytest.raises(ConfigError, match="1 results and 2 frames"):
         write_page([result], tmp_path / "a.html", [None, None])
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "a.html", tmp_path / "file" / "a.npz"):
+        with pytest.raises(ConfigError, match="file is a file"):
+            result.save(path)
     with pytest.raises(ConfigError, match="no result"):
         write_page([], tmp_path / "a.html")

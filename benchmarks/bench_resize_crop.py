@@ -1,4 +1,4 @@
-"""Times the exact resize of a crop against quick ones, Pillow's and the plain twin.
+"""Time the exact resize of a crop against quick ones, Pillow's and the reference in torch.
 
     python benchmarks/bench_resize_crop.py [--threads N] [--repeats N] [--save]
 

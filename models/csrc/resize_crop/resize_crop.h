@@ -50,11 +50,10 @@ inline double cubic(double x) {
 
 inline double triangle(double x) { return std::max(0.0, 1 - std::fabs(x)); }
 
-// An axis of `full` pixels resized to `resized`, of which [crop, crop + outputs) is kept, turned
-// round where `reversed`.
-inline Axis make_axis(int64_t full, int64_t resized, int64_t crop, int64_t outputs, bool reversed,
-                      int group, Method method) {
-  const double scale = static_cast<double>(full) / static_cast<double>(resized);
+// An axis of `full` pixels, `scale` of which make one of `resized`, of which [crop, crop + outputs)
+// is kept, mirrored where `reversed`.
+inline Axis make_axis(double scale, int64_t full, int64_t resized, int64_t crop, int64_t outputs,
+                      bool reversed, int group, Method method) {
   const double stretch = std::max(scale, 1.0);
   const double support = (method == Method::kLinear ? 1 : 2) * stretch;
   Axis axis;
@@ -112,6 +111,13 @@ inline Axis make_axis(int64_t full, int64_t resized, int64_t crop, int64_t outpu
     *std::max_element(weights, weights + axis.taps) += static_cast<int16_t>(lacking);
   }
   return axis;
+}
+
+// The same where all `full` pixels make all of `resized`.
+inline Axis make_axis(int64_t full, int64_t resized, int64_t crop, int64_t outputs, bool reversed,
+                      int group, Method method) {
+  const double scale = static_cast<double>(full) / static_cast<double>(resized);
+  return make_axis(scale, full, resized, crop, outputs, reversed, group, method);
 }
 
 inline uint8_t rounded(int32_t sum, int shift) {

@@ -37,8 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, n
 import loaders.register  # noqa: F401 - enters the parts into the registries
 from benchmarks import common
 from benchmarks.loader_data import write_data_set
-from loaders.sample import OccSample
 from loaders.errors import ImageBackendError
+from loaders.sample import OccSample
 from loaders.transforms import decode
 from loaders.transforms.decode import Backend, fastest_backend
 from loaders.transforms.geometry import apply_image_aug

@@ -1,8 +1,9 @@
 """Labels without compression by deflate.
 
-Most voxels of a grid are free. A packed grid has one bit per voxel for whether it has another label,
-these labels, and one bit per voxel of each mask. Packed rows of voxels have one byte per label, and
-for the places either one bit per voxel of the grid or four bytes per row, whichever is smaller.
+Most voxels of a grid are free. A packed grid has one bit per voxel for whether it has another
+label, these labels, and one bit per voxel of each mask. Packed rows of voxels have one byte per
+label, and for the places either one bit per voxel of the grid or four bytes per row, whichever is
+smaller.
 """
 
 from __future__ import annotations

@@ -91,9 +91,7 @@ def read_occupancy_rows(
     return rows
 
 
-def _stored_rows(
-    file: StoredArrays, path: str, column_order: str
-) -> npt.NDArray[np.integer[Any]]:
+def _stored_rows(file: StoredArrays, path: str, column_order: str) -> npt.NDArray[np.integer[Any]]:
     """Read integers [n, 4] of a file that is not packed."""
     header = file.header("") if "" in file else None
     if header is None or len(header.shape) != 2 or header.shape[1] != 4:

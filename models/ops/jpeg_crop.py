@@ -1,7 +1,7 @@
 """A crop of a resized JPEG file, decoded at the size that the resize needs.
 
-This reads a file format, so there is no reference implementation in torch. The tests compare it with
-other decoders.
+This reads a file format, so there is no reference implementation in torch. The tests compare it
+with transforms in double precision.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def jpeg_crop(
 ) -> bool:
     """Decode a JPEG file, resize it, crop it and mirror it.
 
-    Luma and chroma are resized before they become colours. Only blocks that the crop depends on are
-    transformed, to `8 / reduction` pixels by side; chroma that is stored at half of luma's size is
-    transformed to twice as many. The result differs from a resize of the decoded image by a few grey
-    values.
+    Luma and chroma are resized before they become colours. Only blocks that the crop depends on
+    are transformed, to `8 / reduction` pixels by side. Chroma that is stored at half of luma's size
+    is transformed to twice as many, at most eight. The result differs from a resize of the decoded
+    image by a few grey values.
 
     Args:
         out: uint8 `[h, w, 3]` on the CPU, whole rows, BGR; written.

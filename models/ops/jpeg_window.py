@@ -1,6 +1,6 @@
 """A window of a JPEG file, decoded by the machine's libjpeg-turbo.
 
-This binds a library and computes nothing of its own, so there is no twin.
+This is a binding of a library, so there is no reference implementation.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ __all__ = ["has_jpeg_window", "jpeg_window"]
 
 
 def has_jpeg_window() -> bool:
-    """Return whether the extension was built with libjpeg-turbo's header, and its library is
-    there.
-    """
+    """Return whether the extension was built with libjpeg-turbo, and its library is installed."""
     try:
         return bool(native("jpeg_window_available")())
     except ExtensionError:
@@ -29,8 +27,8 @@ def jpeg_window(
 ) -> tuple[Tensor, tuple[int, int]] | None:
     """Decode the pixels of some rows and columns.
 
-    All rows down to the last are parsed, since a JPEG file has no entry points, but no others are
-    transformed back. What is returned equals that part of the whole image.
+    A JPEG file has no entry points, so all rows down to the last are parsed. Only the window is
+    transformed. The result equals that part of the whole image.
 
     Args:
         data: uint8 `[n]`, the file.

@@ -35,7 +35,7 @@ def resize_crop(
     """Resize an image, crop it and mirror it, and write the result.
 
     Equals Pillow's ``resize``, followed by its ``crop`` and flip. Only pixels that the crop keeps
-    are computed, so the image may be a part of the full one, such as :func:`resize_window` tells.
+    are computed, so the image may be a part of the full one, see :func:`resize_window`.
 
     Args:
         out: uint8 ``[h, w, 3]`` on the CPU, whole rows; written.
@@ -43,8 +43,8 @@ def resize_crop(
         full: Height and width of the full image.
         offset: Row and column of the full image where ``image`` begins.
         resized: Height and width that the full image is resized to.
-        crop: Row and column of the resized image where ``out`` begins. What lies outside of the
-            resized image is 0.
+        crop: Row and column of the resized image where ``out`` begins. Pixels outside of the
+            resized image are 0.
         flip: Whether to mirror ``out`` left-right.
         method: "exact" gives the bytes of Pillow's bicubic filter; "cubic" is quicker, with weights
             of 16 bits, and differs by two grey values at most; "linear" is Pillow's bilinear filter

@@ -5,7 +5,8 @@
 DIR becomes a data root: set data_root to it. Images are cropped and resized to what the config's
 DrawImageAug can reach, and stored as JPEG. Occ3D labels and rows of voxels (OpenOccupancy,
 SurroundOcc) are stored without compression. Everything else is linked. Existing files are kept, so
-an interrupted run continues. --estimate packs a few files, writes nothing, and prints size and time.
+an interrupted run continues. --estimate packs a few files, writes nothing, and prints size and
+time.
 """
 
 from __future__ import annotations

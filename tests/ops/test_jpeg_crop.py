@@ -20,7 +20,11 @@ from models.ops.resize_crop import _weights
 
 FULL = (96, 160)
 # resized, crop (row, column), size of the output
-CASES = [((44, 73), (9, 4), (32, 64)), ((49, 88), (17, 0), (32, 88)), ((90, 150), (40, 20), (45, 57))]
+CASES = [
+    ((44, 73), (9, 4), (32, 64)),
+    ((49, 88), (17, 0), (32, 88)),
+    ((90, 150), (40, 20), (45, 57)),
+]
 SUBSAMPLING = {0: (1, 1), 1: (1, 2), 2: (2, 2)}  # Pillow's number to luma's blocks along y and x
 
 
@@ -96,7 +100,9 @@ def test_equals_transforms_in_double_precision(subsampling, reduction, method, f
     for case in CASES:
         found = cropped(data, reduction, case, flip, method)
         assert found is not None
-        apart = np.abs(found.numpy() - expected(content, subsampling, reduction, case, flip, method))
+        apart = np.abs(
+            found.numpy() - expected(content, subsampling, reduction, case, flip, method)
+        )
         assert apart.max() < 5 and apart.mean() < 0.8
 
 

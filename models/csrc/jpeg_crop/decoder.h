@@ -1,8 +1,8 @@
 // From the content of a JPEG file to a crop of the resized image.
 //
-// Rows of minimum coded units (MCUs) are decoded one by one into a strip, whose rows are resized at
-// once; the rows of the output follow from those. Blocks that the crop does not depend on are
-// parsed, as there is no other way past them, but not transformed.
+// Minimum coded units (MCUs) are decoded row by row into a strip, whose rows are resized along x at
+// once. The rows of the output are computed from those. Blocks that the crop does not depend on are
+// parsed, as the positions of blocks are not stored, but not transformed.
 #pragma once
 
 #include <algorithm>
@@ -312,7 +312,7 @@ class Decoder {
     inverse_dct(block, plane.points_y, plane.points_x, to, plane.strip_stride);
   }
 
-  // Resizes the rows of a strip along x. Those beside the axis are resized in vain.
+  // Resizes the rows of a strip along x.
   void resize_strip(Plane& plane, int64_t mcu_row) {
     const int64_t first = mcu_row * plane.height(), skipped = column_begin_ * plane.width();
     const uint8_t* from = plane.strip.data();

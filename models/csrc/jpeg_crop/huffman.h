@@ -19,8 +19,8 @@ namespace jpeg_crop {
 constexpr int kPeek = 11;
 // Steps along the zigzag: one past the end of a block, and an invalid code.
 constexpr int kEndOfBlock = 128, kBadCode = 64;
-// Bits of the longest code and of the longest value behind it.
-constexpr int kMaxCode = 16, kMaxValue = 15;
+// Bits of the longest code and of the longest values behind it, of 8-bit images.
+constexpr int kMaxCode = 16, kMaxDcValue = 11, kMaxAcValue = 10;
 // Bytes behind the data that may be read: more than the largest MCU of six blocks.
 constexpr size_t kPadding = 2048;
 
@@ -105,7 +105,7 @@ class HuffmanTable {
     return true;
   }
 
-  // Needs kMaxCode + kMaxValue bits in the reader.
+  // Takes at most 27 bits, which must be in the reader.
   Symbol read(BitReader& reader) const {
     const Symbol symbol = symbols_[reader.peek(kPeek)];
     if (__builtin_expect(symbol.bits == 0, 0)) {
@@ -133,7 +133,8 @@ class HuffmanTable {
   // Bits of the value behind a symbol, and steps along the zigzag.
   int value_bits(int symbol) const { return is_dc_ ? symbol : symbol & 15; }
   int steps(int symbol) const {
-    if (is_dc_) return symbol <= kMaxValue ? 0 : kBadCode;
+    if (is_dc_) return symbol <= kMaxDcValue ? 0 : kBadCode;
+    if ((symbol & 15) > kMaxAcValue) return kBadCode;
     if ((symbol & 15) == 0) return symbol == 0xF0 ? 16 : symbol == 0 ? kEndOfBlock : kBadCode;
     return (symbol >> 4) + 1;
   }

@@ -108,6 +108,11 @@ OPUS_AVX2 inline void inverse_dct_4x4_twice(const int16_t* blocks, uint8_t* to, 
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to + 3 * stride), _mm_unpackhi_epi64(lower, lower));
 }
 
+// Pair number `at` of two columns, in all lanes.
+OPUS_AVX2 inline __m256i columns(__m256i rows, int at) {
+  return _mm256_permutevar8x32_epi32(rows, _mm256_set1_epi32(at));
+}
+
 // A block to 8 x 8 pixels; with kFew, only its 4 x 4 lowest frequencies are not zero.
 template <bool kFew>
 OPUS_AVX2 inline void inverse_dct_8x8(const int16_t* block, uint8_t* to, int64_t stride) {
@@ -141,18 +146,12 @@ OPUS_AVX2 inline void inverse_dct_8x8(const int16_t* block, uint8_t* to, int64_t
   for (int k = 0; k < 4; ++k) {
     __m256i sums[2];
     for (int r = 0; r < 2; ++r) {
-      // All lanes get the pair of columns 0 and 1, 2 and 3, 4 and 5, 6 and 7.
-      const __m256i lane = _mm256_set1_epi32(2 * r);
-      const auto columns = [&](int pair) OPUS_AVX2 {
-        const int at = pair < 2 ? pair : pair + 2;
-        return _mm256_permutevar8x32_epi32(rows[k],
-                                           _mm256_add_epi32(lane, _mm256_set1_epi32(at)));
-      };
-      sums[r] = _mm256_add_epi32(_mm256_madd_epi16(columns(0), factors[0]),
-                                 _mm256_madd_epi16(columns(1), factors[1]));
+      sums[r] = _mm256_add_epi32(_mm256_madd_epi16(columns(rows[k], 2 * r), factors[0]),
+                                 _mm256_madd_epi16(columns(rows[k], 2 * r + 1), factors[1]));
       if constexpr (!kFew) {
-        sums[r] = _mm256_add_epi32(sums[r], _mm256_madd_epi16(columns(2), factors[2]));
-        sums[r] = _mm256_add_epi32(sums[r], _mm256_madd_epi16(columns(3), factors[3]));
+        const __m256i a = _mm256_madd_epi16(columns(rows[k], 2 * r + 4), factors[2]);
+        const __m256i b = _mm256_madd_epi16(columns(rows[k], 2 * r + 5), factors[3]);
+        sums[r] = _mm256_add_epi32(sums[r], _mm256_add_epi32(a, b));
       }
     }
     __m256i words = _mm256_packs_epi32(last(sums[0]), last(sums[1]));

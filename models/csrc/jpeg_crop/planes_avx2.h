@@ -89,27 +89,30 @@ OPUS_AVX2 inline __m128i colour_bytes(__m256i values) {
   return _mm_packus_epi16(_mm256_castsi256_si128(values), _mm256_extracti128_si256(values, 1));
 }
 
+OPUS_AVX2 inline __m256i times(__m256i chroma, int16_t factor) {
+  return _mm256_mulhrs_epi16(chroma, _mm256_set1_epi16(factor));
+}
+
+OPUS_AVX2 inline __m128i interleaved(__m128i bytes, int part, int channel) {
+  const int8_t* order = kInterleave.order[part][channel];
+  return _mm_shuffle_epi8(bytes, _mm_load_si128(reinterpret_cast<const __m128i*>(order)));
+}
+
 // Sixteen pixels at a time, as far as they fill; returns the first that is left.
 OPUS_AVX2 inline int64_t convert_row(const uint8_t* luma, const uint8_t* blue, const uint8_t* red,
                                      int64_t number, uint8_t* to) {
-  const auto pick = [](__m128i bytes, int part, int channel) OPUS_AVX2 {
-    return _mm_shuffle_epi8(
-        bytes, _mm_load_si128(reinterpret_cast<const __m128i*>(kInterleave.order[part][channel])));
-  };
   int64_t i = 0;
   for (; i + 16 <= number; i += 16) {
     const __m256i y = _mm256_slli_epi16(words_of(luma + i), kColourShift);
     const __m256i u = chroma_of(blue + i), v = chroma_of(red + i);
-    const auto of = [](__m256i chroma, int16_t factor) OPUS_AVX2 {
-      return _mm256_mulhrs_epi16(chroma, _mm256_set1_epi16(factor));
-    };
-    const __m128i b = colour_bytes(_mm256_add_epi16(y, of(u, kBlueOfBlue)));
-    const __m128i g = colour_bytes(_mm256_sub_epi16(_mm256_sub_epi16(y, of(u, kGreenOfBlue)),
-                                                    of(v, kGreenOfRed)));
-    const __m128i r = colour_bytes(_mm256_add_epi16(y, of(v, kRedOfRed)));
+    const __m128i b = colour_bytes(_mm256_add_epi16(y, times(u, kBlueOfBlue)));
+    const __m128i g = colour_bytes(_mm256_sub_epi16(_mm256_sub_epi16(y, times(u, kGreenOfBlue)),
+                                                    times(v, kGreenOfRed)));
+    const __m128i r = colour_bytes(_mm256_add_epi16(y, times(v, kRedOfRed)));
     for (int part = 0; part < 3; ++part) {
       const __m128i bytes =
-          _mm_or_si128(_mm_or_si128(pick(b, part, 0), pick(g, part, 1)), pick(r, part, 2));
+          _mm_or_si128(_mm_or_si128(interleaved(b, part, 0), interleaved(g, part, 1)),
+                       interleaved(r, part, 2));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 3 * i + 16 * part), bytes);
     }
   }

@@ -107,7 +107,8 @@ def variants(base: Step, packed_root: str, backends: Sequence[Backend]) -> Itera
     for mode in ("plain", "exact", "fast", "packed"):
         # Nothing decodes and resizes exact images in one pass.
         first: Backend = fastest_backend() if mode == "exact" else "auto"  # type: ignore[assignment]
-        for backend in backends[:1] if mode == "plain" else dict.fromkeys([first, *backends]):
+        decoders: list[Backend] = [*dict.fromkeys([first, *backends])]
+        for backend in decoders[:1] if mode == "plain" else decoders:
             cfg = copy.deepcopy(base)
             if mode == "plain":
                 cfg["pipeline"][1] = dict(type="PlainImages")

@@ -2,11 +2,11 @@
 
     python benchmarks/bench_loader.py [--real NUSCENES] [--rounds N] [--workers 0 2 4 8] [--save]
 
-Makes a data set of nuScenes' sizes in a temporary folder (1600 x 900 JPEGs, Occ3D labels, LiDAR, 8
-frames of 6 cameras a sample) and uses the published training and test pipelines. --real names a
-nuScenes folder whose key frames are taken beside drawn ones. `plain` decodes with Pillow and
-resizes with Pillow, image by image. What a core does is told by CPU times of one process, in which
-the pipelines take turns; samples/s with workers are wall time.
+Make a data set of nuScenes' sizes in a temporary folder (1600 x 900 JPEGs, Occ3D labels, LiDAR, 8
+frames of 6 cameras a sample) and use the published training and test pipelines. --real names a
+nuScenes folder whose key frames are used in a second run. `plain` decodes and resizes with Pillow,
+image by image. The work of a core is measured as CPU time in one process, in which the pipelines
+take turns. Samples per second with workers are wall time.
 """
 
 from __future__ import annotations
@@ -37,9 +37,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, n
 import loaders.register  # noqa: F401 - enters the parts into the registries
 from benchmarks import common
 from benchmarks.loader_data import write_data_set
+from loaders.errors import ImageBackendError
 from loaders.sample import OccSample
+from loaders.transforms import decode
 from loaders.transforms.decode import Backend, fastest_backend
 from loaders.transforms.geometry import apply_image_aug
+from models.ops.jpeg_crop import jpeg_crop
+from models.ops.jpeg_window import has_jpeg_window, jpeg_window
 from scripts.packing.plan import PackingPlan, plan_packing
 from scripts.packing.writer import DEFAULT_QUALITY, pack, pack_image
 from scripts.runtime.atomic_write import write_atomically
@@ -51,12 +55,13 @@ CONFIG = "configs/opusv2_nusc-occ3d/opusv2-t_r50_704x256_8f_nusc-occ3d_100e.py"
 NUSC_KEY_FRAMES, NUSC_SCENES, NUSC_FRAMES = 34_149, 850, 6
 AIMS = {"exact": 2.5, "fast": 8.0, "packed": 10.0}
 BATCH = 8
+IMAGES = 48  # of a sample
 Step = dict[str, Any]
 
 
 @TRANSFORMS.register_module()
 class PlainImages:
-    """The plain pipeline: a loop over images with Pillow alone."""
+    """Load images in the plain way: a loop over images with Pillow alone."""
 
     def __call__(self, sample: OccSample) -> OccSample:
         assert sample.image_aug is not None
@@ -100,7 +105,10 @@ def load_published(root: Path, **options: Any) -> Config:
 def variants(base: Step, packed_root: str, backends: Sequence[Backend]) -> Iterator[tuple]:
     """Yield the names, decoders and data set configs to compare."""
     for mode in ("plain", "exact", "fast", "packed"):
-        for backend in backends[:1] if mode == "plain" else backends:
+        # Nothing decodes and resizes exact images in one pass.
+        first: Backend = fastest_backend() if mode == "exact" else "auto"  # type: ignore[assignment]
+        decoders: list[Backend] = [*dict.fromkeys([first, *backends])]
+        for backend in decoders[:1] if mode == "plain" else decoders:
             cfg = copy.deepcopy(base)
             if mode == "plain":
                 cfg["pipeline"][1] = dict(type="PlainImages")
@@ -109,11 +117,29 @@ def variants(base: Step, packed_root: str, backends: Sequence[Backend]) -> Itera
                 cfg["pipeline"][1].update(image_mode=image_mode, backend=backend)
             if mode == "packed":
                 cfg["data_root"] = packed_root
-            yield mode, "pillow" if mode == "plain" else backend, cfg
+            yield mode, _decoder_name(mode, backend), cfg
+
+
+def _decoder_name(mode: str, backend: Backend) -> str:
+    if mode == "plain":
+        return "pillow"
+    return "native (auto)" if backend == "auto" else backend
+
+
+def working(backends: Sequence[Backend]) -> list[Backend]:
+    """Return the decoders that work on this machine."""
+    found = []
+    for backend in backends:
+        try:
+            decode._decoder(backend)
+        except ImageBackendError:
+            continue
+        found.append(backend)
+    return found
 
 
 def stage_times_ms(dataset: Any, index: int) -> tuple[dict[str, float], Any]:
-    """CPU milliseconds of every step of a sample in this process, and the sample."""
+    """Return CPU milliseconds of every step of a sample in this process, and the sample."""
     start = time.process_time()
     item = dataset.get_sample(index % len(dataset))
     spent = {"poses": time.process_time() - start}
@@ -162,8 +188,39 @@ def per_core(say: Lines, kind: str, built: list[tuple], rounds: int) -> dict[str
     return totals
 
 
+def tell_floor(say: Lines, plan: PackingPlan, rounds: int) -> None:
+    """Print the time of entropy decoding alone, without which no image can be loaded."""
+    out = torch.empty(1, 64, 3, dtype=torch.uint8)
+    (raw_h, raw_w), *_ = (size.raw_hw for size in plan.images.values())
+    half = (raw_h // 2, raw_w // 2)
+    corner = (half[0] - 1, half[1] - 64)
+
+    def native(data: torch.Tensor) -> None:
+        # The last row of the image: every block is parsed, few are transformed.
+        assert jpeg_crop(out, data, 2, (raw_h, raw_w), 0, half, corner)
+
+    def libjpeg(data: torch.Tensor) -> None:
+        assert jpeg_window(data, 2, (corner[0], half[0]), (corner[1], half[1]))
+
+    names = [*plan.images][:: max(1, len(plan.images) // IMAGES)][:IMAGES]
+    files = [
+        torch.frombuffer(bytearray((plan.source / name).read_bytes()), dtype=torch.uint8)
+        for name in names
+    ]
+    parsers = {"native": native, **({"libjpeg": libjpeg} if has_jpeg_window() else {})}
+    taken: dict[str, list[float]] = {name: [] for name in parsers}
+    for _ in range(rounds + 1):
+        for name, parse in parsers.items():
+            start = time.process_time()
+            for data in files:
+                parse(data)
+            taken[name].append(1e3 * (time.process_time() - start) * IMAGES / len(files))
+    told = ", ".join(f"{name} {statistics.median(t[1:]):.0f} ms" for name, t in taken.items())
+    say(f"Entropy decoding of the {IMAGES} images of a sample, without anything else: {told}.\n")
+
+
 def tell_machines(say: Lines, totals: dict[str, float]) -> None:
-    """Print what machines feed, by the CPU times of a core."""
+    """Print which step times machines can feed, from the CPU times of a core."""
     say.table(
         "training", "samples/s of 4 workers", f"feed batches of {BATCH} every", "of 16 workers",
         "feed every",
@@ -251,25 +308,27 @@ def tell_lidar(say: Lines, root: Path, rounds: int) -> None:
 
 
 def bench(say: Lines, title: str, root: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Return the measures a data set of one kind of frames; returns ratios to plain by mode."""
+    """Measure a data set of one kind of frames; return ratios to plain by mode."""
     cfg = load_published(root)
     train, test = (cfg[f"{part}_dataloader"]["dataset"].to_dict() for part in ("train", "val"))
     packed = root.parent / f"{root.name}_packed"
     plan = plan_packing(cfg, CONFIG, DEFAULT_QUALITY)
     pack(plan, packed, 0)
-    backends = list(dict.fromkeys([fastest_backend(), *args.backends]))
+    backends = working(args.backends)
     say(f"## {title}\n")
     totals: dict[str, dict[str, float]] = {}
     for kind, base in (("training", train), ("evaluation", test)):
         built = [
-            (mode, backend, DATASETS.build(part))
-            for mode, backend, part in variants(base, str(packed), backends)
+            (mode, decoder, DATASETS.build(part))
+            for mode, decoder, part in variants(base, str(packed), backends)
         ]
         totals[kind] = per_core(say, kind, built, args.rounds)
         if kind == "training":
-            fastest = [entry for entry in built if entry[1] in ("pillow", backends[0])]
+            fastest = {entry[0]: entry for entry in reversed(built)}
+    tell_floor(say, plan, args.rounds)
     tell_machines(say, totals["training"])
-    tell_workers(say, fastest[1:], args.workers, args.seconds)
+    in_workers = [fastest[mode] for mode in AIMS]
+    tell_workers(say, in_workers, args.workers, args.seconds)
     tell_packing(say, plan, packed)
     tell_lidar(say, root, args.rounds)
     ours = totals["training"]
@@ -281,10 +340,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=7, help="samples of each pipeline")
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each number of workers")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each number of workers")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2, 4, 8])
+    decoders = ["libjpeg", "turbojpeg", "cv2"]
     parser.add_argument(
-        "--backends", nargs="*", default=["cv2"], help="decoders beside the fastest one"
+        "--backends", nargs="+", default=decoders, help="decoders beside the fastest ones"
     )
     parser.add_argument("--real", type=Path, help="nuScenes folder with real key frames")
     parser.add_argument("--note", default="", help="a remark, such as other load")
@@ -302,6 +362,9 @@ def main() -> None:
         f" {PIL.__version__}, torch {torch.__version__}. A sample is 8 frames of 6 cameras, 1600 x"
         f" 900 JPEGs, with Occ3D labels. CPU times are medians of samples. {args.note}\n"
     )
+    missing = [name for name in args.backends if name not in working(args.backends)]
+    if missing:
+        say(f"Not available on this machine, so not measured: {', '.join(missing)}.\n")
     aims = []
     for title, source in (("Drawn frames", None), ("Real frames", args.real)):
         if title == "Real frames" and source is None:

@@ -44,8 +44,8 @@ def share(tensor: Tensor) -> Tensor:
 def shared_empty(shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """Return an array without content; in a data worker it lies in shared memory.
 
-    torch copies every tensor of a batch into shared memory before a worker sends it. What
-    `as_tensor` makes of such an array is sent as it is.
+    torch copies every tensor of a batch into shared memory before a worker sends it. Tensors that
+    `as_tensor` makes from such arrays are sent without a copy.
 
     Args:
         shape: Of the array.
@@ -54,7 +54,7 @@ def shared_empty(shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]
     if get_worker_info() is None:
         return np.empty(shape, dtype)
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    # What torch's own collate function takes to the same end.
+    # torch's own collate function uses the same call.
     storage = torch.UntypedStorage._new_shared(max(size, 1))
     flat: Any = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
     return flat.numpy()[:size].view(dtype).reshape(shape)

@@ -1,6 +1,7 @@
 """Decoding image files, whole or in part, at full or reduced size.
 
-By libjpeg-turbo through the native extension, else PyTurboJPEG, else OpenCV, else Pillow.
+libjpeg-turbo through the native extension is preferred, then PyTurboJPEG, OpenCV and Pillow. Crops
+that need not equal Pillow's are decoded and resized by the native operation `jpeg_crop`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from mmengine.logging import print_log
 
 from loaders.errors import ImageBackendError, LoaderConfigError, WrongShapeError
 from loaders.safe_reading import MIB, FileKind, read_file, reading, truncated
+from models.ops.jpeg_crop import jpeg_crop
 from models.ops.jpeg_window import has_jpeg_window, jpeg_window
+from models.ops.resize_crop import Method
 
 Backend = Literal["auto", "libjpeg", "turbojpeg", "cv2", "pillow"]
 Image = npt.NDArray[np.uint8]
@@ -119,13 +122,51 @@ def decode_image_part(
     _check_content(path, data, raw_hw)
     name = fastest_backend() if backend == "auto" else backend
     if name == "libjpeg" and data.startswith(_START_OF_IMAGE):
-        buffer = torch.frombuffer(
-            bytearray(data) if isinstance(data, bytes) else data, dtype=torch.uint8
-        )
-        found = jpeg_window(buffer, reduction, rows, columns)
+        found = jpeg_window(_as_tensor(data), reduction, rows, columns)
         if found is not None:
             return found[0].numpy(), found[1]
     return _decode(path, data, backend, reduction, raw_hw), (0, 0)
+
+
+def decode_crop(
+    data: bytes | bytearray,
+    path: str,
+    out: Image,
+    full_hw: tuple[int, int],
+    top: int,
+    resized_hw: tuple[int, int],
+    crop: tuple[int, int],
+    flip: bool,
+    method: Method,
+    reduction: int = 1,
+) -> bool:
+    """Decode, resize and crop a JPEG file in one pass, if that is possible.
+
+    Args:
+        data: Content of an image file.
+        path: What errors call the image.
+        out: uint8 [h, w, 3], written, BGR.
+        full_hw: Height and width of the whole image.
+        top: Rows of the whole image that the file lacks at its top.
+        resized_hw: Height and width that the whole image is resized to.
+        crop: Row and column of the resized image where `out` begins.
+        flip: Whether to mirror `out` left-right.
+        method: Filter of the resize, one of `models.ops.jpeg_crop.QUICK_METHODS`.
+        reduction: 1, 2, 4 or 8: the file is decoded at that part of its size.
+
+    Returns:
+        Whether `out` was written. If not, use `decode_image_part`.
+
+    Raises:
+        WrongShapeError: As `read_image`, as is the other.
+        BadDataError: The content cannot be decoded.
+    """
+    if not data.startswith(_START_OF_IMAGE):
+        return False
+    _check_content(path, data, (full_hw[0] - top, full_hw[1]))
+    buffer = _as_tensor(data)
+    target = torch.from_numpy(out)
+    return jpeg_crop(target, buffer, reduction, full_hw, top, resized_hw, crop, flip, method)
 
 
 def image_size(data: bytes | bytearray, name: str) -> tuple[int, int]:
@@ -165,10 +206,15 @@ def decode_image(
     return _decode(path, data, backend, reduction, raw_hw)
 
 
+def _as_tensor(data: bytes | bytearray) -> torch.Tensor:
+    """Return the bytes of a file as uint8 [n], without a copy where they may be written to."""
+    writable = bytearray(data) if isinstance(data, bytes) else data
+    return torch.frombuffer(writable, dtype=torch.uint8)
+
+
 def _check_content(path: str, data: bytes | bytearray, raw_hw: tuple[int, int] | None) -> None:
-    """Raise unless the header is found fit to be decoded."""
-    # OpenCV and TurboJPEG fill what is missing of a JPEG with grey and only warn on stderr, so
-    # truncation is looked for here, before any of them.
+    """Raise an error if a file is truncated, has no valid header, or has another size."""
+    # OpenCV and TurboJPEG fill what is missing of a JPEG with grey and only warn on stderr.
     if data.startswith(_START_OF_IMAGE) and data.find(_END_OF_IMAGE, -_TAIL_BYTES) < 0:
         raise truncated(path, _IMAGE_FILE, f"{len(data)} bytes")
     with reading(path, _IMAGE_FILE, _broken(data)):
@@ -224,9 +270,9 @@ def _read_header(path: str, data: bytes | bytearray) -> tuple[tuple[int, int], b
 
 
 def _baseline_jpeg_size(data: bytes | bytearray) -> tuple[int, int] | None:
-    """Return height and width of a baseline JPEG, five times as fast as Pillow; None for others.
+    """Return height and width of a baseline JPEG, five times as fast as Pillow.
 
-    Whatever is unusual about the segments before the frame header is left to Pillow.
+    Returns None for other files and for unusual segments before the frame header.
     """
     if not data.startswith(_START_OF_IMAGE):
         return None
@@ -263,7 +309,7 @@ def _check_size(path: str, size: tuple[int, int], raw_hw: tuple[int, int] | None
 
 @functools.cache
 def notice_slow_backend(backend: Backend) -> None:
-    """Say once per process if 'auto' does not get the fastest decoder, and how to."""
+    """Log once per process if 'auto' does not get the fastest decoder, and how to get it."""
     if backend == "auto" and fastest_backend() != "libjpeg":
         print_log(
             f"images are decoded with {fastest_backend()}: for faster loading install "
@@ -325,9 +371,8 @@ def _libjpeg_decoder() -> _Decoder:
         found = None
         if data.startswith(_START_OF_IMAGE):
             everything = (0, 1 << 20)
-            tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            found = jpeg_window(tensor, reduction, everything, everything)
-        # Damaged files and those of other colours are the other decoder's to judge.
+            found = jpeg_window(_as_tensor(data), reduction, everything, everything)
+        # The other decoder reports damage, and reads other colours.
         return other(data, reduction) if found is None else found[0].numpy()
 
     return decode
@@ -344,8 +389,8 @@ def _turbojpeg_decoder() -> _Decoder:
             return other(data, reduction)
         scale = None if reduction == 1 else (1, reduction)
         with warnings.catch_warnings():
-            # It warns where it returns grey or nothing, and fails on colours that it does not
-            # know; the other decoder then judges.
+            # It warns where it returns grey or nothing, and fails on colours without a conversion.
+            # The other decoder is used then.
             warnings.simplefilter("error", UserWarning)
             try:
                 image: Image = jpeg.decode(
@@ -361,7 +406,7 @@ def _turbojpeg_decoder() -> _Decoder:
 def _cv2_decoder() -> _Decoder:
     import cv2
 
-    # What it writes to stderr about a broken file is raised by the caller, with the file's name.
+    # The caller raises an error with the file's name instead of messages on stderr.
     cv2.setLogLevel(0)
     flags = {
         1: cv2.IMREAD_COLOR,
@@ -373,7 +418,7 @@ def _cv2_decoder() -> _Decoder:
     def decode(data: bytes | bytearray, reduction: int) -> Image | None:
         if not data:
             return None
-        # OpenCV rounds down where it reduces other formats than JPEG.
+        # OpenCV rounds sizes down if it reduces other formats than JPEG.
         by_itself = reduction if data.startswith(_START_OF_IMAGE) else 1
         # Calibration refers to pixels as stored, so EXIF orientation is ignored.
         flag = flags[by_itself] | cv2.IMREAD_IGNORE_ORIENTATION

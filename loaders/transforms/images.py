@@ -1,4 +1,4 @@
-"""Loading the images of a sample and augmenting them, all with one draw.
+"""Loading and augmenting the images of a sample, all with one draw.
 
 Legend: F images of a sample, H W raw height and width, h w those of the network input.
 """
@@ -20,6 +20,7 @@ from loaders.transforms.decode import (
     REDUCTIONS,
     Backend,
     Image,
+    decode_crop,
     decode_image,
     decode_image_part,
     image_size,
@@ -36,6 +37,7 @@ from loaders.transforms.geometry import (
     test_image_aug,
 )
 from models.ops import resize_crop, resize_window
+from models.ops.jpeg_crop import QUICK_METHODS
 from models.ops.resize_crop import Method
 
 # How far above the reduced size a fast decode may be enlarged: OPUS trains with ratios of
@@ -45,7 +47,7 @@ _MAX_ENLARGEMENT = 1.1
 
 @TRANSFORMS.register_module()
 class DrawImageAug:
-    """Draws one image augmentation for the whole sample (or takes the fixed one of evaluation).
+    """Draw one image augmentation for the whole sample, or take the fixed one of evaluation.
 
     A sample with a generator is augmented randomly. One without (test mode) gets the fixed
     augmentation, and the three ranges and probabilities are ignored.
@@ -87,7 +89,7 @@ class DrawImageAug:
         self.rotate_range_deg = (float(rotate_range_deg[0]), float(rotate_range_deg[1]))
 
     def __call__(self, sample: OccSample) -> OccSample:
-        """Set `image_aug` and `camera_augs`, and multiplies the matrices into `ego2img`."""
+        """Set `image_aug` and `camera_augs`, and multiply the matrices into `ego2img`."""
         params = self._fixed
         if sample.rng is not None:
             params = draw_image_aug(
@@ -141,18 +143,20 @@ def _camera_sizes(camera_hw: Mapping[str, Sequence[int]] | None) -> dict[str, tu
 
 @TRANSFORMS.register_module()
 class LoadMultiViewImages:
-    """Loads and augments the images of all frames and cameras: uint8 [F, h, w, 3], BGR.
+    """Load and augment the images of all frames and cameras: uint8 [F, h, w, 3], BGR.
 
     Args:
         raw_hw: Height and width that the images must have.
         camera_hw: Height and width by camera, of those whose images are of another size.
-        image_mode: 'exact' decodes fully; what comes out equals Pillow's bicubic resize, with which
-            the published models are trained and evaluated. 'fast' decodes at the smallest
-            sufficient DCT scale and resizes linearly from there; where none is sufficient, it is
-            'exact'. Packed images are stored so small that both do the same.
-        backend: Decoding library, see `loaders.transforms.decode.read_image`.
+        image_mode: 'exact' decodes fully; the result equals Pillow's bicubic resize, with which the
+            published models are trained and evaluated. 'fast' decodes at the smallest sufficient
+            DCT scale and resizes linearly from there; if none is sufficient, it equals 'exact'.
+            Packed images are stored so small that both modes do the same.
+        backend: Decoding library, see `loaders.transforms.decode.read_image`. With 'auto', fast and
+            packed images are decoded and resized in one pass by a native operation.
         image_cache_mb: Size of the image cache of each process in training, MiB (use persistent
-            workers). It keeps decoded images and is meant for data sets that fit. 0 keeps nothing.
+            workers), meant for data sets that fit. It keeps decoded images, or the content of files
+            if decoding and resizing are one pass. 0 keeps nothing.
         test_cache_mb: The same in evaluation, where augmented images are kept: the next samples of
             a scene share most of their history with this one, and 26 MiB hold 8 frames of 6 cameras
             at 704 x 256. None takes `image_cache_mb`.
@@ -215,38 +219,69 @@ class LoadMultiViewImages:
         self, path: str, params: ImageAugParams, stored: StoredSize, out: Image, is_fixed: bool
     ) -> None:
         """Write an image to `out`; `is_fixed` if all samples share the augmentation."""
-        reduction = 1
-        if self.image_mode == "fast":
-            reduction = choose_reduction(params.resize_dims[0] / stored.full_hw[1])
-
+        reduction = self._reduction(params, stored)
         whole = _reduced(stored, reduction)
-        method: Method = "exact"
-        if stored.full_hw != stored.raw_hw:
-            method = "cubic"
-        elif reduction > 1:
-            method = "linear"
 
-        def read() -> tuple[Image, tuple[int, int]]:
-            image = read_image(path, self.backend, reduction, stored.stored_hw)
-            return image, (whole.top, 0)
+        method, is_smooth = self._method(stored, reduction), self.image_mode == "fast"
 
-        def read_part() -> tuple[Image, tuple[int, int]]:
-            return self._decode_needed(read_image_file(path), path, params, stored, reduction)
-
-        def augment(image: Image, offset: tuple[int, int], to: Image) -> Image:
-            is_smooth = self.image_mode == "fast"
-            augment_image(image, params, to, whole.full_hw, offset, method, is_smooth)
+        def augment_content(data: bytes | bytearray, to: Image) -> Image:
+            self._augment(data, path, params, stored, reduction, to)
             return to
 
-        if not is_fixed and self._train_cache.limit:
-            (image,) = self._train_cache.get((path, reduction), lambda: [read()[0]])
-            augment(image, (whole.top, 0), out)
+        if not is_fixed and self._train_cache.limit and self._is_quick(method):
+            (content,) = self._train_cache.get(
+                (path, 0), lambda: [np.frombuffer(read_image_file(path), np.uint8)]
+            )
+            augment_content(bytearray(content), out)
+        elif not is_fixed and self._train_cache.limit:
+            (image,) = self._train_cache.get(
+                (path, reduction),
+                lambda: [read_image(path, self.backend, reduction, stored.stored_hw)],
+            )
+            augment_image(image, params, out, whole.full_hw, (whole.top, 0), method, is_smooth)
         elif is_fixed and self._test_cache.limit:
             (out[...],) = self._test_cache.get(
-                (path, params), lambda: [augment(*read_part(), np.empty_like(out))]
+                (path, params),
+                lambda: [augment_content(read_image_file(path), np.empty_like(out))],
             )
         else:
-            augment(*read_part(), out)
+            augment_content(read_image_file(path), out)
+
+    def _reduction(self, params: ImageAugParams, stored: StoredSize) -> int:
+        if self.image_mode != "fast":
+            return 1
+        return choose_reduction(params.resize_dims[0] / stored.full_hw[1])
+
+    def _method(self, stored: StoredSize, reduction: int) -> Method:
+        if stored.full_hw != stored.raw_hw:
+            return "cubic"
+        return "linear" if reduction > 1 else "exact"
+
+    def _is_quick(self, method: Method) -> bool:
+        """Return whether images are decoded and resized in one pass."""
+        return self.backend == "auto" and method in QUICK_METHODS
+
+    def _augment(
+        self,
+        data: bytes | bytearray,
+        name: str,
+        params: ImageAugParams,
+        stored: StoredSize,
+        reduction: int,
+        out: Image,
+    ) -> None:
+        """Write the content of an image file to `out`, augmented."""
+        method, is_smooth = self._method(stored, reduction), self.image_mode == "fast"
+        resized_hw, crop = params.resize_dims[::-1], params.crop[1::-1]
+        sizes = (stored.full_hw, stored.top, resized_hw, crop)
+        if self._is_quick(method) and decode_crop(
+            data, name, out, *sizes, params.flip, method, reduction
+        ):
+            rotate_image(out, params.rotate_deg, is_smooth)
+            return
+        image, offset = self._decode_needed(data, name, params, stored, reduction)
+        full_hw = _reduced(stored, reduction).full_hw
+        augment_image(image, params, out, full_hw, offset, method, is_smooth)
 
     def _decode_needed(
         self,
@@ -282,17 +317,13 @@ class LoadMultiViewImages:
         Raises:
             BadDataError: If the content cannot be decoded.
         """
-        is_fast = self.image_mode == "fast"
         out = np.empty((*params.size_hw, 3), dtype=np.uint8)
         if isinstance(source, np.ndarray):
-            augment_image(source, params, out, is_smooth=is_fast)
+            augment_image(source, params, out, is_smooth=self.image_mode == "fast")
             return out
         size = image_size(source, name)
         stored = StoredSize(size, size)
-        reduction = choose_reduction(params.resize_dims[0] / size[1]) if is_fast else 1
-        image, offset = self._decode_needed(source, name, params, stored, reduction)
-        full_hw = _reduced(stored, reduction).full_hw
-        augment_image(image, params, out, full_hw, offset, is_smooth=is_fast)
+        self._augment(source, name, params, stored, self._reduction(params, stored), out)
         return out
 
 
@@ -335,7 +366,7 @@ def augment_image(
     method: Method = "exact",
     is_smooth: bool = False,
 ) -> None:
-    """Augments one image as `loaders.transforms.geometry.apply_image_aug` does.
+    """Augment one image as `loaders.transforms.geometry.apply_image_aug` does.
 
     Args:
         image: uint8 [H, W, 3], of the scene at any size, or the part that is needed.
@@ -356,16 +387,27 @@ def augment_image(
         params.flip,
         method,
     )
-    if params.rotate_deg and is_smooth:
+    rotate_image(out, params.rotate_deg, is_smooth)
+
+
+def rotate_image(out: Image, degrees: float, is_smooth: bool) -> None:
+    """Rotate an image about its centre, in place.
+
+    Args:
+        out: uint8 [h, w, 3].
+        degrees: Counter-clockwise.
+        is_smooth: Whether to interpolate instead of taking the nearest pixel.
+    """
+    if degrees and is_smooth:
         import cv2
 
         h, w = out.shape[:2]
-        turn = cv2.getRotationMatrix2D((w / 2 - 0.5, h / 2 - 0.5), params.rotate_deg, 1.0)
+        turn = cv2.getRotationMatrix2D((w / 2 - 0.5, h / 2 - 0.5), degrees, 1.0)
         out[...] = cv2.warpAffine(out, turn, (w, h), flags=cv2.INTER_LINEAR)
-    elif params.rotate_deg:
+    elif degrees:
         from PIL import Image as PilImage
 
-        out[...] = np.asarray(PilImage.fromarray(out).rotate(params.rotate_deg))
+        out[...] = np.asarray(PilImage.fromarray(out).rotate(degrees))
 
 
 def read_whole_image(path: str, packed: PackedImages | None) -> Image:

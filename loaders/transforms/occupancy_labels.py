@@ -13,7 +13,8 @@ import numpy.typing as npt
 from mmengine.registry import TRANSFORMS
 
 from loaders.errors import LoaderConfigError, UnknownClassError, WrongShapeError
-from loaders.safe_reading import MIB, FileKind, open_arrays
+from loaders.packed_labels import has_packed_rows, pack_rows, read_packed_rows
+from loaders.safe_reading import MIB, FileKind, StoredArrays, open_arrays
 from loaders.sample import UNKNOWN_LABEL, OccSample
 from loaders.transforms.cache import ArrayCache
 from loaders.transforms.label_files import LabelFiles, LabelMap, MappedLabels, mapped_labels
@@ -43,7 +44,8 @@ def read_occupancy_rows(
     """Read the label file of a sample.
 
     Args:
-        path: `.npy` file of integer rows, three voxel indices and a label.
+        path: `.npy` file of integer rows, three voxel indices and a label, or one that
+            `pack_occupancy_rows` packed.
         grid_shape: (X, Y, Z) of the grid that the rows index.
         num_classes: K; labels are 0 (noise) to K.
         ignore_label: Label of voxels of unknown state, which is also allowed; None if there is
@@ -62,12 +64,10 @@ def read_occupancy_rows(
         BadDataError: If it is broken or has a wrong shape, voxels outside the grid or other labels.
     """
     with open_arrays(path, _LABEL_FILE, _LABEL_FILE.max_bytes) as file:
-        header = file.header("") if "" in file else None
-        if header is None or len(header.shape) != 2 or header.shape[1] != 4:
-            raise _LABEL_FILE.broken(path, f"holds no rows ({', '.join(column_order)}, label)")
-        if header.dtype.kind not in "ui":
-            raise _LABEL_FILE.broken(path, f"is {header.dtype}, not integer")
-        rows = file.read("")
+        if has_packed_rows(file):
+            rows: npt.NDArray[np.integer[Any]] = read_packed_rows(file, path, _LABEL_FILE)
+        else:
+            rows = _stored_rows(file, path, column_order)
     rows = rows[:, [*(column_order.index(axis) for axis in "zyx"), 3]]
     if label_table is not None:
         label = mapped_labels(rows[:, 3], label_table, path)
@@ -91,6 +91,33 @@ def read_occupancy_rows(
                 "ignore_label if it marks voxels of unknown state"
             )
     return rows
+
+
+def _stored_rows(file: StoredArrays, path: str, column_order: str) -> npt.NDArray[np.integer[Any]]:
+    """Read integers [n, 4] of a file that is not packed."""
+    header = file.header("") if "" in file else None
+    if header is None or len(header.shape) != 2 or header.shape[1] != 4:
+        raise _LABEL_FILE.broken(path, f"holds no rows ({', '.join(column_order)}, label)")
+    if header.dtype.kind not in "ui":
+        raise _LABEL_FILE.broken(path, f"is {header.dtype}, not integer")
+    return file.read("")
+
+
+def pack_occupancy_rows(path: str) -> dict[str, npt.NDArray[Any]] | None:
+    """Read a file of rows as the arrays of a packed file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        See `loaders.packed_labels.pack_rows`; None if the rows cannot be packed.
+
+    Raises:
+        MissingDataError: If the file does not exist.
+        BadDataError: If it is broken.
+    """
+    with open_arrays(path, _LABEL_FILE, _LABEL_FILE.max_bytes) as file:
+        return pack_rows(_stored_rows(file, path, "zyx"))
 
 
 def occupancy_grids(

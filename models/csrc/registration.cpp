@@ -106,6 +106,11 @@ TORCH_LIBRARY(opus, m) {
       "-> (Tensor maximum, Tensor winner)");
   m.def("voxel_max_backward(Tensor grad, Tensor winner, int num_points) -> Tensor");
 
+  // out [h, w, 3] of a JPEG file; false if the file is not a baseline YCbCr file.
+  m.def(
+      "jpeg_crop(Tensor(a!) out, Tensor data, int reduction, int[2] full, int top, "
+      "int[2] resized, int[2] crop, bool flip, int method) -> bool");
+
   // The image is empty if libjpeg-turbo is missing or the file is not supported.
   m.def(
       "jpeg_window(Tensor data, int reduction, int[2] rows, int[2] columns) "

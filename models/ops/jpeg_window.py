@@ -1,6 +1,6 @@
 """Decoding of a window of a JPEG file with the system's libjpeg-turbo.
 
-This module only binds a library, so there is no reference implementation.
+This is a binding of a library, so there is no reference implementation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["has_jpeg_window", "jpeg_window"]
 
 
 def has_jpeg_window() -> bool:
-    """Return whether the extension was built with libjpeg-turbo's header and finds the library."""
+    """Return whether the extension was built with libjpeg-turbo, and its library is installed."""
     try:
         return bool(native("jpeg_window_available")())
     except ExtensionError:
@@ -27,8 +27,8 @@ def jpeg_window(
 ) -> tuple[Tensor, tuple[int, int]] | None:
     """Decode the pixels of a range of rows and columns.
 
-    A JPEG file has no entry points, so all rows up to the last one are parsed, but only rows within
-    the window are transformed. The result equals the same part of the fully decoded image.
+    A JPEG file has no entry points, so all rows down to the last are parsed. Only the window is
+    transformed. The result equals that part of the whole image.
 
     Args:
         data: uint8 `[n]`, the content of the file.

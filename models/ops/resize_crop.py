@@ -34,18 +34,17 @@ def resize_crop(
 ) -> Tensor:
     """Resize, crop and optionally mirror an image into `out`.
 
-    The result equals Pillow's ``resize``, followed by its ``crop`` and flip. Only the pixels of the
-    crop are computed, so the image may be the part of the full one given by
-    :func:`resize_window`.
+    Equals Pillow's ``resize``, followed by its ``crop`` and flip. Only pixels that the crop keeps
+    are computed, so the image may be a part of the full one, see :func:`resize_window`.
 
     Args:
         out: uint8 ``[h, w, 3]`` on the CPU with contiguous rows; written.
         image: uint8 ``[H, W, 3]`` on the CPU with contiguous rows; any order of channels.
         full: Height and width of the full image.
-        offset: First row and column of ``image`` within the full image.
-        resized: Height and width of the resized full image.
-        crop: First row and column of ``out`` within the resized image. Pixels outside the resized
-            image are 0.
+        offset: Row and column of the full image where ``image`` begins.
+        resized: Height and width that the full image is resized to.
+        crop: Row and column of the resized image where ``out`` begins. Pixels outside of the
+            resized image are 0.
         flip: Whether to mirror ``out`` left-right.
         method: "exact" gives the same bytes as Pillow's bicubic filter. "cubic" is faster, with
             16-bit weights, and differs by at most two grey values. "linear" is Pillow's bilinear

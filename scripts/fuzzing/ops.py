@@ -12,6 +12,7 @@ caller is responsible for the memory of a requested size.
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import random
 import warnings
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from models import ops
@@ -469,6 +471,19 @@ def _jpeg_window(rng: random.Random) -> Built:
     return native("jpeg_window"), [data, rng.choice((1, 2, 4, 8)), [0, 10], [0, 10]]
 
 
+def _jpeg_crop(rng: random.Random) -> Built:
+    pixels = torch.randint(0, 256, (24, 40, 3), dtype=torch.uint8).numpy()
+    buffer = io.BytesIO()
+    options = dict(quality=rng.choice((40, 95)), subsampling=rng.choice((0, 1, 2)))
+    Image.fromarray(pixels).save(buffer, "JPEG", **options)
+    data = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+    for _ in range(rng.choice((0, 0, 1, 5))):
+        data[rng.randrange(len(data))] = rng.randrange(256)
+    out = torch.zeros(8, 12, 3, dtype=torch.uint8)
+    numbers = [rng.choice((1, 2, 4, 8)), [24, 40], 0, [12, 20], [2, 3], False, rng.choice((0, 1))]
+    return native("jpeg_crop"), [out, data, *numbers]
+
+
 class _Fixed:
     """An argument that is not replaced: bytes that only the library creates, or a size."""
 
@@ -492,8 +507,8 @@ _BUILDERS: dict[str, Callable[[random.Random], Built]] = {
     builder.__name__.lstrip("_"): _with_fixed(builder)
     for builder in (
         _adaptive_mixing, _chamfer_terms, _distance_attention, _farthest_point_sampling,
-        _jpeg_window, _kernel_map, _multi_view_sampling, _nearest_neighbor, _occupancy_masks,
-        _point_tree, _ray_cast, _ray_iou, _resize_crop, _sigmoid_focal_loss, _sparse_conv,
-        _unique_voxels, _voxel_light, _voxel_max, _voxel_sets, _voxel_shading,
+        _jpeg_crop, _jpeg_window, _kernel_map, _multi_view_sampling, _nearest_neighbor,
+        _occupancy_masks, _point_tree, _ray_cast, _ray_iou, _resize_crop, _sigmoid_focal_loss,
+        _sparse_conv, _unique_voxels, _voxel_light, _voxel_max, _voxel_sets, _voxel_shading,
     )
 }  # fmt: skip

@@ -1,11 +1,12 @@
-"""Write the images of a config's data sets once at the largest size that their augmentation needs.
+"""Write the images of a config's data sets once, at the largest size that the augmentation needs.
 
     python scripts/pack_images.py --config CONFIG --out DIR [--workers N] [--estimate]
 
 DIR becomes a data root: set data_root to it. Images are cropped and resized to what the config's
-DrawImageAug can reach and stored as JPEG; Occ3D labels are stored without compression; everything
-else is linked. What is there already is kept, so an interrupted run goes on. --estimate packs a few
-files, writes nothing, and tells size and time.
+DrawImageAug can reach, and stored as JPEG. Occ3D labels and rows of voxels (OpenOccupancy,
+SurroundOcc) are stored without compression. Everything else is linked. Existing files are kept, so
+an interrupted run continues. --estimate packs a few files, writes nothing, and prints size and
+time.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def command_parser() -> CommandParser:
     quality = f"JPEG quality, 1 to {_MAX_QUALITY} (default: {DEFAULT_QUALITY})"
     add("--quality", type=number_from(1), default=DEFAULT_QUALITY, help=quality)
     add("--workers", type=number_from(0), default=2, help="processes (default: 2)")
-    add("--estimate", action="store_true", help="write nothing, tell size and time")
+    add("--estimate", action="store_true", help="write nothing, print size and time")
     return parser
 
 
@@ -60,5 +61,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command_parser(),
         _run,
         arguments,
-        interrupted="interrupted; packed files are kept, run the same command again to go on",
+        interrupted="interrupted; packed files are kept, run the same command again to continue",
     )

@@ -1,15 +1,17 @@
-"""What is to be packed: the files that the data sets of a config read, and their sizes."""
+"""What to pack: the files that the data sets of a config read, and their sizes."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
@@ -18,11 +20,18 @@ from loaders.datasets.wrappers import leaf_configs
 from loaders.packed import FORMAT, StoredSize, smallest_stored_size
 from loaders.transforms.geometry import ImageAugParams
 from loaders.transforms.images import DrawImageAug, LoadMultiViewImages
-from loaders.transforms.labels import LoadOcc3DLabels
+from loaders.transforms.labels import LoadOcc3DLabels, pack_occ3d_labels
+from loaders.transforms.occupancy_labels import LoadOccupancyLabels, pack_occupancy_rows
 from scripts.runtime.building import named_config_keys
 from scripts.runtime.errors import ConfigError
 
 Size = tuple[int, int]
+# Reads a label file as the arrays of a packed one; None if it cannot be packed.
+LabelPacker = Callable[[str], "dict[str, npt.NDArray[Any]] | None"]
+_LABEL_PACKERS: Mapping[type, LabelPacker] = {
+    LoadOcc3DLabels: pack_occ3d_labels,
+    LoadOccupancyLabels: pack_occupancy_rows,
+}
 
 
 @dataclass(frozen=True)
@@ -32,26 +41,26 @@ class PackingPlan:
     Attributes:
         source: Data root that is read, absolute.
         images: Files relative to it, and how each is stored.
-        labels: Files relative to it.
+        labels: Files relative to it, and how each is packed.
         quality: Of the JPEG files.
         index: The index, except for whether the packing is complete.
     """
 
     source: Path
     images: dict[str, StoredSize]
-    labels: list[str]
+    labels: dict[str, LabelPacker]
     quality: int
     index: dict[str, Any]
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What two runs must have in common so that one goes on with the other's files."""
-        told = ("config", "versions")
-        return {key: value for key, value in self.index.items() if key not in told}
+        """What two runs must have in common so that one continues with the other's files."""
+        free = ("config", "versions")
+        return {key: value for key, value in self.index.items() if key not in free}
 
 
 def plan_packing(cfg: Config, config_name: str, quality: int) -> PackingPlan:
-    """Look up what the data sets of a config read.
+    """Find the files that the data sets of a config read.
 
     Args:
         cfg: With data loaders.
@@ -79,7 +88,8 @@ def plan_packing(cfg: Config, config_name: str, quality: int) -> PackingPlan:
         for column, camera in enumerate(dataset.cameras)
         for path in _relative(np.unique(dataset.frames.paths[:, column]).tolist())
     }
-    labels = sorted({path for dataset in datasets for path in _labels(dataset, source)})
+    found = {path: pack for dataset in datasets for path, pack in _labels(dataset, source)}
+    labels = dict(sorted(found.items()))
     index = {
         "format": FORMAT,
         "source": str(source),
@@ -148,16 +158,16 @@ def _relative(paths: list[bytes]) -> list[str]:
     return names
 
 
-def _labels(dataset: OccupancyDataset, source: Path) -> list[str]:
-    """Return the Occ3D label files of a data set that are there, relative to the data root."""
-    steps = [step for step in dataset.pipeline.transforms if isinstance(step, LoadOcc3DLabels)]
-    found = []
-    for step in steps:
+def _labels(dataset: OccupancyDataset, source: Path) -> Iterator[tuple[str, LabelPacker]]:
+    """Yield the label files of a data set that are there, relative to the data root."""
+    for step in dataset.pipeline.transforms:
+        pack = _LABEL_PACKERS.get(type(step))
+        if pack is None:
+            continue
         for row in range(len(dataset)):
             path = os.path.relpath(step.label_path(dataset.get_sample(row)), dataset.data_root)
             if not path.startswith("..") and (source / path).is_file():
-                found.append(path)
-    return found
+                yield path, pack
 
 
 def _as_json(size: StoredSize) -> dict[str, Any]:

@@ -23,18 +23,17 @@ from tqdm import tqdm
 
 from loaders.packed import INDEX_NAME, StoredSize
 from loaders.transforms.decode import Image, read_image
-from loaders.transforms.labels import pack_occ3d_labels
 from models.ops import resize_crop
 from scripts.packing.plan import PackingPlan
 from scripts.runtime.atomic_write import write_atomically, write_json
 from scripts.runtime.errors import ConfigError
 
 DEFAULT_QUALITY = 90
-# Files of a task: enough to hide the cost of a task, few enough for a smooth progress bar.
+# Files of a task: enough to hide its cost, few enough for a smooth progress bar.
 _CHUNK = 32
 _ESTIMATE_IMAGES, _ESTIMATE_LABELS = 60, 12
 
-# What worker processes work on; they are forked, so the plan is not copied.
+# Plan and output folder for worker processes. These are forked, so the plan is not copied.
 _work: tuple[PackingPlan, Path] | None = None
 
 
@@ -70,7 +69,7 @@ def shrink_image(image: Image, size: StoredSize) -> Image:
 
 def encode_jpeg(image: Image, quality: int) -> bytes:
     """Return an image uint8 [H, W, 3] BGR as JPEG file with halved chroma."""
-    # Huffman tables of its own make a file a little smaller and its reading a little faster.
+    # Huffman tables for the image make the file a little smaller and its decoding a little faster.
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     is_done, data = cv2.imencode(".jpg", image, options)
     assert is_done
@@ -78,7 +77,7 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
 
 
 def pack(plan: PackingPlan, out: Path, workers: int) -> tuple[int, int]:
-    """Return the packs all files that are not there yet.
+    """Pack all files that are not there yet.
 
     Args:
         plan: What to pack.
@@ -104,10 +103,10 @@ def pack(plan: PackingPlan, out: Path, workers: int) -> tuple[int, int]:
 
 
 def estimate(plan: PackingPlan, workers: int) -> str:
-    """Return the packs a few files without writing them, and tells what all would take."""
+    """Pack a few files without writing them; return size and time of all as a sentence."""
     rng = random.Random(0)
     images = rng.sample(sorted(plan.images), min(_ESTIMATE_IMAGES, len(plan.images)))
-    labels = rng.sample(plan.labels, min(_ESTIMATE_LABELS, len(plan.labels)))
+    labels = rng.sample(sorted(plan.labels), min(_ESTIMATE_LABELS, len(plan.labels)))
     size = seconds = 0.0
     for names, total in ((images, len(plan.images)), (labels, len(plan.labels))):
         start = time.perf_counter()
@@ -153,7 +152,7 @@ def _claim(plan: PackingPlan, out: Path) -> None:
 def _results(
     plan: PackingPlan, out: Path, files: Sequence[str], workers: int
 ) -> Iterator[tuple[int, int]]:
-    """Yield the packs files, and yields of every chunk how many were packed and how many it has."""
+    """Pack files; yield for every chunk how many were packed and how many it has."""
     global _work
     chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
     _work = (plan, out)
@@ -182,7 +181,7 @@ def _start_worker() -> None:
 
 
 def _pack_chunk(names: Sequence[str]) -> tuple[int, int]:
-    """Return the packs those files of a chunk that are not there."""
+    """Pack the files of a chunk that are not there; return how many these are, and its length."""
     assert _work is not None
     plan, out = _work
     made = 0
@@ -210,7 +209,7 @@ def _packed(plan: PackingPlan, name: str) -> bytes | None:
     size = plan.images.get(name)
     if size is not None:
         return pack_image(plan.source / name, size, plan.quality)
-    arrays = pack_occ3d_labels(str(plan.source / name))
+    arrays = plan.labels[name](str(plan.source / name))
     return None if arrays is None else _npz(arrays)
 
 
@@ -223,7 +222,7 @@ def _npz(arrays: dict[str, Any]) -> bytes:
 def _link_rest(source: Path, out: Path, made: set[Path]) -> None:
     """Link what the data root has besides the packed files.
 
-    Folders that packed files lie in are not linked, nor is what else they hold.
+    Folders that hold packed files are not linked, and neither are their other files.
     """
     folders = {path.parent for path in made}
     above = {parent for folder in folders for parent in folder.parents}

@@ -19,6 +19,11 @@ from loaders.packed import INDEX_NAME, extreme_augs, read_packed_index, smallest
 from loaders.transforms.geometry import aug_for_size, draw_image_aug
 from loaders.transforms.images import read_whole_image
 from loaders.transforms.labels import pack_occ3d_labels, read_occ3d_labels
+from loaders.transforms.occupancy_labels import (
+    LoadOccupancyLabels,
+    pack_occupancy_rows,
+    read_occupancy_rows,
+)
 from models.ops import resize_window
 from scripts.data_checks import checker as check_data
 from scripts.packing import writer
@@ -119,6 +124,26 @@ def test_files_are_small_and_the_rest_is_linked(mini: Any, packed: Path) -> None
     assert index["source"] == str(mini.root.resolve()) and index["quality"] == 100
     images = [p for p in packed.rglob("*.jpg") if not p.is_symlink()]
     assert index["images"] == len(images) and index["labels"] == 9
+
+
+def test_rows_of_voxels_are_packed_too(mini: Any, tmp_path: Path) -> None:
+    config, out = write_config(tmp_path, mini.root), tmp_path / "root"
+    text = Path(config).read_text()
+    text = text.replace("LoadOcc3DLabels", "LoadOccupancyLabels")
+    Path(config).write_text(text.replace("NuScenesOcc3DDataset", "NuScenesOccupancyDataset"))
+    assert main(["--config", config, "--out", str(out), "--workers", "0"]) == 0
+    load = LoadOccupancyLabels()
+    plain, small = (
+        data_set(root, type="NuScenesOccupancyDataset", use_lidar=False, pipeline=[])
+        for root in (mini.root, out)
+    )
+    for index in range(len(plain)):
+        a, b = (load(each.get_sample(index)) for each in (plain, small))
+        assert load.label_path(b).startswith(str(out)) and (a.voxel_semantics != 16).any()
+        np.testing.assert_array_equal(a.voxel_semantics, b.voxel_semantics)
+        np.testing.assert_array_equal(a.mask_valid, b.mask_valid)
+    files = [path for path in (out / "occupancy").rglob("*.npy") if not path.is_symlink()]
+    assert len(files) == 9 and (out / "gts").is_symlink()
 
 
 def test_a_packed_root_passes_the_checks(packed: Path, tmp_path: Path, capsys: Any) -> None:
@@ -307,3 +332,70 @@ class TestLabels:
         np.savez(path, **arrays)
         with pytest.raises(BadDataError, match=os.fspath(path)):
             read_occ3d_labels(str(path), (4, 4, 2), 18)
+
+
+class TestRows:
+    """Rows [n, 4] of three indices and a label."""
+
+    @staticmethod
+    def pack(folder: Path, rows: Any, **changes: Any) -> tuple[str, dict[str, Any]]:
+        source, path = folder / "a.npy", folder / "b.npy"
+        np.save(source, rows)
+        content = pack_occupancy_rows(str(source))
+        assert content is not None
+        with path.open("wb") as file:  # an archive under the name of an array, as in a packed root
+            np.savez(file, **{k: v for k, v in {**content, **changes}.items() if v is not None})
+        return str(path), content
+
+    @pytest.mark.parametrize("kind", ["dense", "sparse", "unordered", "repeated", "empty"])
+    @pytest.mark.parametrize("order", ["zyx", "xyz"])
+    @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+    def test_round_trip(self, tmp_path: Path, kind: str, order: str, dtype: Any) -> None:
+        rng = np.random.default_rng(0)
+        number = dict(dense=600, sparse=20, unordered=300, repeated=300, empty=0)[kind]
+        index = np.argwhere(rng.permutation(11 * 13 * 9).reshape(11, 13, 9) < number)
+        rows = np.c_[index, rng.integers(0, 17, number)].astype(dtype)
+        if kind == "unordered":
+            rows = rng.permutation(rows)
+        if kind == "repeated":
+            rows = rows.repeat(2, axis=0)
+        path, content = self.pack(tmp_path, rows)
+        assert ("other" in content) == (kind == "dense")
+        assert sum(array.nbytes for array in content.values()) <= 24 + 5 * len(rows)
+        grid = (13, 13, 13)
+        expected, found = (
+            read_occupancy_rows(name, grid, 16, column_order=order)
+            for name in (str(tmp_path / "a.npy"), path)
+        )
+        np.testing.assert_array_equal(found, expected)
+
+    @pytest.mark.parametrize(
+        "row", [(0, -1, 0, 3), (0, 0, 0, 256), (0, 0, 0, -1), (2**14,) * 3 + (1,)]
+    )
+    def test_other_rows_are_left(self, tmp_path: Path, row: Any) -> None:
+        np.save(tmp_path / "a.npy", np.array([row], dtype=np.int64))
+        assert pack_occupancy_rows(str(tmp_path / "a.npy")) is None
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"sides": np.array([4, 4])},
+            {"sides": np.array([4, -4, -2])},
+            {"sides": np.array([2**20, 2**20, 2])},
+            {"sides": np.array([1, 1, 1])},
+            {"labels": np.zeros(5, np.uint8)},
+            {"labels": np.zeros(2, np.int64)},
+            {"labels": None},
+            {"places": np.zeros((2, 1), np.uint32)},
+            {"places": np.array([0, 1000])},
+            {"places": np.array([0, -1])},
+            {"places": np.array([0.0, 1.0])},
+            {"places": None},
+            {"places": None, "other": np.zeros(99, np.uint8)},
+        ],
+    )
+    def test_damage_is_refused(self, tmp_path: Path, change: dict[str, Any]) -> None:
+        rows = np.array([(3, 3, 1, 2), (0, 0, 0, 1)])
+        path, _ = self.pack(tmp_path, rows, **change)
+        with pytest.raises(BadDataError, match=os.fspath(path)):
+            read_occupancy_rows(path, (9, 9, 9), 16)

@@ -10,7 +10,7 @@ import pytest
 from mmengine.logging import MMLogger
 from PIL import Image
 
-from loaders.errors import BadDataError, LoaderConfigError, MissingDataError
+from loaders.errors import BadDataError, LoaderConfigError, MissingDataError, WrongShapeError
 from loaders.sample import OccSample
 from loaders.transforms import decode
 from loaders.transforms.cache import ArrayCache
@@ -291,6 +291,32 @@ class TestImages:
         np.testing.assert_array_equal(again, expected)
         with pytest.raises(MissingDataError):
             cached(draw(make_sample(paths[:1], training=False)))
+
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("rotate", [0.0, 4.0])
+    def test_one_pass_is_close_to_two(self, tmp_path, training, rotate):
+        """The native operation of 'auto' against a library that decodes and a resize."""
+        path = tmp_path / "a.jpg"
+        path.write_bytes(jpeg(smooth_image(), subsampling=2))
+        draw = DrawImageAug((90, 160), (32, 72), (0.46, 0.5), rotate_range_deg=(-rotate, rotate))
+        for seed in range(4):
+            rng = np.random.default_rng(seed) if training else None
+            sample = draw(make_sample([path], rng=rng))
+            params = sample.image_aug
+            one, two = (
+                LoadMultiViewImages((90, 160), "fast", backend)(sample).images[0].astype(int)
+                for backend in ("auto", "cv2")
+            )
+            finished = LoadMultiViewImages((90, 160), "fast").finish(path.read_bytes(), params, "a")
+            np.testing.assert_array_equal(one, finished)
+            assert np.abs(one - two).mean() < 3 and one.std() > 10
+
+    def test_one_pass_checks_the_size(self, tmp_path):
+        (tmp_path / "a.jpg").write_bytes(jpeg(smooth_image()))
+        sample = make_sample([tmp_path / "a.jpg"])
+        DrawImageAug((100, 160), (32, 72), (0.46, 0.5))(sample)
+        with pytest.raises(WrongShapeError, match="has 90 x 160 pixels, expected 100 x 160"):
+            LoadMultiViewImages((100, 160), "fast")(sample)
 
     def test_cache_sizes_of_training_and_evaluation(self, tmp_path):
         path = tmp_path / "a.jpg"

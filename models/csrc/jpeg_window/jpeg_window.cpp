@@ -1,6 +1,6 @@
-// Decodes a window of a JPEG file by the machine's libjpeg-turbo: rows above and below are not
-// transformed back, columns beside it neither. libjpeg's header is needed to build this, and its
-// library is opened at the first use, so that a machine without it does not miss the extension.
+// Decodes a window of a JPEG file with the machine's libjpeg-turbo. Rows above and below it and
+// columns beside it are not transformed. The build needs libjpeg's header. The library is opened at
+// the first use, so that the extension loads on machines without it.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -27,7 +27,7 @@
 namespace opus {
 namespace {
 
-// Image, its first row and its first column; an empty image where the library declines.
+// Image, its first row and its first column; an empty image if the file cannot be decoded here.
 using Window = std::tuple<at::Tensor, int64_t, int64_t>;
 
 Window nothing(const at::Tensor& data) {
@@ -36,7 +36,7 @@ Window nothing(const at::Tensor& data) {
 
 #if defined(OPUS_HAS_JPEG_WINDOW)
 
-// Columns beside the window that are decoded too: chroma at its edge is interpolated from them.
+// Columns beside the window that are decoded too: chroma at the edge is interpolated from them.
 constexpr int64_t kMargin = 16;
 
 struct Library {
@@ -81,7 +81,7 @@ const Library& library() {
   return opened;
 }
 
-// libjpeg's errors jump; what it only warns about ends the decoding as well.
+// Errors of libjpeg jump out of it. Its warnings end the decoding as well.
 struct Errors {
   jpeg_error_mgr base;
   std::jmp_buf target;
@@ -106,7 +106,7 @@ struct Place {
   int64_t top, left, height, width;
 };
 
-// Between setjmp and the end there is nothing with a destructor.
+// Code after setjmp must not create objects with destructors.
 struct Decoder {
   jpeg_decompress_struct info;
   Errors errors;
@@ -125,7 +125,7 @@ bool begin(Decoder& decoder, const Request& request, Place& place) {
   decoder.is_open = true;
   jpeg.mem_src(&info, const_cast<unsigned char*>(request.data), request.size);
   if (jpeg.read_header(&info, TRUE) != JPEG_HEADER_OK) return false;
-  // Others, such as four colours of print, are for libraries that know what to do with them.
+  // Other colours, such as CMYK, are left to other decoders.
   if (info.jpeg_color_space != JCS_YCbCr && info.jpeg_color_space != JCS_GRAYSCALE) return false;
   if (info.progressive_mode) return false;
   info.out_color_space = JCS_EXT_BGR;

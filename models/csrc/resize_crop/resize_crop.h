@@ -16,11 +16,11 @@ namespace opus {
 namespace resize_crop {
 
 constexpr int kChannels = 3;
-// Taps along a row are dealt in groups of so many, across rows in pairs; the last is filled up with
+// Taps along a row are processed in groups, across rows in pairs. The last group is filled up with
 // weights of zero.
 constexpr int kGroup = 4;
 constexpr int kPair = 2;
-// Bytes that the kernels may read behind a row.
+// Bytes behind a row that the kernels may read.
 constexpr int64_t kSlack = 64;
 
 enum class Method : int64_t { kLinear = 0, kCubic = 1, kExactCubic = 2 };
@@ -28,7 +28,7 @@ enum class Method : int64_t { kLinear = 0, kCubic = 1, kExactCubic = 2 };
 // Digits of exact weights, and those of their second part.
 constexpr int kDigits = 22, kLowDigits = 8;
 
-// One axis: which pixels make each pixel of the output, and with what weights.
+// One axis: pixels that contribute to each pixel of the output, and their weights.
 struct Axis {
   int taps = 0;                  // of every output, a multiple of the group
   int shift = 0;                 // binary digits of the weights
@@ -50,11 +50,10 @@ inline double cubic(double x) {
 
 inline double triangle(double x) { return std::max(0.0, 1 - std::fabs(x)); }
 
-// An axis of `full` pixels resized to `resized`, of which [crop, crop + outputs) is kept, turned
-// round where `reversed`.
-inline Axis make_axis(int64_t full, int64_t resized, int64_t crop, int64_t outputs, bool reversed,
-                      int group, Method method) {
-  const double scale = static_cast<double>(full) / static_cast<double>(resized);
+// An axis of `full` pixels, `scale` of which make one of `resized`, of which [crop, crop + outputs)
+// is kept, mirrored where `reversed`.
+inline Axis make_axis(double scale, int64_t full, int64_t resized, int64_t crop, int64_t outputs,
+                      bool reversed, int group, Method method) {
   const double stretch = std::max(scale, 1.0);
   const double support = (method == Method::kLinear ? 1 : 2) * stretch;
   Axis axis;
@@ -114,6 +113,13 @@ inline Axis make_axis(int64_t full, int64_t resized, int64_t crop, int64_t outpu
   return axis;
 }
 
+// The same where all `full` pixels make all of `resized`.
+inline Axis make_axis(int64_t full, int64_t resized, int64_t crop, int64_t outputs, bool reversed,
+                      int group, Method method) {
+  const double scale = static_cast<double>(full) / static_cast<double>(resized);
+  return make_axis(scale, full, resized, crop, outputs, reversed, group, method);
+}
+
 inline uint8_t rounded(int32_t sum, int shift) {
   return static_cast<uint8_t>(std::clamp((sum + (1 << shift >> 1)) >> shift, 0, 255));
 }
@@ -124,7 +130,7 @@ inline uint8_t rounded(int32_t sum, int32_t low, int shift) {
   return static_cast<uint8_t>(std::clamp(carried >> shift, 0, 255));
 }
 
-// Rows of pixels on their way: `from` may be read kSlack bytes behind its last pixel.
+// One row along x: `from` may be read kSlack bytes behind its last pixel.
 inline void resize_row(const Axis& axis, int64_t skipped, const uint8_t* from, int64_t outputs,
                        uint8_t* to) {
   for (int64_t i = 0; i < outputs; ++i) {

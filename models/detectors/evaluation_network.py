@@ -5,34 +5,24 @@ Dimension letters: I images, C channels, h, w size of a feature map, H, W image 
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.cuda_graphs import CapturedFunction
 from models.errors import ModelConfigError
+
+from .norm_folding import HOOKS, bare_copy, norms_behind_convolutions, run_small
 
 _NAMES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# Where torch keeps the hooks of a module.
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
-
 
 def check_eval_dtype(name: str | None) -> None:
     """Refuse a name that is no precision of the evaluation.
@@ -149,68 +139,27 @@ class EvaluationNetwork:
         return out
 
 
-def _bare_copy(module: nn.Module) -> nn.Module:
-    """Return a copy without hooks and gradients."""
-    bare = copy.deepcopy(module).requires_grad_(False)
-    for part in bare.modules():
-        for name in _HOOKS:
-            getattr(part, name).clear()
-    return bare
-
-
 def _folded(parts: Sequence[nn.Module]) -> list[nn.Module]:
     """Return bare copies of modules in eval mode, with batch norms folded into convolutions.
 
-    A small image tells which norm gets the output of which convolution. Nothing is read from the
-    device. On the CPU the result is compared as well, and norms stay where it differs.
+    Nothing is read from the device. On the CPU the result is compared as well, and norms stay
+    where it differs.
     """
-    folded = [_bare_copy(part) for part in parts]
-    modules = [module for part in folded for module in part.modules()]
-    norms: dict[nn.Conv2d, _BatchNorm] = {}  # that get the output of a convolution
-    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # kept, so that no other gets its id
-    calls: Counter[nn.Module] = Counter()
-
-    def note_convolution(module: nn.Conv2d, _: Any, out: Tensor) -> None:
-        calls[module] += 1
-        outputs[id(out)] = module, out
-
-    def note_norm(module: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
-        calls[module] += 1
-        convolution, _ = outputs.get(id(inputs[0]), (None, None))
-        if convolution is not None:
-            norms[convolution] = module
-
-    hooks = [m.register_forward_hook(note_convolution) for m in modules if type(m) is nn.Conv2d]
-    hooks += [m.register_forward_pre_hook(note_norm) for m in modules if isinstance(m, _BatchNorm)]
-    expected = _tried(folded)
-    for hook in hooks:
-        hook.remove()
+    folded = [bare_copy(part) for part in parts]
+    expected = run_small(folded)
     fused: dict[nn.Module, nn.Module] = {}
-    for fusible, norm in norms.items():
-        if calls[fusible] == calls[norm] == 1 and norm.running_mean is not None:
-            fused |= {fusible: fuse_conv_bn_eval(fusible, norm), norm: nn.Identity()}
-    for parent in modules:
+    for convolution, norm in norms_behind_convolutions(folded).items():
+        fused |= {convolution: fuse_conv_bn_eval(convolution, norm), norm: nn.Identity()}
+    for parent in [module for part in folded for module in part.modules()]:
         for name, child in parent.named_children():
             if child in fused:
                 setattr(parent, name, fused[child])
     if expected[0].device.type != "cpu":
         return folded
-    for a, b in zip(_tried(folded), expected, strict=True):
+    for a, b in zip(run_small(folded), expected, strict=True):
         if not torch.allclose(a, b, rtol=1e-2, atol=1e-3 * float(b.abs().max() + 1e-12)):
-            return [_bare_copy(part) for part in parts]
+            return [bare_copy(part) for part in parts]
     return folded
-
-
-def _tried(parts: Sequence[nn.Module]) -> Sequence[Tensor]:
-    """Return the feature maps of a small image."""
-    weight = next(parts[0].parameters())
-    # a pattern without random numbers, which a device would have to be sent
-    out: Any = torch.arange(3 * 64 * 64, device=weight.device).mul(0.7).sin().view(1, 3, 64, 64)
-    out = out.to(weight.dtype)
-    with torch.autocast(weight.device.type, enabled=False):
-        for part in parts:
-            out = part(out)
-    return out
 
 
 def _share_hooks(original: nn.Module, twin: nn.Module) -> None:
@@ -218,5 +167,5 @@ def _share_hooks(original: nn.Module, twin: nn.Module) -> None:
     twins = dict(twin.named_modules())
     for name, module in original.named_modules():
         if name in twins:
-            for attribute in _HOOKS:
+            for attribute in HOOKS:
                 setattr(twins[name], attribute, getattr(module, attribute))

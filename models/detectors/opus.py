@@ -22,12 +22,14 @@ from models.errors import MissingWeightsError, ModelConfigError, does_not_exist
 from models.heads import CameraGeometry, HeadOutput, LidarInput, OccupancyHead, SequenceFrame
 from models.layers import convert_layouts_together
 from models.layers.channels import cat_channels_last
+from models.layers.convolutions import use_fast_convolutions
 from models.losses import LossNormalizer
 from models.randomness import SampleDraws
 
 from .evaluation_network import EvaluationNetwork, check_eval_dtype
 from .feature_cache import FeatureCache
 from .lidar_branch import build_lidar_branch, lidar_map
+from .norm_folding import rest_norms, wake_norms
 
 
 @MODELS.register_module()
@@ -110,6 +112,9 @@ class OPUS(BaseModel):
             pts_neck=pts_neck,
         )
         self._add_lidar_branch(lidar_configs, pts_bbox_head["pc_range"], sparse_backend)
+        for name in ("img_backbone", "img_neck", "pts_backbone", "pts_neck", "final_conv"):
+            if hasattr(self, name):
+                use_fast_convolutions(getattr(self, name))
         self.img_aux_head = None
         if img_aux_head is not None:
             shared = ("num_classes", "empty_label", "pc_range", "voxel_size")
@@ -158,9 +163,17 @@ class OPUS(BaseModel):
         super().init_weights()
 
     def train(self, mode: bool = True) -> OPUS:
-        """Set the mode and forget what other weights may have made."""
+        """Set the mode and forget what other weights may have made.
+
+        In training, batch norms of the image network that stay in eval mode are computed by the
+        convolutions before them.
+        """
         self._forget()
+        image_network = (self.img_backbone, self.img_neck)
+        wake_norms(image_network)
         super().train(mode)
+        if mode:
+            rest_norms(image_network)
         return self
 
     def parse_losses(

@@ -114,6 +114,8 @@ class OPUSDecoder(BaseModule):
         self.embed_dims = embed_dims
         self.use_lidar = use_lidar
         self._img_hw: tuple[int, int] = (0, 0)  # that graphs have been captured with
+        self._compile_options: dict[str, Any] | None = None
+        self._compiled: Any = None  # of `decode`, made at the first call
         self._captured: CapturedFunction | None = None
         if cuda_graphs:
             self._captured = CapturedFunction(self._decode_flat)
@@ -183,7 +185,7 @@ class OPUSDecoder(BaseModule):
             draws = draws or SampleDraws.fresh(len(init_points))
             seeds = self.dropout_seeds(draws, init_points.device)
         if self._captured is None or self.training or init_feats is not None:
-            return self.decode(init_points, maps, seeds, init_feats)
+            return self._decode(init_points, maps, seeds, init_feats)
         if self._img_hw != img_hw:
             self._captured.forget()
             self._img_hw = img_hw
@@ -201,8 +203,29 @@ class OPUSDecoder(BaseModule):
     ) -> list[Tensor | None]:
         """Run all layers in eval mode; results are the lists of ``DecoderOutput`` in one."""
         maps = FeatureMaps(mlvl_feats, occ2img, self._img_hw, bev_feats, self.pc_range)
-        output = self.decode(init_points, maps)
+        output = self._decode(init_points, maps)
         return [*output.points, *output.sampling_points, output.point_feats[-1]]
+
+    def compile_layers(self, **options: Any) -> None:
+        """Run the layers compiled from now on.
+
+        Args:
+            **options: Arguments of `torch.compile`.
+        """
+        self._compile_options, self._compiled = options, None
+
+    def _decode(self, *args: Any) -> DecoderOutput:
+        """Run `decode`, compiled if that has been asked for."""
+        if self._compile_options is None:
+            return self.decode(*args)
+        if self._compiled is None:
+            self._compiled = torch.compile(self.decode, **self._compile_options)
+        output: DecoderOutput = self._compiled(*args)
+        return output
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is compiled: copies compile their own."""
+        return super().__getstate__() | {"_compiled": None}
 
     def _apply(self, *args: Any, **kwargs: Any) -> OPUSDecoder:
         """Forget graphs: they read the parameters where these lay."""

@@ -24,6 +24,7 @@ _NAMES: dict[str, torch.dtype] = {
     "float16": torch.float16,
 }
 
+
 def check_eval_dtype(name: str | None) -> None:
     """Refuse a name that is no precision of the evaluation.
 

@@ -15,8 +15,9 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from models import ops
 from models.errors import ModelConfigError
-from models.layers import run_sparse_encoder, use_own_convolutions
+from models.layers import encoder_steps, run_sparse_encoder, use_own_convolutions
 
 PARTS = ("pts_voxel_layer", "pts_middle_encoder", "pts_backbone", "pts_neck")
 
@@ -73,14 +74,22 @@ def lidar_map(parts: Any, points: Sequence[Tensor]) -> Tensor:
         points: Per sample `[n, 5]`: x, y, z in metres of the occ frame, intensity, time lag in
             seconds; the key frame's first, since of a crowded voxel the first points count.
     """
-    features, coords = parts.pts_voxel_layer(points)
-    return map_of_voxels(parts, features, coords, len(points))
+    features, coords, chain = parts.pts_voxel_layer(
+        points, *encoder_steps(parts.pts_middle_encoder)
+    )
+    return map_of_voxels(parts, features, coords, len(points), chain)
 
 
-def map_of_voxels(parts: Any, features: Tensor, coords: Tensor, batch_size: int) -> Tensor:
+def map_of_voxels(
+    parts: Any,
+    features: Tensor,
+    coords: Tensor,
+    batch_size: int,
+    chain: ops.VoxelChain | None = None,
+) -> Tensor:
     """Return the map `[B, C, h, w]` of the voxeliser's output, see `Voxels`."""
     with torch.autocast(features.device.type, enabled=False):
-        x = run_sparse_encoder(parts.pts_middle_encoder, features, coords, batch_size)
+        x = run_sparse_encoder(parts.pts_middle_encoder, features, coords, batch_size, chain)
     (x,) = parts.pts_neck(parts.pts_backbone(x))
     return parts.final_conv(x)
 

@@ -217,6 +217,14 @@ class OPUS(BaseModel):
         for part in (self.img_backbone, self.img_neck):
             part.compile(**options)
 
+    def compile_decoder(self, **options: Any) -> None:
+        """Compile the layers of the decoder.
+
+        Args:
+            **options: Arguments of ``torch.compile``.
+        """
+        self.pts_bbox_head.transformer["decoder"].compile_layers(**options)
+
     def val_step(self, data: dict) -> list[BaseDataElement]:
         """Predict a batch as the data loader gives it; see MMEngine."""
         return self.test_step(data)
@@ -265,6 +273,9 @@ class OPUS(BaseModel):
             ego2occ=torch.stack([sample.ego2occ for sample in data_samples]),
             img_hw=(images.shape[-2], images.shape[-1]),
         )
+        grids = None
+        if mode == "loss":  # first, so that its numbers are on the host when they are needed
+            grids = self.pts_bbox_head.label_grids(data_samples, images.device)
         feats = self.extract_feat(images, data_samples, inputs.get("new_frames"))
         lidar = self.extract_lidar(inputs.get("points")) if self.has_lidar else None
         with torch.autocast(images.device.type, enabled=False):
@@ -275,7 +286,7 @@ class OPUS(BaseModel):
             seen = self._seen_points(feats, geometry)
             output = self.pts_bbox_head(feats, geometry, lidar, draws, frames, seen)
             if mode == "loss":
-                terms = dict(self.pts_bbox_head.loss_terms(output, data_samples))
+                terms = dict(self.pts_bbox_head.loss_terms(output, data_samples, grids))
                 if self.img_aux_head is not None:
                     num_cams = self.pts_bbox_head.num_cams
                     terms |= self.img_aux_head.loss_terms(feats, geometry, data_samples, num_cams)
@@ -301,7 +312,8 @@ class OPUS(BaseModel):
                 "The model has a LiDAR branch and the batch no points: use a data set that loads "
                 "LiDAR sweeps (use_lidar=True, and LoadLidarSweeps in its pipeline)."
             )
-        return LidarInput(points, lidar_map(self, points))
+        num_current = LidarInput.count_current(points)  # before the voxeliser waits for the device
+        return LidarInput(points, lidar_map(self, points), num_current)
 
     def extract_feat(
         self,

@@ -9,109 +9,27 @@ from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from models import ops
 from models.decoder import DecoderOutput
 from models.decoder.precision import check_precision, products_in
 from models.errors import ModelConfigError
-from models.layers import GridModule
-from models.losses import LossTerm, LossTerms, Match, OccupiedPoints, normalize_alone
+from models.losses import LossTerm, LossTerms, OccupiedPoints, normalize_alone
 from models.randomness import SampleDraws
 
 from .densifier import VoxelLogits
-from .query_memory import QueryMemory, SequenceFrame, farthest_from
-from .results import positions
-
-# Label by which data samples mark voxels of unknown state: they count in no loss.
-UNKNOWN_LABEL = 255
-
-
-@dataclass(frozen=True)
-class CameraGeometry:
-    """Where the cameras of a batch are.
-
-    Attributes:
-        ego2img: ``[B, T*N, 4, 4]``, metres of the ego frame to pixels (u*w, v*w, w) of the
-            augmented image, frame-major.
-        ego2occ: ``[B, 4, 4]``, metres of the ego frame to metres of the voxel grid's.
-        img_hw: Height and width in pixels of the network's input.
-    """
-
-    ego2img: Tensor
-    ego2occ: Tensor
-    img_hw: tuple[int, int]
-
-    def occ2img(self) -> Tensor:
-        """Return ``[B, T*N, 4, 4]``, metres of the occ frame to pixels."""
-        # `inv` would make the host wait for the device, to look whether the matrix is singular.
-        return self.ego2img @ torch.linalg.inv_ex(self.ego2occ).inverse.unsqueeze(1)
+from .interface import CameraGeometry, HeadOutput, LidarInput, MatchedLayer
+from .labels import UNKNOWN_LABEL, LabelGrids
+from .query_memory import QueryMemory, SequenceFrame
+from .query_starts import QueryStarts
 
 
-@dataclass(frozen=True)
-class LidarInput:
-    """What the LiDAR sees of a batch.
-
-    Attributes:
-        points: Per sample ``[n, 5]``: x, y, z in metres of the occ frame, intensity, and the time
-            lag behind the key frame in seconds, exactly 0 for the points of its own sweep.
-        bev_feats: ``[B, C, h, w]``, features over the xy plane of the grid's range, rows along y,
-            columns along x.
-    """
-
-    points: Sequence[Tensor]
-    bev_feats: Tensor
-
-
-@dataclass(frozen=True)
-class HeadOutput:
-    """Raw outputs of a head.
-
-    Attributes:
-        init_points: ``[B, Q, 1, 3]`` points the queries start from, normalised.
-        points: ``[B, Q, R_i, 3]`` per decoder layer, normalised, not clamped.
-        point_feats: ``[B, Q, R_i, F]`` per layer; in eval mode None for all but the last.
-        voxels: Voxel logits per layer where the head discretizes; None like ``point_feats``.
-        sampling_points: ``[B, Q, G, P, 3]`` per layer, where the decoder sampled features, in
-            metres of the occ frame, without gradient.
-        query_feats: ``[B, Q, C]`` after the last layer; None where they are not known.
-    """
-
-    init_points: Tensor
-    points: list[Tensor]
-    point_feats: list[Tensor | None]
-    voxels: list[VoxelLogits | None]
-    sampling_points: list[Tensor] = field(default_factory=list)
-    query_feats: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class MatchedLayer:
-    """Points of a decoder layer beside their nearest ground truth.
-
-    Attributes:
-        index: Number of the layer.
-        points: Per sample ``[Q*R_i, 3]``, metres of the occ frame.
-        targets: Per sample.
-        matched: Per sample, see ``OccupiedPoints.match``.
-        counted: Per sample bool ``[Q*R_i]``, which points lie in no voxel of unknown state.
-    """
-
-    index: int
-    points: Sequence[Tensor]
-    targets: Sequence[OccupiedPoints]
-    matched: Sequence[Match | None]
-    counted: Sequence[Tensor]
-
-
-class OccupancyHead(GridModule, metaclass=ABCMeta):
+class OccupancyHead(QueryStarts, metaclass=ABCMeta):
     """Queries, the decoder, and the location loss.
 
     Queries start from learned points, or with LiDAR from those points of the current sweep that
@@ -315,7 +233,12 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         """Return the losses of a batch by itself: the means of ``loss_terms``, by name."""
         return normalize_alone(self.loss_terms(output, data_samples))
 
-    def loss_terms(self, output: HeadOutput, data_samples: Sequence[BaseDataElement]) -> LossTerms:
+    def loss_terms(
+        self,
+        output: HeadOutput,
+        data_samples: Sequence[BaseDataElement],
+        grids: LabelGrids | None = None,
+    ) -> LossTerms:
         """Return the terms of the losses of the initial points and of every decoder layer.
 
         Args:
@@ -323,15 +246,15 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             data_samples: Samples with ``voxel_semantics`` ``[X, Y, Z]``; where they have a
                 ``mask_camera`` ``[X, Y, Z]``, it tells which voxels a camera sees. Voxels with
                 ``UNKNOWN_LABEL`` are no target, and predictions inside them get no loss.
+            grids: Labels of the samples, see ``label_grids``; None to make them.
 
         Returns:
             ``init_loss_pts`` (without LiDAR), ``loss_cls`` and ``loss_pts`` of the last layer, and
             ``d{i}.loss_cls``, ``d{i}.loss_pts`` of the others; with the losses that a head adds to
             each layer.
         """
-        device = output.init_points.device
-        semantics = self._stacked_labels(data_samples, device)
-        targets = self.occupied_points(semantics, data_samples)
+        grids = grids or self.label_grids(data_samples, output.init_points.device)
+        semantics, targets = grids.semantics, self._targets_of(grids, data_samples)
         # Without a look whether there are any, for which the host would wait.
         unknown = semantics == UNKNOWN_LABEL
         terms: dict[str, list[LossTerm]] = {}
@@ -374,22 +297,25 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             semantics: ``[B, X, Y, Z]`` labels.
             data_samples: Of their ``mask_camera``.
         """
-        occupied = ((semantics != self.empty_label) & (semantics != UNKNOWN_LABEL)).flatten()
-        counts: list[int] = occupied.unflatten(0, (len(semantics), -1)).sum(1).cpu().tolist()
-        if semantics.device.type == "cpu":
-            index = occupied.nonzero().squeeze(1)
-        else:
-            index = positions(occupied, sum(counts))
-        _, y_num, z_num = self.grid_shape
-        labels = semantics.flatten()[index].long()
-        rest, z = index.div(z_num, rounding_mode="floor"), index.remainder(z_num)
-        rest, y = rest.div(y_num, rounding_mode="floor"), rest.remainder(y_num)
-        x = rest.remainder(self.grid_shape[0])
-        xyz = torch.stack([x, y, z], 1)
+        grids = LabelGrids.of(semantics, self.empty_label)
+        return self._targets_of(grids, data_samples)
+
+    @torch.no_grad()
+    def label_grids(
+        self, data_samples: Sequence[BaseDataElement], device: torch.device
+    ) -> LabelGrids:
+        """Return the labels of a batch on a device, and start to count what is occupied.
+
+        Raises:
+            ModelConfigError: If a label grid has another shape than the model's.
+        """
+        return LabelGrids.of(self._stacked_labels(data_samples, device), self.empty_label)
+
+    def _targets_of(
+        self, grids: LabelGrids, data_samples: Sequence[BaseDataElement]
+    ) -> list[OccupiedPoints]:
         targets = []
-        for sample, own, own_labels in zip(
-            data_samples, xyz.split(counts), labels.split(counts), strict=True
-        ):
+        for sample, (own, own_labels) in zip(data_samples, grids.occupied_voxels(), strict=True):
             mask = sample.get("mask_camera")
             visible = torch.ones_like(own_labels, dtype=torch.bool)
             if mask is not None:
@@ -466,105 +392,6 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             "memory=None, or give it a method _query_scores."
         )
 
-    def _start(
-        self,
-        init_points: Tensor,
-        frames: Sequence[SequenceFrame | None] | None,
-        seen_points: Sequence[Tensor] | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return points ``[B, Q, 1, 3]``, normalised, and features ``[B, Q, C]`` of the queries.
-
-        First come those of the memory, then those on seen surfaces. The others start at those of
-        ``init_points`` that are farthest from these.
-
-        Raises:
-            ModelConfigError: If ``frames`` or ``seen_points`` are missing where they are needed.
-        """
-        if self.memory is None and not self.num_seen_queries:
-            return init_points, None
-        batch = len(init_points)
-        recalled: list[tuple[Tensor, Tensor] | None] = [None] * batch
-        if self.memory is not None and frames is not None:
-            recalled = self.memory.recall(frames)
-        points, feats = [], []
-        for i, learned in enumerate(init_points[:, :, 0]):
-            own_points, own_feats = learned[:0], learned.new_zeros(0, self.embed_dims)
-            memory = recalled[i]
-            if memory is not None:
-                centres = self.normalise(memory[0].to(learned))
-                inside = ((centres >= 0) & (centres < 1)).all(1)
-                own_points, own_feats = centres[inside], memory[1][inside]
-            if self.num_seen_queries:
-                if seen_points is None:
-                    raise ModelConfigError(
-                        f"num_seen_queries={self.num_seen_queries} needs an image network that "
-                        "knows what it sees: give the model an img_aux_head (FirstHitHead)."
-                    )
-                own_points = torch.cat([own_points, self._spread_of(seen_points[i], learned)])
-            if len(own_points):
-                rest = farthest_from(
-                    self.denormalise(learned), self.denormalise(own_points),
-                    self.num_query - len(own_points),
-                )  # fmt: skip
-                learned = learned[rest]
-            points.append(torch.cat([own_points, learned]))
-            feats.append(F.pad(own_feats, (0, 0, 0, self.num_query - len(own_feats))))
-        start = torch.stack(points).unsqueeze(2)
-        if self.memory is None:
-            return start, None
-        start_feats = torch.stack(feats)
-        if self.training:
-            # All its weights get a gradient in every step, as data-parallel training wants it.
-            start_feats = start_feats + self.memory.no_effect()
-        return start, start_feats
-
-    @torch.no_grad()
-    def _spread_of(self, points: Tensor, like: Tensor) -> Tensor:
-        """Return ``num_seen_queries`` points at most, normalised, of seen ones ``[n, 3]``: well
-        spread ones of those inside the range.
-        """
-        normalised = self.normalise(points.to(like))
-        inside = ((normalised >= 0) & (normalised < 1)).all(1)
-        normalised = normalised[inside]
-        if len(normalised) <= self.num_seen_queries:
-            return normalised
-        index = ops.farthest_point_sampling(
-            self.denormalise(normalised).float(), self.num_seen_queries
-        )
-        return normalised[index]
-
-    def _initial_points(self, batch_size: int, lidar: LidarInput | None) -> Tensor:
-        """Return the points the queries start from, ``[B, Q, 1, 3]``, normalised."""
-        if not self.use_lidar:
-            return self.init_points.weight.view(1, -1, 1, 3).expand(batch_size, -1, -1, -1)
-        if lidar is None:
-            raise ModelConfigError(
-                "The head has use_lidar=True and got no LiDAR points: load them."
-            )
-        is_current = [points[:, 4] == 0 for points in lidar.points]
-        # one wait for the device
-        counts: list[int] = torch.stack([own.sum() for own in is_current]).cpu().tolist()
-        starts = [
-            self._farthest_points(points, own, count)
-            for points, own, count in zip(lidar.points, is_current, counts, strict=True)
-        ]
-        return torch.stack(starts).unsqueeze(2)
-
-    @torch.no_grad()
-    def _farthest_points(self, points: Tensor, is_current: Tensor, count: int) -> Tensor:
-        """Return Q well spread points, normalised.
-
-        Args:
-            points: ``[n, 5]``.
-            is_current: bool ``[n]``, points of the current sweep.
-            count: Number of these.
-        """
-        if not count:  # a sweep that saw nothing: the cameras have to do
-            return _even_spread(self.num_query).to(self.pc_range)
-        current = points[positions(is_current, count), :3]
-        index = ops.farthest_point_sampling(current, self.num_query)
-        return self.normalise(current[index].to(self.pc_range))
-
     def _in_metres(self, points: Tensor) -> list[Tensor]:
         """Return the points of every sample, ``[Q*R, 3]``, from normalised ``[B, Q, R, 3]``."""
         return list(self.denormalise(points).flatten(1, 2))
@@ -584,13 +411,6 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
                     f"num_frames={self.num_frames} and num_cams={self.num_cams}; got "
                     f"{list(feats.shape[:3])} with {images} projection matrices."
                 )
-
-
-def _even_spread(number: int) -> Tensor:
-    """Return points ``[number, 3]`` spread over the unit cube (Roberts' R3 sequence)."""
-    ratio = 1.2207440846057596  # the real root of x^4 = x + 1
-    steps = torch.tensor([ratio**-1, ratio**-2, ratio**-3], dtype=torch.float64)
-    return (0.5 + torch.arange(1, number + 1).unsqueeze(1) * steps) % 1
 
 
 def _check_classes(

@@ -1,4 +1,4 @@
-"""Numbers of a device that the host reads later."""
+"""Asynchronous copies of small integer tensors to the host."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 class HostNumbers:
-    """Whole numbers on their way from a device to the host.
+    """Integers that are copied to the host asynchronously.
 
-    The copy starts at once and the host does not wait for it. If the host has waited for the device
-    for another reason before it reads the numbers, reading them needs no wait of its own.
+    The copy starts when this is made. `read` synchronises only if the copy has not finished, which
+    it has after any later synchronisation with the device.
 
     Args:
         numbers: int64 `[n]` on any device.
     """
 
     def __init__(self, numbers: Tensor) -> None:
-        # torch copies to page-locked memory, without which CUDA would wait here
+        # torch allocates page-locked memory for this; a copy to other memory would synchronise
         self._numbers = numbers.to("cpu", non_blocking=True)
         self._arrival: torch.cuda.Event | None = None
         if numbers.is_cuda:

@@ -1,4 +1,4 @@
-"""The image network as evaluation runs it: without batch norms, laid out once, in a precision.
+"""The image network in evaluation: folded batch norms, channels-last weights, reduced precision.
 
 Dimension letters: I images, C channels, h, w size of a feature map, H, W image size.
 """
@@ -26,10 +26,10 @@ _NAMES: dict[str, torch.dtype] = {
 
 
 def check_eval_dtype(name: str | None) -> None:
-    """Refuse a name that is no precision of the evaluation.
+    """Check the setting `eval_dtype`.
 
     Raises:
-        ModelConfigError: If it is none.
+        ModelConfigError: If it is not a supported precision.
     """
     if name not in (None, "auto", *_NAMES):
         raise ModelConfigError(
@@ -41,15 +41,15 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether a device has instructions that multiply bfloat16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # torch names no public way to ask for the instructions of a CPU
+    # torch has no public function for this
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def resolve_eval_dtype(name: str | None, parameter: Tensor) -> torch.dtype:
-    """Return the precision that a name means for a network with a parameter like this.
+    """Return the dtype that a setting selects for a network on the device of `parameter`.
 
     Raises:
-        ModelConfigError: If the device has no such arithmetic.
+        ModelConfigError: If the device does not support it.
     """
     check_eval_dtype(name)
     device = parameter.device
@@ -70,18 +70,18 @@ def resolve_eval_dtype(name: str | None, parameter: Tensor) -> torch.dtype:
 
 
 class EvaluationNetwork:
-    """Modules that are run one after the other, copied and prepared for evaluation.
+    """Copy of a chain of modules, prepared for evaluation.
 
-    Batch norms become a part of the convolutions whose outputs they get, weights lie channels-last,
-    and all parameters have one precision. The copies call the hooks of the originals. They are no
-    submodules, so that state dicts do not hold them.
+    Batch norms are folded into the convolutions before them, weights are channels-last, and all
+    parameters have one precision. The copies call the hooks of the originals. They are not
+    submodules, so they do not appear in state dicts.
 
     Args:
         parts: Modules in eval mode.
-        dtype: Name of the precision, see `resolve_eval_dtype`.
-        compile_options: Arguments of `torch.compile`; None compiles nothing.
+        dtype: Precision, see `resolve_eval_dtype`.
+        compile_options: Arguments of `torch.compile`; None does not compile.
         cuda_graphs: Whether to capture the modules as CUDA graphs on a GPU. Hooks then see the
-            captured call alone.
+            call that is captured, not the replays.
     """
 
     @torch.no_grad()
@@ -118,9 +118,9 @@ class EvaluationNetwork:
 
     @property
     def is_current(self) -> bool:
-        """Whether the weights are those that were copied.
+        """Whether the weights are unchanged since the copy.
 
-        What is written through `parameter.data` is not seen.
+        Changes through `parameter.data` are not detected.
         """
         return all(
             tensor._version == version
@@ -143,8 +143,8 @@ class EvaluationNetwork:
 def _folded(parts: Sequence[nn.Module]) -> list[nn.Module]:
     """Return bare copies of modules in eval mode, with batch norms folded into convolutions.
 
-    Nothing is read from the device. On the CPU the result is compared as well, and norms stay
-    where it differs.
+    This does not synchronise with the device. On the CPU the results are compared, and the norms
+    are not folded if they differ.
     """
     folded = [bare_copy(part) for part in parts]
     expected = run_small(folded)
@@ -164,7 +164,7 @@ def _folded(parts: Sequence[nn.Module]) -> list[nn.Module]:
 
 
 def _share_hooks(original: nn.Module, twin: nn.Module) -> None:
-    """Have the modules of a copy call the hooks of the originals, also those of later."""
+    """Let the modules of a copy call the hooks of the originals, including later ones."""
     twins = dict(twin.named_modules())
     for name, module in original.named_modules():
         if name in twins:

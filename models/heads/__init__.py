@@ -1,4 +1,4 @@
-"""Heads: from image features to occupied voxels."""
+"""Heads, which predict occupied voxels from feature maps."""
 
 from .base import OccupancyHead
 from .cpd_head import CPDHead

@@ -1,4 +1,4 @@
-"""What all heads share: queries, decoder, location loss.
+"""Base class of the heads: queries, decoder, location loss.
 
 Dimension letters: B batch, T frames, N cameras, L pyramid levels, Q queries, C embedding channels,
 R_i points of a query after decoder layer i, F features of a point, X, Y, Z voxels along the axes,
@@ -30,10 +30,10 @@ from .query_starts import QueryStarts
 
 
 class OccupancyHead(QueryStarts, metaclass=ABCMeta):
-    """Queries, the decoder, and the location loss.
+    """Base class of heads, with queries, decoder and location loss.
 
-    Queries start from learned points, or with LiDAR from those points of the current sweep that
-    farthest-point sampling finds; then the start has no loss.
+    Queries start at learned points. With LiDAR they start at points of the current sweep, selected
+    by farthest-point sampling; the initial points then have no loss.
 
     Args:
         pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres of the occ frame.
@@ -46,19 +46,20 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         num_cams: N.
         num_levels: L.
         point_channels: F.
-        decoder: Configuration of the decoder; the head completes it with the sizes above.
+        decoder: Configuration of the decoder; the head adds the sizes above.
         loss_pts: Configuration of the location loss.
         loss_cls: Configuration of the class loss.
-        score_thr: Voxels whose best score is not above this are predicted free.
+        score_thr: Voxels whose highest score is not above this are predicted as free.
         use_lidar: Whether the model has a LiDAR branch.
-        loss_pts_on: Which points the location loss sees: ``'all'``, as published, or only the
-            ``'initial'`` ones. Those of the layers then learn from the class loss alone, which a
-            head that discretizes passes on to them.
-        memory: Configuration of a ``QueryMemory``, whose queries of the frame before take the
-            places of learned ones; None for none, as published.
-        num_seen_queries: Queries that start where the image network sees a surface, in the place of
-            learned ones; 0 for none, as published. The detector needs an ``img_aux_head``.
-        precision: Of matrix products: ``'float32'``, ``'tf32'`` or ``'bfloat16'``, see
+        loss_pts_on: Points of the location loss: ``'all'``, as published, or ``'initial'``. The
+            points of the layers are then trained by the class loss alone, whose gradient reaches
+            them in heads that discretize.
+        memory: Configuration of a ``QueryMemory``; queries of the previous frame replace learned
+            ones. None for none, as published.
+        num_seen_queries: Number of queries that start on surfaces predicted by the image network
+            instead of learned points; 0 for none, as published. The detector needs an
+            ``img_aux_head``.
+        precision: Precision of matrix products: ``'float32'``, ``'tf32'`` or ``'bfloat16'``, see
             ``models.decoder.precision``.
         init_cfg: Initialisation configuration of MMEngine.
 
@@ -147,19 +148,19 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         frames: Sequence[SequenceFrame | None] | None = None,
         seen_points: Sequence[Tensor] | None = None,
     ) -> HeadOutput:
-        """Decode points, in the precision of the parameters.
+        """Run the decoder, in the precision of the parameters.
 
         Args:
             mlvl_feats: L maps ``[B, T*N, C, h, w]``.
             geometry: Cameras of the batch.
-            lidar: LiDAR of the batch where the head uses it.
-            draws: Of the dropout in training; None takes them from torch's generator.
-            frames: Which frames the samples are, for a head with a memory.
-            seen_points: Per sample ``[n, 3]``, metres of the occ frame, where the image network
-                sees a surface, for a head with ``num_seen_queries``.
+            lidar: LiDAR inputs, for heads with LiDAR.
+            draws: Random numbers of the dropout in training; None uses torch's generator.
+            frames: Frames of the samples, for heads with a memory.
+            seen_points: Per sample ``[n, 3]``, metres of the occ frame: points on surfaces
+                predicted by the image network, for heads with ``num_seen_queries``.
 
         Raises:
-            ModelConfigError: If levels, frames, cameras, channels or LiDAR are not those of the
+            ModelConfigError: If levels, frames, cameras, channels or LiDAR do not match the
                 configuration.
         """
         self._check_inputs(mlvl_feats, geometry)
@@ -209,7 +210,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         start: Tensor | None = None,
         start_feats: Tensor | None = None,
     ) -> HeadOutput:
-        """Run the decoder, and discretize what it gives; arguments as ``OPUSDecoder.forward``.
+        """Run the decoder and discretize its outputs; arguments as in ``OPUSDecoder.forward``.
 
         Queries start at ``start`` ``[B, Q, 1, 3]`` with ``start_feats`` ``[B, Q, C]``; None for
         ``init_points`` and zeros.
@@ -230,7 +231,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
     def loss(
         self, output: HeadOutput, data_samples: Sequence[BaseDataElement]
     ) -> dict[str, Tensor]:
-        """Return the losses of a batch by itself: the means of ``loss_terms``, by name."""
+        """Return the losses of a batch on one process: the means of ``loss_terms``, by name."""
         return normalize_alone(self.loss_terms(output, data_samples))
 
     def loss_terms(
@@ -243,9 +244,9 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
 
         Args:
             output: Output of ``forward`` in training mode.
-            data_samples: Samples with ``voxel_semantics`` ``[X, Y, Z]``; where they have a
-                ``mask_camera`` ``[X, Y, Z]``, it tells which voxels a camera sees. Voxels with
-                ``UNKNOWN_LABEL`` are no target, and predictions inside them get no loss.
+            data_samples: Samples with ``voxel_semantics`` ``[X, Y, Z]``, and optionally
+                ``mask_camera`` ``[X, Y, Z]``, the voxels visible to a camera. Voxels with
+                ``UNKNOWN_LABEL`` are not targets, and predictions inside them have no loss.
             grids: Labels of the samples, see ``label_grids``; None to make them.
 
         Returns:
@@ -255,7 +256,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         """
         grids = grids or self.label_grids(data_samples, output.init_points.device)
         semantics, targets = grids.semantics, self._targets_of(grids, data_samples)
-        # Without a look whether there are any, for which the host would wait.
+        # not skipped if there are none: finding that out would synchronise with the device
         unknown = semantics == UNKNOWN_LABEL
         terms: dict[str, list[LossTerm]] = {}
         if not self.use_lidar:
@@ -283,19 +284,19 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         """Add ``pred_coords``, ``pred_labels`` and ``pred_scores`` to the samples.
 
         ``pred_coords`` int64 ``[n, 3]`` are voxels (x, y, z), ``pred_labels`` int64 ``[n]`` their
-        classes, ``pred_scores`` ``[n]`` the scores of these. They lie on the host: a device is
-        waited for once, when they leave it.
+        classes, ``pred_scores`` ``[n]`` their scores. They are on the host; the copy is the only
+        synchronisation.
         """
 
     @torch.no_grad()
     def occupied_points(
         self, semantics: Tensor, data_samples: Sequence[BaseDataElement]
     ) -> list[OccupiedPoints]:
-        """Return the centres of the occupied voxels of every sample, with one wait for a device.
+        """Return the centres of the occupied voxels of every sample, with one synchronisation.
 
         Args:
             semantics: ``[B, X, Y, Z]`` labels.
-            data_samples: Of their ``mask_camera``.
+            data_samples: Samples, optionally with ``mask_camera``.
         """
         grids = LabelGrids.of(semantics, self.empty_label)
         return self._targets_of(grids, data_samples)
@@ -304,10 +305,10 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
     def label_grids(
         self, data_samples: Sequence[BaseDataElement], device: torch.device
     ) -> LabelGrids:
-        """Return the labels of a batch on a device, and start to count what is occupied.
+        """Return the labels of a batch on a device, with asynchronous counts.
 
         Raises:
-            ModelConfigError: If a label grid has another shape than the model's.
+            ModelConfigError: If a label grid does not have the shape of the predictions.
         """
         return LabelGrids.of(self._stacked_labels(data_samples, device), self.empty_label)
 
@@ -341,7 +342,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
 
     @torch.no_grad()
     def _outside(self, points: Sequence[Tensor], voxels: Tensor) -> list[Tensor]:
-        """Return which points lie in none of some voxels.
+        """Return which points are outside of a set of voxels.
 
         Args:
             points: Per sample ``[n, 3]``, metres of the occ frame.
@@ -365,7 +366,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         layer: MatchedLayer,
         semantics: Tensor,
     ) -> LossTerm:
-        """Return the sum of the class loss of a layer and what it is divided by.
+        """Return the sum of the class loss of a layer, and its divisor.
 
         ``semantics`` is ``[B, X, Y, Z]``.
         """
@@ -373,16 +374,17 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
     def _more_terms(
         self, output: HeadOutput, layer: MatchedLayer, semantics: Tensor
     ) -> dict[str, list[LossTerm]]:
-        """Return terms of a layer that only some heads have, by the name of the loss."""
+        """Return additional terms of a layer by the name of the loss."""
         return {}
 
     @abstractmethod
     def _discretize(self, decoded: DecoderOutput) -> list[VoxelLogits | None]:
-        """Return the voxel logits of every layer, None where there are none."""
+        """Return the voxel logits of every layer, or None."""
 
     def _query_scores(self, output: HeadOutput) -> Tensor:
-        """Return how sure the last layer is of each query, ``[B, Q]``: the mean over its points of
-        the best sigmoid score at the point.
+        """Return the scores of the queries in the last layer, ``[B, Q]``.
+
+        A score is the mean of the highest sigmoid score at each of the query's points.
 
         Raises:
             ModelConfigError: If the head has no scores of queries.
@@ -416,7 +418,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
 def _check_classes(
     class_weights: Sequence[float] | None, rare_classes: Sequence[int] | None, num_classes: int
 ) -> None:
-    """Check that the losses' settings are of this head's classes.
+    """Check the class settings of the losses.
 
     Raises:
         ModelConfigError: Weights for another number of classes, or a class that does not exist.

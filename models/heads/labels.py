@@ -14,18 +14,18 @@ from models.host_numbers import HostNumbers
 
 from .results import positions
 
-# Label by which data samples mark voxels of unknown state: they count in no loss.
+# Label of voxels of unknown state, which are ignored by all losses.
 UNKNOWN_LABEL = 255
 
 
 @dataclass(frozen=True)
 class LabelGrids:
-    """Labels of a batch, with the numbers of occupied voxels on their way to the host.
+    """Labels of a batch and the number of occupied voxels per sample.
 
     Attributes:
         semantics: `[B, X, Y, Z]`.
         is_occupied: bool `[B*X*Y*Z]`.
-        counts: M of every sample.
+        counts: M of every sample, copied to the host asynchronously.
     """
 
     semantics: Tensor
@@ -47,7 +47,7 @@ class LabelGrids:
     def occupied_voxels(self) -> list[tuple[Tensor, Tensor]]:
         """Return voxels int64 `[M, 3]` (x, y, z) and labels int64 `[M]` of every sample.
 
-        Waits for a device unless it has been waited for since this was made.
+        This synchronises with the device only if the counts have not arrived yet.
         """
         counts = self.counts.read()
         if self.semantics.device.type == "cpu":

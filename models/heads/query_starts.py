@@ -1,4 +1,4 @@
-"""Where the queries of a head start.
+"""Initial points and features of the queries of a head.
 
 Dimension letters: B batch, Q queries, C embedding channels.
 """
@@ -21,17 +21,19 @@ from .results import positions
 
 
 class QueryStarts(GridModule):
-    """Start queries at learned points, LiDAR points, remembered queries or seen surfaces.
+    """Base class with the initial points of queries.
 
-    The head that derives from this sets the attributes below.
+    Queries start at learned points or LiDAR points. Queries of the previous frame and points on
+    surfaces that the image network predicts can replace some of them. Subclasses set the attributes
+    below.
 
     Attributes:
         num_query: Q.
         embed_dims: C.
-        use_lidar: Whether queries start at LiDAR points in place of learned ones.
-        num_seen_queries: Queries that start where the image network sees a surface.
-        memory: Queries of the frame before; None for none.
-        init_points: Learned points `[Q, 3]`, normalised; not with LiDAR.
+        use_lidar: Whether queries start at LiDAR points instead of learned points.
+        num_seen_queries: Number of queries that start on surfaces predicted by the image network.
+        memory: Queries of the previous frame; None for none.
+        init_points: Learned points `[Q, 3]`, normalised; without LiDAR only.
     """
 
     num_query: int
@@ -47,13 +49,13 @@ class QueryStarts(GridModule):
         frames: Sequence[SequenceFrame | None] | None,
         seen_points: Sequence[Tensor] | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return points ``[B, Q, 1, 3]``, normalised, and features ``[B, Q, C]`` of the queries.
+        """Return initial points ``[B, Q, 1, 3]``, normalised, and features ``[B, Q, C]``.
 
-        First come those of the memory, then those on seen surfaces. The others start at those of
-        ``init_points`` that are farthest from these.
+        Queries of the memory come first, then queries on predicted surfaces. The others start at
+        the points of ``init_points`` that are farthest from these.
 
         Raises:
-            ModelConfigError: If ``frames`` or ``seen_points`` are missing where they are needed.
+            ModelConfigError: If ``frames`` or ``seen_points`` are required and missing.
         """
         if self.memory is None and not self.num_seen_queries:
             return init_points, None
@@ -89,14 +91,17 @@ class QueryStarts(GridModule):
             return start, None
         start_feats = torch.stack(feats)
         if self.training:
-            # All its weights get a gradient in every step, as data-parallel training wants it.
+            # data-parallel training needs a gradient of all parameters in every step
             start_feats = start_feats + self.memory.no_effect()
         return start, start_feats
 
     @torch.no_grad()
     def _spread_of(self, points: Tensor, like: Tensor) -> Tensor:
-        """Return ``num_seen_queries`` points at most, normalised, of seen ones ``[n, 3]``: well
-        spread ones of those inside the range.
+        """Return at most ``num_seen_queries`` well spread points, normalised.
+
+        Args:
+            points: ``[n, 3]`` in metres; points outside of the range are dropped.
+            like: A tensor with the dtype and device of the result.
         """
         normalised = self.normalise(points.to(like))
         inside = ((normalised >= 0) & (normalised < 1)).all(1)
@@ -109,7 +114,7 @@ class QueryStarts(GridModule):
         return normalised[index]
 
     def _initial_points(self, batch_size: int, lidar: LidarInput | None) -> Tensor:
-        """Return the points the queries start from, ``[B, Q, 1, 3]``, normalised."""
+        """Return the learned points or LiDAR points ``[B, Q, 1, 3]``, normalised."""
         if not self.use_lidar:
             return self.init_points.weight.view(1, -1, 1, 3).expand(batch_size, -1, -1, -1)
         if lidar is None:
@@ -132,7 +137,7 @@ class QueryStarts(GridModule):
             is_current: bool ``[n]``, points of the current sweep.
             count: Number of these.
         """
-        if not count:  # a sweep that saw nothing: the cameras have to do
+        if not count:  # an empty sweep: fixed points, so that the cameras are still used
             return _even_spread(self.num_query).to(self.pc_range)
         current = points[positions(is_current, count), :3]
         index = ops.farthest_point_sampling(current, self.num_query)

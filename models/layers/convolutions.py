@@ -1,4 +1,4 @@
-"""2-D convolutions that are faster than the library's where they can be.
+"""2-D convolutions with Winograd's algorithm on the CPU, and with folded batch norms.
 
 Dimension letters: I images, C, K channels in and out, H, W size of an image.
 """
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from models import ops
 
-# Winograd's algorithm pays from here on: its transforms cost as much for few channels as for many,
-# and that of the weights as much for few pixels as for many.
+# Smaller convolutions are faster in the library: the transforms of pixels do not depend on the
+# number of channels on the other side, and those of weights do not depend on the number of pixels.
 _LEAST_CHANNELS = 128
 _LEAST_PIXELS = 2048
 
 
 class FastConv2d(nn.Conv2d):
-    """A convolution that goes through Winograd's algorithm where that pays.
+    """Convolution that uses Winograd's algorithm if it is faster.
 
-    It can also do the work of the batch norm behind it, see `models.detectors.norm_folding`.
+    A batch norm behind it can be folded into it, see `models.detectors.norm_folding`.
     """
 
-    #: The norm whose work this does while it rests; in a tuple, so that it is no submodule.
+    #: The folded norm; in a tuple, so that it is not registered as a submodule.
     norms: tuple[RestingNorm2d, ...] = ()
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -47,17 +47,17 @@ class FastConv2d(nn.Conv2d):
 
 
 class RestingNorm2d(nn.BatchNorm2d):
-    """A batch norm whose work the convolution before it does, while it is in eval mode."""
+    """Batch norm that is folded into the convolution before it while it is in eval mode."""
 
     @property
     def rests(self) -> bool:
-        """Whether the convolution does the norm's work."""
+        """Whether the norm is folded."""
         return not self.training
 
     def folded_into(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return weight `[K, C, h, w]` and bias `[K]` of the convolution and the norm together.
+        """Return weight `[K, C, h, w]` and bias `[K]` of the convolution followed by the norm.
 
-        Gradients reach the norm's parameters through them.
+        Both are differentiable in the parameters of the norm.
         """
         assert self.running_mean is not None and self.running_var is not None
         scale = torch.rsqrt(self.running_var + self.eps)
@@ -68,12 +68,12 @@ class RestingNorm2d(nn.BatchNorm2d):
         return weight * scale[:, None, None, None], shift + self.bias if self.affine else shift
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `[I, K, H, W]`, as it is while the norm rests."""
+        """Normalise `[I, K, H, W]`; returns it unchanged while the norm is folded."""
         return x if self.rests else super().forward(x)
 
 
 def use_fast_convolutions(module: nn.Module) -> None:
-    """Make torch's convolutions below a module fast; parameters and their names stay.
+    """Turn torch's convolutions below a module into `FastConv2d`, with the same parameters.
 
     Args:
         module: The module, changed in place.

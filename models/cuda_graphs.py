@@ -1,4 +1,4 @@
-"""Capture and replay of functions of tensors as CUDA graphs."""
+"""Functions of tensors that are captured as CUDA graphs, and replayed without the host's work."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 Function = Callable[..., Sequence[Tensor | None]]
 Replay = Callable[[], None]
 
-# Larger inputs are read in place, smaller ones are copied into the buffers of the graph.
+# Larger inputs are read where they lie, smaller ones are copied to where the graph reads them.
 COPIED_BYTES = 16 * 2**20
 
 
 class Recorder(Protocol):
-    """Interface of the part that captures a call, so that tests can replace CUDA's."""
+    """What captures a call; CUDA's, or a test's."""
 
     def __call__(
         self, function: Function, inputs: Sequence[Tensor | None]
@@ -26,12 +26,12 @@ class Recorder(Protocol):
         """Capture `function(*inputs)`.
 
         Returns:
-            A function that repeats the call, and the tensors that hold its results.
+            What repeats the call, and where the results lie.
         """
 
 
 class CudaRecorder:
-    """Capture calls in one memory pool, which is safe because they are replayed in turn."""
+    """Capture calls in one pool of memory: they are replayed one after another."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -53,20 +53,20 @@ class CudaRecorder:
 
 
 class CapturedFunction:
-    """Function of tensors whose calls are captured once and then replayed.
+    """A function of tensors whose calls are captured, and replayed when they come again.
 
-    A captured call is replayed if all inputs have the same shapes, strides and dtypes, and large
-    inputs the same addresses, because they are read in place. The function runs uncaptured if
-    gradients are computed, if inputs are not on a GPU, or after a capture has failed.
+    A call comes again where all inputs have the shapes, strides and dtypes of before, and large
+    ones the addresses too: these are read in place. Where gradients are computed, or inputs do not
+    lie on a GPU, the function is called as it is; so it is once a capture has failed.
 
     Args:
-        function: Takes tensors or None, and returns a sequence of tensors or None. Equal input
-            shapes must give equal output shapes. It must not synchronise with the device.
-        copies_results: Whether to return copies. Without copies, results are valid until the next
+        function: Takes tensors or None, and returns a sequence of tensors or None, of the same
+            shapes for the same shapes of inputs. It must not wait for the device.
+        copies_results: Whether to return copies. Results that are no copies hold until the next
             call.
-        most_graphs: Largest number of graphs; the least recently used one is dropped first.
-        copied_bytes: Inputs larger than this are read in place; None copies all.
-        recorder: Captures the calls; None for CUDA's.
+        most_graphs: Graphs that are kept; those used longest ago go first.
+        copied_bytes: Larger inputs are read in place; None copies all.
+        recorder: What captures; None for CUDA's.
     """
 
     def __init__(
@@ -89,18 +89,18 @@ class CapturedFunction:
         self._num_captures = self._num_replays = 0
 
     def forget(self) -> None:
-        """Drop all graphs, for example after parameters have moved."""
+        """Drop all graphs: parameters lie elsewhere now."""
         self._captured.clear()
 
     def __call__(self, *inputs: Tensor | None) -> list[Tensor | None]:
-        """Call the function, or replay the call."""
+        """Return what the function returns."""
         if self._has_failed or torch.is_grad_enabled() or not self._is_on_device(inputs):
             return list(self.function(*inputs))
         key = tuple(map(self._signature, inputs))
         if key not in self._captured:
             many = self._num_captures > 2 * self.most_graphs
             if many and self._num_replays < 2 * self._num_captures:
-                self._give_up("large inputs have another address in every call")
+                self._give_up("large inputs lie elsewhere in every call")
                 return list(self.function(*inputs))
             self._num_captures += 1
             try:
@@ -140,7 +140,7 @@ class CapturedFunction:
     ) -> tuple[list[Tensor | None], Replay, Sequence[Tensor | None]]:
         if self._recorder is None:
             self._recorder = CudaRecorder()
-        # Inputs that are read in place are not kept alive: only their address matters.
+        # Those that are read in place are not kept alive: others of the same address will do.
         static = [x.clone() if x is not None and self._is_copied(x) else x for x in inputs]
         replay, outputs = self._recorder(self.function, static)
         kept = [x if x is None or self._is_copied(x) else x.new_empty(0) for x in static]

@@ -27,26 +27,24 @@ def varied(model: Any) -> Any:
     return model
 
 
-def maps_and_gradients(model: Any) -> tuple[list[Tensor], dict[str, Tensor]]:
+def maps_and_gradients(model: Any) -> dict[str, Tensor]:
     images = torch.randn(1, T * N, 3, *HW, generator=torch.Generator().manual_seed(1))
     model.zero_grad()
-    levels = model.image_features(images)
-    sum(level.sin().sum() for level in levels).backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return [level.detach() for level in levels], gradients
+    levels = model.image_features(images.to(next(model.parameters()).dtype))
+    sum(level.square().mean() for level in levels).backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return found | {f"map {i}": level.detach() for i, level in enumerate(levels)}
 
 
-def assert_alike(found: Any, expected: Any) -> None:
-    for a, b in zip(found[0], expected[0], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
-    assert found[1].keys() == expected[1].keys()
-    for name, b in expected[1].items():
-        limit = 1e-4 * float(b.abs().max()) + 1e-6
-        torch.testing.assert_close(found[1][name], b, rtol=1e-3, atol=limit, msg=name)
+def assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    """Compare norms of differences: rounding moves single numbers across the border of a ReLU."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (found[name] - value).norm() <= tolerance * value.norm(), name
 
 
 def test_resting_norms_change_nothing(make_detector: Callable[..., Any]) -> None:
-    model = varied(make_detector()).train()
+    model = varied(make_detector()).double().train()
     resting = [m for m in model.img_backbone.modules() if isinstance(m, RestingNorm2d)]
     norms = [m for m in model.img_backbone.modules() if isinstance(m, nn.BatchNorm2d)]
     assert resting == norms and all(norm.rests for norm in norms)
@@ -55,8 +53,8 @@ def test_resting_norms_change_nothing(make_detector: Callable[..., Any]) -> None
     wake_norms(network)
     assert not any(isinstance(m, RestingNorm2d) for m in model.modules())
     expected = maps_and_gradients(model)
-    assert any("bn" in name for name in expected[1]) and keys == set(model.state_dict())
-    assert_alike(found, expected)
+    assert any("bn" in name for name in expected) and keys == set(model.state_dict())
+    assert_alike(found, expected, 1e-9)
     rest_norms(network)
     assert not any(isinstance(m, RestingNorm2d) for m in model.eval().modules())
 
@@ -90,4 +88,4 @@ def test_fast_convolutions_change_nothing(
     found = maps_and_gradients(model)
     fast = [m for m in model.modules() if isinstance(m, FastConv2d) and m.kernel_size == (3, 3)]
     assert 0 < len(calls) <= len(fast)
-    assert_alike(found, expected)
+    assert_alike(found, expected, 0.02)

@@ -1,4 +1,4 @@
-"""Self-attention between queries that fades with their distance.
+"""Self-attention between queries that decreases with their distance.
 
 Dimension letters: B batch, Q queries, H heads, C embedding channels.
 """
@@ -13,7 +13,7 @@ from models import ops
 
 
 class PackedSelfAttention(nn.Module):
-    """Multi-head self-attention that fades with distance; parameters named as torch's own.
+    """Multi-head self-attention that decreases with distance; parameters are named as in torch.
 
     Args:
         embed_dims: C.
@@ -40,9 +40,15 @@ class PackedSelfAttention(nn.Module):
         order: Tensor | None = None,
         code: Tensor | None = None,
     ) -> Tensor:
-        """Attend within ``x`` ``[B, Q, C]``; logits fall by ``tau`` ``[B, Q, H]`` per metre
-        between ``centres`` ``[B, Q, 3]``. Without ``seeds`` ``[B]`` no weight is dropped.
-        ``code`` ``[B, Q, C]`` is added for queries and keys, not for values.
+        """Attend within ``x``.
+
+        Args:
+            x: ``[B, Q, C]``.
+            tau: ``[B, Q, H]``, decrease of the logits per metre.
+            centres: ``[B, Q, 3]`` in metres.
+            seeds: int64 ``[B]``, of the dropout; None for no dropout.
+            order: int64 ``[B, Q]``, processing order of the queries; None to compute it.
+            code: ``[B, Q, C]``, added to queries and keys, not to values.
         """
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         if code is not None:
@@ -57,7 +63,7 @@ class PackedSelfAttention(nn.Module):
 
 
 class ScaleAdaptiveSelfAttention(nn.Module):
-    """Self-attention whose logits fall with distance, at a rate the attending query chooses.
+    """Self-attention whose logits decrease with distance, at a rate computed from the query.
 
     The logit of head h between queries q and k gets ``-tau[q, h] * |centre_q - centre_k|``
     (SparseBEV, arXiv 2308.09244).
@@ -84,15 +90,15 @@ class ScaleAdaptiveSelfAttention(nn.Module):
         order: Tensor | None = None,
         code: Tensor | None = None,
     ) -> Tensor:
-        """Return ``query_feats`` ``[B, Q, C]`` plus what was attended to.
+        """Return ``query_feats`` ``[B, Q, C]`` plus the attention output.
 
         Args:
             query_feats: ``[B, Q, C]``.
-            centres: ``[B, Q, 3]`` in metres; gets no gradient.
-            seeds: int64 ``[B]``, of the dropout; None drops nothing.
-            order: int64 ``[B, Q]``, in which queries are visited; None to find one here.
-            code: Position code ``[B, Q, C]`` that queries, keys and ``tau`` see and values do not;
-                None where the features hold it.
+            centres: ``[B, Q, 3]`` in metres; not differentiable.
+            seeds: int64 ``[B]``, of the dropout; None for no dropout.
+            order: int64 ``[B, Q]``, processing order of the queries; None to compute it.
+            code: Position code ``[B, Q, C]``, added to the input of queries, keys and ``tau``, not
+                of values; None if the features contain it.
         """
         tau = self.gen_tau(query_feats if code is None else query_feats + code)
         attended = self.attention["attn"](query_feats, tau, centres, seeds, order, code)

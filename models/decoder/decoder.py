@@ -26,15 +26,14 @@ from .sampling import FeatureMaps
 
 @dataclass(eq=False)
 class DecoderOutput:
-    """What the decoder layers give, one entry per layer.
+    """Outputs of the decoder layers, one entry per layer.
 
     Attributes:
         points: ``[B, Q, R_i, 3]`` each, normalised, not clamped.
-        point_feats: ``[B, Q, R_i, F]`` each; None for layers that were not asked for them.
-        sampling_points: ``[B, Q, G, P, 3]`` each, where the layer looked at the images (and the
-            LiDAR map), in metres of the occ frame, without gradient. They are computed anyway, so
-            that to keep them costs nothing but their few bytes.
-        query_feats: ``[B, Q, C]`` after the last layer; None of a replayed CUDA graph.
+        point_feats: ``[B, Q, R_i, F]`` each; None for layers without point features.
+        sampling_points: ``[B, Q, G, P, 3]`` each: where the layer sampled the images (and the LiDAR
+            map), in metres of the occ frame, without gradient.
+        query_feats: ``[B, Q, C]`` after the last layer; None for a replayed CUDA graph.
     """
 
     points: list[Tensor]
@@ -47,8 +46,8 @@ class DecoderOutput:
 class OPUSDecoder(BaseModule):
     """Coarse-to-fine point prediction (OPUS, arXiv 2409.09350); no weight sharing between layers.
 
-    The points of a query enter each layer without gradient. The head that builds the decoder gives
-    the arguments up to ``num_levels``, and ``use_lidar``.
+    The points of a query enter each layer without gradient. The head sets the arguments up to
+    ``num_levels``, and ``use_lidar``.
 
     Args:
         pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres of the occ frame.
@@ -59,20 +58,20 @@ class OPUSDecoder(BaseModule):
         num_levels: L.
         num_refines: Points of a query after each layer; its length is the number of layers.
         num_points: Sampling points of a group.
-        num_groups: Groups of channels that sample at points of their own.
+        num_groups: Groups of channels; each group has its own sampling points.
         mixed_points: Features of a group after adaptive mixing; None for as many as are sampled.
         num_heads: Heads of the self-attention.
         ffn_dims: Hidden channels of the feed-forward networks.
         dropout: Dropout in self-attention and feed-forward networks.
-        refine_scale_m: Metres that a unit output of the regression branches stands for.
-        prior_probability: Starting probability of sigmoid logits in the class branches; None where
-            the branches give point features.
+        refine_scale_m: Metres per unit of the output of the regression branches.
+        prior_probability: Initial probability of sigmoid logits in the class branches; None if the
+            branches give point features.
         sampling_pattern: ``'prototype'`` (V2) or ``'scaled_offset'`` (V1), see ``PointSampling``.
         level_pairing: ``'published'`` or ``'straight'``, see ``PointSampling``.
         position_code: ``'added'`` or ``'where_used'``, see ``DecoderLayer``.
         use_lidar: Whether a LiDAR map is sampled beside the images.
-        cuda_graphs: Whether evaluation on a GPU captures the layers as CUDA graphs and replays
-            them: the host then starts one graph a frame in place of hundreds of kernels.
+        cuda_graphs: Whether evaluation on a GPU captures the layers as a CUDA graph and replays it.
+            The host then launches one graph per frame instead of hundreds of kernels.
         init_cfg: Initialisation configuration of MMEngine.
 
     Raises:
@@ -113,7 +112,9 @@ class OPUSDecoder(BaseModule):
             )
         self.embed_dims = embed_dims
         self.use_lidar = use_lidar
-        self._img_hw: tuple[int, int] = (0, 0)  # that graphs have been captured with
+        self._img_hw: tuple[int, int] = (0, 0)  # of the captured graphs
+        self._compile_options: dict[str, Any] | None = None
+        self._compiled: Any = None  # of `decode`, made at the first call
         self._captured: CapturedFunction | None = None
         if cuda_graphs:
             self._captured = CapturedFunction(self._decode_flat)
@@ -155,7 +156,7 @@ class OPUSDecoder(BaseModule):
         draws: SampleDraws | None = None,
         init_feats: Tensor | None = None,
     ) -> DecoderOutput:
-        """Run all layers; in eval mode only the last one gives point features.
+        """Run all layers. In eval mode, only the last one computes point features.
 
         Args:
             init_points: ``[B, Q, 1, 3]``, normalised.
@@ -164,8 +165,8 @@ class OPUSDecoder(BaseModule):
             img_hw: Height and width in pixels of the images the projections refer to.
             bev_feats: With LiDAR its map ``[B, C, h, w]`` over the xy plane of ``pc_range``, rows
                 along y, columns along x.
-            draws: Of the dropout in training; None takes them from torch's generator.
-            init_feats: ``[B, Q, C]`` features that the queries start with; None for zeros, as
+            draws: Random numbers of the dropout in training; None uses torch's generator.
+            init_feats: ``[B, Q, C]``, initial features of the queries; None for zeros, as
                 published.
 
         Raises:
@@ -183,7 +184,7 @@ class OPUSDecoder(BaseModule):
             draws = draws or SampleDraws.fresh(len(init_points))
             seeds = self.dropout_seeds(draws, init_points.device)
         if self._captured is None or self.training or init_feats is not None:
-            return self.decode(init_points, maps, seeds, init_feats)
+            return self._decode(init_points, maps, seeds, init_feats)
         if self._img_hw != img_hw:
             self._captured.forget()
             self._img_hw = img_hw
@@ -199,13 +200,34 @@ class OPUSDecoder(BaseModule):
     def _decode_flat(
         self, init_points: Tensor, occ2img: Tensor, bev_feats: Tensor | None, *mlvl_feats: Tensor
     ) -> list[Tensor | None]:
-        """Run all layers in eval mode; results are the lists of ``DecoderOutput`` in one."""
+        """Run all layers in eval mode and return the fields of ``DecoderOutput`` in one list."""
         maps = FeatureMaps(mlvl_feats, occ2img, self._img_hw, bev_feats, self.pc_range)
-        output = self.decode(init_points, maps)
+        output = self._decode(init_points, maps)
         return [*output.points, *output.sampling_points, output.point_feats[-1]]
 
+    def compile_layers(self, **options: Any) -> None:
+        """Compile the layers at their next call.
+
+        Args:
+            **options: Arguments of `torch.compile`.
+        """
+        self._compile_options, self._compiled = options, None
+
+    def _decode(self, *args: Any) -> DecoderOutput:
+        """Run `decode`, compiled after `compile_layers`."""
+        if self._compile_options is None:
+            return self.decode(*args)
+        if self._compiled is None:
+            self._compiled = torch.compile(self.decode, **self._compile_options)
+        output: DecoderOutput = self._compiled(*args)
+        return output
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without the compiled function: copies compile their own."""
+        return super().__getstate__() | {"_compiled": None}
+
     def _apply(self, *args: Any, **kwargs: Any) -> OPUSDecoder:
-        """Forget graphs: they read the parameters where these lay."""
+        """Move the parameters and drop the graphs, which refer to the old addresses."""
         if self._captured is not None:
             self._captured.forget()
         super()._apply(*args, **kwargs)
@@ -218,14 +240,14 @@ class OPUSDecoder(BaseModule):
         seeds: Tensor | None = None,
         init_feats: Tensor | None = None,
     ) -> DecoderOutput:
-        """Run all layers: tensors in, tensors out, nothing that the host has to look at.
+        """Run all layers without reading values on the host.
 
-        So it compiles in one graph, and can be captured as a CUDA graph.
+        This compiles to one graph and can be captured as a CUDA graph.
 
         Args:
             init_points: ``[B, Q, 1, 3]``, normalised.
             maps: What to sample from.
-            seeds: int64 ``[layers, 3, B]``, see ``dropout_seeds``; None drops nothing.
+            seeds: int64 ``[layers, 3, B]``, see ``dropout_seeds``; None for no dropout.
             init_feats: ``[B, Q, C]``, see ``forward``.
         """
         low, size = self.pc_range[:3], self.pc_range[3:] - self.pc_range[:3]
@@ -236,7 +258,7 @@ class OPUSDecoder(BaseModule):
         if not isinstance(maps.mlvl_feats, ops.SharedMaps):
             maps = replace(maps, mlvl_feats=ops.SharedMaps(maps.mlvl_feats))
         order = None
-        if init_points.device.type != "cpu":  # a dozen launches, too many for every layer
+        if init_points.device.type != "cpu":  # once, because it needs a dozen launches
             order = ops.attention_order((init_points.detach() * size + low).squeeze(2))
         output = DecoderOutput([], [])
         for i, layer in enumerate(self.decoder_layers):
@@ -254,10 +276,9 @@ class OPUSDecoder(BaseModule):
         return output
 
     def dropout_seeds(self, draws: SampleDraws, device: torch.device) -> Tensor:
-        """Return the seeds of all layers, int64 ``[layers, 3, B]``, in one copy to the device.
+        """Return the seeds of all layers, int64 ``[layers, 3, B]``, with one copy to the device.
 
-        Those of a layer are of its self-attention and of the two dropouts of its feed-forward
-        network.
+        A layer has a seed for its self-attention and two for its feed-forward network.
         """
         seeds = []
         for i in range(len(self.decoder_layers)):

@@ -40,11 +40,11 @@ class FeedForward(nn.Module):
         self.layers = nn.Sequential(hidden, nn.Linear(hidden_dims, embed_dims))
 
     def forward(self, x: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """Return ``x`` ``[B, Q, C]`` plus the network of it.
+        """Return ``x`` ``[B, Q, C]`` plus the output of the network.
 
         Args:
             x: ``[B, Q, C]``.
-            seeds: int64 ``[2, B]``, of the dropout after each layer; None drops nothing.
+            seeds: int64 ``[2, B]``, of the dropout after each layer; None for no dropout.
         """
         out = x
         for i, layer in enumerate(self.layers):
@@ -54,7 +54,7 @@ class FeedForward(nn.Module):
 
 
 class LayerOutput(NamedTuple):
-    """What a layer gives.
+    """Outputs of a layer.
 
     Attributes:
         query_feats: ``[B, Q, C]``.
@@ -87,14 +87,14 @@ class DecoderLayer(nn.Module):
         num_heads: Heads of the self-attention.
         ffn_dims: Hidden channels of the feed-forward network.
         dropout: Dropout in self-attention and feed-forward network.
-        refine_scale_m: Metres that a unit output of the regression branch stands for.
-        prior_probability: Where the class branch ends in sigmoid logits, the probability that its
-            last bias starts at; None leaves torch's initialisation.
+        refine_scale_m: Metres per unit of the output of the regression branch.
+        prior_probability: Initial probability of sigmoid logits in the class branch; None for
+            torch's initialisation.
         sampling_pattern: See ``PointSampling``.
         level_pairing: See ``PointSampling``.
         use_lidar: Whether a LiDAR map is sampled beside the images.
         position_code: ``'added'``: the code of a query's points stays in its features, as
-            published. ``'where_used'``: only offsets, level weights, mixing and attention see it.
+            published. ``'where_used'``: only offsets, level weights, mixing and attention use it.
     """
 
     def __init__(
@@ -176,11 +176,11 @@ class DecoderLayer(nn.Module):
             query_feats: ``[B, Q, C]``.
             points: ``[B, Q, R_in, 3]``, normalised.
             points_m: The same points in metres of the occ frame.
-            maps: What to sample from.
-            with_point_feats: Whether the class branch is needed.
+            maps: Feature maps.
+            with_point_feats: Whether to run the class branch.
             seeds: int64 ``[3, B]``, of the dropout in self-attention and after each layer of the
-                feed-forward network; None drops nothing.
-            order: int64 ``[B, Q]``, in which self-attention visits queries; None to find one here.
+                feed-forward network; None for no dropout.
+            order: int64 ``[B, Q]``, processing order of self-attention; None to compute it.
         """
         centre = points_m.mean(2)
         code = self.position_encoder(points.flatten(2))

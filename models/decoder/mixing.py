@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from models import ops
 
-# Generated parameters that are alive at once where no gradient needs them: 16 MiB in single
-# precision stay in a cache of last level.
+# Generated parameters that are alive at once without gradients: 16 MiB in single precision fit into
+# a last-level cache.
 _PARAMETERS_AT_ONCE = 4 * 2**20
 
 
@@ -45,16 +45,16 @@ class AdaptiveMixing(nn.Module):
 
         Args:
             sampled: ``[B, Q, G, S_in, c]``.
-            query_feats: ``[B, Q, C]``, from which the weights are generated.
-            residual: ``[B, Q, C]`` that the result is added to; None for ``query_feats``.
+            query_feats: ``[B, Q, C]``, input of the generator.
+            residual: ``[B, Q, C]``, added to the result; None for ``query_feats``.
         """
         residual = query_feats if residual is None else residual
         if query_feats.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return self._mix_together(sampled, query_feats, residual)
         queries = query_feats.flatten(0, 1)  # n = B*Q
         groups = sampled.flatten(0, 1).unbind(1)  # G of [n, S_in, c]
-        # One group after another: all the parameters of all groups are the decoder's largest
-        # tensor, by far, and only the backward pass needs them together.
+        # One group after another: the parameters of all groups together are by far the largest
+        # tensor of the decoder.
         generators = self.parameter_generator.weight.chunk(self.num_groups)
         biases = self.parameter_generator.bias.chunk(self.num_groups)
         projections = self.out_proj.weight.chunk(self.num_groups, dim=1)
@@ -69,10 +69,9 @@ class AdaptiveMixing(nn.Module):
     def _mix_together(
         self, sampled: Tensor, query_feats: Tensor, residual: Tensor | None = None
     ) -> Tensor:
-        """Mix all groups in one product, one launch and one product.
+        """Mix all groups together, with one matrix product before and one after.
 
-        On a GPU launches count, and memory that one product writes and the next reads is fast. In
-        16 bits a sum over groups must not be rounded group by group.
+        On a GPU this needs the fewest launches. In 16 bits, a sum over groups is rounded once.
         """
         residual = query_feats if residual is None else residual
         count = query_feats.shape[:-1].numel() * self.num_groups

@@ -14,7 +14,7 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 def check_precision(precision: str) -> None:
-    """Check the setting of a head.
+    """Check the setting `precision` of a head.
 
     Raises:
         ModelConfigError: If there is no such precision.
@@ -25,24 +25,24 @@ def check_precision(precision: str) -> None:
 
 @contextmanager
 def products_in(precision: str, device: torch.device) -> Iterator[None]:
-    """Within, matrix products of single precision are computed so.
+    """Set the precision of matrix products in single precision within this context.
 
-    `'float32'` leaves torch as it is. `'tf32'` lets GPUs round factors to 11 bits, in the whole
-    process and from then on, since gradients are computed after this has ended; CPUs compute in
-    single precision. `'bfloat16'` rounds factors to 8 bits, by torch's autocast; sums, norms and
-    coordinates stay in single precision.
+    `'float32'` changes nothing. `'tf32'` lets GPUs round factors to 11 bits. It applies to the
+    whole process and stays set, because gradients are computed after the context has ended; CPUs
+    compute in single precision. `'bfloat16'` rounds factors to 8 bits with torch's autocast; sums,
+    norms and coordinates stay in single precision.
     """
     if precision == "tf32" and device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
     is_half = precision == "bfloat16"
-    # A weight is used once in a frame, and a captured graph must not read one that was kept for the
-    # length of this alone.
+    # No cache: a weight is used once per frame, and a captured graph must not read a cached cast
+    # that is freed at the end of this context.
     with torch.autocast(device.type, torch.bfloat16, enabled=is_half, cache_enabled=False):
         yield
 
 
 class ExactLinear(nn.Linear):
-    """A small product that gives metres, or weights of places: in its parameters' precision."""
+    """Linear layer without autocast, for outputs in metres and for sampling weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the layer without autocast."""

@@ -1,4 +1,4 @@
-"""Consistent point sampling: features at points that follow a query's own point set.
+"""Consistent point sampling: sampling points that depend on the current points of a query.
 
 Dimension letters: B batch, T frames, N cameras, L pyramid levels, Q queries, R points of a query,
 G groups, P sampling points of a group, C embedding channels, h, w size of a map.
@@ -23,14 +23,14 @@ PATTERNS = ("prototype", "scaled_offset")
 
 @dataclass(frozen=True)
 class FeatureMaps:
-    """What the decoder samples from.
+    """Feature maps that the decoder samples.
 
     Attributes:
-        mlvl_feats: L image feature maps `[B, T*N, C, h, w]`, or the same, shared by the layers.
+        mlvl_feats: L image feature maps `[B, T*N, C, h, w]`; `SharedMaps` if layers share them.
         occ2img: `[B, T*N, 4, 4]`, metres of the occ frame to pixels.
-        img_hw: Height and width in pixels of the images the projections refer to.
-        bev_feats: LiDAR features `[B, C, h, w]` seen from above, rows along y and columns along
-            x, spread over the xy plane of `pc_range`; None without LiDAR.
+        img_hw: Height and width in pixels of the images of `occ2img`.
+        bev_feats: Bird's-eye-view LiDAR features `[B, C, h, w]` over the xy plane of `pc_range`,
+            rows along y and columns along x; None without LiDAR.
         pc_range: `[6]`, range of `bev_feats` in metres of the occ frame.
     """
 
@@ -113,14 +113,14 @@ class PointSampling(nn.Module):
         """Sample around each query.
 
         Returns:
-            Features `[B, Q, G, S, C/G]`, S = T*P, with LiDAR (T+1)*P: in the fourth axis come
-            the frames, each with its P points, then the LiDAR map. And where they were taken,
-            `[B, Q, G, P, 3]` in metres of the occ frame.
+            Features `[B, Q, G, S, C/G]` with S = T*P, or (T+1)*P with LiDAR: the frames with P
+            points each, then the LiDAR map. And the sampling points `[B, Q, G, P, 3]` in metres of
+            the occ frame.
 
         Args:
             query_feats: `[B, Q, C]`.
             points: `[B, Q, R, 3]`, metres of the occ frame.
-            maps: What to sample from.
+            maps: Feature maps.
         """
         level_weights = self.scale_weights(query_feats)
         level_weights = level_weights.unflatten(
@@ -144,10 +144,9 @@ class PointSampling(nn.Module):
 
 
 def bev_sampling(bev_feats: Tensor, points: Tensor, pc_range: Tensor) -> Tensor:
-    """Sample a map seen from above, every group from its own channels.
+    """Sample a bird's-eye-view map; each group has its own channels.
 
-    Bilinear; the centres of the outer pixels lie on the border of the range (torch's
-    `align_corners=True`); zero outside.
+    Sampling is bilinear with `align_corners=True` and zero padding.
 
     Args:
         bev_feats: `[B, C, h, w]`, rows along y, columns along x.

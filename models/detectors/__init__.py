@@ -1,4 +1,4 @@
-"""Detectors: from images to the outputs of a head."""
+"""Detectors."""
 
 from .opus import OPUS
 

@@ -1,44 +1,35 @@
-"""The image network as evaluation runs it: without batch norms, laid out once, in a precision.
+"""The image network in evaluation: folded batch norms, channels-last weights, reduced precision.
 
 Dimension letters: I images, C channels, h, w size of a feature map, H, W image size.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.cuda_graphs import CapturedFunction
 from models.errors import ModelConfigError
+
+from .norm_folding import HOOKS, bare_copy, norms_behind_convolutions, run_small
 
 _NAMES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# Where torch keeps the hooks of a module.
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
 
 
 def check_eval_dtype(name: str | None) -> None:
-    """Refuse a name that is no precision of the evaluation.
+    """Check the setting `eval_dtype`.
 
     Raises:
-        ModelConfigError: If it is none.
+        ModelConfigError: If it is not a supported precision.
     """
     if name not in (None, "auto", *_NAMES):
         raise ModelConfigError(
@@ -50,15 +41,15 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether a device has instructions that multiply bfloat16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # torch names no public way to ask for the instructions of a CPU
+    # torch has no public function for this
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def resolve_eval_dtype(name: str | None, parameter: Tensor) -> torch.dtype:
-    """Return the precision that a name means for a network with a parameter like this.
+    """Return the dtype that a setting selects for a network on the device of `parameter`.
 
     Raises:
-        ModelConfigError: If the device has no such arithmetic.
+        ModelConfigError: If the device does not support it.
     """
     check_eval_dtype(name)
     device = parameter.device
@@ -79,18 +70,18 @@ def resolve_eval_dtype(name: str | None, parameter: Tensor) -> torch.dtype:
 
 
 class EvaluationNetwork:
-    """Modules that are run one after the other, copied and prepared for evaluation.
+    """Copy of a chain of modules, prepared for evaluation.
 
-    Batch norms become a part of the convolutions whose outputs they get, weights lie channels-last,
-    and all parameters have one precision. The copies call the hooks of the originals. They are no
-    submodules, so that state dicts do not hold them.
+    Batch norms are folded into the convolutions before them, weights are channels-last, and all
+    parameters have one precision. The copies call the hooks of the originals. They are not
+    submodules, so they do not appear in state dicts.
 
     Args:
         parts: Modules in eval mode.
-        dtype: Name of the precision, see `resolve_eval_dtype`.
-        compile_options: Arguments of `torch.compile`; None compiles nothing.
+        dtype: Precision, see `resolve_eval_dtype`.
+        compile_options: Arguments of `torch.compile`; None does not compile.
         cuda_graphs: Whether to capture the modules as CUDA graphs on a GPU. Hooks then see the
-            captured call alone.
+            call that is captured, not the replays.
     """
 
     @torch.no_grad()
@@ -127,9 +118,9 @@ class EvaluationNetwork:
 
     @property
     def is_current(self) -> bool:
-        """Whether the weights are those that were copied.
+        """Whether the weights are unchanged since the copy.
 
-        What is written through `parameter.data` is not seen.
+        Changes through `parameter.data` are not detected.
         """
         return all(
             tensor._version == version
@@ -149,74 +140,33 @@ class EvaluationNetwork:
         return out
 
 
-def _bare_copy(module: nn.Module) -> nn.Module:
-    """Return a copy without hooks and gradients."""
-    bare = copy.deepcopy(module).requires_grad_(False)
-    for part in bare.modules():
-        for name in _HOOKS:
-            getattr(part, name).clear()
-    return bare
-
-
 def _folded(parts: Sequence[nn.Module]) -> list[nn.Module]:
     """Return bare copies of modules in eval mode, with batch norms folded into convolutions.
 
-    A small image tells which norm gets the output of which convolution. Nothing is read from the
-    device. On the CPU the result is compared as well, and norms stay where it differs.
+    This does not synchronise with the device. On the CPU the results are compared, and the norms
+    are not folded if they differ.
     """
-    folded = [_bare_copy(part) for part in parts]
-    modules = [module for part in folded for module in part.modules()]
-    norms: dict[nn.Conv2d, _BatchNorm] = {}  # that get the output of a convolution
-    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # kept, so that no other gets its id
-    calls: Counter[nn.Module] = Counter()
-
-    def note_convolution(module: nn.Conv2d, _: Any, out: Tensor) -> None:
-        calls[module] += 1
-        outputs[id(out)] = module, out
-
-    def note_norm(module: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
-        calls[module] += 1
-        convolution, _ = outputs.get(id(inputs[0]), (None, None))
-        if convolution is not None:
-            norms[convolution] = module
-
-    hooks = [m.register_forward_hook(note_convolution) for m in modules if type(m) is nn.Conv2d]
-    hooks += [m.register_forward_pre_hook(note_norm) for m in modules if isinstance(m, _BatchNorm)]
-    expected = _tried(folded)
-    for hook in hooks:
-        hook.remove()
+    folded = [bare_copy(part) for part in parts]
+    expected = run_small(folded)
     fused: dict[nn.Module, nn.Module] = {}
-    for fusible, norm in norms.items():
-        if calls[fusible] == calls[norm] == 1 and norm.running_mean is not None:
-            fused |= {fusible: fuse_conv_bn_eval(fusible, norm), norm: nn.Identity()}
-    for parent in modules:
+    for convolution, norm in norms_behind_convolutions(folded).items():
+        fused |= {convolution: fuse_conv_bn_eval(convolution, norm), norm: nn.Identity()}
+    for parent in [module for part in folded for module in part.modules()]:
         for name, child in parent.named_children():
             if child in fused:
                 setattr(parent, name, fused[child])
     if expected[0].device.type != "cpu":
         return folded
-    for a, b in zip(_tried(folded), expected, strict=True):
+    for a, b in zip(run_small(folded), expected, strict=True):
         if not torch.allclose(a, b, rtol=1e-2, atol=1e-3 * float(b.abs().max() + 1e-12)):
-            return [_bare_copy(part) for part in parts]
+            return [bare_copy(part) for part in parts]
     return folded
 
 
-def _tried(parts: Sequence[nn.Module]) -> Sequence[Tensor]:
-    """Return the feature maps of a small image."""
-    weight = next(parts[0].parameters())
-    # a pattern without random numbers, which a device would have to be sent
-    out: Any = torch.arange(3 * 64 * 64, device=weight.device).mul(0.7).sin().view(1, 3, 64, 64)
-    out = out.to(weight.dtype)
-    with torch.autocast(weight.device.type, enabled=False):
-        for part in parts:
-            out = part(out)
-    return out
-
-
 def _share_hooks(original: nn.Module, twin: nn.Module) -> None:
-    """Have the modules of a copy call the hooks of the originals, also those of later."""
+    """Let the modules of a copy call the hooks of the originals, including later ones."""
     twins = dict(twin.named_modules())
     for name, module in original.named_modules():
         if name in twins:
-            for attribute in _HOOKS:
+            for attribute in HOOKS:
                 setattr(twins[name], attribute, getattr(module, attribute))

@@ -1,4 +1,4 @@
-"""Features of frames seen before, for streaming evaluation.
+"""Cache of the feature maps of earlier frames for streaming evaluation.
 
 Dimension letters: B batch, T frames of a sample (current first), n frames, S slots, N cameras,
 L pyramid levels, C channels, h, w size of a feature map.
@@ -17,17 +17,17 @@ ComputeFrames = Callable[[list[int]], Sequence[Tensor]]
 
 
 class FeatureCache:
-    """Keep the feature maps of a number of frames in one buffer per pyramid level.
+    """Cache of the feature maps of recent frames, with one buffer per pyramid level.
 
-    The frames of a sample are read in place where they can be: the buffer has S slots, and a
-    window of T neighbouring slots holds a sample, current frame first. The next sample of a scene
-    needs one new frame, which is written into the slot before the window; only when the first slot
-    is reached, the frames that are still needed move to the end of the buffer. With S = 2T that is
-    less than one copied frame a sample. Frames lie channels-last in memory.
+    A sample of one scene is read in place: the buffer has S slots, and T neighbouring slots hold
+    the sample, current frame first. The next sample of the scene has one new frame, which is
+    written into the slot before these. When the first slot is reached, the frames that are still
+    needed are copied to the end of the buffer. With S = 2T this copies less than one frame per
+    sample. The maps are channels-last in memory.
 
     Args:
-        max_frames: S. With fewer than the frames of a sample, and for batches of several samples,
-            frames are copied out.
+        max_frames: S. If it is smaller than T, or if a batch has several samples, frames are copied
+            out of the buffer.
     """
 
     def __init__(self, max_frames: int) -> None:
@@ -35,18 +35,18 @@ class FeatureCache:
         self.clear()
 
     def __len__(self) -> int:
-        """Return the number of different frames that are kept."""
+        """Return the number of cached frames."""
         return len(set(self._keys) - {None})
 
     def clear(self) -> None:
-        """Forget everything and free the memory."""
+        """Drop all frames and free the memory."""
         self._keys: list[Hashable | None] = [None] * self.limit
-        self._used = [0] * self.limit  # number of the call that last asked for a slot
+        self._used = [0] * self.limit  # number of the call that last used a slot
         self._calls = 0
         self._levels: list[Tensor] = []  # [S, N, C, h, w]
 
     def missing(self, keys: Sequence[Hashable]) -> list[int]:
-        """Return one position of every key that is not kept, in order."""
+        """Return the first position of every key that is not cached, in ascending order."""
         kept = set(self._keys)
         first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in kept}
         return sorted(first.values())
@@ -56,13 +56,13 @@ class FeatureCache:
         """Return the features of the frames with these keys.
 
         Args:
-            keys: Identity of every frame, T of each of B samples.
-            compute: Gives L maps `[n, N, C, h, w]` of the frames at n positions of the B*T keys;
-                called once, with `missing`, and not if nothing is missing.
+            keys: T keys for each of the B samples.
+            compute: Returns L maps `[n, N, C, h, w]` for n positions among the B*T keys. It is
+                called once with `missing`, or not at all if all frames are cached.
 
         Returns:
-            L maps `[B, T, N, C, h, w]`. Those of one sample may lie in the buffer: they hold
-            until the next call.
+            L maps `[B, T, N, C, h, w]`. Maps of a single sample may be views of the buffer, which
+            are valid until the next call.
         """
         flat = [key for sample in keys for key in sample]
         missing = self.missing(flat)
@@ -78,7 +78,7 @@ class FeatureCache:
         return [level.unflatten(0, (len(keys), -1)) for level in copies]
 
     def _allocate(self, new: Sequence[Tensor], everything: bool) -> None:
-        """Make the buffers, again for maps of another kind."""
+        """Allocate the buffers, again if the maps have changed in size, dtype or device."""
 
         def kind(level: Tensor) -> tuple:
             return level.shape[1:], level.dtype, level.device
@@ -92,7 +92,7 @@ class FeatureCache:
             self.clear()
             self._calls = calls
         if not self._levels:
-            with torch.inference_mode(False):  # writable outside of that mode as well
+            with torch.inference_mode(False):  # so that they can be written outside of that mode
                 self._levels = [
                     empty_channels_last((self.limit, *level.shape[1:]), level) for level in new
                 ]
@@ -100,7 +100,7 @@ class FeatureCache:
     def _window(
         self, keys: Sequence[Hashable], new: Sequence[Tensor], index_of_new: dict[Hashable, int]
     ) -> list[Tensor]:
-        """Put a sample into neighbouring slots and return these, `[1, T, N, C, h, w]`."""
+        """Write a sample into neighbouring slots and return their maps, `[1, T, N, C, h, w]`."""
         start = self._best_start(keys)
         slots = {
             start + i: key for i, key in enumerate(keys) if self._keys[start + i] != key
@@ -124,7 +124,7 @@ class FeatureCache:
         return [level[start:end].unsqueeze(0) for level in self._levels]
 
     def _best_start(self, keys: Sequence[Hashable]) -> int:
-        """Return the start of the window with the fewest, and then the oldest, slots to write."""
+        """Return the start of the window that needs the fewest writes, into the oldest slots."""
 
         def cost(start: int) -> tuple[int, int, int]:
             ages = [

@@ -1,6 +1,6 @@
-"""The LiDAR branch of the detector: from points to a feature map seen from above.
+"""The LiDAR branch of the detector, which computes a bird's-eye-view feature map from points.
 
-The parts belong to the detector itself, under the names of published checkpoints.
+The parts are attributes of the detector, with the names of published checkpoints.
 
 Dimension letters: B batch, n points of a sample, C channels, h, w size of the map.
 """
@@ -15,8 +15,9 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from models import ops
 from models.errors import ModelConfigError
-from models.layers import run_sparse_encoder, use_own_convolutions
+from models.layers import encoder_steps, run_sparse_encoder, use_own_convolutions
 
 PARTS = ("pts_voxel_layer", "pts_middle_encoder", "pts_backbone", "pts_neck")
 
@@ -32,17 +33,16 @@ def build_lidar_branch(
     Args:
         configs: Configurations of `PARTS` by name: the voxeliser, and mmdet3d's sparse encoder,
             backbone and neck.
-        pc_range: Range of the voxel grid of the predictions in metres; LiDAR points are seen in
-            the same.
+        pc_range: Range of the predictions in metres, and of the LiDAR voxels.
         out_channels: C of the map.
         sparse_backend: What computes the sparse convolutions on CUDA, see `SparseConv3d`.
 
     Returns:
-        Modules by name: `PARTS` and `final_conv`; nothing if there are no configurations.
+        Modules by name: `PARTS` and `final_conv`; empty if there are no configurations.
 
     Raises:
-        ModelConfigError: If some parts are configured and some not, or the encoder's sparse shape
-            does not fit the voxeliser.
+        ModelConfigError: If only some parts are configured, or if the encoder's sparse shape does
+            not match the voxeliser.
     """
     missing = [name for name in PARTS if configs[name] is None]
     if len(missing) == len(PARTS):
@@ -69,18 +69,26 @@ def lidar_map(parts: Any, points: Sequence[Tensor]) -> Tensor:
     """Return the map `[B, C, h, w]`, rows along y and columns along x.
 
     Args:
-        parts: Owner of the parts.
+        parts: The module that has the parts as attributes.
         points: Per sample `[n, 5]`: x, y, z in metres of the occ frame, intensity, time lag in
-            seconds; the key frame's first, since of a crowded voxel the first points count.
+            seconds. The key frame's points come first, because a voxel uses its first points.
     """
-    features, coords = parts.pts_voxel_layer(points)
-    return map_of_voxels(parts, features, coords, len(points))
+    features, coords, chain = parts.pts_voxel_layer(
+        points, *encoder_steps(parts.pts_middle_encoder)
+    )
+    return map_of_voxels(parts, features, coords, len(points), chain)
 
 
-def map_of_voxels(parts: Any, features: Tensor, coords: Tensor, batch_size: int) -> Tensor:
-    """Return the map `[B, C, h, w]` of the voxeliser's output, see `Voxels`."""
+def map_of_voxels(
+    parts: Any,
+    features: Tensor,
+    coords: Tensor,
+    batch_size: int,
+    chain: ops.VoxelChain | None = None,
+) -> Tensor:
+    """Return the map `[B, C, h, w]` from the voxeliser's output, see `Voxels`."""
     with torch.autocast(features.device.type, enabled=False):
-        x = run_sparse_encoder(parts.pts_middle_encoder, features, coords, batch_size)
+        x = run_sparse_encoder(parts.pts_middle_encoder, features, coords, batch_size, chain)
     (x,) = parts.pts_neck(parts.pts_backbone(x))
     return parts.final_conv(x)
 

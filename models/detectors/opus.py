@@ -22,51 +22,52 @@ from models.errors import MissingWeightsError, ModelConfigError, does_not_exist
 from models.heads import CameraGeometry, HeadOutput, LidarInput, OccupancyHead, SequenceFrame
 from models.layers import convert_layouts_together
 from models.layers.channels import cat_channels_last
+from models.layers.convolutions import use_fast_convolutions
 from models.losses import LossNormalizer
 from models.randomness import SampleDraws
 
 from .evaluation_network import EvaluationNetwork, check_eval_dtype
 from .feature_cache import FeatureCache
 from .lidar_branch import build_lidar_branch, lidar_map
+from .norm_folding import rest_norms, wake_norms
 
 
 @MODELS.register_module()
 class OPUS(BaseModel):
-    """Occupancy prediction from multi-camera images, and LiDAR, by a sparse set of points.
+    """Occupancy prediction from multi-camera images and LiDAR with a sparse set of points.
 
     Wang et al., "OPUS: Occupancy Prediction Using a Sparse Set", arXiv 2409.09350. Parts are named
-    as in published checkpoints. Mixed precision (MMEngine's autocast contexts) reaches the dense
-    image and LiDAR networks alone: sparse convolutions, the head and its losses keep the
-    precision of their parameters.
+    as in published checkpoints. Mixed precision (MMEngine's autocast contexts) applies to the dense
+    image and LiDAR networks only. Sparse convolutions, the head and its losses keep the precision
+    of their parameters.
 
     Args:
         img_backbone: Configuration of the image backbone.
         img_neck: Configuration of the feature pyramid.
-        pts_bbox_head: Configuration of the head; ``use_lidar`` where there is a LiDAR branch.
-        pts_voxel_layer: Configuration of the LiDAR voxeliser; it sees the range of the head.
+        pts_bbox_head: Configuration of the head, with ``use_lidar`` if there is a LiDAR branch.
+        pts_voxel_layer: Configuration of the LiDAR voxeliser; it has the range of the head.
         pts_middle_encoder: Configuration of mmdet3d's sparse encoder of LiDAR voxels.
         pts_backbone: Configuration of the LiDAR backbone.
-        pts_neck: Configuration of the LiDAR neck. The four are given together or not at all.
+        pts_neck: Configuration of the LiDAR neck. Set all four or none.
         img_aux_head: Configuration of a ``FirstHitHead`` that supervises the image network in
             training; None for none, as published.
         grid_mask: Configuration of an augmentation of the network's input; None for none.
-        loss_normalizer: What losses are divided by where several processes share a batch, see
-            ``LossNormalizer``: ``'batch'``, or ``'rank'`` as the published models were trained.
-        stop_prev_grad: Number of frames, from the current one on, whose features carry gradient;
-            the others run without gradient and in eval mode. None: all carry it.
-        streaming: In eval mode, keep the features of frames, so that a sample pays for the frames
-            that were not in the samples before it. Samples need ``img_paths`` (T*N, frame-major)
-            and ``ida_mat`` in their metainfo, which together identify an image.
-        cached_frames: Frames that streaming keeps; twice the frames of a sample let them be read
-            in place.
-        eval_dtype: Precision of the image network in evaluation: ``'float32'``, ``'bfloat16'``
-            (of devices that multiply it natively), ``'float16'`` (of GPUs), or ``'auto'``,
-            bfloat16 where the device has it and float32 elsewhere. The maps that are sampled have
-            the same; sums over them do not. None keeps the precision of the parameters.
+        loss_normalizer: Divisor of the losses with several processes, see ``LossNormalizer``:
+            ``'batch'``, or ``'rank'`` as for the published models.
+        stop_prev_grad: Number of frames, starting with the current one, whose features have a
+            gradient. The others run without gradient and in eval mode. None: all frames.
+        streaming: Whether evaluation caches the features of frames, so that only new frames of a
+            sample are computed. Samples need ``img_paths`` (T*N, frame-major) and ``ida_mat`` in
+            their metainfo, which together identify an image.
+        cached_frames: Size of the cache; with twice the frames of a sample they are read in place.
+        eval_dtype: Precision of the image network in evaluation: ``'float32'``, ``'bfloat16'`` (on
+            devices that multiply it natively), ``'float16'`` (on GPUs), or ``'auto'``, which is
+            bfloat16 if the device supports it and float32 otherwise. The feature maps have the same
+            precision, sums over them are in float32. None keeps the precision of the parameters.
         cuda_graphs: Whether evaluation on a GPU captures the image network as CUDA graphs and
-            replays them. Its maps then hold until its next call.
-        sparse_backend: What computes the LiDAR branch's sparse convolutions on CUDA: ``'own'`` or
-            ``'spconv'``.
+            replays them. Its maps are then valid until its next call.
+        sparse_backend: Implementation of the LiDAR branch's sparse convolutions on CUDA: ``'own'``
+            or ``'spconv'``.
         data_preprocessor: Configuration of the data preprocessor.
         init_cfg: Initialisation configuration of MMEngine.
     """
@@ -110,6 +111,9 @@ class OPUS(BaseModel):
             pts_neck=pts_neck,
         )
         self._add_lidar_branch(lidar_configs, pts_bbox_head["pc_range"], sparse_backend)
+        for name in ("img_backbone", "img_neck", "pts_backbone", "pts_neck", "final_conv"):
+            if hasattr(self, name):
+                use_fast_convolutions(getattr(self, name))
         self.img_aux_head = None
         if img_aux_head is not None:
             shared = ("num_classes", "empty_label", "pc_range", "voxel_size")
@@ -145,7 +149,7 @@ class OPUS(BaseModel):
         """Initialise the weights as the configuration says.
 
         Raises:
-            MissingWeightsError: If a pretrained checkpoint of the image network is not there.
+            MissingWeightsError: If a pretrained checkpoint of the image network does not exist.
         """
         for name in ("img_backbone", "img_neck"):
             cfg = getattr(self, name).init_cfg
@@ -158,9 +162,17 @@ class OPUS(BaseModel):
         super().init_weights()
 
     def train(self, mode: bool = True) -> OPUS:
-        """Set the mode and forget what other weights may have made."""
+        """Set the mode, and drop cached features and the evaluation network.
+
+        In training, batch norms of the image network that stay in eval mode are folded into the
+        convolutions before them.
+        """
         self._forget()
+        image_network = (self.img_backbone, self.img_neck)
+        wake_norms(image_network)
         super().train(mode)
+        if mode:
+            rest_norms(image_network)
         return self
 
     def parse_losses(
@@ -168,8 +180,8 @@ class OPUS(BaseModel):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum of the losses, and each for the log.
 
-        Where ``copies_losses`` is set, those for the log are on their way to the host in one copy:
-        they may be read once the optimiser wrapper, which sets it, has waited for the device.
+        If ``copies_losses`` is set, the losses for the log are copied to the host asynchronously.
+        They may be read after the optimiser wrapper, which sets it, has synchronised.
         """
         total, log = super().parse_losses(losses)
         if not self.copies_losses or total.device.type == "cpu":
@@ -178,23 +190,23 @@ class OPUS(BaseModel):
         return total, dict(zip(log, values.to("cpu", non_blocking=True), strict=True))
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Forget what other weights made."""
+        """Drop results of other weights, then load."""
         self._forget()
         super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> OPUS:
-        """Forget what lies on another device, or in another precision."""
+        """Drop results on another device or in another precision, then convert."""
         self._forget()
         super()._apply(*args, **kwargs)
         return self
 
     def _forget(self) -> None:
-        """Forget cached features and the image network of the evaluation."""
+        """Drop cached features and the evaluation network."""
         self.cache.clear()
         self._evaluation = None
 
     def compile_image_network(self, **options: Any) -> None:
-        """Compile backbone and neck, also as evaluation runs them.
+        """Compile backbone and neck, and their copies in evaluation.
 
         Args:
             **options: Arguments of ``torch.compile``.
@@ -204,6 +216,14 @@ class OPUS(BaseModel):
         for part in (self.img_backbone, self.img_neck):
             part.compile(**options)
 
+    def compile_decoder(self, **options: Any) -> None:
+        """Compile the layers of the decoder.
+
+        Args:
+            **options: Arguments of ``torch.compile``.
+        """
+        self.pts_bbox_head.transformer["decoder"].compile_layers(**options)
+
     def val_step(self, data: dict) -> list[BaseDataElement]:
         """Predict a batch as the data loader gives it; see MMEngine."""
         return self.test_step(data)
@@ -211,7 +231,7 @@ class OPUS(BaseModel):
     def test_step(self, data: dict) -> list[BaseDataElement]:
         """Predict a batch as the data loader gives it; see MMEngine.
 
-        Streaming uploads, normalises and pads the frames alone that are not in the cache.
+        Streaming uploads, normalises and pads only frames that are not in the cache.
         """
         arguments = {}
         if self._streams and isinstance(self.data_preprocessor, OPUSDataPreprocessor):
@@ -252,6 +272,9 @@ class OPUS(BaseModel):
             ego2occ=torch.stack([sample.ego2occ for sample in data_samples]),
             img_hw=(images.shape[-2], images.shape[-1]),
         )
+        grids = None
+        if mode == "loss":  # first, so that the counts arrive before they are needed
+            grids = self.pts_bbox_head.label_grids(data_samples, images.device)
         feats = self.extract_feat(images, data_samples, inputs.get("new_frames"))
         lidar = self.extract_lidar(inputs.get("points")) if self.has_lidar else None
         with torch.autocast(images.device.type, enabled=False):
@@ -262,7 +285,7 @@ class OPUS(BaseModel):
             seen = self._seen_points(feats, geometry)
             output = self.pts_bbox_head(feats, geometry, lidar, draws, frames, seen)
             if mode == "loss":
-                terms = dict(self.pts_bbox_head.loss_terms(output, data_samples))
+                terms = dict(self.pts_bbox_head.loss_terms(output, data_samples, grids))
                 if self.img_aux_head is not None:
                     num_cams = self.pts_bbox_head.num_cams
                     terms |= self.img_aux_head.loss_terms(feats, geometry, data_samples, num_cams)
@@ -274,7 +297,7 @@ class OPUS(BaseModel):
     def _seen_points(
         self, feats: Sequence[Tensor], geometry: CameraGeometry
     ) -> list[Tensor] | None:
-        """Return where the image network sees surfaces, if the head's queries start there."""
+        """Return points on predicted surfaces, if queries of the head start there."""
         head = self.pts_bbox_head
         if self.img_aux_head is None or not head.num_seen_queries:
             return None
@@ -288,7 +311,8 @@ class OPUS(BaseModel):
                 "The model has a LiDAR branch and the batch no points: use a data set that loads "
                 "LiDAR sweeps (use_lidar=True, and LoadLidarSweeps in its pipeline)."
             )
-        return LidarInput(points, lidar_map(self, points))
+        num_current = LidarInput.count_current(points)  # before the voxeliser synchronises
+        return LidarInput(points, lidar_map(self, points), num_current)
 
     def extract_feat(
         self,
@@ -298,13 +322,13 @@ class OPUS(BaseModel):
     ) -> list[Tensor]:
         """Return L feature maps ``[B, T*N, C, h, w]``, channels-last in memory.
 
-        Those of streaming may lie in the cache: they hold until the next call.
+        In streaming they may be views of the cache, which are valid until the next call.
 
         Args:
             images: ``[B, T*N, 3, H, W]``; with ``new_frames`` ``[n, N, 3, H, W]``.
-            data_samples: Of the batch.
-            new_frames: In streaming, the positions of the frames among the B*T of the batch that
-                ``images`` holds, which are those that the cache lacks; None: it holds all.
+            data_samples: Samples of the batch.
+            new_frames: In streaming, positions among the B*T frames of the batch that are not
+                cached and that ``images`` contains. None: it contains all frames.
         """
         if self._streams:
             return self._extract_streaming(images, data_samples, new_frames)
@@ -331,7 +355,7 @@ class OPUS(BaseModel):
 
     def image_features(self, images: Tensor) -> list[Tensor]:
         """Map images ``[..., 3, H, W]`` to L feature maps ``[..., C, h, w]``, channels-last."""
-        # Convolutions and sampling both read all channels of a pixel: keep these together.
+        # convolutions and sampling both read all channels of a pixel
         images_nhwc = images.flatten(0, -4).contiguous(memory_format=torch.channels_last)
         if self._learns:
             levels = self.img_neck(self.img_backbone(images_nhwc))
@@ -343,7 +367,7 @@ class OPUS(BaseModel):
         ]
 
     def _evaluation_network(self) -> EvaluationNetwork:
-        """Return the image network as evaluation runs it, made of the present weights."""
+        """Return the evaluation copy of the image network, with the current weights."""
         if self._evaluation is None or not self._evaluation.is_current:
             self._forget()
             self._evaluation = EvaluationNetwork(
@@ -388,12 +412,12 @@ class OPUS(BaseModel):
 
 
 def _keys_of(samples: Sequence[BaseDataElement], num_cams: int) -> list[list[Hashable]]:
-    """Return what identifies the images of each frame, T of each of B samples."""
+    """Return the cache keys of the frames, T per sample."""
     return [_frame_keys(sample, num_cams) for sample in samples]
 
 
 def _frame_keys(sample: BaseDataElement, num_cams: int) -> list[Hashable]:
-    """Return what identifies the images of each frame of a sample."""
+    """Return the cache keys of the frames of a sample."""
     paths = sample.metainfo.get("img_paths")
     ida_mat = sample.metainfo.get("ida_mat")
     if paths is None or ida_mat is None:

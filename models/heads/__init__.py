@@ -1,9 +1,10 @@
-"""Heads: from image features to occupied voxels."""
+"""Heads, which predict occupied voxels from feature maps."""
 
-from .base import CameraGeometry, HeadOutput, LidarInput, OccupancyHead
+from .base import OccupancyHead
 from .cpd_head import CPDHead
 from .densifier import CPDDensifier, VoxelLogits
 from .first_hit_head import FirstHitHead
+from .interface import CameraGeometry, HeadOutput, LidarInput
 from .point_head import PointHead
 from .query_memory import QueryMemory, SequenceFrame
 

@@ -1,4 +1,4 @@
-"""What all heads share: queries, decoder, location loss.
+"""Base class of the heads: queries, decoder, location loss.
 
 Dimension letters: B batch, T frames, N cameras, L pyramid levels, Q queries, C embedding channels,
 R_i points of a query after decoder layer i, F features of a point, X, Y, Z voxels along the axes,
@@ -9,113 +9,31 @@ from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from models import ops
 from models.decoder import DecoderOutput
 from models.decoder.precision import check_precision, products_in
 from models.errors import ModelConfigError
-from models.layers import GridModule
-from models.losses import LossTerm, LossTerms, Match, OccupiedPoints, normalize_alone
+from models.losses import LossTerm, LossTerms, OccupiedPoints, normalize_alone
 from models.randomness import SampleDraws
 
 from .densifier import VoxelLogits
-from .query_memory import QueryMemory, SequenceFrame, farthest_from
-from .results import positions
-
-# Label by which data samples mark voxels of unknown state: they count in no loss.
-UNKNOWN_LABEL = 255
-
-
-@dataclass(frozen=True)
-class CameraGeometry:
-    """Where the cameras of a batch are.
-
-    Attributes:
-        ego2img: ``[B, T*N, 4, 4]``, metres of the ego frame to pixels (u*w, v*w, w) of the
-            augmented image, frame-major.
-        ego2occ: ``[B, 4, 4]``, metres of the ego frame to metres of the voxel grid's.
-        img_hw: Height and width in pixels of the network's input.
-    """
-
-    ego2img: Tensor
-    ego2occ: Tensor
-    img_hw: tuple[int, int]
-
-    def occ2img(self) -> Tensor:
-        """Return ``[B, T*N, 4, 4]``, metres of the occ frame to pixels."""
-        # `inv` would make the host wait for the device, to look whether the matrix is singular.
-        return self.ego2img @ torch.linalg.inv_ex(self.ego2occ).inverse.unsqueeze(1)
+from .interface import CameraGeometry, HeadOutput, LidarInput, MatchedLayer
+from .labels import UNKNOWN_LABEL, LabelGrids
+from .query_memory import QueryMemory, SequenceFrame
+from .query_starts import QueryStarts
 
 
-@dataclass(frozen=True)
-class LidarInput:
-    """What the LiDAR sees of a batch.
+class OccupancyHead(QueryStarts, metaclass=ABCMeta):
+    """Base class of heads, with queries, decoder and location loss.
 
-    Attributes:
-        points: Per sample ``[n, 5]``: x, y, z in metres of the occ frame, intensity, and the time
-            lag behind the key frame in seconds, exactly 0 for the points of its own sweep.
-        bev_feats: ``[B, C, h, w]``, features over the xy plane of the grid's range, rows along y,
-            columns along x.
-    """
-
-    points: Sequence[Tensor]
-    bev_feats: Tensor
-
-
-@dataclass(frozen=True)
-class HeadOutput:
-    """Raw outputs of a head.
-
-    Attributes:
-        init_points: ``[B, Q, 1, 3]`` points the queries start from, normalised.
-        points: ``[B, Q, R_i, 3]`` per decoder layer, normalised, not clamped.
-        point_feats: ``[B, Q, R_i, F]`` per layer; in eval mode None for all but the last.
-        voxels: Voxel logits per layer where the head discretizes; None like ``point_feats``.
-        sampling_points: ``[B, Q, G, P, 3]`` per layer, where the decoder sampled features, in
-            metres of the occ frame, without gradient.
-        query_feats: ``[B, Q, C]`` after the last layer; None where they are not known.
-    """
-
-    init_points: Tensor
-    points: list[Tensor]
-    point_feats: list[Tensor | None]
-    voxels: list[VoxelLogits | None]
-    sampling_points: list[Tensor] = field(default_factory=list)
-    query_feats: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class MatchedLayer:
-    """Points of a decoder layer beside their nearest ground truth.
-
-    Attributes:
-        index: Number of the layer.
-        points: Per sample ``[Q*R_i, 3]``, metres of the occ frame.
-        targets: Per sample.
-        matched: Per sample, see ``OccupiedPoints.match``.
-        counted: Per sample bool ``[Q*R_i]``, which points lie in no voxel of unknown state.
-    """
-
-    index: int
-    points: Sequence[Tensor]
-    targets: Sequence[OccupiedPoints]
-    matched: Sequence[Match | None]
-    counted: Sequence[Tensor]
-
-
-class OccupancyHead(GridModule, metaclass=ABCMeta):
-    """Queries, the decoder, and the location loss.
-
-    Queries start from learned points, or with LiDAR from those points of the current sweep that
-    farthest-point sampling finds; then the start has no loss.
+    Queries start at learned points. With LiDAR they start at points of the current sweep, selected
+    by farthest-point sampling; the initial points then have no loss.
 
     Args:
         pc_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres of the occ frame.
@@ -128,19 +46,20 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         num_cams: N.
         num_levels: L.
         point_channels: F.
-        decoder: Configuration of the decoder; the head completes it with the sizes above.
+        decoder: Configuration of the decoder; the head adds the sizes above.
         loss_pts: Configuration of the location loss.
         loss_cls: Configuration of the class loss.
-        score_thr: Voxels whose best score is not above this are predicted free.
+        score_thr: Voxels whose highest score is not above this are predicted as free.
         use_lidar: Whether the model has a LiDAR branch.
-        loss_pts_on: Which points the location loss sees: ``'all'``, as published, or only the
-            ``'initial'`` ones. Those of the layers then learn from the class loss alone, which a
-            head that discretizes passes on to them.
-        memory: Configuration of a ``QueryMemory``, whose queries of the frame before take the
-            places of learned ones; None for none, as published.
-        num_seen_queries: Queries that start where the image network sees a surface, in the place of
-            learned ones; 0 for none, as published. The detector needs an ``img_aux_head``.
-        precision: Of matrix products: ``'float32'``, ``'tf32'`` or ``'bfloat16'``, see
+        loss_pts_on: Points of the location loss: ``'all'``, as published, or ``'initial'``. The
+            points of the layers are then trained by the class loss alone, whose gradient reaches
+            them in heads that discretize.
+        memory: Configuration of a ``QueryMemory``; queries of the previous frame replace learned
+            ones. None for none, as published.
+        num_seen_queries: Number of queries that start on surfaces predicted by the image network
+            instead of learned points; 0 for none, as published. The detector needs an
+            ``img_aux_head``.
+        precision: Precision of matrix products: ``'float32'``, ``'tf32'`` or ``'bfloat16'``, see
             ``models.decoder.precision``.
         init_cfg: Initialisation configuration of MMEngine.
 
@@ -229,19 +148,19 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         frames: Sequence[SequenceFrame | None] | None = None,
         seen_points: Sequence[Tensor] | None = None,
     ) -> HeadOutput:
-        """Decode points, in the precision of the parameters.
+        """Run the decoder, in the precision of the parameters.
 
         Args:
             mlvl_feats: L maps ``[B, T*N, C, h, w]``.
             geometry: Cameras of the batch.
-            lidar: LiDAR of the batch where the head uses it.
-            draws: Of the dropout in training; None takes them from torch's generator.
-            frames: Which frames the samples are, for a head with a memory.
-            seen_points: Per sample ``[n, 3]``, metres of the occ frame, where the image network
-                sees a surface, for a head with ``num_seen_queries``.
+            lidar: LiDAR inputs, for heads with LiDAR.
+            draws: Random numbers of the dropout in training; None uses torch's generator.
+            frames: Frames of the samples, for heads with a memory.
+            seen_points: Per sample ``[n, 3]``, metres of the occ frame: points on surfaces
+                predicted by the image network, for heads with ``num_seen_queries``.
 
         Raises:
-            ModelConfigError: If levels, frames, cameras, channels or LiDAR are not those of the
+            ModelConfigError: If levels, frames, cameras, channels or LiDAR do not match the
                 configuration.
         """
         self._check_inputs(mlvl_feats, geometry)
@@ -291,7 +210,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         start: Tensor | None = None,
         start_feats: Tensor | None = None,
     ) -> HeadOutput:
-        """Run the decoder, and discretize what it gives; arguments as ``OPUSDecoder.forward``.
+        """Run the decoder and discretize its outputs; arguments as in ``OPUSDecoder.forward``.
 
         Queries start at ``start`` ``[B, Q, 1, 3]`` with ``start_feats`` ``[B, Q, C]``; None for
         ``init_points`` and zeros.
@@ -312,27 +231,32 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
     def loss(
         self, output: HeadOutput, data_samples: Sequence[BaseDataElement]
     ) -> dict[str, Tensor]:
-        """Return the losses of a batch by itself: the means of ``loss_terms``, by name."""
+        """Return the losses of a batch on one process: the means of ``loss_terms``, by name."""
         return normalize_alone(self.loss_terms(output, data_samples))
 
-    def loss_terms(self, output: HeadOutput, data_samples: Sequence[BaseDataElement]) -> LossTerms:
+    def loss_terms(
+        self,
+        output: HeadOutput,
+        data_samples: Sequence[BaseDataElement],
+        grids: LabelGrids | None = None,
+    ) -> LossTerms:
         """Return the terms of the losses of the initial points and of every decoder layer.
 
         Args:
             output: Output of ``forward`` in training mode.
-            data_samples: Samples with ``voxel_semantics`` ``[X, Y, Z]``; where they have a
-                ``mask_camera`` ``[X, Y, Z]``, it tells which voxels a camera sees. Voxels with
-                ``UNKNOWN_LABEL`` are no target, and predictions inside them get no loss.
+            data_samples: Samples with ``voxel_semantics`` ``[X, Y, Z]``, and optionally
+                ``mask_camera`` ``[X, Y, Z]``, the voxels visible to a camera. Voxels with
+                ``UNKNOWN_LABEL`` are not targets, and predictions inside them have no loss.
+            grids: Labels of the samples, see ``label_grids``; None to make them.
 
         Returns:
             ``init_loss_pts`` (without LiDAR), ``loss_cls`` and ``loss_pts`` of the last layer, and
             ``d{i}.loss_cls``, ``d{i}.loss_pts`` of the others; with the losses that a head adds to
             each layer.
         """
-        device = output.init_points.device
-        semantics = self._stacked_labels(data_samples, device)
-        targets = self.occupied_points(semantics, data_samples)
-        # Without a look whether there are any, for which the host would wait.
+        grids = grids or self.label_grids(data_samples, output.init_points.device)
+        semantics, targets = grids.semantics, self._targets_of(grids, data_samples)
+        # not skipped if there are none: finding that out would synchronise with the device
         unknown = semantics == UNKNOWN_LABEL
         terms: dict[str, list[LossTerm]] = {}
         if not self.use_lidar:
@@ -360,36 +284,39 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         """Add ``pred_coords``, ``pred_labels`` and ``pred_scores`` to the samples.
 
         ``pred_coords`` int64 ``[n, 3]`` are voxels (x, y, z), ``pred_labels`` int64 ``[n]`` their
-        classes, ``pred_scores`` ``[n]`` the scores of these. They lie on the host: a device is
-        waited for once, when they leave it.
+        classes, ``pred_scores`` ``[n]`` their scores. They are on the host; the copy is the only
+        synchronisation.
         """
 
     @torch.no_grad()
     def occupied_points(
         self, semantics: Tensor, data_samples: Sequence[BaseDataElement]
     ) -> list[OccupiedPoints]:
-        """Return the centres of the occupied voxels of every sample, with one wait for a device.
+        """Return the centres of the occupied voxels of every sample, with one synchronisation.
 
         Args:
             semantics: ``[B, X, Y, Z]`` labels.
-            data_samples: Of their ``mask_camera``.
+            data_samples: Samples, optionally with ``mask_camera``.
         """
-        occupied = ((semantics != self.empty_label) & (semantics != UNKNOWN_LABEL)).flatten()
-        counts: list[int] = occupied.unflatten(0, (len(semantics), -1)).sum(1).cpu().tolist()
-        if semantics.device.type == "cpu":
-            index = occupied.nonzero().squeeze(1)
-        else:
-            index = positions(occupied, sum(counts))
-        _, y_num, z_num = self.grid_shape
-        labels = semantics.flatten()[index].long()
-        rest, z = index.div(z_num, rounding_mode="floor"), index.remainder(z_num)
-        rest, y = rest.div(y_num, rounding_mode="floor"), rest.remainder(y_num)
-        x = rest.remainder(self.grid_shape[0])
-        xyz = torch.stack([x, y, z], 1)
+        grids = LabelGrids.of(semantics, self.empty_label)
+        return self._targets_of(grids, data_samples)
+
+    @torch.no_grad()
+    def label_grids(
+        self, data_samples: Sequence[BaseDataElement], device: torch.device
+    ) -> LabelGrids:
+        """Return the labels of a batch on a device, with asynchronous counts.
+
+        Raises:
+            ModelConfigError: If a label grid does not have the shape of the predictions.
+        """
+        return LabelGrids.of(self._stacked_labels(data_samples, device), self.empty_label)
+
+    def _targets_of(
+        self, grids: LabelGrids, data_samples: Sequence[BaseDataElement]
+    ) -> list[OccupiedPoints]:
         targets = []
-        for sample, own, own_labels in zip(
-            data_samples, xyz.split(counts), labels.split(counts), strict=True
-        ):
+        for sample, (own, own_labels) in zip(data_samples, grids.occupied_voxels(), strict=True):
             mask = sample.get("mask_camera")
             visible = torch.ones_like(own_labels, dtype=torch.bool)
             if mask is not None:
@@ -415,7 +342,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
 
     @torch.no_grad()
     def _outside(self, points: Sequence[Tensor], voxels: Tensor) -> list[Tensor]:
-        """Return which points lie in none of some voxels.
+        """Return which points are outside of a set of voxels.
 
         Args:
             points: Per sample ``[n, 3]``, metres of the occ frame.
@@ -439,7 +366,7 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
         layer: MatchedLayer,
         semantics: Tensor,
     ) -> LossTerm:
-        """Return the sum of the class loss of a layer and what it is divided by.
+        """Return the sum of the class loss of a layer, and its divisor.
 
         ``semantics`` is ``[B, X, Y, Z]``.
         """
@@ -447,16 +374,17 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
     def _more_terms(
         self, output: HeadOutput, layer: MatchedLayer, semantics: Tensor
     ) -> dict[str, list[LossTerm]]:
-        """Return terms of a layer that only some heads have, by the name of the loss."""
+        """Return additional terms of a layer by the name of the loss."""
         return {}
 
     @abstractmethod
     def _discretize(self, decoded: DecoderOutput) -> list[VoxelLogits | None]:
-        """Return the voxel logits of every layer, None where there are none."""
+        """Return the voxel logits of every layer, or None."""
 
     def _query_scores(self, output: HeadOutput) -> Tensor:
-        """Return how sure the last layer is of each query, ``[B, Q]``: the mean over its points of
-        the best sigmoid score at the point.
+        """Return the scores of the queries in the last layer, ``[B, Q]``.
+
+        A score is the mean of the highest sigmoid score at each of the query's points.
 
         Raises:
             ModelConfigError: If the head has no scores of queries.
@@ -465,105 +393,6 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
             f"{type(self).__name__} has no scores of queries, which its memory needs: set "
             "memory=None, or give it a method _query_scores."
         )
-
-    def _start(
-        self,
-        init_points: Tensor,
-        frames: Sequence[SequenceFrame | None] | None,
-        seen_points: Sequence[Tensor] | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return points ``[B, Q, 1, 3]``, normalised, and features ``[B, Q, C]`` of the queries.
-
-        First come those of the memory, then those on seen surfaces. The others start at those of
-        ``init_points`` that are farthest from these.
-
-        Raises:
-            ModelConfigError: If ``frames`` or ``seen_points`` are missing where they are needed.
-        """
-        if self.memory is None and not self.num_seen_queries:
-            return init_points, None
-        batch = len(init_points)
-        recalled: list[tuple[Tensor, Tensor] | None] = [None] * batch
-        if self.memory is not None and frames is not None:
-            recalled = self.memory.recall(frames)
-        points, feats = [], []
-        for i, learned in enumerate(init_points[:, :, 0]):
-            own_points, own_feats = learned[:0], learned.new_zeros(0, self.embed_dims)
-            memory = recalled[i]
-            if memory is not None:
-                centres = self.normalise(memory[0].to(learned))
-                inside = ((centres >= 0) & (centres < 1)).all(1)
-                own_points, own_feats = centres[inside], memory[1][inside]
-            if self.num_seen_queries:
-                if seen_points is None:
-                    raise ModelConfigError(
-                        f"num_seen_queries={self.num_seen_queries} needs an image network that "
-                        "knows what it sees: give the model an img_aux_head (FirstHitHead)."
-                    )
-                own_points = torch.cat([own_points, self._spread_of(seen_points[i], learned)])
-            if len(own_points):
-                rest = farthest_from(
-                    self.denormalise(learned), self.denormalise(own_points),
-                    self.num_query - len(own_points),
-                )  # fmt: skip
-                learned = learned[rest]
-            points.append(torch.cat([own_points, learned]))
-            feats.append(F.pad(own_feats, (0, 0, 0, self.num_query - len(own_feats))))
-        start = torch.stack(points).unsqueeze(2)
-        if self.memory is None:
-            return start, None
-        start_feats = torch.stack(feats)
-        if self.training:
-            # All its weights get a gradient in every step, as data-parallel training wants it.
-            start_feats = start_feats + self.memory.no_effect()
-        return start, start_feats
-
-    @torch.no_grad()
-    def _spread_of(self, points: Tensor, like: Tensor) -> Tensor:
-        """Return ``num_seen_queries`` points at most, normalised, of seen ones ``[n, 3]``: well
-        spread ones of those inside the range.
-        """
-        normalised = self.normalise(points.to(like))
-        inside = ((normalised >= 0) & (normalised < 1)).all(1)
-        normalised = normalised[inside]
-        if len(normalised) <= self.num_seen_queries:
-            return normalised
-        index = ops.farthest_point_sampling(
-            self.denormalise(normalised).float(), self.num_seen_queries
-        )
-        return normalised[index]
-
-    def _initial_points(self, batch_size: int, lidar: LidarInput | None) -> Tensor:
-        """Return the points the queries start from, ``[B, Q, 1, 3]``, normalised."""
-        if not self.use_lidar:
-            return self.init_points.weight.view(1, -1, 1, 3).expand(batch_size, -1, -1, -1)
-        if lidar is None:
-            raise ModelConfigError(
-                "The head has use_lidar=True and got no LiDAR points: load them."
-            )
-        is_current = [points[:, 4] == 0 for points in lidar.points]
-        # one wait for the device
-        counts: list[int] = torch.stack([own.sum() for own in is_current]).cpu().tolist()
-        starts = [
-            self._farthest_points(points, own, count)
-            for points, own, count in zip(lidar.points, is_current, counts, strict=True)
-        ]
-        return torch.stack(starts).unsqueeze(2)
-
-    @torch.no_grad()
-    def _farthest_points(self, points: Tensor, is_current: Tensor, count: int) -> Tensor:
-        """Return Q well spread points, normalised.
-
-        Args:
-            points: ``[n, 5]``.
-            is_current: bool ``[n]``, points of the current sweep.
-            count: Number of these.
-        """
-        if not count:  # a sweep that saw nothing: the cameras have to do
-            return _even_spread(self.num_query).to(self.pc_range)
-        current = points[positions(is_current, count), :3]
-        index = ops.farthest_point_sampling(current, self.num_query)
-        return self.normalise(current[index].to(self.pc_range))
 
     def _in_metres(self, points: Tensor) -> list[Tensor]:
         """Return the points of every sample, ``[Q*R, 3]``, from normalised ``[B, Q, R, 3]``."""
@@ -586,17 +415,10 @@ class OccupancyHead(GridModule, metaclass=ABCMeta):
                 )
 
 
-def _even_spread(number: int) -> Tensor:
-    """Return points ``[number, 3]`` spread over the unit cube (Roberts' R3 sequence)."""
-    ratio = 1.2207440846057596  # the real root of x^4 = x + 1
-    steps = torch.tensor([ratio**-1, ratio**-2, ratio**-3], dtype=torch.float64)
-    return (0.5 + torch.arange(1, number + 1).unsqueeze(1) * steps) % 1
-
-
 def _check_classes(
     class_weights: Sequence[float] | None, rare_classes: Sequence[int] | None, num_classes: int
 ) -> None:
-    """Check that the losses' settings are of this head's classes.
+    """Check the class settings of the losses.
 
     Raises:
         ModelConfigError: Weights for another number of classes, or a class that does not exist.

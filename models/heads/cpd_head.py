@@ -20,8 +20,10 @@ from models.decoder import DecoderOutput
 from models.errors import ModelConfigError
 from models.losses import LossTerm, OccupiedPoints
 
-from .base import UNKNOWN_LABEL, HeadOutput, MatchedLayer, OccupancyHead
+from .base import OccupancyHead
 from .densifier import VoxelLogits
+from .interface import HeadOutput, MatchedLayer
+from .labels import UNKNOWN_LABEL
 from .results import Candidates, Predicted, bring_back
 
 # Voxels of successive samples differ by a few percent: lists are that much longer than the longest

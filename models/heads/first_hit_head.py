@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from models import ops
 from models.losses import LossTerm, LossTerms, normalize_alone
 
-from .base import UNKNOWN_LABEL, CameraGeometry
+from .interface import CameraGeometry
+from .labels import UNKNOWN_LABEL
 
 
 @MODELS.register_module()

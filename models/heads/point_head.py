@@ -17,8 +17,9 @@ from models.decoder import DecoderOutput
 from models.errors import ModelConfigError
 from models.losses import LossTerm, Match, OccupiedPoints
 
-from .base import HeadOutput, MatchedLayer, OccupancyHead
+from .base import OccupancyHead
 from .densifier import VoxelLogits
+from .interface import HeadOutput, MatchedLayer
 from .results import Candidates, bring_back
 
 _ROWS_NOT_KEPT = 1024

@@ -3,7 +3,7 @@
 from .grid import GridModule, grid_shape
 from .grid_mask import GridMask
 from .sparse_conv import SparseConv3d, SparseTensor, SubMConv3d, convert_layouts_together
-from .sparse_encoder import run_sparse_encoder, use_own_convolutions
+from .sparse_encoder import encoder_steps, run_sparse_encoder, use_own_convolutions
 from .sparse_layout import SparseLayout
 from .voxelization import MeanVoxelizer, Voxels
 
@@ -17,6 +17,7 @@ __all__ = [
     "SubMConv3d",
     "Voxels",
     "convert_layouts_together",
+    "encoder_steps",
     "grid_shape",
     "run_sparse_encoder",
     "use_own_convolutions",

@@ -64,25 +64,32 @@ def _own_convolution(conv: Any, backend: str) -> nn.Module:
     )
 
 
-def run_sparse_encoder(encoder: Any, features: Tensor, coords: Tensor, batch_size: int) -> Tensor:
-    """Run a `mmdet3d.SparseEncoder` with replaced convolutions.
+def run_sparse_encoder(
+    encoder: Any,
+    features: Tensor,
+    coords: Tensor,
+    batch_size: int,
+    chain: ops.VoxelChain | None = None,
+) -> Tensor:
+    """Run a `mmdet3d.SparseEncoder` whose convolutions have been replaced.
 
     Args:
         encoder: The encoder.
         features: `[V, C]`.
         coords: int64 `[V, 4]` (sample, z, y, x).
         batch_size: B.
+        chain: The voxels of all layers, see `encoder_steps`; None to find them where they are
+            needed.
 
     Returns:
         `[B, C*D, H, W]`, rows along y and columns along x.
     """
-    depth, height, width = encoder.sparse_shape
-    shape = (int(depth), int(height), int(width))
+    shape, steps = encoder_steps(encoder)
     x = SparseTensor(features, coords, shape, batch_size)
     if features.device.type != "cpu" and not _uses_spconv(encoder):
-        x = SparseTensor.of_chain(
-            features, _chain_of_encoder(encoder, coords, shape, batch_size), batch_size
-        )
+        if chain is None:
+            chain = _chain_of_coords(coords, batch_size, shape, steps)
+        x = SparseTensor.of_chain(features, chain, batch_size)
     for part in (encoder.conv_input, encoder.encoder_layers, encoder.conv_out):
         x = _run(part, x)
     dense = x.features.new_zeros(batch_size, *x.spatial_shape, x.features.shape[1])
@@ -95,19 +102,31 @@ def _uses_spconv(encoder: Any) -> bool:
     return any(isinstance(m, kinds) and m.backend == "spconv" for m in encoder.modules())
 
 
-def _chain_of_encoder(
-    encoder: Any, coords: Tensor, shape: tuple[int, int, int], batch_size: int
+def encoder_steps(encoder: Any) -> tuple[tuple[int, int, int], list[ops.ConvStep]]:
+    """Return the size (z, y, x) of an encoder's grid, and its convolutions that reach new voxels.
+
+    `ops.voxel_chain` finds the voxels of all layers from these with one wait for the device. There
+    are no convolutions where spconv finds the voxels itself.
+    """
+    depth, height, width = encoder.sparse_shape
+    steps = []
+    if not _uses_spconv(encoder):
+        steps = [
+            ops.ConvStep(module.kernel_size, module.stride, module.padding)
+            for part in (encoder.conv_input, encoder.encoder_layers, encoder.conv_out)
+            for module in part.modules()
+            if isinstance(module, SparseConv3d) and module.kernel_size != (1, 1, 1)
+        ]
+    return (int(depth), int(height), int(width)), steps
+
+
+def _chain_of_coords(
+    coords: Tensor, batch_size: int, shape: tuple[int, int, int], steps: list[ops.ConvStep]
 ) -> ops.VoxelChain:
-    """Return the voxels of all layers of the encoder, with a single device synchronisation.
+    """Return the voxels of all layers, found with one wait for the device.
 
     `coords` must be sorted by (sample, z, y, x), as returned by the voxeliser.
     """
-    steps = [
-        ops.ConvStep(module.kernel_size, module.stride, module.padding)
-        for part in (encoder.conv_input, encoder.encoder_layers, encoder.conv_out)
-        for module in part.modules()
-        if isinstance(module, SparseConv3d) and module.kernel_size != (1, 1, 1)
-    ]
     grid, z, y, x = coords.unbind(1)
     key = ((grid * shape[0] + z) * shape[1] + y) * shape[2] + x
     return ops.voxel_chain(key, batch_size, shape, steps)

@@ -22,11 +22,14 @@ class Voxels(NamedTuple):
 
     Attributes:
         features: `[V, F]`.
-        coords: int64 `[V, 4]` (sample, z, y, x), the axis order of LiDAR encoders.
+        coords: int64 `[V, 4]` (sample, z, y, x), the order of LiDAR encoders.
+        chain: The voxels and those that convolutions reach from them, where they have been found
+            with them; None where not.
     """
 
     features: Tensor
     coords: Tensor
+    chain: ops.VoxelChain | None = None
 
 
 @MODELS.register_module()
@@ -71,10 +74,26 @@ class MeanVoxelizer(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
 
     @torch.no_grad()
-    def forward(self, points: Sequence[Tensor]) -> Voxels:
-        """Voxelise the points `[n, F]` of every sample; the first columns are x, y, z."""
+    def forward(
+        self,
+        points: Sequence[Tensor],
+        shape: tuple[int, int, int] | None = None,
+        steps: Sequence[ops.ConvStep] = (),
+    ) -> Voxels:
+        """Voxelise the points of every sample.
+
+        On a device other than the CPU, what convolutions reach from the voxels is found with the
+        same wait.
+
+        Args:
+            points: `[n, F]` of every sample; the first columns are x, y, z.
+            shape: Size (z, y, x) of the grid of the first convolution, at least that of the
+                voxels; None for that.
+            steps: The convolutions, see `ops.voxel_chain`.
+        """
         if points[0].device.type != "cpu":
-            return self._voxelise_on_device(points)
+            x_num, y_num, z_num = self.grid_shape
+            return self._voxelise_on_device(points, shape or (z_num, y_num, x_num), steps)
         features, coords = [], []
         for i, cloud in enumerate(points):
             mean, zyx = self._voxelise(cloud)
@@ -82,8 +101,13 @@ class MeanVoxelizer(nn.Module):
             coords.append(torch.cat([zyx.new_full((len(zyx), 1), i), zyx], dim=1))
         return Voxels(torch.cat(features), torch.cat(coords))
 
-    def _voxelise_on_device(self, clouds: Sequence[Tensor]) -> Voxels:
-        """Voxelise with one device synchronisation, and with sums in the order of the points."""
+    def _voxelise_on_device(
+        self,
+        clouds: Sequence[Tensor],
+        shape: tuple[int, int, int],
+        steps: Sequence[ops.ConvStep],
+    ) -> Voxels:
+        """Do the same with one wait for the device, and sums in the order of the points."""
         points = torch.cat(list(clouds))
         lengths = [len(cloud) for cloud in clouds]
         sample = torch.cat(
@@ -93,9 +117,10 @@ class MeanVoxelizer(nn.Module):
         sizes = torch.stack([self.low.new_full((), size) for size in self.grid_shape])
         inside = ((index >= 0) & (index < sizes)).all(1)
         x, y, z = torch.where(inside[:, None], index, 0).long().unbind(1)
-        x_num, y_num, z_num = self.grid_shape
+        z_num, y_num, x_num = shape
         key = ((sample * z_num + z) * y_num + y) * x_num + x
-        chain = ops.voxel_chain(key.where(inside, -1), len(clouds), (z_num, y_num, x_num))
+        chain: ops.VoxelChain | None
+        chain = ops.voxel_chain(key.where(inside, -1), len(clouds), shape, steps)
         voxels, ends = chain.sets[0], chain.ends[0].tolist()
         voxel = chain.place.where(inside, len(voxels))  # points outside come last
         order = torch.argsort(voxel, stable=True)
@@ -117,7 +142,8 @@ class MeanVoxelizer(nn.Module):
                 for begin, end in ranges
             ]
             mean, coords = mean[torch.cat(rows)], coords[torch.cat(rows)]
-        return Voxels(mean, coords)
+            chain = None  # it holds the voxels that are left out
+        return Voxels(mean, coords, chain)
 
     def _voxelise(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean features `[V, F]` and (z, y, x) `[V, 3]` of one sample."""

@@ -57,6 +57,7 @@ from .voxel_shading import (
     voxel_shading,
     voxel_shading_reference,
 )
+from .winograd_conv import winograd_conv, winograd_conv_reference
 
 __all__ = [
     "ConvStep",
@@ -116,4 +117,6 @@ __all__ = [
     "voxel_neighbors_reference",
     "voxel_shading",
     "voxel_shading_reference",
+    "winograd_conv",
+    "winograd_conv_reference",
 ]

@@ -1,4 +1,4 @@
-"""Sampling multi-scale features of many cameras and frames at 3-D points.
+"""Sampling of multi-scale features of several cameras and frames at 3-D points.
 
 Dimensions:
     B batch, T frames (current first), N cameras of a frame, L pyramid levels, C channels,
@@ -25,11 +25,11 @@ _DTYPES = (torch.float32, torch.float64)
 
 
 class SharedMaps:
-    """Feature maps that are sampled several times, and whose gradients are summed in one place.
+    """Feature maps that are sampled several times and whose gradients are summed in one buffer.
 
-    Each sampling adds to the same buffers, in the dtype of the points: maps of 16 bits are rounded
-    once for all samplings, and none of them fills a buffer of its own. Without gradients, and while
-    `torch.compile` looks, this is a plain list of maps.
+    All samplings add to the same buffers, in the dtype of the points. 16-bit maps are therefore
+    rounded once for all samplings, and the buffers are zeroed once. Without gradients, and under
+    `torch.compile`, this is a plain list of maps.
 
     Args:
         feats: L maps, as `multi_view_sampling` takes them.
@@ -38,7 +38,7 @@ class SharedMaps:
     def __init__(self, feats: Sequence[Tensor]) -> None:
         self.feats = tuple(feats)
         self.sums = _MapSums([feat.detach() for feat in feats])
-        self.token: Tensor | None = None  # what all samplings depend on, and it on the maps
+        self.token: Tensor | None = None  # links all samplings to the maps in the graph
         learns = torch.is_grad_enabled() and any(feat.requires_grad for feat in feats)
         if learns and not torch.compiler.is_compiling():
             self.token = _GiveSums.apply(self.sums, *self.feats)
@@ -54,7 +54,7 @@ class SharedMaps:
 
 
 class _MapSums:
-    """The buffers, without the graph: nodes of it hold this."""
+    """The buffers. Nodes of the graph refer to them, so they must not refer to the graph."""
 
     def __init__(self, feats: list[Tensor]) -> None:
         self.feats = feats
@@ -70,7 +70,7 @@ class _MapSums:
         return self._sums
 
     def take(self) -> list[Tensor | None]:
-        """Return the sums in the dtype of the maps, and start again."""
+        """Return the sums in the dtype of the maps, and reset them."""
         sums, self._sums = self._sums, None
         if sums is None:
             return [None] * len(self.feats)
@@ -78,7 +78,7 @@ class _MapSums:
 
 
 class _GiveSums(torch.autograd.Function):
-    """Give the maps their gradients once all samplings have added theirs."""
+    """Node that returns the summed gradients of the maps after all samplings."""
 
     @staticmethod
     def forward(ctx: Any, sums: _MapSums, *feats: Tensor) -> Tensor:  # type: ignore[override]
@@ -92,7 +92,7 @@ class _GiveSums(torch.autograd.Function):
 
 
 class _SharedSampling(torch.autograd.Function):
-    """A sampling whose gradients of the maps go to the shared buffers."""
+    """Sampling that adds the gradients of the maps to the shared buffers."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -130,35 +130,35 @@ def multi_view_sampling(
     num_cams: int,
     pairing: str = "published",
 ) -> Tensor:
-    """Image features at 3-D points: one camera per frame, a weighted sum over levels.
+    """Sample image features at 3-D points: one camera per frame, a weighted sum over levels.
 
     The same points are projected into every frame (OPUS, arXiv 2409.09350, "consistent point
-    sampling"). In a camera a point is valid if its depth exceeds 1e-5 m and it falls inside the
-    open image. Of a frame's cameras the lowest-numbered valid one is read; if none is valid,
-    camera 0 with its depth clamped to 1e-5, where the zero padding then decides. Reading is
-    bilinear with `align_corners=True` and zeros outside. Group g reads the channels
+    sampling"). A point is valid in a camera if its depth exceeds 1e-5 m and its pixel is inside
+    the image, borders excluded. Of a frame's cameras, the valid one with the lowest number is
+    sampled. If none is valid, camera 0 is sampled with the depth clamped to 1e-5. Sampling is
+    bilinear with `align_corners=True` and zero padding. Group g has the channels
     `[g * c, (g + 1) * c)`.
 
     `pairing='published'`: at frame t, group g is weighted with the level weights of group
     `(t * G + g) // T`, as the published checkpoints expect; `'straight'`: with its own.
 
-    A level adds zero where all four texels lie outside it, whatever its weight; so do points that
-    are not finite, which receive no gradient. What is not finite in texels that are read, or in
-    their weights, makes the output not finite.
+    A level contributes zero if all four texels are outside of it, for any weight. Non-finite points
+    also contribute zero and receive no gradient. Non-finite texels and weights that are used make
+    the output non-finite.
 
-    Projection, choice of camera, reading and weighting are one pass; nothing of the size of the
-    samples but the output is written. Results, and gradients on the CPU, do not depend on the
-    number of threads and repeat bit by bit. On a GPU atomic additions sum the gradients of the
-    maps in any order, under `torch.use_deterministic_algorithms` as whole numbers, whose sum is
-    the same in every order. float64 goes through the twin there.
+    Projection, choice of camera, sampling and weighting are one pass, without intermediate tensors.
+    Results are bitwise reproducible for any number of threads, and so are gradients on the CPU. On
+    a GPU, atomic additions sum the gradients of the maps; under
+    `torch.use_deterministic_algorithms` they are accumulated in fixed point and are reproducible.
+    float64 uses the reference implementation there.
 
     Args:
-        feats: L maps [B, T*N, C, h_l, w_l], of any strides. Channels-last maps are read as they
-            are; so are large maps with channels apart, while small ones are regrouped first. The
-            dtype of `points`, or float16 or bfloat16 beside float32 points: sums are in the
-            dtype of `points`. `SharedMaps` where they are sampled several times.
+        feats: L maps [B, T*N, C, h_l, w_l], with any strides. Channels-last maps and large maps
+            are read in place; small maps of other layouts are copied first. They have the dtype of
+            `points`, or float16 or bfloat16 with float32 points; sums are in the dtype of `points`.
+            Pass `SharedMaps` if the maps are sampled several times.
         points: [B, Q, G, P, 3], metres, occ frame; float32 or float64, as the other tensors.
-        occ2img: [B, T*N, 4, 4], frame-major (index `t * N + n`). Gets no gradient.
+        occ2img: [B, T*N, 4, 4], frame-major (index `t * N + n`). Not differentiable.
         level_weights: [B, Q, G, P, L], after the softmax.
         img_hw: height and width, in pixels, of the images that `occ2img` refers to.
         num_cams: N.
@@ -195,7 +195,7 @@ def multi_view_sampling_reference(
     num_cams: int,
     pairing: str = "published",
 ) -> Tensor:
-    """Plain-torch twin of `multi_view_sampling`. Same arguments."""
+    """Compute `multi_view_sampling` in plain torch (reference implementation)."""
     feats = feats.feats if isinstance(feats, SharedMaps) else feats
     _check_arguments(feats, points, occ2img, level_weights, num_cams, pairing)
     B, Q, G, P, _ = points.shape
@@ -224,7 +224,7 @@ def multi_view_sampling_reference(
 def project_to_frames(
     points: Tensor, occ2img: Tensor, img_hw: tuple[int, int], num_cams: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where points are seen in every frame, as `multi_view_sampling` chooses.
+    """Return the camera and the pixel that `multi_view_sampling` uses in every frame.
 
     Args:
         points: [B, S, 3], metres, occ frame.
@@ -239,8 +239,7 @@ def project_to_frames(
     matrix = occ2img.unflatten(1, (-1, num_cams))[:, :, :, None]  # [B, T, N, 1, 4, 4]
     x, y, z = points[:, None, None].unbind(-1)  # [B, 1, 1, S]
 
-    # Written out, not as a matrix product, so that the native kernel rounds in the same way and
-    # so chooses the same cameras.
+    # Not a matrix product: the native kernel rounds in the same way and chooses the same cameras.
     def transform(m: Tensor, *point: Tensor) -> list[Tensor]:
         x, y, z = point
         return [m[..., i, 0] * x + m[..., i, 1] * y + m[..., i, 2] * z + m[..., i, 3]
@@ -276,9 +275,10 @@ def _add_level(
     num_cams: int,
     num_groups: int,
 ) -> Tensor:
-    """Add one level, read at pixels of the chosen cameras, with weights [B, T, S].
+    """Add one level, sampled at pixels of the chosen cameras, with weights [B, T, S].
 
-    Texel by texel, so that sums overflow where those of the native kernel do. Returns [B, T, S, c].
+    Texels are added one by one, so that sums overflow as in the native kernel. Returns
+    [B, T, S, c].
     """
     B, _, C, h, w = feat.shape
     T = camera.shape[1]

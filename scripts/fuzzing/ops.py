@@ -452,6 +452,18 @@ def _voxel_shading(rng: random.Random) -> Built:
     ]  # fmt: skip
 
 
+def _winograd_conv(rng: random.Random) -> Built:
+    images, height, width = rng.choice((0, 1, 2)), rng.choice((1, 4, 9)), rng.choice((3, 8))
+    c_in, c_out = rng.choice((16, 32, 9)), rng.choice((16, 48, 0))
+    x, bias = _randn(rng, images, c_in, height, width), _randn(rng, c_out)
+    if rng.random() < 0.5:
+        x.requires_grad_(True)
+        return ops.winograd_conv, [x, _randn(rng, c_out, c_in, 3, 3), bias]
+    if rng.random() < 0.5:
+        return native("winograd_conv"), [x, _randn(rng, 36, c_in, c_out), bias]
+    return native("winograd_weight_grad"), [x, _randn(rng, images, c_out, height, width)]
+
+
 def _resize_crop(rng: random.Random) -> Built:
     image = torch.randint(0, 256, (rng.choice((1, 9, 30)), rng.choice((1, 8, 41)), 3))
     out = torch.zeros(rng.choice((1, 7)), rng.choice((1, 12)), 3, dtype=torch.uint8)
@@ -510,5 +522,6 @@ _BUILDERS: dict[str, Callable[[random.Random], Built]] = {
         _jpeg_crop, _jpeg_window, _kernel_map, _multi_view_sampling, _nearest_neighbor,
         _occupancy_masks, _point_tree, _ray_cast, _ray_iou, _resize_crop, _sigmoid_focal_loss,
         _sparse_conv, _unique_voxels, _voxel_light, _voxel_max, _voxel_sets, _voxel_shading,
+        _winograd_conv,
     )
 }  # fmt: skip

@@ -15,6 +15,7 @@ from scripts.runtime.errors import ConfigError
 from scripts.runtime.settings import did_you_mean
 
 IMAGE_NETWORK = ("img_backbone", "img_neck")
+COMPILED_PARTS = ("image", "decoder")
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
@@ -71,35 +72,54 @@ def _resting_statistics(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
-def compile_image_network(model: nn.Module, options: Any) -> bool:
-    """Compile the image network of a model in place with `torch.compile`.
+def compile_parts(model: nn.Module, options: Any) -> bool:
+    """Compile parts of a model in place with `torch.compile`.
 
-    Head and losses are not compiled, because they process sets whose size depends on the sample.
+    The parts are the image network (`'image'`), and the layers of the decoder (`'decoder'`).
+    Discretisation and losses work on sets whose size changes with the sample; they are not
+    compiled.
 
     Args:
-        model: The model; the names of its parameters do not change.
-        options: The config's `compile`: True, or arguments of `torch.compile`.
+        model: The model; the names of its parameters stay.
+        options: The config's `compile`: True for the image network, or a dict of `parts` and
+            arguments of `torch.compile`.
 
     Returns:
         Whether anything is compiled.
 
     Raises:
-        ConfigError: The options have the wrong type, or the model has no image network.
+        ConfigError: The options are of another type, or the model has no such part.
     """
     if options is None or options is False:
         return False
     if options is not True and not isinstance(options, Mapping):
         raise ConfigError(f"compile is {options!r}: set True, or dict(arguments of torch.compile)")
+    arguments = {} if options is True else dict(options)
+    parts = arguments.pop("parts", ("image",))
+    unknown = [part for part in parts if part not in COMPILED_PARTS]
+    if isinstance(parts, str) or unknown or not parts:
+        raise ConfigError(f"compile.parts is {parts!r}: give a list of {list(COMPILED_PARTS)}")
+    if "image" in parts:
+        _compile_image_network(model, arguments)
+    if "decoder" in parts:
+        compile_decoder = getattr(model, "compile_decoder", None)
+        if not callable(compile_decoder):
+            raise ConfigError(
+                "compile.parts names the decoder, which the model lacks: leave it out"
+            )
+        compile_decoder(**arguments)
+    return True
+
+
+def _compile_image_network(model: nn.Module, arguments: Mapping[str, Any]) -> None:
     parts = [getattr(model, name) for name in IMAGE_NETWORK if hasattr(model, name)]
     if not parts:
         raise ConfigError(
             "compile is for models with an image network (img_backbone): leave it out"
         )
-    arguments = {} if options is True else dict(options)
-    compile_parts = getattr(model, "compile_image_network", None)
-    if callable(compile_parts):  # including the parts used in evaluation
-        compile_parts(**arguments)
+    compile_network = getattr(model, "compile_image_network", None)
+    if callable(compile_network):  # also what the model evaluates with
+        compile_network(**arguments)
     else:
         for part in parts:
             part.compile(**arguments)
-    return True

@@ -21,6 +21,7 @@ OPERATIONS = (
     "sparse_conv",
     "unique_voxels",
     "voxel_max",
+    "winograd_conv",
 )
 
 

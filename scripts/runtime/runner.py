@@ -30,7 +30,7 @@ from scripts.runtime.errors import ConfigError
 from scripts.runtime.fit import fit_config
 from scripts.runtime.launch import Launch
 from scripts.runtime.layer_decay import with_layer_decay
-from scripts.runtime.model_options import checkpoint_activations, compile_image_network
+from scripts.runtime.model_options import checkpoint_activations, compile_parts
 from scripts.runtime.preflight import check_evaluation
 from scripts.runtime.replacements import replaced
 from scripts.runtime.resumable_runner import ResumableRunner, bare_model
@@ -124,9 +124,9 @@ class OpusRunner(ResumableRunner):
         return super().train()
 
     def _maybe_compile(self, target: str) -> None:
-        """Compile only the image network; mmengine would compile the whole step."""
+        """Compile the parts that the config names; mmengine would compile the whole step."""
         if not self._is_compiled:
-            self._is_compiled = compile_image_network(bare_model(self), self.cfg.get("compile"))
+            self._is_compiled = compile_parts(bare_model(self), self.cfg.get("compile"))
 
     def register_hook(self, hook: Any, priority: Any = None) -> None:
         """Register a hook; mmengine's hooks are replaced by this project's."""

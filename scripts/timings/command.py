@@ -40,7 +40,7 @@ from scripts.runtime.errors import ConfigError
 from scripts.runtime.fit import fit_config
 from scripts.runtime.host_allocator import keep_freed_memory
 from scripts.runtime.launch import Launch
-from scripts.runtime.model_options import compile_image_network
+from scripts.runtime.model_options import compile_parts
 from scripts.runtime.report import write_report_json
 from scripts.timings.inputs import InputSizes, SyntheticDrive, vary_zero_weights
 from scripts.timings.measure import Batch, Rate, Stopwatch, streaming
@@ -96,7 +96,7 @@ def build_model(cfg: Config, device: torch.device, weights: str | None) -> OPUS:
     if weights is not None:
         load_weights(model, weights)
     model = model.to(device).eval().requires_grad_(False)
-    compile_image_network(model, cfg.get("compile"))
+    compile_parts(model, cfg.get("compile"))
     return model
 
 

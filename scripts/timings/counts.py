@@ -59,11 +59,24 @@ def _sparse_conv(
     return 2 * pairs[1] * weight[0] * weight[-1]
 
 
+def _winograd_conv(
+    input: Shape, weight: Shape, bias: Shape | None, *_: Any, out_shape: Shape, **__: Any
+) -> int:
+    """Count a 3 x 3 convolution as it is defined, so that figures can be compared."""
+    return 2 * 9 * math.prod(out_shape) * input[1]
+
+
+def _winograd_weight_grad(input: Shape, grad: Shape, *_: Any, **__: Any) -> int:
+    return 2 * 9 * math.prod(grad) * input[1]
+
+
 FORMULAS: dict[str, Callable[..., int]] = {
     "adaptive_mixing": _mixing,
     "distance_attention": _attention,
     "multi_view_sampling": _sampling,
     "sparse_conv": _sparse_conv,
+    "winograd_conv": _winograd_conv,
+    "winograd_weight_grad": _winograd_weight_grad,
 }
 
 

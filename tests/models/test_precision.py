@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,21 @@ def test_decoder_compiles_in_one_graph(kind: str, trains: bool) -> None:
         assert torch.equal(found.points[-1], expected.points[-1])
         assert torch.equal(found.point_feats[-1], expected.point_feats[-1])
     assert len(graphs) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_compiled_decoder_predicts_what_the_eager_one_does(kind: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS.build(merge(DETECTOR, pts_bbox_head=HEADS[kind] | dict(score_thr=0.005))).eval()
+    (expected,) = model.test_step(make_batch(0))
+    torch._dynamo.reset()
+    model.compile_decoder(backend="aot_eager", fullgraph=True)
+    for tested in (model, copy.deepcopy(model)):
+        (found,) = tested.test_step(make_batch(0))
+        assert len(found.pred_coords) and torch.equal(found.pred_coords, expected.pred_coords)
+        assert torch.equal(found.pred_labels, expected.pred_labels)
+        torch.testing.assert_close(found.pred_scores, expected.pred_scores)
 
 
 @pytest.mark.parametrize("kind", ["v1", "v2", "v2_fusion"])

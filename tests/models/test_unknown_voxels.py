@@ -11,7 +11,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from models.heads import CameraGeometry, FirstHitHead
-from models.heads.base import UNKNOWN_LABEL
+from models.heads.labels import UNKNOWN_LABEL
 from tests.models.cases import (
     GRID,
     HEAD,

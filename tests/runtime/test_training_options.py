@@ -17,7 +17,7 @@ from scripts.runtime.errors import ConfigError
 from scripts.runtime.finite_steps import Bfloat16OptimWrapper, FiniteOptimWrapper
 from scripts.runtime.fit import fit_config
 from scripts.runtime.launch import Launch
-from scripts.runtime.model_options import checkpoint_activations, compile_image_network
+from scripts.runtime.model_options import checkpoint_activations, compile_parts
 from scripts.runtime.runner import _runner_class
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,19 +122,38 @@ def test_compiled_image_network(cfg: Config, model: nn.Module) -> None:
         graphs.append(str(graph.graph))
         return graph.forward
 
-    assert compile_image_network(model, dict(backend=backend))
+    assert compile_parts(model, dict(backend=backend))
     assert train(model) == pytest.approx(train(plain), rel=1e-5)
     assert graphs and any("conv" in graph for graph in graphs)
+    assert not any("distance_attention" in graph for graph in graphs)
+    assert_equal_states(model, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_decoder(cfg: Config, model: nn.Module) -> None:
+    """Training is the same, in one graph of all layers."""
+    plain, graphs = twin(cfg, model), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(str(graph.graph))
+        return graph.forward
+
+    assert compile_parts(model, dict(parts=["decoder"], backend=backend, fullgraph=True))
+    assert train(model) == pytest.approx(train(plain), rel=1e-5)
+    assert len(graphs) == 1 and "distance_attention" in graphs[0]
     assert_equal_states(model, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_compilation_that_cannot_be() -> None:
-    assert not compile_image_network(nn.Linear(1, 1), None)
-    assert not compile_image_network(nn.Linear(1, 1), False)
+    assert not compile_parts(nn.Linear(1, 1), None)
+    assert not compile_parts(nn.Linear(1, 1), False)
     with pytest.raises(ConfigError, match="models with an image network"):
-        compile_image_network(nn.Linear(1, 1), True)
+        compile_parts(nn.Linear(1, 1), True)
     with pytest.raises(ConfigError, match="compile is 'x': set True"):
-        compile_image_network(nn.Linear(1, 1), "x")
+        compile_parts(nn.Linear(1, 1), "x")
+    with pytest.raises(ConfigError, match=r"compile.parts is \['head'\]: give a list of"):
+        compile_parts(nn.Linear(1, 1), dict(parts=["head"]))
+    with pytest.raises(ConfigError, match="the decoder, which the model lacks"):
+        compile_parts(nn.Linear(1, 1), dict(parts=["decoder"]))
 
 
 def test_fully_sharded_training_is_refused_with_the_reason() -> None:

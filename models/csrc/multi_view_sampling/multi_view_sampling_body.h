@@ -8,7 +8,7 @@ namespace sampling_body {
 using namespace multi_view_sampling;
 
 // sum[v] += weight * texel over reads, for NV vectors of adjacent channels. Products are rounded, and
-// overflow, before they are added, as in the twin and on processors without a fused operation.
+// overflow, before they are added, as in the reference implementation and on processors without a fused operation.
 template <int NV, typename V, typename S, typename T, typename Count>
 OPUS_BODY void add_reads(const S* const* texels, const T* weights, Count count, int64_t first,
                          V* sum) {

@@ -1,0 +1,151 @@
+"""Initial points and features of the queries of a head.
+
+Dimension letters: B batch, Q queries, C embedding channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import ops
+from models.errors import ModelConfigError
+from models.layers import GridModule
+
+from .interface import LidarInput
+from .query_memory import QueryMemory, SequenceFrame, farthest_from
+from .results import positions
+
+
+class QueryStarts(GridModule):
+    """Base class with the initial points of queries.
+
+    Queries start at learned points or LiDAR points. Queries of the previous frame and points on
+    surfaces that the image network predicts can replace some of them. Subclasses set the attributes
+    below.
+
+    Attributes:
+        num_query: Q.
+        embed_dims: C.
+        use_lidar: Whether queries start at LiDAR points instead of learned points.
+        num_seen_queries: Number of queries that start on surfaces predicted by the image network.
+        memory: Queries of the previous frame; None for none.
+        init_points: Learned points `[Q, 3]`, normalised; without LiDAR only.
+    """
+
+    num_query: int
+    embed_dims: int
+    use_lidar: bool
+    num_seen_queries: int
+    memory: QueryMemory | None
+    init_points: nn.Embedding
+
+    def _start(
+        self,
+        init_points: Tensor,
+        frames: Sequence[SequenceFrame | None] | None,
+        seen_points: Sequence[Tensor] | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return initial points ``[B, Q, 1, 3]``, normalised, and features ``[B, Q, C]``.
+
+        Queries of the memory come first, then queries on predicted surfaces. The others start at
+        the points of ``init_points`` that are farthest from these.
+
+        Raises:
+            ModelConfigError: If ``frames`` or ``seen_points`` are required and missing.
+        """
+        if self.memory is None and not self.num_seen_queries:
+            return init_points, None
+        batch = len(init_points)
+        recalled: list[tuple[Tensor, Tensor] | None] = [None] * batch
+        if self.memory is not None and frames is not None:
+            recalled = self.memory.recall(frames)
+        points, feats = [], []
+        for i, learned in enumerate(init_points[:, :, 0]):
+            own_points, own_feats = learned[:0], learned.new_zeros(0, self.embed_dims)
+            memory = recalled[i]
+            if memory is not None:
+                centres = self.normalise(memory[0].to(learned))
+                inside = ((centres >= 0) & (centres < 1)).all(1)
+                own_points, own_feats = centres[inside], memory[1][inside]
+            if self.num_seen_queries:
+                if seen_points is None:
+                    raise ModelConfigError(
+                        f"num_seen_queries={self.num_seen_queries} needs an image network that "
+                        "knows what it sees: give the model an img_aux_head (FirstHitHead)."
+                    )
+                own_points = torch.cat([own_points, self._spread_of(seen_points[i], learned)])
+            if len(own_points):
+                rest = farthest_from(
+                    self.denormalise(learned), self.denormalise(own_points),
+                    self.num_query - len(own_points),
+                )  # fmt: skip
+                learned = learned[rest]
+            points.append(torch.cat([own_points, learned]))
+            feats.append(F.pad(own_feats, (0, 0, 0, self.num_query - len(own_feats))))
+        start = torch.stack(points).unsqueeze(2)
+        if self.memory is None:
+            return start, None
+        start_feats = torch.stack(feats)
+        if self.training:
+            # data-parallel training needs a gradient of all parameters in every step
+            start_feats = start_feats + self.memory.no_effect()
+        return start, start_feats
+
+    @torch.no_grad()
+    def _spread_of(self, points: Tensor, like: Tensor) -> Tensor:
+        """Return at most ``num_seen_queries`` well spread points, normalised.
+
+        Args:
+            points: ``[n, 3]`` in metres; points outside of the range are dropped.
+            like: A tensor with the dtype and device of the result.
+        """
+        normalised = self.normalise(points.to(like))
+        inside = ((normalised >= 0) & (normalised < 1)).all(1)
+        normalised = normalised[inside]
+        if len(normalised) <= self.num_seen_queries:
+            return normalised
+        index = ops.farthest_point_sampling(
+            self.denormalise(normalised).float(), self.num_seen_queries
+        )
+        return normalised[index]
+
+    def _initial_points(self, batch_size: int, lidar: LidarInput | None) -> Tensor:
+        """Return the learned points or LiDAR points ``[B, Q, 1, 3]``, normalised."""
+        if not self.use_lidar:
+            return self.init_points.weight.view(1, -1, 1, 3).expand(batch_size, -1, -1, -1)
+        if lidar is None:
+            raise ModelConfigError(
+                "The head has use_lidar=True and got no LiDAR points: load them."
+            )
+        num_current = lidar.num_current or LidarInput.count_current(lidar.points)
+        starts = [
+            self._farthest_points(points, points[:, 4] == 0, count)
+            for points, count in zip(lidar.points, num_current.read(), strict=True)
+        ]
+        return torch.stack(starts).unsqueeze(2)
+
+    @torch.no_grad()
+    def _farthest_points(self, points: Tensor, is_current: Tensor, count: int) -> Tensor:
+        """Return Q well spread points, normalised.
+
+        Args:
+            points: ``[n, 5]``.
+            is_current: bool ``[n]``, points of the current sweep.
+            count: Number of these.
+        """
+        if not count:  # an empty sweep: fixed points, so that the cameras are still used
+            return _even_spread(self.num_query).to(self.pc_range)
+        current = points[positions(is_current, count), :3]
+        index = ops.farthest_point_sampling(current, self.num_query)
+        return self.normalise(current[index].to(self.pc_range))
+
+
+def _even_spread(number: int) -> Tensor:
+    """Return points ``[number, 3]`` spread over the unit cube (Roberts' R3 sequence)."""
+    ratio = 1.2207440846057596  # the real root of x^4 = x + 1
+    steps = torch.tensor([ratio**-1, ratio**-2, ratio**-3], dtype=torch.float64)
+    return (0.5 + torch.arange(1, number + 1).unsqueeze(1) * steps) % 1

@@ -163,10 +163,10 @@ def _folded(parts: Sequence[nn.Module]) -> list[nn.Module]:
     return folded
 
 
-def _share_hooks(original: nn.Module, twin: nn.Module) -> None:
+def _share_hooks(original: nn.Module, copy: nn.Module) -> None:
     """Let the modules of a copy call the hooks of the originals, including later ones."""
-    twins = dict(twin.named_modules())
+    copies = dict(copy.named_modules())
     for name, module in original.named_modules():
-        if name in twins:
+        if name in copies:
             for attribute in HOOKS:
-                setattr(twins[name], attribute, getattr(module, attribute))
+                setattr(copies[name], attribute, getattr(module, attribute))

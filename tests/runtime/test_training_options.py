@@ -131,7 +131,7 @@ def test_compiled_image_network(cfg: Config, model: nn.Module) -> None:
 
 def test_compiled_decoder(cfg: Config, model: nn.Module) -> None:
     """Training is the same, in one graph of all layers."""
-    plain, graphs = twin(cfg, model), []
+    plain, graphs = copy_of(cfg, model), []
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
         graphs.append(str(graph.graph))

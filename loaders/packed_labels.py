@@ -118,7 +118,10 @@ def pack_rows(rows: npt.NDArray[np.integer[Any]]) -> dict[str, npt.NDArray[Any]]
         return None
     places = np.ravel_multi_index(tuple(rows[:, :3].astype(np.int64).T), sides) if len(rows) else []
     flat = np.asarray(places, dtype=np.uint32)
-    packed = {_SIDES: np.array(sides, dtype=np.int64), _LABELS: rows[:, 3].astype(np.uint8)}
+    packed: dict[str, npt.NDArray[Any]] = {
+        _SIDES: np.array(sides, dtype=np.int64),
+        _LABELS: rows[:, 3].astype(np.uint8),
+    }
     is_rising = bool((flat[1:] > flat[:-1]).all())
     if is_rising and -(-number // 8) < _PLACE_BYTES * len(flat):
         occupied = np.zeros(number, dtype=np.bool_)

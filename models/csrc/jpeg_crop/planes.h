@@ -21,8 +21,8 @@ constexpr int64_t kSlack = 64;
 
 // An axis of columns in the order in which vectors are computed.
 //
-// Each half of eight outputs reads 16 pixels. `picks` selects bytes of them: two pixels of each output
-// as 16-bit numbers, which are multiplied with `weights`.
+// Each half of eight outputs reads 16 pixels. `picks` selects bytes of them: two pixels of each
+// output as 16-bit numbers, which are multiplied with `weights`.
 struct ColumnTable {
   std::vector<int32_t> begin;   // [halves], first pixel
   std::vector<uint8_t> picks;   // [groups, pairs, 2, 16]

@@ -63,9 +63,11 @@ def read_occupancy_rows(
         MissingDataError: If the file does not exist.
         BadDataError: If it is broken or has a wrong shape, voxels outside the grid or other labels.
     """
+    rows: npt.NDArray[np.integer[Any]]
+    label: npt.NDArray[np.integer[Any]]
     with open_arrays(path, _LABEL_FILE, _LABEL_FILE.max_bytes) as file:
         if has_packed_rows(file):
-            rows: npt.NDArray[np.integer[Any]] = read_packed_rows(file, path, _LABEL_FILE)
+            rows = read_packed_rows(file, path, _LABEL_FILE)
         else:
             rows = _stored_rows(file, path, column_order)
     rows = rows[:, [*(column_order.index(axis) for axis in "zyx"), 3]]

@@ -106,13 +106,13 @@ def rest_norms(parts: Sequence[nn.Module]) -> None:
         part.eval()  # mmdet's networks do not return themselves
     found = norms_behind_convolutions(copies)
     originals = {place: module for module, place in names.items()}
-    twins = {
+    same = {
         module: originals[number, name]
         for number, part in enumerate(copies)
         for name, module in part.named_modules()
     }
     for convolution, norm in found.items():
-        own, own_norm = twins[convolution], twins[norm]
+        own, own_norm = same[convolution], same[norm]
         is_known = type(own) is FastConv2d and type(own_norm) is nn.BatchNorm2d
         # activation checkpointing replaces the forward of a module: such norms are not folded
         if is_known and not own_norm.training and "forward" not in vars(own_norm):
@@ -127,4 +127,4 @@ def wake_norms(parts: Sequence[nn.Module]) -> None:
             if isinstance(module, FastConv2d):
                 module.norms = ()
             elif isinstance(module, RestingNorm2d):
-                module.__class__ = nn.BatchNorm2d
+                module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]

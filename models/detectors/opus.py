@@ -222,7 +222,8 @@ class OPUS(BaseModel):
         Args:
             **options: Arguments of ``torch.compile``.
         """
-        self.pts_bbox_head.transformer["decoder"].compile_layers(**options)
+        decoder: Any = self.pts_bbox_head.transformer["decoder"]
+        decoder.compile_layers(**options)
 
     def val_step(self, data: dict) -> list[BaseDataElement]:
         """Predict a batch as the data loader gives it; see MMEngine."""

@@ -262,10 +262,11 @@ class OccupancyInferencer(BaseInferencer):
         cfg = _config(self._source, cameras, self._options)
         dataset = unread_dataset(cfg)
         predictor = Predictor(cfg, None, self.predictor.device)
-        predictor.model.load_state_dict(self.model.state_dict())
+        predictor.model.load_state_dict(self.predictor.model.state_dict())
         predictor.checkpoint = self.predictor.checkpoint
         self.cfg, self._dataset = cfg, dataset
-        self.predictor, self.model = predictor, predictor.model
+        self.predictor = predictor
+        self.model = predictor.model
         self._stream = self._new_stream(is_sequence=True)
 
     def _run(self, samples: Sequence[StreamSample]) -> list[OccupancyResult]:

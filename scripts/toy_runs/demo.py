@@ -1,17 +1,17 @@
-"""The whole path in one command: toy data, training, scores against a blind prior, pictures.
+"""Toy data, training, scores against an image-blind prior, and pictures in one command.
 
     python scripts/demo.py            # `make demo`: minutes on two cores
-    python scripts/demo.py --long     # `make toy-train`: the longer run
+    python scripts/demo.py --long     # `make toy-train`: a longer run
 
-Where pretrain/ has the model of `make toy-pretrain`, the demo first shows what that sees on the
-held-out scenes, then fine-tunes it; `--from-scratch` trains from scratch as well, and `--skip`
-leaves steps out. The longer run starts from its image network. Without that file, both train from
-scratch.
+The demo scores and draws the model in pretrain/ (`make toy-pretrain`) on the held-out scenes, then
+fine-tunes it on the training scenes. The longer run starts from the image network of that model.
+Without the file, both train from scratch. `--from-scratch` adds a training from scratch, and
+`--skip` omits steps.
 
-Each step is one of the project's commands in a process of its own, and writes to data/, work_dirs/
-and outputs/ of the current folder. A step whose inputs are those of its last run is skipped; an
-interrupted training is resumed. The command ends with a table and fails (exit code 2) if the model
-does not beat the prior as it should.
+Each step runs one of the project's commands in a separate process and writes to data/, work_dirs/
+and outputs/ of the current folder. A step with unchanged inputs is skipped; an interrupted training
+is resumed. The command prints a table and fails (exit code 2) if the scores of the model are below
+the required multiples of the prior's.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class ToyData:
 
     Attributes:
         root: Its folder.
-        version: nuScenes version that it bears.
-        options: What the generator is told beside the folder.
+        version: nuScenes version of the tables.
+        options: Arguments of the generator, except the folder.
     """
 
     root: Path
@@ -53,20 +53,20 @@ class ToyData:
 
     @property
     def steps(self) -> Path:
-        """File that holds the records of its making."""
+        """File with the records of the generating steps."""
         return self.root.with_name(f".{self.root.name}_steps.json")
 
     @property
     def infos(self) -> list[Path]:
-        """Its info files."""
+        """Info files of the data set."""
         kind = "_mini" if self.version == "v1.0-mini" else ""
         names = (f"nuscenes_infos_{split}{kind}_sweep.pkl" for split in ("train", "val"))
         return [self.root / name for name in names]
 
 
 TOY = ToyData(Path("data/toy_nuscenes"))
-# Other scenes, each in a light of its own, with two key frames each: a model learns more from a new
-# street than from another half second in the same one.
+# Other scenes with two key frames each, in varied lighting. A model learns more from a new street
+# than from another half second in the same one.
 PRETRAIN = ToyData(
     Path("data/toy_pretrain"),
     "v1.0-trainval",
@@ -79,20 +79,20 @@ FINE_TUNING_CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy_finetune.py")
 LONG_PRETRAINED_CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy_long_pretrained.py")
 SHIPPED = ROOT / "pretrain/opusv2-nano_toy.pth"
 METRICS = {"mIoU": "occ3d/mIoU", "RayIoU": "ray/RayIoU"}
-# What scores and pictures depend on, besides config and checkpoint.
+# Sources that scores and pictures depend on, in addition to config and checkpoint.
 SCORING_SOURCE = ("models", "loaders", "scripts", "val.py", "visualize.py")
-# How many times the prior's score the model must reach, for (mIoU, RayIoU).
+# Required multiples of the prior's scores (mIoU, RayIoU).
 DEMO_FACTORS = (1.0, 1.0)
 LONG_FACTORS = (1.0, 1.5)
 
 
-class StepFailed(UserError, RuntimeError):  # noqa: N818 - reads as what happened
-    """A command of the demo ended with an error (which it has printed itself)."""
+class StepFailed(UserError, RuntimeError):  # noqa: N818 - named like an event
+    """A command of the demo ended with an error, which it printed."""
 
 
 @dataclass
 class Record:
-    """What the last run of a step did and cost."""
+    """Key and cost of the last run of a step."""
 
     key: str
     seconds: float
@@ -101,11 +101,11 @@ class Record:
 
 @dataclass
 class Steps:
-    """Runs commands, measures them, and remembers what they were run on.
+    """Run commands, measure them, and record the keys of their inputs.
 
     Attributes:
-        path: File that holds the records between calls.
-        records: Step name to its last complete run.
+        path: File of the records.
+        records: Last complete run of each step, by name.
     """
 
     path: Path
@@ -124,17 +124,17 @@ class Steps:
         return cls(path, records)
 
     def run(self, name: str, command: Sequence[str], key: str, outputs: Sequence[Path]) -> bool:
-        """Run one step unless its outputs exist and its key is that of the last run.
+        """Run a step unless its outputs exist and its key is unchanged.
 
         Returns:
-            Whether the command was run.
+            Whether the command ran.
 
         Raises:
-            StepFailed: The command ended with an error, or left an output out.
+            StepFailed: The command ended with an error, or an output is missing.
         """
         record = self.records.get(name)
         if record is not None and record.key == key and all(out.exists() for out in outputs):
-            print(f"== {name}: done before, kept", flush=True)
+            print(f"== {name}: up to date", flush=True)
             return False
         print(f"== {name}: {shlex.join(command)}", flush=True)
         seconds, memory_mb, code = _measure([sys.executable, *command])
@@ -150,14 +150,14 @@ class Steps:
 
 
 def _measure(command: Sequence[str]) -> tuple[float, float, int]:
-    """Run a command; wall time in s, peak memory of its largest process in MB, exit code."""
+    """Run a command; return wall time in s, peak memory of its largest process in MB, exit code."""
     start = time.monotonic()
     process = subprocess.Popen(command)
     while True:
         try:
             _, status, usage = os.wait4(process.pid, 0)
             break
-        except KeyboardInterrupt:  # the terminal sent it to the step too, which ends by itself
+        except KeyboardInterrupt:  # the step received the same signal and stops
             print("waiting for the step to stop", flush=True)
     process.returncode = os.waitstatus_to_exitcode(status)
     return time.monotonic() - start, usage.ru_maxrss * 1024 / 1e6, process.returncode
@@ -193,8 +193,8 @@ print(load_config(sys.argv[1]).pretty_text)
 def _config_key(config: str) -> str:
     """Return the hash of a config with its `_base_` files merged.
 
-    Read in a process of its own: this one stays small, since the peak memory that Linux reports for
-    a started process is never below that of the process which started it.
+    The config is read in a separate process to keep this one small: the peak memory that Linux
+    reports for a started process is never below that of its parent.
     """
     command = [sys.executable, "-c", PRINT_CONFIG, config]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -209,17 +209,17 @@ SKIPPABLE = ("shipped", "fine-tuning", "pictures")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a demo shows.
+    """Steps of a demo.
 
     Attributes:
-        config: Config of the training whose model is the result.
-        factors: How many times the prior's (mIoU, RayIoU) that has to reach.
-        shipped: Weights that are shown first; None for none.
-        start: Weights that the training starts with; None for those of the config.
-        options: `--cfg-options` of the training and all that follows.
-        from_scratch: Config of a training from scratch to compare with; None for none.
+        config: Config of the training.
+        factors: Required multiples of the prior's (mIoU, RayIoU).
+        shipped: Weights that are scored and drawn first, or None.
+        start: Initial weights of the training, or None for the initialisation of the config.
+        options: `--cfg-options` of the training and the steps after it.
+        from_scratch: Config of an additional training from scratch, or None.
         pictures: Whether pictures are drawn.
-        trains: Whether anything is trained.
+        trains: Whether a model is trained.
     """
 
     config: str
@@ -240,24 +240,24 @@ def make_plan(
     skip: Sequence[str] = (),
     shipped: Path = SHIPPED,
 ) -> Plan:
-    """Return what the command line asks for.
+    """Return the steps for the options of the command line.
 
     Args:
-        config: A config to train as it stands, in place of the demo's.
-        long: The longer run.
-        from_scratch: Whether a training from scratch is wanted for comparison.
-        skip: What to leave out, of `SKIPPABLE`.
+        config: A config to train instead of the demo's.
+        long: Whether to make the longer run.
+        from_scratch: Whether to train from scratch for comparison.
+        skip: Steps to omit, of `SKIPPABLE`.
         shipped: File of the shipped model.
 
     Raises:
-        ConfigError: The steps that are left out leave nothing.
+        ConfigError: No step is left.
     """
     pictures = "pictures" not in skip
     if config is not None or not shipped.is_file():
         if "fine-tuning" in skip and config is None:
             raise ConfigError(
                 f"{shipped} does not exist, so there is nothing to fine-tune and nothing to show: "
-                "leave --skip fine-tuning out, or make the file with `make toy-pretrain`"
+                "remove --skip fine-tuning, or make the file with `make toy-pretrain`"
             )
         default, factors = (LONG_CONFIG, LONG_FACTORS) if long else (DEMO_CONFIG, DEMO_FACTORS)
         return Plan(config or default, factors, pictures=pictures)
@@ -272,7 +272,7 @@ def make_plan(
     scratch = DEMO_CONFIG if from_scratch else None
     trains = "fine-tuning" not in skip
     if not (shown or trains or scratch):
-        raise ConfigError("--skip leaves nothing: keep shipped or fine-tuning")
+        raise ConfigError("--skip omits every step: keep shipped or fine-tuning")
     return Plan(FINE_TUNING_CONFIG, DEMO_FACTORS, shown, shipped, (), scratch, pictures, trains)
 
 
@@ -316,7 +316,7 @@ def run_demo(plan: Plan) -> None:
 def draw_pictures(
     steps: Steps, config: str, weights: Path, out: Path, options: Sequence[str] = ()
 ) -> None:
-    """Draw the held-out scenes as a model sees them, beside images and ground truth."""
+    """Draw predictions for the held-out scenes next to images and ground truth."""
     command = [str(ROOT / "visualize.py"), "--config", config, "--weights", str(weights)]
     command += ["--vis-input", "--vis-gt", "--out", str(out)]
     key = hash_of(_config_key(config), weights.read_bytes(), _source_key(SCORING_SOURCE))
@@ -326,12 +326,12 @@ def draw_pictures(
 def make_data(data: ToyData = TOY) -> str:
     """Make a toy data set and its info files if needed; returns a key of their content."""
     steps = Steps.load(data.steps)
-    # The generator itself knows whether a folder is complete and of the wanted options.
+    # The generator checks whether a folder is complete and was made with these options.
     tables = data.root / data.version
     command = [str(ROOT / "scripts/make_toy_nuscenes.py"), "--out", str(data.root), *data.options]
     key = " ".join(data.options) or "default options"
     steps.run("toy data", command, key, [tables / "sample.json", data.root / "gts"])
-    # Options, version of the generator, and tables tell one data set from another.
+    # Options, version of the generator, and tables identify a data set.
     made = [data.root / "toy_nuscenes.json", *sorted(tables.glob("*.json"))]
     table_key = hash_of(*(path.read_bytes() for path in made))
     steps.run(
@@ -354,14 +354,14 @@ def train_model(
     start: Path | None = None,
     options: Sequence[str] = (),
 ) -> Path:
-    """Train unless done before on the same config and data; returns the last checkpoint.
+    """Train if config or data have changed; return the last checkpoint.
 
     Args:
-        steps: Records of what was done before.
+        steps: Records of earlier runs.
         config: Config file.
         work_dir: Folder of the training.
         data_key: Key of the data.
-        start: Weights to start with; None for those of the config.
+        start: Initial weights, or None for the initialisation of the config.
         options: `--cfg-options`.
     """
     given = [] if start is None else [start.read_bytes()]
@@ -369,7 +369,7 @@ def train_model(
     pointer, started = work_dir / "last_checkpoint", work_dir / "demo_training_key"
     command = [str(ROOT / "train.py"), "--config", config, "--work-dir", str(work_dir)]
     if started.is_file() and started.read_text() == key and pointer.is_file():
-        command.append("--resume")  # of no effect on a finished run, which is kept as it is
+        command.append("--resume")  # a finished run is not changed
     else:
         pointer.unlink(missing_ok=True)
         if start is not None:
@@ -379,7 +379,7 @@ def train_model(
     steps.run("training", command + _cfg_options(options), key, [pointer])
     weights = Path(pointer.read_text().strip())
     if not weights.is_file():
-        raise StepFailed(f"{pointer} names {weights}, which is gone: remove {work_dir}")
+        raise StepFailed(f"{pointer} names {weights}, which does not exist: remove {work_dir}")
     return weights
 
 
@@ -391,15 +391,15 @@ def score_model(
     options: Sequence[str] = (),
     name: str | None = None,
 ) -> Path:
-    """Score a checkpoint on the held-out scenes; returns the file of the scores.
+    """Score a checkpoint on the held-out scenes; return the file of the scores.
 
     Args:
-        steps: Records of what was done before.
+        steps: Records of earlier runs.
         config: Config file.
         weights: Checkpoint.
         work_dir: Folder for the file.
-        options: `--cfg-options`; scores with options have a step and a file of their own.
-        name: Of step and file; None makes it of the options.
+        options: `--cfg-options`; scores with other options are another step and file.
+        name: Name of step and file; None derives it from the options.
     """
     name = name or "-".join(["scores", *options])
     out = work_dir / f"{name}.json"
@@ -447,15 +447,15 @@ def report(
     factors: tuple[float, float],
     others: Mapping[str, Path] | None = None,
 ) -> None:
-    """Print costs and scores; raise StepFailed if the model is not good enough.
+    """Print costs and scores; raise StepFailed if the scores are too low.
 
     Args:
         steps: Records of the steps.
         scores: File of the model's scores.
         prior: File of the prior's.
-        pictures: Folder to name.
-        factors: How many times the prior's (mIoU, RayIoU) the model has to reach.
-        others: Files of the scores of other models by the name of their column.
+        pictures: Folder of the pictures.
+        factors: Required multiples of the prior's (mIoU, RayIoU).
+        others: Files of the scores of other models, by the title of their column.
     """
     model = json.loads(scores.read_text())["metrics"]
     blind = json.loads(prior.read_text())["metrics"]
@@ -472,7 +472,7 @@ def report(
         if not (factor > wanted if wanted == 1.0 else factor >= wanted):
             failures.append(f"{name} is {factor:.2f} times the prior's, wanted {wanted:.1f}")
     if others:
-        report_columns("beside", prior, {**others, "model": scores})
+        report_columns("held-out scenes", prior, {**others, "model": scores})
     print(f"\npictures: {pictures}/", flush=True)
     if failures:
         raise StepFailed("the model is too weak: " + "; ".join(failures))
@@ -488,14 +488,14 @@ def _score(metrics: dict[str, Any], name: str, source: Path) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = CommandParser(__doc__)
-    parser.add_argument("--long", action="store_true", help="the longer run (make toy-train)")
-    parser.add_argument("--config", type=config_file, help="train this one, as it stands")
+    parser.add_argument("--long", action="store_true", help="make the longer run (make toy-train)")
+    parser.add_argument("--config", type=config_file, help="train this config instead")
     parser.add_argument(
-        "--from-scratch", action="store_true", help="train from scratch too, to compare"
+        "--from-scratch", action="store_true", help="train from scratch as well, for comparison"
     )
     parser.add_argument(
         "--skip", nargs="+", choices=SKIPPABLE, default=(), metavar="STEP",
-        help=f"leave out: {', '.join(SKIPPABLE)}",
+        help=f"steps to omit: {', '.join(SKIPPABLE)}",
     )  # fmt: skip
 
     def run(args: argparse.Namespace) -> None:

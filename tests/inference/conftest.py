@@ -60,7 +60,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass
-class Twin:
+class ToyCase:
     """A config with weights, and what the data set and the model are without the Inferencer."""
 
     config: Path
@@ -81,9 +81,9 @@ class Twin:
 
 
 @torch.no_grad()
-def data_set_predictions(twin: Twin) -> dict[str, tuple[np.ndarray, ...]]:
+def data_set_predictions(toy_case: ToyCase) -> dict[str, tuple[np.ndarray, ...]]:
     """Voxels, labels and scores of every sample by its token, in the order of the data set."""
-    model, dataset = twin.model(streaming=True, cached_frames=64), twin.data_set()
+    model, dataset = toy_case.model(streaming=True, cached_frames=64), toy_case.data_set()
     found = {}
     for item in (dataset[i] for i in range(len(dataset))):
         inputs = {name: [value] for name, value in item["inputs"].items()}
@@ -94,7 +94,7 @@ def data_set_predictions(twin: Twin) -> dict[str, tuple[np.ndarray, ...]]:
     return found
 
 
-def make_twin(folder: Path, root: Path, base: str, more: str = "") -> Twin:
+def make_toy_case(folder: Path, root: Path, base: str, more: str = "") -> ToyCase:
     """Write weights that are off their initial values, at which images hardly matter."""
     path = folder / f"{Path(base).stem}.py"
     values = dict(base=str(ROOT / base), root=str(root), size=SIZE_HW, infos=INFOS)
@@ -108,13 +108,13 @@ def make_twin(folder: Path, root: Path, base: str, more: str = "") -> Twin:
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
     weights = path.with_suffix(".pth")
     torch.save({"state_dict": model.state_dict()}, weights)
-    return Twin(path, weights, root / INFOS)
+    return ToyCase(path, weights, root / INFOS)
 
 
 @pytest.fixture(scope="session")
-def twin(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Twin:
+def toy_case(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> ToyCase:
     """V2 on the toy data."""
-    return make_twin(tmp_path_factory.mktemp("twin"), toy, V2)
+    return make_toy_case(tmp_path_factory.mktemp("toy_case"), toy, V2)
 
 
 def rig_frame(

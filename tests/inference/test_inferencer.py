@@ -30,9 +30,9 @@ from tests.inference.conftest import (
     ROOT,
     SIZE_HW,
     V2,
-    Twin,
+    ToyCase,
     data_set_predictions,
-    make_twin,
+    make_toy_case,
     rig_frame,
 )
 
@@ -41,12 +41,12 @@ CAMERAS = (
 )  # fmt: skip
 
 
-def inferencer_of(twin: Twin, **arguments: Any) -> OccupancyInferencer:
-    return OccupancyInferencer(twin.config, twin.weights, "cpu", **arguments)
+def inferencer_of(toy_case: ToyCase, **arguments: Any) -> OccupancyInferencer:
+    return OccupancyInferencer(toy_case.config, toy_case.weights, "cpu", **arguments)
 
 
-def info_frames(twin: Twin) -> list[InfoFrame]:
-    infos = InfoFrames(load_config(twin.config), twin.info_file)
+def info_frames(toy_case: ToyCase) -> list[InfoFrame]:
+    infos = InfoFrames(load_config(toy_case.config), toy_case.info_file)
     (rows,) = infos.scenes().values()
     return list(infos.frames(rows))
 
@@ -82,14 +82,14 @@ CONFIGS = {
 def test_predictions_are_those_of_the_data_set_bit_for_bit(
     toy: Path, tmp_path: Path, name: str
 ) -> None:
-    twin = make_twin(tmp_path, toy, CONFIGS[name])
-    expected = data_set_predictions(twin)
-    frames = info_frames(twin)
+    toy_case = make_toy_case(tmp_path, toy, CONFIGS[name])
+    expected = data_set_predictions(toy_case)
+    frames = info_frames(toy_case)
     assert len(expected) == 3 and len(frames) == 3 + 2 * 5
-    by_time = predict_all(inferencer_of(twin), frames)
+    by_time = predict_all(inferencer_of(toy_case), frames)
     found = [by_time]
     if name == "V2":
-        found.append(predict_all(inferencer_of(twin, history="count"), frames))
+        found.append(predict_all(inferencer_of(toy_case, history="count"), frames))
     for results in found:
         assert [*results] == [*expected]
         for token, (coords, labels, scores) in expected.items():
@@ -107,9 +107,9 @@ def test_queries_that_are_kept_between_predictions_are_those_of_the_data_set(
     toy: Path, tmp_path: Path
 ) -> None:
     memory = "model['pts_bbox_head']['memory'] = dict(type='QueryMemory', num_kept=20)"
-    twin = make_twin(tmp_path, toy, V2, memory)
-    expected = [*data_set_predictions(twin).values()]
-    inferencer, frames = inferencer_of(twin), info_frames(twin)
+    toy_case = make_toy_case(tmp_path, toy, V2, memory)
+    expected = [*data_set_predictions(toy_case).values()]
+    inferencer, frames = inferencer_of(toy_case), info_frames(toy_case)
     for _ in range(2):
         results = [*predict_all(inferencer, frames).values()]
         for result, (coords, labels, scores) in zip(results, expected, strict=True):
@@ -127,9 +127,9 @@ def test_queries_that_are_kept_between_predictions_are_those_of_the_data_set(
     assert same(again, results[0])
 
 
-def test_visualize_draws_what_the_inferencer_predicts(twin: Twin) -> None:
-    source = SampleSource(load_config(twin.config), str(twin.weights), None, Wanted())
-    results = [*predict_all(inferencer_of(twin), info_frames(twin)).values()]
+def test_visualize_draws_what_the_inferencer_predicts(toy_case: ToyCase) -> None:
+    source = SampleSource(load_config(toy_case.config), str(toy_case.weights), None, Wanted())
+    results = [*predict_all(inferencer_of(toy_case), info_frames(toy_case)).values()]
     assert len(source) == len(results) == 3
     for index, result in enumerate(results):
         np.testing.assert_array_equal(source.view(index).prediction, result.dense())
@@ -146,9 +146,9 @@ def test_there_is_one_prediction_path() -> None:
     assert callers == {"scripts/prediction/model.py", "scripts/timings/measure.py"}
 
 
-def test_a_history_given_at_once_is_one_pushed(twin: Twin) -> None:
-    frames = info_frames(twin)
-    inferencer = inferencer_of(twin)
+def test_a_history_given_at_once_is_one_pushed(toy_case: ToyCase) -> None:
+    frames = info_frames(toy_case)
+    inferencer = inferencer_of(toy_case)
     pushed = [*predict_all(inferencer, frames).values()][-1]
     kept = inferencer.kept_frames
     alone = inferencer.predict(frames[-1].frame, [each.frame for each in frames[:-1]])
@@ -163,7 +163,9 @@ def with_images(frame: Frame, change: Any) -> Frame:
     return replace(frame, cameras=cameras)
 
 
-def test_images_come_as_files_bytes_and_arrays_of_either_order(twin: Twin, tmp_path: Path) -> None:
+def test_images_come_as_files_bytes_and_arrays_of_either_order(
+    toy_case: ToyCase, tmp_path: Path
+) -> None:
     frame = rig_frame(CAMERAS, 0.0)
     pixels = {name: camera.image for name, camera in frame.cameras.items()}
 
@@ -185,7 +187,7 @@ def test_images_come_as_files_bytes_and_arrays_of_either_order(twin: Twin, tmp_p
             camera, image=np.asarray(camera.image)[:, :, ::-1], channel_order="rgb"
         ),
     ]
-    inferencer = inferencer_of(twin)
+    inferencer = inferencer_of(toy_case)
     expected = inferencer.predict(frame)
     for form in forms:
         assert same(inferencer.predict(with_images(frame, form)), expected)
@@ -194,8 +196,8 @@ def test_images_come_as_files_bytes_and_arrays_of_either_order(twin: Twin, tmp_p
     assert all(frame.cameras[name].image is pixels[name] for name in pixels)
 
 
-def test_mmengines_interface_predicts_independent_frames(twin: Twin) -> None:
-    inferencer = inferencer_of(twin)
+def test_mmengines_interface_predicts_independent_frames(toy_case: ToyCase) -> None:
+    inferencer = inferencer_of(toy_case)
     frames = [rig_frame(CAMERAS, 7.0 - seed, seed) for seed in range(3)]
     singly = [inferencer.predict(frame) for frame in frames]
     found = inferencer(frames, draw=True)
@@ -208,9 +210,9 @@ def test_mmengines_interface_predicts_independent_frames(twin: Twin) -> None:
     assert len(inferencer(frames[0])["predictions"]) == 1
 
 
-def test_another_rig_needs_its_names_alone(twin: Twin) -> None:
+def test_another_rig_needs_its_names_alone(toy_case: ToyCase) -> None:
     names = ("left", "ahead", "right")
-    inferencer = inferencer_of(twin, cameras=names)
+    inferencer = inferencer_of(toy_case, cameras=names)
     assert inferencer.cameras == names
     for size in (SIZE_HW, (120, 100), (40, 200)):  # of any size
         result = inferencer.predict(rig_frame(names, 0.0, size_hw=size))
@@ -220,7 +222,9 @@ def test_another_rig_needs_its_names_alone(twin: Twin) -> None:
 # -- cameras without an image ----------------------------------------------------------------
 
 
-def test_the_last_image_stands_in_with_its_own_pose_and_the_result_says_so(twin: Twin) -> None:
+def test_the_last_image_stands_in_with_its_own_pose_and_the_result_says_so(
+    toy_case: ToyCase,
+) -> None:
     frames = [rig_frame(CAMERAS, 0.1 * i, i) for i in range(3)]
     moved = []
     for i, frame in enumerate(frames):
@@ -236,7 +240,7 @@ def test_the_last_image_stands_in_with_its_own_pose_and_the_result_says_so(twin:
     explicit = replace(moved[2], cameras={**moved[2].cameras, "CAM_BACK": stand_in})
     results = []
     for last in (lacking, explicit, moved[2]):
-        inferencer = inferencer_of(twin)
+        inferencer = inferencer_of(toy_case)
         for frame in moved[:2]:
             assert not inferencer.push(frame).dropped_cameras
         results.append(inferencer.push(last))
@@ -246,9 +250,9 @@ def test_the_last_image_stands_in_with_its_own_pose_and_the_result_says_so(twin:
     assert "CAM_BACK" in repr(results[0])
 
 
-def test_a_camera_without_any_image_sees_nothing(twin: Twin) -> None:
+def test_a_camera_without_any_image_sees_nothing(toy_case: ToyCase) -> None:
     """A camera without images equals one that is ten kilometres above the scene."""
-    inferencer = inferencer_of(twin, max_stand_in_age_s=0.5)
+    inferencer = inferencer_of(toy_case, max_stand_in_age_s=0.5)
     frame = rig_frame(CAMERAS, 0.0)
     away = np.eye(4)
     away[2, 3] = 10_000.0
@@ -265,7 +269,7 @@ def test_a_camera_without_any_image_sees_nothing(twin: Twin) -> None:
     assert inferencer.push(lacking).dropped_cameras == {"CAM_BACK_LEFT": None}
 
 
-def test_a_changed_rig_is_followed_from_frame_to_frame(twin: Twin) -> None:
+def test_a_changed_rig_is_followed_from_frame_to_frame(toy_case: ToyCase) -> None:
     first, second = rig_frame(CAMERAS, 0.0), rig_frame(CAMERAS, 0.5, 1)
     camera = second.cameras["CAM_FRONT"]
     assert camera is not None
@@ -274,36 +278,36 @@ def test_a_changed_rig_is_followed_from_frame_to_frame(twin: Twin) -> None:
     changed = {**second.cameras, "CAM_FRONT": replace(camera, sensor2ego=turned)}
     changed["CAM_BACK"] = rig_frame(CAMERAS, 0.5, 2, (81, 120)).cameras["CAM_BACK"]
     second = replace(second, cameras=changed)
-    inferencer = inferencer_of(twin)
+    inferencer = inferencer_of(toy_case)
     assert inferencer.push(first).changed_cameras == ()
     result = inferencer.push(second)
     assert result.changed_cameras == ("CAM_FRONT", "CAM_BACK")
     np.testing.assert_array_equal(result.coords, inferencer.predict(second, [first]).coords)
 
 
-def test_reset_takes_the_names_of_another_rig(twin: Twin) -> None:
+def test_reset_takes_the_names_of_another_rig(toy_case: ToyCase) -> None:
     names = ("left", "ahead", "right")
     first, other = rig_frame(CAMERAS, 0.0), rig_frame(names, 0.0, 1)
-    inferencer = inferencer_of(twin)
+    inferencer = inferencer_of(toy_case)
     before = inferencer.push(first)
     with pytest.raises(FrameError, match=r"camera 'left'.* reset\(cameras=\[\.\.\.\]\)"):
         inferencer.push(replace(other, time_s=0.5))
     inferencer.reset(cameras=names)
     assert inferencer.cameras == names and inferencer.kept_frames == 0
-    expected = inferencer_of(twin, cameras=names).predict(other)
+    expected = inferencer_of(toy_case, cameras=names).predict(other)
     assert same(inferencer.push(other), expected)
     inferencer.reset(cameras=CAMERAS)
     assert same(inferencer.push(first), before)
     with pytest.raises(FrameError, match="cameras is 'left'"):
         inferencer.reset(cameras="left")
-    loaded = OccupancyInferencer(load_config(twin.config), twin.weights, "cpu")
+    loaded = OccupancyInferencer(load_config(toy_case.config), toy_case.weights, "cpu")
     with pytest.raises(ConfigError, match="give its path"):
         loaded.reset(cameras=names)
 
 
-def test_reset_begins_another_recording(twin: Twin) -> None:
+def test_reset_begins_another_recording(toy_case: ToyCase) -> None:
     frames = [rig_frame(CAMERAS, 10.0 + i / 2, i) for i in range(3)]
-    inferencer = inferencer_of(twin)
+    inferencer = inferencer_of(toy_case)
     once = list(inferencer.stream(frames))
     with pytest.raises(FrameError, match=r"not newer than the last one \(11\.000000 s\).*reset"):
         inferencer.push(frames[0])
@@ -317,11 +321,11 @@ def test_reset_begins_another_recording(twin: Twin) -> None:
 # -- endless stream --------------------------------------------------------------------
 
 
-def tiny_inferencer(twin: Twin, names: tuple[str, ...]) -> OccupancyInferencer:
+def tiny_inferencer(toy_case: ToyCase, names: tuple[str, ...]) -> OccupancyInferencer:
     """Build an untrained Inferencer whose `push` takes some milliseconds."""
     head = "model.pts_bbox_head"
     options = {"final_hw": [32, 32], f"{head}.num_query": 8, f"{head}.score_thr": 0.9}
-    return OccupancyInferencer(twin.config, device="cpu", cfg_options=options, cameras=names)
+    return OccupancyInferencer(toy_case.config, device="cpu", cfg_options=options, cameras=names)
 
 
 def stream_of(inferencer: OccupancyInferencer, number: int, rate_hz: float) -> tuple[int, int]:
@@ -342,9 +346,9 @@ def stream_of(inferencer: OccupancyInferencer, number: int, rate_hz: float) -> t
 
 @pytest.mark.parametrize("rate_hz", [2.0, 10.0, 30.0])
 def test_each_push_pays_for_its_own_images_and_memory_is_bounded(
-    twin: Twin, rate_hz: float
+    toy_case: ToyCase, rate_hz: float
 ) -> None:
-    inferencer = tiny_inferencer(twin, ("a", "b"))
+    inferencer = tiny_inferencer(toy_case, ("a", "b"))
     number = round(4 * rate_hz) + 5
     runs, images = stream_of(inferencer, number, rate_hz)
     start = round(2 * rate_hz)
@@ -357,10 +361,10 @@ def test_each_push_pays_for_its_own_images_and_memory_is_bounded(
     assert inferencer.model.cache.limit <= 32 + 2 * 12 + 3
 
 
-def test_fewer_kept_features_change_nothing_but_the_time(twin: Twin) -> None:
+def test_fewer_kept_features_change_nothing_but_the_time(toy_case: ToyCase) -> None:
     frames = [rig_frame(CAMERAS, i / 10, i) for i in range(8)]
-    wanted = list(inferencer_of(twin).stream(frames))
-    few = inferencer_of(twin, cached_frames=1)
+    wanted = list(inferencer_of(toy_case).stream(frames))
+    few = inferencer_of(toy_case, cached_frames=1)
     for result, expected in zip(few.stream(frames), wanted, strict=True):
         np.testing.assert_array_equal(result.coords, expected.coords)
         assert len(few.model.cache) <= 1
@@ -372,9 +376,9 @@ def resident_mb() -> float:
 
 
 @pytest.mark.slow
-def test_memory_is_flat_over_thousands_of_frames(twin: Twin) -> None:
+def test_memory_is_flat_over_thousands_of_frames(toy_case: ToyCase) -> None:
     """OPUS_STREAM_FRAMES=36000 tests an hour at ten frames a second."""
-    inferencer = tiny_inferencer(twin, ("a",))
+    inferencer = tiny_inferencer(toy_case, ("a",))
     frames = [rig_frame(("a",), 0.0, seed) for seed in range(7)]
     number = int(os.environ.get("OPUS_STREAM_FRAMES", "1200"))
     sizes = []
@@ -421,9 +425,9 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_one_sentence_names_the_camera_and_the_way_out(twin: Twin, name: str) -> None:
+def test_one_sentence_names_the_camera_and_the_way_out(toy_case: ToyCase, name: str) -> None:
     changes, place, way_out = ERRORS[name]
-    inferencer = inferencer_of(twin)
+    inferencer = inferencer_of(toy_case)
     with pytest.raises((FrameError, BadDataError), match=f"{place}.*{way_out}") as caught:
         inferencer.push(changed_camera(**changes))
     assert "\n" not in str(caught.value)
@@ -431,8 +435,8 @@ def test_one_sentence_names_the_camera_and_the_way_out(twin: Twin, name: str) ->
     inferencer.push(replace(rig_frame(CAMERAS, 3.0)))  # the stream continues
 
 
-def test_errors_about_frames_and_arguments(twin: Twin, tmp_path: Path) -> None:
-    inferencer = inferencer_of(twin)
+def test_errors_about_frames_and_arguments(toy_case: ToyCase, tmp_path: Path) -> None:
+    inferencer = inferencer_of(toy_case)
     frame = rig_frame(CAMERAS, 0.0)
     with pytest.raises(FrameError, match=r"'CAM_FRUNT' \(did you mean CAM_FRONT\?\).*cameras="):
         inferencer.push(replace(frame, cameras={"CAM_FRUNT": frame.cameras["CAM_FRONT"]}))
@@ -455,19 +459,19 @@ def test_errors_about_frames_and_arguments(twin: Twin, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="config is a int: give the path"):
         OccupancyInferencer(5)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="interval_s is half"):
-        inferencer_of(twin, interval_s="half")
+        inferencer_of(toy_case, interval_s="half")
     with pytest.raises(ConfigError, match="max_stand_in_age_s is None"):
-        inferencer_of(twin, max_stand_in_age_s=None)
+        inferencer_of(toy_case, max_stand_in_age_s=None)
     with pytest.raises(ConfigError, match="history is 'newest'"):
-        inferencer_of(twin, history="newest")
+        inferencer_of(toy_case, history="newest")
     with pytest.raises(ConfigError, match="device 'cuda:99' is not there"):
-        OccupancyInferencer(twin.config, device="cuda:99")
+        OccupancyInferencer(toy_case.config, device="cuda:99")
     with pytest.raises(ConfigError, match="device 'tpu'"):
-        OccupancyInferencer(twin.config, device="tpu")
+        OccupancyInferencer(toy_case.config, device="tpu")
     with pytest.raises(FrameError, match="different names"):
-        inferencer_of(twin, cameras=["a", "a"])
+        inferencer_of(toy_case, cameras=["a", "a"])
     with pytest.raises(ConfigError, match="change a config file"):
-        OccupancyInferencer(load_config(twin.config), cameras=["a"])
+        OccupancyInferencer(load_config(toy_case.config), cameras=["a"])
 
 
 # -- LiDAR -------------------------------------------------------------------------------------
@@ -475,9 +479,9 @@ def test_errors_about_frames_and_arguments(twin: Twin, tmp_path: Path) -> None:
 
 def test_points_of_a_stream_are_those_of_the_data_set(toy: Path, tmp_path: Path) -> None:
     """Pushed sweeps with their poses equal the sweeps of the info file with its matrices."""
-    twin = make_twin(tmp_path, toy, CONFIGS["fusion"], "num_sweeps = 1")
-    inferencer = inferencer_of(twin)
-    keys = [each.frame for each in info_frames(twin) if each.is_key]
+    toy_case = make_toy_case(tmp_path, toy, CONFIGS["fusion"], "num_sweeps = 1")
+    inferencer = inferencer_of(toy_case)
+    keys = [each.frame for each in info_frames(toy_case) if each.is_key]
     seen: list[torch.Tensor] = []
     hook = inferencer.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["inputs"]["points"][0]), with_kwargs=True

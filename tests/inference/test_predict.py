@@ -18,7 +18,7 @@ from loaders.predictions import load_prediction
 from models.inference import FrameError
 from scripts.inference import command
 from scripts.inference.rig_files import read_recording
-from tests.inference.conftest import ROOT, SIZE_HW, Twin, data_set_predictions
+from tests.inference.conftest import ROOT, SIZE_HW, ToyCase, data_set_predictions
 
 CAMERAS = ("left", "ahead", "right")
 RIG: dict[str, Any] = {
@@ -159,17 +159,17 @@ def test_a_rig_file_is_no_program(folder: Path) -> None:
         read_recording(folder)
 
 
-def arguments(twin: Twin, *more: object) -> list[str]:
-    command = ["--config", twin.config, "--weights", twin.weights, "--device", "cpu", *more]
+def arguments(toy_case: ToyCase, *more: object) -> list[str]:
+    command = ["--config", toy_case.config, "--weights", toy_case.weights, "--device", "cpu", *more]
     return [str(word) for word in command]
 
 
 def test_predict_writes_a_file_per_frame(
-    twin: Twin, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy_case: ToyCase, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     for words in (["--format", "npz"], ["--format", "ply", "--mesh"], ["--format", "html"]):
-        assert command.main(arguments(twin, "--frames", folder, "--out", out, *words)) == 0
+        assert command.main(arguments(toy_case, "--frames", folder, "--out", out, *words)) == 0
     assert "000001  " in (text := capsys.readouterr().out) and "(no image of right)" in text
     names = [f"{i:06d}.{kind}" for i in range(3) for kind in ("npz", "ply")]
     assert sorted(file.name for file in out.iterdir()) == sorted([*names, "drive.html"])
@@ -178,42 +178,45 @@ def test_predict_writes_a_file_per_frame(
     assert mesh.volume == pytest.approx(0.4**3 * len(found["pred_labels"]), rel=1e-3)
     dense = tmp_path / "dense"
     words = ["--frames", folder, "--out", dense, "--dense", "--num", 1]
-    assert command.main(arguments(twin, *words)) == 0
+    assert command.main(arguments(toy_case, *words)) == 0
     with np.load(dense / "000000.npz") as file:
         assert file["semantics"].shape == (200, 200, 16)
     assert len(list(dense.iterdir())) == 1
 
 
 def test_predict_of_an_info_file_is_what_val_predicts(
-    twin: Twin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy_case: ToyCase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected = data_set_predictions(twin)
-    assert command.main(arguments(twin, "--frames", twin.info_file, "--out", tmp_path)) == 0
+    expected = data_set_predictions(toy_case)
+    assert command.main(arguments(toy_case, "--frames", toy_case.info_file, "--out", tmp_path)) == 0
     for token, (coords, labels, _) in expected.items():
         found = load_prediction(tmp_path / f"{token}.npz", (200, 200, 16), 17)
         order = np.lexsort(coords.T[::-1])
         np.testing.assert_array_equal(found["pred_coords"], coords[order])
         np.testing.assert_array_equal(found["pred_labels"], labels[order])
     capsys.readouterr()
-    words = ["--frames", twin.info_file, "--out", tmp_path]
-    assert command.main(arguments(twin, *words, "--rig", "a.yaml")) == 2
+    words = ["--frames", toy_case.info_file, "--out", tmp_path]
+    assert command.main(arguments(toy_case, *words, "--rig", "a.yaml")) == 2
     assert "--rig is an option of a FOLDER" in capsys.readouterr().err
-    assert command.main(arguments(twin, *words, "--mesh")) == 2
-    assert command.main(arguments(twin, "--frames", tmp_path / "no", "--out", tmp_path)) == 2
+    assert command.main(arguments(toy_case, *words, "--mesh")) == 2
+    assert command.main(arguments(toy_case, "--frames", tmp_path / "no", "--out", tmp_path)) == 2
     assert "rig.yaml" in capsys.readouterr().err
 
 
 def test_packed_images_are_refused(
-    twin: Twin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    toy_case: ToyCase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     packed = SimpleNamespace(check=lambda *sizes: None)
     monkeypatch.setattr(occupancy_dataset, "read_packed_index", lambda root: packed)
-    assert command.main(arguments(twin, "--frames", twin.info_file, "--out", tmp_path)) == 2
+    assert command.main(arguments(toy_case, "--frames", toy_case.info_file, "--out", tmp_path)) == 2
     assert "in a data root of packed images" in capsys.readouterr().err
 
 
 def test_the_example_of_ones_own_rig(
-    twin: Twin, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy_case: ToyCase, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = ROOT / "examples" / "own_camera_rig.py"
     spec = importlib.util.spec_from_file_location("own_camera_rig", path)
@@ -221,7 +224,7 @@ def test_the_example_of_ones_own_rig(
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     out = tmp_path / "out"
-    example.main([str(twin.config), str(twin.weights), str(folder), "--out", str(out)])
+    example.main([str(toy_case.config), str(toy_case.weights), str(folder), "--out", str(out)])
     assert (out / "drive.html").stat().st_size > 100_000
     with np.load(out / "000002.npz") as file:
         assert len(file["coords"]) > 0

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.inference.conftest import ROOT, Twin
+from tests.inference.conftest import ROOT, ToyCase
 
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 
@@ -21,7 +21,7 @@ def test_it_is_small_and_holds_no_outputs() -> None:
     assert not any(cell.outputs or cell.execution_count for cell in code)
 
 
-def test_it_runs(twin: Twin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs(toy_case: ToyCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
@@ -30,8 +30,8 @@ def test_it_runs(twin: Twin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     parameters.source = (
         "from pathlib import Path\n"
-        f"CONFIG, WEIGHTS = {str(twin.config)!r}, {str(twin.weights)!r}\n"
-        f"INFOS = {str(twin.info_file)!r}"
+        f"CONFIG, WEIGHTS = {str(toy_case.config)!r}, {str(toy_case.weights)!r}\n"
+        f"INFOS = {str(toy_case.info_file)!r}"
     )
     client = NotebookClient(
         notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}

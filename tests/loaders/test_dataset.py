@@ -194,11 +194,11 @@ def draw_of(dataset, idx):
 
 
 def test_randomness_depends_on_seed_epoch_and_index_alone(mini):
-    dataset, twin = build(mini), build(mini)
-    for each in (dataset, twin):
+    dataset, second = build(mini), build(mini)
+    for each in (dataset, second):
         each.set_epoch(3)
     first = [draw_of(dataset, i) for i in range(6)]
-    assert [draw_of(twin, i) for i in reversed(range(6))][::-1] == first
+    assert [draw_of(second, i) for i in reversed(range(6))][::-1] == first
     dataset.set_epoch(4)
     assert all(draw_of(dataset, i)[0] != first[i][0] for i in range(6))
     other = build(mini, seed=1)
@@ -209,10 +209,10 @@ def test_randomness_depends_on_seed_epoch_and_index_alone(mini):
 def test_default_seed_is_torchs(mini):
     torch.manual_seed(5)
     dataset = build(mini, seed=None)
-    twin = build(mini, seed=5)
-    for each in (dataset, twin):
+    second = build(mini, seed=5)
+    for each in (dataset, second):
         each.set_epoch(0)
-    assert draw_of(dataset, 0) == draw_of(twin, 0)
+    assert draw_of(dataset, 0) == draw_of(second, 0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -227,16 +227,16 @@ def test_persistent_workers_draw_anew_each_epoch_and_alike_for_any_number(mini, 
         persistent_workers=num_workers > 0,
         collate_fn=pseudo_collate,
     )
-    twin = build(mini)
+    second = build(mini)
     order = []
     for epoch in range(2):
         sampler.set_epoch(epoch)
-        twin.set_epoch(epoch)
+        second.set_epoch(epoch)
         samples = [s for batch in loader for s in batch["data_samples"]]
         order.append([s.sample_idx for s in samples])
         assert sorted(order[-1]) == list(range(6))
         for sample in samples:
-            assert sample.ida_mat.tolist() == draw_of(twin, sample.sample_idx)[0]
+            assert sample.ida_mat.tolist() == draw_of(second, sample.sample_idx)[0]
     assert order[0] != order[1]
 
 

@@ -94,15 +94,15 @@ class TestIndices:
 
 class TestRandomness:
     def test_repetitions_differ_and_are_reproducible(self, mini):
-        dataset, twin = (DATASETS.build(nested(mini)) for _ in range(2))
-        for each in (dataset, twin):
+        dataset, second = (DATASETS.build(nested(mini)) for _ in range(2))
+        for each in (dataset, second):
             sampler = DATA_SAMPLERS.build(dict(type="EpochSampler", dataset=each))
             sampler.set_epoch(3)
         first = draws(dataset)
         assert len(set(first)) == 24
-        assert [twin[i].image_aug for i in reversed(range(24))][::-1] == first
+        assert [second[i].image_aug for i in reversed(range(24))][::-1] == first
         sampler.set_epoch(4)
-        assert not set(first) & set(draws(twin))
+        assert not set(first) & set(draws(second))
         # The first data set is drawn as it is without wrappers.
         alone = DATASETS.build(leaf(mini))
         alone.set_epoch(3)
@@ -110,7 +110,7 @@ class TestRandomness:
 
     @pytest.mark.parametrize("num_workers", [0, 2])
     def test_persistent_workers(self, mini, num_workers):
-        dataset, twin = (DATASETS.build(nested(mini)) for _ in range(2))
+        dataset, second = (DATASETS.build(nested(mini)) for _ in range(2))
         sampler = DATA_SAMPLERS.build(dict(type="EpochSampler", dataset=dataset, seed=0))
         loader = DataLoader(
             dataset,
@@ -122,10 +122,10 @@ class TestRandomness:
         )
         for epoch in range(2):
             sampler.set_epoch(epoch)
-            DATA_SAMPLERS.build(dict(type="EpochSampler", dataset=twin)).set_epoch(epoch)
+            DATA_SAMPLERS.build(dict(type="EpochSampler", dataset=second)).set_epoch(epoch)
             samples = [sample for batch in loader for sample in batch]
             assert sorted(sample.sample_idx for sample in samples) == list(range(24))
-            assert all(s.image_aug == twin[s.sample_idx].image_aug for s in samples)
+            assert all(s.image_aug == second[s.sample_idx].image_aug for s in samples)
 
     def test_epoch_reaches_through_mmengines_own_wrappers(self, mini):
         train, val = DATASETS.build(leaf(mini)), DATASETS.build(leaf(mini, VAL))

@@ -99,7 +99,7 @@ def test_gradient_of_unequal_parts_is_that_of_the_batch() -> None:
 
 def test_counting_leaves_statistics_and_generator_alone() -> None:
     """Batch norms process every part once, and both runs draw the same seeds."""
-    model, twin = detector(), detector()
+    model, second = detector(), detector()
     batch = make_batch(0, 1)
     generator = torch.get_rng_state()
     gradient_of(model, batch, parts=2)
@@ -107,9 +107,9 @@ def test_counting_leaves_statistics_and_generator_alone() -> None:
     torch.set_rng_state(generator)
     with torch.no_grad():
         for piece in split_batch(batch, 2):
-            twin(**twin.data_preprocessor(piece, True), mode="loss")
+            second(**second.data_preprocessor(piece, True), mode="loss")
     assert torch.equal(torch.get_rng_state(), after)
-    found, expected = list(learned_statistics(model)), list(learned_statistics(twin))
+    found, expected = list(learned_statistics(model)), list(learned_statistics(second))
     assert len(found) > 0
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs)

@@ -22,7 +22,7 @@
 #if defined(OPUS_HAS_AVX2_TARGET)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
-#include "voxel_shading/abreast_avx2.h"
+#include "voxel_shading/ray_lanes_avx2.h"
 #pragma GCC pop_options
 #endif
 

@@ -176,7 +176,7 @@ class Tiles {
   void walk_all() {
 #if defined(OPUS_TARGET_HAS_AVX2)
     const int* size = scene_.masks.size;
-    if (static_cast<int64_t>(size[0]) * size[1] * size[2] % 4 == 0) return walk_abreast();
+    if (static_cast<int64_t>(size[0]) * size[1] * size[2] % 4 == 0) return walk_in_lanes();
 #endif
     for (int i = 0; i < waiting_; ++i) {
       if (walk(rays_[i])) add(rays_[i], i);
@@ -185,11 +185,11 @@ class Tiles {
   }
 
 #if defined(OPUS_TARGET_HAS_AVX2)
-  void walk_abreast() {
-    using voxel_shading::kAbreast;
-    voxel_shading::Abreast lanes;
-    int ray_of[kAbreast], next = 0, walking = 0;
-    for (int lane = 0; lane < kAbreast; ++lane) walking |= refill(lanes, lane, ray_of, next);
+  void walk_in_lanes() {
+    using voxel_shading::kRayLanes;
+    voxel_shading::RayLanes lanes;
+    int ray_of[kRayLanes], next = 0, walking = 0;
+    for (int lane = 0; lane < kRayLanes; ++lane) walking |= refill(lanes, lane, ray_of, next);
     while (walking) {
       int ended = advance(lanes, walking, scene_.labels, scene_.empty_label);
       for (; ended; ended &= ended - 1) {
@@ -207,7 +207,7 @@ class Tiles {
 
   // Assigns the next ray to a lane and returns the lane's bit; without rays left, returns 0 and
   // makes the lane idle.
-  int refill(voxel_shading::Abreast& lanes, int lane, int* ray_of, int& next) const {
+  int refill(voxel_shading::RayLanes& lanes, int lane, int* ray_of, int& next) const {
     if (next == waiting_) {
       rest(lanes, lane);
       return 0;

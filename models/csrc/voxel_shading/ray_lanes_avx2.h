@@ -15,17 +15,17 @@ namespace opus {
 namespace voxel_shading {
 
 // Two independent sets hide the latency of a step.
-constexpr int kLanes = 4, kSets = 2, kAbreast = kLanes * kSets;
+constexpr int kLanes = 4, kSets = 2, kRayLanes = kLanes * kSets;
 
 // Eight rays in the grid. The limit of an idle lane is minus infinity, so it does not move.
-struct alignas(32) Abreast {
-  double boundary[3][kAbreast];  // next boundary on each axis
-  double base[3][kAbreast], inv[3][kAbreast], step[3][kAbreast];
-  double limit[kAbreast];  // time at which the ray leaves the grid
-  int64_t stride[3][kAbreast], voxel[kAbreast];  // strides and index in the labels
+struct alignas(32) RayLanes {
+  double boundary[3][kRayLanes];  // next boundary on each axis
+  double base[3][kRayLanes], inv[3][kRayLanes], step[3][kRayLanes];
+  double limit[kRayLanes];  // time at which the ray leaves the grid
+  int64_t stride[3][kRayLanes], voxel[kRayLanes];  // strides and index in the labels
 };
 
-inline void rest(Abreast& rays, int lane) {
+inline void rest(RayLanes& rays, int lane) {
   for (int a = 0; a < 3; ++a) {
     rays.boundary[a][lane] = rays.base[a][lane] = rays.inv[a][lane] = rays.step[a][lane] = 0;
     rays.stride[a][lane] = 0;
@@ -34,7 +34,7 @@ inline void rest(Abreast& rays, int lane) {
   rays.voxel[lane] = 0;
 }
 
-inline void set(Abreast& rays, int lane, const ray_cast::Ray& ray, const int* size) {
+inline void set(RayLanes& rays, int lane, const ray_cast::Ray& ray, const int* size) {
   const int64_t stride[3] = {static_cast<int64_t>(size[1]) * size[2], size[2], 1};
   double t_exit[3];
   int64_t voxel = 0;
@@ -52,7 +52,7 @@ inline void set(Abreast& rays, int lane, const ray_cast::Ray& ray, const int* si
 }
 
 // Copies the voxel of a lane back to its ray.
-inline void get(const Abreast& rays, int lane, ray_cast::Ray& ray) {
+inline void get(const RayLanes& rays, int lane, ray_cast::Ray& ray) {
   for (int a = 0; a < 3; ++a) {
     ray.v[a] = static_cast<int>(rays.boundary[a][lane]) - (ray.step[a] > 0);
   }
@@ -68,7 +68,7 @@ inline __m256i load_whole(const int64_t* p) {
   return _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
 }
 
-inline Set load(const Abreast& rays, int first) {
+inline Set load(const RayLanes& rays, int first) {
   Set set;
   for (int a = 0; a < 3; ++a) {
     set.boundary[a] = _mm256_load_pd(rays.boundary[a] + first);
@@ -114,7 +114,7 @@ inline __attribute__((always_inline)) int advance(Set& set, const uint8_t* label
 
 // Advances all lanes until two rays, or all active ones, have ended. Returns a mask of them. Labels
 // are read in groups of four, so their number must be a multiple of four.
-inline int advance(Abreast& rays, int walking, const uint8_t* labels, uint8_t empty_label) {
+inline int advance(RayLanes& rays, int walking, const uint8_t* labels, uint8_t empty_label) {
   const __m256i empty = _mm256_set1_epi64x(empty_label);
   Set set[kSets];
   for (int i = 0; i < kSets; ++i) set[i] = load(rays, i * kLanes);

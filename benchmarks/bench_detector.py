@@ -1,13 +1,14 @@
-"""Time whole detectors against the plain way to compute the same.
+"""Time whole detectors against a plain implementation.
 
     python benchmarks/bench_detector.py [--device cpu|cuda] [--sizes t,s,m,l,v1t,fusion]
         [--threads N] [--repeats N]
 
 "frame" is a sample of a stream, from uint8 images (and points) in host memory to the predicted
-voxels: one new frame, seven known ones. "decoder and head" is the part behind the maps. "plain" is
-`benchmarks/plain_detector.py`: sampling by `grid_sample` per level, plain-torch twins of all
-other operations, NCHW, batch norms not folded, frames stacked. Weights are random, so that there
-are fewer predicted voxels than those of a trained model. Needs the whole environment.
+voxels: one new frame, seven cached ones. "decoder and head" is the part after the feature maps.
+"plain" is `benchmarks/plain_detector.py`: sampling by `grid_sample` per level, plain-torch
+reference implementations of all other operations, NCHW, batch norms not folded, frames stacked.
+Weights are random, so there are fewer predicted voxels than with a trained model. Needs the whole
+environment.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from benchmarks.plain_detector import PlainStream, plain_head, plain_way
 from models.heads import CameraGeometry
 
 AIMS = {"frame": 2.5, "decoder and head": 4.0}
-#: Of the coordinates of the last layer's points, normalised: a sampling point that crosses the
-#: border of an image sees another camera, hence not of all of them.
+#: Tolerance of the last layer's normalised coordinates, and the share of points within it: below 1,
+#: because a sampling point that crosses the border of an image reads another camera.
 TOLERANCE, AGREEING = 1e-3, 0.98
 
 
 def check_agreement(case: str, ours: Any, plain: Any) -> None:
-    """Refuse to compare two ways that do not compute the same."""
+    """Raise an error if the two detectors do not compute the same."""
     difference = (ours.points[-1] - plain.points[-1]).abs().amax(-1)
     agreeing = float((difference < TOLERANCE).float().mean())
     if agreeing < AGREEING:
@@ -78,7 +79,7 @@ def heads(size: str, args: argparse.Namespace) -> compare.Row:
     samples, images = data["data_samples"], data["inputs"]["img"]
     with torch.no_grad():
         feats = model.extract_feat(images[:, :6], samples)
-        # the maps of one frame for all, of which only the place in memory matters
+        # the maps of one frame for all: the values do not matter for the time
         repeat = images.shape[1] // 6
         nhwc = [x.movedim(2, -1).repeat(1, repeat, 1, 1, 1).movedim(-1, 2) for x in feats]
         nchw = [x.contiguous() for x in nhwc]

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_inference.py [--config C ...] [--rates 2 10] [--frames 12] [--save]
 
-Six JPEG images of 1600 x 900 a frame, an untrained model. Pushes are measured once the past is
+Six JPEG images of 1600 x 900 a frame, an untrained model. Pushes are measured once the history is
 full: frames at 2 and at 10 a second, in turns. `prepare` is decoding, resizing and packing, `model`
 the rest. `CPU` is the processor time of a push, which other work on the machine changes little.
 The last column is a single frame without history (`predict`). All values are medians.

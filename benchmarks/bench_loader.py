@@ -5,8 +5,8 @@
 Make a data set of nuScenes' sizes in a temporary folder (1600 x 900 JPEGs, Occ3D labels, LiDAR, 8
 frames of 6 cameras a sample) and use the published training and test pipelines. --real names a
 nuScenes folder whose key frames are used in a second run. `plain` decodes and resizes with Pillow,
-image by image. The work of a core is measured as CPU time in one process, in which the pipelines
-take turns. Samples per second with workers are wall time.
+image by image. The cost is measured as CPU time in one process, in which the pipelines take turns.
+Samples per second with workers are measured in wall time.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Step = dict[str, Any]
 
 @TRANSFORMS.register_module()
 class PlainImages:
-    """Load images in the plain way: a loop over images with Pillow alone."""
+    """Load images in a loop, only with Pillow."""
 
     def __call__(self, sample: OccSample) -> OccSample:
         assert sample.image_aug is not None
@@ -75,7 +75,7 @@ class PlainImages:
 
 
 class Lines:
-    """Print lines as they come and keep them."""
+    """Print lines and keep them."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -105,7 +105,7 @@ def load_published(root: Path, **options: Any) -> Config:
 def variants(base: Step, packed_root: str, backends: Sequence[Backend]) -> Iterator[tuple]:
     """Yield the names, decoders and data set configs to compare."""
     for mode in ("plain", "exact", "fast", "packed"):
-        # Nothing decodes and resizes exact images in one pass.
+        # Exact images are not decoded and resized in one pass.
         first: Backend = fastest_backend() if mode == "exact" else "auto"  # type: ignore[assignment]
         decoders: list[Backend] = [*dict.fromkeys([first, *backends])]
         for backend in decoders[:1] if mode == "plain" else decoders:
@@ -189,7 +189,7 @@ def per_core(say: Lines, kind: str, built: list[tuple], rounds: int) -> dict[str
 
 
 def tell_floor(say: Lines, plan: PackingPlan, rounds: int) -> None:
-    """Print the time of entropy decoding alone, without which no image can be loaded."""
+    """Print the time of entropy decoding, which every image needs."""
     out = torch.empty(1, 64, 3, dtype=torch.uint8)
     (raw_h, raw_w), *_ = (size.raw_hw for size in plan.images.values())
     half = (raw_h // 2, raw_w // 2)
@@ -216,11 +216,11 @@ def tell_floor(say: Lines, plan: PackingPlan, rounds: int) -> None:
                 parse(data)
             taken[name].append(1e3 * (time.process_time() - start) * IMAGES / len(files))
     told = ", ".join(f"{name} {statistics.median(t[1:]):.0f} ms" for name, t in taken.items())
-    say(f"Entropy decoding of the {IMAGES} images of a sample, without anything else: {told}.\n")
+    say(f"Entropy decoding of the {IMAGES} images of a sample alone: {told}.\n")
 
 
 def tell_machines(say: Lines, totals: dict[str, float]) -> None:
-    """Print which step times machines can feed, from the CPU times of a core."""
+    """Print the step times that machines can sustain, from the CPU times of a core."""
     say.table(
         "training", "samples/s of 4 workers", f"feed batches of {BATCH} every", "of 16 workers",
         "feed every",
@@ -235,7 +235,7 @@ def tell_machines(say: Lines, totals: dict[str, float]) -> None:
 
 
 def shared_memory_mib(pids: Sequence[int]) -> float:
-    """Return the mean proportional memory of processes, MiB: what several share counts in parts."""
+    """Return the mean proportional memory of processes, MiB: shared pages are split among them."""
     sizes = []
     for pid in pids:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
@@ -272,7 +272,7 @@ def tell_workers(say: Lines, built: list[tuple], workers: Sequence[int], seconds
 
 
 def tell_packing(say: Lines, plan: PackingPlan, out: Path) -> None:
-    """Print size and time of packing nuScenes, from the images at hand."""
+    """Print size and time of packing nuScenes, estimated from the images of the data set."""
     names = [*plan.images][:: max(1, len(plan.images) // 24)]
     raw = packed = seconds = 0.0
     for name in names:
@@ -296,7 +296,7 @@ def tell_packing(say: Lines, plan: PackingPlan, out: Path) -> None:
 
 
 def tell_lidar(say: Lines, root: Path, rounds: int) -> None:
-    """Print CPU times of the LiDAR of a sample: ten files."""
+    """Print CPU times of loading the LiDAR of a sample: ten files."""
     base = load_published(root)["train_dataloader"]["dataset"].to_dict()
     pipeline = [dict(type="LoadLidarSweeps"), dict(type="FilterPoints")]
     dataset = DATASETS.build({**base, "use_lidar": True, "pipeline": pipeline})
@@ -344,7 +344,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2, 4, 8])
     decoders = ["libjpeg", "turbojpeg", "cv2"]
     parser.add_argument(
-        "--backends", nargs="+", default=decoders, help="decoders beside the fastest ones"
+        "--backends", nargs="+", default=decoders, help="decoders in addition to the fastest"
     )
     parser.add_argument("--real", type=Path, help="nuScenes folder with real key frames")
     parser.add_argument("--note", default="", help="a remark, such as other load")

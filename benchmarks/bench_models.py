@@ -3,8 +3,9 @@
     python benchmarks/bench_models.py [--device cpu|cuda] [--dtype float32|bfloat16|float16]
         [--sizes t,s,m,l,v1t,fusion] [--threads N] [--seconds N] [--streaming-only 1]
 
-Random weights, made-up input, batches of one. "streaming": one new frame a sample; "independent":
-all frames of every sample. Percentiles are of the samples' rates. Needs the whole environment.
+Random weights, random input, batches of one. "streaming": one new frame a sample; "independent":
+all frames of every sample. The percentiles are those of the samples' rates. Needs the whole
+environment.
 """
 
 from __future__ import annotations

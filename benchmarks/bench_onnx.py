@@ -3,7 +3,7 @@
     python benchmarks/bench_onnx.py [--sizes nano,t] [--threads N] [--repeats N] [--program 1]
 
 One sample of random images, evaluation mode, batch 1, random weights: the image network of one
-frame, and everything behind it. A new frame of a stream costs the sum of a row of each. Needs the
+frame, and everything after it. A new frame of a stream costs the sum of both rows. Needs the
 whole environment and requirements/onnx.txt.
 """
 
@@ -50,7 +50,7 @@ def build_source(size: str) -> Source:
         part.init_cfg = None
     detector = MODELS.build(model).eval()
     for name, parameter in detector.named_parameters():
-        # weights that start at zero would make all queries alike
+        # weights that start at zero would make all queries equal
         if name.endswith(("parameter_generator.weight", "sampling_offset.weight")):
             nn.init.normal_(parameter, std=0.02)
     detector.pts_bbox_head.score_thr = 0.0  # so that all voxels are compared

@@ -1,13 +1,13 @@
-"""Time a training step by part against the plain way to compute the same.
+"""Time the parts of a training step against a plain implementation.
 
     python benchmarks/bench_train_step.py [--sizes t] [--frames 8] [--repeats 2] [--threads N]
 
 One sample of Occ3D's grid, all frames with gradient, activation checkpointing of the backbone as
 published. "plain" is `benchmarks/plain_detector.py`; "bfloat16" is ours with the image network in
-mixed precision. In "ours" the convolutions do the work of resting batch norms, and those of 3 x 3
-pixels go through Winograd's algorithm. The optimiser's state exists before the first step. The last
-table is the backward pass of the sampling in all layers, the largest cost outside of the image
-network, with what it has to move. Needs the whole environment.
+mixed precision. In "ours" frozen batch norms are folded into the convolutions, and those of 3 x 3
+pixels use Winograd's algorithm. The optimiser's state exists before the first step. The last table
+is the backward pass of the sampling in all layers, the largest cost outside of the image network,
+with the bytes that it has to move. Needs the whole environment.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Step:
             group["lr"] = rate
 
     def parts(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """Yield the parts in order; each has to run before the next is asked for."""
+        """Yield the parts in order; each has to run before the next is requested."""
         model, kept = self.model, {}
 
         def normalise() -> None:
@@ -148,7 +148,7 @@ Way = Callable[[], AbstractContextManager[Any]]
 
 
 def measure(step: Step, ways: dict[str, Way], args: argparse.Namespace) -> dict[str, Measured]:
-    """Run a step in every way, in turns."""
+    """Time the steps of all variants, in turns."""
     found = {name: Measured() for name in ways}
     for way in ways.values():
         with way():
@@ -194,13 +194,13 @@ def steps(size: str, args: argparse.Namespace, report: Report) -> None:
     report.line(
         f"Convolutions of the image network: {gigaflop:.0f} GFLOP a step, {floor:.0f} ms at the"
         f" rate of the matrix product above; ours needs"
-        f" {found['ours'].median(PARTS[1]) + found['ours'].median(PARTS[5]):.0f} ms for them.\n"
+        f" {found['ours'].median(PARTS[1]) + found['ours'].median(PARTS[5]):.0f} ms.\n"
     )
     plain = found["plain"].total
     report.line(
-        f"With these alone a step would be {plain / floor:.2f} times as fast as the plain one. Only"
-        f" fewer multiplications go below: of convolutions of 3 x 3 pixels Winograd's algorithm"
-        f" needs a quarter.\n"
+        f"With only these a step would be {plain / floor:.2f} times as fast as the plain one. Going"
+        f" below this needs fewer multiplications: Winograd's algorithm needs a quarter of them"
+        f" for 3 x 3 convolutions.\n"
     )
     report.aim(f"train_step:{name_of(size)}_over_plain", plain / found["ours"].total, AIM)
     report.aim(
@@ -209,7 +209,7 @@ def steps(size: str, args: argparse.Namespace, report: Report) -> None:
 
 
 def image_gigaflop(step: Step) -> float:
-    """GFLOP of the image network's two directions, from those of one frame."""
+    """Return GFLOP of the image network, forward and backward, from those of one frame."""
     images = step.model.data_preprocessor(step.batch, False)["inputs"]["img"]
     one = images[:, : step.model.pts_bbox_head.num_cams]
     frames = images.shape[1] // one.shape[1]
@@ -221,7 +221,7 @@ def image_gigaflop(step: Step) -> float:
 
 
 def sampling_backward(size: str, args: argparse.Namespace, report: Report) -> None:
-    """The backward pass of all layers' sampling, as a step runs it: time, bytes, operations."""
+    """Time the backward pass of all layers' sampling, as a step runs it, with its bytes."""
     variant = VARIANTS[size]
     layers = len(variant.refined)
     feats = [x.to(args.device).requires_grad_() for x in feature_maps(True)]
@@ -246,7 +246,7 @@ def sampling_backward(size: str, args: argparse.Namespace, report: Report) -> No
     )
     reads = layers * variant.queries * GROUPS * variant.points * FRAMES * 4 * len(feats)
     texels = 4e-9 * reads * CHANNELS / GROUPS
-    # maps of gradients set to zero once; texels read, and their gradients read and written
+    # gradients of the maps are zeroed once; texels are read, their gradients read and written
     moved = zeros + 3 * texels + 4e-9 * sum(grad.numel() for grad in grads)
     report.table(["sampling's backward, all layers", "ms", "of that, zeros of the maps",
                   "GB moved at least", "floor ms", "of the ceiling"])  # fmt: skip
@@ -258,7 +258,7 @@ def sampling_backward(size: str, args: argparse.Namespace, report: Report) -> No
 
 def main() -> None:
     args = parse_arguments(__doc__, repeats=2, sizes="t", frames=8)
-    logging.disable(logging.WARNING)  # MMEngine tells of every single parameter
+    logging.disable(logging.WARNING)  # MMEngine logs every parameter
     report = Report("train_step", args)
     for size in args.sizes.split(","):
         steps(size, args, report)

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_winograd_conv.py [--threads N] [--repeats N] [--save]
 
-The maps of one frame of six cameras at 704 x 256 pixels: those of the feature pyramid, and of the
-stages of ResNet-50. "both" has the gradients of image, weight and bias. Needs a CPU alone.
+The maps are those of one frame of six cameras at 704 x 256 pixels: of the feature pyramid and of
+the stages of ResNet-50. "both" includes the gradients of image, weight and bias. Needs only a CPU.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def bench(case: tuple[int, int, int], args: argparse.Namespace) -> list[compare.
 def main() -> None:
     args = parse_arguments(__doc__, repeats=7)
     if args.device != "cpu":
-        print("winograd_conv runs on CPUs alone: nothing to time.")
+        print("winograd_conv runs only on CPUs: nothing to time.")
         return
     report = Report("winograd_conv", args)
     rows = [row for case in CASES for row in bench(case, args)]

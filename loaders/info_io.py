@@ -137,11 +137,11 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
         except pickle.UnpicklingError as error:
             raise _INFO_FILE.broken(
                 path,
-                f"is refused because {error}; only plain data and numpy arrays may be loaded",
+                f"is rejected because {error}; only plain data and numpy arrays may be loaded",
             ) from error
         except MemoryError as error:
             raise _INFO_FILE.broken(
-                path, f"is refused because it requests more than {limit / MIB:.0f} MiB of memory"
+                path, f"is rejected because it requests more than {limit / MIB:.0f} MiB of memory"
             ) from error
         except Exception as error:  # the unpickler raises almost any type on broken input
             raise _INFO_FILE.broken(path, "is not a complete pickle") from error
@@ -152,7 +152,7 @@ def load_infos(path: str | os.PathLike[str]) -> InfoFile:
 
     Raises:
         MissingDataError: If it does not exist.
-        BadDataError: If it is broken, refused (see `load_pickle`), lacks keys, or holds
+        BadDataError: If it is broken, rejected (see `load_pickle`), lacks keys, or holds
             values of a wrong type or shape.
     """
     content = load_pickle(path)

@@ -1,7 +1,7 @@
 """Data roots whose images were written once at the size that training needs.
 
-`scripts/pack_images.py` makes them. Such a root holds an index beside the images; it has no
-bottom rows and no pixels that the augmentation of its config cannot reach.
+`scripts/pack_images.py` makes them. Such a root holds an index next to the images. Its images lack
+the rows and the resolution that the augmentation of its config cannot use.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _INDEX_FILE = FileKind(
     "pack the images again with scripts/pack_images.py",
     max_bytes=MIB,
 )
-# Pillow's sizes are truncated, so that a crop may reach a row further than its ratio says.
+# Pillow's sizes are truncated, so that a crop may reach one row beyond its ratio.
 _MARGIN_ROWS = 2
-# The first row stays a row of images that are decoded at a half, a quarter or an eighth.
+# The first row is also a row of images decoded at a half, a quarter or an eighth.
 _ROW_STEP = 8
 _SIZE_EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class StoredSize:
-    """How images of one raw size are stored.
+    """Storage of images of one raw size.
 
     Attributes:
         raw_hw: Height and width before packing, pixels.
@@ -61,7 +61,7 @@ class StoredSize:
 
 @dataclass(frozen=True)
 class PackedImages:
-    """What the index of a packed data root says.
+    """Content of the index of a packed data root.
 
     Attributes:
         root: The packed data root.
@@ -91,8 +91,8 @@ class PackedImages:
         if stored is None:
             sizes = ", ".join(f"{size.raw_hw[0]} x {size.raw_hw[1]}" for size in self.sizes)
             raise BadDataError(
-                f"images in {self.root} were packed from {sizes} pixels, but the config says "
-                f"{raw_hw[0]} x {raw_hw[1]}: {way_out}"
+                f"images in {self.root} were packed from {sizes} pixels, but raw_hw of the config "
+                f"is {raw_hw[0]} x {raw_hw[1]}: {way_out}"
             )
         full_hw = needed_full_size(augs, raw_hw)
         if any(need > have for need, have in zip(full_hw, stored.full_hw, strict=True)):
@@ -116,13 +116,13 @@ def extreme_augs(
     resize_range: tuple[float, float] | None,
     image_hw: tuple[int, int],
 ) -> list[ImageAugParams]:
-    """Return the augmentations between which all others lie.
+    """Return the augmentations that bound all others.
 
     Args:
         raw_hw: Height and width that the ratios refer to.
         final_hw: Height and width of the network input.
-        resize_range: Range of the ratio in training; None for evaluation alone.
-        image_hw: Height and width of the images, where a camera's differ from `raw_hw`.
+        resize_range: Range of the ratio in training; None for evaluation only.
+        image_hw: Height and width of the images, if a camera's differ from `raw_hw`.
     """
     augs = [test_image_aug(raw_hw, final_hw)]
     augs += [bottom_crop(raw_hw, final_hw, ratio) for ratio in resize_range or ()]
@@ -130,14 +130,14 @@ def extreme_augs(
 
 
 def needed_full_size(augs: Iterable[ImageAugParams], raw_hw: tuple[int, int]) -> tuple[int, int]:
-    """Return the smallest size of a whole image of which no augmentation enlarges it."""
+    """Return the smallest size of a whole image that no augmentation enlarges."""
     ratio = min(1.0, max(aug.resize for aug in augs))
     height, width = (math.ceil(side * ratio - _SIZE_EPS) for side in raw_hw)
     return height, width
 
 
 def needed_first_row(augs: Iterable[ImageAugParams], full_height: int) -> int:
-    """Return the first row that augmentations reach of images of so many rows."""
+    """Return the first row that augmentations use of images of this height."""
     tops = []
     for aug in augs:
         window = resize_window(full_height, aug.resize_dims[1], aug.crop[1], aug.size_hw[0])
@@ -171,7 +171,7 @@ def read_packed_index(data_root: str | os.PathLike[str]) -> PackedImages | None:
         if content["is_complete"] is not True:
             raise BadDataError(
                 f"images in {data_root} are not all packed: run scripts/pack_images.py again, it "
-                "goes on where it stopped"
+                "continues where it stopped"
             )
         sizes = tuple(_stored_size(entry) for entry in content["sizes"])
         return PackedImages(str(data_root), str(content["source"]), sizes)

@@ -88,7 +88,7 @@ def reading(path: StrPath, kind: FileKind, problem: str = "is broken") -> Iterat
 def open_file(path: StrPath, kind: FileKind) -> BinaryIO:
     """Open a regular file of bounded size.
 
-    Named pipes and devices are refused, since reading them could block.
+    Named pipes and devices are rejected, since reading them could block.
 
     Raises:
         UserError: `kind.missing_error` if the file does not exist; `kind.error` if it is not a
@@ -207,7 +207,7 @@ class StoredArrays:
             if self._left < 0:
                 raise self._kind.broken(
                     self._path,
-                    f"is refused (with array '{name}' of {header.shape} its arrays have more than "
+                    f"is rejected (with array '{name}' of {header.shape} its arrays have more than "
                     f"{self._limit / MIB:.0f} MiB)",
                 )
             flat = np.empty(math.prod(header.shape), dtype=header.dtype)

@@ -57,7 +57,7 @@ class BoundedCache(Generic[Value]):
         return value
 
     def put(self, key: Hashable, value: Value) -> None:
-        """Cache a value as the most recently used, unless it exceeds the limit by itself."""
+        """Cache a value as the most recently used, unless it alone exceeds the limit."""
         _, replaced = self._entries.pop(key, (None, 0))
         self._used -= replaced
         size = self._size_of(value)

@@ -417,7 +417,7 @@ class OccupancyDataset(BaseDataset):
         file_version = metadata.get("version")
         if self.version is not None and file_version not in (None, self.version):
             raise BadDataError(
-                f"info file {self.ann_file} was made for {file_version}, but the config asks for "
+                f"info file {self.ann_file} was made for {file_version}, but the config needs "
                 f"{self.version}: write it again with python scripts/gen_sweep_info.py "
                 f"--data-root {self.data_root} --version {self.version}"
             )

@@ -238,7 +238,7 @@ def flip_bev(
     """Reverse the x and/or y axis of voxel grids; return the grids and the matching `ego2occ`.
 
     Args:
-        grids: Arrays [X, Y, ...] (labels, masks); all are flipped alike.
+        grids: Arrays [X, Y, ...] (labels, masks); all are flipped in the same way.
         flip_x: Whether to reverse axis 0.
         flip_y: Whether to reverse axis 1.
         pc_range: (x0, y0, z0, x1, y1, z1) metres; a range that is not centred on the origin is

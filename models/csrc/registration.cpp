@@ -129,7 +129,7 @@ TORCH_LIBRARY(opus, m) {
       "float occlusion, float[6] grid, float[13] camera, float[3] edges, float[3] fog) "
       "-> (Tensor colour, Tensor key, Tensor distance)");
 
-  // weight [36, C, K] as models/ops/winograd_conv.py transforms it; the gradient lies alike.
+  // weight [36, C, K] as models/ops/winograd_conv.py transforms it; its gradient likewise.
   m.def("winograd_conv(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
   m.def("winograd_weight_grad(Tensor input, Tensor grad) -> Tensor");
 }

@@ -99,5 +99,5 @@ def _check_sparse_shape(built: Mapping[str, Any]) -> None:
     if found != [z + 1, y, x]:
         raise ModelConfigError(
             f"pts_middle_encoder.sparse_shape is {found}, the range and pts_voxel_layer.voxel_size "
-            f"ask for {[z + 1, y, x]} (z + 1, y, x): change one of them."
+            f"require {[z + 1, y, x]} (z + 1, y, x): change one of them."
         )

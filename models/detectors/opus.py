@@ -146,7 +146,7 @@ class OPUS(BaseModel):
             )
 
     def init_weights(self) -> None:
-        """Initialise the weights as the configuration says.
+        """Initialise the weights as configured.
 
         Raises:
             MissingWeightsError: If a pretrained checkpoint of the image network does not exist.
@@ -249,13 +249,13 @@ class OPUS(BaseModel):
         """Run the model on the data preprocessor's output.
 
         Args:
-            inputs: ``img``, float ``[B, T*N, 3, H, W]``, or beside ``new_frames`` (see
-                ``extract_feat``) those frames alone, ``[n, N, 3, H, W]``; with a LiDAR branch also
+            inputs: ``img``, float ``[B, T*N, 3, H, W]``, or with ``new_frames`` (see
+                ``extract_feat``) only those frames, ``[n, N, 3, H, W]``; with a LiDAR branch also
                 ``points``, a float tensor ``[n, 5]`` per sample: x, y, z in metres of the occ
                 frame (BEV augmentation included), intensity, and the time lag behind the key frame
                 in seconds, exactly 0 for its own points, which come first.
             data_samples: Samples with ``ego2img`` ``[T*N, 4, 4]`` and ``ego2occ`` ``[4, 4]``, and
-                in the mode ``'loss'`` the labels the head asks for.
+                in the mode ``'loss'`` the labels that the head needs.
             mode: ``'loss'``, ``'predict'`` or ``'tensor'``.
 
         Returns:

@@ -37,15 +37,16 @@ class CPDHead(OccupancyHead):
     """Head with continuous prediction discretization (OPUS-V2), one per decoder layer.
 
     Args:
-        densifier: Configuration of the discretization; the head completes it with grid, classes
-            and point features.
-        point_channels: Features the decoder gives a point.
-        score_thr: Voxels whose best score is not above this are predicted free.
+        densifier: Configuration of the discretization; the head adds grid, classes and point
+            features.
+        point_channels: Number of features per point of the decoder.
+        score_thr: Voxels whose best score is not above this are predicted as free.
         loss_lovasz: Configuration of a loss on all voxels of a layer together, added as
             ``loss_lovasz``; None for none, as published.
         near_negative_m: Free voxels nearer than this to the centre of an occupied one weigh less in
-            the class loss, in proportion to the distance: where a surface lies within its voxel is
-            half chance, and a near miss costs little. None weighs all alike, as published.
+            the class loss, in proportion to the distance: the position of a surface within its
+            voxel is partly chance, so a near miss costs little. None gives all the same weight, as
+            published.
         **kwargs: Arguments of ``OccupancyHead``.
     """
 
@@ -149,8 +150,10 @@ class CPDHead(OccupancyHead):
     def _discretize_on_device(
         self, points: Sequence[Tensor], feats: Sequence[Tensor]
     ) -> list[VoxelLogits]:
-        """Discretize the last layers; the host waits once for all of them, in prediction not at
-        all once it knows how many voxels are usual.
+        """Discretize the last layers, with one synchronisation for all of them.
+
+        Prediction does not synchronise after the first samples, whose numbers of voxels give the
+        lengths of the lists.
         """
         densifiers: list[Any] = list(self.densifiers)[-len(points) :]
         in_metres = [self.denormalise(own) for own in points]

@@ -74,7 +74,7 @@ class FirstHitHead(BaseModule):
         data_samples: Sequence[BaseDataElement],
         num_cams: int,
     ) -> dict[str, Tensor]:
-        """Return the losses of a batch by itself: the means of `loss_terms`, by name."""
+        """Return the losses of a batch on one process: the means of `loss_terms`, by name."""
         return normalize_alone(self.loss_terms(mlvl_feats, geometry, data_samples, num_cams))
 
     def loss_terms(

@@ -75,7 +75,7 @@ class QueryStarts(GridModule):
                 if seen_points is None:
                     raise ModelConfigError(
                         f"num_seen_queries={self.num_seen_queries} needs an image network that "
-                        "knows what it sees: give the model an img_aux_head (FirstHitHead)."
+                        "predicts surfaces: give the model an img_aux_head (FirstHitHead)."
                     )
                 own_points = torch.cat([own_points, self._spread_of(seen_points[i], learned)])
             if len(own_points):

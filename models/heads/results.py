@@ -98,7 +98,7 @@ def bring_back(
 def positions(mask: Tensor, count: int) -> Tensor:
     """Return the ascending indices int64 `[count]` of what is true in a mask `[n]`.
 
-    Unlike `nonzero` it makes the host wait for nothing, since it is told how many there are.
+    Unlike `nonzero` it does not synchronise, because the number is given.
     """
     number = len(mask)
     target = torch.where(mask, mask.cumsum(0) - 1, number)

@@ -94,7 +94,7 @@ class GridModule(BaseModule):
         if stored_range is not None and not self.has_range(stored_range):
             error_msgs.append(
                 f"{prefix}pc_range: the checkpoint was trained for the range "
-                f"{stored_range.tolist()}, the configuration asks for {self.pc_range.tolist()}."
+                f"{stored_range.tolist()}, the configuration has {self.pc_range.tolist()}."
             )
 
 

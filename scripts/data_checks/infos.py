@@ -40,7 +40,7 @@ def check_info_file(dataset: OccupancyDataset) -> Iterator[Finding]:
         yield (
             "info file",
             "changed",
-            f"{name} has {len(content.infos)} samples, its header says {meta['num_samples']}",
+            f"{name} has {len(content.infos)} samples, its header has {meta['num_samples']}",
         )
     for token, count in Counter(info["token"] for info in content.infos).items():
         if count > 1:

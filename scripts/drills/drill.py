@@ -318,7 +318,7 @@ def _end_of(work_dir: Path) -> dict[str, Any] | None:
 
 
 def _same(first: Any, second: Any) -> bool:
-    """Return whether two states are equal bit by bit."""
+    """Return whether two states are bitwise equal."""
     if isinstance(first, torch.Tensor):
         return isinstance(second, torch.Tensor) and torch.equal(first, second)
     if isinstance(first, dict):

@@ -27,7 +27,7 @@ class _Size(argparse.Action):
 def add_model_arguments(parser: argparse.ArgumentParser, suffix: str) -> None:
     """Add the model and the file to write."""
     add_config_arguments(parser)
-    parser.add_argument("--weights", required=True, metavar="CHECKPOINT", help="of the model")
+    parser.add_argument("--weights", required=True, metavar="CHECKPOINT", help="its checkpoint")
     parser.add_argument("--out", required=True, metavar="FILE", help=f"the {suffix} file to write")
     parser.add_argument(
         "--image-size",
@@ -47,9 +47,9 @@ def add_check_argument(parser: argparse.ArgumentParser, what: str) -> None:
         const=1,
         type=number_from(1),
         metavar="SAMPLES",
-        help=f"compare the predictions of {what} with the project's, on so many samples of the "
-        "config's test data (default: 1), or of random images where there is none; exit code 1 "
-        "where they differ or predict no voxel",
+        help=f"compare the predictions of {what} with the project's on SAMPLES of the config's "
+        "test data (default: 1), or on random images if there is no test data; exit code 1 if "
+        "they differ or predict no voxel",
     )
 
 
@@ -63,7 +63,7 @@ def add_frame_argument(parser: argparse.ArgumentParser, reader: str) -> None:
 
 
 def check_target(option: str, path: str, suffix: str) -> Path:
-    """Return the file that an option names.
+    """Return the file given by an option.
 
     Raises:
         ConfigError: It has another suffix, or cannot be written.
@@ -95,10 +95,10 @@ def check(source: Source, runner: Runner, number: int, least: float) -> bool:
         source: The model.
         runner: Runs the file.
         number: How many samples.
-        least: Share of the voxels that must be the same.
+        least: Minimum share of equal voxels.
 
     Returns:
-        Whether they are; False where neither predicts a voxel.
+        Whether the share is reached; False if neither predicts a voxel.
     """
     items, kind = check_items(source, number)
     print(f"compared with the project on {len(items)} {kind}; {least:.1%} must be the same")
@@ -110,7 +110,7 @@ def check(source: Source, runner: Runner, number: int, least: float) -> bool:
         print(f"  {agreement}")
     if not any(agreement.expected or agreement.found for agreement in agreements):
         print(
-            "no voxel was predicted, so that nothing was compared: use test data, or lower "
+            "no voxel was predicted, so nothing was compared: use test data, or lower "
             "model.pts_bbox_head.score_thr with --cfg-options"
         )
         return False

@@ -39,7 +39,7 @@ class OccupancyInferencer(BaseInferencer):
     Args:
         config: An MMEngine config file, or a config that `load_config` gave.
         checkpoint: Weights, `.pth` or `.safetensors`; None leaves the model untrained.
-        device: As torch names it; None takes the GPU where there is one.
+        device: As torch names it; None uses the GPU if there is one.
         cameras: Names of the rig's cameras in any order, for a rig that is not that of the config.
         cfg_options: Fields of the config to replace, by dotted keys.
         interval_s: Seconds between the frames of a prediction; None takes `test_interval` of the
@@ -188,7 +188,7 @@ class OccupancyInferencer(BaseInferencer):
         Raises:
             ConfigError: `cameras` are given, and the inferencer was made of a config that was
                 loaded already.
-            FrameError: `cameras` is no list of different names.
+            FrameError: `cameras` is not a list of distinct names.
         """
         if cameras is not None and _names(cameras) != self.cameras:
             self._change_rig(cameras)

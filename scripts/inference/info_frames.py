@@ -35,7 +35,7 @@ class InfoFrames:
     """The scenes of an info file.
 
     Args:
-        cfg: A resolved config; its test data set says which cameras, and whether LiDAR, are read.
+        cfg: A resolved config; its test data set selects the cameras, and whether LiDAR is read.
         path: The info file, in the folder of its data set.
 
     Raises:

@@ -31,7 +31,7 @@ _MAX_QUALITY = 100
 
 
 def command_parser() -> CommandParser:
-    """Command line of the packer."""
+    """Return the command line of the packer."""
     parser = CommandParser(__doc__)
     add_config_arguments(parser)
     add = parser.add_argument
@@ -52,11 +52,11 @@ def _run(args: argparse.Namespace) -> None:
         print(estimate(plan, max(1, args.workers)))
         return
     made, kept = pack(plan, args.out, args.workers)
-    print(f"{args.out}: {made} files packed, {kept} were there; set data_root to it")
+    print(f"{args.out}: {made} files packed, {kept} existed; set data_root to it")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     return run_command(
         command_parser(),
         _run,

@@ -1,4 +1,4 @@
-"""What to pack: the files that the data sets of a config read, and their sizes."""
+"""Plan of a packed data root: the files that the data sets of a config read, and their sizes."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _LABEL_PACKERS: Mapping[type, LabelPacker] = {
 
 @dataclass(frozen=True)
 class PackingPlan:
-    """What a packed data root is made of.
+    """Contents of a packed data root.
 
     Attributes:
-        source: Data root that is read, absolute.
-        images: Files relative to it, and how each is stored.
-        labels: Files relative to it, and how each is packed.
-        quality: Of the JPEG files.
-        index: The index, except for whether the packing is complete.
+        source: Absolute path of the data root to read.
+        images: Maps image files, relative to it, to their stored sizes.
+        labels: Maps label files, relative to it, to their packing functions.
+        quality: Quality of the JPEG files.
+        index: The index, without the flag that the packing is complete.
     """
 
     source: Path
@@ -54,7 +54,7 @@ class PackingPlan:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What two runs must have in common so that one continues with the other's files."""
+        """Settings that must be equal for a run to continue with the files of another."""
         free = ("config", "versions")
         return {key: value for key, value in self.index.items() if key not in free}
 
@@ -63,9 +63,9 @@ def plan_packing(cfg: Config, config_name: str, quality: int) -> PackingPlan:
     """Find the files that the data sets of a config read.
 
     Args:
-        cfg: With data loaders.
-        config_name: For the index.
-        quality: Of the JPEG files.
+        cfg: A config with data loaders.
+        config_name: Name of the config, for the index.
+        quality: Quality of the JPEG files.
 
     Raises:
         ConfigError: If the config loads no images, reads several data roots or packed ones, or
@@ -108,7 +108,7 @@ def plan_packing(cfg: Config, config_name: str, quality: int) -> PackingPlan:
 
 
 def _data_sets(cfg: Config) -> list[OccupancyDataset]:
-    """Build the data sets of all splits, each once."""
+    """Build the data sets of all splits, without repetitions."""
     leaves: list[dict[str, Any]] = []
     for split in ("train", "val", "test"):
         loader = cfg.get(f"{split}_dataloader")
@@ -159,7 +159,7 @@ def _relative(paths: list[bytes]) -> list[str]:
 
 
 def _labels(dataset: OccupancyDataset, source: Path) -> Iterator[tuple[str, LabelPacker]]:
-    """Yield the label files of a data set that are there, relative to the data root."""
+    """Yield the existing label files of a data set, relative to the data root."""
     for step in dataset.pipeline.transforms:
         pack = _LABEL_PACKERS.get(type(step))
         if pack is None:

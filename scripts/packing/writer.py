@@ -38,13 +38,12 @@ _work: tuple[PackingPlan, Path] | None = None
 
 
 def pack_image(path: str | Path, size: StoredSize, quality: int) -> bytes:
-    """Return a JPEG file of what is kept of an image.
+    """Return the stored part of an image as a JPEG file.
 
     Args:
         path: The image.
         size: How to store it.
-        quality: Of the JPEG file.
-
+        quality: Quality of the JPEG file.
     Raises:
         MissingDataError: If the image does not exist.
         BadDataError: If it is broken or of another size.
@@ -54,7 +53,7 @@ def pack_image(path: str | Path, size: StoredSize, quality: int) -> bytes:
 
 
 def shrink_image(image: Image, size: StoredSize) -> Image:
-    """Return the rows that are stored of an image [H, W, 3], at the size that is stored."""
+    """Return the stored rows of an image [H, W, 3], at the stored size."""
     out = np.empty((*size.stored_hw, 3), np.uint8)
     resize_crop(
         torch.from_numpy(out),
@@ -68,7 +67,7 @@ def shrink_image(image: Image, size: StoredSize) -> Image:
 
 
 def encode_jpeg(image: Image, quality: int) -> bytes:
-    """Return an image uint8 [H, W, 3] BGR as JPEG file with halved chroma."""
+    """Return an image uint8 [H, W, 3] BGR as a JPEG file with chroma at half size."""
     # Huffman tables for the image make the file a little smaller and its decoding a little faster.
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     is_done, data = cv2.imencode(".jpg", image, options)
@@ -77,18 +76,18 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
 
 
 def pack(plan: PackingPlan, out: Path, workers: int) -> tuple[int, int]:
-    """Pack all files that are not there yet.
+    """Pack all files that do not exist yet.
 
     Args:
         plan: What to pack.
         out: Data root to write.
-        workers: Processes; 0 works in this one. The files do not depend on it.
+        workers: Number of processes; 0 uses this one. The files do not depend on it.
 
     Returns:
-        How many files were packed, and how many were there.
+        The number of files packed, and of files that existed.
 
     Raises:
-        ConfigError: If `out` holds something else, or a process was killed.
+        ConfigError: If `out` contains other files, or a process was killed.
     """
     _claim(plan, out)
     files = [*plan.images, *plan.labels]
@@ -103,7 +102,7 @@ def pack(plan: PackingPlan, out: Path, workers: int) -> tuple[int, int]:
 
 
 def estimate(plan: PackingPlan, workers: int) -> str:
-    """Pack a few files without writing them; return size and time of all as a sentence."""
+    """Pack a few files without writing them; return a sentence with size and time of all files."""
     rng = random.Random(0)
     images = rng.sample(sorted(plan.images), min(_ESTIMATE_IMAGES, len(plan.images)))
     labels = rng.sample(sorted(plan.labels), min(_ESTIMATE_LABELS, len(plan.labels)))
@@ -121,10 +120,10 @@ def estimate(plan: PackingPlan, workers: int) -> str:
 
 
 def _claim(plan: PackingPlan, out: Path) -> None:
-    """Make the folder ready.
+    """Prepare the output folder.
 
     Raises:
-        ConfigError: If it holds something else.
+        ConfigError: If it contains other files.
     """
     if out.resolve().is_relative_to(plan.source):
         raise ConfigError(f"--out {out} lies in the data root {plan.source}: choose another folder")
@@ -152,7 +151,7 @@ def _claim(plan: PackingPlan, out: Path) -> None:
 def _results(
     plan: PackingPlan, out: Path, files: Sequence[str], workers: int
 ) -> Iterator[tuple[int, int]]:
-    """Pack files; yield for every chunk how many were packed and how many it has."""
+    """Pack files; yield for every chunk the number of packed files and of all files."""
     global _work
     chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
     _work = (plan, out)
@@ -167,7 +166,7 @@ def _results(
     except BrokenProcessPool as error:
         raise ConfigError(
             "a worker process was killed, perhaps for lack of memory: run the same command again "
-            "with fewer --workers, it goes on where it stopped"
+            "with fewer --workers, it continues where it stopped"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -181,7 +180,7 @@ def _start_worker() -> None:
 
 
 def _pack_chunk(names: Sequence[str]) -> tuple[int, int]:
-    """Pack the files of a chunk that are not there; return how many these are, and its length."""
+    """Pack the missing files of a chunk; return their number and the length of the chunk."""
     assert _work is not None
     plan, out = _work
     made = 0
@@ -220,9 +219,9 @@ def _npz(arrays: dict[str, Any]) -> bytes:
 
 
 def _link_rest(source: Path, out: Path, made: set[Path]) -> None:
-    """Link what the data root has besides the packed files.
+    """Link the files of the data root that are not packed.
 
-    Folders that hold packed files are not linked, and neither are their other files.
+    Folders with packed files are not linked, and neither are other files in them.
     """
     folders = {path.parent for path in made}
     above = {parent for folder in folders for parent in folder.parents}

@@ -25,7 +25,7 @@ class Predictor:
     Args:
         cfg: A resolved config.
         weights: Checkpoint; None leaves the model as it is initialised.
-        device: As torch names it; None takes the GPU where there is one.
+        device: As torch names it; None uses the GPU if there is one.
 
     Attributes:
         model: In eval mode, on the device.
@@ -77,7 +77,7 @@ def predict_items(model: Any, items: Sequence[Mapping[str, Any]]) -> list[BaseDa
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """Return a device by its name; without one the GPU, where there is one.
+    """Return a device by its name; for None the GPU, if there is one.
 
     Raises:
         ConfigError: There is no such device here.

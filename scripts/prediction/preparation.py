@@ -105,7 +105,7 @@ class PreparedFrame:
         lidar2ego: float64 [4, 4].
         views: Of the N cameras in the model's order; None where there is no image.
         dropped: Cameras without an image, to the age in seconds of the older image that replaces
-            it, or None where there is none.
+            it, or None if there is none.
         changed: Cameras whose calibration or image size differs from the frame before.
     """
 

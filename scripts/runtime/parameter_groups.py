@@ -38,9 +38,9 @@ class MergedGroupsConstructor(DefaultOptimWrapperConstructor):
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimiser of a model and its wrapper."""
         parameters = [p for p in model.parameters() if p.requires_grad]
-        says = self.optimizer_cfg.keys() & {"fused", "foreach"}
+        chosen = self.optimizer_cfg.keys() & {"fused", "foreach"}
         on_gpu = bool(parameters) and all(p.is_cuda and p.is_floating_point() for p in parameters)
-        if self.optimizer_cfg.get("type") in _FUSED and on_gpu and not says:
+        if self.optimizer_cfg.get("type") in _FUSED and on_gpu and not chosen:
             self.optimizer_cfg = dict(self.optimizer_cfg, fused=True)
         wrapper = super().__call__(model)
         if self.paramwise_cfg and isinstance(wrapper, OptimWrapper):

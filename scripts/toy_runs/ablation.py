@@ -3,10 +3,10 @@
     python scripts/ablate.py configs/ablations/recipes.yaml [--out FOLDER]
 
 The YAML file names a config, rows of overrides and seeds; docs/recipes.md describes its keys. Each
-training and each evaluation is a process of its own. After a kill the same command goes on: what
-was done is kept, and a training that was interrupted is resumed. After each row and seed the table
-`ablation.md` and the numbers `ablation.json` are written again, and the plot `ablation.png` at the
-end. A row that fails is named at the end (exit code 2); the others go on.
+training and each evaluation runs in its own process. After an interruption the same command
+continues: completed steps are kept, and an interrupted training is resumed. The table `ablation.md`
+and the numbers `ablation.json` are written again after each row and seed, the plot `ablation.png`
+at the end. Rows that fail are listed at the end (exit code 2); the others continue.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ EQUAL_TIME = "equal time"
 
 @dataclass
 class Result:
-    """What one row has reached.
+    """Results of one row.
 
     Attributes:
-        row: Name; with evaluations or budgets of their own, these are a part of it.
+        row: Name, including the names of the evaluation and the budget, if there are any.
         base: Name of the row that it is compared with.
-        scores: Name of a score to values by seed.
-        step_seconds: Of a training iteration, by seed.
+        scores: Maps names of scores to values by seed.
+        step_seconds: Time of a training iteration, by seed.
         memory_mb: Peak memory of the training process, by seed.
-        sample_seconds: Of an evaluation, per sample, by seed: loading and scoring included.
+        sample_seconds: Time of an evaluation per sample, loading and scoring included, by seed.
         iterations: Length of the training, by seed.
     """
 
@@ -62,12 +62,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the log of a training says.
+    """Values from the log of a training.
 
     Attributes:
         step_seconds: Median time of an iteration.
         memory_mb: Peak memory of the process.
-        iterations: Number of the last one.
+        iterations: Number of the last iteration.
     """
 
     step_seconds: float
@@ -76,11 +76,11 @@ class Cost:
 
 
 class Ablation:
-    """Runs what a `Spec` asks for.
+    """Runner of the trainings and evaluations of a `Spec`.
 
     Args:
         spec: The ablation.
-        out: Folder for everything that is written.
+        out: Folder for all results.
     """
 
     def __init__(self, spec: Spec, out: Path) -> None:
@@ -99,7 +99,7 @@ class Ablation:
         """
         spec = self.spec
         data_key = "" if spec.data is None else make_data(DATA_SETS[spec.data])
-        # Seed by seed: an ablation that is stopped has compared all rows on fewer seeds.
+        # Seed by seed: an interrupted ablation has compared all rows, on fewer seeds.
         for seed in spec.seeds:
             costs = {row: self._attempt(row, seed, data_key) for row in spec.rows}
             base = costs[spec.base]
@@ -118,7 +118,7 @@ class Ablation:
     def _attempt(
         self, row: str, seed: int, data_key: str, iterations: int | None = None
     ) -> Cost | None:
-        """Run `_row`; None if it failed, which is noted."""
+        """Run `_row`; record a failure and return None."""
         cost = None
         try:
             cost = self._row(row, seed, data_key, iterations)
@@ -132,12 +132,12 @@ class Ablation:
         return cost
 
     def _row(self, row: str, seed: int, data_key: str, iterations: int | None = None) -> Cost:
-        """Train and score one row with one seed; `iterations` where it has equal time."""
+        """Train and score one row with one seed; `iterations` is set for equal time."""
         spec = self.spec
         parts = [slug(row), *([] if iterations is None else [slug(EQUAL_TIME)]), f"seed{seed}"]
         work_dir = self.out.joinpath(*parts)
         print(f"\n== {' / '.join(parts)}", flush=True)
-        # Beside the work dir: MMEngine writes the resolved config into it, under the same name.
+        # Next to the work dir: MMEngine writes the resolved config into it, under the same name.
         config = work_dir.with_name(f"{work_dir.name}.py")
         overrides = training_overrides(spec, row, seed, iterations)
         _write_once(config, config_text(spec.config, overrides))
@@ -177,16 +177,16 @@ class Ablation:
 
 
 def _write_once(path: Path, text: str) -> None:
-    """Write a file unless it holds the text already."""
+    """Write a file unless it already holds the text."""
     if not path.is_file() or path.read_text() != text:
         write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def read_cost(work_dir: Path) -> Cost:
-    """Read what the iterations of a training cost.
+    """Read time and memory of a training from its log.
 
     Raises:
-        StepFailed: The work dir holds no log of an iteration.
+        StepFailed: The work dir has no log of an iteration.
     """
     times, memory, last = [], 0.0, 0
     for file in sorted(work_dir.glob("*/vis_data/scalars.json")):
@@ -210,7 +210,7 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def difference(result: Result, base: Result, score: str) -> tuple[float, float] | None:
-    """Return mean and spread of a row's gain over the base, seed by seed; None without a pair."""
+    """Return mean and spread of the gain over the base, paired by seed; None without a pair."""
     own, other = result.scores.get(score, {}), base.scores.get(score, {})
     gains = [own[seed] - other[seed] for seed in own if seed in other]
     return mean_and_spread(gains) if gains else None
@@ -254,7 +254,7 @@ def _span(values: Iterable[int]) -> str:
 
 
 def write_results(spec: Spec, results: Sequence[Result], out: Path) -> None:
-    """Write the table and the numbers of what is there so far."""
+    """Write the table and the numbers of the results so far."""
     if not results:
         return
     text = (
@@ -317,7 +317,7 @@ def run_ablation(spec: Spec, out: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     parser.add_argument("spec", type=Path, metavar="SPEC", help="YAML file, see configs/ablations/")
     parser.add_argument(
@@ -329,5 +329,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_ablation(spec, args.out or Path("work_dirs", "ablations", spec.name))
 
     return run_command(
-        parser, run, arguments, interrupted="interrupted; the same command goes on where it stopped"
+        parser,
+        run,
+        arguments,
+        interrupted="interrupted; the same command continues where it stopped",
     )

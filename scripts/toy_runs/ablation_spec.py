@@ -1,4 +1,4 @@
-"""What an ablation compares: a YAML file with overrides of a config, and what follows from it."""
+"""Specification of an ablation: a YAML file with overrides of a config."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Spec:
     """An ablation.
 
     Attributes:
-        name: Of the file, without its ending.
+        name: Name of the file, without its suffix.
         config: Config that all rows start from.
-        rows: Name to overrides of the config; the first row is what the others are compared with.
+        rows: Maps names to overrides of the config; the others are compared with the first row.
         shared: Overrides of all rows.
-        evaluations: Name to overrides under which every trained model is scored; a single unnamed
-            one unless the file lists some.
-        seeds: One training of each row for each of them.
-        iterations: Length of every training; None for the config's own.
-        equal_time: Train every row but the first once more, for as many iterations as take the
-            time of the first row's.
-        data: Name of the data set to make first; None if it is there.
+        evaluations: Maps names to overrides with which every trained model is scored; a single
+            unnamed one if the file has none.
+        seeds: Seeds; each row is trained once with each.
+        iterations: Length of every training; None for that of the config.
+        equal_time: Whether to train every row except the first a second time, with the number of
+            iterations that takes the same time as the first row's training.
+        data: Name of the data set to make first; None if it exists.
         scores: Names of the scores in `val.py`'s file.
     """
 
@@ -64,7 +64,7 @@ def read_spec(path: Path) -> Spec:
     """Read the file of an ablation.
 
     Raises:
-        ConfigError: There is no such file, it is no YAML, or a key or a value is of no use.
+        ConfigError: The file does not exist or is not YAML, or a key or a value is invalid.
     """
     import yaml
 
@@ -76,10 +76,10 @@ def read_spec(path: Path) -> Spec:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path} cannot be read as YAML: {reason}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no keys: it needs `config` and `rows`")
+        raise ConfigError(f"{path} has no keys: it needs `config` and `rows`")
     for key in content:
         if key not in _KEYS:
-            raise ConfigError(f"{path} has no use for '{key}'; it takes {', '.join(_KEYS)}")
+            raise ConfigError(f"{path} has the unknown key '{key}'; use {', '.join(_KEYS)}")
     for key in ("config", "rows"):
         if not content.get(key):
             raise ConfigError(f"{path} lacks `{key}`")
@@ -114,13 +114,13 @@ def _named_overrides(path: Path, key: str, value: Any) -> Mapping[str, Overrides
 def _top_level(path: Path, place: str, value: Any) -> dict[str, Any]:
     overrides = _overrides(path, place, value)
     for name in overrides:
-        if not re.fullmatch(r"[A-Za-z]\w*", name):  # it becomes a name in a config file
+        if not re.fullmatch(r"[A-Za-z]\w*", name):  # becomes a name in a config file
             raise ConfigError(f"{path}: {place} has the key '{name}', which no config can have")
     return overrides
 
 
 def _overrides(path: Path, place: str, value: Any) -> dict[str, Any]:
-    """Return overrides with dotted keys taken apart."""
+    """Return overrides with dotted keys split into nested dicts."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -161,12 +161,12 @@ def _check_numbers(path: Path, values: dict[str, Any]) -> None:
 
 
 def slug(name: str) -> str:
-    """Return a name as a part of a path."""
+    """Return a name as part of a path."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
 
 
 def merged(first: Overrides, second: Overrides) -> dict[str, Any]:
-    """Return overrides of which the second win, dict by dict."""
+    """Merge overrides, dict by dict; the second take precedence."""
     result = dict(first)
     for key, value in second.items():
         before = result.get(key)
@@ -187,7 +187,7 @@ def config_text(base: Path, overrides: Overrides) -> str:
 
 
 def dict_of(value: Any) -> Any:
-    """Return a value with plain dicts and lists."""
+    """Return a value as plain dicts and lists."""
     if isinstance(value, Mapping):
         return {key: dict_of(own) for key, own in value.items()}
     return [dict_of(own) for own in value] if isinstance(value, (list, tuple)) else value
@@ -201,8 +201,8 @@ def training_overrides(
     Args:
         spec: The ablation.
         row: Name of the row.
-        seed: Of the training.
-        iterations: Its length, where it is not that of the other trainings.
+        seed: Seed of the training.
+        iterations: Length of the training, if it differs from the others.
     """
     overrides = merged(merged(spec.shared, spec.rows[row]), {"randomness": {"seed": seed}})
     length = iterations or spec.iterations

@@ -1,12 +1,12 @@
-"""Every model of the family, trained on the toy data and scored in tables.
+"""Train every model of the family on the toy data and print tables of scores.
 
     python scripts/family.py          # `make family`: one to two hours on two cores
     python scripts/family.py --models opusv2-nano_toy opusv2-fusion-nano_toy
 
-The first table holds the Occ3D models against the image-blind prior, the second the OpenOccupancy
-models, on the voxels they were trained on and, with the same weights, on finer and coarser ones.
-What was done before is kept, an interrupted training is resumed. The command fails (exit code 2) if
-a model does not beat the prior, or a fusion model not its camera-only form.
+The first table compares the Occ3D models with the image-blind prior, the second the OpenOccupancy
+models: on the voxels of the training and, with the same weights, on finer and coarser ones.
+Completed steps are kept, and an interrupted training is resumed. The command fails (exit code 2) if
+a model does not beat the prior, or if a fusion model does not beat its camera-only form.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CAMERA_FORM = {
     "opusv1-fusion-nano_toy": "opusv1-nano_toy",
     "opusv2-fusion-nano_toy": "opusv2-nano_toy",
 }
-# Models of the second table, with the voxel sizes (m) they are scored on; the first is their own.
+# Models of the second table, with voxel sizes (m) to score on; the first is that of the training.
 OCCUPANCY = {
     "opusv2-nano_toy-occupancy": (0.2,),
     "opusv2-nano_toy-occupancy-0.4m": (0.4, 0.2, 0.8),
@@ -52,9 +52,9 @@ class Score:
     """One line of a table.
 
     Attributes:
-        model: Config's name.
-        voxel_size: Edge of the voxels it is scored on, in m; None for the config's own.
-        parameters: Number of the model's parameters, those of auxiliary heads included.
+        model: Name of the config.
+        voxel_size: Edge in m of the voxels of the scores; None for that of the config.
+        parameters: Number of parameters, auxiliary heads included.
         minutes: Wall time of the training.
         memory_mb: Peak memory of the training process.
         ours: mIoU and RayIoU of the model, in percent.
@@ -82,11 +82,11 @@ def run_family(names: Sequence[str]) -> None:
     """Train and score models and print the tables.
 
     Args:
-        names: Configs' names.
+        names: Names of configs.
 
     Raises:
         ConfigError: A config cannot be read.
-        StepFailed: A step failed, or a model did not learn what it should.
+        StepFailed: A step failed, or a model did not reach its required scores.
     """
     data_key = make_data()
     scores = [score for name in names for score in _train_and_score(name, data_key)]
@@ -158,9 +158,9 @@ def print_tables(scores: Sequence[Score]) -> None:
 
 
 def check(scores: Sequence[Score]) -> list[str]:
-    """Return what is not as it should be, one complaint each."""
+    """Return one message for each score that misses its requirement."""
     complaints = []
-    # On the voxels a model was trained on; finer and coarser ones are for reading.
+    # Only on the voxels of the training; finer and coarser ones have no requirement.
     own = {score.model: score for score in reversed(scores)}
     for score in reversed(own.values()):
         for metric, ours, prior in zip(METRICS, score.ours, score.prior, strict=True):

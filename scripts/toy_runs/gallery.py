@@ -3,8 +3,8 @@
     python scripts/make_gallery.py                          # `make gallery`
     python scripts/make_gallery.py --only sheet points --weights work_dirs/X/epoch_14.pth
 
-Each picture is one call of visualize.py or scripts/plot_log.py, whose command is printed. The model
-is that of `make toy-train` or of `make demo`, whichever was run (the former first).
+Each picture is one call of visualize.py or scripts/plot_log.py, and the command is printed. The
+model is that of `make toy-train` or else of `make demo`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Picture:
     """One picture of the gallery.
 
     Attributes:
-        name: of the file in docs/images, without suffix.
-        arguments: of visualize.py, beside config, weights and folder.
-        result: pattern of the file that is wanted among those written.
-        columns: width of the picture in the gallery.
+        name: Name of the file in docs/images, without suffix.
+        arguments: Arguments of visualize.py in addition to config, weights and folder.
+        result: Pattern of the output file to use.
+        columns: Width of the picture in the gallery.
     """
 
     name: str
@@ -90,7 +90,7 @@ def _check(code: int, command: str) -> None:
 
 
 def make_picture(picture: Picture, config: str, weights: str, out: Path) -> Path:
-    """Draw one picture and put it, reduced, into the gallery."""
+    """Draw one picture, reduce it and copy it to the gallery."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--config", config, "--weights", weights, *picture.arguments.split()]
         command_line = shlex.join(["visualize.py", *arguments])
@@ -110,8 +110,9 @@ def make_picture(picture: Picture, config: str, weights: str, out: Path) -> Path
 
 
 def _save_small(image: Image.Image, path: Path, columns: int) -> Path:
-    """Save a JPEG file with sharp colours: a third of a PNG's size for sheets with
-    photographs.
+    """Save a JPEG file without chroma subsampling.
+
+    For sheets with photographs it has a third of the size of a PNG.
     """
     if image.width > columns:
         rows = round(image.height * columns / image.width)
@@ -121,7 +122,7 @@ def _save_small(image: Image.Image, path: Path, columns: int) -> Path:
 
 
 def make_page(config: str, weights: str, out: Path) -> Path:
-    """Save a picture of a page in a browser.
+    """Save a screenshot of a page in a browser.
 
     Raises:
         ConfigError: Chromium is not installed.
@@ -147,7 +148,7 @@ def make_page(config: str, weights: str, out: Path) -> Path:
 
 
 def make_recording(config: str, weights: str, out: Path) -> Path:
-    """Save a picture of a recording as Rerun's viewer opens it.
+    """Save a screenshot of a recording in Rerun's viewer.
 
     Raises:
         ConfigError: Chromium or Rerun's viewer is not installed, or does not draw.
@@ -171,7 +172,7 @@ def make_curves(work_dir: Path, out: Path) -> Path:
         print(f"== curves: python scripts/plot_log.py {work_dir}", flush=True)
         _check(training_curves.main([str(work_dir), "--out", str(picture)]), "plot_log.py")
         with Image.open(picture) as file:
-            # Few colours: as a PNG with a palette it is smaller and sharper than as a JPEG.
+            # Few colours: a PNG with a palette is smaller and sharper than a JPEG.
             small = file.convert("RGB").resize(
                 (1200, round(1200 * file.height / file.width)), Image.Resampling.LANCZOS
             )
@@ -180,7 +181,7 @@ def make_curves(work_dir: Path, out: Path) -> Path:
 
 
 def make_gallery(names: Sequence[str], config: str | None, weights: str | None, out: Path) -> None:
-    """Make the pictures of these names.
+    """Make the pictures with the given names.
 
     Raises:
         ConfigError: There is no model to draw, or a picture could not be drawn.
@@ -203,8 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     known = [*(picture.name for picture in PICTURES), "page", "recording", "curves"]
-    parser.add_argument("--only", nargs="+", choices=known, default=(), help="these pictures alone")
-    parser.add_argument("--config", type=config_file, help="of the model, with --weights")
+    parser.add_argument("--only", nargs="+", choices=known, default=(), help="only these pictures")
+    parser.add_argument("--config", type=config_file, help="config of the model, with --weights")
     parser.add_argument("--weights", metavar="CHECKPOINT")
     parser.add_argument("--out", type=Path, default=Path("docs", "images"), metavar="FOLDER")
 

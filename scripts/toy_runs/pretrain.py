@@ -2,9 +2,9 @@
 
     python -m scripts.toy_pretrain            # `make toy-pretrain`: hours on two cores
 
-The scenes are others than the demo's, in all kinds of light. The command may be interrupted at any
-time and goes on where it stopped. It writes to data/, work_dirs/ and pretrain/ of the current
-folder and scores the file that it has written on scenes that it was not trained on.
+The scenes differ from those of the demo and cover all lighting conditions. The command may be
+interrupted at any time; it then continues where it stopped. It writes to data/, work_dirs/ and
+pretrain/ of the current folder, and scores the weights on scenes that are not in the training.
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ def card(work_dir: Path, config: str, weights: Path, scores: Path, prior: Path) 
     """Return the text of the card.
 
     Args:
-        work_dir: Of the training.
-        config: Its config.
+        work_dir: Work dir of the training.
+        config: Config of the training.
         weights: The file that was scored.
-        scores: File of its scores.
-        prior: File of the image-blind prior's.
+        scores: File with its scores.
+        prior: File with the scores of the image-blind prior.
     """
     report: dict[str, Any] = json.loads(scores.read_text())
     blind = json.loads(prior.read_text())["metrics"]
@@ -129,7 +129,7 @@ def card(work_dir: Path, config: str, weights: Path, scores: Path, prior: Path) 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("pretrain"), metavar="FOLDER")
 
@@ -137,5 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_pretrain(args.out)
 
     return run_command(
-        parser, run, arguments, interrupted="interrupted; the same command goes on where it stopped"
+        parser,
+        run,
+        arguments,
+        interrupted="interrupted; the same command continues where it stopped",
     )

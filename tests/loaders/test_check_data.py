@@ -186,7 +186,7 @@ def test_data_set_that_cannot_be_built(copied, capsys):
     (copied / VAL).write_bytes(b"\x80\x03cos\nsystem\n.")
     code, out = run(copied, capsys)
     assert code == 1
-    assert "data set val" in out and "is refused" in out and "train: opened" in out
+    assert "data set val" in out and "is rejected" in out and "train: opened" in out
 
 
 def test_sampling_stops_in_time_and_is_spread(copied, capsys):

@@ -155,7 +155,7 @@ def test_dots_of_the_world_are_where_ego2img_says(mini, mini_world, mode, test_m
                 centre_y, centre_x = (grid * white).sum((1, 2)) / white.sum()
                 errors.append([left + centre_x - x, top + centre_y - y])
     # Dots are drawn up to half a pixel off. In training the resized image is up to a pixel smaller
-    # than the matrix says (sizes are truncated, as published) and rotation takes nearest pixels.
+    # than in the matrix (sizes are truncated, as published) and rotation takes nearest pixels.
     assert len(errors) > 200
     assert np.abs(errors).max() < (0.6 if test_mode else 1.2)
     assert np.abs(np.median(errors, axis=0)).max() < (0.1 if test_mode else 0.4)

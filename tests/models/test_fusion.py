@@ -172,7 +172,7 @@ def test_inconsistent_configurations_are_refused(make_detector: Callable[..., An
     with pytest.raises(ValueError, match="use_lidar is True in a model without a LiDAR branch"):
         make_detector(pts_bbox_head=changes["pts_bbox_head"])
     encoder = merge(LIDAR_BRANCH["pts_middle_encoder"], sparse_shape=[9, 80, 60])
-    with pytest.raises(ValueError, match=r"ask for \[9, 60, 80\] \(z \+ 1, y, x\)"):
+    with pytest.raises(ValueError, match=r"require \[9, 60, 80\] \(z \+ 1, y, x\)"):
         make_detector(**changes | dict(pts_middle_encoder=encoder))
     model = make_detector(**changes)
     with pytest.raises(ValueError, match="and the batch no points: use a data set that loads"):

@@ -127,7 +127,7 @@ def test_what_is_skipped_does_not_show(sign: int) -> None:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_what_is_skipped_in_single_precision_does_not_show(sign: int, device: str) -> None:
-    inputs = make_far_queries(1030, torch.float32)  # so many that a GPU sorts them by their places
+    inputs = make_far_queries(1030, torch.float32)  # enough that a GPU sorts them by position
     inputs[3].mul_(sign)
     assert_close_to_reference(inputs, 2e-5, device=device)
 

@@ -47,7 +47,7 @@ def encoded(content: np.ndarray, **options: Any) -> Tensor:
 
 
 def basis(points: int) -> np.ndarray:
-    """Values [points, 8] of the cosines of a transform to so many points; zero for higher ones."""
+    """Cosines [points, 8] of a transform to `points` points; zero for higher frequencies."""
     u, x = np.arange(8), np.arange(points)
     matrix = 0.5 * np.cos((2 * x[:, None] + 1) * u * math.pi / (2 * points))
     matrix[:, 0] /= math.sqrt(2)
@@ -142,7 +142,7 @@ def test_file_without_its_upper_rows(reduction: int) -> None:
     lower = encoded(planes()[:, 32:], subsampling=2)
     part = cropped(lower, reduction, case, top=32)
     assert whole is not None and part is not None and torch.equal(whole, part)
-    # Rows that are not there are not made up.
+    # Missing rows are not invented.
     assert cropped(lower, reduction, CASES[0], top=32) is None
 
 

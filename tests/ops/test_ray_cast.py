@@ -109,7 +109,7 @@ def test_no_hit_ends_in_last_voxel(cast: Callable[..., RayHits], device: str) ->
         ((1.5, 1.5, 1.5), (math.inf, 1.0, 0.0)),
         ((1.5, math.nan, 1.5), (1.0, 0.0, 0.0)),
         ((-math.inf, 1.5, 1.5), (1.0, 0.0, 0.0)),
-        ((-1.0, 1.5, 1.5), (-1.0, 0.0, 0.0)),  # looks away
+        ((-1.0, 1.5, 1.5), (-1.0, 0.0, 0.0)),  # points away from the grid
         ((-1.0, 1.5, 1.5), (0.0, 1.0, 0.0)),  # passes by
         ((-1.0, 1.5, 1.5), (1.0, 3.0, 0.0)),  # passes the corner
         ((3.0, 1.5, 1.5), (1.0, 0.0, 0.0)),  # on the upper border, outward

@@ -99,7 +99,7 @@ def test_part_of_the_image_suffices(function: Callable, full, resized, crop, siz
     window = image[top:bottom, left:right].contiguous()
     function(part, window, full, (top, left), resized, crop)
     assert largest_difference(whole, part) <= (function is resize_crop_reference)
-    # One row or column less is refused: nothing is read that is not there.
+    # One row or column less is rejected: nothing is read outside of the window.
     for less, offset in (
         (window[1:], (top + 1, left)),
         (window[:-1], (top, left)),

@@ -63,8 +63,8 @@ def test_rows_become_configs(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("config: [", "cannot be read as YAML"),
-        ("- a", "holds no keys"),
-        (TEXT + "colour: red\n", "has no use for 'colour'"),
+        ("- a", "has no keys"),
+        (TEXT + "colour: red\n", "has the unknown key 'colour'"),
         (f"config: {TOY}\n", "lacks `rows`"),
         (TEXT.replace(TOY, "configs/none.py"), r"configs/none.py does not exist"),
         (TEXT.replace("[3, 4]", "[3, 3]"), "one number twice"),
@@ -187,7 +187,7 @@ def test_an_interruption_stops_and_the_same_command_goes_on(
     arguments = [str(path), "--out", str(tmp_path / "out")]
     machine = Machine(monkeypatch, fails="straight/seed3", code=130)
     assert ablation.main(arguments) == 130
-    assert "goes on where it stopped" in capsys.readouterr().err
+    assert "continues where it stopped" in capsys.readouterr().err
     assert len(machine.trained) == 1
     again = Machine(monkeypatch)
     assert ablation.main(arguments) == 0

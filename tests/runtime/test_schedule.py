@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 NAME = "opusv2_nusc-occ3d/opusv2-t_r50_704x256_8f_nusc-occ3d_{}e.py"
 TRAINING_SAMPLES = 28_130  # of nuScenes: 3,517 iterations of 8
 ITERATIONS = 3517
-# MODEL.md: the main group's rate after so many iterations of 100 epochs
+# MODEL.md: the main group's rate by iteration, in a training of 100 epochs
 PUBLISHED = {
     0: 6.66667e-5,
     250: 1.33333e-4,

@@ -68,7 +68,7 @@ struct CachedAxis {
 // One component of the image.
 struct Plane {
   CachedAxis rows, columns;
-  int points_y, points_x;  // a block becomes so many pixels
+  int points_y, points_x;  // pixels of a transformed block
   int blocks_y, blocks_x;  // of an MCU
   int64_t offset;          // rows of the whole plane that the file lacks
   int previous;            // first coefficient of the block before

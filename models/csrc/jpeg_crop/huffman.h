@@ -62,7 +62,7 @@ class BitReader {
   int number_ = 0;
 };
 
-// A value of so many bits: the lower half of the range stands for negative ones.
+// A value of `size` bits: the lower half of the range represents negative ones.
 inline int extend(uint32_t bits, int size) {
   const int value = static_cast<int>(bits);
   return value < 1 << (size - 1) ? value - (1 << size) + 1 : value;
@@ -121,7 +121,7 @@ class HuffmanTable {
   Jump jump(const BitReader& reader) const { return jumps_[reader.peek(kPeek)]; }
 
  private:
-  // Length of the code at the head of kMaxCode bits, 17 where there is none.
+  // Length of the code at the head of kMaxCode bits, 17 if there is none.
   int code_length(uint32_t bits) const {
     int length = 1;
     while (length <= kMaxCode && bits >= limit_[length]) ++length;

@@ -98,7 +98,7 @@ OPUS_AVX2 inline __m128i interleaved(__m128i bytes, int part, int channel) {
   return _mm_shuffle_epi8(bytes, _mm_load_si128(reinterpret_cast<const __m128i*>(order)));
 }
 
-// Sixteen pixels at a time, as far as they fill; returns the first that is left.
+// Converts whole groups of sixteen pixels; returns the first remaining pixel.
 OPUS_AVX2 inline int64_t convert_row(const uint8_t* luma, const uint8_t* blue, const uint8_t* red,
                                      int64_t number, uint8_t* to) {
   int64_t i = 0;

@@ -33,7 +33,7 @@ struct Reads {
       }
     }
   }
-  // End of the reads from `begin` on whose channels lie alike, adjacent or apart.
+  // End of the run of reads from `begin` on with the same layout: channels adjacent or apart.
   int end_of_run(int begin) const {
     int end = begin;
     while (end < count && (strides[end] == 1) == (strides[begin] == 1)) ++end;
@@ -81,7 +81,7 @@ void read_adjacent(const Reads<S, T>& reads, int begin, int end, const Shape& s,
   }
 }
 
-// Sums are in the order of the levels, however these lie in memory: they overflow alike.
+// Sums are in the order of the levels for any memory layout, so overflow does not depend on it.
 template <typename S, typename T>
 void read(const Reads<S, T>& reads, const Shape& s, T* out) {
   const bool starts_apart = reads.count == 0 || reads.strides[0] != 1;

@@ -299,7 +299,7 @@ __global__ void __launch_bounds__(kBackwardThreads)
       const int mine = chunk + static_cast<int>(threadIdx.x);
       if (mine < end) projections[threadIdx.x] = Place(s, bq * samples + mine).project(a);
       __syncthreads();
-      // All lanes of a warp go round equally often, so that they can exchange their sums.
+      // All lanes of a warp run equally many iterations, so that they can exchange their sums.
       for (int begin = chunk; begin < end; begin += kBackwardThreads / lanes) {
         const int i = begin + static_cast<int>(threadIdx.x) / lanes;
         const bool exists = i < end;

@@ -162,7 +162,7 @@ struct Rays {
 
   OPUS_HD unsigned to_cast() const { return (cast_gt ? kGt : 0) | (cast_pred ? kPred : 0); }
 
-  // Returns the ray's end in the ground truth, as far as it is known before casting.
+  // Returns the ray's end in the ground truth, if it is known before casting.
   OPUS_HD RayEnd known_gt(int64_t origin, int64_t column) const {
     if (cast_gt) return {empty, 0.f};
     const int64_t r = origin * num_directions + column;

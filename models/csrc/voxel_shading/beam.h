@@ -44,14 +44,14 @@ inline Beam beam_of(const Ray* rays, int count) {
   for (int a = 0; a < 3; ++a) {
     if (a == beam.axis) continue;
     double low = kMaxSlope, high = -kMaxSlope;
-    bool alike = true;
+    bool same_step = true;
     for (int i = 0; i < count; ++i) {
-      alike &= rays[i].step[beam.axis] == beam.step;
+      same_step &= rays[i].step[beam.axis] == beam.step;
       const double slope = rays[i].d[a] * rays[i].inv[beam.axis];
       low = slope < low ? slope : low;
       high = slope > high ? slope : high;
     }
-    if (!alike || beam.step == 0 || low < -kMaxSlope || high > kMaxSlope) {
+    if (!same_step || beam.step == 0 || low < -kMaxSlope || high > kMaxSlope) {
       beam.axis = -1;
       return beam;
     }

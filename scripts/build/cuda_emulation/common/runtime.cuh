@@ -177,7 +177,7 @@ inline bool release(int first, int last, State state) {
   return true;
 }
 
-// A warp runs as far as possible before the others, so that missing barriers cause errors.
+// A warp runs up to its next barrier before the others, so that missing barriers cause errors.
 inline void run_warp(int warp) {
   const int first = warp * kWarp, last = std::min(first + kWarp, block.count);
   do {

@@ -1,8 +1,8 @@
 """Labels without compression by deflate.
 
-Most voxels of a grid are free. A packed grid has one bit per voxel for whether it has another
-label, these labels, and one bit per voxel of each mask. Packed rows of voxels have one byte per
-label, and for the places either one bit per voxel of the grid or four bytes per row, whichever is
+Most voxels of a grid are free. A packed grid has one bit per voxel that is set if it is not free,
+the labels of these voxels, and one bit per voxel of each mask. Packed rows of voxels have one byte
+per label; positions take either one bit per voxel of the grid or four bytes per row, whichever is
 smaller.
 """
 
@@ -19,8 +19,8 @@ from loaders.safe_reading import FileKind, StoredArrays
 
 _GRID = "grid"  # X, Y, Z, and the label of voxels whose bit is 0
 _BITS, _LABELS = "other", "labels"
-_SIDES = "sides"  # of the smallest grid that holds all rows, one for each of their first columns
-_PLACES = "places"  # of rows in that grid, counted with the last column as the fastest
+_SIDES = "sides"  # of the smallest grid that contains all rows, by column
+_PLACES = "places"  # indices of rows in that grid, with the last column as the fastest
 _PLACE_BYTES = 4
 _MAX_VOXELS = 1 << 27
 
@@ -139,9 +139,9 @@ def read_packed_rows(file: StoredArrays, path: str, kind: FileKind) -> npt.NDArr
     """Read packed rows as integers [n, 4], in the order and with the values of the source.
 
     Args:
-        file: Open.
-        path: The file, for errors.
-        kind: What it is, for errors.
+        file: Open file.
+        path: Path of the file, for errors.
+        kind: Kind of the file, for errors.
 
     Raises:
         BadDataError: If the arrays do not fit together.
@@ -158,7 +158,7 @@ def read_packed_rows(file: StoredArrays, path: str, kind: FileKind) -> npt.NDArr
     else:
         places = np.flatnonzero(_read_bits(file, _BITS, number, path, kind))
     if labels.dtype != np.uint8 or labels.ndim != 1 or places.shape != labels.shape:
-        raise kind.broken(path, "has not one label for each voxel")
+        raise kind.broken(path, "does not have one label for each voxel")
     is_inside = places.dtype.kind in "ui" and places.min(initial=0) >= 0
     if not is_inside or (len(places) and places.max() >= number):
         raise kind.broken(path, "has voxels outside of its grid")

@@ -42,14 +42,14 @@ def share(tensor: Tensor) -> Tensor:
 
 
 def shared_empty(shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Return an array without content; in a data worker it lies in shared memory.
+    """Return an uninitialised array; in a data worker it is in shared memory.
 
     torch copies every tensor of a batch into shared memory before a worker sends it. Tensors that
     `as_tensor` makes from such arrays are sent without a copy.
 
     Args:
-        shape: Of the array.
-        dtype: Of the array.
+        shape: Shape of the array.
+        dtype: Data type of the array.
     """
     if get_worker_info() is None:
         return np.empty(shape, dtype)
@@ -61,10 +61,10 @@ def shared_empty(shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]
 
 
 def as_tensor(array: npt.NDArray[Any]) -> Tensor:
-    """Return a tensor over an array's memory, in shared memory where the array is.
+    """Return a tensor over an array's memory, which is in shared memory if the array is.
 
     Args:
-        array: Of any origin; one of `shared_empty`, or its first rows, keeps its storage.
+        array: Any array; an array of `shared_empty`, or its first rows, keeps its storage.
     """
     owner: Any = array.base
     while isinstance(owner, np.ndarray):

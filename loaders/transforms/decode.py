@@ -1,4 +1,4 @@
-"""Decoding image files, whole or in part, at full or reduced size.
+"""Decoding of image files, whole or in part, at full or reduced size.
 
 libjpeg-turbo through the native extension is preferred, then PyTurboJPEG, OpenCV and Pillow. Crops
 that need not equal Pillow's are decoded and resized by the native operation `jpeg_crop`.
@@ -27,7 +27,7 @@ from models.ops.resize_crop import Method
 Backend = Literal["auto", "libjpeg", "turbojpeg", "cv2", "pillow"]
 Image = npt.NDArray[np.uint8]
 _Decoder = Callable[[bytes | bytearray, int], "Image | None"]
-# First row or column, and the one after the last, of the image at its reduced size.
+# First row or column and the one after the last, of the image at its reduced size.
 Span = tuple[int, int]
 
 _IMAGE_FILE = FileKind(
@@ -39,13 +39,13 @@ _IMAGE_FILE = FileKind(
 )
 # Formats that OpenCV and Pillow both decode, and whose header Pillow reads without a decoder.
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF")
-# Of images whose size no config tells; 8K video has fewer.
+# Maximum for images whose size is not in the config; 8K video has fewer.
 _MAX_PIXELS = 1 << 25
-# A progressive JPEG has about ten; each costs a pass over the whole picture.
+# Maximum number of scans. A progressive JPEG has about ten; each is a pass over the whole image.
 _MAX_SCANS = 200
 _START_OF_SCAN = b"\xff\xda"
 
-# libjpeg scales by these for nearly nothing, by leaving out DCT coefficients.
+# libjpeg scales by these at almost no cost, by leaving out DCT coefficients.
 REDUCTIONS = (8, 4, 2, 1)
 
 _START_OF_IMAGE = b"\xff\xd8"
@@ -67,8 +67,8 @@ def read_image(
 
     Args:
         path: JPEG, PNG, BMP, PPM, WebP or TIFF.
-        backend: Which library decodes; 'auto' takes the fastest one that works here.
-        reduction: 1, 2, 4 or 8; sizes shrink by it (rounded up).
+        backend: Decoding library; 'auto' takes the fastest one that works here.
+        reduction: 1, 2, 4 or 8; sizes are divided by it (rounded up).
         raw_hw: Height and width that the stored image must have, before any reduction.
 
     Returns:
@@ -77,7 +77,7 @@ def read_image(
     Raises:
         MissingDataError: If the file does not exist.
         WrongShapeError: If the image is not of the size `raw_hw`; it is not decoded then.
-        BadDataError: If it is empty, truncated, no image, or too large.
+        BadDataError: If it is empty, truncated, not an image, or too large.
     """
     return decode_image(read_image_file(path), path, backend, reduction, raw_hw)
 
@@ -105,15 +105,15 @@ def decode_image_part(
 
     Args:
         data: Content of an image file.
-        path: What errors call the image.
+        path: Name of the image in errors.
         rows: First row and the one after the last, of the image at its reduced size.
         columns: Likewise.
-        backend: 'libjpeg' alone leaves pixels out; with others the whole image is returned.
+        backend: Only 'libjpeg' decodes a part; the others return the whole image.
         reduction: 1, 2, 4 or 8.
         raw_hw: Height and width that the stored image must have.
 
     Returns:
-        uint8 [h, w, 3] BGR, and the row and column of the whole image where it begins.
+        uint8 [h, w, 3] BGR, and its first row and column in the whole image.
 
     Raises:
         WrongShapeError: As `read_image`, as is the other.
@@ -144,12 +144,12 @@ def decode_crop(
 
     Args:
         data: Content of an image file.
-        path: What errors call the image.
+        path: Name of the image in errors.
         out: uint8 [h, w, 3], written, BGR.
         full_hw: Height and width of the whole image.
         top: Rows of the whole image that the file lacks at its top.
         resized_hw: Height and width that the whole image is resized to.
-        crop: Row and column of the resized image where `out` begins.
+        crop: First row and column of `out` in the resized image.
         flip: Whether to mirror `out` left-right.
         method: Filter of the resize, one of `models.ops.jpeg_crop.QUICK_METHODS`.
         reduction: 1, 2, 4 or 8: the file is decoded at that part of its size.
@@ -174,10 +174,10 @@ def image_size(data: bytes | bytearray, name: str) -> tuple[int, int]:
 
     Args:
         data: Content of an image file.
-        name: What errors call the image.
+        name: Name of the image in errors.
 
     Raises:
-        BadDataError: If it is no image, or has too many pixels.
+        BadDataError: If it is not an image, or has too many pixels.
     """
     with reading(name, _IMAGE_FILE, f"cannot be decoded ({len(data)} bytes)"):
         size, _ = _read_header(name, data)
@@ -196,9 +196,9 @@ def decode_image(
 
     Args:
         data: Content.
-        path: What errors call the image; the other arguments, the result and the errors are those
+        path: Name of the image in errors; the other arguments, the result and the errors are those
             of `read_image`.
-        backend: Which library decodes.
+        backend: Decoding library.
         reduction: 1, 2, 4 or 8.
         raw_hw: Height and width that the stored image must have.
     """
@@ -207,14 +207,14 @@ def decode_image(
 
 
 def _as_tensor(data: bytes | bytearray) -> torch.Tensor:
-    """Return the bytes of a file as uint8 [n], without a copy where they may be written to."""
+    """Return the bytes of a file as uint8 [n], without a copy if they are writable."""
     writable = bytearray(data) if isinstance(data, bytes) else data
     return torch.frombuffer(writable, dtype=torch.uint8)
 
 
 def _check_content(path: str, data: bytes | bytearray, raw_hw: tuple[int, int] | None) -> None:
     """Raise an error if a file is truncated, has no valid header, or has another size."""
-    # OpenCV and TurboJPEG fill what is missing of a JPEG with grey and only warn on stderr.
+    # OpenCV and TurboJPEG fill missing parts of a JPEG with grey and only warn on stderr.
     if data.startswith(_START_OF_IMAGE) and data.find(_END_OF_IMAGE, -_TAIL_BYTES) < 0:
         raise truncated(path, _IMAGE_FILE, f"{len(data)} bytes")
     with reading(path, _IMAGE_FILE, _broken(data)):
@@ -253,7 +253,7 @@ def reduced_size(size_hw: tuple[int, int], reduction: int) -> tuple[int, int]:
 def _read_header(path: str, data: bytes | bytearray) -> tuple[tuple[int, int], bool]:
     """Return height and width of an image file, and whether it is a progressive JPEG.
 
-    Raises whatever Pillow does.
+    Errors of Pillow are passed on.
     """
     baseline = _baseline_jpeg_size(data)
     if baseline is not None:
@@ -261,7 +261,7 @@ def _read_header(path: str, data: bytes | bytearray) -> tuple[tuple[int, int], b
     from PIL import Image as PilImage
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of large pictures, which are judged by the caller
+        warnings.simplefilter("ignore")  # about large images, which the caller checks
         try:
             with PilImage.open(io.BytesIO(data), formats=_FORMATS) as file:
                 return (file.height, file.width), bool(file.info.get("progressive"))
@@ -309,7 +309,7 @@ def _check_size(path: str, size: tuple[int, int], raw_hw: tuple[int, int] | None
 
 @functools.cache
 def notice_slow_backend(backend: Backend) -> None:
-    """Log once per process if 'auto' does not get the fastest decoder, and how to get it."""
+    """Log once per process how to get the fastest decoder, if 'auto' does not find it."""
     if backend == "auto" and fastest_backend() != "libjpeg":
         print_log(
             f"images are decoded with {fastest_backend()}: for faster loading install "
@@ -356,7 +356,7 @@ def fastest_backend() -> str:
     for name, make in _makers().items():
         try:
             make()
-        except Exception:  # a missing or mismatched library shows as nearly any exception
+        except Exception:  # a missing or mismatched library can raise almost any exception
             continue
         return name
     raise AssertionError("Pillow is a dependency, so its decoder always works")
@@ -372,7 +372,7 @@ def _libjpeg_decoder() -> _Decoder:
         if data.startswith(_START_OF_IMAGE):
             everything = (0, 1 << 20)
             found = jpeg_window(_as_tensor(data), reduction, everything, everything)
-        # The other decoder reports damage, and reads other colours.
+        # The other decoder reports damage, and reads other colour spaces.
         return other(data, reduction) if found is None else found[0].numpy()
 
     return decode
@@ -389,7 +389,7 @@ def _turbojpeg_decoder() -> _Decoder:
             return other(data, reduction)
         scale = None if reduction == 1 else (1, reduction)
         with warnings.catch_warnings():
-            # It warns where it returns grey or nothing, and fails on colours without a conversion.
+            # It warns if it returns grey or nothing, and fails on unsupported colour spaces.
             # The other decoder is used then.
             warnings.simplefilter("error", UserWarning)
             try:

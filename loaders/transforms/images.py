@@ -1,4 +1,4 @@
-"""Loading and augmenting the images of a sample, all with one draw.
+"""Loading and augmentation of the images of a sample, with one draw for all.
 
 Legend: F images of a sample, H W raw height and width, h w those of the network input.
 """
@@ -40,8 +40,8 @@ from models.ops import resize_crop, resize_window
 from models.ops.jpeg_crop import QUICK_METHODS
 from models.ops.resize_crop import Method
 
-# How far above the reduced size a fast decode may be enlarged: OPUS trains with ratios of
-# 0.38 ... 0.55 of the raw size, all of which then come from the half-size decode.
+# Largest enlargement of a reduced fast decode: OPUS trains with ratios of 0.38 ... 0.55 of the raw
+# size, which can then all use the half-size decode.
 _MAX_ENLARGEMENT = 1.1
 
 
@@ -59,7 +59,7 @@ class DrawImageAug:
             takes 0.38 ... 0.55. None uses the ratio of evaluation.
         flip_prob: Probability of a left-right flip in training.
         rotate_range_deg: Range of the rotation in training, degrees counter-clockwise.
-        camera_hw: Height and width by camera, of those whose images are not of `raw_hw`.
+        camera_hw: Height and width by camera, for cameras whose images do not have `raw_hw`.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class DrawImageAug:
         sample.image_aug = params
         sample.camera_augs = tuple(aug_for_size(params, self.raw_hw, size) for size in sizes)
         matrices = [image_aug_matrix(aug) for aug in sample.camera_augs or (params,)]
-        # Images stand frame by frame: those of a camera are N apart.
+        # Images are in frame-major order: those of a camera are N apart.
         repeated = np.resize(np.array(matrices, dtype=np.float64), sample.ego2img.shape)
         sample.ego2img = repeated @ sample.ego2img
         return sample
@@ -112,12 +112,12 @@ class DrawImageAug:
     def extreme_augs(
         self, image_hw: tuple[int, int], is_training: bool = True
     ) -> list[ImageAugParams]:
-        """Return the augmentations between which all others of images of a size lie."""
+        """Return the augmentations that bound all others for images of a size."""
         ratios = self.resize_range if is_training else None
         return extreme_augs(self.raw_hw, self.final_hw, ratios, image_hw)
 
     def image_sizes(self) -> list[tuple[int, int]]:
-        """Return the sizes of images on disk, all cameras together."""
+        """Return the sizes of the images on disk over all cameras."""
         return sorted({self.raw_hw, *self.camera_hw.values()})
 
     def check_packed(self, packed: PackedImages, is_training: bool) -> None:
@@ -147,19 +147,19 @@ class LoadMultiViewImages:
 
     Args:
         raw_hw: Height and width that the images must have.
-        camera_hw: Height and width by camera, of those whose images are of another size.
+        camera_hw: Height and width by camera, for cameras whose images have another size.
         image_mode: 'exact' decodes fully; the result equals Pillow's bicubic resize, with which the
             published models are trained and evaluated. 'fast' decodes at the smallest sufficient
             DCT scale and resizes linearly from there; if none is sufficient, it equals 'exact'.
-            Packed images are stored so small that both modes do the same.
+            Packed images are small enough that both modes do the same.
         backend: Decoding library, see `loaders.transforms.decode.read_image`. With 'auto', fast and
             packed images are decoded and resized in one pass by a native operation.
         image_cache_mb: Size of the image cache of each process in training, MiB (use persistent
-            workers), meant for data sets that fit. It keeps decoded images, or the content of files
-            if decoding and resizing are one pass. 0 keeps nothing.
-        test_cache_mb: The same in evaluation, where augmented images are kept: the next samples of
-            a scene share most of their history with this one, and 26 MiB hold 8 frames of 6 cameras
-            at 704 x 256. None takes `image_cache_mb`.
+            workers), for data sets that fit into it. It stores decoded images, or the content of
+            files if decoding and resizing are one pass. 0 disables it.
+        test_cache_mb: The same in evaluation, where augmented images are cached: successive samples
+            of a scene share most of their history, and 26 MiB hold 8 frames of 6 cameras at
+            704 x 256. None uses `image_cache_mb`.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class LoadMultiViewImages:
             )
         params, paths = sample.image_aug, sample.img_paths
         images = shared_empty((len(paths), *params.size_hw, 3), np.uint8)
-        done: dict[str, int] = {}  # frames repeat where the history is short
+        done: dict[str, int] = {}  # frames are repeated if the history is short
         for i, path in enumerate(paths):
             if path in done:
                 images[i] = images[done[path]]
@@ -291,10 +291,10 @@ class LoadMultiViewImages:
         stored: StoredSize,
         reduction: int,
     ) -> tuple[Image, tuple[int, int]]:
-        """Return the part of an image that an augmentation needs, and where it begins."""
+        """Return the part of an image that an augmentation needs, and its first row and column."""
         whole = _reduced(stored, reduction)
         rows, columns = needed_window(whole.full_hw, params)
-        if rows[0] == rows[1] or columns[0] == columns[1]:  # nothing but black
+        if rows[0] == rows[1] or columns[0] == columns[1]:  # entirely black
             image = decode_image(data, name, self.backend, reduction, stored.stored_hw)
             return image, (whole.top, 0)
         below = (max(0, rows[0] - whole.top), max(0, rows[1] - whole.top))
@@ -304,12 +304,12 @@ class LoadMultiViewImages:
         return image, (whole.top + row, column)
 
     def finish(self, source: bytes | bytearray | Image, params: ImageAugParams, name: str) -> Image:
-        """Return one image as the network gets it, without a file and without a cache.
+        """Return one image as input of the network, without file and cache.
 
         Args:
             source: Content of an image file, or uint8 [H, W, 3] BGR.
             params: Augmentation for images of this size.
-            name: What errors call the image.
+            name: Name of the image in errors.
 
         Returns:
             uint8 [h, w, 3], BGR.
@@ -328,7 +328,7 @@ class LoadMultiViewImages:
 
 
 def _reduced(stored: StoredSize, reduction: int) -> StoredSize:
-    """Return how images are decoded at reduced size."""
+    """Return the mode of decoding at reduced size."""
     height, width = reduced_size(stored.stored_hw, reduction)
     top = stored.top // reduction
     return StoredSize(stored.raw_hw, (top + height, width), top)
@@ -369,11 +369,11 @@ def augment_image(
     """Augment one image as `loaders.transforms.geometry.apply_image_aug` does.
 
     Args:
-        image: uint8 [H, W, 3], of the scene at any size, or the part that is needed.
-        params: What to do.
+        image: uint8 [H, W, 3], the whole image at any size, or the part that is needed.
+        params: The augmentation.
         out: uint8 [h, w, 3], written.
         full_hw: Size of the whole image; None: that of `image`.
-        offset: Row and column of the whole image where `image` begins.
+        offset: First row and column of `image` in the whole image.
         method: Filter of the resize, see `models.ops.resize_crop`.
         is_smooth: Whether a rotation interpolates instead of taking the nearest pixel.
     """
@@ -415,7 +415,7 @@ def read_whole_image(path: str, packed: PackedImages | None) -> Image:
 
     Args:
         path: Image file.
-        packed: How images are stored, see `loaders.sample.OccSample`.
+        packed: Index of packed images, see `loaders.sample.OccSample`.
 
     Returns:
         uint8 [H, W, 3] BGR. Packed images are enlarged, and rows that they lack are black.

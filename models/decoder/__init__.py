@@ -1,4 +1,4 @@
-"""The decoder of OPUS: from queries to points and their features."""
+"""The decoder of OPUS, which predicts points and their features from queries."""
 
 from .decoder import DecoderOutput, OPUSDecoder
 from .sampling import FeatureMaps

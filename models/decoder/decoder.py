@@ -59,7 +59,7 @@ class OPUSDecoder(BaseModule):
         num_refines: Points of a query after each layer; its length is the number of layers.
         num_points: Sampling points of a group.
         num_groups: Groups of channels; each group has its own sampling points.
-        mixed_points: Features of a group after adaptive mixing; None for as many as are sampled.
+        mixed_points: Features of a group after adaptive mixing; None for the number before it.
         num_heads: Heads of the self-attention.
         ffn_dims: Hidden channels of the feed-forward networks.
         dropout: Dropout in self-attention and feed-forward networks.
@@ -69,7 +69,7 @@ class OPUSDecoder(BaseModule):
         sampling_pattern: ``'prototype'`` (V2) or ``'scaled_offset'`` (V1), see ``PointSampling``.
         level_pairing: ``'published'`` or ``'straight'``, see ``PointSampling``.
         position_code: ``'added'`` or ``'where_used'``, see ``DecoderLayer``.
-        use_lidar: Whether a LiDAR map is sampled beside the images.
+        use_lidar: Whether a LiDAR map is sampled in addition to the images.
         cuda_graphs: Whether evaluation on a GPU captures the layers as a CUDA graph and replays it.
             The host then launches one graph per frame instead of hundreds of kernels.
         init_cfg: Initialisation configuration of MMEngine.
@@ -163,20 +163,20 @@ class OPUSDecoder(BaseModule):
             mlvl_feats: L maps ``[B, T*N, C, h, w]``.
             occ2img: ``[B, T*N, 4, 4]``.
             img_hw: Height and width in pixels of the images the projections refer to.
-            bev_feats: With LiDAR its map ``[B, C, h, w]`` over the xy plane of ``pc_range``, rows
-                along y, columns along x.
+            bev_feats: LiDAR map ``[B, C, h, w]`` over the xy plane of ``pc_range``, rows along y,
+                columns along x; None without LiDAR.
             draws: Random numbers of the dropout in training; None uses torch's generator.
             init_feats: ``[B, Q, C]``, initial features of the queries; None for zeros, as
                 published.
 
         Raises:
-            ModelConfigError: If a LiDAR map is missing, or given and not expected.
+            ModelConfigError: If a LiDAR map is missing or unexpected.
         """
         if (bev_feats is not None) != self.use_lidar:
             raise ModelConfigError(
                 f"The decoder has use_lidar={self.use_lidar} and got "
                 f"{'no' if bev_feats is None else 'a'} LiDAR map: set use_lidar of the head to "
-                "what the detector has."
+                "whether the detector has a LiDAR branch."
             )
         maps = FeatureMaps(tuple(mlvl_feats), occ2img, img_hw, bev_feats, self.pc_range)
         seeds = None
@@ -246,7 +246,7 @@ class OPUSDecoder(BaseModule):
 
         Args:
             init_points: ``[B, Q, 1, 3]``, normalised.
-            maps: What to sample from.
+            maps: Feature maps to sample.
             seeds: int64 ``[layers, 3, B]``, see ``dropout_seeds``; None for no dropout.
             init_feats: ``[B, Q, C]``, see ``forward``.
         """

@@ -83,7 +83,7 @@ class DecoderLayer(nn.Module):
         num_levels: L.
         num_groups: G.
         num_points: P.
-        mixed_points: Features of a group after mixing; None for as many as before.
+        mixed_points: Features of a group after mixing; None for the number before mixing.
         num_heads: Heads of the self-attention.
         ffn_dims: Hidden channels of the feed-forward network.
         dropout: Dropout in self-attention and feed-forward network.
@@ -92,7 +92,7 @@ class DecoderLayer(nn.Module):
             torch's initialisation.
         sampling_pattern: See ``PointSampling``.
         level_pairing: See ``PointSampling``.
-        use_lidar: Whether a LiDAR map is sampled beside the images.
+        use_lidar: Whether a LiDAR map is sampled in addition to the images.
         position_code: ``'added'``: the code of a query's points stays in its features, as
             published. ``'where_used'``: only offsets, level weights, mixing and attention use it.
     """

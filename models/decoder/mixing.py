@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from models import ops
 
-# Generated parameters that are alive at once without gradients: 16 MiB in single precision fit into
-# a last-level cache.
+# Generated parameters that are in memory at once without gradients: 16 MiB in single precision fit
+# into a last-level cache.
 _PARAMETERS_AT_ONCE = 4 * 2**20
 
 

@@ -59,12 +59,12 @@ def resolve_eval_dtype(name: str | None, parameter: Tensor) -> torch.dtype:
         return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
     if name == "float16" and device.type == "cpu":
         raise ModelConfigError(
-            "eval_dtype='float16' is for GPUs: set eval_dtype='auto' to run on the CPU."
+            "eval_dtype='float16' is only for GPUs: set eval_dtype='auto' to run on the CPU."
         )
     if name == "bfloat16" and not multiplies_bfloat16(device):
         raise ModelConfigError(
             f"eval_dtype='bfloat16', which this device ({device.type}) does not multiply natively: "
-            "set eval_dtype='auto', which takes it where it is faster."
+            "set eval_dtype='auto', which uses it if it is faster."
         )
     return _NAMES[name]
 

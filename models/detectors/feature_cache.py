@@ -19,7 +19,7 @@ ComputeFrames = Callable[[list[int]], Sequence[Tensor]]
 class FeatureCache:
     """Cache of the feature maps of recent frames, with one buffer per pyramid level.
 
-    A sample of one scene is read in place: the buffer has S slots, and T neighbouring slots hold
+    Samples are read in place: the buffer has S slots, and T neighbouring slots hold
     the sample, current frame first. The next sample of the scene has one new frame, which is
     written into the slot before these. When the first slot is reached, the frames that are still
     needed are copied to the end of the buffer. With S = 2T this copies less than one frame per

@@ -35,7 +35,7 @@ def build_lidar_branch(
             backbone and neck.
         pc_range: Range of the predictions in metres, and of the LiDAR voxels.
         out_channels: C of the map.
-        sparse_backend: What computes the sparse convolutions on CUDA, see `SparseConv3d`.
+        sparse_backend: Implementation of the sparse convolutions on CUDA, see `SparseConv3d`.
 
     Returns:
         Modules by name: `PARTS` and `final_conv`; empty if there are no configurations.

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.layers.convolutions import FastConv2d, RestingNorm2d
 
-# Where torch keeps the hooks of a module.
+# Attributes in which torch stores the hooks of a module.
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",

@@ -226,11 +226,11 @@ class OPUS(BaseModel):
         decoder.compile_layers(**options)
 
     def val_step(self, data: dict) -> list[BaseDataElement]:
-        """Predict a batch as the data loader gives it; see MMEngine."""
+        """Predict a batch from the data loader; see MMEngine."""
         return self.test_step(data)
 
     def test_step(self, data: dict) -> list[BaseDataElement]:
-        """Predict a batch as the data loader gives it; see MMEngine.
+        """Predict a batch from the data loader; see MMEngine.
 
         Streaming uploads, normalises and pads only frames that are not in the cache.
         """

@@ -46,7 +46,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         num_cams: N.
         num_levels: L.
         point_channels: F.
-        decoder: Configuration of the decoder; the head adds the sizes above.
+        decoder: Configuration of the decoder; the head adds the sizes listed before.
         loss_pts: Configuration of the location loss.
         loss_cls: Configuration of the class loss.
         score_thr: Voxels whose highest score is not above this are predicted as free.
@@ -128,7 +128,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
             num_levels=num_levels,
             use_lidar=use_lidar,
         )
-        # nested for the published parameter names
+        # nested, to match the published parameter names
         built = MODELS.build(decoder, default_args=sizes)
         self.transformer = nn.ModuleDict({"decoder": built})
         self.num_layers = len(built.decoder_layers)
@@ -181,7 +181,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         start, start_feats = self._start(init_points, frames, seen_points)
         output = self.decode(
             init_points,
-            # half-precision maps stay so: sampling sums in the precision of the points
+            # half-precision maps are not converted: sampling sums in the precision of the points
             [
                 level if level.element_size() == 2 and dtype == torch.float32 else level.to(dtype)
                 for level in mlvl_feats
@@ -256,7 +256,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         """
         grids = grids or self.label_grids(data_samples, output.init_points.device)
         semantics, targets = grids.semantics, self._targets_of(grids, data_samples)
-        # not skipped if there are none: finding that out would synchronise with the device
+        # not skipped if there are none: the check would synchronise with the device
         unknown = semantics == UNKNOWN_LABEL
         terms: dict[str, list[LossTerm]] = {}
         if not self.use_lidar:
@@ -342,7 +342,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
 
     @torch.no_grad()
     def _outside(self, points: Sequence[Tensor], voxels: Tensor) -> list[Tensor]:
-        """Return which points are outside of a set of voxels.
+        """Return masks of the points outside of a set of voxels.
 
         Args:
             points: Per sample ``[n, 3]``, metres of the occ frame.

@@ -26,8 +26,8 @@ from .interface import HeadOutput, MatchedLayer
 from .labels import UNKNOWN_LABEL
 from .results import Candidates, Predicted, bring_back
 
-# Voxels of successive samples differ by a few percent: lists are that much longer than the longest
-# so far, and change in such steps.
+# Numbers of voxels of successive samples differ by a few percent: lists are longer than the longest
+# so far by this share, and change in steps of it.
 _ROOM_SHARE = 0.25
 _ROOM_STEP = 4096
 
@@ -100,10 +100,10 @@ class CPDHead(OccupancyHead):
     def _predict_on_device(
         self, output: HeadOutput, voxels: VoxelLogits, data_samples: Sequence[BaseDataElement]
     ) -> list[BaseDataElement]:
-        """Predict with one wait for the device; predictions then lie on the host."""
+        """Predict with one synchronisation; the predictions are on the host."""
         found, numbers = self._bring_back(voxels, len(data_samples))
         if voxels.counts is not None and any(map(operator.gt, numbers, self._room or ())):
-            self._room = None  # lists were too short: this sample again, with a wait
+            self._room = None  # lists were too short: repeat this sample, with synchronisation
             feats = output.point_feats[-1]
             assert feats is not None
             (voxels,) = self._discretize_on_device([output.points[-1]], [feats])
@@ -126,7 +126,7 @@ class CPDHead(OccupancyHead):
         return bring_back(candidates, num_samples, self.grid_shape, voxels.counts)
 
     def _make_room(self, counts: Sequence[int]) -> None:
-        """Choose the lengths of the next sample's lists of voxels by the numbers of this one's."""
+        """Choose the lengths of the next sample's lists from this sample's numbers of voxels."""
         needed = [_length(count) for count in counts]
         if self._room is None or any(map(operator.gt, needed, self._room)):
             self._room = list(map(max, needed, self._room or needed))
@@ -159,12 +159,12 @@ class CPDHead(OccupancyHead):
         in_metres = [self.denormalise(own) for own in points]
         batch = len(points[0])
         predicts = not torch.is_grad_enabled() and not self.training and len(points) == 1
-        if self.memory is not None:  # it has to see all voxels
+        if self.memory is not None:  # the memory needs all voxels
             predicts = False
         if predicts and self._room is not None:
             chain = densifiers[0].voxel_chain(in_metres, self._room)
             counts = chain.ends[:, -1]
-            # places beyond the list's end: of a result that is not used
+            # positions past the end of the list; the result there is not used
             chain = replace(chain, place=chain.place.clamp(min=0))
             return [densifiers[0](in_metres[0], feats[0], chain)._replace(counts=counts)]
         chain = densifiers[0].voxel_chain(in_metres)
@@ -231,8 +231,10 @@ class CPDHead(OccupancyHead):
     def _voxels_with_labels(
         self, output: HeadOutput, layer: MatchedLayer, semantics: Tensor
     ) -> tuple[VoxelLogits, Tensor, Tensor]:
-        """Return the voxels of a layer, their labels ``[W]`` (K is free) and bool ``[W]`` whether
-        their state is known; where it is not, the label is free.
+        """Return the voxels of a layer, their labels and masks of known voxels.
+
+        Labels ``[W]`` are K for free voxels and for voxels of unknown state; masks are bool
+        ``[W]``.
         """
         voxels = output.voxels[layer.index]
         assert voxels is not None
@@ -246,8 +248,10 @@ class CPDHead(OccupancyHead):
     def _negative_weights(
         self, voxels: VoxelLogits, labels: Tensor, targets: Sequence[OccupiedPoints]
     ) -> Tensor:
-        """Return weights ``[W]``: of free voxels their distance to the nearest occupied voxel's
-        centre over ``near_negative_m``, 1 at most; of occupied ones 1.
+        """Return the class-loss weights of voxels, ``[W]``.
+
+        Free voxels have the distance to the centre of the nearest occupied voxel divided by
+        ``near_negative_m``, at most 1. Occupied voxels have 1.
         """
         assert self.near_negative_m is not None
         weights = torch.ones_like(voxels.logits[:, 0])

@@ -26,9 +26,9 @@ class VoxelLogits(NamedTuple):
     Attributes:
         coords: int64 `[W, 4]` (sample, x, y, z).
         logits: `[W, K]`.
-        counts: None; or, where the lists of voxels have been given a length without waiting
-            for their number, int64 `[2]` of the voxels with a point and of W on the device.
-            Rows past them have a negative sample; voxels beyond the length are missing.
+        counts: None; or, if the lengths of the lists were set without synchronisation, int64 `[2]`
+            on the device: the number of voxels with a point, and W. Rows past them have a negative
+            sample; voxels beyond the length are missing.
     """
 
     coords: Tensor
@@ -37,15 +37,16 @@ class VoxelLogits(NamedTuple):
 
 
 class PFNLayer(nn.Module):
-    """Linear, batch norm, ReLU and the maximum over the points of a voxel (PointPillars'
-    feature network, arXiv 1812.05784, without a limit on points).
+    """Linear, batch norm, ReLU and the maximum over the points of a voxel.
+
+    This is the feature network of PointPillars (arXiv 1812.05784) without a limit on points.
 
     Args:
         in_channels: Channels of a point.
-        out_channels: Channels of the result. All but the last layer spend half of them on the
-            point and half on the maximum of its voxel.
-        last: Whether voxels alone are wanted.
-        bn_momentum: Part of a batch's statistics in the running ones.
+        out_channels: Channels of the result. In all layers except the last, half of them are
+            features of the point and half the maximum of its voxel.
+        last: Whether the layer is the last, which returns only features of voxels.
+        bn_momentum: Weight of a batch's statistics in the running ones.
     """
 
     def __init__(
@@ -70,26 +71,26 @@ class PFNLayer(nn.Module):
             num_voxels: V.
 
         Returns:
-            Of the last layer the second alone is of use.
+            The features of points are not used after the last layer.
         """
         weight, bias, norm = self._folded()
         if voxels is None:
             x = norm(F.linear(points, weight, bias))
         else:
-            # the part of the product that the points of a voxel share is computed once for them
+            # the part of the product that the points of a voxel share is computed once per voxel
             of_point, of_voxel = weight.split([points.shape[1], voxels.shape[1]], dim=1)
             shared = F.linear(voxels, of_voxel, bias)
-            if self.last and not self.norm.training:  # it does not decide which point is greatest
+            if self.last and not self.norm.training:  # does not change the order of points
                 x = F.linear(points, of_point)
                 return x, F.relu(ops.voxel_max(x, voxel_index, num_voxels) + shared)
             x = norm(shared.index_select(0, voxel_index).addmm_(points, of_point.t()))
-        if self.last:  # the order of maximum and ReLU is free, and there are fewer voxels
+        if self.last:  # maximum and ReLU commute, and there are fewer voxels than points
             return x, F.relu(ops.voxel_max(x, voxel_index, num_voxels), inplace=True)
         x = F.relu(x, inplace=True)
         return x, ops.voxel_max(x, voxel_index, num_voxels)
 
     def _folded(self) -> tuple[Tensor, Tensor | None, nn.Module]:
-        """Return weight, bias and what follows them: fixed statistics are a part of the first."""
+        """Return weight, bias and the norm after them; fixed norms are folded into the weight."""
         if self.norm.training:
             return self.linear.weight, None, self.norm
         mean, variance = self.norm.running_mean, self.norm.running_var
@@ -102,7 +103,7 @@ class PFNLayer(nn.Module):
 class CPDDensifier(GridModule):
     """Discretize continuous points into voxels with class logits (OPUS-V2).
 
-    The grid is a parameter of this step alone: a trained model may be run with another voxel size.
+    Only this step depends on the grid: a trained model may be run with another voxel size.
 
     Args:
         pc_range: `(x_min, y_min, z_min, x_max, y_max, z_max)` in metres of the occ frame.
@@ -111,10 +112,10 @@ class CPDDensifier(GridModule):
         point_channels: F.
         pfn_channels: Outputs of the point networks; the last is also the width of the sparse
             convolutions.
-        prior_probability: Probability that the last bias starts at.
-        bn_momentum: Part of a batch's statistics in the running ones of the point networks; a
+        prior_probability: Initial probability given by the last bias.
+        bn_momentum: Weight of a batch's statistics in the running ones of the point networks; a
             training of a few hundred iterations needs more than the published 0.01.
-        sparse_backend: What computes the sparse convolutions on CUDA, see `SparseConv3d`.
+        sparse_backend: Implementation of the sparse convolutions on CUDA, see `SparseConv3d`.
         init_cfg: Initialisation configuration of MMEngine.
     """
 
@@ -153,13 +154,13 @@ class CPDDensifier(GridModule):
         """Discretize the points of a batch.
 
         Args:
-            points: `[B, Q, R, 3]`, metres of the occ frame; those outside the range count for
-                the nearest voxel. They get gradient through their offsets.
+            points: `[B, Q, R, 3]`, metres of the occ frame; those outside the range belong to the
+                nearest voxel. Gradients reach them through their offsets.
             point_feats: `[B, Q, R, F]`.
-            chain: Their voxels, as `voxel_chains` gives them; None to find them here.
-            first_grid: Number of the first sample's grid in the chain.
+            chain: Voxels of the points from `voxel_chains`; None to compute them.
+            first_grid: Index of the first sample's grid in the chain.
         """
-        # The point networks are small; sparse convolutions of a GPU follow the autocast themselves.
+        # The point networks are small; sparse convolutions on a GPU apply autocast themselves.
         with torch.autocast(points.device.type, enabled=False):
             voxels = self._voxels_of_points(points, point_feats, chain)
         dilate, _, classify = self.cls_branch
@@ -173,14 +174,14 @@ class CPDDensifier(GridModule):
     def _voxels_of_points(
         self, points: Tensor, point_feats: Tensor, chain: ops.VoxelChain | None
     ) -> SparseTensor:
-        """Return the voxels with a point, with features of the point networks."""
+        """Return the voxels with a point and their features from the point networks."""
         index = self._voxel_index(points)  # [B, Q, R, 3]
         from_voxel = points - self.voxel_centres(index)
         from_query = points - points.mean(2, keepdim=True)
         x = torch.cat([from_voxel, from_query, point_feats], dim=-1).flatten(0, 2)
         if chain is None:
             coords, voxel_of_point = self._unique_voxels(index)
-            num_voxels = coords.shape[0]  # an exported graph keeps it open
+            num_voxels = coords.shape[0]  # the size is dynamic in an exported graph
         else:
             voxel_of_point, num_voxels = chain.place, len(chain.sets[0])
         maxima: Tensor | None = None
@@ -195,9 +196,9 @@ class CPDDensifier(GridModule):
     def voxel_chain(
         self, layers: Sequence[Tensor], capacity: Sequence[int] | None = None
     ) -> ops.VoxelChain:
-        """Return the voxels of points of several decoder layers, and those that dilation reaches.
+        """Return the voxels of points of several decoder layers, and those added by dilation.
 
-        The host waits for the device once for all layers; not at all with a `capacity`.
+        This synchronises with the device once for all layers, or not at all with a `capacity`.
 
         Args:
             layers: `[B, Q, R, 3]` each, metres of the occ frame. Sample i of layer l has the
@@ -221,7 +222,7 @@ class CPDDensifier(GridModule):
     @torch.no_grad()
     def _voxel_index(self, points: Tensor) -> Tensor:
         index = torch.floor(self.normalise(points) * self.voxel_num)
-        # clamped as numbers: a far point would overflow the integers
+        # clamped before the conversion: a far point would overflow the integers
         return torch.minimum(index.clamp(min=0), self.voxel_num - 1).long()
 
     @torch.no_grad()

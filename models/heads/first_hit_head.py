@@ -1,4 +1,4 @@
-"""Auxiliary supervision of the image network: what each pixel's ray meets first.
+"""Auxiliary supervision of the image network: the first voxel that each pixel's ray hits.
 
 Dimension letters: B batch, T frames, N cameras, L pyramid levels, C channels, h, w size of a
 feature map, K classes, D depth bins, X, Y, Z voxels along the axes.
@@ -27,11 +27,11 @@ from .labels import UNKNOWN_LABEL
 class FirstHitHead(BaseModule):
     """Classify, on every feature map of the current frame, the first occupied voxel of each pixel.
 
-    The target is cast through the sample's labels: the class of the first voxel hit (or none) and
-    the distance to it in bins of equal ratio. The published models start from a detector's weights;
-    an image network that starts from scratch gets from this the semantics and depth that the
-    Chamfer and class losses alone teach it only slowly. Used in training alone, after the idea of
-    depth supervision in BEVDepth (arXiv 2206.10092).
+    Targets come from casting rays through the sample's labels: the class of the first voxel hit (or
+    none) and the distance to it, in bins of equal ratio. The published models start from a
+    detector's weights; an image network that starts from scratch learns semantics and depth faster
+    with this head than from the Chamfer and class losses alone. It is used only in training, and
+    follows the depth supervision of BEVDepth (arXiv 2206.10092).
 
     Args:
         in_channels: C.
@@ -86,7 +86,7 @@ class FirstHitHead(BaseModule):
     ) -> LossTerms:
         """Return the terms of `img.loss_cls` and `img.loss_depth`.
 
-        They are cross-entropies over all pixels and over those whose ray meets something.
+        They are cross-entropies over all pixels and over the pixels whose ray hits a voxel.
 
         Args:
             mlvl_feats: L maps `[B, T*N, C, h, w]`, the current frame's first.
@@ -111,7 +111,7 @@ class FirstHitHead(BaseModule):
         # A ray that ends in a voxel of unknown state has no target.
         class_total = F.cross_entropy(of_class, label, reduction="sum", ignore_index=UNKNOWN_LABEL)
         of_pixel = F.cross_entropy(of_depth, depth_bin, reduction="none")
-        # A choice by mask would make the host wait for the device.
+        # Indexing by a mask would synchronise with the device.
         depth_total = torch.where(hit, of_pixel, 0.0).sum()
         pixels = (label != UNKNOWN_LABEL).sum().double()
         return {
@@ -121,7 +121,7 @@ class FirstHitHead(BaseModule):
 
     @torch.no_grad()
     def seen_points(self, feats: Tensor, geometry: CameraGeometry, num_cams: int) -> list[Tensor]:
-        """Return the points where the predicted rays of the current frame end.
+        """Return the end points of the predicted rays of the current frame.
 
         Args:
             feats: One level ``[B, T*N, C, h, w]``, the current frame's cameras first.
@@ -129,8 +129,8 @@ class FirstHitHead(BaseModule):
             num_cams: N.
 
         Returns:
-            Per sample ``[n, 3]``, metres of the occ frame: one for each pixel whose likeliest class
-            is an occupied one, in the middle of its likeliest depth bin.
+            Per sample ``[n, 3]``, metres of the occ frame: one for each pixel whose most likely
+            class is an occupied one, in the middle of the most likely depth bin.
         """
         weight = self.predictor.weight
         maps = self.predictor(feats[:, :num_cams].flatten(0, 1).to(weight.dtype))
@@ -162,7 +162,7 @@ class FirstHitHead(BaseModule):
             size: h and w.
 
         Returns:
-            int64 `[N, h, w]` classes (K where nothing is hit, `UNKNOWN_LABEL` in front of a
+            int64 `[N, h, w]` classes (K if nothing is hit, `UNKNOWN_LABEL` in front of a
             voxel of unknown state) and int64 `[N, h, w]` depth bins.
         """
         device = occ2img.device
@@ -172,7 +172,7 @@ class FirstHitHead(BaseModule):
         near, far = (math.log(limit) for limit in self.depth_range_m)
         classes, bins = [], []
         cameras = occ2img.double()
-        # `inv` would make the host wait for the device.
+        # `inv` would synchronise with the device.
         inverses = torch.linalg.inv_ex(cameras[:, :3, :3]).inverse
         for camera, inverse in zip(cameras, inverses, strict=True):
             rays = F.normalize(pixels @ inverse.T, dim=-1)
@@ -195,7 +195,7 @@ def pixel_centres(img_hw: tuple[int, int], size: tuple[int, int], device: torch.
     Args:
         img_hw: Height and width in pixels of the images.
         size: h and w.
-        device: Where to make them.
+        device: Device of the result.
     """
     v = (torch.arange(size[0], device=device) + 0.5) * (img_hw[0] / size[0])
     u = (torch.arange(size[1], device=device) + 0.5) * (img_hw[1] / size[1])

@@ -30,9 +30,9 @@ class PointHead(OccupancyHead):
     """Head that classifies every point (OPUS, arXiv 2409.09350).
 
     Args:
-        score_thr: Points, and then voxels, whose best score is not above this do not count.
-        max_spread_m: Points this far from the centre of their query's points, or further, are not
-            predicted.
+        score_thr: Points, and then voxels, whose best score is not above this are dropped.
+        max_spread_m: Points at this distance or more from the centre of their query's points are
+            not predicted.
         padding: Whether a morphological closing of the scores fills gaps between voxels.
         **kwargs: Arguments of `OccupancyHead`.
     """
@@ -46,7 +46,7 @@ class PointHead(OccupancyHead):
     ) -> None:
         if kwargs.get("loss_pts_on") == "initial":
             raise ModelConfigError(
-                "PointHead learns points from the location loss of every layer alone: set "
+                "PointHead needs the location loss of every layer to train its points: set "
                 "loss_pts_on='all'."
             )
         super().__init__(point_channels=kwargs["num_classes"], score_thr=score_thr, **kwargs)
@@ -76,7 +76,7 @@ class PointHead(OccupancyHead):
     def _predict_on_device(
         self, points: Tensor, logits: Tensor, data_samples: Sequence[BaseDataElement]
     ) -> list[BaseDataElement]:
-        """Predict with one wait for the device; predictions then lie on the host."""
+        """Predict with one synchronisation; the predictions are on the host."""
         best, labels = [], []
         for own_points, own_logits in zip(points, logits, strict=True):
             score, label = self._voxel_scores(own_points, own_logits.sigmoid()).max(0)
@@ -105,12 +105,12 @@ class PointHead(OccupancyHead):
         volume = x_num * y_num * z_num
         if points.device.type == "cpu":  # most points are not kept
             points, scores, keep = points[keep], scores[keep], keep[keep]
-        else:  # a choice by mask would make the host wait
+        else:  # indexing by a mask would synchronise
             points, scores, keep = points.flatten(0, 1), scores.flatten(0, 1), keep.flatten()
         index = torch.floor(self.normalise(points) * self.voxel_num)
         keep = keep & ((index >= 0) & (index < self.voxel_num)).all(1)
         x, y, z = torch.where(keep[:, None], index, 0).long().unbind(1)
-        # What is not kept is added to rows of its own, many, since a GPU adds to one in turn.
+        # Dropped points are added to many extra rows, since a GPU serialises additions to one row.
         nowhere = volume + torch.arange(keep.shape[0], device=keep.device) % _ROWS_NOT_KEPT
         voxel = torch.where(keep, (x * y_num + y) * z_num + z, nowhere)
         # The last column counts the points of a voxel.
@@ -167,12 +167,12 @@ class PointHead(OccupancyHead):
 
 
 def closing(volume: Tensor) -> Tensor:
-    """Close `[K, X, Y, Z]` with a 3 x 3 x 3 window; what lies outside does not count."""
+    """Close `[K, X, Y, Z]` with a 3 x 3 x 3 window; voxels outside the grid are ignored."""
     return _window(_window(volume, torch.maximum), torch.minimum)
 
 
 def _window(volume: Tensor, extreme: Callable[..., Tensor]) -> Tensor:
-    """Return the extreme of every voxel and its neighbours: one axis after the other."""
+    """Return the extreme of every voxel and its neighbours, one axis after the other."""
     for axis in (1, 2, 3):
         length = volume.shape[axis] - 1
         result = volume.clone()

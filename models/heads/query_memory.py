@@ -1,4 +1,4 @@
-"""Queries that outlive their frame: streaming memory of a decoder's best queries.
+"""Streaming memory: the best queries of a frame are passed to the next frame.
 
 Dimension letters: B batch, Q queries, K queries that are kept, R points of a query, C embedding
 channels, V queries that were recalled for a sample (0 or at most K).
@@ -21,12 +21,12 @@ from models.errors import ModelConfigError
 
 @dataclass(frozen=True)
 class SequenceFrame:
-    """Which frame of which sequence a sample is.
+    """Position of a sample in its sequence.
 
     Attributes:
-        sequence: What the frames of one drive share: nothing is remembered beyond it.
-        index: Number of the frame in its scene.
-        is_first: Whether the scene begins with it.
+        sequence: Key shared by the frames of one drive; memory does not cross sequences.
+        index: Index of the frame in its scene.
+        is_first: Whether it is the first frame of the scene.
         ego2global: float64 ``[4, 4]``, metres.
         time_s: Seconds.
         ego2occ: float64 ``[4, 4]`` of the sample, metres.
@@ -41,10 +41,10 @@ class SequenceFrame:
 
     @classmethod
     def of(cls, sample: BaseDataElement) -> SequenceFrame | None:
-        """Return the place of a sample; None for a frame that stands alone in training.
+        """Return the position of a sample; None for a single frame in training.
 
         Raises:
-            ModelConfigError: If the sample's metainfo does not tell.
+            ModelConfigError: If the sample's metainfo lacks it.
         """
         meta = sample.metainfo
         missing = [key for key in ("frame_index", "ego2global", "timestamp") if key not in meta]
@@ -67,7 +67,7 @@ class SequenceFrame:
 
 @dataclass(frozen=True)
 class KeptQueries:
-    """What is kept of a frame; no gradient.
+    """Queries kept from a frame, without gradient.
 
     Attributes:
         feats: ``[K, C]``.
@@ -84,7 +84,7 @@ class KeptQueries:
 class QueryMemory(nn.Module):
     """Keep the best queries of a frame for the next frame of its scene.
 
-    After a frame the K queries of the highest score are kept, without gradient. In the next frame
+    The K queries of a frame with the highest scores are kept, without gradient. In the next frame
     their centres move with the ego vehicle, and their features pass a layer norm whose scale and
     shift depend on the change of pose and time (the idea of StreamPETR, arXiv 2303.11926). Queries
     whose centre has left the grid are dropped. A frame is followed only by the next one of the same
@@ -95,8 +95,8 @@ class QueryMemory(nn.Module):
     Args:
         embed_dims: C.
         num_kept: K.
-        hidden_dims: Hidden channels of the network that reads the change of pose and time.
-        max_frames: Frames that are remembered: at least two for every sample of a batch.
+        hidden_dims: Hidden channels of the network on the change of pose and time.
+        max_frames: Maximum number of frames in memory: at least two for every sample of a batch.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class QueryMemory(nn.Module):
         nn.init.zeros_(modulation.weight)
         nn.init.zeros_(modulation.bias)
         self.modulation = nn.Sequential(nn.Linear(13, hidden_dims), nn.ReLU(), modulation)
-        # Trainings are interrupted by evaluations, and go on with what they remembered.
+        # Training and evaluation have separate memories: evaluations run between training steps.
         self._training_frames = BoundedCache[KeptQueries](max_frames)
         self._evaluation_frames = BoundedCache[KeptQueries](max_frames)
 
@@ -120,19 +120,19 @@ class QueryMemory(nn.Module):
         return self._training_frames if self.training else self._evaluation_frames
 
     def train(self, mode: bool = True) -> QueryMemory:
-        """Set the mode; what an evaluation remembers ends with it."""
+        """Set the mode, and clear the memory of the last evaluation."""
         self._evaluation_frames.clear()
         return super().train(mode)
 
     def recall(self, frames: Sequence[SequenceFrame | None]) -> list[tuple[Tensor, Tensor] | None]:
-        """Return what each sample of a batch inherits from the frame before.
+        """Return the queries that each sample of a batch inherits from its previous frame.
 
         Args:
-            frames: Of every sample, see ``SequenceFrame.of``.
+            frames: Position of every sample, see ``SequenceFrame.of``.
 
         Returns:
             Per sample centres ``[K, 3]`` in metres of its occ frame, without gradient, and features
-            ``[K, C]``; None where there is nothing to inherit.
+            ``[K, C]``; None if there is nothing to inherit.
 
         Raises:
             ModelConfigError: If an evaluation is not in order.
@@ -174,24 +174,24 @@ class QueryMemory(nn.Module):
         centres_m: Tensor,
         scores: Tensor,
     ) -> None:
-        """Remember the best queries of a batch.
+        """Store the best queries of a batch.
 
         Args:
-            frames: Of every sample.
+            frames: Position of every sample.
             query_feats: ``[B, Q, C]``.
             centres_m: ``[B, Q, 3]``, metres of the occ frame.
-            scores: ``[B, Q]``; of equal ones the lower index is kept.
+            scores: ``[B, Q]``; of equal scores the lower index is kept.
         """
         best = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.num_kept]
         for frame, feats, centres, index in zip(frames, query_feats, centres_m, best, strict=True):
             if frame is not None:
                 kept = KeptQueries(feats[index].detach(), centres[index].detach(), frame)
                 self._frames.put((*frame.sequence, frame.index), kept)
-                # The frame before is kept: a batch in parts is run forward twice.
+                # The previous frame is kept: a batch in parts is run forward twice.
                 self._frames.drop((*frame.sequence, frame.index - 2))
 
     def training_state(self) -> list[dict[str, Any]]:
-        """Return what a training remembers, as plain values and tensors on the CPU."""
+        """Return the memory of a training as plain values and tensors on the CPU."""
         entries = self._training_frames
         return [
             dict(
@@ -207,7 +207,7 @@ class QueryMemory(nn.Module):
         ]
 
     def restore_training_state(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Remember what a training remembered when its checkpoint was written."""
+        """Restore the memory of a training from its checkpoint."""
         self._training_frames.clear()
         device = next(self.modulation.parameters()).device
         for entry in state:
@@ -228,14 +228,16 @@ class QueryMemory(nn.Module):
 def occ_to_occ(before: SequenceFrame, now: SequenceFrame) -> Tensor:
     """Return float64 ``[4, 4]`` from the occ frame of one frame to that of a later one.
 
-    BEV augmentations of both are part of it.
+    The BEV augmentations of both frames are included.
     """
     return now.ego2occ @ _ego_to_ego(before, now) @ torch.linalg.inv(before.ego2occ)
 
 
 def ego_motion(before: SequenceFrame, now: SequenceFrame) -> Tensor:
-    """Return float64 ``[13]``: rotation and translation (metres) from the occ frame of one frame to
-    that of a later one, row by row, and the seconds between them.
+    """Return the change of pose and time between two frames, float64 ``[13]``.
+
+    It holds rotation and translation (metres) from the occ frame of one frame to that of a later
+    one, row by row, and the seconds between them.
     """
     moved = occ_to_occ(before, now)[:3].flatten()
     return torch.cat([moved, moved.new_tensor([now.time_s - before.time_s])])
@@ -246,12 +248,12 @@ def _ego_to_ego(before: SequenceFrame, now: SequenceFrame) -> Tensor:
 
 
 def farthest_from(points: Tensor, others: Tensor, number: int) -> Tensor:
-    """Return which points lie farthest from any of some others, in rising order.
+    """Return the indices of the points that are farthest from other points, in ascending order.
 
     Args:
         points: ``[n, 3]``.
-        others: ``[m, 3]``, one at least.
-        number: How many are wanted.
+        others: ``[m, 3]``, at least one.
+        number: Number of points to return.
 
     Returns:
         int64 ``[number]``; of points at equal distance the lower index is taken.

@@ -97,7 +97,7 @@ class QueryStarts(GridModule):
 
     @torch.no_grad()
     def _spread_of(self, points: Tensor, like: Tensor) -> Tensor:
-        """Return at most ``num_seen_queries`` well spread points, normalised.
+        """Return at most ``num_seen_queries`` evenly spread points, normalised.
 
         Args:
             points: ``[n, 3]`` in metres; points outside of the range are dropped.
@@ -130,7 +130,7 @@ class QueryStarts(GridModule):
 
     @torch.no_grad()
     def _farthest_points(self, points: Tensor, is_current: Tensor, count: int) -> Tensor:
-        """Return Q well spread points, normalised.
+        """Return Q evenly spread points, normalised.
 
         Args:
             points: ``[n, 5]``.

@@ -1,4 +1,4 @@
-"""Predictions on their way from the device to the host: one wait, one transfer.
+"""Transfer of predictions from the device to the host, with one synchronisation.
 
 Dimension letters: n candidates (voxels), B samples.
 """
@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Rows of the transfer; where more candidates are kept, a second one brings the others. 768 KiB.
+# Rows of the transfer, 768 KiB; further candidates need a second transfer.
 _ROWS_AT_ONCE = 65_536
 
 
 class Candidates(NamedTuple):
-    """Voxels that may be predicted, those of a sample adjacent.
+    """Candidate voxels of a batch; those of a sample are adjacent.
 
     Attributes:
         keep: bool `[n]`.
@@ -50,22 +50,22 @@ class Predicted(NamedTuple):
 def bring_back(
     candidates: Candidates, num_samples: int, shape: Sequence[int], extra: Tensor | None = None
 ) -> tuple[list[Predicted], list[int]]:
-    """Copy the candidates that are kept to the host.
+    """Copy the kept candidates to the host.
 
-    The host waits for the device once, and a second time where more are kept than ever usual.
+    This synchronises with the device once, and a second time if unusually many are kept.
 
     Args:
         candidates: On any device.
         num_samples: B.
         shape: Numbers of voxels (X, Y, Z) of the grid.
-        extra: int64, numbers to bring along.
+        extra: int64, further numbers to copy.
 
     Returns:
         Predictions of every sample, and the extra numbers.
     """
     keep, sample, voxel, labels, scores = candidates
     number = len(keep)
-    # Kept rows move up to the front, the others behind the last row.
+    # Kept rows move to the front, the others past the last row.
     target = torch.where(keep, keep.cumsum(0) - 1, number)
     columns = [voxel.int(), labels.int(), scores.float().view(torch.int32)]
     rows = torch.stack(columns, 1)
@@ -96,7 +96,7 @@ def bring_back(
 
 
 def positions(mask: Tensor, count: int) -> Tensor:
-    """Return the ascending indices int64 `[count]` of what is true in a mask `[n]`.
+    """Return the ascending indices int64 `[count]` of the true elements of a mask `[n]`.
 
     Unlike `nonzero` it does not synchronise, because the number is given.
     """

@@ -1,4 +1,4 @@
-"""Shared parts of the export commands: arguments, output, and the check of the files."""
+"""Shared parts of the export commands: arguments, output, and checks of the files."""
 
 from __future__ import annotations
 

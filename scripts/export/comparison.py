@@ -29,15 +29,15 @@ class Agreement:
     """Agreement of two predictions of one sample.
 
     Attributes:
-        expected: Voxels of the project's prediction.
-        found: Voxels of the other.
-        common: Voxels of both.
-        relabelled: Common voxels with another label.
+        expected: Number of voxels in the project's prediction.
+        found: Number of voxels in the other prediction.
+        common: Number of voxels in both.
+        relabelled: Number of common voxels with different labels.
         score_error: Largest difference of the scores of common voxels.
-        label_error: The same of those with another label: two classes have nearly equal scores if
-            it is small.
-        lone_margin: Largest distance from the threshold of the score of a voxel that one of the
-            predictions alone has.
+        label_error: The same for voxels with different labels. If it is small, two classes have
+            nearly equal scores.
+        lone_margin: Largest distance from the threshold of the score of a voxel that is in only one
+            of the predictions.
     """
 
     expected: int
@@ -74,11 +74,11 @@ class Agreement:
 
 
 def compare(expected: Voxels, found: Voxels, threshold: float = 0.0) -> Agreement:
-    """Compare two predictions, in whatever order their voxels are.
+    """Compare two predictions; the order of voxels does not matter.
 
     Args:
-        expected: The project's.
-        found: The other.
+        expected: The project's prediction.
+        found: The other prediction.
         threshold: Score above which voxels are predicted.
     """
     index = {tuple(row): i for i, row in enumerate(expected.coords.tolist())}
@@ -114,9 +114,9 @@ class OnnxRunner:
     """Run ONNX files on the CPU, in onnxruntime.
 
     Args:
-        files: The file, or that of the image network and that of the decoder.
+        files: The file, or the files of the image network and of the decoder.
         num_cams: Cameras of a frame.
-        threads: Threads of an operator; None for onnxruntime's choice.
+        threads: Threads of an operator; None for the default of onnxruntime.
 
     Raises:
         MissingPackageError: onnxruntime is not installed.
@@ -156,7 +156,7 @@ class OnnxRunner:
         return outputs
 
     def decode(self, arrays: Sequence[Any]) -> Voxels:
-        """Run the last file on arrays in the order of its inputs."""
+        """Run the last file with arrays in the order of its inputs."""
         session = self.sessions[-1]
         names = [port.name for port in session.get_inputs()]
         outputs = session.run(None, dict(zip(names, arrays, strict=True)))

@@ -32,7 +32,7 @@ class Function:
     """A function of tensors, to be written to one file.
 
     Attributes:
-        suffix: Of its file, which distinguishes the files of a model.
+        suffix: Suffix that distinguishes its file from the other files of a model.
         module: The function.
         inputs: Its inputs, in order.
         outputs: Its outputs.
@@ -46,12 +46,12 @@ class Function:
     example: tuple[Tensor, ...]
 
     def path(self, out: Path) -> Path:
-        """Return the function's file, beside or in place of the one that the user names."""
+        """Return the function's file: the one given by the user, or one next to it."""
         return out.with_name(out.stem + self.suffix + out.suffix)
 
 
 class _Positional(nn.Module):
-    """A function of tensors alone, over modules that it keeps."""
+    """A function with only tensors as inputs, and the modules that it uses."""
 
     def __init__(self, function: Callable[..., Any], *modules: nn.Module) -> None:
         super().__init__()
@@ -66,14 +66,14 @@ class _Positional(nn.Module):
 def functions_of(
     source: Source, layout: Layout, *, split: bool = False, half: bool = False
 ) -> list[Function]:
-    """Return what is written of a model: one function, or image network and decoder.
+    """Return the functions to export from a model: one, or image network and decoder.
 
     Args:
         source: The model.
-        layout: Of the feature maps.
-        split: Two functions: the image network of one frame, and the rest. A stream then computes
-            new frames only.
-        half: The image network in half precision.
+        layout: Layout of the feature maps.
+        split: Whether to return two functions: the image network of one frame, and the rest. A
+            stream then computes only new frames.
+        half: Whether the image network runs in half precision.
     """
     images = ImageNetwork(source.detector, layout, half=half).eval()
     decoder = Decoder(source.detector, source.image_hw, layout).eval()
@@ -139,7 +139,7 @@ def _split(
 
 
 def traced(function: Function) -> torch.export.ExportedProgram:
-    """Trace a function with the operations that the models call now."""
+    """Trace a function with the operations that the models currently call."""
     return torch.export.export(
         function.module,
         function.example,

@@ -3,7 +3,7 @@
 The functions share the modules and parameters of their detector. They take one sample.
 
 Dimension letters: T frames (current first), N cameras, L pyramid levels, C channels, H, W size of
-the images as they are given, h, w size of a feature map, V LiDAR voxels, n LiDAR points, Q queries,
+the given images, h, w size of a feature map, V LiDAR voxels, n LiDAR points, Q queries,
 m predicted voxels.
 """
 
@@ -42,9 +42,9 @@ class LidarVoxels(NamedTuple):
     """Inputs of the LiDAR branch.
 
     Attributes:
-        features: `[V, 5]`, mean of the points of a voxel, as `MeanVoxelizer` gives it.
+        features: `[V, 5]`, mean of the points of a voxel, see `MeanVoxelizer`.
         coords: int64 `[V, 3]` (z, y, x), ascending.
-        sweep: `[n, 3]`, the points of the current sweep alone, metres of the occ frame.
+        sweep: `[n, 3]`, only the points of the current sweep, metres of the occ frame.
     """
 
     features: Tensor
@@ -71,8 +71,9 @@ class ImageNetwork(nn.Module):
 
     Args:
         detector: The model, in evaluation mode.
-        layout: Of the maps.
-        half: Compute in half precision, with a copy of the weights, and return such maps.
+        layout: Layout of the maps.
+        half: Whether to compute in half precision, with a copy of the weights, and return maps of
+            this precision.
     """
 
     def __init__(self, detector: OPUS, layout: Layout, *, half: bool = False) -> None:
@@ -106,7 +107,7 @@ class Decoder(nn.Module):
     Args:
         detector: The model, in evaluation mode.
         image_hw: H and W.
-        layout: Of the maps. Stacked ones need `standard_operations` around the call.
+        layout: Layout of the maps. Stacked ones need `standard_operations` around the call.
     """
 
     def __init__(self, detector: OPUS, image_hw: tuple[int, int], layout: Layout) -> None:
@@ -127,7 +128,7 @@ class Decoder(nn.Module):
         Args:
             levels: L maps of T frames.
             occ2img: `[T*N, 4, 4]`, metres of the occ frame to pixels of the images.
-            lidar: Where the model has a LiDAR branch.
+            lidar: LiDAR inputs, if the model has a LiDAR branch.
         """
         head = self.head
         levels = [level.float() for level in levels]

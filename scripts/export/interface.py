@@ -63,7 +63,7 @@ def feature_ports(levels: Sequence[Tensor], frames: int, layout: Layout) -> list
     Args:
         levels: L maps of one frame.
         frames: How many frames.
-        layout: Of the maps.
+        layout: Layout of the maps.
     """
     kind = str(levels[0].dtype).removeprefix("torch.")
     return [
@@ -84,7 +84,7 @@ def geometry_ports(source: Source) -> list[Port]:
             "occ2img",
             (head.num_frames * head.num_cams, 4, 4),
             "float32: projection of every image, in their order: metres of the grid's frame to "
-            "pixels (u*w, v*w, w, 1) of the image as it is given",
+            "pixels (u*w, v*w, w, 1) of the given image",
         )
     ]
     if not source.detector.has_lidar:
@@ -116,7 +116,7 @@ def geometry_tensors(frame: Frame) -> list[Tensor]:
 
 
 def lidar_facts(source: Source) -> dict[str, Any]:
-    """Return how LiDAR points become voxels; nothing where the model has no LiDAR branch."""
+    """Return the settings of the voxeliser; empty if the model has no LiDAR branch."""
     if not source.detector.has_lidar:
         return {}
     layer = source.detector.pts_voxel_layer
@@ -132,7 +132,7 @@ def lidar_facts(source: Source) -> dict[str, Any]:
 
 
 def lidar_of(tensors: Sequence[Tensor]) -> LidarVoxels | None:
-    """Return the LiDAR input out of the tensors after `occ2img`."""
+    """Return the LiDAR input from the tensors after `occ2img`."""
     return LidarVoxels(*tensors) if tensors else None
 
 

@@ -27,7 +27,7 @@ from scripts.export.onnx_model import LOWEST_OPSET, save_onnx, to_onnx
 from scripts.export.source import Source, load_source
 from scripts.runtime.command_line import CommandParser, number_from, run_command
 
-# Share of the voxels that must be the same; in half precision sampling points move.
+# Minimum share of equal voxels; in half precision sampling points move.
 TOLERANCE = {False: 0.999, True: 0.9}
 
 
@@ -57,7 +57,7 @@ def command_parser() -> CommandParser:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write the files, and compare them where asked to."""
+    """Write the files, and compare them if requested."""
     out = check_target("--out", args.out, ".onnx")
     if args.frame is not None:
         check_target("--frame", args.frame, ".npz")

@@ -19,7 +19,7 @@ from scripts.export.standard_operations import standard_operations
 from scripts.runtime.atomic_write import write_atomically
 
 LOWEST_OPSET = 18  # the first whose ScatterElements takes a maximum
-# Loggers that report folded constants and operations which this project does not have.
+# Loggers that report folded constants and operations that this project does not use.
 _LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
 

@@ -1,8 +1,8 @@
 """Compile a model into a package that needs no Python.
 
 `torch.export` traces the functions with the project's native operations in them, AOTInductor
-compiles what lies between, and both functions go into one package. At run time it needs libtorch
-and the library of the operations, which registers them with torch's dispatcher.
+compiles the code between them, and both functions go into one package. At run time it needs
+libtorch and the library of the operations, which registers them with torch's dispatcher.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scripts.runtime.atomic_write import write_atomically
 from scripts.runtime.operations import replaced_operations
 
 NAMES = {"_image": "image", "_decoder": "decoder"}
-# Threads are those of the process that runs the package, not of the one that compiles it.
+# The number of threads is that of the process that runs the package, not of the compiling one.
 _OPTIONS: dict[str, Any] = {"aot_inductor.package": True, "cpp.dynamic_threads": True}
 
 
@@ -39,8 +39,8 @@ def write_program(source: Source, functions: Sequence[Function], path: Path) -> 
     """Compile functions into one package.
 
     Args:
-        source: The model, for the facts that go into the package as JSON.
-        functions: Those of `program_functions`.
+        source: The model, for the metadata in the package, as JSON.
+        functions: Functions from `program_functions`.
         path: The `.pt2` file.
 
     Raises:
@@ -73,7 +73,7 @@ def _compiled(function: Function) -> list[Any]:
 
 
 def program_operations() -> AbstractContextManager[None]:
-    """Call native operations directly where sizes depend on the data.
+    """Call native operations directly if sizes depend on the data.
 
     The checks of arguments in `models.ops` need numbers that a trace does not have.
     """

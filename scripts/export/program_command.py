@@ -28,7 +28,7 @@ TOLERANCE = 0.999
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write the package, and compare it where asked to."""
+    """Write the package, and compare it if requested."""
     out = check_target("--out", args.out, ".pt2")
     if args.frame is not None:
         check_target("--frame", args.frame, ".npz")

@@ -1,7 +1,7 @@
 """The model to export, with its weights and metadata.
 
-Dimension letters: T frames (current first), N cameras, H, W size of the images as they are given, n
-LiDAR points.
+Dimension letters: T frames (current first), N cameras, H, W size of the given images, n LiDAR
+points.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Frame:
     Attributes:
         images: uint8 `[T*N, 3, H, W]`, BGR.
         occ2img: `[T*N, 4, 4]`, metres of the occ frame to pixels.
-        lidar: Where the model has a LiDAR branch.
+        lidar: LiDAR inputs, if the model has a LiDAR branch.
     """
 
     images: Tensor
@@ -55,13 +55,13 @@ class Source:
 
     Attributes:
         detector: The model, in evaluation mode, on the CPU.
-        image_hw: Height and width in pixels of the images it is given.
-        class_names: Of the labels 0, 1, ...
-        cameras: Names in the order of the images; empty where the config has none.
+        image_hw: Height and width in pixels of the input images.
+        class_names: Names of the labels 0, 1, ...
+        cameras: Names in the order of the images; empty if the config has none.
         config: Name of the config.
-        checkpoint: What was loaded.
+        checkpoint: The loaded checkpoint.
         cfg: The config; None for a model that was built without one.
-        frame_interval_s: Seconds between the frames of a prediction; None where the config has no
+        frame_interval_s: Seconds between the frames of a prediction; None if the config has no
             camera data set.
     """
 
@@ -115,7 +115,7 @@ def load_source(
 
     Args:
         config: Config file.
-        options: `--cfg-options`.
+        options: Values of `--cfg-options`.
         weights: Checkpoint file.
         image_hw: Height and width of the images; None for those of the config's test data.
 
@@ -153,7 +153,7 @@ def load_source(
 
 
 def _check_head(detector: OPUS) -> None:
-    """Refuse models whose queries do not all start at learned or LiDAR points."""
+    """Raise an error unless all queries start at learned or LiDAR points."""
     head = detector.pts_bbox_head
     for key in ("memory", "num_seen_queries"):
         if getattr(head, key, None):
@@ -177,7 +177,7 @@ def _image_size(dataset: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def random_item(source: Source, seed: int = 0, num_points: int = 20_000) -> dict[str, Any]:
-    """Return a sample of random images of a ring of cameras, in the form of a data set."""
+    """Return a sample of random images of a ring of cameras, in the format of a data set."""
     head = source.head
     rng = torch.Generator().manual_seed(seed)
     number = head.num_frames * head.num_cams
@@ -197,7 +197,7 @@ def random_item(source: Source, seed: int = 0, num_points: int = 20_000) -> dict
 
 
 def _ring_of_cameras(num_frames: int, num_cams: int, hw: tuple[int, int]) -> Tensor:
-    """Return ego2img `[T*N, 4, 4]` of cameras that look outwards; older frames lag behind."""
+    """Return ego2img `[T*N, 4, 4]` of cameras that face outwards; older frames are farther back."""
     focal = 0.6 * hw[1]
     intrinsic = torch.tensor([[focal, 0, hw[1] / 2], [0, focal, hw[0] / 2], [0, 0, 1]])
     matrices = []
@@ -215,7 +215,7 @@ def _ring_of_cameras(num_frames: int, num_cams: int, hw: tuple[int, int]) -> Ten
 
 
 def data_items(source: Source, number: int) -> list[dict[str, Any]]:
-    """Load samples of the config's test data, spread over it.
+    """Load samples spread evenly over the config's test data.
 
     Raises:
         UserError: The data cannot be read.
@@ -229,7 +229,7 @@ def data_items(source: Source, number: int) -> list[dict[str, Any]]:
 
 
 def check_items(source: Source, number: int) -> tuple[list[dict[str, Any]], str]:
-    """Return samples to compare predictions of, and a description of them."""
+    """Return samples for the comparison of predictions, and a description of them."""
     try:
         return data_items(source, number), "samples of the test data"
     except (UserError, OSError) as error:

@@ -1,7 +1,7 @@
 """The operations of `models.ops`, expressed with standard operators.
 
-The functions take the arguments of the operations whose names they have and give the same results
-up to rounding, for one sample in evaluation. They are built from what ONNX has since opset 18:
+The functions have the names, arguments and, up to rounding, the results of the operations that they
+replace, for one sample in evaluation. They are built from operators that ONNX has since opset 18:
 `GridSample` reads images, `ScatterElements` with the reduction `max` groups points by voxel,
 `NonZero` lists voxels, `Gather` finds the neighbours of a voxel in a dense grid of indices.
 Operations without a function here are traced through their plain-torch reference implementations.
@@ -41,7 +41,7 @@ _GATHERED_CHANNELS = 256
 
 @contextmanager
 def standard_operations() -> Iterator[None]:
-    """Have the models call the functions of this module."""
+    """Replace the operations of the models by the functions of this module."""
     replacements: Mapping[str, Callable[..., Any]] = dict(
         adaptive_mixing=ops.adaptive_mixing_reference,
         build_kernel_map=build_kernel_map,
@@ -65,7 +65,7 @@ def standard_operations() -> Iterator[None]:
 def stack_cameras(level: Tensor, num_cams: int) -> Tensor:
     """Stack the maps of a frame's cameras vertically, with a row of zeros below each.
 
-    So one two-dimensional `GridSample` reads any of the cameras, and nothing across their borders.
+    One two-dimensional `GridSample` can then read any camera, without mixing across borders.
 
     Args:
         level: `[T*N, C, h, w]`.
@@ -87,7 +87,7 @@ def multi_view_sampling(
     num_cams: int,
     pairing: str = "published",
 ) -> Tensor:
-    """Sample maps that `stack_cameras` has stacked.
+    """Sample maps from `stack_cameras`.
 
     Args:
         feats: L maps `[T, C, N * (h + 1), w]`.
@@ -132,7 +132,7 @@ def multi_view_sampling(
 
 
 def unique_voxels(keys: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
-    """List the voxels of points, and number every point's, over a dense grid."""
+    """Return the voxels of points and the voxel index of every point, over a dense grid."""
     unique = _marked(keys, num_keys)
     number = torch.zeros(num_keys, dtype=torch.int32)
     number = number.scatter(0, unique, torch.arange(unique.shape[0], dtype=torch.int32))
@@ -152,7 +152,7 @@ class NeighbourMap:
 
     Attributes:
         out_coords: int64 `[m, 4]`, (0, d0, d1, d2).
-        neighbours: int64 `[m, K]`, rows of the input, n where there is no voxel.
+        neighbours: int64 `[m, K]`, rows of the input, n if there is no voxel.
     """
 
     out_coords: Tensor
@@ -167,7 +167,7 @@ def build_kernel_map(
     padding: Triple = (0, 0, 0),
     subm: bool = False,
 ) -> NeighbourMap:
-    """Find the neighbours by a dense grid of indices, padded so that none lies outside it."""
+    """Find the neighbours with a dense grid of indices, padded so that all lie inside."""
     pad = tuple(size // 2 for size in kernel_size) if subm else padding
     step = (1, 1, 1) if subm else stride
     extents = tuple(size + 2 * more for size, more in zip(spatial_shape, pad, strict=True))
@@ -194,7 +194,7 @@ def build_kernel_map(
 def sparse_conv(
     features: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: NeighbourMap
 ) -> Tensor:
-    """Multiply gathered neighbours by the weights, some kernel positions after another."""
+    """Multiply gathered neighbours by the weights, a few kernel positions at a time."""
     padded = torch.cat([features, features.new_zeros(1, features.shape[1])])
     positions = weight.flatten(1, 3).permute(1, 2, 0)  # [K, C_in, C_out]
     at_once = max(1, _GATHERED_CHANNELS // features.shape[1])
@@ -251,7 +251,7 @@ def _rows(table: Tensor, index: Tensor) -> Tensor:
 
 
 def _marked(keys: Tensor, num_keys: int) -> Tensor:
-    """Return the numbers that occur in `keys` and are below `num_keys`, ascending."""
+    """Return the distinct values in `keys` below `num_keys`, ascending."""
     grid = torch.zeros(num_keys + 1)
     marks = torch.ones_like(keys, dtype=grid.dtype)
     found = grid.scatter_reduce(0, keys, marks, "amax")[:num_keys].nonzero()[:, 0]
@@ -260,7 +260,7 @@ def _marked(keys: Tensor, num_keys: int) -> Tensor:
 
 
 def _reached(own: Tensor, offsets: Tensor, step: Tensor, out_shape: Sequence[int]) -> Tensor:
-    """Return the output voxels `[m, 3]` whose windows hold a voxel of `own` `[n, 3]`."""
+    """Return the output voxels `[m, 3]` whose windows contain a voxel of `own` `[n, 3]`."""
     shifted = own[:, None] - offsets  # [n, K, 3]
     out = shifted // step
     upper = torch.tensor(out_shape)

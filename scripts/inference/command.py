@@ -5,8 +5,8 @@
 
 FOLDER holds images by camera and `rig.yaml`, the calibration of the cameras (docs/inference.md).
 INFO.pkl is an info file in the folder of its data set; its key frames are predicted with the
-history that the data set chooses. No labels are needed. npz and ply: a file per frame, named after
-it. html: a page per recording.
+history that the data set selects. No labels are needed. npz and ply: a file per frame, with the
+name of the frame. html: a page per recording.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FORMATS = ("npz", "ply", "html")
 
 @dataclass(frozen=True)
 class _Clip:
-    """A recording: its name, and its frames, each with whether it is predicted."""
+    """A recording: its name, and its frames with flags of those to predict."""
 
     name: str
     frames: Iterable[tuple[Frame, bool]]
@@ -55,24 +55,24 @@ def command_parser() -> CommandParser:
     parser.add_argument(
         "--frames", required=True, metavar="FOLDER|INFO", help="what to predict, see above"
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the files go")
+    parser.add_argument("--out", required=True, metavar="DIR", help="output folder")
     parser.add_argument("--format", choices=FORMATS, default="npz", help="default: npz")
     parser.add_argument(
         "--rig", metavar="FILE", help="calibrations of a FOLDER (default: rig.yaml in it)"
     )
     parser.add_argument(
-        "--dense", action="store_true", help="npz: a label grid, as Occ3D's, not occupied voxels"
+        "--dense", action="store_true", help="npz: a label grid as in Occ3D, not occupied voxels"
     )
     parser.add_argument("--mesh", action="store_true", help="ply: faces of voxels, not points")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU, if there is one)")
     parser.add_argument(
-        "--num", type=number_from(1), metavar="N", help="predict the first N frames alone"
+        "--num", type=number_from(1), metavar="N", help="predict only the first N frames"
     )
     return parser
 
 
 def predict(args: argparse.Namespace) -> list[Path]:
-    """Predict the frames that the arguments name.
+    """Predict the frames given by the arguments.
 
     Returns:
         The files written.

@@ -1,4 +1,4 @@
-"""Write results as files that other programs read.
+"""Write results as files for other programs.
 
 Legend: n occupied voxels, F faces between an occupied and a free voxel, X, Y, Z voxels.
 """
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from scripts.prediction.frames import Frame
 
 SUFFIXES = (".npz", ".ply", ".png", ".html", ".rrd")
-# Options of `OccupancyResult.draw` that files take which are no pictures.
+# Options of `OccupancyResult.draw` that apply to files other than pictures.
 _STYLE_OF: Mapping[str, Collection[str]] = {".npz": (), ".ply": ("palette",)}
-# Two triangles of a face whose corners go around it.
+# Two triangles of a face with corners in cyclic order.
 _TRIANGLES = np.array([[0, 1, 2], [0, 2, 3]], dtype=np.int32)
 
 
@@ -40,7 +40,7 @@ def save_result(
     """Write a result; see `OccupancyResult.save`."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ConfigError(f"{path} is of no known format: end its name in {', '.join(SUFFIXES)}")
+        raise ConfigError(f"{path} has an unknown format: end its name in {', '.join(SUFFIXES)}")
     if dense and suffix != ".npz":
         raise ConfigError(f"dense=True is an option of .npz files, not of {path}: leave it out")
     if mesh and suffix != ".ply":
@@ -123,8 +123,9 @@ def _points(result: OccupancyResult, colours: npt.NDArray[np.uint8]) -> npt.NDAr
 
 
 def _mesh(result: OccupancyResult, colours: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-    """Return the faces with corners of their own: most programs show the colours of corners, not of
-    faces.
+    """Return the faces without shared corners.
+
+    Most programs show the colours of corners, not of faces.
     """
     dense = result.dense()
     cells, codes = surface_faces(dense != result.grid.empty_label)
@@ -140,10 +141,10 @@ def _mesh(result: OccupancyResult, colours: npt.NDArray[np.uint8]) -> dict[str, 
 
 
 def _face_corners() -> npt.NDArray[np.int64]:
-    """Return the corners [6, 4, 3] of a voxel's faces, in voxels, counter-clockwise as seen from
-    outside.
+    """Return the corners [6, 4, 3] of a voxel's faces, in voxels.
 
-    Faces are numbered as `scripts.visualization.surface.surface_faces` does.
+    They are in counter-clockwise order as seen from outside. Faces are numbered as in
+    `scripts.visualization.surface.surface_faces`.
     """
     around = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
     faces = np.zeros((6, 4, 3), dtype=np.int64)

@@ -28,7 +28,7 @@ from scripts.runtime.errors import ConfigError
 class OccupancyInferencer(BaseInferencer):
     """Predict the occupancy around a vehicle from frames of its cameras, and LiDAR.
 
-    No data set, no info file and no label is needed. Images are decoded, resized and cropped by
+    No data set, info file or labels are needed. Images are decoded, resized and cropped by
     the transforms of the config's test pipeline; they may have any size.
 
     - `inferencer.predict(frame)`: one frame, with its history if that is given.
@@ -37,10 +37,10 @@ class OccupancyInferencer(BaseInferencer):
     - `inferencer(frames)`: MMEngine's interface, for frames that are independent of one another.
 
     Args:
-        config: An MMEngine config file, or a config that `load_config` gave.
+        config: An MMEngine config file, or a config returned by `load_config`.
         checkpoint: Weights, `.pth` or `.safetensors`; None leaves the model untrained.
-        device: As torch names it; None uses the GPU if there is one.
-        cameras: Names of the rig's cameras in any order, for a rig that is not that of the config.
+        device: Name of a torch device; None uses the GPU if there is one.
+        cameras: Names of the rig's cameras in any order, for a rig other than that of the config.
         cfg_options: Fields of the config to replace, by dotted keys.
         interval_s: Seconds between the frames of a prediction; None takes `test_interval` of the
             data set at its cameras' 12 Hz: half a second for nuScenes.
@@ -54,7 +54,7 @@ class OccupancyInferencer(BaseInferencer):
 
     Attributes:
         model: The model, in eval mode.
-        grid: Where voxels are and what their labels mean.
+        grid: Positions of the voxels and meanings of their labels.
         cameras: Names of the cameras, in the order in which the model gets their images.
 
     Raises:
@@ -132,7 +132,7 @@ class OccupancyInferencer(BaseInferencer):
     # -- one frame -----------------------------------------------------------------------------
 
     def predict(self, frame: Frame, history: Sequence[Frame] = ()) -> OccupancyResult:
-        """Predict one frame; the stream is left as it is.
+        """Predict one frame; the stream does not change.
 
         Args:
             frame: The frame.
@@ -186,8 +186,8 @@ class OccupancyInferencer(BaseInferencer):
             cameras: Names of the cameras of another rig, in any number; None keeps the rig.
 
         Raises:
-            ConfigError: `cameras` are given, and the inferencer was made of a config that was
-                loaded already.
+            ConfigError: `cameras` are given, and the inferencer was made from a config that was
+                already loaded.
             FrameError: `cameras` is not a list of distinct names.
         """
         if cameras is not None and _names(cameras) != self.cameras:
@@ -258,7 +258,7 @@ class OccupancyInferencer(BaseInferencer):
         return FrameStream(self._dataset, self._interval, self._max_stand_in_age_s, is_sequence)
 
     def _change_rig(self, cameras: Sequence[str]) -> None:
-        """Build the model for other cameras, and give it the weights that the present one has."""
+        """Build the model for other cameras, with the weights of the current one."""
         cfg = _config(self._source, cameras, self._options)
         dataset = unread_dataset(cfg)
         predictor = Predictor(cfg, None, self.predictor.device)
@@ -276,7 +276,7 @@ class OccupancyInferencer(BaseInferencer):
         return [self._result(each, sample) for each, sample in zip(found, samples, strict=True)]
 
     def _empty_cache(self) -> None:
-        """Clear the cached features, and set the size of the cache to its start."""
+        """Clear the cached features, and reset the size of the cache."""
         cache = getattr(self.model, "cache", None)
         if cache is not None:
             least = self._stream.useful_features()
@@ -322,7 +322,7 @@ def _config(
         if cameras is not None or options:
             raise ConfigError(
                 "cameras and cfg_options change a config file: give its path instead of a config "
-                "that is loaded already"
+                "that is already loaded"
             )
         return config
     options = dict(options)

@@ -23,7 +23,7 @@ class InfoFrame:
     """A frame of an info file.
 
     Attributes:
-        frame: Named by the token of its key frame; sweeps have no name.
+        frame: The frame. Its name is the token of its key frame; sweeps have no name.
         is_key: Whether it is a key frame, which the data set predicts.
     """
 
@@ -82,7 +82,7 @@ class InfoFrames:
             sample = self._samples.get(row)
             times = self._dataset.frames.timestamps[row]
             time_us = int(times.min() if sample is None else self._dataset.timestamps[sample])
-            # A sweep that lacks a camera repeats the one before it, its times included.
+            # A sweep that lacks a camera repeats the previous one, including its times.
             newest = max(newest + 1, time_us)
             frame = self._sweep(row, newest) if sample is None else self._key(sample, newest)
             yield InfoFrame(frame, sample is not None)
@@ -103,7 +103,7 @@ class InfoFrames:
         return cameras
 
     def _sweep(self, row: int, time_us: int) -> Frame:
-        # Its images become history, and their poses are known; LiDAR sweeps are the key frame's.
+        # Its images become history, with known poses; LiDAR sweeps belong to the key frame.
         return Frame(self._cameras(row), time_us * 1e-6)
 
     def _key(self, sample: int, time_us: int) -> Frame:

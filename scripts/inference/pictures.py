@@ -47,11 +47,11 @@ def sheet_options(style: Mapping[str, Any]) -> SheetOptions:
 def view_of(
     result: OccupancyResult, frame: Frame | None = None, index: int = 0, total: int = 1
 ) -> SampleView:
-    """Return a result as the renderer takes it.
+    """Convert a result to the input of the renderer.
 
     Args:
-        result: What to draw.
-        frame: Whose images to show.
+        result: The result.
+        frame: Frame with the images to show.
         index: Position among the results that are shown together.
         total: Their number.
     """
@@ -115,7 +115,7 @@ def draw_result(
 
 @dataclass(frozen=True)
 class _Results:
-    """Results as a source of views."""
+    """Source of views of results."""
 
     results: Sequence[OccupancyResult]
     frames: Sequence[Frame | None]
@@ -125,11 +125,11 @@ class _Results:
         return len(self.results)
 
     def view(self, index: int) -> SampleView:
-        """Return one of them."""
+        """Return the view of one result."""
         return view_of(self.results[index], self.frames[index], index, len(self))
 
     def moment(self, index: int) -> Moment:
-        """Return when and where a result was recorded; all are of one recording."""
+        """Return time and place of a result; all results belong to one recording."""
         result = self.results[index]
         return Moment(self.title, round(result.time_s * 1e6), result.ego2global)
 
@@ -144,8 +144,8 @@ def write_page(
 
     Args:
         results: In the order of their times, at least one.
-        path: The file: `.html`, which any browser opens without a network, or `.rrd` for Rerun.
-        frames: Whose images to show, for each result a frame or None.
+        path: The file: `.html` for any browser, without a network, or `.rrd` for Rerun.
+        frames: For each result the frame with the images to show, or None.
         style: See `OccupancyResult.draw`.
 
     Raises:
@@ -155,7 +155,7 @@ def write_page(
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in VIEWER_SUFFIXES:
-        raise ConfigError(f"{path} is no page: end its name in {' or '.join(VIEWER_SUFFIXES)}")
+        raise ConfigError(f"{path} is not a page: end its name in {' or '.join(VIEWER_SUFFIXES)}")
     if not results:
         raise ConfigError(f"there is no result to write to {path}: predict at least one frame")
     frames = [None] * len(results) if frames is None else frames
@@ -167,7 +167,7 @@ def write_page(
     options = sheet_options(style)
     check_file_target("page", path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The writer names a file after its scene; it gets its own name in one step.
+    # The writer names the file after its scene; it is then renamed in one step.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".page-") as folder:
         job = Job(
             source=_Results(results, frames, path.stem),
@@ -184,7 +184,7 @@ def write_page(
 
 
 class InlineViewer:
-    """A page that notebooks show in the output of a cell.
+    """Page in the output of a notebook cell.
 
     Args:
         results: See `write_page`.
@@ -201,7 +201,7 @@ class InlineViewer:
             self._text = page.read_text(encoding="utf-8")
 
     def _repr_html_(self) -> str:
-        """Return the page in a frame of its own, whose scripts see nothing of the notebook."""
+        """Return the page in an iframe whose scripts cannot access the notebook."""
         return (
             f'<iframe sandbox="allow-scripts" width="100%" height="{int(self._height)}" '
             f'style="border:0" srcdoc="{html.escape(self._text)}"></iframe>'

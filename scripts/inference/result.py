@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where voxels are and what their labels mean.
+    """Grid of the voxels, and the classes of their labels.
 
     Attributes:
         pc_range: (x0, y0, z0, x1, y1, z1) metres, in the frame of the grid.
         voxel_size: (dx, dy, dz) metres.
         shape: Voxels (X, Y, Z).
-        frame: 'ego' or 'lidar': the frame the grid is in.
+        frame: Frame of the grid: 'ego' or 'lidar'.
         class_names: Classes in label order.
     """
 
@@ -63,12 +63,12 @@ class OccupancyResult:
         coords: int64 [n, 3], voxel indices (x, y, z), each voxel once.
         labels: int64 [n], indices into `grid.class_names`.
         scores: float32 [n], from 0 to 1.
-        grid: Where the voxels are.
-        name: Of the frame.
-        time_s: Of the frame.
+        grid: Positions of the voxels.
+        name: Name of the frame.
+        time_s: Time of the frame.
         frame_times_s: Times of the T frames of the prediction, the current one first.
         dropped_cameras: Cameras without an image, to the age in seconds of the older image that
-            was used, or None where the camera was left out.
+            was used, or None if the camera was left out.
         changed_cameras: Cameras whose calibration or image size differs from the frame before.
         ego2global: float64 [4, 4], the pose of the vehicle.
         ego2grid: float64 [4, 4], the vehicle's frame to that of the grid.
@@ -136,7 +136,7 @@ class OccupancyResult:
             path: The file.
             dense: See above.
             mesh: See above.
-            frame: Whose images pictures and pages show.
+            frame: Frame with the images to show in pictures and pages.
             style: See `draw`.
 
         Returns:
@@ -154,9 +154,9 @@ class OccupancyResult:
         """Draw the result.
 
         Args:
-            frame: Whose images are shown above it; None shows none.
+            frame: Frame with the images to show above it; None shows none.
             style: `view` ('chase', 'top', 'front'), `scale`, `theme` ('light', 'dark'),
-                `palette` ('field', 'safe'), `overlay` (whether the voxels are drawn over the
+                `palette` ('field', 'safe'), `overlay` (whether to draw the voxels over the
                 images).
 
         Returns:
@@ -167,7 +167,7 @@ class OccupancyResult:
         return draw_result(self, frame, style)
 
     def viewer(self, height: int = 520, **style: Any) -> Any:
-        """Return the result in a viewer that a notebook shows as the value of a cell.
+        """Return the result in a viewer for the output of a notebook cell.
 
         Args:
             height: Pixels.

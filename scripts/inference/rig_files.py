@@ -7,18 +7,18 @@
 
 Images of one frame share their name. `rig.yaml`, lengths in metres, times in seconds:
 
-    frame_rate_hz: 10                # of frames without a time of their own
+    frame_rate_hz: 10                # of frames without a time
     cameras:
       front:
         images: front/*.jpg          # default: every image in the folder of the camera's name
         intrinsics: [800, 800, 640, 360]          # fx, fy, cx, cy in pixels, or a matrix [3, 3]
         translation: [1.7, 0.0, 1.5]              # of the camera in the vehicle's frame
         rotation: [0.5, -0.5, 0.5, -0.5]          # quaternion w, x, y, z, or a matrix [3, 3]
-    lidar:                           # of models that fuse LiDAR
+    lidar:                           # for models that fuse LiDAR
       points: lidar/*.bin
       translation: [0.9, 0.0, 1.8]
       rotation: [0.7071, 0, 0, -0.7071]
-    poses:                           # of the vehicle; without any it stands still
+    poses:                           # of the vehicle; without poses it stands still
       "000000": {time_s: 0.0, translation: [0, 0, 0], rotation: [1, 0, 0, 0]}
 
 Cameras look along z, with x to the right and y down. The vehicle's frame has x forward, y to the
@@ -85,7 +85,7 @@ class Recording:
     """Frames of a folder.
 
     Attributes:
-        name: Of the folder.
+        name: Name of the folder.
         cameras: Names of the cameras, in the order of the rig file.
         frame_names: In the order of their times.
     """
@@ -108,7 +108,7 @@ class Recording:
         return (self.frame(name) for name in self.frame_names)
 
     def frame(self, name: str) -> Frame:
-        """Return one frame by its name; cameras without an image of this name are left out."""
+        """Return one frame by its name, without the cameras that have no image of this name."""
         own = self._poses.get(name)
         time_s = self.frame_names.index(name) / self._rate_hz if own is None else own.time_s
         return Frame(
@@ -129,11 +129,12 @@ def read_recording(folder: str | Path, rig_file: str | Path | None = None) -> Re
     """Read the frames of a folder and the calibration of its cameras.
 
     Args:
-        folder: See the head of this module.
+        folder: See the docstring of this module.
         rig_file: YAML file; None takes `rig.yaml` in the folder.
 
     Raises:
-        FrameError: The rig file is missing or broken (the key is named), or a camera has no image.
+        FrameError: The rig file is missing or broken (the message names the key), or a camera has
+            no image.
     """
     folder = Path(folder)
     path = folder / RIG_FILE if rig_file is None else Path(rig_file)
@@ -174,7 +175,7 @@ def _camera(name: str, value: Any, folder: Path, path: Path) -> _Camera:
     pattern = part.get("images", f"{name}/*")
     files = _files(folder, pattern, path, f"{place}.images", _IMAGE_SUFFIXES)
     if not files:
-        raise _broken(path, f"{place}.images '{pattern}' names no image in {folder}")
+        raise _broken(path, f"{place}.images '{pattern}' matches no image in {folder}")
     try:
         matrix = intrinsic_matrix(intrinsics, f"{place}.intrinsics")
     except FrameError as error:
@@ -189,7 +190,7 @@ def _read_lidar(value: Any, folder: Path, path: Path) -> tuple[Matrix, dict[str,
     if "points" in part:
         files = _files(folder, part["points"], path, "lidar.points")
         if not files:
-            raise _broken(path, f"lidar.points '{part['points']}' names no file in {folder}")
+            raise _broken(path, f"lidar.points '{part['points']}' matches no file in {folder}")
     return _pose(part, path, "lidar"), files
 
 
@@ -220,7 +221,7 @@ def _files(
     """Return the files by their names without ending; `suffixes` limits them."""
     if not isinstance(pattern, str) or Path(pattern).is_absolute() or not pattern:
         raise _broken(path, f"{place} is {pattern!r}, expected a pattern below {folder}")
-    with reading(path, _RIG, f"{place} '{pattern}' is no pattern of file names"):
+    with reading(path, _RIG, f"{place} '{pattern}' is not a pattern of file names"):
         found = sorted(folder.glob(pattern))
     files: dict[str, Path] = {}
     for file in found:
@@ -229,14 +230,14 @@ def _files(
         other = files.setdefault(file.stem, file)
         if other != file:
             raise _broken(
-                path, f"{place} '{pattern}' names two files of one frame, {other}, {file}"
+                path, f"{place} '{pattern}' matches two files of one frame, {other}, {file}"
             )
     return files
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     data = read_file(path, _RIG)
-    with reading(path, _RIG, "is no YAML"):
+    with reading(path, _RIG, "is not YAML"):
         content = yaml.safe_load(bytes(data).decode())
     return _mapping(content, path, "the file")
 

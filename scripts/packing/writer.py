@@ -44,6 +44,7 @@ def pack_image(path: str | Path, size: StoredSize, quality: int) -> bytes:
         path: The image.
         size: How to store it.
         quality: Quality of the JPEG file.
+
     Raises:
         MissingDataError: If the image does not exist.
         BadDataError: If it is broken or of another size.

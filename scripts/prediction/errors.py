@@ -1,4 +1,4 @@
-"""Errors about frames that are to be predicted."""
+"""Errors about frames to predict."""
 
 from __future__ import annotations
 

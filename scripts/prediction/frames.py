@@ -37,8 +37,8 @@ class CameraFrame:
             [H, W, 3] with their `channel_order`.
         intrinsics: [3, 3] pinhole matrix in pixels of this image.
         sensor2ego: [4, 4] mounting of the camera.
-        channel_order: Of pixels: 'bgr' as OpenCV reads them, or 'rgb' as Pillow does.
-        time_s: When the image was taken; None: at the time of the frame.
+        channel_order: Order of the channels of pixels: 'bgr' as in OpenCV, or 'rgb' as in Pillow.
+        time_s: Time at which the image was taken; None: the time of the frame.
         ego2global: [4, 4] pose of the vehicle when the image was taken; None: that of the frame.
         sensor2global: [4, 4] pose of the camera when the image was taken, instead of
             `sensor2ego` and `ego2global`.
@@ -59,8 +59,8 @@ class LidarSweep:
 
     Attributes:
         points: [n, 3 to 5] x, y, z in metres of the LiDAR's own frame at its time, intensity, ring;
-            or a file of float32 rows, as nuScenes has them.
-        time_s: When they were measured.
+            or a file of float32 rows, as in nuScenes.
+        time_s: Time of the measurement.
         sensor2lidar: [4, 4] to the LiDAR's frame at the time of the frame that they belong to.
     """
 
@@ -82,7 +82,7 @@ class Frame:
             the LiDAR's frame (OpenOccupancy).
         lidar: Points as in `LidarSweep`, for models that fuse LiDAR.
         lidar_sweeps: Older points, newest first. None: those of the frames before in the stream.
-        name: Of the frame in errors and files.
+        name: Name of the frame in errors and files.
     """
 
     cameras: Mapping[str, CameraFrame | None]
@@ -109,7 +109,7 @@ def pose(
         rotation: Quaternion (w, x, y, z), or matrix [3, 3] with p = R @ p_own + t.
 
     Raises:
-        FrameError: If they are no translation and rotation.
+        FrameError: If they are not a translation and a rotation.
     """
     matrix = np.eye(4)
     try:
@@ -118,7 +118,7 @@ def pose(
         matrix[:3, 3] = np.asarray(translation, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise FrameError(
-            f"translation {translation!r} and rotation {rotation!r} are no pose: give three "
+            f"translation {translation!r} and rotation {rotation!r} are not a pose: give three "
             "metres, and a quaternion (w, x, y, z) or a matrix [3, 3]"
         ) from error
     return rigid(matrix, "the pose")
@@ -139,13 +139,13 @@ def rigid(values: npt.ArrayLike, what: str) -> Matrix:
     is_rotation = np.allclose(rotation @ rotation.T, np.eye(3), rtol=0, atol=_ROTATION_TOLERANCE)
     if not is_rotation or np.linalg.det(rotation) < 0:
         raise FrameError(
-            f"{what} holds no rotation (its columns are not three orthonormal, right-handed axes): "
+            f"{what} has no rotation (its columns are not three orthonormal, right-handed axes): "
             "expected [4, 4] of a rotation and a translation in metres"
         )
     if not np.array_equal(matrix[3], (0, 0, 0, 1)):
         raise FrameError(
             f"the last row of {what} is {matrix[3].tolist()}, expected [0, 0, 0, 1]: translations "
-            "stand in the last column"
+            "belong in the last column"
         )
     return matrix
 
@@ -169,7 +169,7 @@ def seconds(value: float, what: str) -> int:
     """Return a time in whole microseconds.
 
     Raises:
-        FrameError: If it is no finite number.
+        FrameError: If it is not a finite number.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise FrameError(f"{what} is {value!r}, expected a number of seconds")
@@ -185,7 +185,7 @@ def _numbers(values: npt.ArrayLike, shape: tuple[int, ...], what: str) -> Matrix
     try:
         matrix = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise FrameError(f"{what} are no numbers, expected {list(shape)}") from error
+        raise FrameError(f"{what} are not numbers, expected {list(shape)}") from error
     if matrix.shape != shape or not np.isfinite(matrix).all():
         found = list(matrix.shape) if matrix.shape != shape else "numbers that are not finite"
         raise FrameError(f"{what} have {found}, expected finite numbers {list(shape)}")

@@ -13,14 +13,14 @@ from typing import Generic, Literal, Protocol, TypeVar
 from loaders.datasets.frames import MAX_HISTORY, history_offsets
 from scripts.runtime.errors import ConfigError
 
-# The rate at which nuScenes' cameras take images; frame intervals are counted in its frames.
+# Rate of nuScenes' cameras; intervals are counted in frames at this rate.
 CAMERA_RATE_HZ = 12.0
 
 HistoryRule = Literal["time", "count"]
 
 
 class Timed(Protocol):
-    """Anything with a time in microseconds."""
+    """Protocol of objects with a time in microseconds."""
 
     @property
     def time_us(self) -> int:
@@ -32,13 +32,13 @@ Entry = TypeVar("Entry", bound=Timed)
 
 @dataclass(frozen=True)
 class Interval:
-    """How far apart the frames of a prediction are.
+    """Interval between the frames of a prediction.
 
     Attributes:
         frames: Camera frames of the data set between one frame and the next.
         seconds: The same in seconds.
-        rule: 'time' takes the frames nearest to the times at which the data set's would be, at any
-            rate of the stream; 'count' takes every `frames`-th, as the data set does.
+        rule: 'time' takes the frames nearest to the times of the data set's frames, at any rate of
+            the stream; 'count' takes every `frames`-th, as the data set does.
     """
 
     frames: int
@@ -58,7 +58,7 @@ class Interval:
 
 
 class History(Generic[Entry]):
-    """The past of a stream, as far back as predictions need it.
+    """History of a stream, for as long as predictions need it.
 
     Its size is bounded whatever the rate of the stream: with the rule 'time', frames that follow
     one another faster than half a camera frame of the data set are not all kept.
@@ -90,14 +90,14 @@ class History(Generic[Entry]):
         return self._kept[-1] if self._kept else None
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all frames."""
         self._kept.clear()
 
     def add(self, entry: Entry) -> bool:
-        """Keep a frame that is newer than all others, and drop those that are too old by now.
+        """Add a frame that is newer than all others, and drop those that are too old.
 
         Returns:
-            Whether it is kept.
+            Whether the frame is kept.
         """
         if self._num_frames == 1:
             return False
@@ -110,7 +110,7 @@ class History(Generic[Entry]):
         return True
 
     def _is_too_old(self, entry: Entry, time_us: int) -> bool:
-        """Return whether no prediction from this time on uses a frame."""
+        """Return whether a frame is too old for all predictions from a time on."""
         if self._interval.rule == "count":
             return False
         reach = (self._num_frames - 1) * self._step_us + self._step_us // 2
@@ -119,7 +119,7 @@ class History(Generic[Entry]):
     def choose(self, current: Entry) -> list[Entry]:
         """Return T frames, the current one first, none newer than the one before it.
 
-        Beyond the oldest frame the oldest is taken; without any, the current one.
+        Missing older frames are replaced by the oldest one, or by the current one if there is none.
 
         Args:
             current: A frame that has not been added yet.
@@ -136,6 +136,6 @@ class History(Generic[Entry]):
         chosen = [current]
         for step in range(1, self._num_frames):
             wanted = current.time_us - step * self._step_us
-            # Of two that are equally near, the older one.
+            # Of two equally near frames, take the older one.
             chosen.append(min(reversed(past), key=lambda frame: abs(frame.time_us - wanted)))
         return chosen

@@ -24,13 +24,13 @@ class Predictor:
 
     Args:
         cfg: A resolved config.
-        weights: Checkpoint; None leaves the model as it is initialised.
-        device: As torch names it; None uses the GPU if there is one.
+        weights: Checkpoint; None keeps the initial weights.
+        device: Name of a torch device; None uses the GPU if there is one.
 
     Attributes:
         model: In eval mode, on the device.
-        device: Where it is.
-        checkpoint: What was loaded, or None.
+        device: Device of the model.
+        checkpoint: The loaded checkpoint, or None.
 
     Raises:
         ConfigError: The config has no model, a part has an unknown key, or there is no such device.
@@ -57,9 +57,9 @@ class Predictor:
         """Predict packed samples, in one batch.
 
         Args:
-            items: What `PackOccSample` gives.
-            streaming: Whether the model keeps the features of frames, if it can; None leaves that
-                to the config.
+            items: Samples of `PackOccSample`.
+            streaming: Whether the model caches the features of frames, if it supports this; None
+                uses the setting in the config.
 
         Returns:
             The data samples with `pred_coords`, `pred_labels` and `pred_scores`.
@@ -80,7 +80,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     """Return a device by its name; for None the GPU, if there is one.
 
     Raises:
-        ConfigError: There is no such device here.
+        ConfigError: The device does not exist.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -90,8 +90,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         raise ConfigError(f"device '{device}' is unknown: give cpu, cuda or cuda:N") from None
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device '{device}' is not there ({torch.cuda.device_count()} GPUs): give cpu, or one "
-            "of the GPUs"
+            f"device '{device}' does not exist ({torch.cuda.device_count()} GPUs): give cpu, or "
+            "one of the GPUs"
         )
     return chosen
 
@@ -117,7 +117,7 @@ def unread_dataset(cfg: Config) -> OccupancyDataset:
     It has the grid, the classes, the cameras, the rule of the history, and the transforms.
 
     Raises:
-        ConfigError: The data set is no `OccupancyDataset`.
+        ConfigError: The data set is not an `OccupancyDataset`.
     """
     init_default_scope(cfg.get("default_scope", "mmengine"))
     leaf = leaf_configs(test_dataset_config(cfg))[0]

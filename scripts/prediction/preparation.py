@@ -50,16 +50,15 @@ _NUMBERS = itertools.count()
 
 @dataclass(frozen=True)
 class View:
-    """One image, ready for the network, and how points get into it.
-
+    """One image, ready for the network, and its calibration.
     Attributes:
         image: uint8 [h, w, 3], BGR, augmented.
-        intrinsics: float64 [3, 3], of the image as it was given.
+        intrinsics: float64 [3, 3], of the given image.
         sensor2global: float64 [4, 4] at the time of the image.
-        sensor2ego: float64 [4, 4], None where only `sensor2global` is known.
-        aug_matrix: float32 [4, 4], given pixels to those of `image`.
-        raw_hw: Height and width of the image as it was given.
-        time_us: When it was taken.
+        sensor2ego: float64 [4, 4], None if only `sensor2global` is known.
+        aug_matrix: float32 [4, 4], pixels of the given image to those of `image`.
+        raw_hw: Height and width of the given image.
+        time_us: Time at which it was taken.
     """
 
     image: npt.NDArray[np.uint8]
@@ -71,7 +70,7 @@ class View:
     time_us: int
 
     def is_mounted_as(self, other: View) -> bool:
-        """Return whether two images have one size and one calibration."""
+        """Return whether two images have the same size and calibration."""
         same = self.raw_hw == other.raw_hw and np.array_equal(self.intrinsics, other.intrinsics)
         if self.sensor2ego is None or other.sensor2ego is None:
             return same
@@ -84,7 +83,7 @@ class Sweep:
 
     Attributes:
         points: float32 [n, 5], in the LiDAR's own frame.
-        time_us: When they were measured.
+        time_us: Time of the measurement.
         lidar2global: float64 [4, 4].
     """
 
@@ -95,15 +94,15 @@ class Sweep:
 
 @dataclass(frozen=True)
 class PreparedFrame:
-    """A frame as it is kept for the predictions of later ones.
+    """A frame, as stored for later predictions.
 
     Attributes:
-        number: No other frame has it.
-        name: Given by the user.
-        time_us: Microseconds.
+        number: Unique number.
+        name: Name given by the user.
+        time_us: Time in microseconds.
         ego2global: float64 [4, 4].
         lidar2ego: float64 [4, 4].
-        views: Of the N cameras in the model's order; None where there is no image.
+        views: Images of the N cameras in the model's order; None for a missing image.
         dropped: Cameras without an image, to the age in seconds of the older image that replaces
             it, or None if there is none.
         changed: Cameras whose calibration or image size differs from the frame before.
@@ -124,7 +123,7 @@ class Place:
     """Place of a prediction in its stream, for models that keep queries between predictions.
 
     Attributes:
-        sequence: No other sequence of predictions has this number.
+        sequence: Unique number of the sequence of predictions.
         index: Number of predictions before it in the sequence.
     """
 
@@ -135,15 +134,15 @@ class Place:
 class FramePreparer:
     """Check frames, and turn them into samples as a data set does.
 
-    The last image of every camera is kept, to replace a missing one, and the points of the last
-    frames.
+    The last image of every camera is kept to replace a missing one. The points of the last frames
+    are kept as well.
 
     Args:
-        dataset: Of the config, see `scripts.prediction.model.unread_dataset`.
+        dataset: Data set of the config, see `scripts.prediction.model.unread_dataset`.
         max_stand_in_age_s: Largest age in seconds of an image that replaces a missing one.
 
     Raises:
-        ConfigError: The test pipeline lacks a step, or the age is no such number.
+        ConfigError: The test pipeline lacks a step, or the age is invalid.
     """
 
     def __init__(self, dataset: OccupancyDataset, max_stand_in_age_s: float = 1.0) -> None:
@@ -175,7 +174,7 @@ class FramePreparer:
         self._sweeps.clear()
 
     def keep(self, current: PreparedFrame, sweep: Sweep | None) -> None:
-        """Keep the images and the points of a frame for later ones."""
+        """Store the images and the points of a frame for later frames."""
         for name, view in zip(self.cameras, current.views, strict=True):
             if view is not None and name not in current.dropped:
                 self._last[name] = view
@@ -187,7 +186,7 @@ class FramePreparer:
 
         Raises:
             FrameError: A calibration or an image is invalid, a camera is unknown, or none has an
-                image; the sentence names the camera.
+                image; the message names the camera.
             MissingDataError: A file does not exist.
             BadDataError: A file is broken.
         """
@@ -206,7 +205,7 @@ class FramePreparer:
                 if before is not None and not view.is_mounted_as(before):
                     changed.append(name)
                 continue
-            # Of two images the older one; a stream that was set back has none.
+            # Of two images the older one; there is none after a reset.
             age_us = time_us - before.time_us if before is not None else -1
             usable = before is not None and 0 <= age_us <= self._max_age_us
             views.append(before if usable else None)
@@ -278,7 +277,7 @@ class FramePreparer:
         )
 
     def points(self, current: PreparedFrame, frame: Frame) -> Sweep | None:
-        """Return the points of a frame's LiDAR; None where it has none or nothing reads them."""
+        """Return the points of a frame's LiDAR; None if it has none or they are not used."""
         if self._lidar is None or frame.lidar is None:
             return None
         if frame.lidar2ego is None:
@@ -296,16 +295,16 @@ class FramePreparer:
         sweep: Sweep | None,
         place: Place | None = None,
     ) -> dict[str, Any]:
-        """Return a sample as `PackOccSample` packs it.
+        """Return a packed sample, see `PackOccSample`.
 
         Args:
             chosen: T frames, the current one first.
-            frame: The current one as it was given.
-            sweep: Its points.
-            place: Of the prediction among those of its stream; None for one that stands alone.
+            frame: The current frame as given by the user.
+            sweep: Points of the current frame.
+            place: Position of the prediction in its stream; None for a single prediction.
 
         Raises:
-            FrameError: It lacks points or a mounting that the model needs.
+            FrameError: The frame lacks points or a mounting that the model needs.
         """
         current = chosen[0]
         if frame.lidar2ego is None and self._dataset.occ_frame == "lidar":
@@ -377,7 +376,7 @@ class FramePreparer:
         return ego2img
 
     def _with_points(self, sample: OccSample, own: Sweep | None, frame: Frame) -> OccSample:
-        """Set the points of the current frame and of those before it."""
+        """Set the points of the current and of earlier frames."""
         assert self._lidar is not None
         if own is None:
             raise FrameError(
@@ -454,7 +453,7 @@ def _read_image(
 
 @contextmanager
 def _named_camera(what: str) -> Iterator[None]:
-    """Name the camera in errors about broken images, and the way out of a user without archive."""
+    """Raise errors about broken images that name the camera and a solution for users of frames."""
     try:
         yield
     except BadDataError as error:

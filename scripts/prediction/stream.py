@@ -14,7 +14,7 @@ from scripts.prediction.frames import Frame, seconds
 from scripts.prediction.history import History, Interval
 from scripts.prediction.preparation import FramePreparer, Place, PreparedFrame, Sweep
 
-# Pushes that tell the rate of a stream, and most of an interval whose features are kept.
+# Pushes that measure the rate of a stream, and maximum frames of an interval with kept features.
 _RATE_PUSHES, _MOST_PUSHES = 12, 32
 
 # Sequences of predictions of a process, see `Place`.
@@ -26,8 +26,8 @@ class StreamSample:
     """A frame with its history, ready for the model.
 
     Attributes:
-        item: As `PackOccSample` packs samples.
-        frames: The T frames in it, the current one first.
+        item: A sample of `PackOccSample`.
+        frames: The T frames of the sample, the current one first.
     """
 
     item: dict[str, Any]
@@ -35,14 +35,14 @@ class StreamSample:
 
 
 class FrameStream:
-    """Take frames in the order of their times, and keep as many as predictions need.
+    """Stream of frames in the order of their times, with as many past frames as predictions need.
 
     Args:
         dataset: See `scripts.prediction.model.unread_dataset`.
-        interval: Between the frames of a prediction.
+        interval: Interval between the frames of a prediction.
         max_stand_in_age_s: Largest age in seconds of an image that replaces a missing one.
-        is_sequence: Whether predictions follow one another; if not, each stands alone for models
-            that keep queries from one prediction to the next.
+        is_sequence: Whether predictions form a sequence; if not, models that keep queries between
+            predictions treat each one as a single prediction.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class FrameStream:
         self._num_frames, self._interval = dataset.num_frames, interval
         self._is_sequence = is_sequence
         self._place: Place | None = None
-        # A gap after which nothing of the past is used.
+        # A gap after which no past frame is used.
         self._longest_gap_us = (dataset.num_frames + 1) * interval.seconds * 1e6
         self._history: History[PreparedFrame] = History(dataset.num_frames, interval)
         self._newest: PreparedFrame | None = None
@@ -82,7 +82,7 @@ class FrameStream:
         self._newest = self._place = None
 
     def observe(self, frame: Frame) -> PreparedFrame:
-        """Take a frame that is not predicted itself.
+        """Add a frame without a prediction.
 
         Raises:
             FrameError: See `FramePreparer.prepare`, or it is not newer than the last one.
@@ -92,7 +92,7 @@ class FrameStream:
         return current
 
     def push(self, frame: Frame) -> StreamSample:
-        """Take a frame, and return it with its history.
+        """Add a frame, and return it with its history.
 
         Raises:
             FrameError: See `FramePreparer.prepare`, or it is not newer than the last one.
@@ -110,11 +110,11 @@ class FrameStream:
         return StreamSample(item, frames)
 
     def useful_features(self) -> int:
-        """Return the number of frames whose features are worth keeping.
+        """Return the number of frames whose features should be cached.
 
-        A frame waits an interval for its next use; meanwhile other predictions use T frames each,
-        which a stream faster than what is kept of it shares. One more sample lets the model
-        arrange them.
+        A frame is used again after an interval. Until then other predictions use T frames each;
+        they share frames if the stream is faster than the frames kept of it. The model needs space
+        for one more sample to arrange them.
         """
         kept = [each.time_us for each in self._history if each.number in self._predicted]
         pushes, past = (self._per_interval(times) for times in (self._pushes, kept))
@@ -123,7 +123,7 @@ class FrameStream:
         return max(useful, len(self._predicted)) + num_frames
 
     def _per_interval(self, times_us: Sequence[int]) -> int:
-        """Return how many frames there are between those of a prediction, at their mean rate."""
+        """Return the number of stream frames in an interval, at their mean rate."""
         if len(times_us) < 2:
             return 1
         gap_us = (times_us[-1] - times_us[0]) / (len(times_us) - 1)
@@ -146,7 +146,7 @@ class FrameStream:
             raise FrameError(
                 f"{frame.label} (time_s {frame.time_s:.6f}) is not newer than the last one "
                 f"({newest.time_us * 1e-6:.6f} s): give frames in the order of their times, or "
-                "call reset() where another recording begins"
+                "call reset() at the start of another recording"
             )
         return self._preparer.prepare(frame)
 

@@ -464,7 +464,7 @@ def test_errors_about_frames_and_arguments(toy_case: ToyCase, tmp_path: Path) ->
         inferencer_of(toy_case, max_stand_in_age_s=None)
     with pytest.raises(ConfigError, match="history is 'newest'"):
         inferencer_of(toy_case, history="newest")
-    with pytest.raises(ConfigError, match="device 'cuda:99' is not there"):
+    with pytest.raises(ConfigError, match="device 'cuda:99' does not exist"):
         OccupancyInferencer(toy_case.config, device="cuda:99")
     with pytest.raises(ConfigError, match="device 'tpu'"):
         OccupancyInferencer(toy_case.config, device="tpu")

@@ -124,19 +124,19 @@ BROKEN = {
     "a list": ([1, 2], "the file is"),
     "no images": (
         {**RIG, "cameras": {"roof": RIG["cameras"]["left"]}},
-        r"cameras\.roof\.images 'roof/\*' names no image",
+        r"cameras\.roof\.images 'roof/\*' matches no image",
     ),
     "no quaternion": (with_left(rotation=[0, 0, 0, 0]), r"cameras\.left: .*no pose"),
-    "ragged": (with_left(intrinsics=[[60, 0], [1]]), r"cameras\.left\.intrinsics are no numbers"),
+    "ragged": (with_left(intrinsics=[[60, 0], [1]]), r"cameras\.left\.intrinsics are not numbers"),
     "no focal length": (with_left(intrinsics=[0, 60, 48, 27]), r"left\.intrinsics .*above 0"),
-    "words": (with_left(intrinsics=["a", "b", "c", "d"]), r"left\.intrinsics are no numbers"),
+    "words": (with_left(intrinsics=["a", "b", "c", "d"]), r"left\.intrinsics are not numbers"),
     "not finite": (with_left(translation=[0, float("nan"), 0]), r"cameras\.left: .*not finite"),
     "pattern": (with_left(images="left/**.png"), r"images 'left/\*\*\.png' "),
     "one time": (with_times(0, 1, 1), r"poses\.000001 and poses\.000002 have the same time_s"),
     "time": (with_times(0, float("nan"), 1), r"poses\.000001\.time_s is nan, expected a finite"),
     "no points": (
         {**RIG, "lidar": {"points": "*.bin", "translation": [0, 0, 0], "rotation": [1, 0, 0, 0]}},
-        r"lidar\.points '\*\.bin' names no file",
+        r"lidar\.points '\*\.bin' matches no file",
     ),
 }
 
@@ -152,7 +152,7 @@ def test_errors_name_the_rig_file_and_the_key(folder: Path, name: str) -> None:
 
 def test_a_rig_file_is_no_program(folder: Path) -> None:
     (folder / "rig.yaml").write_text("cameras: !!python/object/apply:os.getcwd []")
-    with pytest.raises(FrameError, match=r"rig\.yaml is no YAML"):
+    with pytest.raises(FrameError, match=r"rig\.yaml is not YAML"):
         read_recording(folder)
     (folder / "rig.yaml").unlink()
     with pytest.raises(FrameError, match=r"rig\.yaml does not exist"):

@@ -51,6 +51,7 @@ _NUMBERS = itertools.count()
 @dataclass(frozen=True)
 class View:
     """One image, ready for the network, and its calibration.
+
     Attributes:
         image: uint8 [h, w, 3], BGR, augmented.
         intrinsics: float64 [3, 3], of the given image.

@@ -1,4 +1,4 @@
-// From the content of a JPEG file to a crop of the resized image.
+// Decoding of a JPEG file to a crop of the resized image.
 //
 // Minimum coded units (MCUs) are decoded row by row into a strip, whose rows are resized along x at
 // once. The rows of the output are computed from those. Blocks that the crop does not depend on are
@@ -41,7 +41,7 @@ struct Request {
   int64_t height, width, stride;
 };
 
-// What an axis of a plane depends on, and the axis.
+// An axis of a plane, with the parameters it was computed from.
 struct CachedAxis {
   std::array<int64_t, 8> key{-1};
   Axis axis;
@@ -73,9 +73,9 @@ struct Plane {
   int64_t offset;          // rows of the whole plane that the file lacks
   int previous;            // first coefficient of the block before
   const HuffmanTable *dc, *ac;
-  uint16_t steps[kCoefficients];     // of quantisation, in zigzag order
-  uint8_t places[kCoefficients];     // of coefficients in a block, kUnused where not needed
-  int last;                          // index of the last one that is needed
+  uint16_t steps[kCoefficients];     // quantisation steps, in zigzag order
+  uint8_t places[kCoefficients];     // indices of coefficients in a block, kUnused if not needed
+  int last;                          // index of the last needed one
   std::vector<uint8_t> strip, lines;
   int64_t strip_stride, line_stride;
 
@@ -83,13 +83,13 @@ struct Plane {
   int width() const { return points_x * blocks_x; }
 };
 
-// Blocks have some room behind for coefficients that are not needed.
+// Blocks have extra space at the end for coefficients that are not needed.
 constexpr int kUnused = 72;
 constexpr int kBlockRoom = 96;
 
 class Decoder {
  public:
-  // Writes the crop; false where the file or the request is not of the common kind.
+  // Writes the crop; returns false for files and requests other than the common kind.
   bool run(const Request& request) {
     request_ = &request;
     if (!read_header(request.data, request.size, header_)) return false;
@@ -132,7 +132,7 @@ class Decoder {
     const int most_y = header_.components[0].v, most_x = header_.components[0].h;
     plane.blocks_y = component.v;
     plane.blocks_x = component.h;
-    // Chroma of half the size is transformed to twice the points instead of enlarged.
+    // Chroma of half the size is transformed to twice the points instead of being enlarged.
     const int points = kBlock / request_->reduction;
     plane.points_y = std::min(kBlock, points * most_y / component.v);
     plane.points_x = std::min(kBlock, points * most_x / component.h);
@@ -229,7 +229,7 @@ class Decoder {
     return true;
   }
 
-  // Returns the index of the last coefficient, -1 where the data are damaged.
+  // Returns the index of the last coefficient, -1 if the data are damaged.
   static int read_block(BitReader& from, Plane& plane, int16_t* block) {
     if (!read_first(from, plane)) return -1;
     block[0] = static_cast<int16_t>(plane.previous * plane.steps[0]);
@@ -238,7 +238,7 @@ class Decoder {
     int k = 0, most = 0;
     while (k < plane.last) {
       reader.refill();
-      // The bits suffice for two symbols, however long.
+      // The bits suffice for two symbols of any length.
       for (int i = 0; i < 2 && k < plane.last; ++i) {
         const Symbol symbol = table.read(reader);
         k += symbol.step;

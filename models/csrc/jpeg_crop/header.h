@@ -1,7 +1,7 @@
-// What the segments before the scan of a baseline JPEG file (ITU-T T.81) hold.
+// Contents of the segments before the scan of a baseline JPEG file (ITU-T T.81).
 //
 // Only the common case is read: 8 bits, three components YCbCr in one scan, chroma at the size of
-// luma or at half of it. `read_header` returns false for all others, which are left to a library.
+// luma or at half of it. `read_header` returns false for all others, which a library decodes.
 #pragma once
 
 #include <cstddef>
@@ -43,7 +43,7 @@ struct Header {
   int mcu_width() const { return kBlock * components[0].h; }
 };
 
-// A segment's content, read from front to back; `is_bad` after reading behind its end.
+// A segment's content, read from front to back; `is_bad` after reading past its end.
 class Segment {
  public:
   Segment(const uint8_t* from, size_t size) : at_(from), left_(size) {}
@@ -128,16 +128,16 @@ inline bool read_scan(Segment segment, Header& header) {
     if (!header.dc[component.dc].is_there || !header.ac[component.ac].is_there) return false;
     if (!header.has_quantisation[component.quantisation]) return false;
   }
-  // All coefficients of all bits.
+  // All coefficients with all bits.
   return segment.byte() == 0 && segment.byte() == 63 && segment.byte() == 0 && !segment.is_bad();
 }
 
-// Reads until the scan begins; false where the file is damaged or not of the common kind.
+// Reads up to the scan; returns false if the file is damaged or not of the common kind.
 inline bool read_header(const uint8_t* data, size_t size, Header& header) {
   std::memset(&header, 0, sizeof(header));
   if (size < 4 || data[0] != 0xFF || data[1] != 0xD8) return false;
   bool has_frame = false, is_jfif = false;
-  int transform = -1;  // of colours, of Adobe's segment
+  int transform = -1;  // colour transform from Adobe's segment
   for (size_t at = 2; at + 4 <= size;) {
     if (data[at] != 0xFF) return false;
     const int marker = data[at + 1];

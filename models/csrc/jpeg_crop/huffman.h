@@ -1,7 +1,7 @@
 // Entropy-coded data of a baseline JPEG file.
 //
-// One look-up gives a code and the bits of its value together where both have at most kPeek bits.
-// Blocks that are not needed are passed with another table, whose entries hold as many symbols as
+// One look-up gives a code and the bits of its value together if both have at most kPeek bits.
+// Blocks that are not needed are skipped with another table, whose entries hold as many symbols as
 // fit into kPeek bits.
 #pragma once
 
@@ -19,12 +19,12 @@ namespace jpeg_crop {
 constexpr int kPeek = 11;
 // Steps along the zigzag: one past the end of a block, and an invalid code.
 constexpr int kEndOfBlock = 128, kBadCode = 64;
-// Bits of the longest code and of the longest values behind it, of 8-bit images.
+// Bits of the longest code and of the longest values after it, for 8-bit images.
 constexpr int kMaxCode = 16, kMaxDcValue = 11, kMaxAcValue = 10;
-// Bytes behind the data that may be read: more than the largest MCU of six blocks.
+// Bytes past the data that may be read: more than the largest MCU of six blocks.
 constexpr size_t kPadding = 2048;
 
-// Bits from the highest on; behind the end there are zeros, kPadding bytes of them.
+// Reader of bits from the highest on. kPadding zero bytes follow the data.
 class BitReader {
  public:
   explicit BitReader(const uint8_t* from) : at_(from) {}
@@ -42,7 +42,7 @@ class BitReader {
     number_ |= 56;
   }
   int number() const { return number_; }
-  // The next bits, 1 to 32 of them, without and with going past them.
+  // Return the next 1 to 32 bits, without and with consuming them.
   uint32_t peek(int number) const { return static_cast<uint32_t>(bits_ >> (64 - number)); }
   void skip(int number) {
     bits_ <<= number;
@@ -53,7 +53,7 @@ class BitReader {
     skip(number);
     return bits;
   }
-  // First byte that no bit was taken from.
+  // Returns the first byte without consumed bits.
   const uint8_t* position() const { return at_ - (number_ >> 3); }
 
  private:
@@ -68,14 +68,14 @@ inline int extend(uint32_t bits, int size) {
   return value < 1 << (size - 1) ? value - (1 << size) + 1 : value;
 }
 
-// A decoded symbol: how far it leads along the zigzag, and the value there.
+// A decoded symbol: its steps along the zigzag, and the value there.
 struct Symbol {
   int16_t value;
   uint8_t step;  // kEndOfBlock, kBadCode, or zeros before the value and itself; 0 of DC values
   uint8_t bits;  // of code and value; 0: longer than kPeek
 };
 
-// As many symbols as fit, without their values.
+// As many symbols as fit into kPeek bits, without their values.
 struct Jump {
   uint8_t steps;  // kEndOfBlock more if the last symbol ends the block; kBadCode for a long symbol
   uint8_t bits;
@@ -83,7 +83,7 @@ struct Jump {
 
 class HuffmanTable {
  public:
-  // Makes the tables; false where the codes are impossible.
+  // Makes the tables; returns false if the codes are impossible.
   bool make(const HuffmanSpec& spec, bool is_dc) {
     if (is_made_ && std::memcmp(&spec, &spec_, sizeof(spec)) == 0) return true;
     is_made_ = false;
@@ -105,7 +105,7 @@ class HuffmanTable {
     return true;
   }
 
-  // Takes at most 27 bits, which must be in the reader.
+  // Consumes at most 27 bits, which must be in the reader.
   Symbol read(BitReader& reader) const {
     const Symbol symbol = symbols_[reader.peek(kPeek)];
     if (__builtin_expect(symbol.bits == 0, 0)) {
@@ -130,7 +130,7 @@ class HuffmanTable {
   int code_symbol(uint32_t bits, int length) const {
     return spec_.symbols[offset_[length] + static_cast<int>(bits >> (kMaxCode - length))];
   }
-  // Bits of the value behind a symbol, and steps along the zigzag.
+  // Bits of the value after a symbol, and steps along the zigzag.
   int value_bits(int symbol) const { return is_dc_ ? symbol : symbol & 15; }
   int steps(int symbol) const {
     if (is_dc_) return symbol <= kMaxDcValue ? 0 : kBadCode;
@@ -155,7 +155,7 @@ class HuffmanTable {
     int steps = 0, bits = 0;
     while (steps < kEndOfBlock) {
       const Symbol next = symbols_[peeked << bits & ((1 << kPeek) - 1)];
-      // Bits that were shifted in are no part of the data.
+      // Bits that were shifted in are not part of the data.
       if (next.bits == 0 || next.bits + bits > kPeek || next.step == kBadCode) break;
       if (steps + next.step % kEndOfBlock >= kCoefficients) break;
       bits += next.bits;
@@ -186,7 +186,7 @@ class HuffmanTable {
   Jump jumps_[1 << kPeek];
 };
 
-// Reads the rest of a block behind index k of the zigzag and keeps nothing; false if damaged.
+// Skips the rest of a block after index k of the zigzag; returns false if it is damaged.
 inline bool skip_rest(BitReader& from, const HuffmanTable& table, int k) {
   constexpr int kLast = kCoefficients - 1;
   BitReader reader = from;
@@ -216,7 +216,7 @@ inline bool skip_rest(BitReader& from, const HuffmanTable& table, int k) {
 
 // Copies entropy-coded data without its stuffed zeros, up to a marker.
 //
-// Returns the place of the marker, or `size` where the data end without one.
+// Returns the position of the marker, or `size` if the data end without one.
 inline size_t unstuff(const uint8_t* data, size_t at, size_t size, std::vector<uint8_t>& to,
                       size_t& length) {
   if (to.size() < size - at + kPadding) to.resize(size - at + kPadding);

@@ -1,8 +1,8 @@
 // Inverse discrete cosine transforms of 8 x 8 coefficients to 8, 4, 2 or 1 rows and columns.
 //
-// A transform to N points takes the N lowest frequencies: what remains is the block at N / 8 of its
-// size, without the frequencies that such a size cannot show. Columns first, then rows, both with
-// weights of 13 binary digits and sums of 32 bits.
+// A transform to N points uses the N lowest frequencies. The result is the block at N / 8 of its
+// size, without the frequencies that this size cannot represent. Columns are transformed first,
+// then rows, both with weights of 13 binary digits and sums of 32 bits.
 #pragma once
 
 #include <algorithm>
@@ -16,13 +16,13 @@ namespace opus {
 namespace jpeg_crop {
 
 constexpr int kWeightDigits = 13;
-// Digits behind the point between the two passes.
+// Binary digits after the point between the two passes.
 constexpr int kInnerDigits = 5;
 constexpr int kFirstShift = kWeightDigits - kInnerDigits;
 constexpr int kLastShift = kWeightDigits + kInnerDigits;
-// Half a unit for rounding, and the middle grey from which values are counted.
+// Half a unit for rounding, and the middle grey, which is the origin of the values.
 constexpr int32_t kLastBias = (1 << (kLastShift - 1)) + (128 << kLastShift);
-// Blocks hold their coefficients in rows of eight, however many of these a transform takes.
+// Blocks store their coefficients in rows of eight for all sizes of the transform.
 constexpr int kStride = 8;
 
 // weights[position][frequency] of a transform to `points` points.
@@ -51,14 +51,14 @@ inline uint8_t pixel_of(int32_t sum) {
   return static_cast<uint8_t>(std::clamp((sum + kLastBias) >> kLastShift, 0, 255));
 }
 
-// The value of a block whose only coefficient is the first.
+// Returns the value of a block whose only nonzero coefficient is the first.
 inline uint8_t flat_pixel(int16_t first) {
   const int32_t weight = weights_of(1)[0][0];
   const int32_t inner = (first * weight + (1 << (kFirstShift - 1))) >> kFirstShift;
   return pixel_of(std::clamp(inner, -32768, 32767) * weight);
 }
 
-// Any size, in plain loops: `rows` x `columns` pixels at `to`.
+// Transform to any size in plain loops: `rows` x `columns` pixels at `to`.
 inline void inverse_dct(const int16_t* block, int rows, int columns, uint8_t* to, int64_t stride) {
   const Weights &along_y = weights_of(rows), &along_x = weights_of(columns);
   for (int y = 0; y < rows; ++y) {

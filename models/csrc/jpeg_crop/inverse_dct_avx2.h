@@ -1,4 +1,4 @@
-// Transforms of inverse_dct.h with AVX2: the same sums, so the same bytes.
+// Transforms of inverse_dct.h with AVX2: equal sums, so equal bytes.
 #pragma once
 
 #include "common/avx2.h"
@@ -18,7 +18,7 @@ namespace avx2 {
 
 #define OPUS_AVX2 __attribute__((target("avx2")))
 
-// Weights in pairs of two frequencies, as the multiplications take them.
+// Weights in pairs of two frequencies, in the format of the multiplications.
 struct PairedWeights {
   // Of output y, frequencies 0 and 2, 4 and 6, 1 and 3, 5 and 7: one pair for all columns.
   int32_t along_y[4][4];
@@ -71,8 +71,8 @@ OPUS_AVX2 inline __m256i last(__m256i sum) {
   return _mm256_srai_epi32(_mm256_add_epi32(sum, _mm256_set1_epi32(kLastBias)), kLastShift);
 }
 
-// Two blocks side by side to 4 x 4 pixels each: the rows of `blocks` hold four coefficients of the
-// first and four of the second.
+// Transforms two adjacent blocks to 4 x 4 pixels each: the rows of `blocks` hold four coefficients
+// of the first and four of the second.
 OPUS_AVX2 inline void inverse_dct_4x4_twice(const int16_t* blocks, uint8_t* to, int64_t stride) {
   const PairedWeights& weights = paired_weights(4);
   const __m256i even = paired_rows(blocks, 0, 2), odd = paired_rows(blocks, 1, 3);
@@ -113,7 +113,7 @@ OPUS_AVX2 inline __m256i columns(__m256i rows, int at) {
   return _mm256_permutevar8x32_epi32(rows, _mm256_set1_epi32(at));
 }
 
-// A block to 8 x 8 pixels; with kFew, only its 4 x 4 lowest frequencies are not zero.
+// Transforms a block to 8 x 8 pixels; with kFew, only its 4 x 4 lowest frequencies are not zero.
 template <bool kFew>
 OPUS_AVX2 inline void inverse_dct_8x8(const int16_t* block, uint8_t* to, int64_t stride) {
   const PairedWeights& weights = paired_weights(8);

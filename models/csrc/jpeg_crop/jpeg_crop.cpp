@@ -45,7 +45,7 @@ bool jpeg_crop_cpu(at::Tensor& out, const at::Tensor& data, int64_t reduction,
                       "], and no side shrink by more than ", kMaxReduction, ", got full ", full,
                       ", top ", top, ", resized ", resized, ", crop ", crop);
   }
-  // Memory and tables are kept for the next image, which is mostly like this one.
+  // Memory and tables are kept for the next image, which usually has the same size and tables.
   thread_local const std::unique_ptr<Decoder> decoder = std::make_unique<Decoder>();
   return decoder->run({data.const_data_ptr<uint8_t>(),
                        static_cast<size_t>(data.numel()),

@@ -1,5 +1,5 @@
-// Planes of luma and chroma: resizing, and colours from them. See resize_crop/resize_crop.h for the
-// filters; values between the passes are rounded to 8 bits as there.
+// Planes of luma and chroma: resizing and conversion to colours. The filters are those of
+// resize_crop/resize_crop.h; values between the passes are rounded to 8 bits as there.
 #pragma once
 
 #include <algorithm>
@@ -14,9 +14,9 @@ namespace jpeg_crop {
 
 using resize_crop::Axis;
 
-// Outputs that are resized together, in two halves, and the bytes that a half may span.
+// Number of outputs that are resized together, in two halves, and bytes that a half may span.
 constexpr int kOutputs = 8, kHalf = 4, kSpan = 16;
-// Bytes behind a row that may be read or written.
+// Bytes past the end of a row that may be read or written.
 constexpr int64_t kSlack = 64;
 
 // An axis of columns in the order in which vectors are computed.
@@ -28,7 +28,7 @@ struct ColumnTable {
   std::vector<uint8_t> picks;   // [groups, pairs, 2, 16]
   std::vector<int16_t> weights;  // [groups, pairs, 2, 8]
   int pairs = 0;
-  bool fits = false;  // whether all halves span few enough pixels
+  bool fits = false;  // whether no half spans too many pixels
 
   void make(const Axis& axis, int64_t outputs) {
     const int64_t groups = (outputs + kOutputs - 1) / kOutputs;

@@ -1,4 +1,4 @@
-// The loops of planes.h with AVX2: the same sums, so the same bytes.
+// The loops of planes.h with AVX2: equal sums, so equal bytes.
 #pragma once
 
 #include "common/avx2.h"

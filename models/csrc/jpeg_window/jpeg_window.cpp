@@ -1,6 +1,6 @@
 // Decodes a window of a JPEG file with the machine's libjpeg-turbo. Rows above and below it and
-// columns beside it are not transformed. The build needs libjpeg's header. The library is opened at
-// the first use, so that the extension loads on machines without it.
+// columns to its left and right are not transformed. The build needs libjpeg's header. The library
+// is opened at the first use, so that the extension loads on machines without it.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -36,7 +36,7 @@ Window nothing(const at::Tensor& data) {
 
 #if defined(OPUS_HAS_JPEG_WINDOW)
 
-// Columns beside the window that are decoded too: chroma at the edge is interpolated from them.
+// Columns next to the window that are also decoded: chroma at the edge is interpolated from them.
 constexpr int64_t kMargin = 16;
 
 struct Library {
@@ -54,7 +54,7 @@ struct Library {
 
 Library open_library() {
   Library library{};
-  // The number is that of the header's binary interface.
+  // The number is the ABI version of the header.
   void* handle = dlopen(JPEG_LIB_VERSION >= 80 ? "libjpeg.so.8" : "libjpeg.so.62",
                         RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) return library;
@@ -81,7 +81,7 @@ const Library& library() {
   return opened;
 }
 
-// Errors of libjpeg jump out of it. Its warnings end the decoding as well.
+// Errors of libjpeg leave it by longjmp. Its warnings end the decoding as well.
 struct Errors {
   jpeg_error_mgr base;
   std::jmp_buf target;
@@ -101,7 +101,7 @@ struct Request {
   int64_t reduction, top, bottom, left, right;
 };
 
-// What is decoded: rows [top, bottom) and columns [left, left + width).
+// The decoded window: rows [top, bottom) and columns [left, left + width).
 struct Place {
   int64_t top, left, height, width;
 };
@@ -125,7 +125,7 @@ bool begin(Decoder& decoder, const Request& request, Place& place) {
   decoder.is_open = true;
   jpeg.mem_src(&info, const_cast<unsigned char*>(request.data), request.size);
   if (jpeg.read_header(&info, TRUE) != JPEG_HEADER_OK) return false;
-  // Other colours, such as CMYK, are left to other decoders.
+  // Other colour spaces, such as CMYK, are left to other decoders.
   if (info.jpeg_color_space != JCS_YCbCr && info.jpeg_color_space != JCS_GRAYSCALE) return false;
   if (info.progressive_mode) return false;
   info.out_color_space = JCS_EXT_BGR;

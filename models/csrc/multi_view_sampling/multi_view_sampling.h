@@ -20,10 +20,10 @@ OPUS_HD bool is_finite(T value) {
 // A point in the camera that a frame reads.
 template <typename T>
 struct Projection {
-  int camera;   // -1 where the pixel is not finite
+  int camera;   // -1 if the pixel is not finite
   T u, v;       // pixel
   T depth;      // clamped
-  bool behind;  // whether the clamp took effect: then the depth passes no gradient
+  bool behind;  // whether the depth was clamped: then it has no gradient
 };
 
 // Row i of a 4 x 4 matrix times (x, y, z, 1), in this order of operations.
@@ -32,7 +32,7 @@ OPUS_HD T transform_row(const T* m, int i, const T* p) {
   return m[4 * i] * p[0] + m[4 * i + 1] * p[1] + m[4 * i + 2] * p[2] + m[4 * i + 3];
 }
 
-// Row 2 gives the depth, which decides first: most cameras look elsewhere.
+// Row 2 gives the depth, which is checked first: most cameras face other directions.
 template <typename T>
 OPUS_HD Projection<T> project(const T* matrix, const T* point, int camera, T w) {
   Projection<T> projection;
@@ -63,20 +63,20 @@ OPUS_HD Projection<T> choose_camera(const T* matrices, int num_cams, const T* po
   return chosen;
 }
 
-// The four texels around a position and their weights; weight 0 where there is no texel. Its place is
-// taken by the other texel of the row or column, which is read anyway: what is not finite elsewhere
-// has no part in the sum.
+// The four texels around a position and their weights. A texel outside has weight 0 and is replaced
+// by the other texel of the row or column, which is read anyway, so that values that are not finite
+// elsewhere do not enter the sum.
 template <typename T>
 struct Taps {
   int x[2], y[2];
   T wx[2], wy[2];    // weight of the column and of the row, 0 outside
-  T sx[2], sy[2];    // derivative of the weight, 0 outside alone
+  T sx[2], sy[2];    // derivative of the weight, 0 only outside
 
   // Whether there is a texel k: left and right of the upper row, then of the lower one.
   OPUS_HD bool exists(int k) const { return sx[k & 1] != T(0) && sy[k >> 1] != T(0); }
 };
 
-// False where all four texels lie outside (positions that are not numbers included).
+// Returns false if all four texels are outside, also for NaN.
 template <typename T>
 OPUS_HD bool find_taps(T x, T y, int w, int h, Taps<T>& taps) {
   if (!(x > T(-1) && x < T(w) && y > T(-1) && y < T(h))) return false;

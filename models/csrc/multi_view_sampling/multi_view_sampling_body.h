@@ -7,8 +7,9 @@ namespace sampling_body {
 
 using namespace multi_view_sampling;
 
-// sum[v] += weight * texel over reads, for NV vectors of adjacent channels. Products are rounded, and
-// overflow, before they are added, as in the reference implementation and on processors without a fused operation.
+// sum[v] += weight * texel over reads, for NV vectors of adjacent channels. Products are rounded,
+// and overflow, before they are added, as in the reference implementation and on processors without
+// a fused operation.
 template <int NV, typename V, typename S, typename T, typename Count>
 OPUS_BODY void add_reads(const S* const* texels, const T* weights, Count count, int64_t first,
                          V* sum) {
@@ -35,8 +36,8 @@ OPUS_BODY void add_adjacent(T weight, const T* grad, int first, T* texel) {
   }
 }
 
-// Adds the products of grad with the four texels, lane by lane, to dot. The channels that meet start
-// at `of_grad` and `of_texel`.
+// Adds the products of grad with the four texels, lane by lane, to dot. The paired channels
+// start at `of_grad` and `of_texel`.
 template <int NV, typename V, typename S, typename T>
 OPUS_BODY void dot_adjacent(const S* const* texels, const T* grad, int of_grad, int64_t of_texel,
                             V* dot) {
@@ -51,7 +52,7 @@ OPUS_BODY void dot_adjacent(const S* const* texels, const T* grad, int of_grad, 
   }
 }
 
-// What the four dots of a level give: the gradient of its weight, and of the pixel.
+// Gradients of a level's weight and of the pixel, from the four dots of the level.
 template <typename T>
 struct PixelGradient {
   T weight, u, v;

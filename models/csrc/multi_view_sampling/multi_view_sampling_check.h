@@ -66,11 +66,11 @@ inline Shape check(at::TensorList feats, const at::Tensor& points, const at::Ten
           permuted};
 }
 
-// A map whose channels lie apart is regrouped where it has fewer texels than are read from it, over
-// this: reading a texel so costs as many cache lines as it has channels.
+// A map whose channels are not adjacent is copied to channels-last if it has at most this many
+// texels per read: otherwise a read costs as many cache lines as there are channels.
 constexpr int64_t kReadsPerTexel = 2;
 
-// The maps as they are to be read.
+// The maps in the layout to read.
 inline std::vector<at::Tensor> readable(at::TensorList feats, const Shape& s) {
   std::vector<at::Tensor> result;
   for (const at::Tensor& feat : feats) {
@@ -84,7 +84,7 @@ inline std::vector<at::Tensor> readable(at::TensorList feats, const Shape& s) {
   return result;
 }
 
-// S is the type that the numbers are read as, of the size of the maps' own.
+// S is the type of reads, of the same size as the type of the maps.
 template <typename S>
 std::vector<Level<S>> view_levels(at::TensorList feats) {
   std::vector<Level<S>> levels;
@@ -97,7 +97,7 @@ std::vector<Level<S>> view_levels(at::TensorList feats) {
   return levels;
 }
 
-// Gradients of maps, of zeros: in the points' precision, channels-last.
+// Gradients of maps, zero: in the precision of the points, channels-last.
 inline at::Tensor zero_sums(const at::Tensor& feat, const at::TensorOptions& options) {
   return at::zeros({feat.size(0), feat.size(1), feat.size(3), feat.size(4), feat.size(2)}, options)
       .permute({0, 1, 4, 2, 3});

@@ -27,7 +27,7 @@ using multi_view_sampling::view_levels;
 
 constexpr int64_t kQueriesPerTask = 8;
 
-// Calls run(tag of the type that maps are read as, tag of the type that is computed in).
+// Calls run(tag of the type of the maps, tag of the type of the computation).
 template <typename Run>
 void dispatch(at::ScalarType maps, const Run& run) {
   switch (maps) {

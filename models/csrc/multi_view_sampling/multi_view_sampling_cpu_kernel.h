@@ -7,7 +7,7 @@ namespace sampling_rows {
 
 using namespace sampling_body;
 
-// The texels that a sample reads, and how much each counts, level by level.
+// The texels that a sample reads and their weights, level by level.
 template <typename S, typename T>
 struct Reads {
   static constexpr int kMost = 4 * kMaxLevels;
@@ -107,7 +107,7 @@ void forward_queries(const Shape& s, const Level<const S>* levels, const Inputs<
                      int64_t begin, int64_t end, T* out) {
   const auto samples = static_cast<int>(s.samples_per_query());
   const int64_t total = (end - begin) * samples;
-  // One sample is read while the texels of the next are on their way.
+  // One sample is read while the texels of the next are prefetched.
   Reads<S, T> reads[2];
   const auto prepare = [&](int64_t index) {
     const int64_t bq = begin + index / samples, b = bq / s.queries;
@@ -124,7 +124,7 @@ void forward_queries(const Shape& s, const Level<const S>* levels, const Inputs<
   }
 }
 
-// What all samples read, [B * Q, samples of a query].
+// Reads of all samples, [B * Q, samples of a query].
 template <typename T>
 void project_queries(const Shape& s, const Inputs<T>& in, int64_t begin, int64_t end,
                      Projection<T>* projections) {
@@ -196,7 +196,7 @@ void backward_queries(const Shape& s, const Level<const S>* levels, const Inputs
   }
 }
 
-// Gradients of the maps from one sample b, frame t and group g, which have texels of their own.
+// Gradients of the maps from one sample b, frame t and group g, which share no texels with others.
 template <typename T>
 void backward_maps(const Shape& s, const Level<T>* d_levels, const Inputs<T>& in,
                    const Projection<T>* projections, const T* grad, int64_t b, int t, int g) {

@@ -106,8 +106,8 @@ __global__ void __launch_bounds__(kForwardThreads)
   const int64_t step = static_cast<int64_t>(gridDim.x) * kSamples;
   for (int64_t begin = static_cast<int64_t>(blockIdx.x) * kSamples; begin < rows; begin += step) {
     const int count = static_cast<int>(least_of<int64_t>(kSamples, rows - begin));
-    // Projections are read before the next barrier alone: the threads that write those of the next
-    // round have passed it.
+    // Projections are read only before the next barrier: threads that write those of the next round
+    // have passed it.
     for (int i = threadIdx.x; i < count; i += kForwardThreads) {
       projections[i] = Place(a.shape, begin + i).project(a);
     }
@@ -150,7 +150,7 @@ __device__ void add_atomic(float* at, const Quad& x) {
 __device__ float component(float x, int) { return x; }
 __device__ float component(const Quad& x, int i) { return x.x[i]; }
 
-// To a map's gradient, at `at` of level l. Whole numbers add up to the same in any order.
+// Adds to a map's gradient, at `at` of level l. Sums of integers do not depend on the order.
 template <typename V>
 __device__ void add_to_map(const CudaArguments& a, int l, float* at, const V& x) {
   if (a.scale == nullptr) return add_atomic(at, x);
@@ -174,13 +174,13 @@ __device__ int lanes_per_sample(int vectors) {
   return lanes;
 }
 
-// Over the lanes of a sample, to all of them; the whole warp takes part.
+// Sums over the lanes of a sample, for all of them; the whole warp takes part.
 __device__ float sum_over_lanes(float x, int lanes) {
   for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAll, x, step);
   return x;
 }
 
-// What the lanes of one sample do. Those without a sample (`exists` false) go along.
+// Work of the lanes of one sample. Lanes without a sample (`exists` false) run the same code.
 template <typename V, typename S>
 struct SampleGradient {
   const CudaArguments& a;
@@ -220,7 +220,7 @@ struct SampleGradient {
     }
   }
 
-  // To parts [levels + 3]: gradients of the weights, then of the point.
+  // Writes to parts [levels + 3]: gradients of the weights, then of the point.
   __device__ void visit(float* parts) const {
     const bool reads = exists && at.camera >= 0;
     float du = 0, dv = 0;

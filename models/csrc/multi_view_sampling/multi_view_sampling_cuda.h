@@ -17,24 +17,24 @@ struct CudaArguments {
   bool quads;  // whether four adjacent channels of every group can be read at once, at all levels
   Inputs<float> inputs;
   float* out;
-  // the backward pass's; null where a gradient is not wanted
+  // of the backward pass; null if a gradient is not needed
   const float* grad;
   float *d_points, *d_weights;
   Level<float> d_levels[kMaxLevels];
   bool need_maps;
-  // Where the order of additions must not show: sums of whole numbers, `scale` of them to 1. They lie
-  // like d_levels, which then take only what is not finite. Null where any order will do.
+  // For results that do not depend on the order: integer sums in units of 1 / `scale`. They have
+  // the layout of d_levels, which then receive only values that are not finite. Null otherwise.
   const float* scale;
   int64_t* d_fixed[kMaxLevels];
-  float* parts;        // [blocks, parts_per_query] where shared memory cannot hold those of a query
+  float* parts;        // [blocks, parts_per_query] if shared memory cannot hold those of a query
   int64_t num_blocks;  // of the backward pass, at most
 };
 
-// Numbers that the samples of a query leave for its points and weights: gradients of the weights of
-// all levels, then of the point, for each.
+// Number of values that the samples of a query store for its points and weights: for each the
+// gradients of the weights of all levels, then of the point.
 OPUS_HD int64_t parts_per_query(const Shape& s) { return s.samples_per_query() * (s.levels + 3); }
 
-// Adds what the whole numbers stand for.
+// Adds the values of the integer sums.
 struct AddFixed {
   const int64_t* fixed;
   const float* scale;

@@ -37,7 +37,7 @@ bool reads_quads(const std::vector<at::Tensor>& maps, const Shape& s) {
   return result;
 }
 
-// Inputs as the kernels read them; owns what the arguments point to.
+// Inputs in the format of the kernels; owns the memory that the arguments point to.
 struct Prepared {
   std::vector<at::Tensor> maps;
   at::Tensor points, matrices, weights, grad, parts;
@@ -69,8 +69,7 @@ struct Prepared {
   }
 };
 
-// Adds to the gradients of the maps, which lie in the layout that is read fastest and are in single
-// precision.
+// Adds to the gradients of the maps, which are channels-last and in single precision.
 struct MapGradients {
   std::vector<at::Tensor> maps, fixed;
   at::Tensor scale;
@@ -101,8 +100,8 @@ struct MapGradients {
   }
 
  private:
-  // A power of two that keeps the sum of a texel within 62 bits: a point adds to it once a frame at
-  // most, its largest gradient times the largest weight.
+  // A power of two that keeps the sum of a texel within 62 bits: a point adds to it at most once
+  // per frame, at most its largest gradient times the largest weight.
   static at::Tensor scale_for(const Shape& s, const at::Tensor& d_out, const at::Tensor& weights) {
     const auto largest = [](const at::Tensor& x) {
       return at::where(at::isfinite(x), x, 0.0).abs().amax().to(at::kDouble);

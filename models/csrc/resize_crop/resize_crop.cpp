@@ -1,4 +1,4 @@
-// Resizes the part of an image that a crop keeps, and writes it into memory of the caller.
+// Resizes the part of an image inside a crop, and writes it into memory of the caller.
 #include "resize_crop/resize_crop.h"
 
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,7 @@ namespace {
 
 using namespace resize_crop;
 
-// No image is larger, and sums of weights stay exact.
+// Limit of sides and reductions, within which sums of weights are exact.
 constexpr int64_t kMaxSide = 1 << 15;
 constexpr int64_t kMaxReduction = 256;
 // Rows that are resized together.
@@ -51,8 +51,8 @@ void mix(const Axis& axis, int64_t output, const uint8_t* from, int64_t stride, 
   mix_rows(axis, output, from, stride, bytes, to);
 }
 
-// Rows of the image, resized along x. They are computed at their first use, and kept as long as rows
-// of the output need them.
+// Cache of rows of the image, resized along x. They are computed at their first use, and kept while
+// rows of the output need them.
 class ResizedRows {
  public:
   ResizedRows(const at::Tensor& image, const Axis& x, const Axis& y, int64_t top, int64_t left,
@@ -73,7 +73,7 @@ class ResizedRows {
 
   int64_t stride() const { return stride_; }
 
-  // Rows [first, last); `first` never decreases. Rows behind the last one are undefined.
+  // Rows [first, last); `first` never decreases. Rows past the last one are undefined.
   const uint8_t* get(int64_t first, int64_t last) {
     if (last + kRows - base_ > capacity_) {
       const int64_t kept = std::max<int64_t>(0, done_ - first);
@@ -99,7 +99,7 @@ class ResizedRows {
     resize_rows(x_, left_, from, count, outputs_, to);
   }
 
-  // A row of the image. The last ones are copied, as kernels read behind a row.
+  // A row of the image. The last ones are copied, because kernels read past the end of a row.
   const uint8_t* source(int64_t number, int slot) {
     const uint8_t* from = image_.const_data_ptr<uint8_t>() + number * image_.stride(0);
     if ((image_.size(0) - 1 - number) * image_.stride(0) + row_bytes_ >= reach_) return from;
@@ -146,7 +146,7 @@ void check_arguments(const at::Tensor& out, const at::Tensor& image, at::IntArra
   }
 }
 
-// Runs on the calling thread alone: data workers process samples in parallel.
+// Runs only on the calling thread: data workers process samples in parallel.
 void resize_crop_cpu(at::Tensor& out, const at::Tensor& image, at::IntArrayRef full,
                      at::IntArrayRef offset, at::IntArrayRef resized, at::IntArrayRef crop,
                      bool flip, int64_t method_number) {

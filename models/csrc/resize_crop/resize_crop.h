@@ -1,10 +1,10 @@
-// Resizing of 8-bit images with three channels, of the part that a crop keeps.
+// Resizing of the part of an 8-bit image with three channels that is inside a crop.
 //
 // The filters are those of Pillow, stretched by the reduction: the cubic kernel with a = -0.5, or
 // the triangle. Rows first, rounded to 8 bits, then columns. Pillow's weights have 22 binary
 // digits. Exact sums take them in two parts of 16 bits, so that products of two pixels are added
-// in one instruction; quick ones take the first part alone, with as many digits as fit, and differ
-// by few grey values.
+// in one instruction; quick ones use only the first part, with as many digits as fit, and differ
+// by a few grey values.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ constexpr int kChannels = 3;
 // weights of zero.
 constexpr int kGroup = 4;
 constexpr int kPair = 2;
-// Bytes behind a row that the kernels may read.
+// Bytes past the end of a row that the kernels may read.
 constexpr int64_t kSlack = 64;
 
 enum class Method : int64_t { kLinear = 0, kCubic = 1, kExactCubic = 2 };
@@ -30,7 +30,7 @@ constexpr int kDigits = 22, kLowDigits = 8;
 
 // One axis: pixels that contribute to each pixel of the output, and their weights.
 struct Axis {
-  int taps = 0;                  // of every output, a multiple of the group
+  int taps = 0;                  // pixels per output, a multiple of the group
   int shift = 0;                 // binary digits of the weights
   std::vector<int32_t> first;    // of each output, the first pixel; -1: outside, black
   std::vector<int16_t> weights;  // [outputs, taps], of exact weights the first part
@@ -51,7 +51,7 @@ inline double cubic(double x) {
 inline double triangle(double x) { return std::max(0.0, 1 - std::fabs(x)); }
 
 // An axis of `full` pixels, `scale` of which make one of `resized`, of which [crop, crop + outputs)
-// is kept, mirrored where `reversed`.
+// is kept, mirrored if `reversed`.
 inline Axis make_axis(double scale, int64_t full, int64_t resized, int64_t crop, int64_t outputs,
                       bool reversed, int group, Method method) {
   const double stretch = std::max(scale, 1.0);
@@ -107,13 +107,13 @@ inline Axis make_axis(double scale, int64_t full, int64_t resized, int64_t crop,
       weights[t] = static_cast<int16_t>(std::lround(exact[i][t] * (1 << axis.shift)));
       lacking -= weights[t];
     }
-    // Areas of one value keep it, however small the weights are.
+    // Areas of one value keep it for any size of the weights.
     *std::max_element(weights, weights + axis.taps) += static_cast<int16_t>(lacking);
   }
   return axis;
 }
 
-// The same where all `full` pixels make all of `resized`.
+// The same for all `full` pixels and all of `resized`.
 inline Axis make_axis(int64_t full, int64_t resized, int64_t crop, int64_t outputs, bool reversed,
                       int group, Method method) {
   const double scale = static_cast<double>(full) / static_cast<double>(resized);
@@ -124,13 +124,13 @@ inline uint8_t rounded(int32_t sum, int shift) {
   return static_cast<uint8_t>(std::clamp((sum + (1 << shift >> 1)) >> shift, 0, 255));
 }
 
-// Of a sum in two parts, (sum * 2^8 + low) / 2^22: floors may be taken one after the other.
+// Returns (sum * 2^8 + low) / 2^22 of a sum in two parts: floors may be taken one after the other.
 inline uint8_t rounded(int32_t sum, int32_t low, int shift) {
   const int32_t carried = sum + ((low + (1 << (kDigits - 1))) >> kLowDigits);
   return static_cast<uint8_t>(std::clamp(carried >> shift, 0, 255));
 }
 
-// One row along x: `from` may be read kSlack bytes behind its last pixel.
+// Resizes one row along x: `from` may be read kSlack bytes past its last pixel.
 inline void resize_row(const Axis& axis, int64_t skipped, const uint8_t* from, int64_t outputs,
                        uint8_t* to) {
   for (int64_t i = 0; i < outputs; ++i) {
@@ -152,7 +152,7 @@ inline void resize_row(const Axis& axis, int64_t skipped, const uint8_t* from, i
   }
 }
 
-// One row of the output from axis.taps rows that lie `stride` bytes apart.
+// Computes one row of the output from axis.taps rows that are `stride` bytes apart.
 inline void mix_rows(const Axis& axis, int64_t output, const uint8_t* from, int64_t stride,
                      int64_t bytes, uint8_t* to) {
   for (int64_t x = 0; x < bytes; ++x) {

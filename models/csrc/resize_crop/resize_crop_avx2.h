@@ -1,4 +1,4 @@
-// The loops of resize_crop.h with AVX2: the same sums, so the same bytes.
+// The loops of resize_crop.h with AVX2: equal sums, so equal bytes.
 #pragma once
 
 #include "common/avx2.h"
@@ -82,7 +82,7 @@ OPUS_AVX2 void resize_rows(const Axis& axis, int64_t skipped, const uint8_t* con
   }
 }
 
-// 32 bytes of a row at a time; `to` may be written up to a multiple of 32 bytes.
+// Processes 32 bytes of a row at a time; `to` may be written up to a multiple of 32 bytes.
 template <bool kExact>
 OPUS_AVX2 void mix_rows(const Axis& axis, int64_t output, const uint8_t* from, int64_t stride,
                         int64_t bytes, uint8_t* to) {

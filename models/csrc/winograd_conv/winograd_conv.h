@@ -2,7 +2,8 @@
 //
 // F(4 x 4, 3 x 3), after Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", arXiv
 // 1509.09308: a tile of 6 x 6 inputs gives 4 x 4 outputs with 36 products for each pair of
-// channels, a quarter of the 144 of the direct way. Interpolation points: 0, 1, -1, 2, -2, infinity.
+// channels, a quarter of the 144 of the definition. Interpolation points: 0, 1, -1, 2, -2 and
+// infinity.
 #pragma once
 
 #include <cstdint>

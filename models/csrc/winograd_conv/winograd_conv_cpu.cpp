@@ -23,7 +23,7 @@ using winograd_conv::kChannels;
 using winograd_conv::kProducts;
 using winograd_conv::Tiles;
 
-// The terms of this many tiles are in a cache while they are multiplied.
+// The terms of this number of tiles fit into a cache while they are multiplied.
 constexpr int64_t kTilesAtOnce = 192;
 constexpr int64_t kTilesOfTask = 8;
 
@@ -105,7 +105,7 @@ at::Tensor winograd_weight_grad_cpu(const at::Tensor& input, const at::Tensor& g
   check_images(grad, "grad");
   TORCH_CHECK_VALUE(input.size(0) == grad.size(0) && input.size(2) == grad.size(2) &&
                         input.size(3) == grad.size(3),
-                    "grad must have the images of input, got ", grad.sizes(), " beside ",
+                    "grad must have the images of input, got ", grad.sizes(), " next to ",
                     input.sizes());
   const at::Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
   const at::Tensor g = grad.contiguous(at::MemoryFormat::ChannelsLast);

@@ -1,5 +1,6 @@
-// Tiles to the terms of products and back, on the host. A lane is a channel. No include guard:
-// included once for every instruction set, after common/lanes.h.
+// Transforms of tiles to the terms of products and back, on the host. A lane is a channel.
+//
+// No include guard: included once for every instruction set, after common/lanes.h.
 
 namespace opus {
 namespace OPUS_TARGET {
@@ -8,7 +9,7 @@ namespace winograd_tiles {
 using namespace winograd_conv;
 
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors never cross the border of a function
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are not passed between functions
 
 using V = Pack<float>;
 
@@ -75,9 +76,9 @@ OPUS_BODY void both_ways(const V* from, V* to) {
   for (int i = 0; i < kTo; ++i) Transform::line(half + i, kTo, to + i * kTo);
 }
 
-// Transforms what tiles cover, from `before` pixels above and left of their outputs on.
-//   image  [I, H, W, channels]; outside of it are zeros
-//   terms  [36, end - begin, channels], of the tiles begin .. end
+// Transforms the inputs of tiles, which start `before` pixels above and left of their outputs.
+//   image  [I, H, W, channels], padded with zeros
+//   terms  [36, end - begin, channels] of the tiles begin .. end
 template <typename Transform>
 void gather_tiles(const Tiles& tiles, const float* image, int64_t channels, int before,
                   int64_t begin, int64_t end, int64_t first, int64_t last, float* terms) {

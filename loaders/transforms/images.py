@@ -204,7 +204,7 @@ class LoadMultiViewImages:
                     if raw_hw != self.raw_hw and aug == params:
                         raise LoaderConfigError(
                             f"camera_hw of {sample.cameras[camera]} is {raw_hw} in "
-                            "LoadMultiViewImages alone: set it at the top of the config, "
+                            "LoadMultiViewImages only: set it at the top of the config, "
                             "DrawImageAug needs it too"
                         )
                 stored = StoredSize(raw_hw, raw_hw)

@@ -108,7 +108,7 @@ def test_wrong_sizes(root):
         build(root)[0]
     dataset = build(root, camera_hw=dict(CAM_BACK=OTHER_HW))
     dataset.pipeline.transforms[0].camera_hw = {}
-    with pytest.raises(LoaderConfigError, match="in LoadMultiViewImages alone: set it at the top"):
+    with pytest.raises(LoaderConfigError, match="in LoadMultiViewImages only: set it at the top"):
         dataset[0]
     with pytest.raises(LoaderConfigError, match="camera_hw of CAM_BACK is"):
         build(root, camera_hw=dict(CAM_BACK=(180,)))

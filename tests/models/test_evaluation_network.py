@@ -192,7 +192,7 @@ def test_precision_that_the_device_lacks_is_refused(
     monkeypatch.setattr(evaluation_network, "multiplies_bfloat16", lambda device: False)
     with pytest.raises(ValueError, match="does not multiply natively: set eval_dtype='auto'"):
         detector(eval_dtype="bfloat16").extract_feat(images(), [])
-    with pytest.raises(ValueError, match="'float16' is for GPUs: set eval_dtype='auto'"):
+    with pytest.raises(ValueError, match="'float16' is only for GPUs: set eval_dtype='auto'"):
         detector(eval_dtype="float16").extract_feat(images(), [])
     assert detector(eval_dtype="auto").extract_feat(images(), [])[0].dtype == torch.float32
     with pytest.raises(ValueError, match="eval_dtype is 'half': set None, 'auto' or one of"):

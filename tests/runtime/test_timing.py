@@ -272,7 +272,7 @@ def test_mistakes_are_told_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> 
     for arguments, words in (
         (["--weights", "nowhere.pth"], "nowhere.pth does not exist"),
         (["--samples", "0"], "'0' is not a whole number from 1"),
-        (["--dtype", "float16"], "is for GPUs: set eval_dtype='auto'"),
+        (["--dtype", "float16"], "is only for GPUs: set eval_dtype='auto'"),
         (["--cfg-options", "compile=3"], "compile is 3: set True"),
     ):
         assert main(["--config", NANO, *SHORT, *arguments]) == 2

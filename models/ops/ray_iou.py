@@ -19,6 +19,7 @@ Dimensions:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -176,13 +177,23 @@ def label_rays_reference(
         start = ((origins[i] - low) / edge).float().double()
         along = ((origins[i] + directions.double() - low) / edge).float().double() - start
         x, y, z = along.unbind(-1)
-        along = along / ((x * x + y * y) + z * z).sqrt()[:, None]
+        along = along / _rounded_sqrt((x * x + y * y) + z * z)[:, None]
         is_finite = along.isfinite().all(-1) & start.isfinite().all()
         seen, t_exit = _walk(grids[sample], start.expand_as(along)[is_finite], along[is_finite],
                              empty_label)  # fmt: skip
         label[i, is_finite] = seen
         depth_m[i, is_finite] = t_exit * edge[0].float() + 0.0  # turns -0 into 0
     return LabelRays(label, depth_m)
+
+
+def _rounded_sqrt(square: Tensor) -> Tensor:
+    """Return the correctly rounded square root of float64 `[D]`.
+
+    `torch.sqrt` is one ulp off for some numbers on CPUs where MKL computes it.
+    """
+    if square.device.type != "cpu":
+        return square.sqrt()
+    return torch.tensor([math.sqrt(number) for number in square.tolist()], dtype=torch.float64)
 
 
 def _walk(

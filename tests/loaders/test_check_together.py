@@ -52,7 +52,7 @@ def test_focal_length_in_millimetres(mini, tmp_path):
             cam["cam_intrinsic"] = cam["cam_intrinsic"] * np.array([[0.01, 1, 1]] * 2 + [[1] * 3])
 
     kinds, text = found(mini, tmp_path, change)
-    assert kinds == {"focal length"} and "opens" in text
+    assert kinds == {"focal length"} and "opening angle" in text
 
 
 @pytest.mark.parametrize("part", ["all", "cameras", "lidar2ego"])

@@ -39,7 +39,7 @@ def test_voxels_equal_mmcvs(max_points: int, max_voxels: int) -> None:
     rows, zyx, count = theirs(points)
     expected = dict(zip(map(tuple, zyx.tolist()), rows.sum(1) / count.unsqueeze(1), strict=True))
     voxelizer = make_voxelizer(max_points=max_points, max_voxels=(max_voxels, 1)).train()
-    features, coords = voxelizer([points, points])
+    features, coords, _ = voxelizer([points, points])
     assert len(coords) == 2 * len(expected) > 60
     for sample in (0, 1):
         own = coords[:, 0] == sample
@@ -116,7 +116,7 @@ class DenseEncoder:
 
 def test_encoder_equals_a_dense_one_with_any_number_of_threads() -> None:
     encoder = make_encoder().double().eval()
-    features, coords = make_voxelizer()([make_points(0).double(), make_points(1).double()])
+    features, coords, _ = make_voxelizer()([make_points(0).double(), make_points(1).double()])
     inputs = [features.requires_grad_(), *encoder.parameters()]
     expected = DenseEncoder(encoder)(features, coords, 2)
     upstream = torch.randn_like(expected)
@@ -141,13 +141,13 @@ def test_encoder_equals_mmdet3ds_own() -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(their[name])
-    features, coords = make_voxelizer()([make_points(0), make_points(1)])
+    features, coords, _ = make_voxelizer()([make_points(0), make_points(1)])
     actual = run_sparse_encoder(ours, features, coords, 2)
     torch.testing.assert_close(actual, theirs(features, coords, 2), rtol=1e-4, atol=1e-4)
 
 
 def test_no_voxel_gives_an_empty_map() -> None:
-    features, coords = make_voxelizer()([torch.zeros(0, 5)] * 2)
+    features, coords, _ = make_voxelizer()([torch.zeros(0, 5)] * 2)
     out = run_sparse_encoder(make_encoder().eval(), features, coords, 2)
     assert out.shape == (2, 16, 30, 40) and not out.any()
 

@@ -258,7 +258,7 @@ def test_bad_arguments(device: str) -> None:
             function(points.long(), points.long())
         with pytest.raises(ValueError, match=r"query must .* add up to 4 points, got \[1, 2\]"):
             function(points, points, [1, 2], [4])
-        with pytest.raises(ValueError, match="query has 2 samples, reference 1"):
+        with pytest.raises(ValueError, match="same number of samples, got 2 and 1"):
             function(points, points, [1, 3], [4])
 
 
@@ -270,7 +270,7 @@ def test_a_tree_knows_its_lengths(device: str) -> None:
             function(tree, tree, [1, 3])
         with pytest.raises(ValueError, match=r"reference is a PointTree, .*out reference_lengths"):
             function(points, tree, [1, 3], [1, 3])
-        with pytest.raises(ValueError, match="query has 1 samples, reference 2"):
+        with pytest.raises(ValueError, match="same number of samples, got 1 and 2"):
             function(PointTree(points), tree)
 
 

@@ -52,7 +52,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         score_thr: Voxels whose highest score is not above this are predicted as free.
         use_lidar: Whether the model has a LiDAR branch.
         loss_pts_on: Points of the location loss: ``'all'``, as published, or ``'initial'``. The
-            points of the layers are then trained by the class loss alone, whose gradient reaches
+            points of the layers are then trained only by the class loss, whose gradient reaches
             them in heads that discretize.
         memory: Configuration of a ``QueryMemory``; queries of the previous frame replace learned
             ones. None for none, as published.

@@ -54,8 +54,8 @@ Scores of this file on the {samples} validation samples of the same data, in per
 |---|---|---|
 {rows}
 
-Made by `make toy-pretrain`. The whole model: `--load-from pretrain/{name}.pth`. The image network
-alone: `configs/toy/opusv2-nano_toy_long_pretrained.py`.
+Made by `make toy-pretrain`. The whole model: `--load-from pretrain/{name}.pth`. Only the image
+network: `configs/toy/opusv2-nano_toy_long_pretrained.py`.
 """  # noqa: E501
 
 

@@ -349,7 +349,7 @@ def _check_arguments(
     allowed = {dtype, torch.float16, torch.bfloat16} if dtype == torch.float32 else {dtype}
     if len({x.dtype for x in feats}) != 1 or feats[0].dtype not in allowed:
         raise ValueError(
-            f"feats must all be one of {sorted(map(str, allowed))} beside points of {dtype}, got "
+            f"feats must all be one of {sorted(map(str, allowed))} for points of {dtype}, got "
             f"{[str(x.dtype) for x in feats]}"
         )
 

@@ -127,7 +127,7 @@ def test_plans(shipped: Path, tmp_path: Path) -> None:
         (
             dict(from_scratch=True),
             ["prior", "scores", "pictures", "training", "scores", "pictures", "training", "scores"],
-            "| beside | image-blind prior | shipped | from scratch | model |",
+            "| held-out scenes | image-blind prior | shipped | from scratch | model |",
         ),
         (
             dict(skip=["fine-tuning", "pictures"]),

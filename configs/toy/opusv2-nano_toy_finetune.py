@@ -3,3 +3,4 @@
 _base_ = ["./opusv2-nano_toy.py"]
 
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
+max_epochs = 6

@@ -20,7 +20,13 @@ from PIL import Image
 
 from scripts.runtime.command_line import CommandParser, config_file, run_command
 from scripts.runtime.errors import ConfigError
-from scripts.toy_runs.demo import DEMO_CONFIG, LONG_CONFIG, make_data
+from scripts.toy_runs.demo import (
+    DEMO_CONFIG,
+    FINE_TUNING_CONFIG,
+    LONG_CONFIG,
+    LONG_PRETRAINED_CONFIG,
+    make_data,
+)
 from scripts.visualization import command, training_curves
 from scripts.visualization.chromium import open_browser
 from scripts.visualization.rerun_viewer import open_viewer, serve_recording, wait_for_colour
@@ -75,7 +81,7 @@ def find_model(config: str | None, weights: str | None) -> tuple[str, str]:
         raise ConfigError("--config and --weights belong together: give both or neither")
     if config is not None and weights is not None:
         return config, weights
-    for candidate in (LONG_CONFIG, DEMO_CONFIG):
+    for candidate in (LONG_PRETRAINED_CONFIG, LONG_CONFIG, FINE_TUNING_CONFIG, DEMO_CONFIG):
         pointer = Path("work_dirs", Path(candidate).stem, "last_checkpoint")
         if pointer.is_file() and Path(pointer.read_text().strip()).is_file():
             return candidate, pointer.read_text().strip()

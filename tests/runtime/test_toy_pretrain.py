@@ -109,7 +109,9 @@ def test_plans(shipped: Path, tmp_path: Path) -> None:
     plan = demo.make_plan(shipped=shipped, config="x.py", skip=["pictures"])
     assert plan == demo.Plan("x.py", pictures=False)
     plan = demo.make_plan(shipped=shipped)
-    assert plan == demo.Plan(demo.FINE_TUNING_CONFIG, shipped=shipped, start=shipped)
+    assert plan == demo.Plan(
+        demo.FINE_TUNING_CONFIG, demo.FINE_TUNING_FACTORS, shipped=shipped, start=shipped
+    )
     plan = demo.make_plan(shipped=shipped, from_scratch=True, skip=["shipped"])
     assert (plan.shipped, plan.start, plan.from_scratch) == (None, shipped, demo.DEMO_CONFIG)
     plan = demo.make_plan(shipped=shipped, skip=["fine-tuning"])
@@ -117,7 +119,7 @@ def test_plans(shipped: Path, tmp_path: Path) -> None:
     plan = demo.make_plan(shipped=shipped, long=True)
     assert plan.start is None and f"img_neck.init_cfg.checkpoint={shipped}" in plan.options
     for options in (dict(shipped=none), dict(shipped=shipped)):
-        with pytest.raises(ConfigError, match="omits every step|remove --skip"):
+        with pytest.raises(ConfigError, match=r"omits every step|remove --skip"):
             demo.make_plan(skip=["shipped", "fine-tuning"], **options)  # type: ignore[arg-type]
 
 

@@ -126,7 +126,7 @@ BROKEN = {
         {**RIG, "cameras": {"roof": RIG["cameras"]["left"]}},
         r"cameras\.roof\.images 'roof/\*' matches no image",
     ),
-    "no quaternion": (with_left(rotation=[0, 0, 0, 0]), r"cameras\.left: .*no pose"),
+    "no quaternion": (with_left(rotation=[0, 0, 0, 0]), r"cameras\.left: .*not a pose"),
     "ragged": (with_left(intrinsics=[[60, 0], [1]]), r"cameras\.left\.intrinsics are not numbers"),
     "no focal length": (with_left(intrinsics=[0, 60, 48, 27]), r"left\.intrinsics .*above 0"),
     "words": (with_left(intrinsics=["a", "b", "c", "d"]), r"left\.intrinsics are not numbers"),

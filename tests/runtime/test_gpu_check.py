@@ -89,4 +89,4 @@ def test_error_is_relative_to_the_largest_number() -> None:
 
 def test_unknown_sizes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--device", "cpu", "--sizes", "xl"]) == 2
-    assert "--sizes names 'xl': small, t and l are known" in capsys.readouterr().err
+    assert "--sizes names 'xl': use small, t or l" in capsys.readouterr().err

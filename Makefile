@@ -50,7 +50,7 @@ gpu-check:  ## first check on a GPU, with only torch: build, compare, time, one 
 compute-sanitizer: setup  ## run the CUDA kernels' tests under NVIDIA's checks (needs a GPU)
 	bash scripts/build/compute_sanitizer.sh
 
-demo: setup  ## toy data, training, scores against an image-blind prior, pictures
+demo: setup  ## toy data, scores and pictures of the shipped model, fine-tuning
 	$(PY) scripts/demo.py $(DEMO)
 
 toy-train: setup  ## the longer training on the toy data (under an hour on two cores)

@@ -103,6 +103,8 @@ def open_file(path: StrPath, kind: FileKind) -> BinaryIO:
     except OSError as error:
         reason = error.strerror or errno.errorcode.get(error.errno or 0, "unknown error")
         raise kind.broken(path, f"cannot be read ({reason})") from error
+    except UserError:  # of `_check_mode`; some are ValueErrors too
+        raise
     except ValueError as error:  # a null character in the name
         raise kind.broken(repr(os.fspath(path)), f"cannot be read ({error})") from error
     file = os.fdopen(descriptor, "rb")

@@ -30,8 +30,8 @@ class Spec:
             unnamed one if the file has none.
         seeds: Seeds; each row is trained once with each.
         iterations: Length of every training; None for that of the config.
-        equal_time: Whether to train every row except the first a second time, with the number of
-            iterations that takes the same time as the first row's training.
+        equal_time: Whether to train each row again whose iterations take another time than those of
+            the first row, with the number of iterations that takes as long as the first training.
         data: Name of the data set to make first; None if it exists.
         scores: Names of the scores in `val.py`'s file.
     """

@@ -17,15 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.runtime.command_line import CommandParser, run_command
-from scripts.toy_runs.demo import (
-    ROOT,
-    StepFailed,
-    Steps,
-    make_data,
-    score_model,
-    score_prior,
-    train_model,
-)
+from scripts.toy_runs.model_steps import make_data, score_model, score_prior, train_model
+from scripts.toy_runs.steps import ROOT, StepFailed, Steps
 
 # Models of the first table; a fusion model comes after its camera-only form.
 OCC3D = (

@@ -25,8 +25,8 @@ from scripts.toy_runs.demo import (
     FINE_TUNING_CONFIG,
     LONG_CONFIG,
     LONG_PRETRAINED_CONFIG,
-    make_data,
 )
+from scripts.toy_runs.model_steps import make_data
 from scripts.visualization import command, training_curves
 from scripts.visualization.chromium import open_browser
 from scripts.visualization.rerun_viewer import open_viewer, serve_recording, wait_for_colour

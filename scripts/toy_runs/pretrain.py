@@ -19,18 +19,9 @@ from scripts.runtime.atomic_write import check_folder_target, write_atomically
 from scripts.runtime.checkpoint import read_checkpoint
 from scripts.runtime.command_line import CommandParser, run_command
 from scripts.toy_runs.ablation import read_cost
-from scripts.toy_runs.demo import (
-    METRICS,
-    PRETRAIN,
-    ROOT,
-    StepFailed,
-    Steps,
-    hash_of,
-    make_data,
-    score_model,
-    score_prior,
-    train_model,
-)
+from scripts.toy_runs.demo import METRICS
+from scripts.toy_runs.model_steps import PRETRAIN, make_data, score_model, score_prior, train_model
+from scripts.toy_runs.steps import ROOT, StepFailed, Steps, hash_of
 
 CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy_pretrain.py")
 NAME = "opusv2-nano_toy"

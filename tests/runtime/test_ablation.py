@@ -12,7 +12,7 @@ from scripts.runtime.config import load_config
 from scripts.runtime.errors import ConfigError
 from scripts.toy_runs import ablation
 from scripts.toy_runs.ablation_spec import Spec, config_text, read_spec, training_overrides
-from scripts.toy_runs.demo import StepFailed, Steps
+from scripts.toy_runs.steps import StepFailed, Steps
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = "configs/toy/opusv2-nano_toy.py"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.toy_runs import demo
+from scripts.toy_runs import demo, model_steps
+from scripts.toy_runs import steps as toy_steps
 
 COUNT = "import sys; f = open(sys.argv[1], 'a'); f.write('x')"
 
@@ -16,25 +17,29 @@ def test_a_step_is_run_once_for_each_key(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ["-c", COUNT, str(out)]
     for key, runs in (("a", 1), ("a", 1), ("b", 2)):
-        steps = demo.Steps.load(tmp_path / "steps.json")
+        steps = toy_steps.Steps.load(tmp_path / "steps.json")
         steps.run("count", command, key, [out])
         assert len(out.read_text()) == runs
     out.unlink()
-    assert demo.Steps.load(tmp_path / "steps.json").run("count", command, "b", [out])
+    assert toy_steps.Steps.load(tmp_path / "steps.json").run("count", command, "b", [out])
 
 
 MEASURE = """
 import sys
-from scripts.toy_runs import demo
+from scripts.toy_runs import steps
 step = "import time; x = bytearray(200_000_000); time.sleep(0.2)"
-print(*demo._measure([sys.executable, "-c", step]))
+print(*steps.measure([sys.executable, "-c", step]))
 """
 
 
 def test_a_step_is_measured() -> None:
-    # In a process as small as the real one: see demo._config_key.
+    # In a process as small as the real one: see toy_steps.config_key.
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE], cwd=demo.ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURE],
+        cwd=toy_steps.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     seconds, memory_mb, exit_code = map(float, done.stdout.split())
     assert exit_code == 0
@@ -48,20 +53,20 @@ def test_the_key_of_a_config_is_that_of_its_content(tmp_path: Path) -> None:
     keys = []
     for text in ("resume = 1\n", "resume = 1  # the same\n", "resume = 3\n"):
         base.write_text(text)
-        keys.append(demo._config_key(str(child)))
+        keys.append(toy_steps.config_key(str(child)))
     assert keys[0] == keys[1] != keys[2]
     child.write_text("_base_ = ['./none.py']\n")
     with pytest.raises(ValueError, match=r"child.py cannot be read: .*none.py"):
-        demo._config_key(str(child))
+        toy_steps.config_key(str(child))
 
 
 def test_a_failed_step_is_not_remembered(tmp_path: Path) -> None:
-    steps = demo.Steps.load(tmp_path / "steps.json")
-    with pytest.raises(demo.StepFailed, match="step 'x' failed with exit code 3"):
+    steps = toy_steps.Steps.load(tmp_path / "steps.json")
+    with pytest.raises(toy_steps.StepFailed, match="step 'x' failed with exit code 3"):
         steps.run("x", ["-c", "raise SystemExit(3)"], "a", [])
-    with pytest.raises(demo.StepFailed, match="did not write"):
+    with pytest.raises(toy_steps.StepFailed, match="did not write"):
         steps.run("x", ["-c", "pass"], "a", [tmp_path / "none"])
-    assert demo.Steps.load(tmp_path / "steps.json").records == {}
+    assert toy_steps.Steps.load(tmp_path / "steps.json").records == {}
 
 
 def write_scores(path: Path, miou: float, ray_iou: float) -> Path:
@@ -89,12 +94,12 @@ def test_the_model_must_beat_the_prior(
 ) -> None:
     scores = write_scores(tmp_path / "metrics.json", *model)
     prior = write_scores(tmp_path / "prior.json", 10.0, 10.0)
-    steps = demo.Steps(tmp_path / "steps.json", {"training": demo.Record("a", 61.4, 512.0)})
+    costs = {"training": toy_steps.Record("a", 61.4, 512.0)}
     if complaint is None:
-        demo.report(steps, scores, prior, tmp_path, factors)
+        demo.report(costs, scores, prior, tmp_path, factors)
     else:
-        with pytest.raises(demo.StepFailed, match=complaint):
-            demo.report(steps, scores, prior, tmp_path, factors)
+        with pytest.raises(toy_steps.StepFailed, match=complaint):
+            demo.report(costs, scores, prior, tmp_path, factors)
     table = capsys.readouterr().out
     assert "| training | 61 s | 512 MB |" in table
     assert f"| RayIoU | 10.00 | **{model[1]:.2f}** |" in table
@@ -103,9 +108,8 @@ def test_the_model_must_beat_the_prior(
 def test_a_missing_score_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text('{"metrics": {}}')
     prior = write_scores(tmp_path / "prior.json", 1.0, 1.0)
-    steps = demo.Steps(tmp_path / "steps.json")
     with pytest.raises(ValueError, match=r"metrics.json has no score 'occ3d/mIoU'"):
-        demo.report(steps, tmp_path / "metrics.json", prior, tmp_path, demo.DEMO_FACTORS)
+        demo.report({}, tmp_path / "metrics.json", prior, tmp_path, demo.DEMO_FACTORS)
 
 
 def test_missing_config_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,22 +128,24 @@ def test_other_data_is_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     }
     commands: list[str] = []
 
-    def write(self: demo.Steps, name: str, command: list[str], key: str, outputs: object) -> bool:
+    def write(
+        self: toy_steps.Steps, name: str, command: list[str], key: str, outputs: object
+    ) -> bool:
         commands.append(f"{name} {key}")
         for path, text in content.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         return True
 
-    monkeypatch.setattr(demo.Steps, "run", write)
-    data = demo.ToyData(root)
-    first = demo.make_data(data)
-    assert demo.make_data(data) == first
+    monkeypatch.setattr(toy_steps.Steps, "run", write)
+    data = model_steps.ToyData(root)
+    first = model_steps.make_data(data)
+    assert model_steps.make_data(data) == first
     assert commands[:2] == commands[2:]
     keys = {first}
     for path in content:
         content[path] += " changed"
-        keys.add(demo.make_data(data))
+        keys.add(model_steps.make_data(data))
     assert len(keys) == 1 + len(content)
     # The info files are made again where the tables have changed, but not for their own sake.
     info_steps = commands[1::2]

@@ -42,7 +42,7 @@ def user_errors(kind: type[UserError] = UserError) -> Iterator[type[UserError]]:
 def all_user_errors() -> list[type[UserError]]:
     for name in (
         "models.ops._extension", "scripts.runtime.checkpoint", "scripts.golden.report",
-        "scripts.toy_nuscenes.errors", "scripts.toy_runs.demo",
+        "scripts.toy_nuscenes.errors", "scripts.toy_runs.steps",
     ):  # fmt: skip
         importlib.import_module(name)
     return [UserError, *user_errors()]

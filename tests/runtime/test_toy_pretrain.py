@@ -15,7 +15,8 @@ import models.register  # noqa: F401
 from scripts.checkpoints import shrink
 from scripts.runtime.checkpoint import load_weights, read_checkpoint
 from scripts.runtime.errors import ConfigError
-from scripts.toy_runs import demo, pretrain
+from scripts.toy_runs import demo, model_steps, pretrain
+from scripts.toy_runs import steps as toy_steps
 from tests.models.cases import DETECTOR
 
 
@@ -65,7 +66,9 @@ def write_report(path: Path, miou: float, ray_iou: float) -> Path:
 def test_the_card_tells_data_costs_and_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = demo.ToyData(tmp_path / "data", "v1.0-trainval", ("--scenes", "50", "--seed", "9"))
+    data = model_steps.ToyData(
+        tmp_path / "data", "v1.0-trainval", ("--scenes", "50", "--seed", "9")
+    )
     monkeypatch.setattr(pretrain, "PRETRAIN", data)
     data.root.mkdir()
     (data.root / "toy_nuscenes.json").write_text(json.dumps(dict(options=dict(scenes=50))))
@@ -86,10 +89,10 @@ def test_the_card_tells_data_costs_and_scores(
 
 
 def test_the_data_is_not_the_demos() -> None:
-    assert demo.TOY.root != demo.PRETRAIN.root
-    assert "--seed" not in demo.TOY.options  # the generator's default, 0
-    assert "--seed" in demo.PRETRAIN.options and "0" not in demo.PRETRAIN.options
-    assert [path.name for path in demo.PRETRAIN.infos] == [
+    assert model_steps.TOY.root != model_steps.PRETRAIN.root
+    assert "--seed" not in model_steps.TOY.options  # the generator's default, 0
+    assert "--seed" in model_steps.PRETRAIN.options and "0" not in model_steps.PRETRAIN.options
+    assert [path.name for path in model_steps.PRETRAIN.infos] == [
         "nuscenes_infos_train_sweep.pkl", "nuscenes_infos_val_sweep.pkl"
     ]  # fmt: skip
 
@@ -156,10 +159,12 @@ def test_a_demo_with_a_shipped_model(
     commands: list[list[str]] = []
     names: list[str] = []
 
-    def run(self: demo.Steps, name: str, command: list[str], key: str, outputs: list[Path]) -> bool:
+    def run(
+        self: toy_steps.Steps, name: str, command: list[str], key: str, outputs: list[Path]
+    ) -> bool:
         names.append(name)
         commands.append(command)
-        self.records[name] = demo.Record(key, 1.0, 1.0)
+        self.records[name] = toy_steps.Record(key, 1.0, 1.0)
         for out in outputs:
             if out.suffix == ".json":
                 write_report(out, *((7.0, 4.0) if name == "prior" else (20.0, 15.0)))
@@ -169,9 +174,10 @@ def test_a_demo_with_a_shipped_model(
         return True
 
     keys: Callable[..., str] = lambda *args: "key"  # noqa: E731
-    for name in ("make_data", "_config_key", "_source_key"):
-        monkeypatch.setattr(demo, name, keys)
-    monkeypatch.setattr(demo.Steps, "run", run)
+    monkeypatch.setattr(demo, "make_data", keys)
+    for name in ("config_key", "source_key"):
+        monkeypatch.setattr(model_steps, name, keys)
+    monkeypatch.setattr(toy_steps.Steps, "run", run)
     demo.run_demo(demo.make_plan(shipped=shipped, **options))
     assert names == steps
     assert columns in capsys.readouterr().out

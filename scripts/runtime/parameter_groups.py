@@ -19,6 +19,7 @@ CONSTRUCTOR = "MergedGroupsConstructor"
 # How a step is computed, not its result: never taken from a checkpoint.
 IMPLEMENTATION = frozenset({"fused", "foreach", "capturable", "differentiable"})
 _FUSED = frozenset({"Adam", "AdamW"})
+_FUSED_DEVICES = frozenset({"cpu", "cuda"})
 # Lists of schedulers with one entry per group.
 _PER_GROUP = ("_last_value", "base_values")
 
@@ -29,8 +30,8 @@ Members = list[list[int]]  # per group, the indices of its parameters in the mod
 class MergedGroupsConstructor(DefaultOptimWrapperConstructor):
     """MMEngine's optimiser constructor, merging parameters with equal settings into one group.
 
-    On GPUs, Adam and AdamW are fused unless the config sets `fused` or `foreach`. The wrapper's
-    `group_members` lists the parameters of each group.
+    On CPUs and on GPUs, Adam and AdamW are fused unless the config sets `fused` or `foreach`. The
+    wrapper's `group_members` lists the parameters of each group.
     """
 
     optimizer_cfg: dict[str, Any]
@@ -39,8 +40,10 @@ class MergedGroupsConstructor(DefaultOptimWrapperConstructor):
         """Build the optimiser of a model and its wrapper."""
         parameters = [p for p in model.parameters() if p.requires_grad]
         chosen = self.optimizer_cfg.keys() & {"fused", "foreach"}
-        on_gpu = bool(parameters) and all(p.is_cuda and p.is_floating_point() for p in parameters)
-        if self.optimizer_cfg.get("type") in _FUSED and on_gpu and not chosen:
+        can_fuse = bool(parameters) and all(
+            p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in parameters
+        )
+        if self.optimizer_cfg.get("type") in _FUSED and can_fuse and not chosen:
             self.optimizer_cfg = dict(self.optimizer_cfg, fused=True)
         wrapper = super().__call__(model)
         if self.paramwise_cfg and isinstance(wrapper, OptimWrapper):

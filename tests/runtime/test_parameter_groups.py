@@ -34,8 +34,11 @@ def make_model() -> nn.Module:
     )
 
 
-def build(kind: type, model: nn.Module, rules: dict[str, Any] = RULES) -> OptimWrapper:
-    config = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-2, weight_decay=0.1))
+def build(
+    kind: type, model: nn.Module, rules: dict[str, Any] = RULES, **options: Any
+) -> OptimWrapper:
+    optimizer = dict(type="AdamW", lr=1e-2, weight_decay=0.1, **options)
+    config = dict(type="OptimWrapper", optimizer=optimizer)
     paramwise = dict(custom_keys=copy.deepcopy(rules), norm_decay_mult=0.0)
     wrapper: OptimWrapper = kind(config, paramwise)(model)
     return wrapper
@@ -68,7 +71,7 @@ def content_of(wrapper: OptimWrapper, configured: Any, scheduler: Any) -> dict[s
 
 def start(kind: type, rules: dict[str, Any] = RULES) -> tuple[Any, OptimWrapper, Any, Any]:
     model = make_model()
-    wrapper = build(kind, model, rules)
+    wrapper = build(kind, model, rules, fused=False)
     configured = copy.deepcopy(schedules.group_options(wrapper))
     scheduler = LinearLR(wrapper, start_factor=0.2, begin=0, end=6, by_epoch=False)
     return model, wrapper, configured, scheduler
@@ -168,9 +171,11 @@ def test_other_checkpoints_stay_as_they_are() -> None:
         assert regrouped(stored, None, configured) == stored
 
 
-def test_fused_where_all_parameters_are_on_a_gpu() -> None:
+def test_fused_unless_a_device_or_the_config_forbids_it() -> None:
     model = make_model()
-    assert not build(MergedGroupsConstructor, model).optimizer.defaults.get("fused")
+    assert build(MergedGroupsConstructor, model).optimizer.defaults["fused"]
+    meta = make_model().to("meta")
+    assert not build(MergedGroupsConstructor, meta).optimizer.defaults.get("fused")
     constructor = MergedGroupsConstructor(
         dict(optimizer=dict(type="AdamW", lr=1e-2, foreach=False)), dict(custom_keys={})
     )

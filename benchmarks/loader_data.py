@@ -14,6 +14,7 @@ from loaders.info_io import CAMERAS, save_infos
 RAW_HW = (900, 1600)
 KEY_FRAMES, SWEEPS, LIDAR_SWEEPS = 24, 5, 9
 _LIDAR_POINTS = 34_720
+NUSCENES_QUALITY = 80  # by the quantisation tables of its files
 
 
 def real_files(root: Path, sensor: str) -> list[Path]:
@@ -34,7 +35,7 @@ def write_image(path: Path, seed: int) -> None:
         boxes[y : y + size[0], x : x + size[1]] = rng.integers(0, 255, 3)
     boxes += rng.integers(-4, 5, boxes.shape, np.int16)
     image = Image.fromarray(np.clip(boxes, 0, 255).astype(np.uint8))
-    image.filter(ImageFilter.GaussianBlur(0.6)).save(path, quality=92)
+    image.filter(ImageFilter.GaussianBlur(0.6)).save(path, quality=NUSCENES_QUALITY)
 
 
 def write_points(path: Path) -> None:

@@ -142,6 +142,8 @@ def decode_crop(
 ) -> bool:
     """Decode, resize and crop a JPEG file in one pass, if that is possible.
 
+    A crop that leaves the image is black there.
+
     Args:
         data: Content of an image file.
         path: Name of the image in errors.
@@ -164,9 +166,24 @@ def decode_crop(
     if not data.startswith(_START_OF_IMAGE):
         return False
     _check_content(path, data, (full_hw[0] - top, full_hw[1]))
-    buffer = _as_tensor(data)
-    target = torch.from_numpy(out)
-    return jpeg_crop(target, buffer, reduction, full_hw, top, resized_hw, crop, flip, method)
+    rows, columns = (
+        slice(max(0, -first), min(length, size - first))
+        for first, length, size in zip(crop, out.shape, resized_hw, strict=False)
+    )
+    if rows.start >= rows.stop or columns.start >= columns.stop:
+        return False
+    inside = (crop[0] + rows.start, crop[1] + columns.start)
+    if flip:
+        width = out.shape[1]
+        columns = slice(width - columns.stop, width - columns.start)
+    target = torch.from_numpy(out[rows, columns])
+    if not jpeg_crop(
+        target, _as_tensor(data), reduction, full_hw, top, resized_hw, inside, flip, method
+    ):
+        return False
+    out[: rows.start] = out[rows.stop :] = 0
+    out[rows, : columns.start] = out[rows, columns.stop :] = 0
+    return True
 
 
 def image_size(data: bytes | bytearray, name: str) -> tuple[int, int]:

@@ -311,6 +311,26 @@ class TestImages:
             np.testing.assert_array_equal(one, finished)
             assert np.abs(one - two).mean() < 3 and one.std() > 10
 
+    @pytest.mark.parametrize("flip", [False, True])
+    @pytest.mark.parametrize("crop", [(-5, 20), (20, -9), (30, 12), (-4, -8)])
+    def test_one_pass_is_black_outside_the_image(self, crop, flip):
+        """A crop of 40 x 70 of an image of 45 x 80 is the crop of the image with black around it."""
+        data, sizes = jpeg(smooth_image(), subsampling=2), ((90, 160), 0, (45, 80))
+        whole, out = np.zeros((45, 80, 3), np.uint8), np.full((40, 70, 3), 255, np.uint8)
+        assert decode.decode_crop(data, "a", whole, *sizes, (0, 0), False, "linear", 2)
+        assert decode.decode_crop(data, "a", out, *sizes, crop, flip, "linear", 2)
+        around = np.pad(whole, ((50, 50), (80, 80), (0, 0)))
+        rows, columns = 50 + crop[0], 80 + crop[1]
+        expected = around[rows : rows + 40, columns : columns + 70]
+        np.testing.assert_array_equal(out, expected[:, ::-1] if flip else expected)
+        assert (out == 0).all(axis=2).any() and (out > 0).any()
+
+    def test_one_pass_of_nothing_is_refused(self):
+        data, out = jpeg(smooth_image()), np.zeros((8, 8, 3), np.uint8)
+        for crop in ((45, 0), (0, 80), (-8, 0), (0, -8)):
+            args = (data, "a", out, (90, 160), 0, (45, 80), crop, False, "linear", 2)
+            assert not decode.decode_crop(*args)
+
     def test_one_pass_checks_the_size(self, tmp_path):
         (tmp_path / "a.jpg").write_bytes(jpeg(smooth_image()))
         sample = make_sample([tmp_path / "a.jpg"])

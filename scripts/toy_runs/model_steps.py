@@ -44,11 +44,11 @@ PRETRAIN = ToyData(
     "v1.0-trainval",
     ("--scenes", "300", "--samples", "2", "--seed", "1000"),
 )
-# Again other scenes, to compare recipes: 120 for training and 30 for validation.
+# Again other scenes, to compare recipes: 80 for training and 20 for validation.
 RECIPES = ToyData(
     Path("data/toy_recipes"),
     "v1.0-trainval",
-    ("--scenes", "150", "--samples", "2", "--seed", "5000"),
+    ("--scenes", "100", "--samples", "2", "--seed", "5000"),
 )
 DATA_SETS = {"toy": TOY, "pretrain": PRETRAIN, "recipes": RECIPES}
 # Sources that scores and pictures depend on, in addition to config and checkpoint.

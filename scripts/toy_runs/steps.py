@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -84,16 +85,32 @@ class Steps:
 
 
 def measure(command: Sequence[str]) -> tuple[float, float, int]:
-    """Run a command; return wall time in s, peak memory of its largest process in MB, exit code."""
+    """Run a command; return wall time in s, peak memory of its largest process in MB, exit code.
+
+    Raises:
+        KeyboardInterrupt: This process received SIGTERM, which was passed on to the command.
+    """
     start = time.monotonic()
     process = subprocess.Popen(command)
-    while True:
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-            break
-        except KeyboardInterrupt:  # the step received the same signal and stops
-            print("waiting for the step to stop", flush=True)
+    terminated = []
+
+    def terminate(*_: object) -> None:
+        terminated.append(True)
+        process.terminate()
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        while True:
+            try:
+                _, status, usage = os.wait4(process.pid, 0)
+                break
+            except KeyboardInterrupt:  # the step received the same signal and stops
+                print("waiting for the step to stop", flush=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     process.returncode = os.waitstatus_to_exitcode(status)
+    if terminated:
+        raise KeyboardInterrupt
     return time.monotonic() - start, usage.ru_maxrss * 1024 / 1e6, process.returncode
 
 

@@ -314,7 +314,7 @@ class TestImages:
     @pytest.mark.parametrize("flip", [False, True])
     @pytest.mark.parametrize("crop", [(-5, 20), (20, -9), (30, 12), (-4, -8)])
     def test_one_pass_is_black_outside_the_image(self, crop, flip):
-        """A crop of 40 x 70 of an image of 45 x 80 is the crop of the image with black around it."""
+        """A crop of 40 x 70 pixels of 45 x 80 is that of the image with black around it."""
         data, sizes = jpeg(smooth_image(), subsampling=2), ((90, 160), 0, (45, 80))
         whole, out = np.zeros((45, 80, 3), np.uint8), np.full((40, 70, 3), 255, np.uint8)
         assert decode.decode_crop(data, "a", whole, *sizes, (0, 0), False, "linear", 2)

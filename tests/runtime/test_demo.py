@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,34 @@ def test_a_step_is_measured() -> None:
     assert exit_code == 0
     assert seconds >= 0.2
     assert 200 <= memory_mb < 250
+
+
+TERMINATED = """
+import os, signal, sys, threading
+from pathlib import Path
+from scripts.toy_runs import steps
+step = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+told = Path(sys.argv[1])
+def terminate():
+    while not told.is_file() or not told.read_text():
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=terminate, daemon=True).start()
+try:
+    steps.measure([sys.executable, "-c", step, str(told)])
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_step_ends_with_its_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TERMINATED, str(tmp_path / "pid")],
+        cwd=toy_steps.ROOT, capture_output=True, text=True, timeout=50, check=True,
+    )  # fmt: skip
+    assert done.stdout == "interrupted\n"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_the_key_of_a_config_is_that_of_its_content(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-# `make toy-train` from the image network of `make toy-pretrain`; decoder and head start from scratch.
+# `make toy-train` from the image network and the first-hit head of `make toy-pretrain`; decoder and
+# head start from scratch.
 _base_ = ["./opusv2-nano_toy_long.py"]
 
 img_backbone = dict(
@@ -6,3 +7,6 @@ img_backbone = dict(
         type="Pretrained", prefix="img_backbone.", checkpoint="pretrain/opusv2-nano_toy.pth"))
 img_neck = dict(
     init_cfg=dict(type="Pretrained", prefix="img_neck.", checkpoint="pretrain/opusv2-nano_toy.pth"))
+img_aux_head = dict(
+    init_cfg=dict(
+        type="Pretrained", prefix="img_aux_head.", checkpoint="pretrain/opusv2-nano_toy.pth"))

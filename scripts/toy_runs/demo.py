@@ -104,7 +104,8 @@ def make_plan(
         return Plan(config or default, factors, pictures=pictures)
     shown = None if "shipped" in skip else shipped
     if long:
-        places = (f"{part}.init_cfg.checkpoint={shipped}" for part in ("img_backbone", "img_neck"))
+        parts = ("img_backbone", "img_neck", "img_aux_head")
+        places = (f"{part}.init_cfg.checkpoint={shipped}" for part in parts)
         scratch = LONG_CONFIG if from_scratch else None
         return Plan(
             LONG_PRETRAINED_CONFIG, LONG_FACTORS, shown, None, tuple(places), scratch, pictures,

@@ -17,7 +17,9 @@ def score(model: str, miou: float, ray_iou: float, size: float | None = None) ->
 def test_every_model_has_a_config() -> None:
     names = {path.stem for path in (ROOT / "configs" / "toy").glob("*.py")}
     others = {"opusv2-nano_toy_long", "opusv2-nano_toy-surroundocc"}  # not in the tables
-    shipped = {f"opusv2-nano_toy_{name}" for name in ("pretrain", "finetune", "long_pretrained")}
+    shipped = {
+        f"opusv2-nano_toy_{name}" for name in ("pretrain", "finetune", "long_pretrained", "recipes")
+    }
     assert names == {*family.OCC3D, *family.OCCUPANCY, *others, *shipped}
 
 

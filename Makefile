@@ -28,7 +28,7 @@ types: setup
 	$(PY) -m mypy
 
 pytest: setup
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 
 bench: setup  ## all benchmarks of the native operations (BENCH="--device cuda" on a GPU)
 	@set -e; for file in benchmarks/bench_*.py; do \

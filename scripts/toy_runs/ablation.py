@@ -70,7 +70,7 @@ class Cost:
     Attributes:
         step_seconds: Median time of an iteration.
         memory_mb: Peak memory of the process.
-        iterations: Number of the last iteration.
+        iterations: Number of the last iteration in the log.
     """
 
     step_seconds: float
@@ -155,11 +155,19 @@ class Ablation:
             folder.mkdir(parents=True, exist_ok=True)
             own = Steps.load(folder / "scores.steps.json")
             report = score_model(own, str(evaluated), weights, folder)
-            self._note(row, seed, name, iterations is not None, cost, report)
+            length = iterations or spec.iterations or cost.iterations
+            self._note(row, seed, name, iterations is not None, cost, length, report)
         return cost
 
     def _note(
-        self, row: str, seed: int, evaluation: str, equal_time: bool, cost: Cost, report: Path
+        self,
+        row: str,
+        seed: int,
+        evaluation: str,
+        equal_time: bool,
+        cost: Cost,
+        length: int,
+        report: Path,
     ) -> None:
         content = json.loads(report.read_text())
         extra = [evaluation] if evaluation else []
@@ -174,7 +182,7 @@ class Ablation:
             result.scores.setdefault(score, {})[seed] = float(value)
         result.step_seconds[seed] = cost.step_seconds
         result.memory_mb[seed] = cost.memory_mb
-        result.iterations[seed] = cost.iterations
+        result.iterations[seed] = length
         if content.get("seconds") and content.get("num_samples"):
             result.sample_seconds[seed] = content["seconds"] / content["num_samples"]
 

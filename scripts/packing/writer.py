@@ -27,6 +27,7 @@ from models.ops import resize_crop
 from scripts.packing.plan import PackingPlan
 from scripts.runtime.atomic_write import write_atomically, write_json
 from scripts.runtime.errors import ConfigError
+from scripts.runtime.parent_process import end_with_parent
 
 DEFAULT_QUALITY = 90
 # Files of a task: enough to hide its cost, few enough for a smooth progress bar.
@@ -175,6 +176,7 @@ def _results(
 
 
 def _start_worker() -> None:
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the pool
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

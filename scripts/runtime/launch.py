@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ from scripts.runtime.errors import (
     LostProcessError,
     is_lost_connection,
 )
+from scripts.runtime.parent_process import end_with_parent
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # must exceed the evaluation time of a slow rank
 
@@ -134,8 +133,8 @@ def _restart_store(launch: Launch) -> dict[str, Any]:
 
 def _end_with_the_launcher() -> None:
     """Request SIGTERM on the launcher's death, so that no process is left."""
-    if os.environ.get(LAUNCHED) and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.environ.get(LAUNCHED):
+        end_with_parent()
 
 
 def _number(name: str, default: str | None = None) -> int:

@@ -27,6 +27,7 @@ import torch
 from scripts.runtime.atomic_write import write_json
 from scripts.runtime.errors import describe
 from scripts.runtime.host_allocator import keep_freed_memory
+from scripts.runtime.parent_process import end_with_parent
 from scripts.toy_nuscenes.errors import DataSetError
 from scripts.toy_nuscenes.files import write_png
 from scripts.toy_nuscenes.frames import add_labels, generate_scene, lacks_labels
@@ -187,6 +188,7 @@ def _work(
 
     Sends progress counts, then None, an error that the user can correct, or a traceback as text.
     """
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process stops the workers
     keep_freed_memory()
     torch.set_num_threads(1)

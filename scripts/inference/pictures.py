@@ -61,7 +61,7 @@ def view_of(
         index=index,
         total=total,
         scene_name=result.name or "prediction",
-        sample_token="",
+        sample_token=result.name,
         class_names=grid.class_names,
         empty_label=grid.empty_label,
         grid_min=(low[0], low[1], low[2]),

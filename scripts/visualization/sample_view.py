@@ -17,6 +17,8 @@ from PIL import Image
 
 from loaders.sample import UNKNOWN_LABEL
 
+_FIRST_DATE_S = 946_684_800  # 2000-01-01 UTC
+
 
 @dataclass(frozen=True)
 class CameraImage:
@@ -110,16 +112,23 @@ class SampleView:
 
     @property
     def recorded(self) -> str:
-        """Time of the recording, to a tenth of a second; empty if unknown."""
+        """Time of the recording, to a tenth of a second; empty if unknown.
+
+        Times before 2000 are those of a clock that started with the recording or the computer.
+        """
         if not self.time_us:
             return ""
         seconds, rest = divmod(self.time_us, 1_000_000)
+        if seconds < _FIRST_DATE_S:
+            return f"{self.time_us * 1e-6:.1f} s"
         moment = datetime.fromtimestamp(seconds, tz=timezone.utc)
         return f"{moment:%Y-%m-%d %H:%M:%S}.{rest // 100_000} UTC"
 
     @property
     def title(self) -> str:
-        """Scene and position in the data set."""
+        """Scene, and position in the data set if there are several samples."""
+        if self.total == 1:
+            return self.scene_name
         return f"{self.scene_name}  ·  sample {self.index + 1} of {self.total}"
 
     @property
@@ -134,8 +143,8 @@ _TWO_ROWS = ("FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_LEFT", "BACK", "BACK_RI
 
 
 def short_name(camera: str) -> str:
-    """Shorten a camera name: `CAM_FRONT_LEFT` -> `FRONT_LEFT`."""
-    return camera.removeprefix("CAM_").upper()
+    """Shorten a camera name: `CAM_FRONT_LEFT` or `cam_front_left` -> `FRONT_LEFT`."""
+    return camera.upper().removeprefix("CAM_")
 
 
 def panorama(images: Sequence[CameraImage], single_row: bool = True) -> list[CameraImage]:

@@ -204,7 +204,8 @@ def draw_title(canvas: Image.Image, view: SampleView, options: SheetOptions) -> 
         right -= text_width(name, size)
     size = px(_KEY_SIZE)
     # The token identifies the sample; it is omitted if the scores need the space.
-    for text, colour in ((view.recorded, theme.text), (view.sample_token, theme.muted)):
+    token = "" if view.sample_token == view.scene_name else view.sample_token
+    for text, colour in ((view.recorded, theme.text), (token, theme.muted)):
         x += px(14)
         if text and x + text_width(text, size) + px(18) < right:
             x += draw_text(canvas, (x, middle + px(2)), text, size, colour)

@@ -111,10 +111,10 @@ class _Page:
         pose = view.ego2global.copy()
         # Browsers compute in float32, so large map coordinates are avoided.
         pose[:3, 3] -= self._first.ego2global[:3, 3]
-        number = len(self._frames) + 1
+        position = f"sample {len(self._frames) + 1} of {self._count}"
         self._frames.append(
             {
-                "title": f"sample {number} of {self._count}  ·  {view.sample_token}",
+                "title": "  ·  ".join(filter(None, [position, view.sample_token])),
                 "time": (view.time_us - self._first.time_us) * 1e-6,
                 "scores": view.scores,
                 "pose": _rounded(pose),

@@ -164,6 +164,18 @@ def test_example_streams_as_the_project(exported: Exported) -> None:
         assert agreement.share == 1 and agreement.score_error < 1e-4, agreement
 
 
+def test_the_code_of_the_guide_runs(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(exported.folder)
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    code = (ROOT / "docs/deployment.md").read_text().split("```python\n", 1)[1].split("```")[0]
+    pixels = np.random.default_rng(0).integers(0, 256, (N, 90, 160, 3), dtype=np.uint8)
+    cameras = camera_matrices(1).double().numpy()
+    frame = [Image.fromarray(image) for image in pixels], [np.eye(4)] * N, cameras, np.eye(4)
+    names: dict[str, Any] = {"frames": [frame]}
+    exec(code, names)
+    assert len(names["coords"]) == len(names["labels"]) == len(names["scores"]) > 0
+
+
 def test_example_prepares_images_as_the_project() -> None:
     """Pixels of the exact mode, and the matrix from raw to prepared pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)

@@ -424,10 +424,18 @@ ERRORS = {
 }
 
 
+@pytest.fixture(scope="module")
+def shared_inferencer(toy_case: ToyCase) -> OccupancyInferencer:
+    return inferencer_of(toy_case)
+
+
 @pytest.mark.parametrize("name", ERRORS)
-def test_one_sentence_names_the_camera_and_the_way_out(toy_case: ToyCase, name: str) -> None:
+def test_one_sentence_names_the_camera_and_the_way_out(
+    shared_inferencer: OccupancyInferencer, name: str
+) -> None:
     changes, place, way_out = ERRORS[name]
-    inferencer = inferencer_of(toy_case)
+    inferencer = shared_inferencer
+    inferencer.reset()
     with pytest.raises((FrameError, BadDataError), match=f"{place}.*{way_out}") as caught:
         inferencer.push(changed_camera(**changes))
     assert "\n" not in str(caught.value)

@@ -228,5 +228,15 @@ def test_the_example_of_ones_own_rig(
     assert (out / "drive.html").stat().st_size > 100_000
     with np.load(out / "000002.npz") as file:
         assert len(file["coords"]) > 0
-    lines = [line for line in path.read_text().splitlines() if "OccupancyInferencer" in line]
-    assert lines
+
+
+def test_the_first_lines_of_the_guide_run(
+    toy_case: ToyCase, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    code = (ROOT / "docs" / "inference.md").read_text().split("```python\n", 1)[1].split("```")[0]
+    assert 'read_recording("drive")' in code and len(code.splitlines()) <= 10
+    exec(code, {"CONFIG": str(toy_case.config), "WEIGHTS": str(toy_case.weights)})
+    with Image.open("last.png") as picture, np.load("last.npz") as voxels:
+        assert picture.width > 500 and len(voxels["coords"]) > 0
+    assert Path("drive.html").stat().st_size > 100_000

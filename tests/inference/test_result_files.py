@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from PIL import Image
 
 from loaders.predictions import load_prediction
 from models.inference import Grid, OccupancyResult, write_page
+from scripts.inference.pictures import view_of
 from scripts.runtime.errors import ConfigError
 from scripts.visualization.palette import class_colours
+from scripts.visualization.sample_view import panorama
 from tests.inference.conftest import rig_frame
 
 NAMES = ("car", "driveable_surface", "manmade")
@@ -118,6 +121,24 @@ def test_pictures_and_pages(tmp_path: Path) -> None:
     assert files == {"a.png", "a.html", "a.rrd", "drive.html"}
     inline = result.viewer(height=300)._repr_html_()
     assert inline.startswith("<iframe") and 'height="300"' in inline and "<script" not in inline
+
+
+def test_pictures_name_the_frame_and_its_time() -> None:
+    names = ("cam_back", "cam_front_right", "cam_front", "extra")
+    view = view_of(make_result(), rig_frame(names, 1.5))
+    assert (view.title, view.recorded, view.sample_token) == ("000123", "1.5 s", "000123")
+    assert view_of(make_result(), index=1, total=3).title == "000123  ·  sample 2 of 3"
+    dated = replace(make_result(), time_s=1.5e9 + 0.25)
+    assert view_of(dated).recorded == "2017-07-14 02:40:00.2 UTC"
+    arranged = [image.name for image in panorama(view.images)]
+    assert arranged == ["cam_front", "cam_front_right", "cam_back", "extra"]
+
+
+def test_pages_name_their_frames(tmp_path: Path) -> None:
+    results = [make_result(), replace(make_result(1), name="")]
+    page = write_page(results, tmp_path / "drive.html").read_text()
+    assert '"sample 1 of 2  \\u00b7  000123"' in page
+    assert '"sample 2 of 2"' in page
 
 
 def test_what_a_format_does_not_have_is_refused(tmp_path: Path) -> None:

@@ -67,19 +67,19 @@ class PhotometricDistortion(nn.Module):
         brightness, contrast, contrast_first, saturation, hue, order = columns
 
         def per_image(values: Tensor) -> Tensor:
-            return values.to(images).view(-1, 1, 1, 1)
+            return values.to(images.device, images.dtype, non_blocking=True).view(-1, 1, 1, 1)
 
         first = per_image(torch.where(contrast_first, contrast, 1.0))
         last = per_image(torch.where(contrast_first, 1.0, contrast))
         images = (images + per_image(brightness)) * first
         changed = torch.nonzero((saturation != 1) | (hue != 0)).squeeze(1)
         if len(changed):
-            where = changed.to(images.device)
+            where = changed.to(images.device, non_blocking=True)
             images[where] = change_saturation_and_hue(
                 images[where], per_image(saturation[changed]), per_image(hue[changed])
             )
         rows = torch.arange(len(images), device=images.device)[:, None]
-        return (images * last)[rows, order.to(images.device)]
+        return (images * last)[rows, order.to(images.device, non_blocking=True)]
 
     def _draw_changes(self, number: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw the changes of `number` images of a sample.

@@ -40,10 +40,14 @@ class FeatureCache:
 
     def clear(self) -> None:
         """Drop all frames and free the memory."""
+        self.forget()
+        self._levels: list[Tensor] = []  # [S, N, C, h, w]
+
+    def forget(self) -> None:
+        """Drop all frames and keep the memory, whose addresses captured graphs may contain."""
         self._keys: list[Hashable | None] = [None] * self.limit
         self._used = [0] * self.limit  # number of the call that last used a slot
         self._calls = 0
-        self._levels: list[Tensor] = []  # [S, N, C, h, w]
 
     def missing(self, keys: Sequence[Hashable]) -> list[int]:
         """Return the first position of every key that is not cached, in ascending order."""

@@ -273,6 +273,9 @@ class OPUS(BaseModel):
             ego2occ=torch.stack([sample.ego2occ for sample in data_samples]),
             img_hw=(images.shape[-2], images.shape[-1]),
         )
+        frames = None
+        if self.pts_bbox_head.memory is not None:  # copies to the host, before a layer runs
+            frames = [SequenceFrame.of(sample) for sample in data_samples]
         grids = None
         if mode == "loss":  # first, so that the counts arrive before they are needed
             grids = self.pts_bbox_head.label_grids(data_samples, images.device)
@@ -280,9 +283,6 @@ class OPUS(BaseModel):
         lidar = self.extract_lidar(inputs.get("points")) if self.has_lidar else None
         with torch.autocast(images.device.type, enabled=False):
             draws = SampleDraws.of(data_samples).part("decoder") if self.training else None
-            frames = None
-            if self.pts_bbox_head.memory is not None:
-                frames = [SequenceFrame.of(sample) for sample in data_samples]
             seen = self._seen_points(feats, geometry)
             output = self.pts_bbox_head(feats, geometry, lidar, draws, frames, seen)
             if mode == "loss":

@@ -168,7 +168,8 @@ class CPDDensifier(GridModule):
         voxels = classify(replace(voxels, features=F.relu(voxels.features, inplace=True)))
         coords = voxels.coords
         if first_grid:
-            coords = coords - coords.new_tensor([first_grid, 0, 0, 0])
+            grid, place = coords.split([1, 3], dim=1)  # an offset of four numbers would be uploaded
+            coords = torch.cat([grid - first_grid, place], dim=1)
         return VoxelLogits(coords, torch.nan_to_num(voxels.features))
 
     def _voxels_of_points(

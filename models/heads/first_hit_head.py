@@ -143,7 +143,7 @@ class FirstHitHead(BaseModule):
         size = (feats.shape[-2], feats.shape[-1])
         pixels = pixel_centres(geometry.img_hw, size, feats.device)  # [h*w, 3]
         occ2img = geometry.occ2img()[:, :num_cams].double()
-        inverse = torch.linalg.inv(occ2img[..., :3, :3])
+        inverse = torch.linalg.inv_ex(occ2img[..., :3, :3]).inverse  # `inv` would synchronise
         rays = F.normalize(torch.einsum("bnij,pj->bnpi", inverse, pixels), dim=-1)
         origin = -(inverse @ occ2img[..., :3, 3:]).transpose(-1, -2)  # [B, N, 1, 3]
         points = origin + rays * distance.flatten(2)[..., None]

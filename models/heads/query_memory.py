@@ -155,11 +155,11 @@ class QueryMemory(nn.Module):
         kept = self._frames[key]
         moved = occ_to_occ(kept.frame, frame)
         parameter = next(self.modulation.parameters())
-        motion = ego_motion(kept.frame, frame).to(parameter)
+        motion = _sent(ego_motion(kept.frame, frame), parameter)
         scale, shift = self.modulation(motion).chunk(2)
         feats = self.norm(kept.feats.to(parameter)) * (1 + scale) + shift
-        turn, lag = moved[:3, :3].to(kept.centres_m), moved[:3, 3].to(kept.centres_m)
-        return kept.centres_m @ turn.T + lag, feats
+        turn, lag = _sent(moved[:3], kept.centres_m).split([3, 1], dim=1)
+        return kept.centres_m @ turn.T + lag.squeeze(1), feats
 
     def no_effect(self) -> Tensor:
         """Return a zero whose graph reaches all weights."""
@@ -241,6 +241,11 @@ def ego_motion(before: SequenceFrame, now: SequenceFrame) -> Tensor:
     """
     moved = occ_to_occ(before, now)[:3].flatten()
     return torch.cat([moved, moved.new_tensor([now.time_s - before.time_s])])
+
+
+def _sent(matrix: Tensor, like: Tensor) -> Tensor:
+    """Copy a matrix of the host to the device and dtype of a tensor, without synchronisation."""
+    return matrix.to(like.device, like.dtype, non_blocking=True)
 
 
 def _ego_to_ego(before: SequenceFrame, now: SequenceFrame) -> Tensor:

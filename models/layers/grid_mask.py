@@ -40,7 +40,8 @@ class GridMask(nn.Module):
         draws = draws or SampleDraws.fresh(len(images))
         height, width = images.shape[-2:]
         kept = torch.stack([self._mask(height, width, rng) for rng in draws.generators()])
-        return images * kept.to(images)[:, None, None]
+        kept = kept.to(images.device, images.dtype, non_blocking=True)
+        return images * kept[:, None, None]
 
     def _mask(self, height: int, width: int, generator: torch.Generator) -> Tensor:
         """Draw the mask `[H, W]` of a sample: True for pixels that are kept."""

@@ -129,10 +129,9 @@ class _SparseConvBase(nn.Module):
         features = F.linear(x.features, self.weight.flatten(1), self.bias)
         if self.submanifold:
             return replace(x, features=features)
-        shift = x.coords.new_tensor([0, *self.padding])
-        return SparseTensor(
-            features, x.coords + shift, self._out_shape(x.spatial_shape), x.batch_size
-        )
+        grid, *place = x.coords.unbind(1)
+        coords = torch.stack([grid, *map(torch.add, place, self.padding)], dim=1)
+        return SparseTensor(features, coords, self._out_shape(x.spatial_shape), x.batch_size)
 
     def _forward_native(self, x: SparseTensor) -> SparseTensor:
         if self.submanifold:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -121,10 +122,12 @@ def time_model(args: argparse.Namespace) -> Timing:
     model = build_model(cfg, device, args.weights)
     watch = Stopwatch(model, args.warmup, args.samples, args.seconds)
     source = FileSource(cfg, args.batch_size) if args.from_files else None
-    made_up = None if source is not None else SyntheticDrive(InputSizes.of(cfg))
 
     def batches() -> Iterable[Batch]:
-        return made_up.batches(args.batch_size) if made_up is not None else _batches_of(source)
+        if source is None:
+            return SyntheticDrive(InputSizes.of(cfg)).batches(args.batch_size)
+        # read into memory first, so that no loader runs meanwhile
+        return repeated(list(itertools.islice(source, KEPT_BATCHES)), model)
 
     rates: list[Rate] = []
     for mode in args.ways:
@@ -132,14 +135,15 @@ def time_model(args: argparse.Namespace) -> Timing:
             rates.append(watch.rate(mode, batches(), args.batch_size))
     if source is not None:
         with streaming(model, True):
-            rates.append(watch.rate_with_loader("streaming from files", source, args.batch_size))
+            endless = repeated(source, model)
+            rates.append(watch.rate_with_loader("streaming from files", endless, args.batch_size))
     with streaming(model, True):
         anatomy = watch.anatomy(batches())
     return Timing(_facts(args, cfg, device), rates, anatomy)
 
 
 class FileSource:
-    """Endless batches of a config's test split, starting from the first one.
+    """Batches of a config's test split; each iteration starts from the first one.
 
     Args:
         cfg: The resolved config.
@@ -156,20 +160,17 @@ class FileSource:
             self._loader = Runner.build_dataloader(fitted.test_dataloader, seed=0)
 
     def __iter__(self) -> Iterator[Batch]:
-        while True:
-            yield from self._loader
+        return iter(self._loader)
 
 
-def _batches_of(source: FileSource | None) -> Iterator[Batch]:
-    """Yield batches of a source, read into memory first so that no loader runs meanwhile."""
-    assert source is not None
-    read: list[Batch] = []
-    for batch in source:
-        read.append(batch)
-        if len(read) == KEPT_BATCHES:
-            break
+def repeated(batches: Iterable[Batch], model: OPUS) -> Iterator[Batch]:
+    """Yield batches endlessly, each time without the features of the time before.
+
+    A split with fewer frames than the cache would otherwise be read from the cache.
+    """
     while True:
-        yield from read
+        model.cache.forget()
+        yield from batches
 
 
 def _facts(args: argparse.Namespace, cfg: Config, device: torch.device) -> dict[str, Any]:

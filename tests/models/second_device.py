@@ -182,6 +182,37 @@ def names_device(device: Any) -> bool:
 
 
 WAITS: list[str] = []  # names of operations for which a GPU's host would have waited
+IS_BUSY = [False]  # whether the device has computed anything since the host last waited
+
+
+def restart_count() -> None:
+    """Forget the waits, and let the device be idle."""
+    WAITS.clear()
+    IS_BUSY[0] = False
+
+
+def note_work(func: Any) -> None:
+    """Record that the device computes; views and allocations are no work."""
+    is_view = any(x.alias_info and not x.alias_info.is_write for x in func._schema.returns)
+    if not is_view and "empty" not in func.name() and func not in COPIES:
+        IS_BUSY[0] = True
+
+
+def note_upload(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Record a copy to a busy device: the host waits until it is over, unless told otherwise."""
+    if func is aten._to_copy.default:
+        is_upload = not isinstance(args[0], OnDevice) and names_device(kwargs.get("device"))
+        is_blocking = not kwargs.get("non_blocking", False)
+    elif func is aten.copy_.default:
+        is_upload = isinstance(args[0], OnDevice) and not isinstance(args[1], OnDevice)
+        is_blocking = not kwargs.get("non_blocking", len(args) > 2 and args[2])
+    elif func in INDEXING and isinstance(args[0], OnDevice):
+        is_upload = any(isinstance(x, Tensor) and not isinstance(x, OnDevice) for x in args[1])
+        is_blocking = True  # torch copies the indices
+    else:
+        return
+    if is_upload and is_blocking and IS_BUSY[0]:
+        WAITS.append(f"{func.name()} to the device")
 
 
 def note_wait(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], to_host: bool) -> None:
@@ -198,6 +229,8 @@ def note_wait(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], to_host:
         waits |= isinstance(args[1], OnDevice) and not isinstance(args[0], OnDevice) and is_blocking
     if waits or leaves_on_host(func, args, kwargs) is not None:
         WAITS.append(func.name())
+    else:
+        note_upload(func, args, kwargs)
 
 
 def leaves_on_host(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
@@ -222,7 +255,11 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     target = kwargs.get("device")
     from_device = bool(ours) and target is not None and not names_device(target)
     from_device &= not kwargs.get("non_blocking", False)
+    before = len(WAITS)
     note_wait(func, args, kwargs, to_host=from_device)
+    if len(WAITS) > before:
+        IS_BUSY[0] = False
+    note_work(func)
     on_host = leaves_on_host(func, args, kwargs)
     if target is not None:
         kwargs = dict(kwargs, device=torch.device("cpu"))
@@ -283,14 +320,14 @@ def results(kind: str, device: str) -> dict[str, Any]:
         torch.optim.AdamW(model.parameters(), lr=1e-3), clip_grad=dict(max_norm=35, norm_type=2)
     )
     torch.manual_seed(1)
-    WAITS.clear()
+    restart_count()
     found: dict[str, Any] = dict(model.train_step(make_batch(0, lidar=model.has_lidar), wrapper))
     for name, value in found.items():  # as MMEngine's hook does in every iteration
         MessageHub.get_current_instance().update_scalar(f"train/{name}", value)
     assert all(value.device.type == "cpu" for value in found.values())
     waits = {"training": list(WAITS)}
     found |= {f"step {name}": value for name, value in model.state_dict().items()}
-    WAITS.clear()
+    restart_count()
     elsewhere = [
         name
         for name, value in found.items()
@@ -301,7 +338,7 @@ def results(kind: str, device: str) -> dict[str, Any]:
         model.eval()
         # The first one determines the usual number of voxels.
         for phase, seeds in (("first prediction", [2]), ("prediction", [3])):
-            WAITS.clear()
+            restart_count()
             samples = model.test_step(make_batch(*seeds, lidar=model.has_lidar))
             waits[phase] = list(WAITS)
             for i, sample in enumerate(samples):
@@ -362,11 +399,43 @@ def check_strictness() -> None:
                 raise AssertionError("devices were mixed")
 
 
+def check_count() -> None:
+    """Check which operations on a busy device count as a wait of the host."""
+    waiting = {
+        "number": lambda x: x[0].item(),
+        "copy to the host": lambda x: x.cpu(),
+        "copy to the device": lambda x: torch.ones(3).to(NAME),
+        "new tensor": lambda x: x.new_tensor([1.0]),
+        "indices of the host": lambda x: x[torch.tensor([1])],
+        "nonzero": lambda x: x.nonzero(),
+        "mask": lambda x: x[x > 0],
+        "inverse": lambda x: torch.linalg.inv(x.diag()),
+    }
+    going_on = {
+        "arithmetic": lambda x: (x + 1).sum() * torch.tensor(2.0),
+        "asynchronous copy to the host": lambda x: x.to("cpu", non_blocking=True),
+        "asynchronous copy to the device": lambda x: torch.ones(3).to(NAME, non_blocking=True),
+        "indices": lambda x: x[x.long()[:1] - 1],
+        "unchecked inverse": lambda x: torch.linalg.inv_ex(x.diag()),
+    }
+    with SecondDevice(), NewTensors():
+        for cases, expected in ((waiting, 1), (going_on, 0)):
+            for name, function in cases.items():
+                x = torch.ones(3, device=NAME) + 1
+                WAITS.clear()
+                function(x)
+                assert len(WAITS) == expected, (name, WAITS)
+        restart_count()
+        torch.ones(3).to(NAME)
+        assert not WAITS, "the device is idle"
+
+
 def main() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     register()
     check_strictness()
+    check_count()
     for kind in sys.argv[1:] or KINDS:
         check(kind)
 

@@ -71,6 +71,17 @@ def test_a_drive_copies_less_than_a_frame_a_sample(monkeypatch: pytest.MonkeyPat
     assert len(written) / len(SIZES) / 99 < 2  # the new frame, and less than one of the others
 
 
+def test_forgotten_frames_are_computed_again_into_the_same_memory() -> None:
+    cache = FeatureCache(4)
+    before = cache.fetch([[1, 0]], computing([1, 0], []))
+    cache.forget()
+    assert len(cache) == 0
+    computed: list[int] = []
+    after = cache.fetch([[1, 0]], computing([1, 0], computed))
+    assert computed == [1, 0]
+    assert [x.data_ptr() for x in after] == [x.data_ptr() for x in before]
+
+
 def test_the_oldest_frames_are_dropped() -> None:
     cache = FeatureCache(3)
     assert fetch(cache, [1, 2, 2]) == [1, 2]

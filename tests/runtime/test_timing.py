@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import ops
 from scripts.runtime.config import load_config
-from scripts.timings.command import build_model, main
+from scripts.timings.command import build_model, main, repeated
 from scripts.timings.counts import (
     FRAME,
     count_calls,
@@ -248,6 +249,20 @@ def test_streaming_computes_only_the_new_frame() -> None:
             batch = next(batches)
             spent.append(gigaflop_by_stage(model, lambda b=batch: model.test_step(b))[IMAGES])
     assert spent[1] == pytest.approx(3 * spent[0])
+
+
+def test_small_split_is_computed_again_in_each_pass() -> None:
+    """Its frames all fit into the cache."""
+    cfg = load_config(NANO)
+    model = build_model(cfg, torch.device("cpu"), None)
+    drive = SyntheticDrive(InputSizes.of(cfg))
+    split = [drive.batch(range(i, i + 1)) for i in range(2)]
+    assert len(split) <= model.cache.limit
+    model.streaming = True
+    with torch.no_grad():
+        for batch in itertools.islice(repeated(split, model), 4):
+            gigaflop = gigaflop_by_stage(model, lambda b=batch: model.test_step(b))
+            assert gigaflop[IMAGES] > 0
 
 
 def test_files_are_timed_with_their_loader(

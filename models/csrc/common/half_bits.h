@@ -38,11 +38,13 @@ OPUS_HD float widen(HalfBits x) {
 #else
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t rest = x.bits & 0x7fffu;
-  // The exponents' biases differ by 112. Infinities and NaNs have the highest exponent. The
-  // multiplication also normalises numbers that are subnormal in 16 bits.
-  const uint32_t wide = rest << 13;
-  if (rest >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | wide);
-  return (sign ? -1.0f : 1.0f) * (float_of_bits(wide) * 5.192296858534828e33f);  // 2^112
+  // The exponents' biases differ by 112. Infinities and NaNs have the highest exponent. Numbers that
+  // are subnormal in 16 bits are multiples of 2^-24. No intermediate result is subnormal, since
+  // tasks read such numbers as zeros (flush_denormals.h).
+  const uint32_t bias = (rest >= 0x7c00u ? 224u : 112u) << 23;
+  const float subnormal = static_cast<float>(static_cast<int32_t>(rest)) * 5.9604644775390625e-8f;
+  const uint32_t magnitude = rest < 0x0400u ? bits_of_float(subnormal) : (rest << 13) + bias;
+  return float_of_bits(sign | magnitude);
 #endif
 }
 

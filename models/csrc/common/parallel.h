@@ -14,7 +14,8 @@ namespace opus {
 
 // Calls run(task) once for each task in [0, num_tasks), on all of torch's threads. Threads take
 // tasks one by one, which balances the load. A task must write only memory that no other task
-// accesses; results then do not depend on the number of threads. Denormal numbers are zeros in tasks.
+// accesses; results then do not depend on the number of threads. Denormal numbers are zeros in
+// tasks, on every path.
 template <typename Run>
 void parallel_tasks(int64_t num_tasks, const Run& run) {
   const int64_t num_workers = std::min<int64_t>(at::get_num_threads(), num_tasks);

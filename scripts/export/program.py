@@ -162,6 +162,8 @@ class ProgramRunner:
     @torch.no_grad()
     def __call__(self, frame: Frame) -> Voxels:
         """Predict; the frames go through the image network one by one."""
-        frames = [self.image(images) for images in frame.images.split(self.num_cams)]
+        # A compiled function does not look at the strides of its inputs.
+        frames = [self.image(images) for images in frame.images.contiguous().split(self.num_cams)]
         levels = [torch.cat(level) for level in zip(*frames, strict=True)]
-        return Voxels(*self.decoder(*levels, *geometry_tensors(frame)))
+        given = (*levels, *geometry_tensors(frame))
+        return Voxels(*self.decoder(*(tensor.contiguous() for tensor in given)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,30 @@ def test_traced_functions_hold_native_operations_and_predict_the_same() -> None:
         agreement = compare(predict(source, item), found)
         assert agreement.expected > 100
         assert agreement.share == 1 and agreement.score_error < 1e-4, agreement
+
+
+def test_a_package_reads_images_of_any_strides() -> None:
+    """A compiled function reads memory in the order it was compiled for: row by row."""
+    source = build_source("v2", **ONE_LAYER)
+    frame = frame_of(source, random_item(source, 1))
+    given: list[torch.Tensor] = []
+
+    def image(images: torch.Tensor) -> list[torch.Tensor]:
+        given.append(images)
+        return [images.float()]
+
+    def decoder(*tensors: torch.Tensor) -> list[torch.Tensor]:
+        given.extend(tensors)
+        return [torch.zeros(1, 3), torch.zeros(1), torch.zeros(1)]
+
+    runner = ProgramRunner.__new__(ProgramRunner)
+    runner.image, runner.decoder, runner.num_cams = image, decoder, N
+    last = frame.images.contiguous(memory_format=torch.channels_last)
+    assert not last.is_contiguous()
+    runner(replace(frame, images=last, occ2img=frame.occ2img.mT.contiguous().mT))
+    assert len(given) > 2 and all(tensor.is_contiguous() for tensor in given)
+    assert torch.equal(torch.cat(given[:-2]), frame.images)
+    assert torch.equal(given[-1], frame.occ2img)
 
 
 @long

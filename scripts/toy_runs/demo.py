@@ -45,6 +45,7 @@ METRICS = {"mIoU": "occ3d/mIoU", "RayIoU": "ray/RayIoU"}
 DEMO_FACTORS = (1.0, 1.0)
 FINE_TUNING_FACTORS = (1.5, 2.0)
 LONG_FACTORS = (1.0, 1.5)
+LONG_PRETRAINED_FACTORS = (1.5, 2.5)
 SKIPPABLE = ("shipped", "fine-tuning", "pictures")
 
 
@@ -108,8 +109,8 @@ def make_plan(
         places = (f"{part}.init_cfg.checkpoint={shipped}" for part in parts)
         scratch = LONG_CONFIG if from_scratch else None
         return Plan(
-            LONG_PRETRAINED_CONFIG, LONG_FACTORS, shown, None, tuple(places), scratch, pictures,
-            "fine-tuning" not in skip,
+            LONG_PRETRAINED_CONFIG, LONG_PRETRAINED_FACTORS, shown, None, tuple(places), scratch,
+            pictures, "fine-tuning" not in skip,
         )  # fmt: skip
     scratch = DEMO_CONFIG if from_scratch else None
     trains = "fine-tuning" not in skip

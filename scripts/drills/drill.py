@@ -222,8 +222,8 @@ class _Drill:
     def _damage(self, work_dir: Path) -> tuple[Training, bool]:
         training, was_disturbed = self._kill_all(work_dir)
         newest = max(work_dir.glob("*.pth"), key=lambda path: path.stat().st_mtime, default=None)
-        if was_disturbed and newest is not None:
-            content = bytearray(newest.read_bytes())
+        # A file that an earlier disturbance emptied cannot be damaged further.
+        if was_disturbed and newest is not None and (content := bytearray(newest.read_bytes())):
             kind = self.rng.choice(["flip", "cut", "empty"])
             if kind == "flip":
                 content[self.rng.randrange(len(content))] ^= 1 << self.rng.randrange(8)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 from pathlib import Path
 
-from scripts.drills.drill import run_drill
+import pytest
+
+from scripts.drills.drill import _Drill, run_drill
 from scripts.drills.jobs import Training, record_of
 from scripts.drills.memory import drift_table, measure_drift
 from scripts.drills.parts import GRACE, SLOW, write_config
@@ -16,6 +19,18 @@ def test_a_short_drill(tmp_path: Path) -> None:
     result = run_drill(tmp_path, kills=2, processes=1, model="nano", epochs=2, seed=5)
     assert result.number == 2 and result.runs >= 1
     assert result.is_good, (result.table(), result.failures)
+
+
+def test_a_checkpoint_is_damaged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drill = _Drill(tmp_path, 1, "nano", 1, random.Random(0))
+    monkeypatch.setattr(drill, "_kill_all", lambda work_dir: (None, True))
+    whole = bytes(range(100))
+    (tmp_path / "epoch_1.pth").write_bytes(whole)
+    contents = []
+    for _ in range(20):
+        assert drill._damage(tmp_path)[1]
+        contents.append((tmp_path / "epoch_1.pth").read_bytes())
+    assert contents[0] != whole and contents[-1] == b""  # an empty file stays
 
 
 def test_a_sample_that_one_of_two_processes_waits_for(tmp_path: Path) -> None:

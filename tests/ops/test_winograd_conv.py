@@ -110,6 +110,8 @@ def test_arguments_are_checked() -> None:
         ops.winograd_conv(x, weight[:, :8])
     with pytest.raises(ValueError, match="weight must be float32"):
         native("winograd_conv")(x, torch.zeros(36, 8, 16), None)
+    with pytest.raises(ValueError, match="weight must be float32"):
+        native("winograd_conv")(x, torch.tensor(1.0), None)
     with pytest.raises(ValueError, match="bias must be"):
         native("winograd_conv")(x, torch.zeros(36, 16, 16), bias[:3])
     with pytest.raises(ValueError, match="a multiple of 16"):

@@ -64,7 +64,8 @@ at::Tensor empty_terms(const Tiles& tiles, int64_t channels, const at::TensorOpt
 at::Tensor winograd_conv_cpu(const at::Tensor& input, const at::Tensor& weight,
                              const std::optional<at::Tensor>& bias) {
   check_images(input, "input");
-  const int64_t in_channels = input.size(1), out_channels = weight.size(-1);
+  const int64_t in_channels = input.size(1);
+  const int64_t out_channels = weight.dim() == 3 ? weight.size(2) : 0;
   TORCH_CHECK_VALUE(weight.dim() == 3 && weight.scalar_type() == at::kFloat &&
                         weight.size(0) == kProducts && weight.size(1) == in_channels &&
                         out_channels % kChannels == 0 && out_channels > 0,

@@ -17,6 +17,7 @@ from pathlib import Path
 from models.errors import UserError
 from scripts.runtime.atomic_write import write_json
 from scripts.runtime.errors import ConfigError
+from scripts.runtime.parent_process import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,7 +92,7 @@ def measure(command: Sequence[str]) -> tuple[float, float, int]:
         KeyboardInterrupt: This process received SIGTERM, which was passed on to the command.
     """
     start = time.monotonic()
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, preexec_fn=end_with_parent)  # if this process is killed
     terminated = []
 
     def terminate(*_: object) -> None:

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from scripts.toy_runs import demo, model_steps
 from scripts.toy_runs import steps as toy_steps
+from tests.runtime.test_parent_process import is_running
 
 COUNT = "import sys; f = open(sys.argv[1], 'a'); f.write('x')"
 
@@ -48,17 +51,17 @@ def test_a_step_is_measured() -> None:
     assert 200 <= memory_mb < 250
 
 
-TERMINATED = """
+STRUCK = """
 import os, signal, sys, threading
 from pathlib import Path
 from scripts.toy_runs import steps
 step = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
 told = Path(sys.argv[1])
-def terminate():
+def strike():
     while not told.is_file() or not told.read_text():
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
-threading.Thread(target=terminate, daemon=True).start()
+    os.kill(os.getpid(), int(sys.argv[2]))
+threading.Thread(target=strike, daemon=True).start()
 try:
     steps.measure([sys.executable, "-c", step, str(told)])
 except KeyboardInterrupt:
@@ -66,14 +69,21 @@ except KeyboardInterrupt:
 """
 
 
-def test_a_step_ends_with_its_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_step_ends_with_its_command(tmp_path: Path, number: signal.Signals) -> None:
+    told = tmp_path / "pid"
     done = subprocess.run(
-        [sys.executable, "-c", TERMINATED, str(tmp_path / "pid")],
-        cwd=toy_steps.ROOT, capture_output=True, text=True, timeout=50, check=True,
+        [sys.executable, "-c", STRUCK, str(told), str(int(number))],
+        cwd=toy_steps.ROOT, capture_output=True, text=True, timeout=50,
     )  # fmt: skip
-    assert done.stdout == "interrupted\n"
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+    if number == signal.SIGTERM:  # waits for the step
+        assert (done.returncode, done.stdout) == (0, "interrupted\n")
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(told.read_text()), 0)
+    deadline = time.monotonic() + 50
+    while is_running(int(told.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_the_key_of_a_config_is_that_of_its_content(tmp_path: Path) -> None:

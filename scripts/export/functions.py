@@ -5,7 +5,9 @@ Dimension letters: T frames, N cameras, L pyramid levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,14 @@ def _split(
             (*(level.repeat(T, 1, 1, 1) for level in levels), *geometry),
         ),
     ]
+
+
+@contextmanager
+def without_warnings_of_torch() -> Iterator[None]:
+    """Suppress a warning of torch's exporters about their own code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        yield
 
 
 def traced(function: Function) -> torch.export.ExportedProgram:

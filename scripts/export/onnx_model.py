@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from models.errors import MissingPackageError
-from scripts.export.functions import Function, traced
+from scripts.export.functions import Function, traced, without_warnings_of_torch
 from scripts.export.interface import lidar_facts
 from scripts.export.source import Source
 from scripts.export.standard_operations import standard_operations
@@ -81,14 +80,13 @@ def _check_packages() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the log messages of the exporter, and a warning of torch about its own code."""
+    """Suppress the log messages and the warning of the exporter."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        with without_warnings_of_torch():
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -18,7 +18,12 @@ from torch import Tensor
 
 from models.ops import ExtensionError, is_available
 from models.ops.sparse_conv import KernelMap
-from scripts.export.functions import Function, functions_of, traced
+from scripts.export.functions import (
+    Function,
+    functions_of,
+    traced,
+    without_warnings_of_torch,
+)
 from scripts.export.graphs import Layout, Voxels
 from scripts.export.interface import geometry_tensors, lidar_facts
 from scripts.export.source import Frame, Source
@@ -61,6 +66,7 @@ def write_program(source: Source, functions: Sequence[Function], path: Path) -> 
     )
 
 
+@without_warnings_of_torch()
 def _compiled(function: Function) -> list[Any]:
     with torch.no_grad(), program_operations():
         exported = traced(function)

@@ -19,7 +19,14 @@ from torch import Tensor
 
 from models.data_preprocessor import FrameSelection, OPUSDataPreprocessor
 from models.errors import MissingWeightsError, ModelConfigError, does_not_exist
-from models.heads import CameraGeometry, HeadOutput, LidarInput, OccupancyHead, SequenceFrame
+from models.heads import (
+    CameraGeometry,
+    HeadOutput,
+    LidarInput,
+    OccupancyHead,
+    SeenSurfaces,
+    SequenceFrame,
+)
 from models.layers import convert_layouts_together
 from models.layers.channels import cat_channels_last
 from models.layers.convolutions import use_fast_convolutions
@@ -283,7 +290,7 @@ class OPUS(BaseModel):
         lidar = self.extract_lidar(inputs.get("points")) if self.has_lidar else None
         with torch.autocast(images.device.type, enabled=False):
             draws = SampleDraws.of(data_samples).part("decoder") if self.training else None
-            seen = self._seen_points(feats, geometry)
+            seen = self._seen_surfaces(feats, geometry)
             output = self.pts_bbox_head(feats, geometry, lidar, draws, frames, seen)
             if mode == "loss":
                 terms = dict(self.pts_bbox_head.loss_terms(output, data_samples, grids))
@@ -295,14 +302,14 @@ class OPUS(BaseModel):
                 return self.pts_bbox_head.predict(output, data_samples)
             return output
 
-    def _seen_points(
+    def _seen_surfaces(
         self, feats: Sequence[Tensor], geometry: CameraGeometry
-    ) -> list[Tensor] | None:
-        """Return points on predicted surfaces, if queries of the head start there."""
+    ) -> list[SeenSurfaces] | None:
+        """Return the predicted surfaces if queries of the head start there."""
         head = self.pts_bbox_head
         if self.img_aux_head is None or not head.num_seen_queries:
             return None
-        seen: list[Tensor] = self.img_aux_head.seen_points(feats[-1], geometry, head.num_cams)
+        seen: list[SeenSurfaces] = self.img_aux_head.seen_surfaces(feats, geometry, head.num_cams)
         return seen
 
     def extract_lidar(self, points: Sequence[Tensor] | None) -> LidarInput:

@@ -4,7 +4,7 @@ from .base import OccupancyHead
 from .cpd_head import CPDHead
 from .densifier import CPDDensifier, VoxelLogits
 from .first_hit_head import FirstHitHead
-from .interface import CameraGeometry, HeadOutput, LidarInput
+from .interface import CameraGeometry, HeadOutput, LidarInput, SeenSurfaces
 from .point_head import PointHead
 from .query_memory import QueryMemory, SequenceFrame
 
@@ -18,6 +18,7 @@ __all__ = [
     "OccupancyHead",
     "PointHead",
     "QueryMemory",
+    "SeenSurfaces",
     "SequenceFrame",
     "VoxelLogits",
 ]

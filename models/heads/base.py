@@ -23,7 +23,7 @@ from models.losses import LossTerm, LossTerms, OccupiedPoints, normalize_alone
 from models.randomness import SampleDraws
 
 from .densifier import VoxelLogits
-from .interface import CameraGeometry, HeadOutput, LidarInput, MatchedLayer
+from .interface import CameraGeometry, HeadOutput, LidarInput, MatchedLayer, SeenSurfaces
 from .labels import UNKNOWN_LABEL, LabelGrids
 from .query_memory import QueryMemory, SequenceFrame
 from .query_starts import QueryStarts
@@ -56,9 +56,9 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
             them in heads that discretize.
         memory: Configuration of a ``QueryMemory``; queries of the previous frame replace learned
             ones. None for none, as published.
-        num_seen_queries: Number of queries that start on surfaces predicted by the image network
-            instead of learned points; 0 for none, as published. The detector needs an
-            ``img_aux_head``.
+        num_seen_queries: Number of queries that start on surfaces predicted by the image network,
+            with features of their pixels, instead of learned points and zeros; 0 for none, as
+            published. The detector needs an ``img_aux_head``.
         precision: Precision of matrix products: ``'float32'``, ``'tf32'`` or ``'bfloat16'``, see
             ``models.decoder.precision``.
         init_cfg: Initialisation configuration of MMEngine.
@@ -113,6 +113,9 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         self.memory: QueryMemory | None = None
         if memory is not None:
             self.memory = MODELS.build(memory, default_args=dict(embed_dims=embed_dims))
+        if num_seen_queries > 0:
+            layers = nn.LayerNorm(embed_dims), nn.Linear(embed_dims, embed_dims)
+            self.seen_feats = nn.Sequential(*layers)
         taken = num_seen_queries + (self.memory.num_kept if self.memory else 0)
         if num_seen_queries < 0 or taken > num_query:
             raise ModelConfigError(
@@ -146,7 +149,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         lidar: LidarInput | None = None,
         draws: SampleDraws | None = None,
         frames: Sequence[SequenceFrame | None] | None = None,
-        seen_points: Sequence[Tensor] | None = None,
+        seen: Sequence[SeenSurfaces] | None = None,
     ) -> HeadOutput:
         """Run the decoder, in the precision of the parameters.
 
@@ -156,8 +159,8 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
             lidar: LiDAR inputs, for heads with LiDAR.
             draws: Random numbers of the dropout in training; None uses torch's generator.
             frames: Frames of the samples, for heads with a memory.
-            seen_points: Per sample ``[n, 3]``, metres of the occ frame: points on surfaces
-                predicted by the image network, for heads with ``num_seen_queries``.
+            seen: Surfaces of every sample that the image network predicts, for heads with
+                ``num_seen_queries``.
 
         Raises:
             ModelConfigError: If levels, frames, cameras, channels or LiDAR do not match the
@@ -165,7 +168,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         """
         self._check_inputs(mlvl_feats, geometry)
         with products_in(self.precision, mlvl_feats[0].device):
-            return self._forward(mlvl_feats, geometry, lidar, draws, frames, seen_points)
+            return self._forward(mlvl_feats, geometry, lidar, draws, frames, seen)
 
     def _forward(
         self,
@@ -174,11 +177,11 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         lidar: LidarInput | None,
         draws: SampleDraws | None,
         frames: Sequence[SequenceFrame | None] | None,
-        seen_points: Sequence[Tensor] | None,
+        seen: Sequence[SeenSurfaces] | None,
     ) -> HeadOutput:
         dtype = self.pc_range.dtype
         init_points = self._initial_points(len(geometry.ego2occ), lidar)
-        start, start_feats = self._start(init_points, frames, seen_points)
+        start, start_feats = self._start(init_points, frames, seen)
         output = self.decode(
             init_points,
             # half-precision maps are not converted: sampling sums in the precision of the points

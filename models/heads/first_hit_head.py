@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models import ops
 from models.losses import LossTerm, LossTerms, normalize_alone
 
-from .interface import CameraGeometry
+from .interface import CameraGeometry, SeenSurfaces
 from .labels import UNKNOWN_LABEL
 
 
@@ -41,6 +41,7 @@ class FirstHitHead(BaseModule):
         voxel_size: Edge lengths `(x, y, z)` of a voxel in metres.
         depth_bins: D.
         depth_range_m: Distances where the first bin starts and the last one ends.
+        seen_level: Feature map whose pixels are the `seen_surfaces`.
         loss_weight: Factor of both losses.
         init_cfg: Initialisation configuration of MMEngine.
     """
@@ -54,6 +55,7 @@ class FirstHitHead(BaseModule):
         voxel_size: Sequence[float],
         depth_bins: int = 16,
         depth_range_m: tuple[float, float] = (1.5, 56.0),
+        seen_level: int = -1,
         loss_weight: float = 1.0,
         init_cfg: dict | None = None,
     ) -> None:
@@ -64,6 +66,7 @@ class FirstHitHead(BaseModule):
         self.voxel_size = tuple(voxel_size)
         self.depth_bins = depth_bins
         self.depth_range_m = depth_range_m
+        self.seen_level = seen_level
         self.loss_weight = loss_weight
         self.predictor = nn.Conv2d(in_channels, num_classes + 1 + depth_bins, 1)
 
@@ -119,35 +122,54 @@ class FirstHitHead(BaseModule):
             "img.loss_depth": [LossTerm(self.loss_weight * depth_total, hit.sum())],
         }
 
-    @torch.no_grad()
-    def seen_points(self, feats: Tensor, geometry: CameraGeometry, num_cams: int) -> list[Tensor]:
+    def seen_surfaces(
+        self, mlvl_feats: Sequence[Tensor], geometry: CameraGeometry, num_cams: int
+    ) -> list[SeenSurfaces]:
         """Return the end points of the predicted rays of the current frame.
 
         Args:
-            feats: One level ``[B, T*N, C, h, w]``, the current frame's cameras first.
+            mlvl_feats: L maps ``[B, T*N, C, h, w]``, the current frame's cameras first.
             geometry: Cameras of the batch.
             num_cams: N.
 
         Returns:
-            Per sample ``[n, 3]``, metres of the occ frame: one for each pixel whose most likely
-            class is an occupied one, in the middle of the most likely depth bin.
+            Per sample one point for each pixel whose most likely class is an occupied one. Its
+            distance is the mean of the most likely depth bin and its two neighbours, by
+            probability and in the logarithm.
         """
-        weight = self.predictor.weight
-        maps = self.predictor(feats[:, :num_cams].flatten(0, 1).to(weight.dtype))
+        feats = mlvl_feats[self.seen_level][:, :num_cams]
+        points, hits = self._end_points(feats, geometry)
+        pixels = feats.movedim(2, -1).flatten(1, 3)  # [B, N*h*w, C]
+        return [
+            SeenSurfaces(own[hit], of_pixel[hit])
+            for own, hit, of_pixel in zip(points, hits, pixels, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _end_points(self, feats: Tensor, geometry: CameraGeometry) -> tuple[Tensor, Tensor]:
+        """Return end points of all rays, float64 ``[B, N*h*w, 3]``, and bool ``[B, N*h*w]``."""
+        num_cams, size = feats.shape[1], (feats.shape[-2], feats.shape[-1])
+        maps = self.predictor(feats.flatten(0, 1).to(self.predictor.weight.dtype))
         maps = maps.unflatten(0, (-1, num_cams)).permute(0, 1, 3, 4, 2)  # [B, N, h, w, K+1+D]
         of_class, of_depth = maps.split([self.num_classes + 1, self.depth_bins], dim=-1)
         hits = of_class.argmax(-1) < self.num_classes
         near, far = (math.log(limit) for limit in self.depth_range_m)
-        share = (of_depth.argmax(-1) + 0.5) / self.depth_bins
+        share = (self._likely_bin(of_depth) + 0.5) / self.depth_bins
         distance = torch.exp(near + share * (far - near)).double()
-        size = (feats.shape[-2], feats.shape[-1])
         pixels = pixel_centres(geometry.img_hw, size, feats.device)  # [h*w, 3]
         occ2img = geometry.occ2img()[:, :num_cams].double()
         inverse = torch.linalg.inv_ex(occ2img[..., :3, :3]).inverse  # `inv` would synchronise
         rays = F.normalize(torch.einsum("bnij,pj->bnpi", inverse, pixels), dim=-1)
         origin = -(inverse @ occ2img[..., :3, 3:]).transpose(-1, -2)  # [B, N, 1, 3]
         points = origin + rays * distance.flatten(2)[..., None]
-        return [p[h] for p, h in zip(points.flatten(1, 2), hits.flatten(1), strict=True)]
+        return points.flatten(1, 2), hits.flatten(1)
+
+    def _likely_bin(self, logits: Tensor) -> Tensor:
+        """Return the mean number of the most likely bin and its neighbours, ``[...]``."""
+        bins = torch.arange(self.depth_bins, device=logits.device)
+        near_best = (bins - logits.argmax(-1, keepdim=True)).abs() <= 1
+        share = logits.masked_fill(~near_best, -math.inf).softmax(-1)
+        return (share * bins).sum(-1)
 
     @torch.no_grad()
     def targets(

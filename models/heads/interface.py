@@ -64,6 +64,19 @@ class LidarInput:
 
 
 @dataclass(frozen=True)
+class SeenSurfaces:
+    """Points on surfaces that the image network predicts for a sample.
+
+    Attributes:
+        points: ``[n, 3]``, metres of the occ frame, without gradient.
+        feats: ``[n, C]``, features of their pixels.
+    """
+
+    points: Tensor
+    feats: Tensor
+
+
+@dataclass(frozen=True)
 class HeadOutput:
     """Raw outputs of a head.
 

@@ -15,7 +15,7 @@ from models import ops
 from models.errors import ModelConfigError
 from models.layers import GridModule
 
-from .interface import LidarInput
+from .interface import LidarInput, SeenSurfaces
 from .query_memory import QueryMemory, SequenceFrame, farthest_from
 from .results import positions
 
@@ -23,15 +23,16 @@ from .results import positions
 class QueryStarts(GridModule):
     """Base class with the initial points of queries.
 
-    Queries start at learned points or LiDAR points. Queries of the previous frame and points on
-    surfaces that the image network predicts can replace some of them. Subclasses set the attributes
-    below.
+    Queries start at learned points or LiDAR points, with zeros as features. Queries of the previous
+    frame and queries on surfaces that the image network predicts can replace some of them.
+    Subclasses set the attributes below.
 
     Attributes:
         num_query: Q.
         embed_dims: C.
         use_lidar: Whether queries start at LiDAR points instead of learned points.
         num_seen_queries: Number of queries that start on surfaces predicted by the image network.
+        seen_feats: Maps features of pixels to features of these queries; only if there are any.
         memory: Queries of the previous frame; None for none.
         init_points: Learned points `[Q, 3]`, normalised; without LiDAR only.
     """
@@ -40,6 +41,7 @@ class QueryStarts(GridModule):
     embed_dims: int
     use_lidar: bool
     num_seen_queries: int
+    seen_feats: nn.Module
     memory: QueryMemory | None
     init_points: nn.Embedding
 
@@ -47,7 +49,7 @@ class QueryStarts(GridModule):
         self,
         init_points: Tensor,
         frames: Sequence[SequenceFrame | None] | None,
-        seen_points: Sequence[Tensor] | None,
+        seen: Sequence[SeenSurfaces] | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return initial points ``[B, Q, 1, 3]``, normalised, and features ``[B, Q, C]``.
 
@@ -55,29 +57,30 @@ class QueryStarts(GridModule):
         the points of ``init_points`` that are farthest from these.
 
         Raises:
-            ModelConfigError: If ``frames`` or ``seen_points`` are required and missing.
+            ModelConfigError: If ``frames`` or ``seen`` are required and missing.
         """
         if self.memory is None and not self.num_seen_queries:
             return init_points, None
-        batch = len(init_points)
-        recalled: list[tuple[Tensor, Tensor] | None] = [None] * batch
+        recalled: list[tuple[Tensor, Tensor] | None] = [None] * len(init_points)
         if self.memory is not None and frames is not None:
             recalled = self.memory.recall(frames)
         points, feats = [], []
         for i, learned in enumerate(init_points[:, :, 0]):
-            own_points, own_feats = learned[:0], learned.new_zeros(0, self.embed_dims)
+            starts = []
             memory = recalled[i]
             if memory is not None:
-                centres = self.normalise(memory[0].to(learned))
-                inside = ((centres >= 0) & (centres < 1)).all(1)
-                own_points, own_feats = centres[inside], memory[1][inside]
+                starts.append(self._inside(self.normalise(memory[0].to(learned)), memory[1]))
             if self.num_seen_queries:
-                if seen_points is None:
+                if seen is None:
                     raise ModelConfigError(
                         f"num_seen_queries={self.num_seen_queries} needs an image network that "
                         "predicts surfaces: give the model an img_aux_head (FirstHitHead)."
                     )
-                own_points = torch.cat([own_points, self._spread_of(seen_points[i], learned)])
+                starts.append(self._spread_of(seen[i], learned))
+            own_points = torch.cat([learned[:0], *(start[0] for start in starts)])
+            own_feats = torch.cat(
+                [learned.new_zeros(0, self.embed_dims), *(start[1] for start in starts)]
+            )
             if len(own_points):
                 rest = farthest_from(
                     self.denormalise(learned), self.denormalise(own_points),
@@ -86,32 +89,34 @@ class QueryStarts(GridModule):
                 learned = learned[rest]
             points.append(torch.cat([own_points, learned]))
             feats.append(F.pad(own_feats, (0, 0, 0, self.num_query - len(own_feats))))
-        start = torch.stack(points).unsqueeze(2)
-        if self.memory is None:
-            return start, None
         start_feats = torch.stack(feats)
-        if self.training:
+        if self.training and self.memory is not None:
             # data-parallel training needs a gradient of all parameters in every step
             start_feats = start_feats + self.memory.no_effect()
-        return start, start_feats
+        return torch.stack(points).unsqueeze(2), start_feats
 
-    @torch.no_grad()
-    def _spread_of(self, points: Tensor, like: Tensor) -> Tensor:
-        """Return at most ``num_seen_queries`` evenly spread points, normalised.
+    @staticmethod
+    def _inside(points: Tensor, feats: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the normalised points ``[n, 3]`` inside the grid, and their features."""
+        inside = ((points >= 0) & (points < 1)).all(1)
+        return points[inside], feats[inside]
+
+    def _spread_of(self, surfaces: SeenSurfaces, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return at most ``num_seen_queries`` evenly spread queries on surfaces.
 
         Args:
-            points: ``[n, 3]`` in metres; points outside of the range are dropped.
+            surfaces: Predicted surfaces; points outside the grid are dropped.
             like: A tensor with the dtype and device of the result.
+
+        Returns:
+            Points ``[n, 3]``, normalised and without gradient, and features ``[n, C]``.
         """
-        normalised = self.normalise(points.to(like))
-        inside = ((normalised >= 0) & (normalised < 1)).all(1)
-        normalised = normalised[inside]
-        if len(normalised) <= self.num_seen_queries:
-            return normalised
-        index = ops.farthest_point_sampling(
-            self.denormalise(normalised).float(), self.num_seen_queries
-        )
-        return normalised[index]
+        points, feats = self._inside(self.normalise(surfaces.points.to(like)), surfaces.feats)
+        if len(points) > self.num_seen_queries:
+            metres = self.denormalise(points).float()
+            index = ops.farthest_point_sampling(metres, self.num_seen_queries)
+            points, feats = points[index], feats[index]
+        return points, self.seen_feats(feats.to(like))
 
     def _initial_points(self, batch_size: int, lidar: LidarInput | None) -> Tensor:
         """Return the learned points or LiDAR points ``[B, Q, 1, 3]``, normalised."""

@@ -13,7 +13,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from models.errors import ModelConfigError
-from models.heads import CameraGeometry, FirstHitHead
+from models.heads import CameraGeometry, FirstHitHead, SeenSurfaces
 from models.heads.query_memory import farthest_from
 from tests.models.cases import HEAD, make_batch
 
@@ -116,60 +116,101 @@ def test_in_a_detector_it_acts_in_training_alone(make_detector: Callable[..., An
     assert make_detector().img_aux_head is None
 
 
-def test_seen_points_are_where_the_rays_of_pixels_end() -> None:
-    head = make_head(depth_bins=8, depth_range_m=(1.0, 16.0))
-    h, w = 3, 5
+def one_hot_predictor(head: FirstHitHead) -> None:
+    """Make channel 0 the class 15, 1 nothing, and 2 + d the depth bin d."""
     torch.nn.init.zeros_(head.predictor.weight)
     torch.nn.init.zeros_(head.predictor.bias)
-    with torch.no_grad():  # channel 0 is the class 15, 1 is nothing, 2 + d is the depth bin d
+    with torch.no_grad():
         head.predictor.weight[15, 0] = head.predictor.weight[CLASSES, 1] = 1
         for d in range(6):
             head.predictor.weight[CLASSES + 1 + d, 2 + d] = 1
+
+
+def test_seen_surfaces_are_where_the_rays_of_pixels_end() -> None:
+    head = make_head(depth_bins=8, depth_range_m=(1.0, 16.0), seen_level=1)
+    h, w = 3, 5
+    one_hot_predictor(head)
     feats = torch.zeros(1, 4, 8, h, w)  # two frames of two cameras; the older one is not used
     feats[0, :, 1] = 1
-    for camera, v, u, depth_bin in ((0, 1, 2, 4), (1, 0, 3, 1), (2, 0, 0, 1)):
+    # Equal logits of bins 4 and 5 mean 4.5; a logit of bin 1 far above the others means 1.
+    pixels = ((0, 1, 2, {4: 50.0, 5: 50.0}, 4.5), (1, 0, 3, {1: 50.0}, 1.0))
+    for camera, v, u, bins, _ in (*pixels, (2, 0, 0, {1: 50.0}, 1.0)):
         feats[0, camera, :2, v, u] = torch.tensor([1.0, 0.0])
-        feats[0, camera, 2 + depth_bin, v, u] = 1
+        for depth_bin, logit in bins.items():
+            feats[0, camera, 2 + depth_bin, v, u] = logit
+    feats[0, 0, 2, 1, 2] = 49.0  # a second mode, of bin 0, does not count
     cameras = torch.stack([forward_camera(turn) for turn in (0.0, 2.0, 0.0, 0.0)])
     shift = torch.eye(4)
     shift[:3, 3] = torch.tensor([0.5, 0.2, 0.0])
     geometry = CameraGeometry(cameras[None], shift[None], IMG_HW)
-    (points,) = head.seen_points(feats, geometry, num_cams=2)
-    assert points.shape == (2, 3)
-    for point, camera, (v, u), depth_bin in zip(
-        points, (0, 1), ((1, 2), (0, 3)), (4, 1), strict=True
-    ):
+    feats.requires_grad_()
+    (seen,) = head.seen_surfaces([torch.zeros(0), feats], geometry, num_cams=2)
+    assert seen.points.shape == (2, 3) and not seen.points.requires_grad
+    for i, (camera, v, u, _, mean_bin) in enumerate(pixels):
+        torch.testing.assert_close(seen.feats[i], feats[0, camera, :, v, u])
+        point = seen.points[i]
         pixel = cameras[camera].double() @ torch.cat([point - shift[:3, 3], point.new_ones(1)])
         assert (pixel[:2] / pixel[2]).tolist() == pytest.approx([8 * u + 4, 8 * v + 4])
         origin = torch.tensor([0.5, 0.2, 1.0], dtype=torch.float64)
         distance = float((point - origin).norm())
-        assert distance == pytest.approx(16 ** ((depth_bin + 0.5) / 8))
+        assert distance == pytest.approx(16 ** ((mean_bin + 0.5) / 8), rel=1e-5)
+    seen.feats.sum().backward()
+    assert feats.grad is not None and feats.grad.sum() == 2 * 8
 
 
-def test_queries_start_at_seen_points(make_detector: Callable[..., Any]) -> None:
+def test_queries_start_on_seen_surfaces(make_detector: Callable[..., Any]) -> None:
     torch.manual_seed(0)
     head_cfg = HEAD | dict(num_seen_queries=4)
     detector = make_detector(pts_bbox_head=head_cfg, img_aux_head=dict(type="FirstHitHead")).eval()
     head = detector.pts_bbox_head
     starts = []
-    head.transformer["decoder"].register_forward_pre_hook(lambda _, args: starts.append(args[0]))
+    head.transformer["decoder"].register_forward_pre_hook(
+        lambda _, args: starts.append((args[0], args[-1]))
+    )
     seen = [
-        head.denormalise(torch.rand(9, 3)).double(),
-        torch.tensor([[1e3, 0, 0]]).double(),  # outside
+        SeenSurfaces(head.denormalise(torch.rand(9, 3)).double(), torch.randn(9, head.embed_dims)),
+        SeenSurfaces(  # outside
+            torch.tensor([[1e3, 0, 0]]).double(), torch.randn(1, head.embed_dims)
+        ),
     ]
-    detector.img_aux_head.seen_points = lambda *args: seen
+    detector.img_aux_head.seen_surfaces = lambda *args: seen
     with torch.no_grad():
         detector.test_step(make_batch(0, 1))
-    points = starts[0][:, :, 0]
+        expected = head.seen_feats(seen[0].feats)
+    points, feats = starts[0][0][:, :, 0], starts[0][1]
     learned = head.init_points.weight
-    chosen = {tuple(row) for row in head.normalise(seen[0].float()).tolist()}
-    assert {tuple(row) for row in points[0, :4].tolist()} <= chosen and len(chosen) == 9
+    given = head.normalise(seen[0].points.float())
+    for point, feat in zip(points[0, :4], feats[0, :4], strict=True):
+        (index,) = (given == point).all(1).nonzero(as_tuple=True)
+        torch.testing.assert_close(feat, expected[index[0]])
+    assert len({tuple(row) for row in points[0, :4].tolist()}) == 4
     rest = farthest_from(head.denormalise(learned), head.denormalise(points[0, :4]), 6)
     torch.testing.assert_close(points[0, 4:], learned[rest])
     assert torch.equal(points[1], learned)
+    assert (feats[0, 4:] == 0).all() and (feats[1] == 0).all()
 
 
-def test_queries_at_seen_points_need_the_auxiliary_head(make_detector: Callable[..., Any]) -> None:
+def test_starts_on_surfaces_give_gradients_without_surfaces(
+    make_detector: Callable[..., Any],
+) -> None:
+    head_cfg = HEAD | dict(num_seen_queries=4)
+    model = make_detector(pts_bbox_head=head_cfg, img_aux_head=dict(type="FirstHitHead")).train()
+    batch = make_batch(0, 1)
+    for blind in (False, True):
+        model.zero_grad()
+        if blind:
+            nothing = torch.full_like(model.img_aux_head.predictor.bias, -50.0)
+            nothing[model.img_aux_head.num_classes] = 50.0
+            model.img_aux_head.predictor.bias.data = nothing
+        losses = model(**model.data_preprocessor(batch, True), mode="loss")
+        sum(value for name, value in losses.items() if "loss" in name).backward()
+        weight = model.pts_bbox_head.seen_feats[1].weight
+        assert weight.grad is not None and (weight.grad == 0).all() == blind
+
+
+def test_queries_on_seen_surfaces_need_the_auxiliary_head(
+    make_detector: Callable[..., Any],
+) -> None:
     detector = make_detector(pts_bbox_head=HEAD | dict(num_seen_queries=4)).eval()
     with pytest.raises(ModelConfigError, match="give the model an img_aux_head"):
         detector.test_step(make_batch(0))

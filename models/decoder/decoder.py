@@ -33,7 +33,7 @@ class DecoderOutput:
         point_feats: ``[B, Q, R_i, F]`` each; None for layers without point features.
         sampling_points: ``[B, Q, G, P, 3]`` each: where the layer sampled the images (and the LiDAR
             map), in metres of the occ frame, without gradient.
-        query_feats: ``[B, Q, C]`` after the last layer; None for a replayed CUDA graph.
+        query_feats: ``[B, Q, C]`` after the last layer.
     """
 
     points: list[Tensor]
@@ -183,27 +183,34 @@ class OPUSDecoder(BaseModule):
         if self.training:
             draws = draws or SampleDraws.fresh(len(init_points))
             seeds = self.dropout_seeds(draws, init_points.device)
-        if self._captured is None or self.training or init_feats is not None:
+        if self._captured is None or self.training:
             return self._decode(init_points, maps, seeds, init_feats)
         if self._img_hw != img_hw:
             self._captured.forget()
             self._img_hw = img_hw
-        results = self._captured(init_points, occ2img, bev_feats, *mlvl_feats)
+        results = self._captured(init_points, occ2img, bev_feats, init_feats, *mlvl_feats)
         number = len(self.decoder_layers)
-        points, sampling, feats = results[:number], results[number:-1], results[-1]
+        points, sampling = results[:number], results[number:-2]
         return DecoderOutput(
             [x for x in points if x is not None],
-            [*[None] * (number - 1), feats],
+            [*[None] * (number - 1), results[-2]],
             [x for x in sampling if x is not None],
+            results[-1],
         )
 
     def _decode_flat(
-        self, init_points: Tensor, occ2img: Tensor, bev_feats: Tensor | None, *mlvl_feats: Tensor
+        self,
+        init_points: Tensor,
+        occ2img: Tensor,
+        bev_feats: Tensor | None,
+        init_feats: Tensor | None,
+        *mlvl_feats: Tensor,
     ) -> list[Tensor | None]:
         """Run all layers in eval mode and return the fields of ``DecoderOutput`` in one list."""
         maps = FeatureMaps(mlvl_feats, occ2img, self._img_hw, bev_feats, self.pc_range)
-        output = self._decode(init_points, maps)
-        return [*output.points, *output.sampling_points, output.point_feats[-1]]
+        output = self._decode(init_points, maps, None, init_feats)
+        feats = output.point_feats[-1]
+        return [*output.points, *output.sampling_points, feats, output.query_feats]
 
     def compile_layers(self, **options: Any) -> None:
         """Compile the layers at their next call.

@@ -87,7 +87,7 @@ class HeadOutput:
         voxels: Voxel logits per layer if the head discretizes; None as in ``point_feats``.
         sampling_points: ``[B, Q, G, P, 3]`` per layer: where the decoder sampled features, in
             metres of the occ frame, without gradient.
-        query_feats: ``[B, Q, C]`` after the last layer; None if they are not available.
+        query_feats: ``[B, Q, C]`` after the last layer.
     """
 
     init_points: Tensor

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import models.register  # noqa: F401
 from models.cuda_graphs import CapturedFunction
 from models.detectors.evaluation_network import EvaluationNetwork
+from models.heads import SeenSurfaces
 from tests.models.cases import HEAD, make_feats, make_geometry, merge
 
 
@@ -129,12 +130,13 @@ def test_image_network_in_graphs_gives_the_same() -> None:
     assert (recorder.captured, recorder.replayed) == (1, 3)
 
 
+@pytest.mark.parametrize("num_seen", [0, 4])
 @torch.no_grad()
-def test_decoder_in_graphs_gives_the_same() -> None:
+def test_decoder_in_graphs_gives_the_same(num_seen: int) -> None:
     torch.manual_seed(0)
-    config = merge(HEAD, decoder=HEAD["decoder"] | dict(cuda_graphs=True))
-    head = MODELS.build(config).eval()
-    plain = MODELS.build(merge(HEAD)).eval()
+    config = merge(HEAD, num_seen_queries=num_seen)
+    plain = MODELS.build(config).eval()
+    head = MODELS.build(merge(config, decoder=HEAD["decoder"] | dict(cuda_graphs=True))).eval()
     for parameter in head.parameters():
         nn.init.normal_(parameter, std=0.1)
     plain.load_state_dict(head.state_dict())
@@ -143,7 +145,11 @@ def test_decoder_in_graphs_gives_the_same() -> None:
     decoder._captured._recorder = recorder
     for seed in range(3):
         feats = make_feats(1, seed)
-        found, expected = head(feats, make_geometry(1)), plain(feats, make_geometry(1))
+        points = plain.denormalise(torch.rand(5, 3)).double()
+        seen = [SeenSurfaces(points, torch.randn(5, plain.embed_dims))]
+        found = head(feats, make_geometry(1), seen=seen)
+        expected = plain(feats, make_geometry(1), seen=seen)
+        assert torch.equal(found.query_feats, expected.query_feats)
         for name in ("points", "sampling_points"):
             for own, other in zip(getattr(found, name), getattr(expected, name), strict=True):
                 assert torch.equal(own, other), name
@@ -151,5 +157,5 @@ def test_decoder_in_graphs_gives_the_same() -> None:
         assert torch.equal(found.point_feats[1], expected.point_feats[1])
     assert (recorder.captured, recorder.replayed) == (1, 3)
     head.double()  # parameters lie elsewhere
-    head([level.double() for level in make_feats(1)], make_geometry(1, torch.float64))
+    head([level.double() for level in make_feats(1)], make_geometry(1, torch.float64), seen=seen)
     assert recorder.captured == 2

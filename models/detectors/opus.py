@@ -307,7 +307,7 @@ class OPUS(BaseModel):
     ) -> list[SeenSurfaces] | None:
         """Return the predicted surfaces if queries of the head start there."""
         head = self.pts_bbox_head
-        if self.img_aux_head is None or not head.num_seen_queries:
+        if self.img_aux_head is None or not head.uses_seen_surfaces:
             return None
         seen: list[SeenSurfaces] = self.img_aux_head.seen_surfaces(feats, geometry, head.num_cams)
         return seen

@@ -23,10 +23,11 @@ from models.losses import LossTerm, LossTerms, OccupiedPoints, normalize_alone
 from models.randomness import SampleDraws
 
 from .densifier import VoxelLogits
-from .interface import CameraGeometry, HeadOutput, LidarInput, MatchedLayer, SeenSurfaces
+from .interface import CameraGeometry, HeadOutput, LidarInput, MatchedLayer
 from .labels import UNKNOWN_LABEL, LabelGrids
 from .query_memory import QueryMemory, SequenceFrame
 from .query_starts import QueryStarts
+from .seen_surfaces import SeenSurfaces
 
 
 class OccupancyHead(QueryStarts, metaclass=ABCMeta):
@@ -195,6 +196,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
             draws,
             start,
             start_feats,
+            seen,
         )
         if self.memory is not None and frames is not None:
             assert output.query_feats is not None
@@ -212,23 +214,26 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         draws: SampleDraws | None = None,
         start: Tensor | None = None,
         start_feats: Tensor | None = None,
+        seen: Sequence[SeenSurfaces] | None = None,
     ) -> HeadOutput:
         """Run the decoder and discretize its outputs; arguments as in ``OPUSDecoder.forward``.
 
         Queries start at ``start`` ``[B, Q, 1, 3]`` with ``start_feats`` ``[B, Q, C]``; None for
-        ``init_points`` and zeros.
+        ``init_points`` and zeros. ``seen`` as in ``forward``.
         """
         decoded: DecoderOutput = self.transformer["decoder"](
             init_points if start is None else start,
             mlvl_feats, occ2img, img_hw, bev_feats, draws, start_feats,
         )  # fmt: skip
+        extra = self._extra_points(decoded, seen)
         return HeadOutput(
             init_points,
             decoded.points,
             decoded.point_feats,
-            self._discretize(decoded),
+            self._discretize(decoded, extra),
             decoded.sampling_points,
             decoded.query_feats,
+            extra,
         )
 
     def loss(
@@ -380,8 +385,16 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         """Return additional terms of a layer by the name of the loss."""
         return {}
 
+    def _extra_points(
+        self, decoded: DecoderOutput, seen: Sequence[SeenSurfaces] | None
+    ) -> SeenSurfaces | None:
+        """Return points ``[B, M, 3]`` in metres that join the last layer's, with features."""
+        return None
+
     @abstractmethod
-    def _discretize(self, decoded: DecoderOutput) -> list[VoxelLogits | None]:
+    def _discretize(
+        self, decoded: DecoderOutput, extra: SeenSurfaces | None
+    ) -> list[VoxelLogits | None]:
         """Return the voxel logits of every layer, or None."""
 
     def _query_scores(self, output: HeadOutput) -> Tensor:

@@ -21,10 +21,11 @@ from models.errors import ModelConfigError
 from models.losses import LossTerm, OccupiedPoints
 
 from .base import OccupancyHead
-from .densifier import VoxelLogits
+from .densifier import VoxelLogits, join_points
 from .interface import HeadOutput, MatchedLayer
 from .labels import UNKNOWN_LABEL
 from .results import Candidates, Predicted, bring_back
+from .seen_surfaces import SeenSurfaces
 
 # Numbers of voxels of successive samples differ by a few percent: lists are longer than the longest
 # so far by this share, and change in steps of it.
@@ -47,6 +48,9 @@ class CPDHead(OccupancyHead):
             the class loss, in proportion to the distance: the position of a surface within its
             voxel is partly chance, so a near miss costs little. None gives all the same weight, as
             published.
+        num_seen_points: Number M of points on surfaces predicted by the image network that join the
+            points of the queries in the last layer, with features of their pixels; 0 for none, as
+            published. The detector needs an ``img_aux_head``.
         **kwargs: Arguments of ``OccupancyHead``.
     """
 
@@ -57,6 +61,7 @@ class CPDHead(OccupancyHead):
         score_thr: float = 0.25,
         loss_lovasz: dict | None = None,
         near_negative_m: float | None = None,
+        num_seen_points: int = 0,
         **kwargs: Any,
     ) -> None:
         if near_negative_m is not None and not near_negative_m > 0:
@@ -75,6 +80,10 @@ class CPDHead(OccupancyHead):
         )
         self.loss_lovasz = None if loss_lovasz is None else MODELS.build(loss_lovasz)
         self.near_negative_m = near_negative_m
+        self.num_seen_points = num_seen_points
+        if num_seen_points > 0:
+            norm, linear = nn.LayerNorm(self.embed_dims), nn.Linear(self.embed_dims, point_channels)
+            self.seen_point_feats = nn.Sequential(norm, linear)
         # Lengths of the lists of voxels with a point and of all voxels, in prediction on a device.
         self._room: list[int] | None = None
 
@@ -106,7 +115,7 @@ class CPDHead(OccupancyHead):
             self._room = None  # lists were too short: repeat this sample, with synchronisation
             feats = output.point_feats[-1]
             assert feats is not None
-            (voxels,) = self._discretize_on_device([output.points[-1]], [feats])
+            (voxels,) = self._discretize_on_device([output.points[-1]], [feats], output.extra)
             found, numbers = self._bring_back(voxels, len(data_samples))
         if numbers:
             self._make_room(numbers)
@@ -131,43 +140,79 @@ class CPDHead(OccupancyHead):
         if self._room is None or any(map(operator.gt, needed, self._room)):
             self._room = list(map(max, needed, self._room or needed))
 
-    def _discretize(self, decoded: DecoderOutput) -> list[VoxelLogits | None]:
+    @property
+    def uses_seen_surfaces(self) -> bool:
+        """See ``OccupancyHead.uses_seen_surfaces``."""
+        return super().uses_seen_surfaces or self.num_seen_points > 0
+
+    def _extra_points(
+        self, decoded: DecoderOutput, seen: Sequence[SeenSurfaces] | None
+    ) -> SeenSurfaces | None:
+        if not self.num_seen_points:
+            return None
+        seen = self._checked_seen(seen)
+        number = torch.arange(self.num_seen_points, device=decoded.points[-1].device)
+        points, feats = [], []
+        for i, surfaces in enumerate(seen):
+            own, own_feats = self._inside(surfaces.points.to(decoded.points[-1]), surfaces.feats)
+            if len(own):
+                own_feats = self.seen_point_feats(own_feats.to(own))
+            else:  # points of the queries a second time, which adds no voxel
+                assert decoded.point_feats[-1] is not None
+                own = self.denormalise(decoded.points[-1][i]).flatten(0, 1)
+                unused = self.seen_point_feats(own.new_zeros(0, self.embed_dims))
+                own_feats = torch.cat([unused, decoded.point_feats[-1][i].flatten(0, 1)])
+            # evenly over the pixels, or some of them twice
+            size = len(own)
+            index = number % size if size < len(number) else number * size // len(number)
+            points.append(own[index])
+            feats.append(own_feats[index])
+        return SeenSurfaces(torch.stack(points), torch.stack(feats))
+
+    def _discretize(
+        self, decoded: DecoderOutput, extra: SeenSurfaces | None
+    ) -> list[VoxelLogits | None]:
         wanted = [i for i, feats in enumerate(decoded.point_feats) if feats is not None]
         result: list[VoxelLogits | None] = [None] * len(decoded.points)
         points = [decoded.points[i] for i in wanted]
         feats = [feats for feats in decoded.point_feats if feats is not None]
         if decoded.points[0].device.type == "cpu":
+            joined = [None] * (len(wanted) - 1) + [extra]
             found = [
-                self.densifiers[i](self.denormalise(own), own_feats)
-                for i, own, own_feats in zip(wanted, points, feats, strict=True)
+                self.densifiers[i](self.denormalise(own), own_feats, seen=own_extra)
+                for i, own, own_feats, own_extra in zip(wanted, points, feats, joined, strict=True)
             ]
         else:
-            found = self._discretize_on_device(points, feats)
+            found = self._discretize_on_device(points, feats, extra)
         for i, voxels in zip(wanted, found, strict=True):
             result[i] = voxels
         return result
 
     def _discretize_on_device(
-        self, points: Sequence[Tensor], feats: Sequence[Tensor]
+        self, points: Sequence[Tensor], feats: Sequence[Tensor], extra: SeenSurfaces | None
     ) -> list[VoxelLogits]:
         """Discretize the last layers, with one synchronisation for all of them.
 
         Prediction does not synchronise after the first samples, whose numbers of voxels give the
-        lengths of the lists.
+        lengths of the lists. ``extra`` joins the points of the last layer.
         """
         densifiers: list[Any] = list(self.densifiers)[-len(points) :]
         in_metres = [self.denormalise(own) for own in points]
+        all_points = list(in_metres)
+        if extra is not None:
+            all_points[-1] = join_points(in_metres[-1], extra.points)
         batch = len(points[0])
         predicts = not torch.is_grad_enabled() and not self.training and len(points) == 1
         if self.memory is not None:  # the memory needs all voxels
             predicts = False
         if predicts and self._room is not None:
-            chain = densifiers[0].voxel_chain(in_metres, self._room)
+            chain = densifiers[0].voxel_chain(all_points, self._room)
             counts = chain.ends[:, -1]
             # positions past the end of the list; the result there is not used
             chain = replace(chain, place=chain.place.clamp(min=0))
-            return [densifiers[0](in_metres[0], feats[0], chain)._replace(counts=counts)]
-        chain = densifiers[0].voxel_chain(in_metres)
+            voxels = densifiers[0](in_metres[0], feats[0], chain, seen=extra)
+            return [voxels._replace(counts=counts)]
+        chain = densifiers[0].voxel_chain(all_points)
         ends: list[list[int]] = chain.ends[:, batch - 1 :: batch].tolist()  # of sets and layers
         if predicts:
             self._make_room([own[-1] for own in ends])
@@ -180,10 +225,11 @@ class CPDHead(OccupancyHead):
                 voxels.part(begin, own_ends[i])
                 for voxels, begin, own_ends in zip(chain.sets, begins, ends, strict=True)
             ]
-            last_point = first_point + own[..., 0].numel()
+            last_point = first_point + all_points[i][..., 0].numel()
             place = chain.place[first_point:last_point] - begins[0]
             part = replace(chain, sets=tuple(sets), place=place)
-            result.append(densifier(own, own_feats, part, i * batch))
+            joined = extra if i == len(points) - 1 else None
+            result.append(densifier(own, own_feats, part, i * batch, joined))
             first_point = last_point
         return result
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from models import ops
 from models.layers import GridModule, SparseConv3d, SparseTensor, SubMConv3d
 
+from .seen_surfaces import SeenSurfaces
+
 
 class VoxelLogits(NamedTuple):
     """Sigmoid logits of a sparse set of voxels.
@@ -99,6 +101,11 @@ class PFNLayer(nn.Module):
         return self.linear.weight * scale[:, None], self.norm.bias - mean * scale, nn.Identity()
 
 
+def join_points(of_queries: Tensor, others: Tensor) -> Tensor:
+    """Return `[B, Q*R + M, 1, C]` from values of queries `[B, Q, R, C]` and others `[B, M, C]`."""
+    return torch.cat([of_queries.flatten(1, 2), others], dim=1).unsqueeze(2)
+
+
 @MODELS.register_module()
 class CPDDensifier(GridModule):
     """Discretize continuous points into voxels with class logits (OPUS-V2).
@@ -150,6 +157,7 @@ class CPDDensifier(GridModule):
         point_feats: Tensor,
         chain: ops.VoxelChain | None = None,
         first_grid: int = 0,
+        seen: SeenSurfaces | None = None,
     ) -> VoxelLogits:
         """Discretize the points of a batch.
 
@@ -159,10 +167,11 @@ class CPDDensifier(GridModule):
             point_feats: `[B, Q, R, F]`.
             chain: Voxels of the points from `voxel_chains`; None to compute them.
             first_grid: Index of the first sample's grid in the chain.
+            seen: Additional points `[B, M, 3]` with features `[B, M, F]`, which belong to no query.
         """
         # The point networks are small; sparse convolutions on a GPU apply autocast themselves.
         with torch.autocast(points.device.type, enabled=False):
-            voxels = self._voxels_of_points(points, point_feats, chain)
+            voxels = self._voxels_of_points(points, point_feats, chain, seen)
         dilate, _, classify = self.cls_branch
         voxels = dilate(voxels)
         voxels = classify(replace(voxels, features=F.relu(voxels.features, inplace=True)))
@@ -173,12 +182,20 @@ class CPDDensifier(GridModule):
         return VoxelLogits(coords, torch.nan_to_num(voxels.features))
 
     def _voxels_of_points(
-        self, points: Tensor, point_feats: Tensor, chain: ops.VoxelChain | None
+        self,
+        points: Tensor,
+        point_feats: Tensor,
+        chain: ops.VoxelChain | None,
+        seen: SeenSurfaces | None,
     ) -> SparseTensor:
         """Return the voxels with a point and their features from the point networks."""
+        from_query = points - points.mean(2, keepdim=True)
+        if seen is not None:
+            points = join_points(points, seen.points)
+            from_query = join_points(from_query, torch.zeros_like(seen.points))
+            point_feats = join_points(point_feats, seen.feats)
         index = self._voxel_index(points)  # [B, Q, R, 3]
         from_voxel = points - self.voxel_centres(index)
-        from_query = points - points.mean(2, keepdim=True)
         x = torch.cat([from_voxel, from_query, point_feats], dim=-1).flatten(0, 2)
         if chain is None:
             coords, voxel_of_point = self._unique_voxels(index)

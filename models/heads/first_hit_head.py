@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from models import ops
 from models.losses import LossTerm, LossTerms, normalize_alone
 
-from .interface import CameraGeometry, SeenSurfaces
+from .interface import CameraGeometry
 from .labels import UNKNOWN_LABEL
+from .seen_surfaces import SeenSurfaces
 
 
 @MODELS.register_module()

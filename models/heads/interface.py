@@ -17,6 +17,7 @@ from models.host_numbers import HostNumbers
 from models.losses import Match, OccupiedPoints
 
 from .densifier import VoxelLogits
+from .seen_surfaces import SeenSurfaces
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,6 @@ class LidarInput:
 
 
 @dataclass(frozen=True)
-class SeenSurfaces:
-    """Points on surfaces that the image network predicts for a sample.
-
-    Attributes:
-        points: ``[n, 3]``, metres of the occ frame, without gradient.
-        feats: ``[n, C]``, features of their pixels.
-    """
-
-    points: Tensor
-    feats: Tensor
-
-
-@dataclass(frozen=True)
 class HeadOutput:
     """Raw outputs of a head.
 
@@ -88,6 +76,8 @@ class HeadOutput:
         sampling_points: ``[B, Q, G, P, 3]`` per layer: where the decoder sampled features, in
             metres of the occ frame, without gradient.
         query_feats: ``[B, Q, C]`` after the last layer.
+        extra: Points ``[B, M, 3]`` that joined the last layer's, metres of the occ frame, and
+            features ``[B, M, F]``; None for none.
     """
 
     init_points: Tensor
@@ -96,6 +86,7 @@ class HeadOutput:
     voxels: list[VoxelLogits | None]
     sampling_points: list[Tensor] = field(default_factory=list)
     query_feats: Tensor | None = None
+    extra: SeenSurfaces | None = None
 
 
 @dataclass(frozen=True)

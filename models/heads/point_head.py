@@ -21,6 +21,7 @@ from .base import OccupancyHead
 from .densifier import VoxelLogits
 from .interface import HeadOutput, MatchedLayer
 from .results import Candidates, bring_back
+from .seen_surfaces import SeenSurfaces
 
 _ROWS_NOT_KEPT = 1024
 
@@ -123,7 +124,9 @@ class PointHead(OccupancyHead):
         known = mean.amax(0) > self.score_thr
         return torch.where(known, mean, closing(mean))
 
-    def _discretize(self, decoded: DecoderOutput) -> list[VoxelLogits | None]:
+    def _discretize(
+        self, decoded: DecoderOutput, extra: SeenSurfaces | None
+    ) -> list[VoxelLogits | None]:
         return [None] * len(decoded.points)
 
     @torch.no_grad()

@@ -15,9 +15,10 @@ from models import ops
 from models.errors import ModelConfigError
 from models.layers import GridModule
 
-from .interface import LidarInput, SeenSurfaces
+from .interface import LidarInput
 from .query_memory import QueryMemory, SequenceFrame, farthest_from
 from .results import positions
+from .seen_surfaces import SeenSurfaces
 
 
 class QueryStarts(GridModule):
@@ -69,14 +70,10 @@ class QueryStarts(GridModule):
             starts = []
             memory = recalled[i]
             if memory is not None:
-                starts.append(self._inside(self.normalise(memory[0].to(learned)), memory[1]))
+                centres, own_feats = self._inside(memory[0].to(learned), memory[1])
+                starts.append((self.normalise(centres), own_feats))
             if self.num_seen_queries:
-                if seen is None:
-                    raise ModelConfigError(
-                        f"num_seen_queries={self.num_seen_queries} needs an image network that "
-                        "predicts surfaces: give the model an img_aux_head (FirstHitHead)."
-                    )
-                starts.append(self._spread_of(seen[i], learned))
+                starts.append(self._spread_of(self._checked_seen(seen)[i], learned))
             own_points = torch.cat([learned[:0], *(start[0] for start in starts)])
             own_feats = torch.cat(
                 [learned.new_zeros(0, self.embed_dims), *(start[1] for start in starts)]
@@ -95,10 +92,24 @@ class QueryStarts(GridModule):
             start_feats = start_feats + self.memory.no_effect()
         return torch.stack(points).unsqueeze(2), start_feats
 
+    @property
+    def uses_seen_surfaces(self) -> bool:
+        """Whether the head needs surfaces that the image network predicts."""
+        return self.num_seen_queries > 0
+
     @staticmethod
-    def _inside(points: Tensor, feats: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the normalised points ``[n, 3]`` inside the grid, and their features."""
-        inside = ((points >= 0) & (points < 1)).all(1)
+    def _checked_seen(seen: Sequence[SeenSurfaces] | None) -> Sequence[SeenSurfaces]:
+        if seen is None:
+            raise ModelConfigError(
+                "num_seen_queries and num_seen_points need an image network that predicts "
+                "surfaces: give the model an img_aux_head (FirstHitHead)."
+            )
+        return seen
+
+    def _inside(self, points: Tensor, feats: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the points ``[n, 3]`` (metres) inside the grid, and their features."""
+        share = self.normalise(points)
+        inside = ((share >= 0) & (share < 1)).all(1)
         return points[inside], feats[inside]
 
     def _spread_of(self, surfaces: SeenSurfaces, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,12 +122,11 @@ class QueryStarts(GridModule):
         Returns:
             Points ``[n, 3]``, normalised and without gradient, and features ``[n, C]``.
         """
-        points, feats = self._inside(self.normalise(surfaces.points.to(like)), surfaces.feats)
+        points, feats = self._inside(surfaces.points.to(like), surfaces.feats)
         if len(points) > self.num_seen_queries:
-            metres = self.denormalise(points).float()
-            index = ops.farthest_point_sampling(metres, self.num_seen_queries)
+            index = ops.farthest_point_sampling(points.float(), self.num_seen_queries)
             points, feats = points[index], feats[index]
-        return points, self.seen_feats(feats.to(like))
+        return self.normalise(points), self.seen_feats(feats.to(like))
 
     def _initial_points(self, batch_size: int, lidar: LidarInput | None) -> Tensor:
         """Return the learned points or LiDAR points ``[B, Q, 1, 3]``, normalised."""

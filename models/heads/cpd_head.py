@@ -68,6 +68,8 @@ class CPDHead(OccupancyHead):
             raise ModelConfigError(
                 f"near_negative_m is {near_negative_m}: use a distance above 0, or None."
             )
+        if num_seen_points < 0:
+            raise ModelConfigError(f"num_seen_points is {num_seen_points}: use 0 or more.")
         super().__init__(point_channels=point_channels, score_thr=score_thr, **kwargs)
         sizes = dict(
             pc_range=kwargs["pc_range"],

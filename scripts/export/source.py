@@ -153,9 +153,9 @@ def load_source(
 
 
 def _check_head(detector: OPUS) -> None:
-    """Raise an error unless all queries start at learned or LiDAR points."""
+    """Raise an error if queries or points come from a memory or from predicted surfaces."""
     head = detector.pts_bbox_head
-    for key in ("memory", "num_seen_queries"):
+    for key in ("memory", "num_seen_queries", "num_seen_points"):
         if getattr(head, key, None):
             raise ConfigError(
                 f"the model has model.pts_bbox_head.{key}, which exported files do not compute: "

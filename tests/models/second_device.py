@@ -83,6 +83,10 @@ KINDS: dict[str, dict[str, Any]] = dict(
             type="OPUSDataPreprocessor", distortion=dict(type="PhotometricDistortion")
         ),
     ),
+    v2_seen=dict(
+        pts_bbox_head=merge(HEAD, num_seen_queries=4, num_seen_points=12),
+        img_aux_head=dict(type="FirstHitHead"),
+    ),
     v1_fusion=with_lidar(POINT_HEAD),
     v2_fusion=with_lidar(HEAD),
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from models.errors import ModelConfigError
 from models.heads import CameraGeometry, FirstHitHead, SeenSurfaces
 from models.heads.query_memory import farthest_from
-from tests.models.cases import HEAD, make_batch
+from tests.models.cases import HEAD, make_batch, make_feats, make_geometry
 
 FREE, CLASSES = 17, 17
 IMG_HW = (24, 40)
@@ -193,7 +193,7 @@ def test_queries_start_on_seen_surfaces(make_detector: Callable[..., Any]) -> No
 def test_starts_on_surfaces_give_gradients_without_surfaces(
     make_detector: Callable[..., Any],
 ) -> None:
-    head_cfg = HEAD | dict(num_seen_queries=4)
+    head_cfg = HEAD | dict(num_seen_queries=4, num_seen_points=6)
     model = make_detector(pts_bbox_head=head_cfg, img_aux_head=dict(type="FirstHitHead")).train()
     batch = make_batch(0, 1)
     for blind in (False, True):
@@ -204,13 +204,69 @@ def test_starts_on_surfaces_give_gradients_without_surfaces(
             model.img_aux_head.predictor.bias.data = nothing
         losses = model(**model.data_preprocessor(batch, True), mode="loss")
         sum(value for name, value in losses.items() if "loss" in name).backward()
-        weight = model.pts_bbox_head.seen_feats[1].weight
-        assert weight.grad is not None and (weight.grad == 0).all() == blind
+        head = model.pts_bbox_head
+        for weight in (head.seen_feats[1].weight, head.seen_point_feats[1].weight):
+            assert weight.grad is not None and (weight.grad == 0).all() == blind
+
+
+@pytest.mark.parametrize("number", [3, 5, 7])
+def test_seen_points_join_the_last_layer(make_detector: Callable[..., Any], number: int) -> None:
+    """The voxels are those of a plain way: one set of points, dilated by one voxel."""
+    torch.manual_seed(0)
+    head_cfg = HEAD | dict(num_seen_points=number)
+    head = make_detector(
+        pts_bbox_head=head_cfg, img_aux_head=dict(type="FirstHitHead")
+    ).pts_bbox_head.eval()
+    inside = head.denormalise(torch.rand(5, 3))
+    surfaces = SeenSurfaces(
+        torch.cat([inside, torch.tensor([[1e3, 0.0, 0.0]])]).double(),
+        torch.randn(6, head.embed_dims),
+    )
+    with torch.no_grad():
+        output = head(make_feats(1), make_geometry(1), seen=[surfaces])
+        # five points: some twice, all, or some of them, evenly
+        chosen = {3: [0, 1, 3], 5: [0, 1, 2, 3, 4], 7: [0, 1, 2, 3, 4, 0, 1]}[number]
+        extra = SeenSurfaces(
+            inside[None, chosen], head.seen_point_feats(surfaces.feats[chosen])[None]
+        )
+        torch.testing.assert_close(output.extra.points, extra.points)
+        torch.testing.assert_close(output.extra.feats, extra.feats)
+        points, feats = output.points[-1], output.point_feats[-1]
+        without = head.densifiers[-1](head.denormalise(points), feats)
+    voxels = {tuple(row) for row in output.voxels[-1].coords[:, 1:].tolist()}
+    size = torch.tensor(head.grid_shape)
+    index = (head.normalise(inside[chosen]) * size).long()
+    around = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3)
+    added = (index[:, None] + around).flatten(0, 1)
+    added = added[((added >= 0) & (added < size)).all(1)]
+    expected = {tuple(row) for row in without.coords[:, 1:].tolist()}
+    expected |= {tuple(row) for row in added.tolist()}
+    assert voxels == expected and len(voxels) > len(without.coords)
+
+
+def test_seen_points_have_features_of_their_own(make_detector: Callable[..., Any]) -> None:
+    """A point without a query acts as the only point of a query."""
+    head = make_detector(
+        pts_bbox_head=HEAD | dict(num_seen_points=3), img_aux_head=dict(type="FirstHitHead")
+    ).pts_bbox_head.eval()
+    densifier = head.densifiers[-1]
+    far = head.denormalise(torch.tensor([[[[0.1, 0.1, 0.1]]]]))
+    points = head.denormalise(torch.tensor([[[0.7, 0.6, 0.4], [0.71, 0.6, 0.4]]]))
+    feats = torch.randn(1, 2, 4)
+    with torch.no_grad():
+        found = densifier(far, torch.ones(1, 1, 1, 4), seen=SeenSurfaces(points, feats))
+        expected = densifier(
+            torch.cat([far, points[:, :, None]], 1),
+            torch.cat([torch.ones(1, 1, 1, 4), feats[:, :, None]], 1),
+        )
+    assert torch.equal(found.coords, expected.coords)
+    torch.testing.assert_close(found.logits, expected.logits)
 
 
 def test_queries_on_seen_surfaces_need_the_auxiliary_head(
     make_detector: Callable[..., Any],
 ) -> None:
-    detector = make_detector(pts_bbox_head=HEAD | dict(num_seen_queries=4)).eval()
-    with pytest.raises(ModelConfigError, match="give the model an img_aux_head"):
-        detector.test_step(make_batch(0))
+    for key in ("num_seen_queries", "num_seen_points"):
+        detector = make_detector(pts_bbox_head=HEAD | {key: 4}).eval()
+        with pytest.raises(ModelConfigError, match="give the model an img_aux_head"):
+            detector.test_step(make_batch(0))

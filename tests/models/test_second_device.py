@@ -28,7 +28,7 @@ def told() -> str:
 
 
 @pytest.mark.parametrize(
-    "kind", ["v1", "v2", "v2_density_aware", "v2_auxiliary", "v1_fusion", "v2_fusion"]
+    "kind", ["v1", "v2", "v2_density_aware", "v2_auxiliary", "v2_seen", "v1_fusion", "v2_fusion"]
 )
 def test_every_kind_trains_and_predicts_there(kind: str, told: str) -> None:
     found = re.search(rf"^{kind}: (\d+) tensors are equal", told, re.MULTILINE)

@@ -5,6 +5,7 @@ Dimension letters: n voxels of a sample, K semantic classes.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
@@ -42,13 +43,25 @@ class LovaszSoftmaxLoss(nn.Module):
         is_class = F.one_hot(labels, num_classes + 1)[:, :num_classes].to(scores)
         if known is not None:
             is_class = is_class * known[:, None]
-        errors = (is_class - scores).abs()
-        if known is not None:  # excluded voxels: no class and zero error, so no contribution
-            errors = errors * known[:, None]
-        errors, order = errors.sort(dim=0, descending=True)
-        losses = (errors * jaccard_steps(is_class.gather(0, order))).sum(0)
+            scores = scores * known[:, None]  # excluded voxels have no class and no error
         occurs = is_class.amax(0) if len(labels) else is_class.sum(0)
+        if logits.device.type == "cpu":  # elsewhere, selecting classes would synchronise
+            present = occurs.nonzero()[:, 0]
+            scores, is_class, occurs = scores[:, present], is_class[:, present], occurs[present]
+        # classes in rows: sorting and summing along memory is several times as fast
+        is_class = is_class.t().contiguous()
+        errors = (is_class - scores.t()).abs()
+        order = descending_order(errors)
+        losses = (errors.gather(1, order) * jaccard_steps(is_class.gather(1, order))).sum(1)
         return LossTerm(self.loss_weight * (losses * occurs).sum(), occurs.sum().double())
+
+
+@torch.no_grad()
+def descending_order(values: Tensor) -> Tensor:
+    """Return the indices ``[K, n]`` that sort every row of ``values`` ``[K, n]``, largest first."""
+    if values.device.type == "cpu":  # four times as fast as torch's sort
+        return torch.from_numpy(np.argsort(-values.numpy(), axis=1))
+    return values.sort(dim=1, descending=True).indices
 
 
 @torch.no_grad()
@@ -56,14 +69,14 @@ def jaccard_steps(is_class: Tensor) -> Tensor:
     """Return the increase of the Jaccard loss for every additional wrong voxel.
 
     Args:
-        is_class: 0 or 1 ``[n, K]``, whether a voxel has a class. Row i is the voxel that becomes
-            wrong after the rows before it.
+        is_class: 0 or 1 ``[K, n]``, whether a voxel has a class. Column i is the voxel that becomes
+            wrong after those before it.
 
     Returns:
-        ``[n, K]``; the sum over the voxels is 1 for each class.
+        ``[K, n]``; the sum over the voxels is 1 for each class.
     """
-    size = is_class.sum(0)
-    intersection = size - is_class.cumsum(0)
-    union = size + (1 - is_class).cumsum(0)
+    size = is_class.sum(1, keepdim=True)
+    intersection = size - is_class.cumsum(1)
+    union = size + (1 - is_class).cumsum(1)
     loss = 1 - intersection / union.clamp(min=1)
-    return torch.diff(loss, dim=0, prepend=torch.zeros_like(loss[:1]))
+    return torch.diff(loss, dim=1, prepend=torch.zeros_like(loss[:, :1]))

@@ -203,7 +203,8 @@ def test_example_voxelises_as_the_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "value"), [("memory", torch.nn.Identity()), ("num_seen_queries", 4), ("num_seen_points", 4)]
+    ("part", "value"),
+    [("memory", torch.nn.Identity()), ("num_seen_queries", 4), ("num_seen_points", 4)],
 )
 def test_models_whose_queries_start_elsewhere_are_refused(part: str, value: Any) -> None:
     detector = build_source("v2").detector

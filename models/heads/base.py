@@ -27,7 +27,7 @@ from .interface import CameraGeometry, HeadOutput, LidarInput, MatchedLayer
 from .labels import UNKNOWN_LABEL, LabelGrids
 from .query_memory import QueryMemory, SequenceFrame
 from .query_starts import QueryStarts
-from .seen_surfaces import SeenSurfaces
+from .seen_surfaces import ExtraPoints, SeenSurfaces, SurfaceFeatures
 
 
 class OccupancyHead(QueryStarts, metaclass=ABCMeta):
@@ -115,8 +115,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         if memory is not None:
             self.memory = MODELS.build(memory, default_args=dict(embed_dims=embed_dims))
         if num_seen_queries > 0:
-            layers = nn.LayerNorm(embed_dims), nn.Linear(embed_dims, embed_dims)
-            self.seen_feats = nn.Sequential(*layers)
+            self.seen_feats = SurfaceFeatures(embed_dims, num_classes, embed_dims)
         taken = num_seen_queries + (self.memory.num_kept if self.memory else 0)
         if num_seen_queries < 0 or taken > num_query:
             raise ModelConfigError(
@@ -387,13 +386,13 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
 
     def _extra_points(
         self, decoded: DecoderOutput, seen: Sequence[SeenSurfaces] | None
-    ) -> SeenSurfaces | None:
-        """Return points ``[B, M, 3]`` in metres that join the last layer's, with features."""
+    ) -> ExtraPoints | None:
+        """Return points that join those of the last layer."""
         return None
 
     @abstractmethod
     def _discretize(
-        self, decoded: DecoderOutput, extra: SeenSurfaces | None
+        self, decoded: DecoderOutput, extra: ExtraPoints | None
     ) -> list[VoxelLogits | None]:
         """Return the voxel logits of every layer, or None."""
 

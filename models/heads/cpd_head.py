@@ -25,7 +25,7 @@ from .densifier import VoxelLogits, join_points
 from .interface import HeadOutput, MatchedLayer
 from .labels import UNKNOWN_LABEL
 from .results import Candidates, Predicted, bring_back
-from .seen_surfaces import SeenSurfaces
+from .seen_surfaces import ExtraPoints, SeenSurfaces, SurfaceFeatures
 
 # Numbers of voxels of successive samples differ by a few percent: lists are longer than the longest
 # so far by this share, and change in steps of it.
@@ -84,8 +84,9 @@ class CPDHead(OccupancyHead):
         self.near_negative_m = near_negative_m
         self.num_seen_points = num_seen_points
         if num_seen_points > 0:
-            norm, linear = nn.LayerNorm(self.embed_dims), nn.Linear(self.embed_dims, point_channels)
-            self.seen_point_feats = nn.Sequential(norm, linear)
+            self.seen_point_feats = SurfaceFeatures(
+                self.embed_dims, self.num_classes, point_channels
+            )
         # Lengths of the lists of voxels with a point and of all voxels, in prediction on a device.
         self._room: list[int] | None = None
 
@@ -149,30 +150,28 @@ class CPDHead(OccupancyHead):
 
     def _extra_points(
         self, decoded: DecoderOutput, seen: Sequence[SeenSurfaces] | None
-    ) -> SeenSurfaces | None:
+    ) -> ExtraPoints | None:
         if not self.num_seen_points:
             return None
-        seen = self._checked_seen(seen)
-        number = torch.arange(self.num_seen_points, device=decoded.points[-1].device)
+        last, last_feats = self.denormalise(decoded.points[-1]), decoded.point_feats[-1]
+        assert last_feats is not None
+        number = torch.arange(self.num_seen_points, device=last.device)
         points, feats = [], []
-        for i, surfaces in enumerate(seen):
-            own, own_feats = self._inside(surfaces.points.to(decoded.points[-1]), surfaces.feats)
-            if len(own):
-                own_feats = self.seen_point_feats(own_feats.to(own))
-            else:  # points of the queries a second time, which adds no voxel
-                assert decoded.point_feats[-1] is not None
-                own = self.denormalise(decoded.points[-1][i]).flatten(0, 1)
-                unused = self.seen_point_feats(own.new_zeros(0, self.embed_dims))
-                own_feats = torch.cat([unused, decoded.point_feats[-1][i].flatten(0, 1)])
+        for i, surfaces in enumerate(self._checked_seen(seen)):
+            inside = surfaces.take(self._is_inside(surfaces.points))
+            own, own_feats = inside.points.to(last), self.seen_point_feats(inside)
+            if not len(own):  # points of the queries a second time, which adds no voxel
+                own = last[i].flatten(0, 1).detach()
+                own_feats = torch.cat([own_feats, last_feats[i].flatten(0, 1)])
             # evenly over the pixels, or some of them twice
             size = len(own)
             index = number % size if size < len(number) else number * size // len(number)
             points.append(own[index])
             feats.append(own_feats[index])
-        return SeenSurfaces(torch.stack(points), torch.stack(feats))
+        return ExtraPoints(torch.stack(points), torch.stack(feats))
 
     def _discretize(
-        self, decoded: DecoderOutput, extra: SeenSurfaces | None
+        self, decoded: DecoderOutput, extra: ExtraPoints | None
     ) -> list[VoxelLogits | None]:
         wanted = [i for i, feats in enumerate(decoded.point_feats) if feats is not None]
         result: list[VoxelLogits | None] = [None] * len(decoded.points)
@@ -181,7 +180,7 @@ class CPDHead(OccupancyHead):
         if decoded.points[0].device.type == "cpu":
             joined = [None] * (len(wanted) - 1) + [extra]
             found = [
-                self.densifiers[i](self.denormalise(own), own_feats, seen=own_extra)
+                self.densifiers[i](self.denormalise(own), own_feats, extra=own_extra)
                 for i, own, own_feats, own_extra in zip(wanted, points, feats, joined, strict=True)
             ]
         else:
@@ -191,7 +190,7 @@ class CPDHead(OccupancyHead):
         return result
 
     def _discretize_on_device(
-        self, points: Sequence[Tensor], feats: Sequence[Tensor], extra: SeenSurfaces | None
+        self, points: Sequence[Tensor], feats: Sequence[Tensor], extra: ExtraPoints | None
     ) -> list[VoxelLogits]:
         """Discretize the last layers, with one synchronisation for all of them.
 
@@ -212,7 +211,7 @@ class CPDHead(OccupancyHead):
             counts = chain.ends[:, -1]
             # positions past the end of the list; the result there is not used
             chain = replace(chain, place=chain.place.clamp(min=0))
-            voxels = densifiers[0](in_metres[0], feats[0], chain, seen=extra)
+            voxels = densifiers[0](in_metres[0], feats[0], chain, extra=extra)
             return [voxels._replace(counts=counts)]
         chain = densifiers[0].voxel_chain(all_points)
         ends: list[list[int]] = chain.ends[:, batch - 1 :: batch].tolist()  # of sets and layers

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models import ops
 from models.layers import GridModule, SparseConv3d, SparseTensor, SubMConv3d
 
-from .seen_surfaces import SeenSurfaces
+from .seen_surfaces import ExtraPoints
 
 
 class VoxelLogits(NamedTuple):
@@ -157,7 +157,7 @@ class CPDDensifier(GridModule):
         point_feats: Tensor,
         chain: ops.VoxelChain | None = None,
         first_grid: int = 0,
-        seen: SeenSurfaces | None = None,
+        extra: ExtraPoints | None = None,
     ) -> VoxelLogits:
         """Discretize the points of a batch.
 
@@ -167,11 +167,11 @@ class CPDDensifier(GridModule):
             point_feats: `[B, Q, R, F]`.
             chain: Voxels of the points from `voxel_chains`; None to compute them.
             first_grid: Index of the first sample's grid in the chain.
-            seen: Additional points `[B, M, 3]` with features `[B, M, F]`, which belong to no query.
+            extra: Additional points, which belong to no query.
         """
         # The point networks are small; sparse convolutions on a GPU apply autocast themselves.
         with torch.autocast(points.device.type, enabled=False):
-            voxels = self._voxels_of_points(points, point_feats, chain, seen)
+            voxels = self._voxels_of_points(points, point_feats, chain, extra)
         dilate, _, classify = self.cls_branch
         voxels = dilate(voxels)
         voxels = classify(replace(voxels, features=F.relu(voxels.features, inplace=True)))
@@ -186,14 +186,14 @@ class CPDDensifier(GridModule):
         points: Tensor,
         point_feats: Tensor,
         chain: ops.VoxelChain | None,
-        seen: SeenSurfaces | None,
+        extra: ExtraPoints | None,
     ) -> SparseTensor:
         """Return the voxels with a point and their features from the point networks."""
         from_query = points - points.mean(2, keepdim=True)
-        if seen is not None:
-            points = join_points(points, seen.points)
-            from_query = join_points(from_query, torch.zeros_like(seen.points))
-            point_feats = join_points(point_feats, seen.feats)
+        if extra is not None:
+            points = join_points(points, extra.points)
+            from_query = join_points(from_query, torch.zeros_like(extra.points))
+            point_feats = join_points(point_feats, extra.feats)
         index = self._voxel_index(points)  # [B, Q, R, 3]
         from_voxel = points - self.voxel_centres(index)
         x = torch.cat([from_voxel, from_query, point_feats], dim=-1).flatten(0, 2)

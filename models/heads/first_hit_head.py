@@ -139,21 +139,25 @@ class FirstHitHead(BaseModule):
             probability and in the logarithm.
         """
         feats = mlvl_feats[self.seen_level][:, :num_cams]
-        points, hits = self._end_points(feats, geometry)
+        points, shares = self._end_points(feats, geometry)
+        hits = shares.argmax(-1) < self.num_classes
         pixels = feats.movedim(2, -1).flatten(1, 3)  # [B, N*h*w, C]
         return [
-            SeenSurfaces(own[hit], of_pixel[hit])
-            for own, hit, of_pixel in zip(points, hits, pixels, strict=True)
+            SeenSurfaces(*of_sample).take(hit)
+            for *of_sample, hit in zip(points, pixels, shares, hits, strict=True)
         ]
 
     @torch.no_grad()
     def _end_points(self, feats: Tensor, geometry: CameraGeometry) -> tuple[Tensor, Tensor]:
-        """Return end points of all rays, float64 ``[B, N*h*w, 3]``, and bool ``[B, N*h*w]``."""
+        """Return end points of all rays, and the probabilities of their classes.
+
+        Returns:
+            float64 ``[B, N*h*w, 3]``, and ``[B, N*h*w, K + 1]``.
+        """
         num_cams, size = feats.shape[1], (feats.shape[-2], feats.shape[-1])
         maps = self.predictor(feats.flatten(0, 1).to(self.predictor.weight.dtype))
         maps = maps.unflatten(0, (-1, num_cams)).permute(0, 1, 3, 4, 2)  # [B, N, h, w, K+1+D]
         of_class, of_depth = maps.split([self.num_classes + 1, self.depth_bins], dim=-1)
-        hits = of_class.argmax(-1) < self.num_classes
         near, far = (math.log(limit) for limit in self.depth_range_m)
         share = (self._likely_bin(of_depth) + 0.5) / self.depth_bins
         distance = torch.exp(near + share * (far - near)).double()
@@ -163,7 +167,7 @@ class FirstHitHead(BaseModule):
         rays = F.normalize(torch.einsum("bnij,pj->bnpi", inverse, pixels), dim=-1)
         origin = -(inverse @ occ2img[..., :3, 3:]).transpose(-1, -2)  # [B, N, 1, 3]
         points = origin + rays * distance.flatten(2)[..., None]
-        return points.flatten(1, 2), hits.flatten(1)
+        return points.flatten(1, 2), of_class.softmax(-1).flatten(1, 3)
 
     def _likely_bin(self, logits: Tensor) -> Tensor:
         """Return the mean number of the most likely bin and its neighbours, ``[...]``."""

@@ -17,7 +17,7 @@ from models.host_numbers import HostNumbers
 from models.losses import Match, OccupiedPoints
 
 from .densifier import VoxelLogits
-from .seen_surfaces import SeenSurfaces
+from .seen_surfaces import ExtraPoints
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ class HeadOutput:
         sampling_points: ``[B, Q, G, P, 3]`` per layer: where the decoder sampled features, in
             metres of the occ frame, without gradient.
         query_feats: ``[B, Q, C]`` after the last layer.
-        extra: Points ``[B, M, 3]`` that joined the last layer's, metres of the occ frame, and
-            features ``[B, M, F]``; None for none.
+        extra: Points that joined the last layer's; None for none.
     """
 
     init_points: Tensor
@@ -86,7 +85,7 @@ class HeadOutput:
     voxels: list[VoxelLogits | None]
     sampling_points: list[Tensor] = field(default_factory=list)
     query_feats: Tensor | None = None
-    extra: SeenSurfaces | None = None
+    extra: ExtraPoints | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from .base import OccupancyHead
 from .densifier import VoxelLogits
 from .interface import HeadOutput, MatchedLayer
 from .results import Candidates, bring_back
-from .seen_surfaces import SeenSurfaces
+from .seen_surfaces import ExtraPoints
 
 _ROWS_NOT_KEPT = 1024
 
@@ -125,7 +125,7 @@ class PointHead(OccupancyHead):
         return torch.where(known, mean, closing(mean))
 
     def _discretize(
-        self, decoded: DecoderOutput, extra: SeenSurfaces | None
+        self, decoded: DecoderOutput, extra: ExtraPoints | None
     ) -> list[VoxelLogits | None]:
         return [None] * len(decoded.points)
 

@@ -18,7 +18,7 @@ from models.layers import GridModule
 from .interface import LidarInput
 from .query_memory import QueryMemory, SequenceFrame, farthest_from
 from .results import positions
-from .seen_surfaces import SeenSurfaces
+from .seen_surfaces import SeenSurfaces, SurfaceFeatures
 
 
 class QueryStarts(GridModule):
@@ -33,7 +33,7 @@ class QueryStarts(GridModule):
         embed_dims: C.
         use_lidar: Whether queries start at LiDAR points instead of learned points.
         num_seen_queries: Number of queries that start on surfaces predicted by the image network.
-        seen_feats: Maps features of pixels to features of these queries; only if there are any.
+        seen_feats: Gives these queries their features; only if there are any.
         memory: Queries of the previous frame; None for none.
         init_points: Learned points `[Q, 3]`, normalised; without LiDAR only.
     """
@@ -42,7 +42,7 @@ class QueryStarts(GridModule):
     embed_dims: int
     use_lidar: bool
     num_seen_queries: int
-    seen_feats: nn.Module
+    seen_feats: SurfaceFeatures
     memory: QueryMemory | None
     init_points: nn.Embedding
 
@@ -70,8 +70,9 @@ class QueryStarts(GridModule):
             starts = []
             memory = recalled[i]
             if memory is not None:
-                centres, own_feats = self._inside(memory[0].to(learned), memory[1])
-                starts.append((self.normalise(centres), own_feats))
+                inside = self._is_inside(memory[0])
+                centres = self.normalise(memory[0].to(learned))
+                starts.append((centres[inside], memory[1][inside]))
             if self.num_seen_queries:
                 starts.append(self._spread_of(self._checked_seen(seen)[i], learned))
             own_points = torch.cat([learned[:0], *(start[0] for start in starts)])
@@ -106,11 +107,10 @@ class QueryStarts(GridModule):
             )
         return seen
 
-    def _inside(self, points: Tensor, feats: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the points ``[n, 3]`` (metres) inside the grid, and their features."""
-        share = self.normalise(points)
-        inside = ((share >= 0) & (share < 1)).all(1)
-        return points[inside], feats[inside]
+    def _is_inside(self, points: Tensor) -> Tensor:
+        """Return bool ``[n]``, whether points ``[n, 3]`` (metres) lie inside the grid."""
+        share = self.normalise(points.to(self.pc_range))
+        return ((share >= 0) & (share < 1)).all(1)
 
     def _spread_of(self, surfaces: SeenSurfaces, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return at most ``num_seen_queries`` evenly spread queries on surfaces.
@@ -122,11 +122,11 @@ class QueryStarts(GridModule):
         Returns:
             Points ``[n, 3]``, normalised and without gradient, and features ``[n, C]``.
         """
-        points, feats = self._inside(surfaces.points.to(like), surfaces.feats)
-        if len(points) > self.num_seen_queries:
-            index = ops.farthest_point_sampling(points.float(), self.num_seen_queries)
-            points, feats = points[index], feats[index]
-        return self.normalise(points), self.seen_feats(feats.to(like))
+        seen = surfaces.take(self._is_inside(surfaces.points))
+        if len(seen) > self.num_seen_queries:
+            points = seen.points.float()
+            seen = seen.take(ops.farthest_point_sampling(points, self.num_seen_queries))
+        return self.normalise(seen.points.to(like)), self.seen_feats(seen)
 
     def _initial_points(self, batch_size: int, lidar: LidarInput | None) -> Tensor:
         """Return the learned points or LiDAR points ``[B, Q, 1, 3]``, normalised."""

@@ -1,23 +1,75 @@
 """Points on surfaces that the image network predicts.
 
-Dimension letters: n points, C channels.
+Dimension letters: B batch, n points of a sample, M points of every sample, C embedding channels, F
+features of a point, K classes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class SeenSurfaces:
-    """Points on surfaces that the image network predicts for a sample.
+    """Predicted surfaces of a sample, one point per pixel.
 
     Attributes:
         points: ``[n, 3]``, metres of the occ frame, without gradient.
-        feats: ``[n, C]``, features of their pixels.
+        feats: ``[n, C]``, features of the pixels.
+        class_shares: ``[n, K + 1]``, probabilities of the classes and of no hit, without gradient.
     """
 
     points: Tensor
     feats: Tensor
+    class_shares: Tensor
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.points)
+
+    def take(self, index: Tensor) -> SeenSurfaces:
+        """Return the points of an index or a mask."""
+        return SeenSurfaces(self.points[index], self.feats[index], self.class_shares[index])
+
+
+@dataclass(frozen=True)
+class ExtraPoints:
+    """Points that belong to no query.
+
+    Attributes:
+        points: ``[B, M, 3]``, metres of the occ frame, without gradient.
+        feats: ``[B, M, F]``.
+    """
+
+    points: Tensor
+    feats: Tensor
+
+
+class SurfaceFeatures(nn.Module):
+    """Features of points on predicted surfaces.
+
+    They are a linear map of the pixel's normalised features plus an embedding of its class, the
+    mean of the embeddings of all classes by probability.
+
+    Args:
+        in_channels: C.
+        num_classes: K.
+        out_channels: Channels of the result.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(in_channels)
+        self.of_pixel = nn.Linear(in_channels, out_channels)
+        self.of_class = nn.Parameter(torch.empty(out_channels, num_classes + 1))
+        nn.init.normal_(self.of_class)
+
+    def forward(self, seen: SeenSurfaces) -> Tensor:
+        """Return ``[n, out]``."""
+        weight = self.of_pixel.weight
+        of_pixel = self.of_pixel(self.norm(seen.feats.to(weight)))
+        return of_pixel + F.linear(seen.class_shares.to(weight), self.of_class)

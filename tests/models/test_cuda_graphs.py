@@ -14,7 +14,7 @@ import models.register  # noqa: F401
 from models.cuda_graphs import CapturedFunction
 from models.detectors.evaluation_network import EvaluationNetwork
 from models.heads import SeenSurfaces
-from tests.models.cases import HEAD, make_feats, make_geometry, merge
+from tests.models.cases import HEAD, NUM_CLASSES, make_feats, make_geometry, merge
 
 
 class Repeated:
@@ -146,7 +146,8 @@ def test_decoder_in_graphs_gives_the_same(num_seen: int) -> None:
     for seed in range(3):
         feats = make_feats(1, seed)
         points = plain.denormalise(torch.rand(5, 3)).double()
-        seen = [SeenSurfaces(points, torch.randn(5, plain.embed_dims))]
+        shares = torch.rand(5, NUM_CLASSES + 1)
+        seen = [SeenSurfaces(points, torch.randn(5, plain.embed_dims), shares)]
         found = head(feats, make_geometry(1), seen=seen)
         expected = plain(feats, make_geometry(1), seen=seen)
         assert torch.equal(found.query_feats, expected.query_feats)

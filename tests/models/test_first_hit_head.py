@@ -13,8 +13,9 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from models.errors import ModelConfigError
-from models.heads import CameraGeometry, FirstHitHead, SeenSurfaces
+from models.heads import CameraGeometry, FirstHitHead
 from models.heads.query_memory import farthest_from
+from models.heads.seen_surfaces import ExtraPoints, SeenSurfaces, SurfaceFeatures
 from tests.models.cases import HEAD, make_batch, make_feats, make_geometry
 
 FREE, CLASSES = 17, 17
@@ -148,6 +149,8 @@ def test_seen_surfaces_are_where_the_rays_of_pixels_end() -> None:
     assert seen.points.shape == (2, 3) and not seen.points.requires_grad
     for i, (camera, v, u, _, mean_bin) in enumerate(pixels):
         torch.testing.assert_close(seen.feats[i], feats[0, camera, :, v, u])
+        logits = head.predictor.weight[: CLASSES + 1, :, 0, 0] @ feats[0, camera, :, v, u]
+        torch.testing.assert_close(seen.class_shares[i], logits.softmax(0).detach())
         point = seen.points[i]
         pixel = cameras[camera].double() @ torch.cat([point - shift[:3, 3], point.new_ones(1)])
         assert (pixel[:2] / pixel[2]).tolist() == pytest.approx([8 * u + 4, 8 * v + 4])
@@ -156,6 +159,25 @@ def test_seen_surfaces_are_where_the_rays_of_pixels_end() -> None:
         assert distance == pytest.approx(16 ** ((mean_bin + 0.5) / 8), rel=1e-5)
     seen.feats.sum().backward()
     assert feats.grad is not None and feats.grad.sum() == 2 * 8
+
+
+def draw_surfaces(head: Any, points: Tensor) -> SeenSurfaces:
+    feats = torch.randn(len(points), head.embed_dims)
+    return SeenSurfaces(points.double(), feats, torch.randn(len(points), 6).softmax(1))
+
+
+def test_features_of_a_surface_by_hand() -> None:
+    layer = SurfaceFeatures(in_channels=4, num_classes=2, out_channels=3)
+    torch.nn.init.constant_(layer.of_pixel.bias, 0.5)
+    seen = SeenSurfaces(
+        torch.zeros(2, 3), torch.tensor([[1.0, 3.0, 1.0, 3.0], [0.0, 0.0, 2.0, 2.0]]),
+        torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.25, 0.75]]),
+    )  # fmt: skip
+    weight, classes = layer.of_pixel.weight, layer.of_class
+    first = 0.5 - weight[:, 0] + weight[:, 1] - weight[:, 2] + weight[:, 3] + classes[:, 0]
+    second = 0.5 - weight[:, 0] - weight[:, 1] + weight[:, 2] + weight[:, 3]
+    second = second + 0.25 * classes[:, 1] + 0.75 * classes[:, 2]
+    torch.testing.assert_close(layer(seen), torch.stack([first, second]), rtol=1e-4, atol=1e-4)
 
 
 def test_queries_start_on_seen_surfaces(make_detector: Callable[..., Any]) -> None:
@@ -167,16 +189,12 @@ def test_queries_start_on_seen_surfaces(make_detector: Callable[..., Any]) -> No
     head.transformer["decoder"].register_forward_pre_hook(
         lambda _, args: starts.append((args[0], args[-1]))
     )
-    seen = [
-        SeenSurfaces(head.denormalise(torch.rand(9, 3)).double(), torch.randn(9, head.embed_dims)),
-        SeenSurfaces(  # outside
-            torch.tensor([[1e3, 0, 0]]).double(), torch.randn(1, head.embed_dims)
-        ),
-    ]
+    outside = torch.tensor([[1e3, 0.0, 0.0]])
+    seen = [draw_surfaces(head, head.denormalise(torch.rand(9, 3))), draw_surfaces(head, outside)]
     detector.img_aux_head.seen_surfaces = lambda *args: seen
     with torch.no_grad():
         detector.test_step(make_batch(0, 1))
-        expected = head.seen_feats(seen[0].feats)
+        expected = head.seen_feats(seen[0])
     points, feats = starts[0][0][:, :, 0], starts[0][1]
     learned = head.init_points.weight
     given = head.normalise(seen[0].points.float())
@@ -205,7 +223,7 @@ def test_starts_on_surfaces_give_gradients_without_surfaces(
         losses = model(**model.data_preprocessor(batch, True), mode="loss")
         sum(value for name, value in losses.items() if "loss" in name).backward()
         head = model.pts_bbox_head
-        for weight in (head.seen_feats[1].weight, head.seen_point_feats[1].weight):
+        for weight in (head.seen_feats.of_class, head.seen_point_feats.of_class):
             assert weight.grad is not None and (weight.grad == 0).all() == blind
 
 
@@ -218,19 +236,14 @@ def test_seen_points_join_the_last_layer(make_detector: Callable[..., Any], numb
         pts_bbox_head=head_cfg, img_aux_head=dict(type="FirstHitHead")
     ).pts_bbox_head.eval()
     inside = head.denormalise(torch.rand(5, 3))
-    surfaces = SeenSurfaces(
-        torch.cat([inside, torch.tensor([[1e3, 0.0, 0.0]])]).double(),
-        torch.randn(6, head.embed_dims),
-    )
+    surfaces = draw_surfaces(head, torch.cat([inside, torch.tensor([[1e3, 0.0, 0.0]])]))
     with torch.no_grad():
         output = head(make_feats(1), make_geometry(1), seen=[surfaces])
         # five points: some twice, all, or some of them, evenly
         chosen = {3: [0, 1, 3], 5: [0, 1, 2, 3, 4], 7: [0, 1, 2, 3, 4, 0, 1]}[number]
-        extra = SeenSurfaces(
-            inside[None, chosen], head.seen_point_feats(surfaces.feats[chosen])[None]
-        )
-        torch.testing.assert_close(output.extra.points, extra.points)
-        torch.testing.assert_close(output.extra.feats, extra.feats)
+        torch.testing.assert_close(output.extra.points, inside[None, chosen])
+        expected_feats = head.seen_point_feats(surfaces.take(torch.tensor(chosen)))
+        torch.testing.assert_close(output.extra.feats, expected_feats[None])
         points, feats = output.points[-1], output.point_feats[-1]
         without = head.densifiers[-1](head.denormalise(points), feats)
     voxels = {tuple(row) for row in output.voxels[-1].coords[:, 1:].tolist()}
@@ -254,7 +267,7 @@ def test_seen_points_have_features_of_their_own(make_detector: Callable[..., Any
     points = head.denormalise(torch.tensor([[[0.7, 0.6, 0.4], [0.71, 0.6, 0.4]]]))
     feats = torch.randn(1, 2, 4)
     with torch.no_grad():
-        found = densifier(far, torch.ones(1, 1, 1, 4), seen=SeenSurfaces(points, feats))
+        found = densifier(far, torch.ones(1, 1, 1, 4), extra=ExtraPoints(points, feats))
         expected = densifier(
             torch.cat([far, points[:, :, None]], 1),
             torch.cat([torch.ones(1, 1, 1, 4), feats[:, :, None]], 1),

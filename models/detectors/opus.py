@@ -309,7 +309,9 @@ class OPUS(BaseModel):
         head = self.pts_bbox_head
         if self.img_aux_head is None or not head.uses_seen_surfaces:
             return None
-        seen: list[SeenSurfaces] = self.img_aux_head.seen_surfaces(feats, geometry, head.num_cams)
+        seen: list[SeenSurfaces] = self.img_aux_head.seen_surfaces(
+            feats[head.seen_level], geometry, head.num_cams
+        )
         return seen
 
     def extract_lidar(self, points: Sequence[Tensor] | None) -> LidarInput:

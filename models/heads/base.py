@@ -60,6 +60,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         num_seen_queries: Number of queries that start on surfaces predicted by the image network,
             with features of their pixels, instead of learned points and zeros; 0 for none, as
             published. The detector needs an ``img_aux_head``.
+        seen_level: Index of the feature map whose pixels give the surfaces.
         precision: Precision of matrix products: ``'float32'``, ``'tf32'`` or ``'bfloat16'``, see
             ``models.decoder.precision``.
         init_cfg: Initialisation configuration of MMEngine.
@@ -88,6 +89,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         loss_pts_on: Literal["all", "initial"] = "all",
         memory: dict | None = None,
         num_seen_queries: int = 0,
+        seen_level: int = -1,
         precision: str = "float32",
         init_cfg: dict | None = None,
     ) -> None:
@@ -96,6 +98,10 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
             raise ModelConfigError(
                 "loss_pts_on='initial' leaves a model with LiDAR without a location loss: its "
                 "queries start from LiDAR points, so set loss_pts_on='all'."
+            )
+        if not -num_levels <= seen_level < num_levels:
+            raise ModelConfigError(
+                f"seen_level is {seen_level}: use an index of the {num_levels} feature maps."
             )
         stored = ("pc_range", "scene_size", "voxel_size", "voxel_num")
         super().__init__(pc_range, voxel_size, stored, init_cfg)
@@ -111,6 +117,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         self.precision = precision
         self.loss_pts_on = loss_pts_on
         self.num_seen_queries = num_seen_queries
+        self.seen_level = seen_level
         self.memory: QueryMemory | None = None
         if memory is not None:
             self.memory = MODELS.build(memory, default_args=dict(embed_dims=embed_dims))

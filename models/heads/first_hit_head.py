@@ -42,7 +42,6 @@ class FirstHitHead(BaseModule):
         voxel_size: Edge lengths `(x, y, z)` of a voxel in metres.
         depth_bins: D.
         depth_range_m: Distances where the first bin starts and the last one ends.
-        seen_level: Feature map whose pixels are the `seen_surfaces`.
         loss_weight: Factor of both losses.
         init_cfg: Initialisation configuration of MMEngine.
     """
@@ -56,7 +55,6 @@ class FirstHitHead(BaseModule):
         voxel_size: Sequence[float],
         depth_bins: int = 16,
         depth_range_m: tuple[float, float] = (1.5, 56.0),
-        seen_level: int = -1,
         loss_weight: float = 1.0,
         init_cfg: dict | None = None,
     ) -> None:
@@ -67,7 +65,6 @@ class FirstHitHead(BaseModule):
         self.voxel_size = tuple(voxel_size)
         self.depth_bins = depth_bins
         self.depth_range_m = depth_range_m
-        self.seen_level = seen_level
         self.loss_weight = loss_weight
         self.predictor = nn.Conv2d(in_channels, num_classes + 1 + depth_bins, 1)
 
@@ -124,12 +121,12 @@ class FirstHitHead(BaseModule):
         }
 
     def seen_surfaces(
-        self, mlvl_feats: Sequence[Tensor], geometry: CameraGeometry, num_cams: int
+        self, feats: Tensor, geometry: CameraGeometry, num_cams: int
     ) -> list[SeenSurfaces]:
         """Return the end points of the predicted rays of the current frame.
 
         Args:
-            mlvl_feats: L maps ``[B, T*N, C, h, w]``, the current frame's cameras first.
+            feats: One level ``[B, T*N, C, h, w]``, the current frame's cameras first.
             geometry: Cameras of the batch.
             num_cams: N.
 
@@ -138,7 +135,7 @@ class FirstHitHead(BaseModule):
             distance is the mean of the most likely depth bin and its two neighbours, by
             probability and in the logarithm.
         """
-        feats = mlvl_feats[self.seen_level][:, :num_cams]
+        feats = feats[:, :num_cams]
         points, shares = self._end_points(feats, geometry)
         hits = shares.argmax(-1) < self.num_classes
         pixels = feats.movedim(2, -1).flatten(1, 3)  # [B, N*h*w, C]

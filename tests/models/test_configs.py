@@ -66,6 +66,7 @@ class Family(NamedTuple):
     flips: bool  # BEV flips in training
     lidar: bool = False
     density_aware: bool = False
+    plus: bool = False  # with the parts of docs/recipes.md
 
 
 TAIL = "_r50_704x256_8f_"
@@ -97,13 +98,21 @@ FAMILIES = [
         "opusv2_nusc-surroundocc", "opusv2-{}" + TAIL + "nusc-surroundocc_24e",
         V2, SURROUNDOCC, 24, True,
     ),
+    Family(
+        "opusv2-plus_nusc-occ3d", "opusv2-plus-{}" + TAIL + "nusc-occ3d_50e",
+        V2, OCC3D, 50, True, plus=True,
+    ),
+    Family(
+        "opusv2-plus_nusc-occupancy", "opusv2-plus-{}" + TAIL + "nusc-occupancy_50e",
+        V2, OPENOCCUPANCY, 50, True, plus=True,
+    ),
 ]  # fmt: skip
 CASES = [
     pytest.param(family, size, id=family.name.format(size))
     for family in FAMILIES
     for size in family.sizes
 ]
-UNPUBLISHED = ("opusv2-fusion",)
+UNPUBLISHED = ("opusv2-fusion", "opusv2-plus")
 
 
 def path_of(family: Family, size: str) -> Path:
@@ -172,6 +181,11 @@ def check_head(family: Family, size: Size, head: Any) -> None:
         assert (head.max_spread_m, head.padding) == (3.0, True)
     else:
         assert head.densifier.pfn_channels == [64, 64] and head.point_channels == 32
+    position_code = "where_used" if family.plus else "added"
+    assert decoder.get("position_code", "added") == position_code
+    seen = [head.get(key, 0) for key in ("num_seen_queries", "num_seen_points")]
+    assert seen == ([size.queries // 2, 2400] if family.plus else [0, 0])
+    assert head.get("seen_level", -1) == (2 if family.plus else -1)
     weights = OCC3D_WEIGHTS if family.grid is OCC3D else OCC3D_WEIGHTS[1:]
     loss = head.loss_cls
     assert (loss.gamma, loss.alpha, loss.loss_weight) == (2.0, 0.25, 2.0)
@@ -193,7 +207,9 @@ def check_networks(family: Family, model: Any) -> None:
     assert backbone.init_cfg.prefix == "backbone."
     assert (model.img_neck.out_channels, model.img_neck.num_outs) == (256, 4)
     assert not {"grid_mask", "stop_prev_grad", "streaming"} & set(model)
-    assert model.get("img_aux_head") is None
+    assert (model.get("img_aux_head") or {}).get("type") == (
+        "FirstHitHead" if family.plus else None
+    )
     assert model.get("loss_normalizer", "batch") == "batch"
     assert model.data_preprocessor.distortion.type == "PhotometricDistortion"
     if not family.lidar:
@@ -240,6 +256,14 @@ def test_state_dict_is_the_published_one(family: Family, size: str) -> None:
     if not name.startswith(UNPUBLISHED):
         assert ours == manifests()[name]
         return
+    if family.plus:
+        parts = ("img_aux_head.", "pts_bbox_head.seen_feats.", "pts_bbox_head.seen_point_feats.")
+        assert {name.split(".")[0] for name in ours if name.startswith(parts)} == {
+            "img_aux_head", "pts_bbox_head",
+        }  # fmt: skip
+        published = manifests()[name.replace("-plus", "")]
+        assert {k: v for k, v in ours.items() if not k.startswith(parts)} == published
+        return
     # V2-Fusion: the head of V2 on the image and LiDAR networks of V1-Fusion
     networks = manifests()[f"opusv1-fusion-{size}{TAIL}nusc-occ3d_100e"]
     head = manifests()[name.replace("-fusion", "")]
@@ -270,7 +294,7 @@ def shrink(config: Config) -> dict[str, Any]:
     model.img_backbone.update(init_cfg=None, depth=18)
     model.img_neck.in_channels = [64, 128, 256, 512]
     head = model.pts_bbox_head
-    head.update(num_query=8)
+    head.update(num_query=8, num_seen_queries=min(head.get("num_seen_queries", 0), 4))
     head.decoder.num_refines = [min(points, 8) for points in head.decoder.num_refines]
     if "pts_voxel_layer" in model:
         low_high = torch.tensor(head.pc_range).view(2, 3)
@@ -288,7 +312,7 @@ def test_small_run_and_gradients(family: Family, size: str) -> None:
     model = MODELS.build(shrink(load_config(path_of(family, size), dict(num_frames=1)))).train()
     losses = small_run(model, camera_matrices(1))
     layers = len(family.sizes[size].refines)
-    assert len(losses) == 2 * layers + (not family.lidar)
+    assert len(losses) == 2 * layers + (not family.lidar) + 2 * family.plus
 
 
 def small_run(model: Any, ego2img: torch.Tensor) -> dict[str, torch.Tensor]:

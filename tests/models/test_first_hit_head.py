@@ -128,7 +128,7 @@ def one_hot_predictor(head: FirstHitHead) -> None:
 
 
 def test_seen_surfaces_are_where_the_rays_of_pixels_end() -> None:
-    head = make_head(depth_bins=8, depth_range_m=(1.0, 16.0), seen_level=1)
+    head = make_head(depth_bins=8, depth_range_m=(1.0, 16.0))
     h, w = 3, 5
     one_hot_predictor(head)
     feats = torch.zeros(1, 4, 8, h, w)  # two frames of two cameras; the older one is not used
@@ -145,7 +145,7 @@ def test_seen_surfaces_are_where_the_rays_of_pixels_end() -> None:
     shift[:3, 3] = torch.tensor([0.5, 0.2, 0.0])
     geometry = CameraGeometry(cameras[None], shift[None], IMG_HW)
     feats.requires_grad_()
-    (seen,) = head.seen_surfaces([torch.zeros(0), feats], geometry, num_cams=2)
+    (seen,) = head.seen_surfaces(feats, geometry, num_cams=2)
     assert seen.points.shape == (2, 3) and not seen.points.requires_grad
     for i, (camera, v, u, _, mean_bin) in enumerate(pixels):
         torch.testing.assert_close(seen.feats[i], feats[0, camera, :, v, u])
@@ -211,7 +211,7 @@ def test_queries_start_on_seen_surfaces(make_detector: Callable[..., Any]) -> No
 def test_starts_on_surfaces_give_gradients_without_surfaces(
     make_detector: Callable[..., Any],
 ) -> None:
-    head_cfg = HEAD | dict(num_seen_queries=4, num_seen_points=6)
+    head_cfg = HEAD | dict(num_seen_queries=4, num_seen_points=6, seen_level=1)
     model = make_detector(pts_bbox_head=head_cfg, img_aux_head=dict(type="FirstHitHead")).train()
     batch = make_batch(0, 1)
     for blind in (False, True):

@@ -189,6 +189,7 @@ def test_location_loss_of_the_initial_points_alone(make_head: Callable[..., Any]
         (HEAD, dict(near_negative_m=0.0), "near_negative_m is 0.0"),
         (HEAD, dict(num_seen_queries=11), "take 11 of num_query=10"),
         (HEAD, dict(num_seen_points=-1), "num_seen_points is -1"),
+        (HEAD, dict(seen_level=3), "seen_level is 3: use an index of the 3 feature maps"),
         (
             HEAD,
             dict(num_seen_queries=6, memory=dict(type="QueryMemory", num_kept=5)),

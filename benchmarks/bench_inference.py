@@ -36,7 +36,7 @@ from scripts.runtime.host_allocator import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = (
-    "configs/toy/opusv2-nano_toy_long.py",
+    "configs/toy/opusv2-nano_toy.py",
     "configs/opusv2_nusc-occ3d/opusv2-t_r50_704x256_8f_nusc-occ3d_100e.py",
 )
 

@@ -3,10 +3,10 @@
     python scripts/demo.py            # `make demo`: minutes on two cores
     python scripts/demo.py --long     # `make toy-train`: a longer run
 
-The demo scores and draws the model in pretrain/ (`make toy-pretrain`) on the held-out scenes, then
-fine-tunes it on the training scenes. The longer run starts from the image network of that model.
-Without the file, both train from scratch. `--from-scratch` adds a training from scratch, and
-`--skip` omits steps.
+The demo scores and draws the model in pretrain/ (`make toy-pretrain`) on the held-out scenes,
+scores a model of the published recipe for comparison, then fine-tunes the first on the training
+scenes. The longer run starts from a pretrained image network. Without the files, both train from
+scratch. `--from-scratch` adds a training from scratch, and `--skip` omits steps.
 
 Each step runs one of the project's commands in a separate process and writes to data/, work_dirs/
 and outputs/ of the current folder. A step with unchanged inputs is skipped; an interrupted training
@@ -35,18 +35,21 @@ from scripts.toy_runs.model_steps import (
 )
 from scripts.toy_runs.steps import ROOT, Record, StepFailed, Steps
 
-DEMO_CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy.py")
-LONG_CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy_long.py")
-FINE_TUNING_CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy_finetune.py")
-LONG_PRETRAINED_CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy_long_pretrained.py")
-SHIPPED = ROOT / "pretrain/opusv2-nano_toy.pth"
+DEMO_CONFIG = str(ROOT / "configs/toy/opusv2-plus-nano_toy.py")
+PUBLISHED_CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy.py")
+FINE_TUNING_CONFIG = str(ROOT / "configs/toy/opusv2-plus-nano_toy_finetune.py")
+LONG_CONFIG = str(ROOT / "configs/toy/opusv2-plus-nano_toy_long.py")
+LONG_PRETRAINED_CONFIG = str(ROOT / "configs/toy/opusv2-plus-nano_toy_long_pretrained.py")
+SHIPPED = ROOT / "pretrain/opusv2-plus-nano_toy.pth"
+# The published recipe, trained as SHIPPED. `make toy-train` starts from its image network.
+PUBLISHED = ROOT / "pretrain/opusv2-nano_toy.pth"
 METRICS = {"mIoU": "occ3d/mIoU", "RayIoU": "ray/RayIoU"}
 # Required multiples of the prior's scores (mIoU, RayIoU).
 DEMO_FACTORS = (1.0, 1.0)
 FINE_TUNING_FACTORS = (1.5, 2.0)
 LONG_FACTORS = (1.0, 1.5)
 LONG_PRETRAINED_FACTORS = (1.5, 2.5)
-SKIPPABLE = ("shipped", "fine-tuning", "pictures")
+SKIPPABLE = ("shipped", "published", "fine-tuning", "pictures")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Plan:
         config: Config of the training.
         factors: Required multiples of the prior's (mIoU, RayIoU).
         shipped: Weights that are scored and drawn first, or None.
+        published: Weights of the published recipe that are scored for comparison, or None.
         start: Initial weights of the training, or None for the initialisation of the config.
         options: `--cfg-options` of the training and the steps after it.
         from_scratch: Config of an additional training from scratch, or None.
@@ -67,6 +71,7 @@ class Plan:
     config: str
     factors: tuple[float, float] = DEMO_FACTORS
     shipped: Path | None = None
+    published: Path | None = None
     start: Path | None = None
     options: tuple[str, ...] = ()
     from_scratch: str | None = None
@@ -81,6 +86,7 @@ def make_plan(
     from_scratch: bool = False,
     skip: Sequence[str] = (),
     shipped: Path = SHIPPED,
+    published: Path = PUBLISHED,
 ) -> Plan:
     """Return the steps for the options of the command line.
 
@@ -90,6 +96,7 @@ def make_plan(
         from_scratch: Whether to train from scratch for comparison.
         skip: Steps to omit, of `SKIPPABLE`.
         shipped: File of the shipped model.
+        published: File of the model of the published recipe.
 
     Raises:
         ConfigError: No step is left.
@@ -104,21 +111,24 @@ def make_plan(
         default, factors = (LONG_CONFIG, LONG_FACTORS) if long else (DEMO_CONFIG, DEMO_FACTORS)
         return Plan(config or default, factors, pictures=pictures)
     shown = None if "shipped" in skip else shipped
+    compared = None if "published" in skip or not published.is_file() else published
+    trains = "fine-tuning" not in skip
     if long:
+        starts = published if published.is_file() else shipped
         parts = ("img_backbone", "img_neck", "img_aux_head")
-        places = (f"{part}.init_cfg.checkpoint={shipped}" for part in parts)
+        places = (f"{part}.init_cfg.checkpoint={starts}" for part in parts)
         scratch = LONG_CONFIG if from_scratch else None
         return Plan(
-            LONG_PRETRAINED_CONFIG, LONG_PRETRAINED_FACTORS, shown, None, tuple(places), scratch,
-            pictures, "fine-tuning" not in skip,
+            LONG_PRETRAINED_CONFIG, LONG_PRETRAINED_FACTORS, shown, compared, None, tuple(places),
+            scratch, pictures, trains,
         )  # fmt: skip
     scratch = DEMO_CONFIG if from_scratch else None
-    trains = "fine-tuning" not in skip
     if not (shown or trains or scratch):
         raise ConfigError("--skip omits every step: keep shipped or fine-tuning")
     return Plan(
-        FINE_TUNING_CONFIG, FINE_TUNING_FACTORS, shown, shipped, (), scratch, pictures, trains
-    )
+        FINE_TUNING_CONFIG, FINE_TUNING_FACTORS, shown, compared, shipped, (), scratch, pictures,
+        trains,
+    )  # fmt: skip
 
 
 def run_demo(plan: Plan) -> None:
@@ -142,6 +152,12 @@ def run_demo(plan: Plan) -> None:
         if plan.pictures:
             draw_pictures(own, DEMO_CONFIG, plan.shipped, Path("outputs", "shipped"))
         costs |= {f"shipped model: {name}": record for name, record in own.records.items()}
+    if plan.published is not None:
+        folder = Path("work_dirs", "published")
+        own = Steps.load(folder / "demo_steps.json")
+        others["published recipe"] = score_model(own, PUBLISHED_CONFIG, plan.published, folder)
+        costs |= {f"published recipe: {name}": record for name, record in own.records.items()}
+    if others:
         report_columns("held-out scenes", prior, others)
     scores = others.get("shipped")
     if plan.trains:

@@ -1,6 +1,7 @@
-"""Train the nano model on hundreds of procedural scenes and write it to pretrain/, with a card.
+"""Train the nano models on hundreds of procedural scenes; write them to pretrain/, with cards.
 
     python -m scripts.toy_pretrain            # `make toy-pretrain`: hours on two cores
+    python -m scripts.toy_pretrain --models opusv2-plus-nano_toy
 
 The scenes differ from those of the demo and cover all lighting conditions. The command may be
 interrupted at any time; it then continues where it stopped. It writes to data/, work_dirs/ and
@@ -23,12 +24,16 @@ from scripts.toy_runs.demo import METRICS
 from scripts.toy_runs.model_steps import PRETRAIN, make_data, score_model, score_prior, train_model
 from scripts.toy_runs.steps import ROOT, StepFailed, Steps, hash_of
 
-CONFIG = str(ROOT / "configs/toy/opusv2-nano_toy_pretrain.py")
-NAME = "opusv2-nano_toy"
+CONFIG = "configs/toy/{name}_pretrain.py"
+# Name and description of the models.
+MADE = {
+    "opusv2-nano_toy": "The nano form of OPUS-V2",
+    "opusv2-plus-nano_toy": "The nano form of OPUS-V2 with the parts of docs/recipes.md",
+}
 MAX_BYTES = 4_000_000
 CARD = """# {name}.pth
 
-The nano form of OPUS-V2, trained on procedural scenes: to look at, and to start a training from.
+{what}, trained on procedural scenes: to look at, and to start a training from.
 
 | | |
 |---|---|
@@ -47,27 +52,28 @@ Scores of this file on the {samples} validation samples of the same data, in per
 {rows}
 
 Made by `make toy-pretrain`. The whole model: `--load-from pretrain/{name}.pth`. Only the image
-network: `configs/toy/opusv2-nano_toy_long_pretrained.py`.
+network: `configs/_base_/models/resnet18_nano_pretrained.py`.
 """  # noqa: E501
 
 
-def run_pretrain(out: Path, config: str = CONFIG) -> None:
-    """Train, export and score, and write the card.
+def run_pretrain(out: Path, name: str) -> None:
+    """Train, export and score a model, and write its card.
 
     Args:
         out: Folder for the weights and the card.
-        config: The config.
+        name: One of `MADE`.
 
     Raises:
         ConfigError: The config cannot be read, or the folder cannot be written.
         StepFailed: A step failed, or the file is larger than it may be.
     """
     check_folder_target("--out", out)
+    config = str(ROOT / CONFIG.format(name=name))
     work_dir = Path("work_dirs", Path(config).stem)
     steps = Steps.load(work_dir / "demo_steps.json")
     data_key = make_data(PRETRAIN)
     trained = train_model(steps, config, work_dir, data_key)
-    weights = out / f"{NAME}.pth"
+    weights = out / f"{name}.pth"
     command = [str(ROOT / "scripts/shrink_checkpoint.py"), str(trained), "--out", str(weights)]
     steps.run("weights in half precision", command, hash_of(trained.read_bytes()), [weights])
     size = weights.stat().st_size
@@ -77,18 +83,18 @@ def run_pretrain(out: Path, config: str = CONFIG) -> None:
         )
     scores = score_model(steps, config, weights, work_dir)
     prior = score_prior(steps, config, data_key, work_dir)
-    text = card(work_dir, config, weights, scores, prior)
+    text = card(work_dir, name, weights, scores, prior)
     card_file = weights.with_suffix(".md")
     write_atomically(card_file, lambda path: path.write_text(text))
     print(f"{weights} and {card_file} are written\n\n{text}", flush=True)
 
 
-def card(work_dir: Path, config: str, weights: Path, scores: Path, prior: Path) -> str:
+def card(work_dir: Path, name: str, weights: Path, scores: Path, prior: Path) -> str:
     """Return the text of the card.
 
     Args:
         work_dir: Work dir of the training.
-        config: Config of the training.
+        name: One of `MADE`.
         weights: The file that was scored.
         scores: File with its scores.
         prior: File with the scores of the image-blind prior.
@@ -100,14 +106,15 @@ def card(work_dir: Path, config: str, weights: Path, scores: Path, prior: Path) 
     made = json.loads((PRETRAIN.root / "toy_nuscenes.json").read_text())
     scenes = round(0.8 * made["options"]["scenes"])  # four of five, see Options.scene_names
     rows = [
-        f"| {name} | {blind[metric]:.2f} | {report['metrics'][metric]:.2f} |"
-        for name, metric in METRICS.items()
+        f"| {title} | {blind[metric]:.2f} | {report['metrics'][metric]:.2f} |"
+        for title, metric in METRICS.items()
     ]
     return CARD.format(
-        name=NAME,
+        name=name,
+        what=MADE[name],
         bytes=weights.stat().st_size,
         sha256=report["checkpoint"]["sha256"],
-        config=Path(config).name,
+        config=Path(CONFIG.format(name=name)).name,
         options=" ".join(PRETRAIN.options),
         scenes=scenes,
         iterations=iterations,
@@ -125,9 +132,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = CommandParser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("pretrain"), metavar="FOLDER")
+    parser.add_argument(
+        "--models", nargs="+", choices=MADE, default=list(MADE), metavar="NAME",
+        help=f"models to make: {', '.join(MADE)}",
+    )  # fmt: skip
 
     def run(args: argparse.Namespace) -> None:
-        run_pretrain(args.out)
+        for name in args.models:
+            run_pretrain(args.out, name)
 
     return run_command(
         parser,

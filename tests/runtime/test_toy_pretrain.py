@@ -79,11 +79,12 @@ def test_the_card_tells_data_costs_and_scores(
     torch.save(dict(state_dict=dict(a=torch.zeros(9)), meta=dict(iter=14_400)), weights)
     scores = write_report(tmp_path / "scores.json", 20.0, 15.0)
     prior = write_report(tmp_path / "prior.json", 7.0, 4.0)
-    text = pretrain.card(tmp_path / "run", pretrain.CONFIG, weights, scores, prior)
+    text = pretrain.card(tmp_path / "run", "opusv2-plus-nano_toy", weights, scores, prior)
     for words in (
         f"{weights.stat().st_size:,} bytes, SHA-256 `abc`", "--scenes 50 --seed 9`: 40 scenes",
         "14,400 iterations in 2.0 h", "| mIoU | 7.00 | 20.00 |", "| RayIoU | 4.00 | 15.00 |",
-        "on the 160 validation samples", "| commit | 123456 |",
+        "on the 160 validation samples", "| commit | 123456 |", "# opusv2-plus-nano_toy.pth",
+        "The nano form of OPUS-V2 with the parts", "`configs/toy/opusv2-plus-nano_toy_pretrain.py`",
     ):  # fmt: skip
         assert words in text
 
@@ -111,15 +112,21 @@ def test_plans(shipped: Path, tmp_path: Path) -> None:
     assert plan == demo.Plan(demo.LONG_CONFIG, demo.LONG_FACTORS)
     plan = demo.make_plan(shipped=shipped, config="x.py", skip=["pictures"])
     assert plan == demo.Plan("x.py", pictures=False)
-    plan = demo.make_plan(shipped=shipped)
+    plan = demo.make_plan(shipped=shipped, published=shipped)
     assert plan == demo.Plan(
-        demo.FINE_TUNING_CONFIG, demo.FINE_TUNING_FACTORS, shipped=shipped, start=shipped
+        demo.FINE_TUNING_CONFIG,
+        demo.FINE_TUNING_FACTORS,
+        shipped=shipped,
+        published=shipped,
+        start=shipped,
     )
+    for options in (dict(published=none), dict(published=shipped, skip=["published"])):
+        assert demo.make_plan(shipped=shipped, **options).published is None
     plan = demo.make_plan(shipped=shipped, from_scratch=True, skip=["shipped"])
     assert (plan.shipped, plan.start, plan.from_scratch) == (None, shipped, demo.DEMO_CONFIG)
     plan = demo.make_plan(shipped=shipped, skip=["fine-tuning"])
     assert plan.shipped == shipped and not plan.trains
-    plan = demo.make_plan(shipped=shipped, long=True)
+    plan = demo.make_plan(shipped=shipped, published=none, long=True)
     assert plan.start is None and f"img_neck.init_cfg.checkpoint={shipped}" in plan.options
     for options in (dict(shipped=none), dict(shipped=shipped)):
         with pytest.raises(ConfigError, match=r"omits every step|remove --skip"):
@@ -131,16 +138,20 @@ def test_plans(shipped: Path, tmp_path: Path) -> None:
     [
         (
             dict(from_scratch=True),
-            ["prior", "scores", "pictures", "training", "scores", "pictures", "training", "scores"],
-            "| held-out scenes | image-blind prior | shipped | from scratch | model |",
+            [
+                *("prior", "scores", "pictures", "scores", "training", "scores", "pictures"),
+                *("training", "scores"),
+            ],
+            "| held-out scenes | image-blind prior | shipped | published recipe | from scratch "
+            "| model |",
         ),
         (
-            dict(skip=["fine-tuning", "pictures"]),
+            dict(skip=["fine-tuning", "pictures", "published"]),
             ["prior", "scores"],
             "| held-out scenes | image-blind prior | shipped |",
         ),
         (
-            dict(skip=["shipped", "pictures"]),
+            dict(skip=["shipped", "pictures", "published"]),
             ["prior", "training", "scores"],
             "| held-out scenes | image-blind prior | model | factor |",
         ),
@@ -178,7 +189,7 @@ def test_a_demo_with_a_shipped_model(
     for name in ("config_key", "source_key"):
         monkeypatch.setattr(model_steps, name, keys)
     monkeypatch.setattr(toy_steps.Steps, "run", run)
-    demo.run_demo(demo.make_plan(shipped=shipped, **options))
+    demo.run_demo(demo.make_plan(shipped=shipped, published=shipped, **options))
     assert names == steps
     assert columns in capsys.readouterr().out
     for name, command in zip(names, commands, strict=True):

@@ -1,6 +1,5 @@
-# `make toy-train` from the image network and the first-hit head of `make toy-pretrain`; decoder and
-# head start from scratch.
-_base_ = ["./opusv2-nano_toy_long.py"]
+# The narrow image network and its first-hit head, from `make toy-pretrain`.
+_base_ = "./resnet18_nano.py"
 
 img_backbone = dict(
     init_cfg=dict(

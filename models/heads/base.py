@@ -236,7 +236,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
             init_points,
             decoded.points,
             decoded.point_feats,
-            self._discretize(decoded, extra),
+            self._discretize(decoded, **({} if extra is None else {"extra": extra})),
             decoded.sampling_points,
             decoded.query_feats,
             extra,
@@ -398,10 +398,11 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         return None
 
     @abstractmethod
-    def _discretize(
-        self, decoded: DecoderOutput, extra: ExtraPoints | None
-    ) -> list[VoxelLogits | None]:
-        """Return the voxel logits of every layer, or None."""
+    def _discretize(self, decoded: DecoderOutput) -> list[VoxelLogits | None]:
+        """Return the voxel logits of every layer, or None.
+
+        Heads with ``_extra_points`` also take them, as ``extra``.
+        """
 
     def _query_scores(self, output: HeadOutput) -> Tensor:
         """Return the scores of the queries in the last layer, ``[B, Q]``.

@@ -171,7 +171,7 @@ class CPDHead(OccupancyHead):
         return ExtraPoints(torch.stack(points), torch.stack(feats))
 
     def _discretize(
-        self, decoded: DecoderOutput, extra: ExtraPoints | None
+        self, decoded: DecoderOutput, extra: ExtraPoints | None = None
     ) -> list[VoxelLogits | None]:
         wanted = [i for i, feats in enumerate(decoded.point_feats) if feats is not None]
         result: list[VoxelLogits | None] = [None] * len(decoded.points)

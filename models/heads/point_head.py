@@ -21,7 +21,6 @@ from .base import OccupancyHead
 from .densifier import VoxelLogits
 from .interface import HeadOutput, MatchedLayer
 from .results import Candidates, bring_back
-from .seen_surfaces import ExtraPoints
 
 _ROWS_NOT_KEPT = 1024
 
@@ -124,9 +123,7 @@ class PointHead(OccupancyHead):
         known = mean.amax(0) > self.score_thr
         return torch.where(known, mean, closing(mean))
 
-    def _discretize(
-        self, decoded: DecoderOutput, extra: ExtraPoints | None
-    ) -> list[VoxelLogits | None]:
+    def _discretize(self, decoded: DecoderOutput) -> list[VoxelLogits | None]:
         return [None] * len(decoded.points)
 
     @torch.no_grad()

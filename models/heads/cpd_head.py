@@ -153,21 +153,24 @@ class CPDHead(OccupancyHead):
     ) -> ExtraPoints | None:
         if not self.num_seen_points:
             return None
-        last, last_feats = self.denormalise(decoded.points[-1]), decoded.point_feats[-1]
+        last, last_feats = self.denormalise(decoded.points[-1]).detach(), decoded.point_feats[-1]
         assert last_feats is not None
         number = torch.arange(self.num_seen_points, device=last.device)
         points, feats = [], []
         for i, surfaces in enumerate(self._checked_seen(seen)):
-            inside = surfaces.take(self._is_inside(surfaces.points))
-            own, own_feats = inside.points.to(last), self.seen_point_feats(inside)
-            if not len(own):  # points of the queries a second time, which adds no voxel
-                own = last[i].flatten(0, 1).detach()
-                own_feats = torch.cat([own_feats, last_feats[i].flatten(0, 1)])
-            # evenly over the pixels, or some of them twice
-            size = len(own)
-            index = number % size if size < len(number) else number * size // len(number)
-            points.append(own[index])
-            feats.append(own_feats[index])
+            ordered = surfaces.existing_first(self._is_inside(surfaces.points))
+            count = ordered.exists.sum()
+            # evenly over the existing points, or some of them twice
+            index = torch.where(
+                count < len(number), number % count.clamp(min=1), number * count // len(number)
+            )
+            own = ordered.take(index)
+            # without any, points of the queries a second time, which adds no voxel
+            queries, of_queries = last[i].flatten(0, 1), last_feats[i].flatten(0, 1)
+            again = number % len(queries)
+            points.append(torch.where(own.exists[:, None], own.points.to(last), queries[again]))
+            own_feats = self.seen_point_feats(own)
+            feats.append(torch.where(own.exists[:, None], own_feats, of_queries[again]))
         return ExtraPoints(torch.stack(points), torch.stack(feats))
 
     def _discretize(

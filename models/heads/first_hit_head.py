@@ -131,17 +131,16 @@ class FirstHitHead(BaseModule):
             num_cams: N.
 
         Returns:
-            Per sample one point for each pixel whose most likely class is an occupied one. Its
-            distance is the mean of the most likely depth bin and its two neighbours, by
-            probability and in the logarithm.
+            Per sample one point for each pixel. It exists if the pixel's most likely class is an
+            occupied one. Its distance is the mean of the most likely depth bin and its two
+            neighbours, by probability and in the logarithm.
         """
         feats = feats[:, :num_cams]
         points, shares = self._end_points(feats, geometry)
         hits = shares.argmax(-1) < self.num_classes
         pixels = feats.movedim(2, -1).flatten(1, 3)  # [B, N*h*w, C]
         return [
-            SeenSurfaces(*of_sample).take(hit)
-            for *of_sample, hit in zip(points, pixels, shares, hits, strict=True)
+            SeenSurfaces(*of_sample) for of_sample in zip(points, pixels, shares, hits, strict=True)
         ]
 
     @torch.no_grad()

@@ -252,16 +252,16 @@ def _ego_to_ego(before: SequenceFrame, now: SequenceFrame) -> Tensor:
     return torch.linalg.inv(now.ego2global) @ before.ego2global
 
 
-def farthest_from(points: Tensor, others: Tensor, number: int) -> Tensor:
-    """Return the indices of the points that are farthest from other points, in ascending order.
+def farthest_first(points: Tensor, others: Tensor) -> Tensor:
+    """Rank points by their distance from the nearest of other points.
 
     Args:
         points: ``[n, 3]``.
-        others: ``[m, 3]``, at least one.
-        number: Number of points to return.
+        others: ``[m, 3]``, at least one; infinite ones are ignored.
 
     Returns:
-        int64 ``[number]``; of points at equal distance the lower index is taken.
+        int64 ``[n]``, the indices of the points, the farthest first; of points at equal distance
+        the lower index comes first.
     """
     distance = torch.cdist(points, others, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
-    return distance.sort(descending=True, stable=True).indices[:number].sort().values
+    return distance.sort(descending=True, stable=True).indices

@@ -5,7 +5,9 @@ Dimension letters: B batch, Q queries, C embedding channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ from models.errors import ModelConfigError
 from models.layers import GridModule
 
 from .interface import LidarInput
-from .query_memory import QueryMemory, SequenceFrame, farthest_from
+from .query_memory import QueryMemory, SequenceFrame, farthest_first
 from .results import positions
 from .seen_surfaces import SeenSurfaces, SurfaceFeatures
 
@@ -65,33 +67,48 @@ class QueryStarts(GridModule):
         recalled: list[tuple[Tensor, Tensor] | None] = [None] * len(init_points)
         if self.memory is not None and frames is not None:
             recalled = self.memory.recall(frames)
-        points, feats = [], []
+        starts = []
         for i, learned in enumerate(init_points[:, :, 0]):
-            starts = []
+            points, feats = learned[:0], learned.new_zeros(0, self.embed_dims)
+            exists = torch.ones(0, dtype=torch.bool, device=learned.device)
             memory = recalled[i]
             if memory is not None:
                 inside = self._is_inside(memory[0])
-                centres = self.normalise(memory[0].to(learned))
-                starts.append((centres[inside], memory[1][inside]))
+                points, feats = self.normalise(memory[0].to(learned))[inside], memory[1][inside]
+                exists = inside[inside]
             if self.num_seen_queries:
-                starts.append(self._spread_of(self._checked_seen(seen)[i], learned))
-            own_points = torch.cat([learned[:0], *(start[0] for start in starts)])
-            own_feats = torch.cat(
-                [learned.new_zeros(0, self.embed_dims), *(start[1] for start in starts)]
-            )
-            if len(own_points):
-                rest = farthest_from(
-                    self.denormalise(learned), self.denormalise(own_points),
-                    self.num_query - len(own_points),
-                )  # fmt: skip
-                learned = learned[rest]
-            points.append(torch.cat([own_points, learned]))
-            feats.append(F.pad(own_feats, (0, 0, 0, self.num_query - len(own_feats))))
-        start_feats = torch.stack(feats)
+                spread = self._spread_of(self._checked_seen(seen)[i])
+                points = torch.cat([points, self.normalise(spread.points.to(learned))])
+                feats = torch.cat([feats, self.seen_feats(spread).to(feats)])
+                exists = torch.cat([exists, spread.exists])
+            starts.append(self._filled(points, feats, exists, learned))
+        points, feats = (torch.stack(parts) for parts in zip(*starts, strict=True))
         if self.training and self.memory is not None:
             # data-parallel training needs a gradient of all parameters in every step
-            start_feats = start_feats + self.memory.no_effect()
-        return torch.stack(points).unsqueeze(2), start_feats
+            feats = feats + self.memory.no_effect()
+        return points.unsqueeze(2), feats
+
+    def _filled(
+        self, points: Tensor, feats: Tensor, exists: Tensor, learned: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return points ``[Q, 3]`` and features ``[Q, C]`` of all queries of a sample.
+
+        Args:
+            points: ``[n, 3]``, normalised.
+            feats: ``[n, C]``.
+            exists: bool ``[n]``; learned points replace the others.
+            learned: ``[Q, 3]``, normalised; those farthest from the existing points are used.
+        """
+        number = self.num_query - len(points)
+        if not len(points):
+            return learned, learned.new_zeros(number, self.embed_dims)
+        far = torch.where(exists[:, None], self.denormalise(points), math.inf)
+        ranking = farthest_first(self.denormalise(learned), far)
+        rest, next_ones = ranking[:number].sort().values, ranking[number:]
+        fill = next_ones[((~exists).cumsum(0) - 1).clamp(min=0)]
+        own = torch.where(exists[:, None], points, learned[fill])
+        own_feats = torch.where(exists[:, None], feats, 0.0)
+        return torch.cat([own, learned[rest]]), F.pad(own_feats, (0, 0, 0, number))
 
     @property
     def uses_seen_surfaces(self) -> bool:
@@ -112,21 +129,18 @@ class QueryStarts(GridModule):
         share = self.normalise(points.to(self.pc_range))
         return ((share >= 0) & (share < 1)).all(1)
 
-    def _spread_of(self, surfaces: SeenSurfaces, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return at most ``num_seen_queries`` evenly spread queries on surfaces.
+    def _spread_of(self, surfaces: SeenSurfaces) -> SeenSurfaces:
+        """Return ``num_seen_queries`` evenly spread points on surfaces.
 
-        Args:
-            surfaces: Predicted surfaces; points outside the grid are dropped.
-            like: A tensor with the dtype and device of the result.
-
-        Returns:
-            Points ``[n, 3]``, normalised and without gradient, and features ``[n, C]``.
+        Some do not exist if there are too few inside the grid.
         """
-        seen = surfaces.take(self._is_inside(surfaces.points))
-        if len(seen) > self.num_seen_queries:
-            points = seen.points.float()
-            seen = seen.take(ops.farthest_point_sampling(points, self.num_seen_queries))
-        return self.normalise(seen.points.to(like)), self.seen_feats(seen)
+        seen = surfaces.existing_first(self._is_inside(surfaces.points))
+        # never selected, except to fill the list
+        points = torch.where(seen.exists[:, None], seen.points.float(), math.nan)
+        number = min(self.num_seen_queries, len(points))
+        spread = seen.take(ops.farthest_point_sampling(points, number))
+        enough = torch.arange(number, device=points.device) < seen.exists.sum()
+        return replace(spread, exists=enough)
 
     def _initial_points(self, batch_size: int, lidar: LidarInput | None) -> Tensor:
         """Return the learned points or LiDAR points ``[B, Q, 1, 3]``, normalised."""

@@ -1,12 +1,15 @@
 """Points on surfaces that the image network predicts.
 
-Dimension letters: B batch, n points of a sample, M points of every sample, C embedding channels, F
+Their number differs between samples. Lists have a fixed length and a mask instead, because reading
+a number would synchronise with the device.
+
+Dimension letters: B batch, n pixels of a sample, M points of every sample, C embedding channels, F
 features of a point, K classes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +24,28 @@ class SeenSurfaces:
         points: ``[n, 3]``, metres of the occ frame, without gradient.
         feats: ``[n, C]``, features of the pixels.
         class_shares: ``[n, K + 1]``, probabilities of the classes and of no hit, without gradient.
+        exists: bool ``[n]``, whether the pixel shows a surface; the other points have no meaning.
     """
 
     points: Tensor
     feats: Tensor
     class_shares: Tensor
-
-    def __len__(self) -> int:
-        """Return n."""
-        return len(self.points)
+    exists: Tensor
 
     def take(self, index: Tensor) -> SeenSurfaces:
-        """Return the points of an index or a mask."""
-        return SeenSurfaces(self.points[index], self.feats[index], self.class_shares[index])
+        """Return the points of an index."""
+        return SeenSurfaces(
+            self.points[index], self.feats[index], self.class_shares[index], self.exists[index]
+        )
+
+    def existing_first(self, inside: Tensor) -> SeenSurfaces:
+        """Return all points, the existing ones first.
+
+        Args:
+            inside: bool ``[n]``; points outside of it no longer exist.
+        """
+        seen = replace(self, exists=self.exists & inside)
+        return seen.take(seen.exists.sort(descending=True, stable=True).indices)
 
 
 @dataclass(frozen=True)

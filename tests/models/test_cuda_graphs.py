@@ -147,7 +147,8 @@ def test_decoder_in_graphs_gives_the_same(num_seen: int) -> None:
         feats = make_feats(1, seed)
         points = plain.denormalise(torch.rand(5, 3)).double()
         shares = torch.rand(5, NUM_CLASSES + 1)
-        seen = [SeenSurfaces(points, torch.randn(5, plain.embed_dims), shares)]
+        feats_of_seen = torch.randn(5, plain.embed_dims)
+        seen = [SeenSurfaces(points, feats_of_seen, shares, torch.arange(5) > 0)]
         found = head(feats, make_geometry(1), seen=seen)
         expected = plain(feats, make_geometry(1), seen=seen)
         assert torch.equal(found.query_feats, expected.query_feats)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.errors import ModelConfigError
 from models.heads import CameraGeometry, FirstHitHead
-from models.heads.query_memory import farthest_from
+from models.heads.query_memory import farthest_first
 from models.heads.seen_surfaces import ExtraPoints, SeenSurfaces, SurfaceFeatures
 from tests.models.cases import HEAD, make_batch, make_feats, make_geometry
 
@@ -146,8 +146,11 @@ def test_seen_surfaces_are_where_the_rays_of_pixels_end() -> None:
     geometry = CameraGeometry(cameras[None], shift[None], IMG_HW)
     feats.requires_grad_()
     (seen,) = head.seen_surfaces(feats, geometry, num_cams=2)
-    assert seen.points.shape == (2, 3) and not seen.points.requires_grad
-    for i, (camera, v, u, _, mean_bin) in enumerate(pixels):
+    assert seen.points.shape == (2 * h * w, 3) and not seen.points.requires_grad
+    assert seen.exists.sum() == 2
+    for camera, v, u, _, mean_bin in pixels:
+        i = (camera * h + v) * w + u
+        assert seen.exists[i]
         torch.testing.assert_close(seen.feats[i], feats[0, camera, :, v, u])
         logits = head.predictor.weight[: CLASSES + 1, :, 0, 0] @ feats[0, camera, :, v, u]
         torch.testing.assert_close(seen.class_shares[i], logits.softmax(0).detach())
@@ -157,13 +160,14 @@ def test_seen_surfaces_are_where_the_rays_of_pixels_end() -> None:
         origin = torch.tensor([0.5, 0.2, 1.0], dtype=torch.float64)
         distance = float((point - origin).norm())
         assert distance == pytest.approx(16 ** ((mean_bin + 0.5) / 8), rel=1e-5)
-    seen.feats.sum().backward()
+    seen.feats[seen.exists].sum().backward()
     assert feats.grad is not None and feats.grad.sum() == 2 * 8
 
 
 def draw_surfaces(head: Any, points: Tensor) -> SeenSurfaces:
     feats = torch.randn(len(points), head.embed_dims)
-    return SeenSurfaces(points.double(), feats, torch.randn(len(points), 6).softmax(1))
+    shares = torch.randn(len(points), 6).softmax(1)
+    return SeenSurfaces(points.double(), feats, shares, torch.arange(len(points)) != 2)
 
 
 def test_features_of_a_surface_by_hand() -> None:
@@ -171,7 +175,7 @@ def test_features_of_a_surface_by_hand() -> None:
     torch.nn.init.constant_(layer.of_pixel.bias, 0.5)
     seen = SeenSurfaces(
         torch.zeros(2, 3), torch.tensor([[1.0, 3.0, 1.0, 3.0], [0.0, 0.0, 2.0, 2.0]]),
-        torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.25, 0.75]]),
+        torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.25, 0.75]]), torch.ones(2, dtype=torch.bool),
     )  # fmt: skip
     weight, classes = layer.of_pixel.weight, layer.of_class
     first = 0.5 - weight[:, 0] + weight[:, 1] - weight[:, 2] + weight[:, 3] + classes[:, 0]
@@ -180,7 +184,8 @@ def test_features_of_a_surface_by_hand() -> None:
     torch.testing.assert_close(layer(seen), torch.stack([first, second]), rtol=1e-4, atol=1e-4)
 
 
-def test_queries_start_on_seen_surfaces(make_detector: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("number", [9, 3])
+def test_queries_start_on_seen_surfaces(make_detector: Callable[..., Any], number: int) -> None:
     torch.manual_seed(0)
     head_cfg = HEAD | dict(num_seen_queries=4)
     detector = make_detector(pts_bbox_head=head_cfg, img_aux_head=dict(type="FirstHitHead")).eval()
@@ -190,7 +195,11 @@ def test_queries_start_on_seen_surfaces(make_detector: Callable[..., Any]) -> No
         lambda _, args: starts.append((args[0], args[-1]))
     )
     outside = torch.tensor([[1e3, 0.0, 0.0]])
-    seen = [draw_surfaces(head, head.denormalise(torch.rand(9, 3))), draw_surfaces(head, outside)]
+    seen = [
+        draw_surfaces(head, head.denormalise(torch.rand(number, 3))),
+        draw_surfaces(head, outside.expand(9, 3)),
+    ]
+    own = min(number - 1, 4)  # the third does not exist
     detector.img_aux_head.seen_surfaces = lambda *args: seen
     with torch.no_grad():
         detector.test_step(make_batch(0, 1))
@@ -198,14 +207,16 @@ def test_queries_start_on_seen_surfaces(make_detector: Callable[..., Any]) -> No
     points, feats = starts[0][0][:, :, 0], starts[0][1]
     learned = head.init_points.weight
     given = head.normalise(seen[0].points.float())
-    for point, feat in zip(points[0, :4], feats[0, :4], strict=True):
+    for point, feat in zip(points[0, :own], feats[0, :own], strict=True):
         (index,) = (given == point).all(1).nonzero(as_tuple=True)
+        assert index[0] != 2
         torch.testing.assert_close(feat, expected[index[0]])
-    assert len({tuple(row) for row in points[0, :4].tolist()}) == 4
-    rest = farthest_from(head.denormalise(learned), head.denormalise(points[0, :4]), 6)
-    torch.testing.assert_close(points[0, 4:], learned[rest])
-    assert torch.equal(points[1], learned)
-    assert (feats[0, 4:] == 0).all() and (feats[1] == 0).all()
+    assert len({tuple(row) for row in points[0, :own].tolist()}) == own
+    ranking = farthest_first(head.denormalise(learned), head.denormalise(points[0, :own]))
+    rest = {tuple(row) for row in learned[ranking[: 10 - own]].tolist()}
+    assert {tuple(row) for row in points[0, own:].tolist()} == rest
+    assert sorted(points[1].tolist()) == sorted(learned.tolist())
+    assert (feats[0, own:] == 0).all() and (feats[1] == 0).all()
 
 
 def test_starts_on_surfaces_give_gradients_without_surfaces(
@@ -236,13 +247,15 @@ def test_seen_points_join_the_last_layer(make_detector: Callable[..., Any], numb
         pts_bbox_head=head_cfg, img_aux_head=dict(type="FirstHitHead")
     ).pts_bbox_head.eval()
     inside = head.denormalise(torch.rand(5, 3))
-    surfaces = draw_surfaces(head, torch.cat([inside, torch.tensor([[1e3, 0.0, 0.0]])]))
+    nowhere = torch.tensor([[1e3, 0.0, 0.0], [0.0, 0.0, 0.0]])  # outside; does not exist
+    surfaces = draw_surfaces(head, torch.cat([inside[:1], nowhere, inside[1:]]))
     with torch.no_grad():
         output = head(make_feats(1), make_geometry(1), seen=[surfaces])
         # five points: some twice, all, or some of them, evenly
         chosen = {3: [0, 1, 3], 5: [0, 1, 2, 3, 4], 7: [0, 1, 2, 3, 4, 0, 1]}[number]
         torch.testing.assert_close(output.extra.points, inside[None, chosen])
-        expected_feats = head.seen_point_feats(surfaces.take(torch.tensor(chosen)))
+        places = torch.tensor([0, 3, 4, 5, 6])[chosen]
+        expected_feats = head.seen_point_feats(surfaces.take(places))
         torch.testing.assert_close(output.extra.feats, expected_feats[None])
         points, feats = output.points[-1], output.point_feats[-1]
         without = head.densifiers[-1](head.denormalise(points), feats)

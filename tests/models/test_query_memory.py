@@ -22,7 +22,7 @@ from models.heads import (
     SequenceFrame,
     VoxelLogits,
 )
-from models.heads.query_memory import farthest_from, occ_to_occ
+from models.heads.query_memory import farthest_first, occ_to_occ
 from tests.models.cases import (
     HEAD,
     NUM_CLASSES,
@@ -218,9 +218,11 @@ def test_farthest_points_are_those_of_brute_force() -> None:
     points, others = torch.rand(20, 3, generator=rng), torch.rand(5, 3, generator=rng)
     points[7] = points[3]  # equal distances: the lower index
     distance = (points[:, None] - others[None]).square().sum(-1).sqrt().amin(1)
-    for number in (0, 1, 6, 20):
-        ranking = sorted(range(20), key=lambda i: (-float(distance[i]), i))
-        assert farthest_from(points, others, number).tolist() == sorted(ranking[:number])
+    ranking = sorted(range(20), key=lambda i: (-float(distance[i]), i))
+    assert farthest_first(points, others).tolist() == ranking
+    nowhere = torch.full((2, 3), torch.inf)
+    assert farthest_first(points, torch.cat([others, nowhere])).tolist() == ranking
+    assert farthest_first(points, nowhere).tolist() == list(range(20))
 
 
 def test_scores_of_queries_are_those_of_their_voxels(make_head: Callable[..., Any]) -> None:
@@ -275,9 +277,8 @@ def test_a_frame_starts_from_the_queries_of_the_one_before(
     number = len(centres)
     assert number > 0  # some may have left the grid
     torch.testing.assert_close(points[0, :number], centres)
-    rest = farthest_from(
-        head.denormalise(learned), head.denormalise(centres), head.num_query - number
-    )
+    ranking = farthest_first(head.denormalise(learned), head.denormalise(centres))
+    rest = ranking[: head.num_query - number].sort().values
     torch.testing.assert_close(points[0, number:], learned[rest])
     assert feats[0, :number].any(1).all() and not feats[0, number:].any()
 

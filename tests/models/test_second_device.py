@@ -42,6 +42,7 @@ WAITS = {
     "v2": (2, 2, 1),
     "v2_density_aware": (2, 2, 1),
     "v2_auxiliary": (2, 2, 1),
+    "v2_seen": (2, 2, 1),
     "v1_fusion": (2, 2, 2),
     "v2_fusion": (3, 3, 2),
 }

@@ -73,9 +73,8 @@ class QueryStarts(GridModule):
             exists = torch.ones(0, dtype=torch.bool, device=learned.device)
             memory = recalled[i]
             if memory is not None:
-                inside = self._is_inside(memory[0])
-                points, feats = self.normalise(memory[0].to(learned))[inside], memory[1][inside]
-                exists = inside[inside]
+                points, feats = self.normalise(memory[0].to(learned)), memory[1]
+                exists = self._is_inside(memory[0])
             if self.num_seen_queries:
                 spread = self._spread_of(self._checked_seen(seen)[i])
                 points = torch.cat([points, self.normalise(spread.points.to(learned))])

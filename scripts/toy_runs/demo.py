@@ -48,7 +48,7 @@ METRICS = {"mIoU": "occ3d/mIoU", "RayIoU": "ray/RayIoU"}
 DEMO_FACTORS = (1.0, 1.0)
 FINE_TUNING_FACTORS = (1.5, 2.0)
 LONG_FACTORS = (1.0, 1.5)
-LONG_PRETRAINED_FACTORS = (1.5, 2.5)
+LONG_PRETRAINED_FACTORS = (2.0, 4.0)
 SKIPPABLE = ("shipped", "published", "fine-tuning", "pictures")
 
 

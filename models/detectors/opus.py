@@ -57,7 +57,7 @@ class OPUS(BaseModel):
         pts_backbone: Configuration of the LiDAR backbone.
         pts_neck: Configuration of the LiDAR neck. Set all four or none.
         img_aux_head: Configuration of a ``FirstHitHead`` that supervises the image network in
-            training; None for none, as published.
+            training and predicts surfaces for heads that use them; None for none, as published.
         grid_mask: Configuration of an augmentation of the network's input; None for none.
         loss_normalizer: Divisor of the losses with several processes, see ``LossNormalizer``:
             ``'batch'``, or ``'rank'`` as for the published models.
@@ -305,7 +305,7 @@ class OPUS(BaseModel):
     def _seen_surfaces(
         self, feats: Sequence[Tensor], geometry: CameraGeometry
     ) -> list[SeenSurfaces] | None:
-        """Return the predicted surfaces if queries of the head start there."""
+        """Return the predicted surfaces if the head uses them."""
         head = self.pts_bbox_head
         if self.img_aux_head is None or not head.uses_seen_surfaces:
             return None

@@ -166,8 +166,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
             lidar: LiDAR inputs, for heads with LiDAR.
             draws: Random numbers of the dropout in training; None uses torch's generator.
             frames: Frames of the samples, for heads with a memory.
-            seen: Surfaces of every sample that the image network predicts, for heads with
-                ``num_seen_queries``.
+            seen: Surfaces of every sample that the image network predicts, for heads that use them.
 
         Raises:
             ModelConfigError: If levels, frames, cameras, channels or LiDAR do not match the
@@ -188,6 +187,8 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
     ) -> HeadOutput:
         dtype = self.pc_range.dtype
         init_points = self._initial_points(len(geometry.ego2occ), lidar)
+        if seen is not None:
+            seen = [own.existing_first(self._is_inside(own.points)) for own in seen]
         start, start_feats = self._start(init_points, frames, seen)
         output = self.decode(
             init_points,
@@ -225,7 +226,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
         """Run the decoder and discretize its outputs; arguments as in ``OPUSDecoder.forward``.
 
         Queries start at ``start`` ``[B, Q, 1, 3]`` with ``start_feats`` ``[B, Q, C]``; None for
-        ``init_points`` and zeros. ``seen`` as in ``forward``.
+        ``init_points`` and zeros. ``seen`` has the points inside the grid first.
         """
         decoded: DecoderOutput = self.transformer["decoder"](
             init_points if start is None else start,

@@ -158,13 +158,12 @@ class CPDHead(OccupancyHead):
         number = torch.arange(self.num_seen_points, device=last.device)
         points, feats = [], []
         for i, surfaces in enumerate(self._checked_seen(seen)):
-            ordered = surfaces.existing_first(self._is_inside(surfaces.points))
-            count = ordered.exists.sum()
+            count = surfaces.exists.sum()
             # evenly over the existing points, or some of them twice
             index = torch.where(
                 count < len(number), number % count.clamp(min=1), number * count // len(number)
             )
-            own = ordered.take(index)
+            own = surfaces.take(index)
             # without any, points of the queries a second time, which adds no voxel
             queries, of_queries = last[i].flatten(0, 1), last_feats[i].flatten(0, 1)
             again = number % len(queries)

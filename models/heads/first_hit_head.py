@@ -31,8 +31,8 @@ class FirstHitHead(BaseModule):
     Targets come from casting rays through the sample's labels: the class of the first voxel hit (or
     none) and the distance to it, in bins of equal ratio. The published models start from a
     detector's weights; an image network that starts from scratch learns semantics and depth faster
-    with this head than from the Chamfer and class losses alone. It is used only in training, and
-    follows the depth supervision of BEVDepth (arXiv 2206.10092).
+    with this head than from the Chamfer and class losses alone. It follows the depth supervision of
+    BEVDepth (arXiv 2206.10092). In prediction it is used only by heads that need `seen_surfaces`.
 
     Args:
         in_channels: C.

@@ -131,14 +131,14 @@ class QueryStarts(GridModule):
     def _spread_of(self, surfaces: SeenSurfaces) -> SeenSurfaces:
         """Return ``num_seen_queries`` evenly spread points on surfaces.
 
-        Some do not exist if there are too few inside the grid.
+        Existing points come first in ``surfaces``. Some of the result do not exist if there are too
+        few.
         """
-        seen = surfaces.existing_first(self._is_inside(surfaces.points))
         # never selected, except to fill the list
-        points = torch.where(seen.exists[:, None], seen.points.float(), math.nan)
+        points = torch.where(surfaces.exists[:, None], surfaces.points.float(), math.nan)
         number = min(self.num_seen_queries, len(points))
-        spread = seen.take(ops.farthest_point_sampling(points, number))
-        enough = torch.arange(number, device=points.device) < seen.exists.sum()
+        spread = surfaces.take(ops.farthest_point_sampling(points, number))
+        enough = torch.arange(number, device=points.device) < surfaces.exists.sum()
         return replace(spread, exists=enough)
 
     def _initial_points(self, batch_size: int, lidar: LidarInput | None) -> Tensor:

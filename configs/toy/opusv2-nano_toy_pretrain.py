@@ -8,4 +8,4 @@ bev_flip_prob = 0.5
 max_epochs = 16
 
 # Faster on CPUs that multiply bfloat16 (AMX, AVX512-BF16); remove it on others.
-optim_wrapper = dict(type="AmpOptimWrapper", dtype="bfloat16")
+optim_wrapper = dict(type="AmpOptimWrapper", dtype="auto")

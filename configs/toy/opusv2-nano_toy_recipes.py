@@ -13,4 +13,4 @@ version = "v1.0-trainval"
 bev_flip_prob = 0.5
 max_epochs = 4
 
-optim_wrapper = dict(type="AmpOptimWrapper", dtype="bfloat16")
+optim_wrapper = dict(type="AmpOptimWrapper", dtype="auto")

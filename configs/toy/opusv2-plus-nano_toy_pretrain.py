@@ -6,4 +6,4 @@ version = "v1.0-trainval"
 bev_flip_prob = 0.5
 max_epochs = 16
 
-optim_wrapper = dict(type="AmpOptimWrapper", dtype="bfloat16")
+optim_wrapper = dict(type="AmpOptimWrapper", dtype="auto")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
+from models.detectors.evaluation_network import multiplies_bfloat16
 from scripts.runtime.batch_norm_sync import refuse_sync_bn
 from scripts.runtime.errors import ConfigError
 from scripts.runtime.launch import Launch
@@ -17,9 +18,10 @@ def fit_config(cfg: Config, launch: Launch, *, trains: bool = True) -> list[str]
     - `batch_size` at the top of the config is the total over all processes and is divided among
       them. A batch size of the training loader itself applies to one process, as in MMEngine.
     - Worker settings are removed from data loaders without workers (torch rejects them).
-    - On the CPU, mixed precision is bfloat16 if the config selects it, and otherwise off
-      (MMEngine's AmpOptimWrapper does not support the CPU). The data-parallel wrapper gets no
-      device number.
+    - Mixed precision is bfloat16 without a loss scale if the config selects it, or if it has
+      `dtype='auto'` and the device multiplies bfloat16. Otherwise it is float16 on a GPU and off on
+      the CPU (MMEngine's AmpOptimWrapper does not support the CPU).
+    - On the CPU the data-parallel wrapper gets no device number.
 
     Args:
         cfg: The resolved config.
@@ -38,22 +40,38 @@ def fit_config(cfg: Config, launch: Launch, *, trains: bool = True) -> list[str]
     _drop_worker_settings(cfg)
     on_cpu = not torch.cuda.is_available()
     wrapper = cfg.get("optim_wrapper")
-    is_bfloat16 = (wrapper or {}).get("dtype") in ("bfloat16", torch.bfloat16)
-    is_mixed = wrapper is not None and wrapper.get("type") == "AmpOptimWrapper"
-    if wrapper is not None and is_mixed and (on_cpu or is_bfloat16):
-        wrapper.type = "Bfloat16OptimWrapper" if is_bfloat16 else "OptimWrapper"
-        for key in ("loss_scale", "dtype", "use_fsdp"):
-            wrapper.pop(key, None)
-        if not is_bfloat16:
-            notes.append(
-                "no GPU: mixed precision is off, training runs in float32 (the CPU has "
-                "optim_wrapper.dtype=bfloat16)"
-            )
+    if wrapper is not None and wrapper.get("type") == "AmpOptimWrapper":
+        notes += _fit_precision(wrapper, torch.device("cpu" if on_cpu else "cuda"))
     if launch.is_distributed:
         cfg.launcher = "pytorch"
         if on_cpu:
             _wrap_on_cpu(cfg)
     return notes
+
+
+def _fit_precision(wrapper: ConfigDict, device: torch.device) -> list[str]:
+    """Select the wrapper for mixed precision on a device; return sentences for the log."""
+    dtype = wrapper.get("dtype")
+    if dtype == "auto":
+        wrapper.pop("dtype")  # the default on a GPU is float16
+        dtype = "bfloat16" if multiplies_bfloat16(device) else None
+    is_bfloat16 = dtype in ("bfloat16", torch.bfloat16)
+    if device.type == "cuda" and not is_bfloat16:
+        return []
+    wrapper.type = "Bfloat16OptimWrapper" if is_bfloat16 else "OptimWrapper"
+    for key in ("loss_scale", "dtype", "use_fsdp"):
+        wrapper.pop(key, None)
+    if not is_bfloat16:
+        return [
+            "no GPU: mixed precision is off, training runs in float32 (CPUs that multiply bfloat16 "
+            "support optim_wrapper.dtype=bfloat16)"
+        ]
+    if not multiplies_bfloat16(device):
+        return [
+            "this device does not multiply bfloat16, training is slower than in float32: set "
+            "optim_wrapper.dtype=auto"
+        ]
+    return []
 
 
 def _wrap_on_cpu(cfg: Config) -> None:

@@ -70,6 +70,7 @@ def test_bfloat16_on_the_cpu(
 ) -> None:
     """Only the image network runs in bfloat16; losses are close to float32."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("scripts.runtime.fit.multiplies_bfloat16", lambda device: True)
     fitted = Config(cfg.to_dict())
     fitted.optim_wrapper.update(type="AmpOptimWrapper", dtype="bfloat16", loss_scale="dynamic")
     assert fit_config(fitted, Launch()) == []
@@ -85,6 +86,31 @@ def test_bfloat16_on_the_cpu(
     assert set(image) == {torch.bfloat16} and set(points) == {torch.float32}
     assert losses == pytest.approx(train(other), rel=0.02)
     assert all(value.dtype != torch.bfloat16 for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "multiplies", "dtype", "wrapper", "left", "note"),
+    [
+        (False, True, "auto", "Bfloat16OptimWrapper", None, None),
+        (False, False, "auto", "OptimWrapper", None, "mixed precision is off"),
+        (False, False, "bfloat16", "Bfloat16OptimWrapper", None, "slower than in float32"),
+        (True, True, "auto", "Bfloat16OptimWrapper", None, None),
+        (True, False, "auto", "AmpOptimWrapper", None, None),  # float16
+        (True, False, "float16", "AmpOptimWrapper", "float16", None),
+    ],
+)
+def test_mixed_precision_fits_the_device(
+    has_gpu: bool, multiplies: bool, dtype: str, wrapper: str, left: str | None, note: str | None,
+    cfg: Config, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    monkeypatch.setattr("scripts.runtime.fit.multiplies_bfloat16", lambda device: multiplies)
+    fitted = Config(cfg.to_dict())
+    fitted.optim_wrapper.update(type="AmpOptimWrapper", dtype=dtype)
+    notes = fit_config(fitted, Launch())
+    assert fitted.optim_wrapper.type == wrapper
+    assert fitted.optim_wrapper.get("dtype") == left
+    assert len(notes) == (note is not None) and (note or "") in "".join(notes)
 
 
 @pytest.mark.parametrize("names", ["img_backbone", ["img_backbone.layer2", "img_neck"]])

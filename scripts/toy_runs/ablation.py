@@ -215,7 +215,10 @@ def read_cost(work_dir: Path) -> Cost:
                 memory = max(memory, float(entry.get("host_memory", 0.0)))
                 last = max(last, int(entry.get("iter", entry.get("step", 0))))
     if not times:
-        raise StepFailed(f"{work_dir} holds no log of an iteration: remove it and run again")
+        raise StepFailed(
+            f"{work_dir} has no log of an iteration: remove it, and set "
+            "default_hooks.logger.interval to less than the number of iterations"
+        )
     return Cost(statistics.median(times), memory, last)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.runtime.command_line import CommandParser, config_file, run_command
+from scripts.runtime.config import load_config
 from scripts.runtime.errors import ConfigError
 from scripts.toy_runs.model_steps import (
     TOY,
@@ -63,7 +64,8 @@ class Plan:
         published: Weights of the published recipe that are scored for comparison, or None.
         start: Initial weights of the training, or None for the initialisation of the config.
         options: `--cfg-options` of the training and the steps after it.
-        from_scratch: Config of an additional training from scratch, or None.
+        from_scratch: Config of an additional training from scratch, as long as that of `config`;
+            or None.
         pictures: Whether pictures are drawn.
         trains: Whether a model is trained.
     """
@@ -168,7 +170,8 @@ def run_demo(plan: Plan) -> None:
     if plan.from_scratch is not None:
         folder = Path("work_dirs", Path(plan.from_scratch).stem)
         own = Steps.load(folder / "demo_steps.json")
-        weights = train_model(own, plan.from_scratch, folder, data_key)
+        length = (f"max_epochs={load_config(plan.config).max_epochs}",)
+        weights = train_model(own, plan.from_scratch, folder, data_key, options=length)
         others["from scratch"] = score_model(own, plan.from_scratch, weights, folder)
     if scores is None:
         report_columns("held-out scenes", prior, others)

@@ -59,6 +59,16 @@ def test_rows_become_configs(tmp_path: Path) -> None:
     assert heads["more, longer"].num_query == 300 and heads["more, longer"].score_thr == 0.3
 
 
+def test_short_trainings_log_every_iteration(tmp_path: Path) -> None:
+    intervals = {"": 1, "  default_hooks.logger.interval: 2\n": 2}
+    for line, interval in intervals.items():
+        text = TEXT.replace("iterations: 100", "iterations: 4").replace("all:\n", f"all:\n{line}")
+        spec = read_spec(write(tmp_path, text))
+        path = tmp_path / "config.py"
+        path.write_text(config_text(spec.config, training_overrides(spec, "base", 0)))
+        assert load_config(path).default_hooks.logger.interval == interval
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

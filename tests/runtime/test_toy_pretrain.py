@@ -196,3 +196,5 @@ def test_a_demo_with_a_shipped_model(
         if name == "training":
             is_fine_tuning = demo.FINE_TUNING_CONFIG in command
             assert ("--load-from" in command) is is_fine_tuning
+            # from scratch as long as the fine-tuning
+            assert ("max_epochs=6" in command) is not is_fine_tuning

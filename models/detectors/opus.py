@@ -310,7 +310,9 @@ class OPUS(BaseModel):
         if self.img_aux_head is None or not head.uses_seen_surfaces:
             return None
         seen: list[SeenSurfaces] = self.img_aux_head.seen_surfaces(
-            feats[head.seen_level], geometry, head.num_cams
+            feats[head.seen_level][:, : head.num_cams],
+            geometry.occ2img()[:, : head.num_cams],
+            geometry.img_hw,
         )
         return seen
 

@@ -187,9 +187,7 @@ class OccupancyHead(QueryStarts, metaclass=ABCMeta):
     ) -> HeadOutput:
         dtype = self.pc_range.dtype
         init_points = self._initial_points(len(geometry.ego2occ), lidar)
-        if seen is not None:
-            seen = [own.existing_first(self._is_inside(own.points)) for own in seen]
-        start, start_feats = self._start(init_points, frames, seen)
+        start, start_feats, seen = self.start(init_points, frames, seen)
         output = self.decode(
             init_points,
             # half-precision maps are not converted: sampling sums in the precision of the points

@@ -121,22 +121,21 @@ class FirstHitHead(BaseModule):
         }
 
     def seen_surfaces(
-        self, feats: Tensor, geometry: CameraGeometry, num_cams: int
+        self, feats: Tensor, occ2img: Tensor, img_hw: tuple[int, int]
     ) -> list[SeenSurfaces]:
-        """Return the end points of the predicted rays of the current frame.
+        """Return the end points of the predicted rays of a frame.
 
         Args:
-            feats: One level ``[B, T*N, C, h, w]``, the current frame's cameras first.
-            geometry: Cameras of the batch.
-            num_cams: N.
+            feats: One level of the frame ``[B, N, C, h, w]``.
+            occ2img: ``[B, N, 4, 4]``.
+            img_hw: Height and width in pixels of the images that ``occ2img`` refers to.
 
         Returns:
             Per sample one point for each pixel. It exists if the pixel's most likely class is an
             occupied one. Its distance is the mean of the most likely depth bin and its two
             neighbours, by probability and in the logarithm.
         """
-        feats = feats[:, :num_cams]
-        points, shares = self._end_points(feats, geometry)
+        points, shares = self._end_points(feats, occ2img, img_hw)
         hits = shares.argmax(-1) < self.num_classes
         pixels = feats.movedim(2, -1).flatten(1, 3)  # [B, N*h*w, C]
         return [
@@ -144,11 +143,13 @@ class FirstHitHead(BaseModule):
         ]
 
     @torch.no_grad()
-    def _end_points(self, feats: Tensor, geometry: CameraGeometry) -> tuple[Tensor, Tensor]:
+    def _end_points(
+        self, feats: Tensor, occ2img: Tensor, img_hw: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
         """Return end points of all rays, and the probabilities of their classes.
 
         Returns:
-            float64 ``[B, N*h*w, 3]``, and ``[B, N*h*w, K + 1]``.
+            ``[B, N*h*w, 3]`` in the precision of ``occ2img``, and ``[B, N*h*w, K + 1]``.
         """
         num_cams, size = feats.shape[1], (feats.shape[-2], feats.shape[-1])
         maps = self.predictor(feats.flatten(0, 1).to(self.predictor.weight.dtype))
@@ -156,12 +157,12 @@ class FirstHitHead(BaseModule):
         of_class, of_depth = maps.split([self.num_classes + 1, self.depth_bins], dim=-1)
         near, far = (math.log(limit) for limit in self.depth_range_m)
         share = (self._likely_bin(of_depth) + 0.5) / self.depth_bins
-        distance = torch.exp(near + share * (far - near)).double()
-        pixels = pixel_centres(geometry.img_hw, size, feats.device)  # [h*w, 3]
-        occ2img = geometry.occ2img()[:, :num_cams].double()
-        inverse = torch.linalg.inv_ex(occ2img[..., :3, :3]).inverse  # `inv` would synchronise
-        rays = F.normalize(torch.einsum("bnij,pj->bnpi", inverse, pixels), dim=-1)
-        origin = -(inverse @ occ2img[..., :3, 3:]).transpose(-1, -2)  # [B, N, 1, 3]
+        distance = torch.exp(near + share * (far - near)).to(occ2img)
+        pixels = pixel_centres(img_hw, size, feats.device).to(occ2img)  # [h*w, 3]
+        inverse = _inverse(occ2img[..., :3, :3]).unsqueeze(2)  # [B, N, 1, 3, 3]
+        # sums of products, because a matrix product may be in TF32
+        rays = F.normalize((inverse * pixels[:, None]).sum(-1), dim=-1)  # [B, N, h*w, 3]
+        origin = -(inverse * occ2img[..., None, None, :3, 3]).sum(-1)  # [B, N, 1, 3]
         points = origin + rays * distance.flatten(2)[..., None]
         return points.flatten(1, 2), of_class.softmax(-1).flatten(1, 3)
 
@@ -195,8 +196,7 @@ class FirstHitHead(BaseModule):
         near, far = (math.log(limit) for limit in self.depth_range_m)
         classes, bins = [], []
         cameras = occ2img.double()
-        # `inv` would synchronise with the device.
-        inverses = torch.linalg.inv_ex(cameras[:, :3, :3]).inverse
+        inverses = _inverse(cameras[:, :3, :3])
         for camera, inverse in zip(cameras, inverses, strict=True):
             rays = F.normalize(pixels @ inverse.T, dim=-1)
             origin = -(inverse @ camera[:3, 3])
@@ -224,3 +224,14 @@ def pixel_centres(img_hw: tuple[int, int], size: tuple[int, int], device: torch.
     u = (torch.arange(size[1], device=device) + 0.5) * (img_hw[1] / size[1])
     v, u = torch.meshgrid(v, u, indexing="ij")
     return torch.stack([u, v, torch.ones_like(u)], dim=-1).flatten(0, 1).double()
+
+
+def _inverse(matrices: Tensor) -> Tensor:
+    """Return the inverses of matrices ``[..., 3, 3]``.
+
+    In closed form: ``torch.linalg.inv`` would synchronise with the device, and ONNX has none.
+    """
+    a, b, c = matrices.unbind(-2)
+    bc = torch.linalg.cross(b, c)
+    columns = torch.stack([bc, torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=-1)
+    return columns / (a * bc).sum(-1)[..., None, None]

@@ -48,22 +48,33 @@ class QueryStarts(GridModule):
     memory: QueryMemory | None
     init_points: nn.Embedding
 
-    def _start(
+    def start(
         self,
         init_points: Tensor,
         frames: Sequence[SequenceFrame | None] | None,
         seen: Sequence[SeenSurfaces] | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return initial points ``[B, Q, 1, 3]``, normalised, and features ``[B, Q, C]``.
+    ) -> tuple[Tensor, Tensor | None, Sequence[SeenSurfaces] | None]:
+        """Return the starts of the queries.
 
         Queries of the memory come first, then queries on predicted surfaces. The others start at
         the points of ``init_points`` that are farthest from these.
 
+        Args:
+            init_points: ``[B, Q, 1, 3]``, normalised.
+            frames: Frames of the samples, for heads with a memory.
+            seen: Predicted surfaces of the samples, for heads that use them.
+
+        Returns:
+            Initial points ``[B, Q, 1, 3]``, normalised; features ``[B, Q, C]``, or None for zeros;
+            and ``seen`` with the points inside the grid first.
+
         Raises:
-            ModelConfigError: If ``frames`` or ``seen`` are required and missing.
+            ModelConfigError: If ``seen`` is required and missing.
         """
+        if seen is not None:
+            seen = [own.existing_first(self._is_inside(own.points)) for own in seen]
         if self.memory is None and not self.num_seen_queries:
-            return init_points, None
+            return init_points, None, seen
         recalled: list[tuple[Tensor, Tensor] | None] = [None] * len(init_points)
         if self.memory is not None and frames is not None:
             recalled = self.memory.recall(frames)
@@ -85,7 +96,7 @@ class QueryStarts(GridModule):
         if self.training and self.memory is not None:
             # data-parallel training needs a gradient of all parameters in every step
             feats = feats + self.memory.no_effect()
-        return points.unsqueeze(2), feats
+        return points.unsqueeze(2), feats, seen
 
     def _filled(
         self, points: Tensor, feats: Tensor, exists: Tensor, learned: Tensor

@@ -45,7 +45,10 @@ class SeenSurfaces:
             inside: bool ``[n]``; points outside of it no longer exist.
         """
         seen = replace(self, exists=self.exists & inside)
-        return seen.take(seen.exists.sort(descending=True, stable=True).indices)
+        before, others = seen.exists.cumsum(0), (~seen.exists).cumsum(0)
+        place = torch.where(seen.exists, before, before[-1:] + others) - 1
+        number = torch.arange(len(place), device=place.device)
+        return seen.take(torch.empty_like(place).scatter(0, place, number))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models import ops
 from models.detectors import OPUS
 from models.detectors.lidar_branch import map_of_voxels
-from scripts.export.standard_operations import stack_cameras
+from scripts.export.standard_operations import stack_cameras, unstack_cameras
 
 
 class Layout(enum.Enum):
@@ -117,6 +117,7 @@ class Decoder(nn.Module):
         if detector.has_lidar:
             parts = ("pts_middle_encoder", "pts_backbone", "pts_neck", "final_conv")
             self.lidar = nn.ModuleDict({name: getattr(detector, name) for name in parts})
+        self.surfaces = detector.img_aux_head if self.head.uses_seen_surfaces else None
         self.network_hw = padded_size(detector, image_hw)
         self.layout = layout
 
@@ -142,11 +143,23 @@ class Decoder(nn.Module):
             bev_feats = map_of_voxels(_Parts(self.lidar), lidar.features, coords, 1)
             index = ops.farthest_point_sampling(lidar.sweep, head.num_query)
             start = head.normalise(lidar.sweep[index])
+        learned = start[None, :, None]
+        starts = head.start(learned, None, self._seen_surfaces(levels, occ2img))
         output = head.decode(
-            start[None, :, None], levels, occ2img[None], self.network_hw, bev_feats
+            learned, levels, occ2img[None], self.network_hw, bev_feats, None, *starts
         )
         (sample,) = head.predict(output, [BaseDataElement()])
         return Voxels(sample.pred_coords, sample.pred_labels, sample.pred_scores)
+
+    def _seen_surfaces(self, levels: Sequence[Tensor], occ2img: Tensor) -> Any:
+        """Return the surfaces that the maps of the current frame show, if the head uses them."""
+        if self.surfaces is None:
+            return None
+        N = self.head.num_cams
+        level = levels[self.head.seen_level]
+        if self.layout is Layout.STACKED:
+            level = unstack_cameras(level[:1], N)
+        return self.surfaces.seen_surfaces(level[:, :N], occ2img[None, :N], self.network_hw)
 
 
 class _Parts:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch._higher_order_ops import scan
 
 from models import ops
-from models.heads import point_head
+from models.heads import point_head, query_starts
 from models.ops.multi_view_sampling import project_to_frames
 from scripts.runtime.operations import replaced_operations
 
@@ -55,6 +55,7 @@ def standard_operations() -> Iterator[None]:
     with (
         replaced_operations(replacements),
         mock.patch.object(point_head, "closing", closing),
+        mock.patch.object(query_starts, "farthest_first", farthest_first),
         mock.patch.object(
             torch, "cdist", _distances
         ),  # in the reference implementation of the attention
@@ -76,6 +77,11 @@ def stack_cameras(level: Tensor, num_cams: int) -> Tensor:
     """
     padded = F.pad(level, (0, 0, 0, 1)).unflatten(0, (-1, num_cams))
     return padded.transpose(1, 2).flatten(2, 3)
+
+
+def unstack_cameras(level: Tensor, num_cams: int) -> Tensor:
+    """Return the maps `[T, N, C, h, w]` in a result of `stack_cameras`."""
+    return level.unflatten(2, (num_cams, -1))[:, :, :, :-1].transpose(1, 2)
 
 
 def multi_view_sampling(
@@ -214,13 +220,21 @@ def farthest_point_sampling(points: Tensor, num_samples: int) -> Tensor:
         nearest, last = state
         delta = (points - points[last]).square()
         squared = delta[:, 0] + delta[:, 1] + delta[:, 2]
-        nearest = torch.minimum(nearest, squared)
+        nearest = torch.where(squared < nearest, squared, nearest)  # not if NaN
         return (nearest, nearest.argmax(0, keepdim=True)), last.clone()
 
-    nearest = torch.full_like(points[:, 0], torch.finfo(points.dtype).max)
+    largest = torch.finfo(points.dtype).max
+    finite = (points - points == 0).all(1)
+    nearest = torch.full_like(points[:, 0], largest).masked_fill(~finite, -largest)
     start = (nearest, torch.zeros(1, dtype=torch.int64))
     _, index = scan(step, start, torch.zeros(num_samples))
     return index[:, 0]
+
+
+def farthest_first(points: Tensor, others: Tensor) -> Tensor:
+    """Rank points with `TopK`, which sorts equal values by their index."""
+    nearest = _distances(points[None], others[None])[0].amin(1)
+    return nearest.topk(nearest.shape[0]).indices
 
 
 def closing(volume: Tensor) -> Tensor:

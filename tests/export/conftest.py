@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 
 import models.register  # noqa: F401
 from scripts.export.source import Source
-from tests.models.cases import DETECTOR, HEAD, HW, merge
+from tests.models.cases import DETECTOR, HW, merge
 
 RUNTIME = str(Path(__file__).parents[1] / "runtime")
 if RUNTIME not in sys.path:
@@ -22,10 +22,10 @@ if RUNTIME not in sys.path:
 from nano_parts import BACKBONE, KINDS, NECK  # noqa: E402
 
 # A decoder of one layer: an export takes seconds for each.
-ONE_LAYER = dict(decoder=merge(HEAD["decoder"], num_refines=[4]))
+ONE_LAYER = dict(num_refines=[4])
 
 
-def build_source(kind: str, **head: Any) -> Source:
+def build_source(kind: str, num_refines: Sequence[int] | None = None, **head: Any) -> Source:
     """Build a detector with random weights; with initial weights images hardly matter."""
     torch.manual_seed(0)
     config = merge(DETECTOR, img_backbone=BACKBONE, img_neck=NECK, **KINDS[kind])
@@ -33,6 +33,9 @@ def build_source(kind: str, **head: Any) -> Source:
     if kind.startswith("v1"):
         defaults |= dict(score_thr=0.01, max_spread_m=5.0)
     config["pts_bbox_head"] = merge(config["pts_bbox_head"], **(defaults | head))
+    if num_refines is not None:
+        decoder = config["pts_bbox_head"]["decoder"]
+        config["pts_bbox_head"]["decoder"] = merge(decoder, num_refines=list(num_refines))
     detector = MODELS.build(config).eval()
     rng = torch.Generator().manual_seed(0)
     for name, parameter in detector.named_parameters():

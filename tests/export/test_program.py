@@ -48,9 +48,10 @@ def test_kernel_maps_of_sorted_voxels_need_no_second_look(subm: bool) -> None:
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 
+@pytest.mark.parametrize("kind", ["v2", "v2_plus"])
 @torch.no_grad()
-def test_traced_functions_hold_native_operations_and_predict_the_same() -> None:
-    source = build_source("v2", **ONE_LAYER)
+def test_traced_functions_hold_native_operations_and_predict_the_same(kind: str) -> None:
+    source = build_source(kind, **ONE_LAYER)
     image, decoder = program_functions(source)
     with program_operations():
         trace = traced(decoder)
@@ -96,7 +97,7 @@ def test_a_package_reads_images_of_any_strides() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
 @pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
-@pytest.mark.parametrize("kind", ["v2", "v1", "v2_fusion"])
+@pytest.mark.parametrize("kind", ["v2", "v2_plus", "v1", "v2_fusion"])
 def test_package_predicts_the_same_from_python_and_cpp(kind: str, tmp_path: Path) -> None:
     source = build_source(kind)
     package = write_program(source, program_functions(source), tmp_path / "model.pt2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,8 +79,11 @@ def test_sparse_convolution_gathers_its_neighbours(
 
 def test_farthest_points_and_closing() -> None:
     points = torch.randn(200, 3)
-    found = standard.farthest_point_sampling(points, 30)
-    assert torch.equal(found, ops.farthest_point_sampling_reference(points, 30))
+    for number in (None, 150, 0):  # the points from `number` on do not exist
+        if number is not None:
+            points[number:, 1] = math.nan
+        found = standard.farthest_point_sampling(points, 30)
+        assert torch.equal(found, ops.farthest_point_sampling_reference(points, 30))
     volume = torch.rand(3, 6, 5, 4)
     assert torch.equal(standard.closing(volume), point_head.closing(volume))
 
@@ -102,7 +106,7 @@ def test_functions_of_a_model_predict_what_it_predicts(
         found = decoder(images(frame.images), frame.occ2img, frame.lidar)
     agreement = compare(expected, found)
     assert agreement.expected > 20
-    assert agreement.share == 1 and agreement.score_error < 1e-4, agreement
+    assert agreement.share == 1 and agreement.score_error < 2e-4, agreement
 
 
 @pytest.mark.parametrize("name", ["opusv1_head", "opusv1_fusion_head", "opusv2_head"])

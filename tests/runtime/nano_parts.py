@@ -44,6 +44,16 @@ NECK = merge(DETECTOR["img_neck"], in_channels=[8, 16, 32])
 KINDS: dict[str, dict[str, Any]] = dict(
     v1=dict(pts_bbox_head=POINT_HEAD),
     v2=dict(pts_bbox_head=HEAD),
+    v2_plus=dict(
+        pts_bbox_head=merge(
+            HEAD,
+            num_seen_queries=12,
+            num_seen_points=60,
+            seen_level=1,
+            decoder=merge(HEAD["decoder"], position_code="where_used"),
+        ),
+        img_aux_head=dict(type="FirstHitHead"),
+    ),
     dcd=dict(pts_bbox_head=merge(HEAD, loss_pts=dict(type="ChamferLoss", density_aware=True))),
     v1_fusion=with_lidar(POINT_HEAD),
     v2_fusion=with_lidar(HEAD),

@@ -7,5 +7,5 @@ version = "v1.0-trainval"
 bev_flip_prob = 0.5
 max_epochs = 16
 
-# Faster on CPUs that multiply bfloat16 (AMX, AVX512-BF16); remove it on others.
+# bfloat16 on CPUs that multiply it (AMX, AVX512-BF16), float32 on others.
 optim_wrapper = dict(type="AmpOptimWrapper", dtype="auto")

@@ -106,7 +106,8 @@ def test_functions_of_a_model_predict_what_it_predicts(
         found = decoder(images(frame.images), frame.occ2img, frame.lidar)
     agreement = compare(expected, found)
     assert agreement.expected > 20
-    assert agreement.share == 1 and agreement.score_error < 2e-4, agreement
+    tolerance = 2e-4 if kind == "v2_plus" else 1e-4
+    assert agreement.share == 1 and agreement.score_error < tolerance, agreement
 
 
 @pytest.mark.parametrize("name", ["opusv1_head", "opusv1_fusion_head", "opusv2_head"])

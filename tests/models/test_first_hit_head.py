@@ -143,7 +143,7 @@ def test_seen_surfaces_are_where_the_rays_of_pixels_end() -> None:
     cameras = torch.stack([forward_camera(turn) for turn in (0.0, 2.0, 0.0, 0.0)])
     shift = torch.eye(4)
     shift[:3, 3] = torch.tensor([0.5, 0.2, 0.0])
-    geometry = CameraGeometry(cameras[None], shift[None], IMG_HW)
+    geometry = CameraGeometry(cameras[None].double(), shift[None].double(), IMG_HW)
     feats.requires_grad_()
     (seen,) = head.seen_surfaces(feats[:, :2], geometry.occ2img()[:, :2], IMG_HW)
     assert seen.points.shape == (2 * h * w, 3) and not seen.points.requires_grad
@@ -155,9 +155,9 @@ def test_seen_surfaces_are_where_the_rays_of_pixels_end() -> None:
         logits = head.predictor.weight[: CLASSES + 1, :, 0, 0] @ feats[0, camera, :, v, u]
         torch.testing.assert_close(seen.class_shares[i], logits.softmax(0).detach())
         point = seen.points[i]
-        pixel = cameras[camera] @ torch.cat([point - shift[:3, 3], point.new_ones(1)])
-        assert (pixel[:2] / pixel[2]).tolist() == pytest.approx([8 * u + 4, 8 * v + 4], rel=1e-5)
-        origin = torch.tensor([0.5, 0.2, 1.0])
+        pixel = cameras[camera].double() @ torch.cat([point - shift[:3, 3], point.new_ones(1)])
+        assert (pixel[:2] / pixel[2]).tolist() == pytest.approx([8 * u + 4, 8 * v + 4])
+        origin = torch.tensor([0.5, 0.2, 1.0], dtype=torch.float64)
         distance = float((point - origin).norm())
         assert distance == pytest.approx(16 ** ((mean_bin + 0.5) / 8), rel=1e-5)
     seen.feats[seen.exists].sum().backward()

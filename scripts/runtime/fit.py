@@ -32,7 +32,8 @@ def fit_config(cfg: Config, launch: Launch, *, trains: bool = True) -> list[str]
         Sentences for the log about the changes.
 
     Raises:
-        ConfigError: The batch size is not divisible by the number of processes.
+        ConfigError: The batch size is not divisible by the number of processes, or the precision is
+            unknown.
     """
     notes: list[str] = []
     if trains:
@@ -52,6 +53,8 @@ def fit_config(cfg: Config, launch: Launch, *, trains: bool = True) -> list[str]
 def _fit_precision(wrapper: ConfigDict, device: torch.device) -> list[str]:
     """Select the wrapper for mixed precision on a device; return sentences for the log."""
     dtype = wrapper.get("dtype")
+    if dtype not in (None, "auto", "float16", "bfloat16", torch.float16, torch.bfloat16):
+        raise ConfigError(f"optim_wrapper.dtype is {dtype!r}: use 'auto', 'float16' or 'bfloat16'")
     if dtype == "auto":
         wrapper.pop("dtype")  # the default on a GPU is float16
         dtype = "bfloat16" if multiplies_bfloat16(device) else None

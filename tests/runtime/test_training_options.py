@@ -113,6 +113,13 @@ def test_mixed_precision_fits_the_device(
     assert len(notes) == (note is not None) and (note or "") in "".join(notes)
 
 
+def test_an_unknown_precision_is_one_sentence(cfg: Config) -> None:
+    fitted = Config(cfg.to_dict())
+    fitted.optim_wrapper.update(type="AmpOptimWrapper", dtype="bfloat")
+    with pytest.raises(ConfigError, match=r"optim_wrapper.dtype is 'bfloat': use 'auto'"):
+        fit_config(fitted, Launch())
+
+
 @pytest.mark.parametrize("names", ["img_backbone", ["img_backbone.layer2", "img_neck"]])
 def test_activation_checkpointing_trains_the_same_model(
     cfg: Config, model: nn.Module, names: str | list[str]

@@ -222,12 +222,12 @@ def read_cost(work_dir: Path) -> Cost:
     return Cost(statistics.median(times), memory, last)
 
 
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the standard deviation of a sample, 0 for a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and the standard deviation of a sample, None for a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def difference(result: Result, base: Result, score: str) -> tuple[float, float] | None:
+def difference(result: Result, base: Result, score: str) -> tuple[float, float | None] | None:
     """Return mean and spread of the gain over the base, paired by seed; None without a pair."""
     own, other = result.scores.get(score, {}), base.scores.get(score, {})
     gains = [own[seed] - other[seed] for seed in own if seed in other]
@@ -261,8 +261,9 @@ def table(spec: Spec, results: Sequence[Result]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _plus_minus(value: tuple[float, float], sign: str = "") -> str:
-    return f"{value[0]:{sign}.2f} ± {value[1]:.2f}"
+def _plus_minus(value: tuple[float, float | None], sign: str = "") -> str:
+    mean, spread = value
+    return f"{mean:{sign}.2f}" + ("" if spread is None else f" ± {spread:.2f}")
 
 
 def _span(values: Iterable[int]) -> str:

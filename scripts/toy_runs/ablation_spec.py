@@ -156,8 +156,13 @@ def _check_numbers(path: Path, values: dict[str, Any]) -> None:
         raise ConfigError(f"{path}: iterations is {values['iterations']!r}, expected a number >= 1")
     if values.get("equal_time") and values.get("iterations") is None:
         raise ConfigError(f"{path}: equal_time needs iterations, the length of the trainings")
+    if not isinstance(values.get("equal_time", False), bool):
+        raise ConfigError(f"{path}: equal_time is {values['equal_time']!r}, expected true or false")
+    if not isinstance(values.get("data"), str | None):
+        raise ConfigError(f"{path}: data is {values['data']!r}, expected the name of a data set")
     scores = values.get("scores", list(DEFAULT_SCORES))
-    if not isinstance(scores, list) or not all(isinstance(name, str) for name in scores):
+    names = isinstance(scores, list) and all(isinstance(name, str) for name in scores)
+    if not scores or not names:
         raise ConfigError(f"{path}: scores is {scores!r}, expected a list of names")
     values["scores"] = tuple(scores)
 

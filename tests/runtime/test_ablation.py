@@ -85,6 +85,9 @@ def test_short_trainings_log_every_iteration(tmp_path: Path) -> None:
         (TEXT.replace("straight: {", "Base: {"), "must differ in their letters"),
         (TEXT.replace("  base:\n", "  base: {'a b': 3}\n"), "the key 'a b', which no config"),
         (TEXT + "scores: mIoU\n", "scores is 'mIoU'"),
+        (TEXT + "scores: []\n", r"scores is \[\]"),
+        (TEXT + "data: [toy]\n", r"data is \['toy'\]"),
+        (TEXT + "equal_time: sometimes\n", "equal_time is 'sometimes'"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str, words: str) -> None:
@@ -164,6 +167,13 @@ def test_table_numbers_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "'max_iters': 50" in equal  # half as many steps as the base, twice as slow
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert len(machine.trained) == 6
+
+
+def test_a_single_seed_has_no_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch)
+    ablation.run_ablation(spec_of(seeds=(1,)), tmp_path)
+    last = (tmp_path / "ablation.md").read_text().splitlines()[-1]
+    assert "| 14.00 | +3.00 | 5.00 | +0.00 |" in last
 
 
 def test_every_model_is_scored_under_every_evaluation(

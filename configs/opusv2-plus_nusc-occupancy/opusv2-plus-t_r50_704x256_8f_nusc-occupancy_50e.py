@@ -1,12 +1,9 @@
-# Parts that won on procedural data, not measured on nuScenes: docs/recipes.md.
-_base_ = "../opusv2_nusc-occupancy/opusv2-t_r50_704x256_8f_nusc-occupancy_50e.py"
+_base_ = [
+    "../_base_/default_runtime.py",
+    "../_base_/datasets/nuscenes_occupancy.py",
+    "../_base_/models/opusv2_plus.py",
+    "../_base_/models/resnet50.py",
+    "../_base_/schedules/adamw_100e.py",
+]
 
-img_aux_head = dict(type="FirstHitHead")
-model = dict(
-    pts_bbox_head=dict(
-        num_seen_queries=300,
-        num_seen_points=2400,
-        seen_level=2,
-        decoder=dict(position_code="where_used"),
-    )
-)
+max_epochs = 50

@@ -1,11 +1,8 @@
-# The nano model on other scenes than the demo's (`make toy-pretrain`): 240 for training and 60 for
-# validation, in varied lighting.
-_base_ = ["./opusv2-nano_toy.py"]
-
-data_root = "data/toy_pretrain"
-version = "v1.0-trainval"
-bev_flip_prob = 0.5
-max_epochs = 16
-
-# bfloat16 on CPUs that multiply it (AMX, AVX512-BF16), float32 on others.
-optim_wrapper = dict(type="AmpOptimWrapper", dtype="auto")
+# The nano model as `make toy-pretrain` trains it.
+_base_ = [
+    "../_base_/default_runtime.py",
+    "../_base_/datasets/toy_pretrain.py",
+    "../_base_/models/opusv2_nano.py",
+    "../_base_/models/resnet18_nano.py",
+    "../_base_/schedules/adamw_toy_pretrain.py",
+]

@@ -1,9 +1,8 @@
 # As opusv2-nano_toy_pretrain.py, with the parts of docs/recipes.md.
-_base_ = ["./opusv2-plus-nano_toy.py"]
-
-data_root = "data/toy_pretrain"
-version = "v1.0-trainval"
-bev_flip_prob = 0.5
-max_epochs = 16
-
-optim_wrapper = dict(type="AmpOptimWrapper", dtype="auto")
+_base_ = [
+    "../_base_/default_runtime.py",
+    "../_base_/datasets/toy_pretrain.py",
+    "../_base_/models/opusv2_plus_nano.py",
+    "../_base_/models/resnet18_nano.py",
+    "../_base_/schedules/adamw_toy_pretrain.py",
+]

@@ -13,8 +13,8 @@ from models.errors import does_not_exist
 from scripts.runtime.command_line import CHECKOUT
 from scripts.runtime.errors import ConfigError
 
-# Iterations between two entries of the log, in `configs/_base_/default_runtime.py`.
-_LOG_INTERVAL = 50
+# Entries in the log of a training with a given number of iterations; `read_cost` reads them.
+_LOG_ENTRIES = 20
 DEFAULT_SCORES = ("occ3d/mIoU", "ray/RayIoU")
 Overrides = Mapping[str, Any]
 
@@ -222,8 +222,6 @@ def training_overrides(
             val_interval=length,
             val_begin=length + 1,
         )
-        overrides = merged(overrides, {"train_cfg": loop})
-        if length < _LOG_INTERVAL:  # a shorter training would have no log, and no known cost
-            logger = {"default_hooks": {"logger": {"interval": 1}}}
-            overrides = merged(logger, overrides)
+        logger = {"default_hooks": {"logger": {"interval": max(1, length // _LOG_ENTRIES)}}}
+        overrides = merged(merged(logger, overrides), {"train_cfg": loop})
     return overrides

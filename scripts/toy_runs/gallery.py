@@ -4,7 +4,7 @@
     python scripts/make_gallery.py --only sheet points --weights work_dirs/X/epoch_14.pth
 
 Each picture is one call of visualize.py or scripts/plot_log.py, and the command is printed. The
-model is that of `make toy-train` or else of `make demo`.
+model is that of `make toy-train` or else of `make demo`; for the picture `demo`, of `make demo`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -31,6 +32,9 @@ from scripts.visualization import command, training_curves
 from scripts.visualization.chromium import open_browser
 from scripts.visualization.rerun_viewer import open_viewer, serve_recording, wait_for_colour
 
+OF_DEMO = (FINE_TUNING_CONFIG, DEMO_CONFIG)
+LONGEST_FIRST = (LONG_PRETRAINED_CONFIG, LONG_CONFIG, *OF_DEMO)
+
 INDEX = "9"
 """The sample in most pictures: a street of the second held-out scene."""
 
@@ -44,18 +48,21 @@ class Picture:
         arguments: Arguments of visualize.py in addition to config, weights and folder.
         result: Pattern of the output file to use.
         columns: Width of the picture in the gallery.
+        models: Configs of the toy data; the model is that of the first one that has been trained.
     """
 
     name: str
     arguments: str
     result: str = "0*_????????.png"
     columns: int = 1400
+    models: tuple[str, ...] = LONGEST_FIRST
 
 
 _ROAD = (0, 207, 191)
 """Colour of driveable surface, which every sample shows."""
 _MODEL = f"--vis-gt --index {INDEX}"
 PICTURES = (
+    Picture("demo", "--vis-input --vis-gt --index 2", columns=1600, models=OF_DEMO),
     Picture("sheet", f"--vis-input {_MODEL}"),
     Picture("overlay", f"--vis-overlay {_MODEL}"),
     Picture("points", f"--vis-points {_MODEL}", "*_points.png"),
@@ -71,8 +78,10 @@ PICTURES = (
 )
 
 
-def find_model(config: str | None, weights: str | None) -> tuple[str, str]:
-    """Return the config and checkpoint of the pictures' model.
+def find_model(
+    config: str | None, weights: str | None, models: Sequence[str] = LONGEST_FIRST
+) -> tuple[str, str]:
+    """Return the config and checkpoint of the pictures' model: those given, or of `models`.
 
     Raises:
         ConfigError: One is given without the other, or no toy model has been trained.
@@ -81,12 +90,13 @@ def find_model(config: str | None, weights: str | None) -> tuple[str, str]:
         raise ConfigError("--config and --weights belong together: give both or neither")
     if config is not None and weights is not None:
         return config, weights
-    for candidate in (LONG_PRETRAINED_CONFIG, LONG_CONFIG, FINE_TUNING_CONFIG, DEMO_CONFIG):
+    for candidate in models:
         pointer = Path("work_dirs", Path(candidate).stem, "last_checkpoint")
         if pointer.is_file() and Path(pointer.read_text().strip()).is_file():
             return candidate, pointer.read_text().strip()
     raise ConfigError(
-        "no toy model has been trained: run `make demo` first, or give --config and --weights"
+        f"no model of {' or '.join(models)} has been trained: run `make demo` first, or give "
+        "--config and --weights"
     )
 
 
@@ -192,14 +202,16 @@ def make_gallery(names: Sequence[str], config: str | None, weights: str | None, 
     Raises:
         ConfigError: There is no model to draw, or a picture could not be drawn.
     """
-    config, weights = find_model(config, weights)
+
+    def draw(picture: Picture) -> Path:
+        return make_picture(picture, *find_model(config, weights, picture.models), out)
+
     makers: dict[str, Callable[[], Path]] = {
-        picture.name: lambda picture=picture: make_picture(picture, config, weights, out)  # type: ignore[misc]
-        for picture in PICTURES
+        picture.name: partial(draw, picture) for picture in PICTURES
     }
-    makers["page"] = lambda: make_page(config, weights, out)
-    makers["recording"] = lambda: make_recording(config, weights, out)
-    makers["curves"] = lambda: make_curves(Path(weights).parent, out)
+    makers["page"] = lambda: make_page(*find_model(config, weights), out)
+    makers["recording"] = lambda: make_recording(*find_model(config, weights), out)
+    makers["curves"] = lambda: make_curves(Path(find_model(config, weights)[1]).parent, out)
     out.mkdir(parents=True, exist_ok=True)
     for name in names or makers:
         path = makers[name]()

@@ -15,12 +15,12 @@ CONFIG = ROOT / "configs" / "toy" / "opusv2-nano_toy.py"
 
 
 def test_every_picture_is_shown_and_asks_for_what_exists():
-    page = (ROOT / "docs" / "gallery.md").read_text()
+    page = "".join((ROOT / name).read_text() for name in ("README.md", "docs/gallery.md"))
     for picture in PICTURES:
         command_parser().parse_args(
             ["--config", str(CONFIG), "--weights", "w", *picture.arguments.split()]
         )
-        assert f"(images/{picture.name}." in page, picture.name
+        assert f"images/{picture.name}." in page, picture.name
         shown = [file for file in (ROOT / "docs" / "images").iterdir() if file.stem == picture.name]
         assert len(shown) == 1, picture.name
     assert sum(file.stat().st_size for file in (ROOT / "docs" / "images").iterdir()) < 5e6
@@ -36,6 +36,7 @@ def test_model_of_the_longer_run_comes_first(tmp_path, monkeypatch):
         (folder / "epoch_1.pth").touch()
         (folder / "last_checkpoint").write_text(str(folder / "epoch_1.pth"))
         assert find_model(None, None) == (config, str(folder / "epoch_1.pth"))
+    assert find_model(None, None, gallery.OF_DEMO)[0] == gallery.DEMO_CONFIG
     assert find_model("a.py", "b.pth") == ("a.py", "b.pth")
     with pytest.raises(ConfigError, match="belong together"):
         find_model("a.py", None)

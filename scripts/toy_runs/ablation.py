@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.runtime.atomic_write import check_folder_target, write_atomically, write_json
+from scripts.runtime.checkpoint import read_checkpoint
 from scripts.runtime.command_line import CommandParser, run_command
 from scripts.runtime.environment import git_commit
 from scripts.runtime.errors import ConfigError
@@ -65,12 +66,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Cost:
-    """Values from the log of a training.
+    """Values from the log and the last checkpoint of a training.
 
     Attributes:
         step_seconds: Median time of an iteration.
         memory_mb: Peak memory of the process.
-        iterations: Number of the last iteration in the log.
+        iterations: Length of the training.
     """
 
     step_seconds: float
@@ -146,7 +147,7 @@ class Ablation:
         _write_once(config, config_text(spec.config, overrides))
         steps = Steps.load(work_dir / "steps.json")
         weights = train_model(steps, str(config), work_dir, data_key)
-        cost = read_cost(work_dir)
+        cost = read_cost(work_dir, weights)
         for name, changes in spec.evaluations.items():
             evaluated = config.with_name(f"{work_dir.name}-{slug(name)}.py") if name else config
             if name:
@@ -155,8 +156,7 @@ class Ablation:
             folder.mkdir(parents=True, exist_ok=True)
             own = Steps.load(folder / "scores.steps.json")
             report = score_model(own, str(evaluated), weights, folder)
-            length = iterations or spec.iterations or cost.iterations
-            self._note(row, seed, name, iterations is not None, cost, length, report)
+            self._note(row, seed, name, iterations is not None, cost, report)
         return cost
 
     def _note(
@@ -166,7 +166,6 @@ class Ablation:
         evaluation: str,
         equal_time: bool,
         cost: Cost,
-        length: int,
         report: Path,
     ) -> None:
         content = json.loads(report.read_text())
@@ -182,7 +181,7 @@ class Ablation:
             result.scores.setdefault(score, {})[seed] = float(value)
         result.step_seconds[seed] = cost.step_seconds
         result.memory_mb[seed] = cost.memory_mb
-        result.iterations[seed] = length
+        result.iterations[seed] = cost.iterations
         if content.get("seconds") and content.get("num_samples"):
             result.sample_seconds[seed] = content["seconds"] / content["num_samples"]
 
@@ -197,13 +196,14 @@ def _write_once(path: Path, text: str) -> None:
         write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
-def read_cost(work_dir: Path) -> Cost:
-    """Read time and memory of a training from its log.
+def read_cost(work_dir: Path, weights: Path) -> Cost:
+    """Read time and memory of a training from its log, and its length from its last checkpoint.
 
     Raises:
+        CheckpointError: The checkpoint cannot be read.
         StepFailed: The work dir has no log of an iteration.
     """
-    times, memory, last = [], 0.0, 0
+    times, memory = [], 0.0
     for file in sorted(work_dir.glob("*/vis_data/scalars.json")):
         for line in file.read_text().splitlines():
             try:
@@ -213,13 +213,13 @@ def read_cost(work_dir: Path) -> Cost:
             if "loss" in entry and "time" in entry:
                 times.append(float(entry["time"]))
                 memory = max(memory, float(entry.get("host_memory", 0.0)))
-                last = max(last, int(entry.get("iter", entry.get("step", 0))))
     if not times:
         raise StepFailed(
             f"{work_dir} has no log of an iteration: remove it, and set "
             "default_hooks.logger.interval to less than the number of iterations"
         )
-    return Cost(statistics.median(times), memory, last)
+    iterations = int(read_checkpoint(weights)["meta"]["iter"])
+    return Cost(statistics.median(times), memory, iterations)
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:

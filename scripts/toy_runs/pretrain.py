@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from scripts.runtime.atomic_write import check_folder_target, write_atomically
-from scripts.runtime.checkpoint import read_checkpoint
 from scripts.runtime.command_line import CommandParser, run_command
 from scripts.toy_runs.ablation import read_cost
 from scripts.toy_runs.demo import METRICS
@@ -101,8 +100,7 @@ def card(work_dir: Path, name: str, weights: Path, scores: Path, prior: Path) ->
     """
     report: dict[str, Any] = json.loads(scores.read_text())
     blind = json.loads(prior.read_text())["metrics"]
-    cost = read_cost(work_dir)
-    iterations = int(read_checkpoint(weights)["meta"]["iter"])
+    cost = read_cost(work_dir, weights)
     made = json.loads((PRETRAIN.root / "toy_nuscenes.json").read_text())
     scenes = round(0.8 * made["options"]["scenes"])  # four of five, see Options.scene_names
     rows = [
@@ -117,8 +115,8 @@ def card(work_dir: Path, name: str, weights: Path, scores: Path, prior: Path) ->
         config=Path(CONFIG.format(name=name)).name,
         options=" ".join(PRETRAIN.options),
         scenes=scenes,
-        iterations=iterations,
-        hours=iterations * cost.step_seconds / 3600,
+        iterations=cost.iterations,
+        hours=cost.iterations * cost.step_seconds / 3600,
         memory=cost.memory_mb,
         seed=0,
         commit=report["commit"],

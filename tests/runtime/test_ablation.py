@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from scripts.runtime.config import load_config
 from scripts.runtime.errors import ConfigError
@@ -130,9 +132,11 @@ class Machine:
         log = work_dir / "20260101" / "vis_data" / "scalars.json"
         log.parent.mkdir(parents=True)
         seconds = 0.5 if "slow" in str(work_dir) else 0.25
-        lines = [dict(loss=1.0, time=seconds, host_memory=900.0 + i, iter=50 * i) for i in (1, 2)]
+        lines = [dict(loss=1.0, time=seconds, host_memory=900.0 + i) for i in (1, 2)]
         log.write_text("\n".join(map(json.dumps, lines)) + '\n{"loss": 1.0, "ti')  # killed
-        weights.touch()
+        length = re.search(r"'max_iters': (\d+)", Path(config).read_text())
+        meta = {"iter": int(length[1]) if length else 2560}
+        torch.save({"state_dict": {"a": torch.zeros(1)}, "meta": meta}, weights)
         return weights
 
     def score(self, steps: Steps, config: str, weights: Path, work_dir: Path) -> Path:
@@ -165,6 +169,7 @@ def test_table_numbers_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert cells[2][0] == "slow, equal time" and cells[2][4] == "+3.50 ± 0.71"
     equal = (tmp_path / "slow" / "equal-time" / "seed1.py").read_text()
     assert "'max_iters': 50" in equal  # half as many steps as the base, twice as slow
+    assert cells[2][2] == "50"
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert len(machine.trained) == 6
 
@@ -173,7 +178,7 @@ def test_a_single_seed_has_no_spread(tmp_path: Path, monkeypatch: pytest.MonkeyP
     Machine(monkeypatch)
     ablation.run_ablation(spec_of(seeds=(1,)), tmp_path)
     last = (tmp_path / "ablation.md").read_text().splitlines()[-1]
-    assert "| 14.00 | +3.00 | 5.00 | +0.00 |" in last
+    assert last.startswith("| slow | 1 | 2560 | 14.00 | +3.00 | 5.00 | +0.00 |")
 
 
 def test_every_model_is_scored_under_every_evaluation(

@@ -150,7 +150,7 @@ def owner(tmp_path: Path) -> Iterator[int]:
     if pid == 0:
         work_dir_lock._acquire(tmp_path / "run")
         os.write(writer, b"x")
-        time.sleep(60)
+        time.sleep(600)
         os._exit(0)
     os.read(reader, 1)
     yield pid
@@ -184,7 +184,7 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
 
 def test_a_lost_process_is_one_sentence(config: Path, tmp_path: Path) -> None:
     group = jobs.start_group(2, config, tmp_path / "run", TINY_KILLED=str(tmp_path / "killed"))
-    assert [job.wait(30) for job in group] == [EXIT_USER_ERROR, -signal.SIGKILL]
+    assert [job.wait(300) for job in group] == [EXIT_USER_ERROR, -signal.SIGKILL]
     text = group[0].text()
     assert "train.py [rank 0]: another process of the run has ended" in text
     assert "Traceback" not in text
@@ -207,7 +207,7 @@ def test_restart_after_a_rank_was_killed(config: Path, tmp_path: Path) -> None:
         MAX_RESTARTS="2", TINY_KILLED=str(tmp_path / "killed"), TINY_STEPS_FILE=str(steps)
     )
     process = dist_train("2", str(config), "--work-dir", str(run), **environment)
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text[-3000:]
     assert "train.py [rank 1]: killed by SIGKILL" in text
     assert "train.py: restart 1 of 2 from the last checkpoint" in text
@@ -224,7 +224,7 @@ def test_restart_by_torchrun_itself(config: Path, tmp_path: Path) -> None:
     env["PYTHONPATH"] = os.pathsep.join([str(HERE), str(ROOT)])
     done = subprocess.run(
         [sys.executable, *command, "--config", str(config), "--work-dir", str(run)],
-        env=env, text=True, capture_output=True, timeout=120,
+        env=env, text=True, capture_output=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "epoch_1.pth: 1 epochs, 6 iterations done" in done.stdout
@@ -243,7 +243,7 @@ def test_signals_to_the_launcher(config: Path, tmp_path: Path, number: signal.Si
             break
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(number)
-    text, _ = process.communicate(timeout=60)  # until the last process has closed its output
+    text, _ = process.communicate(timeout=300)  # until the last process has closed its output
     assert process.returncode == (EXIT_INTERRUPTED if number == signal.SIGUSR1 else -number)
     assert (run / "interrupted.pth").is_file(), text[-3000:]
     assert len(children) >= 2
@@ -268,7 +268,7 @@ def test_shared_memory_that_is_too_small(tmp_path: Path, size: str, words: str) 
     """Without a check the main process would wait for a batch forever."""
     config = nano_parts.write_config(tmp_path, ROOT)
     job = jobs.start(config, tmp_path / "run", "--cfg-options", "batch_size=11", JOB_SHM=size)
-    code = job.wait(60)
+    code = job.wait(300)
     if code == jobs.EXIT_NOT_ALLOWED:
         pytest.skip("needs the rights to mount a file system")
     assert code == EXIT_USER_ERROR, job.text()[-3000:]

@@ -39,44 +39,55 @@ class LovaszSoftmaxLoss(nn.Module):
             known: bool ``[n]``, which voxels to include; None for all.
         """
         num_classes = logits.shape[1]
-        scores = F.pad(logits, (0, 1)).softmax(1)[:, :num_classes]
-        is_class = F.one_hot(labels, num_classes + 1)[:, :num_classes].to(scores)
+        scores = F.pad(logits, (0, 1)).softmax(1).t()
+        classes = torch.arange(num_classes, device=labels.device)
+        is_class = labels == classes[:, None]
         if known is not None:
-            is_class = is_class * known[:, None]
-            scores = scores * known[:, None]  # excluded voxels have no class and no error
-        occurs = is_class.amax(0) if len(labels) else is_class.sum(0)
+            is_class = is_class & known
+        occurs = is_class.any(1)
         if logits.device.type == "cpu":  # elsewhere, selecting classes would synchronise
-            present = occurs.nonzero()[:, 0]
-            scores, is_class, occurs = scores[:, present], is_class[:, present], occurs[present]
-        # classes in rows: sorting and summing along memory is several times as fast
-        is_class = is_class.t().contiguous()
-        errors = (is_class - scores.t()).abs()
-        order = descending_order(errors)
-        losses = (errors.gather(1, order) * jaccard_steps(is_class.gather(1, order))).sum(1)
+            classes = occurs.nonzero()[:, 0]
+            is_class, occurs = is_class[classes], occurs[classes]
+        scores = scores[classes]
+        errors = torch.where(is_class, 1 - scores, scores)
+        if known is not None:
+            errors = errors * known  # excluded voxels have no class and no error
+        losses = (errors * jaccard_weights(errors, is_class)).sum(1)
         return LossTerm(self.loss_weight * (losses * occurs).sum(), occurs.sum().double())
 
 
 @torch.no_grad()
-def descending_order(values: Tensor) -> Tensor:
-    """Return the indices ``[K, n]`` that sort every row of ``values`` ``[K, n]``, largest first."""
-    if values.device.type == "cpu":  # four times as fast as torch's sort
-        return torch.from_numpy(np.argsort(-values.numpy(), axis=1))
-    return values.sort(dim=1, descending=True).indices
+def jaccard_weights(errors: Tensor, is_class: Tensor) -> Tensor:
+    """Return the weights of the errors in the Lovász extension of the Jaccard loss.
 
-
-@torch.no_grad()
-def jaccard_steps(is_class: Tensor) -> Tensor:
-    """Return the increase of the Jaccard loss for every additional wrong voxel.
+    The weight of a voxel is the increase of the Jaccard loss if it is wrong in addition to all
+    voxels with larger errors.
 
     Args:
-        is_class: 0 or 1 ``[K, n]``, whether a voxel has a class. Column i is the voxel that becomes
-            wrong after those before it.
+        errors: ``[K, n]``, at least 0.
+        is_class: bool ``[K, n]``, whether a voxel has a class. Every class occurs, on the CPU.
 
     Returns:
-        ``[K, n]``; the sum over the voxels is 1 for each class.
+        ``[K, n]``; the sum over the voxels is 1 for each class that occurs.
     """
+    if errors.device.type != "cpu":
+        return _weights_by_rank(errors, is_class)
+    weights = torch.zeros_like(errors)
+    for error, inside, weight in zip(errors, is_class, weights, strict=True):
+        # Once all voxels of a class are wrong, the loss is 1. Smaller errors have the weight 0.
+        place = (error >= error[inside].amin()).nonzero()[:, 0]
+        weight[place] = _weights_by_rank(error[None, place], inside[None, place])[0]
+    return weights
+
+
+def _weights_by_rank(errors: Tensor, is_class: Tensor) -> Tensor:
+    if errors.device.type == "cpu":  # faster than torch's sort
+        order = torch.from_numpy(np.argsort(-errors.numpy(), axis=1, kind="stable"))
+    else:
+        order = errors.sort(dim=1, descending=True, stable=True).indices
+    wrong_inside = is_class.gather(1, order).cumsum(1, dtype=errors.dtype)
+    wrong = torch.arange(1, errors.shape[1] + 1, device=errors.device)
     size = is_class.sum(1, keepdim=True)
-    intersection = size - is_class.cumsum(1)
-    union = size + (1 - is_class).cumsum(1)
-    loss = 1 - intersection / union.clamp(min=1)
-    return torch.diff(loss, dim=1, prepend=torch.zeros_like(loss[:, :1]))
+    loss = 1 - (size - wrong_inside) / (size + wrong - wrong_inside)
+    steps = torch.diff(loss, dim=1, prepend=torch.zeros_like(loss[:, :1]))
+    return torch.empty_like(errors).scatter_(1, order, steps)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from models.errors import ModelConfigError
 from models.heads import HeadOutput, VoxelLogits
-from models.losses import LovaszSoftmaxLoss, OccupiedPoints
+from models.losses import LovaszSoftmaxLoss, OccupiedPoints, lovasz_loss
+from models.losses.lovasz_loss import jaccard_weights
 from tests.models.cases import (
     HEAD,
     NUM_CLASSES,
@@ -92,6 +93,24 @@ def test_classes_that_do_not_occur_and_unknown_voxels_do_not_count() -> None:
     assert part.count == alone.count
     part.total.backward()
     assert logits.grad is not None and not logits.grad[~known].any() and logits.grad[known].any()
+
+
+def test_errors_below_all_of_the_class_have_no_weight() -> None:
+    """On the CPU they are not ranked."""
+    rng = torch.Generator().manual_seed(0)
+    errors = torch.rand(3, 500, generator=rng)
+    is_class = torch.rand(3, 500, generator=rng) < torch.tensor([[0.5], [0.01], [0.9]])
+    errors[1][is_class[1]] += 0.5
+    weights = jaccard_weights(errors, is_class)
+    torch.testing.assert_close(weights, lovasz_loss._weights_by_rank(errors, is_class))
+    torch.testing.assert_close(weights.sum(1), torch.ones(3))
+    assert not weights[1][errors[1] < 0.5].any() and (errors[1] < 0.5).sum() > 200
+
+
+def test_a_logit_that_is_not_a_number_reaches_the_loss() -> None:
+    logits, labels = draw(30)
+    logits[3, 1] = math.nan
+    assert LovaszSoftmaxLoss().term(logits, labels).total.isnan()
 
 
 def test_nothing_is_zero_with_a_graph() -> None:

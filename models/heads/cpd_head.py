@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models import ops
 from models.decoder import DecoderOutput
 from models.errors import ModelConfigError
+from models.host_numbers import HostNumbers
 from models.losses import LossTerm, OccupiedPoints
 
 from .base import OccupancyHead
@@ -269,10 +270,11 @@ class CPDHead(OccupancyHead):
         if self.loss_lovasz is None:
             return {}
         voxels, labels, known = self._voxels_with_labels(output, layer, semantics)
-        parts = []
-        for i in range(len(semantics)):
-            mine = voxels.coords[:, 0] == i
-            parts.append(self.loss_lovasz.term(voxels.logits[mine], labels[mine], known[mine]))
+        # The voxels of a sample are contiguous: one synchronisation for all samples.
+        is_of_sample = voxels.coords[:, :1] == torch.arange(len(semantics), device=labels.device)
+        counts = HostNumbers(is_of_sample.sum(0)).read()
+        of_samples = (part.split(counts) for part in (voxels.logits, labels, known))
+        parts = [self.loss_lovasz.term(*own) for own in zip(*of_samples, strict=True)]
         total = torch.stack([part.total for part in parts]).sum()
         count = torch.stack([part.count for part in parts]).sum()
         return {"loss_lovasz": [LossTerm(total, count)]}

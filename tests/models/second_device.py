@@ -83,6 +83,9 @@ KINDS: dict[str, dict[str, Any]] = dict(
             type="OPUSDataPreprocessor", distortion=dict(type="PhotometricDistortion")
         ),
     ),
+    v2_losses=dict(
+        pts_bbox_head=merge(HEAD, loss_lovasz=dict(type="LovaszSoftmaxLoss"), near_negative_m=1.2)
+    ),
     v2_seen=dict(
         pts_bbox_head=merge(HEAD, num_seen_queries=4, num_seen_points=12),
         img_aux_head=dict(type="FirstHitHead"),

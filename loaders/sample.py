@@ -48,6 +48,8 @@ class OccSample:
         voxel_size: (dx, dy, dz) metres.
         class_names: Semantic classes in label order; the label after the last is free.
         rng: Random generator of this sample; None in test mode.
+        scene_rng: Random generator that all frames of a sequence start with; None for a frame
+            outside a sequence.
         ray_origins: float64 [O, 3] metres, origins of RayIoU's rays in the occ frame before BEV
             flips, or None.
         frame_index: Index of the key frame in its scene.
@@ -83,6 +85,7 @@ class OccSample:
     lidar_file: str = ""
     cameras: tuple[str, ...] = ()
     rng: np.random.Generator | None = None
+    scene_rng: np.random.Generator | None = None
     ray_origins: npt.NDArray[np.float64] | None = None
     frame_index: int = 0
     sequence_id: int | None = None
@@ -102,6 +105,15 @@ class OccSample:
     mask_lidar: npt.NDArray[np.bool_] | None = None
     mask_valid: npt.NDArray[np.bool_] | None = None
     points: npt.NDArray[np.float32] | None = None
+
+    @property
+    def bev_rng(self) -> np.random.Generator | None:
+        """Random generator of BEV augmentations: all frames of a sequence have the same.
+
+        A model with a memory of the previous frame would otherwise see the scene mirrored between
+        two frames.
+        """
+        return self.rng if self.scene_rng is None else self.scene_rng
 
     @property
     def lidar2occ(self) -> npt.NDArray[np.float64]:

@@ -281,6 +281,7 @@ class OccupancyDataset(BaseDataset):
             voxel_size=self.voxel_size,
             class_names=self.class_names,
             rng=rng,
+            scene_rng=self._scene_rng(info["scene_token"]),
             frame_index=self.frame_index(idx),
             sequence_id=self._sequence_id(),
             timestamp=int(self.timestamps[row]),
@@ -406,6 +407,12 @@ class OccupancyDataset(BaseDataset):
         if self.test_mode:
             return 0
         return int(self._epoch) if bool(self._in_sequence) else None
+
+    def _scene_rng(self, scene: str) -> np.random.Generator | None:
+        sequence = None if self.test_mode else self._sequence_id()
+        if sequence is None:
+            return None
+        return np.random.default_rng([self.seed, sequence, *scene.encode()])
 
     def _sample_rng(self, idx: int) -> np.random.Generator:
         epoch = int(self._epoch)

@@ -85,7 +85,7 @@ class RandomTurnScaleBEV:
     Otherwise the error is up to half a voxel, and structures one voxel thin may get holes. Voxels
     from outside the grid have an unknown state. Does nothing in test mode. If all ranges are off,
     nothing is drawn from the sample's generator. Put it after the transforms that load labels and
-    points.
+    points. The frames of a sequence have the same rotation and scale.
 
     Args:
         bev_rotation_deg: Largest rotation to either side, degrees; uniform. 0 is off.
@@ -121,9 +121,10 @@ class RandomTurnScaleBEV:
 
     def __call__(self, sample: OccSample) -> OccSample:
         """Transform labels, masks and points, if loaded, and set ``ego2occ``."""
-        if sample.rng is None or self.is_off:
+        rng = sample.bev_rng
+        if rng is None or self.is_off:
             return sample
-        turn, quarter, scale = sample.rng.uniform(size=3)
+        turn, quarter, scale = rng.uniform(size=3)
         low, high = self.bev_scale_range
         matrix = turn_and_scale(
             (2 * turn - 1) * self.bev_rotation_deg,

@@ -291,7 +291,8 @@ def _regrid(
 class RandomFlipBEV:
     """Reverse the x and/or y axis of the labels, of `ego2occ` and of LiDAR points.
 
-    Does nothing in test mode. Put it after the transforms that load labels and points.
+    Does nothing in test mode. Put it after the transforms that load labels and points. The frames
+    of a sequence have the same flips.
 
     Args:
         bev_flip_prob: Probability of reversing an axis, one for both or (x, y). With 0 for both,
@@ -314,9 +315,10 @@ class RandomFlipBEV:
 
     def __call__(self, sample: OccSample) -> OccSample:
         """Flip labels, masks and points, if loaded, and set `ego2occ`."""
-        if sample.rng is None or not any(self.bev_flip_prob):
+        rng = sample.bev_rng
+        if rng is None or not any(self.bev_flip_prob):
             return sample
-        draw_x, draw_y = sample.rng.uniform(size=2)
+        draw_x, draw_y = rng.uniform(size=2)
         loaded = [name for name in _GRIDS if getattr(sample, name) is not None]
         grids, flip = flip_bev(
             [getattr(sample, name) for name in loaded],

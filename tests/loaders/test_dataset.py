@@ -487,3 +487,20 @@ def test_a_sample_tells_its_place_in_the_drive(mini, mini_world):
     dataset.set_in_sequence(True)
     assert dataset[1]["data_samples"].sequence_id == 3
     assert build(mini, test_mode=True)[0]["data_samples"].sequence_id == 0
+
+
+def test_frames_of_a_sequence_are_flipped_and_rotated_alike(mini):
+    steps = pipeline()
+    steps.insert(-1, dict(type="RandomTurnScaleBEV", bev_rotation_deg=30.0))
+    dataset = build(mini, pipeline=steps)
+    draws = set()
+    for epoch, in_sequence in ((3, True), (4, True), (4, False)):
+        dataset.set_epoch(epoch)
+        dataset.set_in_sequence(in_sequence)
+        samples = [dataset[i]["data_samples"] for i in range(len(dataset))]
+        moves = {(s.scene_name, tuple(s.ego2occ.flatten().tolist())) for s in samples}
+        scenes = {sample.scene_name for sample in samples}
+        assert len(moves) == (len(scenes) if in_sequence else len(samples))
+        assert len({tuple(s.ida_mat.flatten().tolist()) for s in samples}) == len(samples)
+        assert not draws & moves  # new ones in every epoch
+        draws |= moves

@@ -23,6 +23,7 @@ SHAPES = {
     "toy_occupancy": (160, 160, 20),
     "nuscenes_surroundocc": (200, 200, 16),
     "toy_surroundocc": (80, 80, 12),
+    "toy_pretrain": (200, 200, 16),
 }
 NAMES = sorted(SHAPES)
 # Image sizes of the hand-made data set.
@@ -58,8 +59,9 @@ def test_config_builds(name, use_lidar, mini):
         steps = [step["type"] for step in dataset["pipeline"]]
         assert ("LoadLidarSweeps" in steps) == ("FilterPoints" in steps) == use_lidar
         flips = next(step for step in dataset["pipeline"] if step["type"] == "RandomFlipBEV")
-        assert flips["bev_flip_prob"] == (0.0 if name.startswith("toy") else 0.5)
-        version = "_mini" if name.startswith("toy") else ""
+        is_demo = name.startswith("toy") and name != "toy_pretrain"
+        assert flips["bev_flip_prob"] == (0.0 if is_demo else 0.5)
+        version = "_mini" if is_demo else ""
         split = "train" if part == "train" else "val"
         assert Path(built.ann_file).name == f"nuscenes_infos_{split}{version}_sweep.pkl"
         Evaluator(cfg["val_evaluator"])
@@ -80,7 +82,8 @@ def test_nuscenes_config_has_the_published_values():
 @pytest.mark.parametrize("use_lidar", [False, True])
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("toy")])
 def test_toy_config_runs_through_the_data_loader(name, use_lidar, mini):
-    cfg = resolved(name, data_root=str(mini.root), use_lidar=use_lidar, **SMALL)
+    root = dict(data_root=str(mini.root), version="v1.0-mini")
+    cfg = resolved(name, use_lidar=use_lidar, **root, **SMALL)
     for part in ("train", "val"):
         loader = cfg[f"{part}_dataloader"]
         loader["batch_size"] = 2
@@ -92,7 +95,8 @@ def test_toy_config_runs_through_the_data_loader(name, use_lidar, mini):
         assert inputs["img"][0].shape == (cfg.num_frames * 6, 3, 32, 96)
         assert ("points" in inputs) == use_lidar
         assert ("ray_origins" in sample) == (part == "val")
-        assert ("mask_valid" in sample) == (name != "toy_occ3d") != ("mask_camera" in sample)
+        is_occ3d = name in ("toy_occ3d", "toy_pretrain")
+        assert ("mask_valid" in sample) == (not is_occ3d) != ("mask_camera" in sample)
 
 
 def test_toy_config_with_workers(mini):

@@ -161,8 +161,8 @@ def _check_numbers(path: Path, values: dict[str, Any]) -> None:
     if not isinstance(values.get("data"), str | None):
         raise ConfigError(f"{path}: data is {values['data']!r}, expected the name of a data set")
     scores = values.get("scores", list(DEFAULT_SCORES))
-    names = isinstance(scores, list) and all(isinstance(name, str) for name in scores)
-    if not scores or not names:
+    are_names = isinstance(scores, list) and all(isinstance(name, str) for name in scores)
+    if not scores or not are_names:
         raise ConfigError(f"{path}: scores is {scores!r}, expected a list of names")
     values["scores"] = tuple(scores)
 

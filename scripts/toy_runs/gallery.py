@@ -4,7 +4,7 @@
     python scripts/make_gallery.py --only sheet points --weights work_dirs/X/epoch_14.pth
 
 Each picture is one call of visualize.py or scripts/plot_log.py, and the command is printed. The
-model is that of `make toy-train` or else of `make demo`; for the picture `demo`, of `make demo`.
+model is that of `make toy-train` or else of `make demo`; for the picture `demo` it is the reverse.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ from scripts.visualization import command, training_curves
 from scripts.visualization.chromium import open_browser
 from scripts.visualization.rerun_viewer import open_viewer, serve_recording, wait_for_colour
 
-OF_DEMO = (FINE_TUNING_CONFIG, DEMO_CONFIG)
-LONGEST_FIRST = (LONG_PRETRAINED_CONFIG, LONG_CONFIG, *OF_DEMO)
+_OF_DEMO = (FINE_TUNING_CONFIG, DEMO_CONFIG)
+_OF_TOY_TRAIN = (LONG_PRETRAINED_CONFIG, LONG_CONFIG)
+LONGEST_FIRST = (*_OF_TOY_TRAIN, *_OF_DEMO)
+DEMO_FIRST = (*_OF_DEMO, *_OF_TOY_TRAIN)
 
 INDEX = "9"
 """The sample in most pictures: a street of the second held-out scene."""
@@ -62,7 +64,7 @@ _ROAD = (0, 207, 191)
 """Colour of driveable surface, which every sample shows."""
 _MODEL = f"--vis-gt --index {INDEX}"
 PICTURES = (
-    Picture("demo", "--vis-input --vis-gt --index 2", columns=1600, models=OF_DEMO),
+    Picture("demo", "--vis-input --vis-gt --index 2", columns=1600, models=DEMO_FIRST),
     Picture("sheet", f"--vis-input {_MODEL}"),
     Picture("overlay", f"--vis-overlay {_MODEL}"),
     Picture("points", f"--vis-points {_MODEL}", "*_points.png"),
@@ -95,8 +97,7 @@ def find_model(
         if pointer.is_file() and Path(pointer.read_text().strip()).is_file():
             return candidate, pointer.read_text().strip()
     raise ConfigError(
-        f"no model of {' or '.join(models)} has been trained: run `make demo` first, or give "
-        "--config and --weights"
+        "no toy model has been trained: run `make demo` first, or give --config and --weights"
     )
 
 

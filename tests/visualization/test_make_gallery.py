@@ -36,7 +36,7 @@ def test_model_of_the_longer_run_comes_first(tmp_path, monkeypatch):
         (folder / "epoch_1.pth").touch()
         (folder / "last_checkpoint").write_text(str(folder / "epoch_1.pth"))
         assert find_model(None, None) == (config, str(folder / "epoch_1.pth"))
-    assert find_model(None, None, gallery.OF_DEMO)[0] == gallery.DEMO_CONFIG
+    assert find_model(None, None, gallery.DEMO_FIRST)[0] == gallery.DEMO_CONFIG
     assert find_model("a.py", "b.pth") == ("a.py", "b.pth")
     with pytest.raises(ConfigError, match="belong together"):
         find_model("a.py", None)

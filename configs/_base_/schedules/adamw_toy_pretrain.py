@@ -1,3 +1,4 @@
+# The longer training of `make toy-pretrain`.
 _base_ = "./adamw_toy.py"
 
 max_epochs = 16
